@@ -1,4 +1,4 @@
-"""The groups that stages share: base weights, method, data, rollouts, tracking, exports."""
+"""The groups that stages share: base weights, method, data, tracking, exports, servers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import MOST, Settings, setting
+from align.config.vllm_args import check_args, words_of
 from align.errors import require
 
 
@@ -215,30 +216,6 @@ class DataConfig(Settings):
 
 
 @dataclass
-class RolloutConfig(Settings):
-    """How responses are sampled. There is no top-k, top-p or penalty, because samples must come from the distribution
-    whose logprobs are used."""
-
-    AT: ClassVar[str] = "rollout"
-
-    engine: str = setting(
-        "hf",
-        "The engine that generates: `hf` samples from the training model itself; `bank` from a copy of the base that "
-        "serves many adapters in one batch, on a CPU.",
-        choices=("hf", "bank"),
-    )
-    max_new_tokens: int = setting(256, "Longest response.", unit="tokens", above=0)
-    temperature: float = setting(1.0, "Divides the logits before sampling.", above=0)
-    batch_size: int = setting(128, "Number of responses that are generated together.", above=0)
-    reasoning: str = setting(
-        "keep",
-        "Whether rewards, judges and annotators read the reasoning before an answer (`keep`), or only the answer "
-        "(`hide`). With `hide`, train the reward model on answers only too: data.reasoning=hide.",
-        choices=("keep", "hide"),
-    )
-
-
-@dataclass
 class TrackConfig(Settings):
     """Where a run is shown besides its own folder."""
 
@@ -324,7 +301,6 @@ SET_BY_ALIGN = {
     "enable-prefix-caching": "stage.prefix_cache_mb", "config": "serve.args",
 }  # fmt: skip
 """Arguments of `vllm serve` → what decides them here."""
-ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 @dataclass
@@ -357,20 +333,9 @@ class EngineConfig(Settings):
                 not given, f"serve.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
                 "is a setting of serve=vllm", "Add serve=vllm, or drop it.",
             )  # fmt: skip
-        args = {} if self.args is None else self.args
-        problem, remedy = "is no mapping", "Write for example serve.args={enforce-eager: true}."
-        require(isinstance(args, dict), "serve.args", self.args, problem, remedy)
-        for name, value in args.items():
-            key, known = f"serve.args.{name}", SET_BY_ALIGN.get(str(name).replace("_", "-").removeprefix("no-"))
-            require(known is None, key, value, f"is decided by {known}", "Leave it out.")
-            plain = ARGUMENT.fullmatch(str(name)) is not None and isinstance(value, str | int | float)
-            require(plain, key, value, "is no argument of a command", "Give a name without dashes before it, and text.")
+        check_args("serve.args", self.args, SET_BY_ALIGN)
 
     @property
     def words(self) -> list[str]:
         """The further arguments, as a command line has them."""
-        said = []
-        for name, value in (self.args or {}).items():
-            dashed = str(name).replace("_", "-")
-            said.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed}={value}")
-        return said
+        return words_of(self.args)

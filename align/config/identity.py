@@ -20,12 +20,6 @@ def input_names() -> Mapping[str, str]:
 
 
 @cache
-def later_keys() -> Mapping[str, Any]:
-    """Key → its default, of those that are no part of an identity at their default."""
-    return {key: default for key, (declared, default) in declared_keys().items() if declared.later}
-
-
-@cache
 def declared_keys() -> Mapping[str, tuple[Setting, Any]]:
     """Key → what is declared of it, and its default: of the groups and of what stands beside them."""
     return {
@@ -87,13 +81,13 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         inside = kept.get(part, {}) if part else kept
         if name in inputs and isinstance(inside, dict):
             inside.pop(leaf, None)
-    for key, default in later_keys().items():
+    own = schema_of(stage)
+    ours = {f"{own.AT}.{name}": (each, defaults_of(own)[name]) for name, each in declared_in(own).items()}
+    for key, (declared, default) in {**declared_keys(), **ours}.items():
         part, _, leaf = key.rpartition(".")
-        if isinstance(inside := kept.get(part), dict) and inside.get(leaf) == default:
+        inside = kept.get(part)
+        if isinstance(inside, dict) and (not declared.identity or (declared.later and inside.get(leaf) == default)):
             inside.pop(leaf, None)
-    for name, declared in declared_in(schema_of(stage)).items():
-        if not declared.identity and isinstance(kept["stage"], dict):
-            kept["stage"].pop(name, None)
     if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
         reward["parts"] = without_refs(reward["parts"])
     return kept

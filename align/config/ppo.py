@@ -94,6 +94,14 @@ class PpoConfig(Settings):
     schedule: str = training.schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
     value_clip_range: float | None = setting(None, "Largest change of a value in one update. Empty: no limit.", above=0)
+    importance_cap: float = setting(
+        2.0, "rollout=vllm: a token's loss is weighted by π_old over the probability that the server drew it with, at "
+        "most by this.", at_least=1, later=True,
+    )  # fmt: skip
+    max_staleness: int = setting(
+        0, "rollout=vllm: with 1, the server answers the prompts of the next update while the policy learns from this "
+        "one, by the policy from before.", unit="updates", at_least=0, at_most=1, later=True,
+    )  # fmt: skip
     max_approx_kl: float | None = setting(
         None, "End an update's passes when the policy has moved this far. Empty: never.", unit="nats a token", above=0
     )
@@ -193,6 +201,11 @@ class PpoConfig(Settings):
         return self if self.lr is not None else replace(self, lr=lr)
 
     def check(self, config: Config) -> None:
+        require(
+            self.max_staleness == 0 or config.rollout.engine == "vllm", "stage.max_staleness", self.max_staleness,
+            f"rollout.engine={config.rollout.engine} samples in this process, which learns meanwhile",
+            "Add rollout=vllm, or leave it out.",
+        )  # fmt: skip
         require(
             config.dtype != "float16", "dtype", config.dtype, "PPO scales no loss: its gradients are too small for it",
             "Use dtype=bfloat16 or float32.",

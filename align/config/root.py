@@ -17,9 +17,9 @@ from align.config.groups import (
     ExportConfig,
     MethodConfig,
     ModelConfig,
-    RolloutConfig,
     TrackConfig,
 )
+from align.config.rollout import RolloutConfig
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from align.errors import InputError
-from align.export.bases import named_base
 from align.export.folder import check_base
 from align.export.trained import Trained
 from align.models.adapter_files import (
     CONFIG_FILE,
     RETRAIN,
-    SCORE_KEY,
-    WEIGHTS_FILE,
     Factors,
     adapter_config,
-    factors_in,
-    read_adapter,
 )
+from align.models.base import named_base
 from align.models.load import check_added_tokens, load_tokenizer, save_tokenizer
-from align.models.lowering import READ_BY_ENGINES, check_plain, initial_factors, lower
+from align.models.lowering import initial_factors
+from align.models.plain_adapter import write_plain
 from align.run import read_json, write_json
-
-
-def engine_config(config: Mapping[str, Any], base: Mapping[str, str]) -> dict[str, Any]:
-    """`adapter_config.json` for an engine: only what it reads, the base by id and revision, in a fixed order."""
-    kept = {key: config[key] for key in READ_BY_ENGINES if key in config}
-    targets = kept.get("target_modules")
-    return kept | {
-        "base_model_name_or_path": base["id"],
-        "revision": base.get("revision") or None,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
-    }
 
 
 def write_adapter(
@@ -65,24 +46,7 @@ def write_adapter(
         CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.
     """
     check_base(base)
-    adapter = read_adapter(source)
-    check_plain(adapter)
-    plain, factors = lower(adapter.config, factors_in(source), initial)
-    for module, pair in factors.items():
-        if not all(bool(side.isfinite().all()) for side in pair):
-            raise InputError(
-                WEIGHTS_FILE, module, "its scale makes nan or infinity of it", "Train with a smaller lora_alpha."
-            )
-    tensors = {
-        f"base_model.model.{module}.lora_{side}.weight": tensor.cpu()
-        for module, pair in factors.items()
-        for side, tensor in zip("AB", pair, strict=True)
-    }
-    if adapter.scores:
-        tensors[SCORE_KEY] = load_file(source / WEIGHTS_FILE)[SCORE_KEY].float()
-        plain["modules_to_save"] = ["score"]
-    save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
-    write_json(folder / CONFIG_FILE, engine_config({**adapter.config, **plain}, base))
+    write_plain(folder, source, base, initial)
     write_json(folder / "base.json", dict(base))
     save_tokenizer(tokenizer, folder, beside)
 

@@ -9,17 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from align.export.trained import Trained
-from align.models.base import BUILT_IN
+from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
-from align.run import Base
-
-
-def named_base(base: Base) -> dict[str, str]:
-    """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
-    is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
-    known = base.revision or base.id in BUILT_IN
-    name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # of `.` and `..` the folder's
-    return {"id": base.id if known else name, "revision": base.revision or "", "digest": base.digest}
 
 
 def plain_base(trained: Trained, into: str) -> PreTrainedModel:

@@ -13,7 +13,6 @@ import yaml
 
 from align.data.sources import licence_of
 from align.errors import InputError
-from align.export.bases import named_base
 from align.export.folder import ABSOLUTE, check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH
@@ -22,6 +21,7 @@ from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
 from align.export.verdicts import HEADS, Check, cells, gap_in
 from align.models.adapter_files import adapter_config
+from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.ops.few import FEW

@@ -23,11 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.data.fixed_prompts import fixed_texts
 from align.data.tokens import special_ids
 from align.errors import CorruptFile, InputError
-from align.export.bases import named_base, plain_base
+from align.export.bases import plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import free_memory
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE
+from align.models.base import named_base
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align.data.engine_template import contents_as_text
 from align.export.adapter import rank_of, write_lowered
-from align.export.bases import base_beside, base_folder, link_base, named_base
+from align.export.bases import base_beside, base_folder, link_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
 from align.export.converters import convert_adapter, converters_in, first_mismatch
 from align.export.engines import choices_of, free_memory, logits_of, picked
@@ -33,6 +33,7 @@ from align.export.merged import merged_model, write_merged
 from align.export.ollama import ollama_file
 from align.export.trained import Trained
 from align.export.verdicts import Check, gap_in
+from align.models.base import named_base
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, interpreter

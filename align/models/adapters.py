@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
     `config.json`, by the id that the adapter names, to learn whether their number was changed. Nothing calls out here.
     """
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """The base by itself. What trains stays as it is, which PEFT's own `disable_adapter` would change."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
 
 
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:

@@ -48,6 +48,14 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
     return base_in(snapshot, name, revision=snapshot.name)
 
 
+def named_base(base: Base) -> dict[str, str]:
+    """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
+    is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
+    known = base.revision or base.id in BUILT_IN
+    name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # of `.` and `..` the folder's
+    return {"id": base.id if known else name, "revision": base.revision or "", "digest": base.digest}
+
+
 def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
     """The base weights in a folder, which is known by its absolute path: a later command may run elsewhere.
 

@@ -32,10 +32,14 @@ def policy_loss(
     mask_BT: Tensor,
     clip_range: float,
     count: float,
+    weights_BT: Tensor | None = None,
 ) -> Loss:
     """The clipped surrogate (eq. 7), negated.
 
-        ρ = exp(log π − log π_old),    L = −Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) / count
+        ρ = exp(log π − log π_old),    L = −Σ w min(ρ A, clip(ρ, 1−ε, 1+ε) A) / count
+
+    Args:
+        weights_BT: w of each token, see `importance_weights`; without them 1.
 
     Sums: `ratio`, `log_ratio` (|log ρ|, nats), `clip_fraction` (tokens where the clipped branch is the smaller),
     `approx_kl` (k3 of the step).
@@ -51,7 +55,27 @@ def policy_loss(
             "clip_fraction": masked_sum((clipped < free).to(ratio.dtype), mask_BT),
             "approx_kl": masked_sum(ratio - 1 - log_ratio, mask_BT),
         }
-    return Loss(-masked_sum(torch.minimum(free, clipped), mask_BT) / count, sums)
+    gain = torch.minimum(free, clipped)
+    return Loss(-masked_sum(gain if weights_BT is None else weights_BT * gain, mask_BT) / count, sums)
+
+
+def importance_weights(old_logprobs_BT: Tensor, drawn_logprobs_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
+    """What makes tokens that another policy drew count as if the learner had drawn them, truncated; no gradient.
+
+        w = min(π_old / p, cap)
+
+    p is what the sampler drew with: an older policy, or the same in another engine's rounding. Truncated importance
+    sampling: Espeholt et al., "IMPALA" (2018), of whose V-trace it is ρ̄; Yao et al., "Your efficient RL framework
+    secretly brings you off-policy RL training" (2025), for an engine beside the learner.
+
+    Args:
+        drawn_logprobs_BT: of the sampler.
+
+    Returns:
+        [B, T], 0 outside the mask.
+    """
+    log_weight = torch.where(mask_BT, old_logprobs_BT - drawn_logprobs_BT, torch.zeros_like(old_logprobs_BT)).detach()
+    return log_weight.exp().clamp(max=cap) * mask_BT
 
 
 def value_loss(

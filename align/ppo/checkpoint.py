@@ -28,7 +28,8 @@ TENSORS, NUMBERS = "state.safetensors", "state.json"
 def save(folder: Path, roles: Roles, optimiser: Optimizer, state: State) -> None:
     """Write all of a run between two updates into `folder`."""
     best = {f"best.{i}": t for i, t in enumerate(state.best.weights)} if state.best else {}
-    tensors = {**weights(roles), **optimiser_tensors(optimiser), **best}
+    sampler = {f"sampler.{i}": t for i, t in enumerate(state.sampler)}
+    tensors = {**weights(roles), **optimiser_tensors(optimiser), **best, **sampler}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
     write_json(folder / NUMBERS, state.numbers())
 
@@ -61,8 +62,12 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
             _, index, key = name.split(".", 2)
             kept.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
-    best = [tensors[f"best.{i}"] for i in range(sum(n.startswith("best.") for n in tensors))]
-    return State.of(numbers, tuple(best))
+
+    def numbered(name: str) -> tuple[Tensor, ...]:
+        count = sum(n.startswith(f"{name}.") for n in tensors)
+        return tuple(tensors[f"{name}.{i}"] for i in range(count))
+
+    return State.of(numbers, numbered("best"), numbered("sampler"))
 
 
 def weights(roles: Roles) -> dict[str, Tensor]:

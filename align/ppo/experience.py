@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from align.ops.gae import gae, token_rewards
 from align.ops.kl import ESTIMATORS, kl_k1, kl_k3
-from align.ops.losses import explained_variance
+from align.ops.losses import explained_variance, importance_weights
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
 from align.types import Rollout
@@ -26,6 +27,7 @@ class Experience:
         values_BT: of the value role before this update.
         advantages_BT: whitened over the whole batch.
         returns_BT: what the values are fitted to.
+        weights_BT: of the policy loss, where another than the learner drew the tokens.
     """
 
     rollout: Rollout
@@ -34,11 +36,12 @@ class Experience:
     values_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
+    weights_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.rollout.response_mask_BT.shape
-        for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT"):
-            found = getattr(self, name).shape
+        for name, tensor in self.tensors():
+            found = tensor.shape
             if found != shape:
                 raise ValueError(f"{name} has shape {tuple(found)}, the responses {tuple(shape)}")
 
@@ -46,11 +49,13 @@ class Experience:
         """The rows that `index` selects, without the columns that only pad the others."""
         rollout = self.rollout.rows(index)
         width = rollout.response_mask_BT.shape[1]
-        kept = (
-            getattr(self, name)[index][:, :width]
-            for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT")
-        )
-        return Experience(rollout, *kept)
+        return Experience(rollout, **{name: tensor[index][:, :width] for name, tensor in self.tensors()})
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each [B, T] that there is, by its name."""
+        for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT", "weights_BT"):
+            if (tensor := getattr(self, name)) is not None:
+                yield name, tensor
 
 
 def shaped_scores(
@@ -84,6 +89,7 @@ def experience(
     gamma: float,
     lam: float,
     whiten_rewards: bool,
+    importance_cap: float | None = None,
 ) -> tuple[Experience, dict[str, float]]:
     """Rewards, advantages and returns of a batch, and the figures that describe it.
 
@@ -91,6 +97,7 @@ def experience(
         scores_B: what each response earns at its last token.
         behind_B: V of the state behind each response, where one that was cut is worth what would have followed; without
             it the cut is taken for an end.
+        importance_cap: see `importance_weights`, for a sampler that is not the learner; None for one that is.
 
     Returns:
         the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
@@ -107,9 +114,11 @@ def experience(
     lengths_B = rollout.lengths_B
     bootstrap_B = None if behind_B is None else torch.where(rollout.ended_B, torch.zeros_like(behind_B), behind_B)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask, gamma, lam, bootstrap_B)
-    made = Experience(
-        rollout, old_logprobs_BT, ref_logprobs_BT, values_BT, masked_whiten(advantages_BT, mask), returns_BT
-    )
+    weights_BT = None
+    if importance_cap is not None and rollout.logprobs_BT is not None:
+        weights_BT = importance_weights(old_logprobs_BT, rollout.logprobs_BT, mask, importance_cap)
+    advantages_BT = masked_whiten(advantages_BT, mask)
+    made = Experience(rollout, old_logprobs_BT, ref_logprobs_BT, values_BT, advantages_BT, returns_BT, weights_BT)
     figures = {
         "kl": masked_sum(kl_k1(old_logprobs_BT, ref_logprobs_BT), mask) / mask.shape[0],
         "score": scores_B.mean(),

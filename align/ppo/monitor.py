@@ -54,7 +54,7 @@ def better(best: Best | None, step: int, objective: float, workers: Workers) -> 
     """The best policy so far, now that the present one has reached `objective`; its weights lie on the CPU."""
     if best and not objective > best.objective:
         return best
-    return Best(step, objective, tuple(p.detach().to("cpu", copy=True) for p in workers.roles.parameters_of("policy")))
+    return Best(step, objective, workers.policy())
 
 
 def beside_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str, Any]:

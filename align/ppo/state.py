@@ -35,12 +35,15 @@ class State:
         moments: of the raw scores, which standardise the next ones.
         strikes: how many updates in a row each tripwire has been crossed.
         best: None before the first held-out evaluation.
+        sampler: the policy's weights with which the next update's answers are drawn, in the order of its parameters;
+            empty where the policy draws them as it stands.
     """
 
     kl_coef: float
     moments: Moments
     strikes: Mapping[str, int] = field(default_factory=dict)
     best: Best | None = None
+    sampler: tuple[Tensor, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
         """All but tensors, as JSON; which keeps a float to the bit."""
@@ -50,7 +53,7 @@ class State:
         }  # fmt: skip
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...]) -> State:
-        """The inverse of `numbers`, with the tensors of the best policy."""
+    def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()) -> State:
+        """The inverse of `numbers`, with the tensors of the best policy and of the one that draws."""
         kept = Best(**numbers["best"], weights=best) if numbers["best"] else None
-        return cls(numbers["kl_coef"], Moments(**numbers["moments"]), numbers["strikes"], kept)
+        return cls(numbers["kl_coef"], Moments(**numbers["moments"]), numbers["strikes"], kept, sampler)

@@ -58,7 +58,9 @@ def accumulate(
         mask = part.rollout.response_mask_BT
         output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=True)
         logprobs = output.logprobs_BT
-        policy = policy_loss(logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count)
+        policy = policy_loss(
+            logprobs, part.old_logprobs_BT, part.advantages_BT, mask, clip_range, count, part.weights_BT
+        )
         loss = policy.loss
         if kl_loss_coef:
             kl_BT = ESTIMATORS[kl_estimator](logprobs, part.ref_logprobs_BT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,10 +75,23 @@ class Workers:
         Args:
             where: the place in the run; each place draws anew.
         """
+        return self.heard(prompts, self.drawing(role, prompts, *where)())
+
+    def drawing(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout]:
+        """The tokens of `sample`, by a call that may come later and from another thread, where the engine has weights
+        of its own: it answers with those of now."""
         actor, seeds = self.roles.actor(role), row_seeds(range(len(prompts)), self.seed, *where)
         with self.speaks(role):
             self.engine.sync(actor)
-            rollout = self.engine.generate([p.input_ids for p in prompts], actor, seeds).to(self.roles.device)
+
+        def draw() -> Rollout:
+            with self.speaks(role):
+                return self.engine.generate([p.input_ids for p in prompts], actor, seeds).to(self.roles.device)
+
+        return draw
+
+    def heard(self, prompts: Sequence[Prompt], rollout: Rollout) -> Answers:
+        """What was drawn, as text too."""
         texts = response_texts(rollout, self.tokenizer)
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 
@@ -97,6 +110,24 @@ class Workers:
         scores there."""
         workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged.rollout))
         return workers, Moments.of(workers.score(answers)[0])
+
+    def policy(self) -> tuple[Tensor, ...]:
+        """The weights of the policy as they stand, in the order of its parameters, on the CPU."""
+        return tuple(p.detach().to("cpu", copy=True) for p in self.roles.parameters_of("policy"))
+
+    @contextmanager
+    def as_was(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """With the policy as it was when it had these weights; as it is where there are none. Graphs that were made
+        outside of the block stay good."""
+        changed = list(zip(self.roles.parameters_of("policy"), weights, strict=True)) if weights else []
+        now = [parameter.data for parameter, _ in changed]
+        try:
+            for parameter, weight in changed:
+                parameter.data = weight
+            yield
+        finally:
+            for (parameter, _), weight in zip(changed, now, strict=True):
+                parameter.data = weight
 
     @torch.no_grad()
     def put_back(self, weights: Sequence[Tensor]) -> None:

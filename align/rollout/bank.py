@@ -16,13 +16,12 @@ import torch
 from align.errors import InputError, require
 from align.models.actor import Actor
 from align.models.adapter_pool import snapshot
-from align.models.backbone import pad
 from align.models.dequantised import dequantised
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.weights import NotPlainError
 from align.models.load import context_length, load_base
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.engine import rows_by_actor
+from align.rollout.engine import rollout_of, rows_by_actor
 from align.rollout.requests import Output, Request, SamplingParams, Token
 from align.run import Base
 from align.types import Rollout
@@ -99,19 +98,9 @@ class BankEngine:
             pass
         for error in filter(None, (answer.error for answer in answers)):
             raise error
-        return self._rollout(prompts, answers)
-
-    def _rollout(self, prompts: Sequence[Sequence[int]], answers: Sequence[Heard]) -> Rollout:
-        rows = [[token.id for token in answer.tokens] for answer in answers]
-        width = max(map(len, prompts))
-        used = max(map(len, rows))
-        tokens = torch.cat([pad(prompts, self.pad_id, left=True), pad(rows, self.pad_id)], 1)
-        ones = ([[1] * len(row) for row in side] for side in (prompts, rows))
-        mask = torch.cat([pad(side, 0, left) for side, left in zip(ones, (True, False), strict=True)], 1).bool()
-        logprobs = torch.zeros(len(rows), used)
-        for row, answer in enumerate(answers):
-            logprobs[row, : len(answer.tokens)] = torch.tensor([token.logprob for token in answer.tokens])
-        return Rollout(tokens, mask, width, torch.tensor([answer.ended for answer in answers]), logprobs)
+        responses = [[token.id for token in answer.tokens] for answer in answers]
+        logprobs = [[token.logprob for token in answer.tokens] for answer in answers]
+        return rollout_of(prompts, responses, logprobs, [answer.ended for answer in answers], self.pad_id)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from align.errors import LONE
 from align.models.actor import Actor
+from align.models.backbone import pad
 from align.models.finite import diverged
 from align.rollout.requests import NotFinite
 from align.run import Base
@@ -90,6 +91,20 @@ def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list
     return found
 
 
+def rollout_of(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]],
+    ended: Sequence[bool], pad_id: int,
+) -> Rollout:  # fmt: skip
+    """Prompts, the tokens that were drawn for each, and the logprobs that they were drawn with, as one rectangle."""
+    tokens = torch.cat([pad(prompts, pad_id, left=True), pad(responses, pad_id)], 1)
+    ones = ([[1] * len(row) for row in side] for side in (prompts, responses))
+    mask = torch.cat([pad(side, 0, left) for side, left in zip(ones, (True, False), strict=True)], 1).bool()
+    drawn_BT = torch.zeros(len(responses), max(map(len, responses)))
+    for row, values in enumerate(logprobs):
+        drawn_BT[row, : len(values)] = torch.tensor(values)
+    return Rollout(tokens, mask, max(map(len, prompts)), torch.tensor(ended), drawn_BT)
+
+
 def response_ids(rollout: Rollout) -> list[list[int]]:
     """The sampled tokens of each response, its stop token included."""
     rows = zip(rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), strict=True)
@@ -123,19 +138,19 @@ def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
 
 def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     """Several rollouts as one, padded to common widths, rows put back by `order` (the inverse is applied)."""
-    from torch.nn.functional import pad
+    from torch.nn.functional import pad as widen
 
     width_P = max(p.prompt_width for p in parts)
     width_T = max(p.tokens_BS.shape[1] - p.prompt_width for p in parts)
 
     def widened(x: Tensor, part: Rollout, value: int) -> Tensor:
         right = width_T - (x.shape[1] - part.prompt_width)
-        return pad(x, (width_P - part.prompt_width, right), value=value)
+        return widen(x, (width_P - part.prompt_width, right), value=value)
 
     tokens = torch.cat([widened(p.tokens_BS, p, pad_id) for p in parts])
     mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
     ended = torch.cat([p.ended_B for p in parts])
     inverse = torch.argsort(order)
-    sampled = [pad(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
+    sampled = [widen(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
     logprobs = torch.cat(sampled)[inverse] if len(sampled) == len(parts) else None
     return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)

@@ -25,6 +25,7 @@ SHARE, CERTAIN = 0.25, 3.0
 """How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
 FEWEST = 32
 """Tokens of all rows. Few could be chosen so that they tell nothing; the fixed prompts have hundreds."""
+NOT_BY_THIS = "Do not serve it by this engine. The engine's log says what it made of it."
 REMEDY = "Export it again, or remove this file: what the adapter says is then computed anew."
 
 Logprobs = Sequence[Sequence[float]]
@@ -91,15 +92,15 @@ def in_words(agreed: Agreement) -> str:
     return f"{share}{agreed.gap:.2g} nats from what was trained"
 
 
-def check_agreement(agreed: Agreement, dtype: str, field: str, name: str) -> None:
+def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy: str = NOT_BY_THIS) -> None:
     """Args:
         dtype: that the engine computes in.
         field, name: what the adapter is called.
+        remedy: what to do if it is not.
 
     Raises:
         InputError: the engine serves something else than was trained.
     """
-    remedy = "Do not serve it by this engine. The engine's log says what it made of it."
     off, most = abs(agreed.share - 1), max(SHARE, CERTAIN * agreed.error)
     if off > most:  # not so where it is nan
         problem = f"{agreed.share:.0%} of the adapter is in force in the engine, where 100 % should be"

@@ -15,23 +15,24 @@ from align.rollout.bank import BankEngine
 from align.rollout.dealt import DealtEngine
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
+from align.rollout.servers import Servers
 from align.run import Base
 
 
 @contextmanager
 def loaded_engine(
     name: str, base: Base, method: str, dtype: torch.dtype, tokenizer: Any, generation_config: Any,
-    max_new_tokens: int, temperature: float, batch_size: int, device: torch.device,
+    max_new_tokens: int, temperature: float, batch_size: int, device: torch.device, servers: Servers | None = None,
 ) -> Iterator[Engine]:  # fmt: skip
     """The engine of `rollout.engine`, ready to answer on a base; closed in the end, whatever happens. On several ranks
     each samples its share.
 
     Args:
         method, dtype: how the learner keeps the base, see `Engine.load`.
-        generation_config: see `engine_of`.
+        generation_config, servers: see `engine_of`.
         device: that the learner's tensors lie on.
     """
-    engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size)
+    engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size, servers)
     try:
         engine.load(base, method, dtype)
         yield engine if ranks.alone() else DealtEngine(engine, batch_size, tokenizer.pad_token_id, device)
@@ -40,12 +41,14 @@ def loaded_engine(
 
 
 def engine_of(
-    name: str, tokenizer: Any, generation_config: Any, max_new_tokens: int, temperature: float, batch_size: int
-) -> Engine:
+    name: str, tokenizer: Any, generation_config: Any, max_new_tokens: int, temperature: float, batch_size: int,
+    servers: Servers | None = None,
+) -> Engine:  # fmt: skip
     """The engine of `rollout.engine`.
 
     Args:
         generation_config: of the base, which may list more tokens that end an answer than the tokenizer knows.
+        servers: that answer, for `vllm`.
 
     Raises:
         InputError: there is no token that ends an answer.
@@ -60,4 +63,10 @@ def engine_of(
             return HfEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
         case "bank":
             return BankEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
+        case "vllm":
+            from align.rollout.vllm_sampler import VllmSampler  # which few need
+
+            assert servers is not None, "nobody said which"
+            sizes = max_new_tokens, temperature, batch_size
+            return VllmSampler(stops, tokenizer.pad_token_id, *sizes, tokenizer, servers)
     raise ValueError(name)

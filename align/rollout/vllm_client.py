@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,40 @@ TOKEN = "token_id:"
 
 
 class VllmFailed(AlignError):
-    """vLLM did not do what it was asked."""
+    """vLLM did not do what it was asked.
+
+    Attributes:
+        status: that it answered by; 0 where it gave none.
+    """
+
+    def __init__(self, said: str, status: int = 0) -> None:
+        super().__init__(said)
+        self.status = status
 
 
 class VllmClient:
-    """Safe to use from any thread; what is `async` from one event loop.
+    """What waits for its answer. Safe to use from any thread.
 
     Args:
-        socket: that it listens at.
+        at: the socket that it listens at, or a URL.
     """
 
-    def __init__(self, socket: Path) -> None:
-        self._blocking = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url=URL, timeout=SLOWEST_S)
-        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._streaming = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=unlimited), base_url=URL, timeout=None
-        )
+    def __init__(self, at: Path | str) -> None:
+        self.at = at
+        self._blocking = httpx.Client(transport=transport(at), base_url=address(at), timeout=SLOWEST_S)
+
+    def close(self) -> None:
+        self._blocking.close()
+
+    def up(self) -> bool:
+        """Whether it answers."""
+        with suppress(httpx.TransportError):
+            return self._blocking.get("/health", timeout=UNLOAD_S).status_code == 200
+        return False
+
+    def base(self) -> str:
+        """The name of the model that it was started with. Raises: VllmFailed."""
+        return str(said(self._blocking.get(MODELS))["data"][0]["id"])
 
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
@@ -73,6 +92,14 @@ class VllmClient:
             found.append([float(value) for value in told[1 : len(row)]])
         return found
 
+
+class StreamingClient(VllmClient):
+    """What is asked by one event loop too, of a server at a socket."""
+
+    def __init__(self, socket: Path) -> None:
+        super().__init__(socket)
+        self._streaming = httpx.AsyncClient(transport=async_transport(socket), base_url=URL, timeout=None)
+
     async def stream(self, asked: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The choice of each chunk of a completion. Its connection ends with the iterator, and vLLM's work with that.
 
@@ -99,9 +126,24 @@ class VllmClient:
         if not whole:
             raise VllmFailed("vLLM's stream broke off")
 
-    async def close(self) -> None:
-        self._blocking.close()
+    async def end(self) -> None:
+        self.close()
         await self._streaming.aclose()
+
+
+def address(at: Path | str) -> str:
+    return URL if isinstance(at, Path) else at
+
+
+def transport(at: Path | str) -> httpx.HTTPTransport:
+    """To a server, past whatever proxy there may be."""
+    return httpx.HTTPTransport(uds=str(at) if isinstance(at, Path) else None)
+
+
+def async_transport(at: Path | str) -> httpx.AsyncHTTPTransport:
+    """The same, for any number of requests at once."""
+    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    return httpx.AsyncHTTPTransport(uds=str(at) if isinstance(at, Path) else None, limits=unlimited)
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -117,7 +159,8 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def said(answer: httpx.Response) -> Any:
     """The JSON of an answer; its text where it is none. Raises: VllmFailed: it is an error."""
     if answer.status_code != 200:  # its words can hold a client's, and stand in its own log
-        raise VllmFailed(f"vLLM answers {answer.request.url.path} by status {answer.status_code}: vllm.log says why")
+        status, path = answer.status_code, answer.request.url.path
+        raise VllmFailed(f"vLLM answers {path} by status {status}: vllm.log says why", status)
     return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
 

@@ -24,7 +24,7 @@ from align.rollout.answer import Answer
 from align.rollout.intake import Intake, check_room
 from align.rollout.probes import Logprobs, Probes, agreement, check_agreement, in_words
 from align.rollout.requests import Listener, Pending, Request, SamplingParams, Stats, Token
-from align.rollout.vllm_client import VllmClient, VllmFailed, ids_and_logprobs
+from align.rollout.vllm_client import StreamingClient, VllmFailed, ids_and_logprobs
 from align.rollout.vllm_process import VllmProcess, adapter_name, base_name
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class VllmEngine(Intake):
         context: int, queue: int, slots: int, reserve: int = 0,
     ) -> None:  # fmt: skip
         self.process, self.prepare, self.dtype, self.base = process, prepare, dtype, base_name(digest)
-        self.client = VllmClient(process.socket)
+        self.client = StreamingClient(process.socket)
         super().__init__(min(context, self.client.context()), queue)
         self.slots, self.reserve = slots, reserve
         self._folders, self._loading = dict[str, Path](), Lock()
@@ -204,7 +204,7 @@ class VllmEngine(Intake):
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self.client.close()
+            await self.client.end()
 
         try:
             self._loop.run_until_complete(end())

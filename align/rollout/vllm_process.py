@@ -39,12 +39,14 @@ class VllmProcess:
         model: the folder of the base.
         words: further arguments.
         log: where what it says is added.
+        group: of the settings that it is started by, for errors to name.
     """
 
-    def __init__(self, python: str, model: Path, words: Sequence[str], log: Path) -> None:
+    def __init__(self, python: str, model: Path, words: Sequence[str], log: Path, group: str = "serve") -> None:
         short = "/tmp" if len(tempfile.gettempdir()) > LONGEST else None
         self._room = tempfile.TemporaryDirectory(prefix="align-vllm-", dir=short)  # its owner's alone, as they are made
         self.socket, self.log, self.python = Path(self._room.name, "socket"), log, python
+        self.group = group
         self._said_before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -73,8 +75,8 @@ class VllmProcess:
             lines = said.read().decode(errors="replace").splitlines()
         words = last_words("\n".join(line for line in lines if NO_CAUSE not in line))
         self.stop(0)
-        remedy = f"Read {self.log}, and correct serve.args, or give it more time by serve.start_s."
-        raise InputError("serve.python", self.python, f"vLLM {how} ({words})", remedy)
+        remedy = f"Read {self.log}, and correct {self.group}.args, or give it more time by {self.group}.start_s."
+        raise InputError(f"{self.group}.python", self.python, f"vLLM {how} ({words})", remedy)
 
     def stop(self, within_s: float) -> None:
         """End it, and whatever it has started. May be called again."""
@@ -100,8 +102,9 @@ def environment(given: Mapping[str, str], sockets: str) -> dict[str, str]:
 
 
 def serve_words(
-    base: str, dtype: str, *, modules: Sequence[str], rank: int, adapters: int, slots: int, context: int, prefixes: bool
-) -> list[str]:
+    base: str, dtype: str, *, modules: Sequence[str], rank: int, adapters: int, slots: int, context: int,
+    prefixes: bool, logprobs: str = "raw_logprobs",
+) -> list[str]:  # fmt: skip
     """Arguments of `vllm serve` for adapters on a base.
 
     Args:
@@ -113,13 +116,14 @@ def serve_words(
         slots: requests that are answered at once.
         context: tokens of a prompt and its answer.
         prefixes: of earlier prompts are kept.
+        logprobs: `raw_logprobs`, the model's own, or `processed_logprobs`, at the temperature of the request.
     """
     return [
         "--served-model-name", base_name(base), "--dtype", dtype, "--enable-lora", "--max-lora-rank", str(rank),
         "--max-loras", str(adapters), "--max-num-seqs", str(slots), "--generation-config", "vllm",
         "--structured-outputs-config", '{"backend": "guidance"}', "--disable-uvicorn-access-log",
         "--enable-prefix-caching" if prefixes else "--no-enable-prefix-caching", "--max-model-len", str(context),
-        "--logprobs-mode", "raw_logprobs", "--lora-target-modules", *modules,
+        "--logprobs-mode", logprobs, "--lora-target-modules", *modules,
     ]  # fmt: skip
 
 

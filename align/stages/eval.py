@@ -32,9 +32,9 @@ from align.report.words import counted
 from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
-from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
 from align.stages.inputs import start
+from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
 from reward.build import build, on_its_own_base
@@ -157,14 +157,13 @@ def sampled(
 ) -> tuple[dict[str, Rollout], list[float]]:
     """One answer each, sampled as in training; and the sequence KL of the policy's answers, one sample each."""
     rollout, answers = config.rollout, {}
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, choose_device(config.device)
     ref, rows = run.inputs["artifact"].ref, [p.input_ids for p in found]
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}  # one a base
         for who, (actor, base, method) in policies.items():
             if base.digest not in engines:
                 generation = describe(base).generation_config
-                loaded = loaded_engine(rollout.engine, base, method, dtype, tokenizer, generation, *sizes)
+                loaded = engine_for(run, config, base, method, dtype, tokenizer, generation)
                 engines[base.digest] = stack.enter_context(loaded)
             name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
             with divergence_as_input_error(name, None, config.dtype):

@@ -13,7 +13,6 @@ from align.config.root import Config
 from align.data.template import use_template
 from align.errors import InputError, MissingArtifact
 from align.export.askable import kinds_of
-from align.export.bases import named_base
 from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card
 from align.export.history import measured_on, parents_of, sampling, system_prompt
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
@@ -29,6 +28,7 @@ from align.export.verdicts import (
     require_passed,
 )
 from align.models.adapter_files import adapter_config, read_adapter
+from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain

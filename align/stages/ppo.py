@@ -26,7 +26,7 @@ from align.config.scorers import reward_spec
 from align.data.chat import encode_prompts, prompt_room, stop_token_ids
 from align.data.ngrams import repetition
 from align.data.template import use_template
-from align.errors import InputError, require
+from align.errors import require
 from align.models.backbone import base_model
 from align.models.load import (
     choose_checkpointing,
@@ -52,15 +52,23 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
-from align.rollout.answers_alone import answers_alone, empty, empty_answers
+from align.rollout.answers_alone import answers_alone, empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
-from align.rollout.registry import loaded_engine
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
+from align.stages.ppo_rollouts import (
+    at_update,
+    by_server,
+    drawing_ahead,
+    roll_out,
+    sampled_by_policy,
+    wait_for,
+)
+from align.stages.rollouts import engine_for
 from align.stages.rows import open_store
 from align.track import Clock, Tracker, peak_memory, progress
 from align.types import Conversation, Result
@@ -81,32 +89,31 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     workers, moments = calibrate(workers, config)
     checkpoint = newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(stage.kl_coef, moments)
-    done, tripped, stopped = step_of(checkpoint), {}, None
+    done, tripped, stopped, draw = step_of(checkpoint), {}, None, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         if stage.eval_every and not done:
             track.log(0, measure(workers, moments, config, 0, track))
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
-            answers, raw, figures = roll_out(workers, config, number, clock)
+            answers, raw, figures = roll_out(workers, config, number, draw, state.sampler, clock)
+            draw, sampler = drawing_ahead(workers, config, number)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
             scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
             clock.lap("score_s")
 
-            ranks.at(f"update {step}, logprobs and values")
-            estimates, cached = estimated(roles, answers.rollout, **estimate_arguments(config))
-            arguments = experience_arguments(stage, state.kl_coef)
-            made, described = experience(answers.rollout, scores, *estimates, **arguments)
+            made, cached, described = experienced(workers, config, answers, scores, state, number)
             clock.lap("estimate_s")
 
             learned = learn(run, config, workers, optimiser, made, cached, state.kl_coef, number)
             clock.lap("update_s")
+            wait_for(draw, clock)
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
             figures["repetition"] = repetition(answers.texts)
 
             signs = crossed(figures, stage.tripwires.limits())
-            state = replace(state, strikes=strikes_after(state.strikes, signs))
+            state = replace(state, strikes=strikes_after(state.strikes, signs), sampler=sampler)
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
@@ -136,17 +143,22 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     return result_of(rows, summary(run, rows, state, config, workers), wires, stage, config.rollout.max_new_tokens)
 
 
-def roll_out(workers: Workers, config: Config, number: int, clock: Clock) -> tuple[Answers, Tensor, dict[str, float]]:
-    """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them."""
-    chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
-    with at_update(number + 1, "rollout"):
-        answers = workers.sample("policy", [workers.prompts[i] for i in chosen], "rollout", number)
-        clock.lap("rollout_s")
-        ranks.at(f"update {number + 1}, scores")
-        raw, figures = workers.score(answers)
-    if config.rollout.reasoning == "hide":
-        figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
-    return answers, raw, figures
+def experienced(
+    workers: Workers, config: Config, answers: Answers, scores_B: Tensor, state: State, number: int
+) -> tuple[Experience, CachedForward | None, dict[str, float]]:
+    """What an update learns from; the passes behind it that its first step can use; and the figures that describe it.
+
+    Raises:
+        InputError: a server drew the answers, and not by the policy.
+    """
+    stage, rollout = config.stage, answers.rollout
+    ranks.at(f"update {number + 1}, logprobs and values")
+    estimates, cached = estimated(workers.roles, rollout, **estimate_arguments(config))
+    drawn = sampled_by_policy(workers, config, number, rollout, estimates.old_logprobs_BT, state.sampler)
+    cap = stage.importance_cap if by_server(config) else None
+    arguments = experience_arguments(stage, state.kl_coef)
+    made, described = experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
+    return made, cached, {**described, **drawn}
 
 
 def learn(
@@ -232,21 +244,6 @@ def held_out_lines(metrics: Mapping[str, Any], publish: str) -> list[str]:
 
 
 @contextmanager
-def at_update(step: int, what: str) -> Iterator[None]:
-    """What the user is told of what fails inside says in which update that was, from 1; 0 is before the first.
-
-    Args:
-        what: is done there, for the ranks that wait for this one.
-    """
-    ranks.at(f"update {step}, {what}")
-    try:
-        yield
-    except InputError as error:
-        problem = f"{f'update {step}' if step else 'before the first update'}: {error.problem}"
-        raise type(error)(error.field, error.value, problem, error.remedy) from error
-
-
-@contextmanager
 def load_workers(
     run: Run, config: Config, prompts: Sequence[Conversation], measured_on: Sequence[Conversation]
 ) -> Iterator[Workers]:
@@ -279,7 +276,6 @@ def load_workers(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, device
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
     print(
@@ -293,7 +289,7 @@ def load_workers(
         return divergence_as_input_error(name, lr, config.dtype)
 
     kept = frozen_as(config.method.name), dtype
-    with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
+    with engine_for(run, config, base, *kept, tokenizer, roles.model.generation_config) as engine:
         workers = Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks)
         if rollout.reasoning == "hide":
             stops = stop_token_ids(tokenizer, roles.model.generation_config)

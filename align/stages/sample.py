@@ -19,10 +19,10 @@ from align.report.words import counted
 from align.rollout.answers_alone import asked_alone, empty, empty_answers, parted_texts, sample_row
 from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
-from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
 from align.stages.execution import tracker
 from align.stages.inputs import start
+from align.stages.rollouts import engine_for
 from align.stages.rows import open_store
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
@@ -62,8 +62,7 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = ranks.from_main(logged[-1]["step"] if logged else 0)
     bars = progress("sample", len(found), done)
-    sizes = limit, config.rollout.temperature, config.rollout.batch_size, device
-    loaded = loaded_engine(config.rollout.engine, base, method, dtype, tokenizer, model.generation_config, *sizes)
+    loaded = engine_for(run, config, base, method, dtype, tokenizer, model.generation_config)
     opened = open_store(config) if ranks.is_main() else nullcontext()
     with loaded as engine, opened as store, tracker(run, config, done) as track, bars as bar:
         engine.sync(actor)

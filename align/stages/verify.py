@@ -21,10 +21,10 @@ from align.ppo.verify.anchors import Anchor, maths
 from align.ppo.verify.on_model import Setting, on_model
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
-from align.rollout.registry import loaded_engine
 from align.run import Run, write_json
 from align.stages.inputs import start
 from align.stages.ppo import experience_arguments, load_roles, loss_arguments
+from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.inputs import models_of
@@ -48,10 +48,8 @@ def run(run: Run, config: Config) -> Result:
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
         use_template(tokenizer, None)
-    rollout = config.rollout
-    sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size, device
     kept = frozen_as(config.method.name), dtype
-    with loaded_engine(rollout.engine, base, *kept, tokenizer, roles.model.generation_config, *sizes) as engine:
+    with engine_for(run, config, base, *kept, tokenizer, roles.model.generation_config) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 

@@ -192,8 +192,10 @@ def test_padding_does_not_change_the_gradient(shared: Roles, stale: Experience, 
         rollout.prompt_width + 4,
         rollout.ended_B,
     )
-    names = [n for n in Experience.__slots__ if n.endswith("_BT")]
-    padded = Experience(wide, **{n: pad(getattr(stale, n), (0, 3)) for n in names})
+    tensors = {
+        n: tensor for n in Experience.__slots__ if n.endswith("_BT") and (tensor := getattr(stale, n)) is not None
+    }
+    padded = Experience(wide, **{n: pad(tensor, (0, 3)) for n, tensor in tensors.items()})
     found, _ = gradient(shared, padded)
     assert_same(found, expected)
     monkeypatch.setattr(Experience, "rows", lambda self, index: self)  # and where no column is dropped

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socketserver
 import sys
 import time
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,8 +33,16 @@ FAULTS = {
     "says": "it says so in such a stream",
     "no-grammar": "grammars are passed over",
     "cuts": "such an answer is ended too early, as if it were at its length",
+    "warm": "answers are drawn at one and a half times the temperature",
+    "raw": "logprobs are the model's own, whatever was asked for",
+    "no-logprobs": "answers have no logprobs",
+    "forgets": "adapters that came behind the first two are lost before an answer is drawn by them",
+    "forgets-silently": "the same, and the base answers for them",
+    "dies-once": "it ends at the 12th answer, unless there is the file that STAND_IN_MARK names, which it leaves",
+    "dies-always": "it ends at the 12th answer",
 }
 FAULT = os.environ.get("STAND_IN", "")
+ANSWERS = itertools.count(1)
 assert not FAULT or FAULT in FAULTS, FAULT
 
 
@@ -87,8 +96,26 @@ class Engine:
             raise Refused(404, f"The model `{name}` does not exist.")
         return None
 
+    def fail(self, body: dict[str, Any]) -> None:
+        """What goes wrong before an answer."""
+        if body.get("echo") or body["max_tokens"] < 2:
+            return
+        if FAULT in ("dies-once", "dies-always") and next(ANSWERS) == 12:
+            mark = Path(os.environ.get("STAND_IN_MARK", "/nowhere"))
+            if FAULT == "dies-always" or not mark.exists():
+                if FAULT == "dies-once":
+                    mark.touch()
+                os._exit(3)
+        names = list(self.loras)
+        if "forgets" in FAULT and body["model"] in names[2:]:
+            lost = self.loras.pop(body["model"])
+            if FAULT == "forgets-silently":  # for probes it is there
+                lost.scale = 0.0
+                self.loras[body["model"]] = lost
+
     def tokens(self, body: dict[str, Any]) -> Any:
         """Token, its logprob, and the likeliest, of the prompt where it is echoed and of each new one."""
+        self.fail(body)
         lora, ids, number = self.lora(body["model"]), list(body["prompt"]), body.get("logprobs") or 0
         draw, grammar = np.random.default_rng(abs(body.get("seed") or 0)), self.grammar(body)
 
@@ -109,13 +136,14 @@ class Engine:
                 bits = np.frombuffer(grammar.compute_bitmask(), np.uint8)
                 allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
                 logits = np.where(allowed, logits, -np.inf)
-            temperature = body.get("temperature", 1.0)
+            temperature = body.get("temperature", 1.0) * (1.5 if FAULT == "warm" else 1.0)
             chances = nucleus(softmax(logits / temperature), body.get("top_p", 1.0)) if temperature else None
             id = int(logits.argmax()) if chances is None else int((chances.cumsum() > draw.random()).argmax())
             ids.append(id)
             if grammar is not None:
                 grammar.consume_token(id)
-            yield told(np.log(softmax(logits)), id)
+            processed = self.args.logprobs_mode == "processed_logprobs" and temperature and FAULT != "raw"
+            yield told(np.log(softmax(logits / temperature if processed else logits)), id)
 
 
 def nucleus(chances: np.ndarray, share: float) -> np.ndarray:
@@ -155,7 +183,13 @@ class Handler(BaseHTTPRequestHandler):
         made = self.engine.tokens(body)
         prompt = next(made)
         if not body.get("stream"):
-            self.answer({"choices": [choice(body, [*prompt, *made], "length")]})
+            said, ended = list(prompt), "length"
+            for each in made:
+                said.append(each)
+                if each[0] in (body.get("stop_token_ids") or ()):
+                    ended = "stop"
+                    break
+            self.answer({"choices": [choice(body, said, ended)]})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -210,7 +244,7 @@ def choice(body: dict[str, Any], told: list[Any], ended: str | None) -> dict[str
     ids = [id for id, _, _ in told]
     new = ids[len(body["prompt"]) :] if body.get("echo") and len(ids) >= len(body["prompt"]) else ids
     logprobs = None
-    if body.get("logprobs") is not None:
+    if body.get("logprobs") is not None and (body.get("echo") or FAULT != "no-logprobs"):
         logprobs = {
             "tokens": [f"token_id:{id}" for id in ids],
             "token_logprobs": [logprob for _, logprob, _ in told],
@@ -231,7 +265,9 @@ def main() -> None:
     parser.add_argument("--enable-lora", action="store_true", required=True)
     parser.add_argument("--disable-uvicorn-access-log", action="store_true")
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    for name in ("--uds", "--served-model-name", "--max-lora-rank", "--max-loras", "--generation-config"):
+    parser.add_argument("--uds")
+    parser.add_argument("--port", type=int)
+    for name in ("--served-model-name", "--max-lora-rank", "--max-loras", "--generation-config"):
         parser.add_argument(name, required=True)
     for name in ("--logprobs-mode", "--dtype", "--max-num-seqs", "--structured-outputs-config"):
         parser.add_argument(name, required=True)
@@ -245,7 +281,8 @@ def main() -> None:
         time.sleep(600)
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     Handler.engine = Engine(args)
-    Server(args.uds, Handler).serve_forever()
+    server = Server(args.uds, Handler) if args.uds else ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
+    server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Whether what answers is the policy, and answers that are drawn while the policy learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Thread
+
+import torch
+from torch import Tensor
+
+from align.errors import require
+from align.ops.masking import masked_mean
+from align.ppo.workers import Workers
+from align.types import Rollout
+
+
+def sampler_figures(
+    workers: Workers, rollout: Rollout, old_logprobs_BT: Tensor, sampler: Sequence[Tensor], *,
+    temperature: float, micro_batch: int,
+) -> dict[str, float]:  # fmt: skip
+    """How far what a server says that it drew with is from the policy that it was to draw with.
+
+    Args:
+        old_logprobs_BT: by the policy as it is.
+        sampler: the weights of an older policy, if that was to answer: the first `micro_batch` rows are then read by
+            it, so that its age is not taken for a fault.
+
+    Returns:
+        `rollout_gap`, the mean of |log π − log p| in nats; `rollout_ratio`, the mean of π / p; `staleness`, in updates.
+    """
+    logprobs_BT = old_logprobs_BT
+    if sampler:
+        rollout = rollout.rows(slice(0, micro_batch))
+        with workers.as_was(sampler):
+            logprobs_BT = workers.roles.logprobs("policy", rollout, temperature).logprobs_BT
+    assert rollout.logprobs_BT is not None, "the engine says them"
+    mask = rollout.response_mask_BT
+    off = torch.where(mask, logprobs_BT - rollout.logprobs_BT, torch.zeros_like(logprobs_BT))
+    gap, ratio = masked_mean(off.abs(), mask), masked_mean(off.exp(), mask)
+    return {"rollout_gap": float(gap), "rollout_ratio": float(ratio), "staleness": float(bool(sampler))}
+
+
+def check_gap(figures: dict[str, float], bound: float) -> None:
+    """
+    Args:
+        figures: of `sampler_figures`.
+        bound: nats.
+
+    Raises:
+        InputError: what answers is not the policy.
+    """
+    gap = figures["rollout_gap"]
+    require(
+        gap <= bound, "rollout.engine", "vllm",
+        f"what the server says it drew with lies {gap:.2g} nats a token from the policy (mean ratio "
+        f"{figures['rollout_ratio']:.3g}; {bound:g} may be). Its adapter is not in force, it samples at another "
+        "temperature, its logprobs are not those of the temperature, or it has another base",
+        "See vllm.log, or start the server with --logprobs-mode processed_logprobs. The same command goes on from the "
+        "last checkpoint; rollout.max_gap= is the bound.",
+    )  # fmt: skip
+
+
+def in_background(draw: Callable[[], Rollout]) -> Callable[[], Rollout]:
+    """Begin to draw, in a thread. What is returned waits for it, and may be called again."""
+    drawn: Future[Rollout] = Future()
+
+    def work() -> None:
+        try:
+            drawn.set_result(draw())
+        except BaseException as error:
+            drawn.set_exception(error)
+
+    Thread(target=work, name="rollout", daemon=True).start()  # nobody waits for it where the run ends
+    return drawn.result

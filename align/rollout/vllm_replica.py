@@ -1,0 +1,96 @@
+"""One of vLLM's servers that answer for the policy: started here, or running already."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+import httpx
+
+from align.errors import InputError, require
+from align.rollout.probes import Logprobs
+from align.rollout.vllm_client import VllmClient, VllmFailed
+from align.rollout.vllm_process import VllmProcess
+
+STOPPING_S, LOOK_S = 10.0, 0.5
+"""How long a server has to end; and how often one that does not answer is asked again."""
+
+
+class Replica:
+    """
+    Args:
+        where: its URL; or the Python that it is started by, with `start`.
+        within_s: time that it has to answer.
+
+    Attributes:
+        base: the name of the model that it was started with.
+        base_said: what that says of the probes; empty where it was not asked yet.
+        loaded: the names of the adapters that it was given.
+    """
+
+    def __init__(self, where: str, within_s: float, start: Callable[[], VllmProcess] | None = None) -> None:
+        self.where, self.within_s, self._start = where, within_s, start
+        self.client: VllmClient | None = None if start else VllmClient(where)
+        self._process: VllmProcess | None = None
+        self._closed = False
+        self.base, self.base_said, self.loaded = "", (), set[str]()
+
+    @property
+    def field(self) -> str:
+        return "rollout.python" if self._start else "rollout.urls"
+
+    @property
+    def asked(self) -> VllmClient:
+        assert self.client is not None, "it was not opened"
+        return self.client
+
+    def open(self) -> None:
+        """Start it, or wait until it answers; again where it is gone.
+
+        Raises:
+            InputError: it does not come up, or answers by names that it was never given.
+        """
+        self.base_said: Logprobs
+        self.base_said, self.loaded = (), set()
+        require(not self._closed, self.field, self.where, "is closed", "Run the same command again.")
+        if self._start:
+            self._stop()
+            self._process = self._start()
+            self._process.wait_until_ready(self.within_s)
+            self.client = VllmClient(self._process.socket)
+        self._wait()
+        try:
+            self.base = self.asked.base()
+            unknown = self.asked.knows(f"never-given-{secrets.token_hex(8)}")
+        except (VllmFailed, httpx.TransportError) as error:
+            raise InputError(self.field, self.where, f"fails at its first question ({error})", self.remedy) from error
+        problem = "it answers by a name that it was never given, where a status 404 is due"
+        require(not unknown, self.field, self.where, problem, "Use another vLLM.")
+
+    def _wait(self) -> None:
+        until = time.monotonic() + self.within_s
+        while not self.asked.up():
+            problem = f"does not answer within {self.within_s:g} seconds"
+            require(time.monotonic() < until and not self._closed, self.field, self.where, problem, self.remedy)
+            time.sleep(LOOK_S)
+
+    @property
+    def remedy(self) -> str:
+        what = "Read vllm.log in the run's folder" if self._start else "See to this server"
+        return f"{what}; the same command then goes on from the run's last checkpoint."
+
+    def close(self) -> None:
+        """End it where it was started here. May be called again, and while others ask."""
+        self._closed = True
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.stop(STOPPING_S)
+            self._process = None
+
+
+def gone(error: Exception) -> bool:
+    """Whether an error says that the server is gone, and not that it refuses something."""
+    return isinstance(error, httpx.TransportError) or (isinstance(error, VllmFailed) and error.status >= 500)
