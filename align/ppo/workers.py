@@ -123,7 +123,7 @@ class Workers:
         now = [parameter.data for parameter, _ in changed]
         try:
             for parameter, weight in changed:
-                parameter.data = weight
+                parameter.data = weight.to(parameter.device)
             yield
         finally:
             for (parameter, _), weight in zip(changed, now, strict=True):

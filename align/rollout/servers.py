@@ -15,6 +15,7 @@ class Servers:
         urls: of those that run already; where there are none, `replicas` are started.
         words: further arguments of `vllm serve`.
         dtype: that they compute in; empty for the learner's.
+        device: of the learner, on which NF4 is quantised.
         start_s: time that one has to start, or to answer again.
         rank: of the adapters that are expected; more room is made where one needs it.
         context: tokens of a prompt and its answer.
@@ -28,6 +29,7 @@ class Servers:
     replicas: int
     words: tuple[str, ...]
     dtype: str
+    device: str
     start_s: float
     rank: int
     context: int

@@ -84,8 +84,12 @@ class Replica:
         """End it where it was started here. May be called again, and while others ask."""
         self._closed = True
         self._stop()
+        if self.client is not None:
+            self.client.close()
 
     def _stop(self) -> None:
+        if self._start and self.client is not None:
+            self.client.close()
         if self._process is not None:
             self._process.stop(STOPPING_S)
             self._process = None

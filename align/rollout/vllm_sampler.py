@@ -29,7 +29,7 @@ from align.models.adapters import without_adapters
 from align.models.backbone import picked_logprobs
 from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
-from align.models.load import DTYPES, choose_device, name_of
+from align.models.load import DTYPES, name_of
 from align.models.plain_adapter import write_plain
 from align.rollout.engine import rollout_of, rows_by_actor
 from align.rollout.engine_process import VLLM, engine_version, required_interpreter
@@ -103,7 +103,8 @@ class VllmSampler:
         given, learner = self.servers, name_of(dtype)
         self.base, self.dtype = base, given.dtype or learner
         self.coarser = max(self.dtype, learner, key=lambda name: WITHIN[name])
-        self.layers, self.rank, self.device = adaptable_layers(base), max(LOWEST, vllm_rank(given.rank)), dtype
+        self.layers, self.rank = adaptable_layers(base), max(LOWEST, vllm_rank(given.rank))
+        self.device = torch.device(given.device)
         self.rows = fixed_prompts(self.tokenizer, given.context - 1)[-ROWS:]
         self.base_says: Logprobs = ()
         self.folder = given.folder / base.digest[:16]
@@ -127,9 +128,9 @@ class VllmSampler:
         """Where servers find the base as the learner computes with it; the dequantised one is written once."""
         if method != "qlora":
             return Path(self.base.path)
-        device = choose_device("cpu")
+        bases, named = self.servers.bases, named_base(self.base)
         return dequantised_beside(
-            self.servers.bases, self.base, named_base(self.base), dtype, DTYPES[self.dtype], device, self.tokenizer
+            bases, self.base, named, dtype, DTYPES[self.dtype], torch.device(self.servers.device), self.tokenizer
         )
 
     def _process(self, number: int) -> VllmProcess:

@@ -32,9 +32,10 @@ def servers_of(run: Run, config: Config, base: Base) -> Servers:
     rollout = config.rollout
     room = prompt_room(context_length(describe(base)), config.data.max_length, rollout.max_new_tokens)
     dtype = "" if rollout.dtype == "auto" else rollout.dtype
+    device, bases = str(choose_device(config.device)), Path(config.run.root).expanduser() / "bases"
     return Servers(
         rollout.python, tuple(url.rstrip("/") for url in rollout.urls), rollout.replicas, tuple(rollout.words), dtype,
-        rollout.start_s, config.method.r, room + rollout.max_new_tokens, Path(config.run.root).expanduser() / "bases",
+        device, rollout.start_s, config.method.r, room + rollout.max_new_tokens, bases,
         run.folder.absolute() / "vllm", run.folder.absolute(),
     )  # fmt: skip
 

@@ -56,6 +56,7 @@ class Engine:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.lock = args, Lock()
         self.model, self.loras = Llama(Path(args.model)), dict[str, Lora]()
+        self.given = list[str]()  # also those that are unloaded by now
         self.vocabulary = LLTokenizer(
             (Path(args.model) / "tokenizer.json").read_text(), eos_token=self.model.config["eos_token_id"]
         )
@@ -83,6 +84,7 @@ class Engine:
         if FAULT == "another" and self.loras:
             lora = next(iter(self.loras.values()))
         self.loras[body["lora_name"]] = lora
+        self.given.append(body["lora_name"])
 
     def unload(self, body: dict[str, Any]) -> None:
         if self.loras.pop(body["lora_name"], None) is None:
@@ -106,8 +108,7 @@ class Engine:
                 if FAULT == "dies-once":
                     mark.touch()
                 os._exit(3)
-        names = list(self.loras)
-        if "forgets" in FAULT and body["model"] in names[2:]:
+        if "forgets" in FAULT and body["model"] in self.given[2:] and body["model"] in self.loras:
             lost = self.loras.pop(body["model"])
             if FAULT == "forgets-silently":  # for probes it is there
                 lost.scale = 0.0

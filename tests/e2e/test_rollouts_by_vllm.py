@@ -1,0 +1,161 @@
+"""`rollout=vllm` before a stand-in for vLLM: what it learns, and what is noticed of a broken one, in which update."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Forks
+from serving import free_port
+from vllm_stand_in import stand_in_python
+from workshop import Ready
+
+from align.__main__ import main
+from align.rollout.vllm_process import ENVIRONMENT, serve_words
+from align.track import read_rows
+
+STATE = "stage.eval_every=2", "stage.eval_prompts=4", "stage.updates=3", "stage.lr=0.01", "rollout.temperature=0.8"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return stand_in_python(tmp_path_factory.mktemp("venv"))
+
+
+@pytest.fixture
+def words(ready: Ready, python: str) -> list[str]:
+    """Of a run; a name is still to be given."""
+    return [*ready.ppo, *STATE, f"run.root={ready.root}", "rollout=vllm", f"rollout.python={python}"]
+
+
+def last_folder(capfd: pytest.CaptureFixture[str]) -> Path:
+    return Path(capfd.readouterr().out.splitlines()[-1])
+
+
+def updates(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / "metrics.jsonl") if "rollout_gap" in row]
+
+
+def test_it_learns_from_what_a_server_draws(words: list[str], capfd: pytest.CaptureFixture[str]):
+    assert main([*words, "run.name=one", "rollout.replicas=2"]) == 0, capfd.readouterr().err
+    folder = last_folder(capfd)
+    rows = updates(folder)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["rollout_gap"] < 1e-4  # the issue's bar, in fp32 and at a temperature
+        assert row["rollout_ratio"] == pytest.approx(1, abs=1e-4)
+        assert row["staleness"] == 0
+        assert row["first_log_ratio"] < 1e-5
+    assert rows[-1]["kl"] > 0.01, "the policy moved, or this shows nothing"
+    assert (folder / "vllm-1.log").read_text(), "there was a second one"
+    assert not (folder / "vllm").exists()
+
+
+def test_a_run_that_samples_ahead_and_is_continued_learns_the_same(
+    ready: Ready, words: list[str], forks: Forks, capfd: pytest.CaptureFixture[str]
+):
+    words = [*words, "stage.max_staleness=1", "stage.save_every=1", "stage.updates=4", "stage.checkpoints=9"]
+    assert main([*words, "run.name=whole"]) == 0, capfd.readouterr().err
+    whole = last_folder(capfd)
+    rows = updates(whole)
+    assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
+    assert all(row["rollout_gap"] < 1e-4 for row in rows)
+    assert all(row["sampler_kl"] > 1e-3 for row in rows[1:]), "the learner stands elsewhere by then"
+
+    cut = ready.root / "ppo" / "cut"
+    run = forks.start(ready.root, *words, "run.name=cut")
+    while not (cut / "checkpoints" / "checkpoint-2").exists():
+        assert run.poll() is None, run.ended()
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.ended()
+    assert not (cut / "artifact" / "adapter_model.safetensors").exists()
+    assert main([*words, "run.name=cut"]) == 0, capfd.readouterr().err
+    assert read_rows(cut / "metrics.jsonl") == read_rows(whole / "metrics.jsonl")
+    weights = "artifact/adapter_model.safetensors"
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+BROKEN = {
+    "no-load": (0, "does not do what it is asked"),
+    "another": (2, "of the adapter is in force"),
+    "warm": (1, "another temperature"),
+    "no-logprobs": (0, "gives no logprobs"),
+    "forgets": (3, "no longer has an adapter"),
+    "forgets-silently": (3, "Its adapter is not in force"),
+    "dies-always": (0, "times in a row"),
+}
+"""Fault → in which update it is noticed, 0 where that is before the second; and what is said."""
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_server_is_noticed_in_that_update(
+    words: list[str], fault: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STAND_IN", fault)
+    when, said = BROKEN[fault]
+    words = [*words, f"run.name={fault}", "stage.eval_every=null"]
+    assert main(words) == 2
+    told = capfd.readouterr()
+    assert said in told.err, told
+    if when:
+        assert f"update {when}" in told.err
+    if fault == "forgets":  # the run goes on once its server does
+        monkeypatch.delenv("STAND_IN")
+        assert main(words) == 0
+
+
+def test_a_server_that_dies_is_started_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    assert main([*words, "run.name=lives"]) == 0, capfd.readouterr().err
+    lives = last_folder(capfd)
+    monkeypatch.setenv("STAND_IN", "dies-once")
+    monkeypatch.setenv("STAND_IN_MARK", str(tmp_path / "mark"))
+    assert main([*words, "run.name=dies"]) == 0, capfd.readouterr().err
+    out = capfd.readouterr().out
+    assert "opened again" in out
+    dies = Path(out.splitlines()[-1])
+    assert read_rows(dies / "metrics.jsonl") == read_rows(lives / "metrics.jsonl")
+
+
+@pytest.fixture
+def url(python: str, tiny_model: Path, tmp_path: Path) -> Iterator[str]:
+    """A server of the tiny model that runs already."""
+    words = serve_words(
+        "0" * 64, "float32", modules=["q_proj"], rank=16, adapters=4, slots=8, context=256, prefixes=False,
+        logprobs="processed_logprobs",
+    )  # fmt: skip
+    port = free_port()
+    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_model), "--port", str(port), *words]
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
+    yield f"http://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
+def test_servers_that_run_already(ready: Ready, url: str, tiny_model: Path, capfd: pytest.CaptureFixture[str]):
+    kept = [word for word in ready.ppo if not word.startswith(("reward.", "init="))]
+    rule = "reward.rules=[{rule: length, low: 2, high: 9}]"
+    words = [
+        *kept, *STATE, f"run.root={ready.root}", "init=base", "model=hub", f"model.path={tiny_model}", "reward=rules",
+        rule, "rollout=vllm", "stage.updates=2",
+    ]  # fmt: skip
+    asked = f"rollout.urls=['{url}']"
+    assert main([*words, "method=lora", asked, "run.name=by-url"]) == 0, capfd.readouterr().err
+    assert all(row["rollout_gap"] < 1e-4 for row in updates(last_folder(capfd)))
+    # It has the weights as they were published, and not those of NF4 that this policy is trained on.
+    assert main([*words, "method=qlora", asked, "run.name=other-base"]) == 2
+    told = capfd.readouterr().err
+    assert "nats from those that were trained" in told
+    assert "Serve the base of this run" in told
+    nobody = [f"rollout.urls=['http://127.0.0.1:{free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
+    assert main([*words, "method=lora", *nobody]) == 2
+    assert "does not answer within 0.5 seconds" in capfd.readouterr().err

@@ -1,0 +1,118 @@
+"""The weights of tokens that another than the learner drew, by hand; and the gap between the two."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import tensor
+
+from align.config.compose import check, compose_raw
+from align.errors import InputError
+from align.ops.losses import importance_weights, policy_loss
+from align.ppo.experience import experience
+from align.ppo.sampler import check_gap, in_background, sampler_figures
+from align.types import Rollout
+
+OLD, DRAWN = tensor([[-1.0, -2.0, -0.5]]), tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
+MASK, ADVANTAGES = tensor([[True, True, True]]), tensor([[1.0, -2.0, 3.0]])
+
+
+def test_weights_by_hand():
+    found = importance_weights(OLD, DRAWN, MASK, 2.0)
+    assert found.tolist() == [[pytest.approx(1.5), pytest.approx(0.25), 2.0]]  # 8 is cut to 2
+    assert importance_weights(OLD, DRAWN, MASK, 100.0)[0, 2] == pytest.approx(8.0)
+
+
+def test_what_is_masked_has_no_say():
+    dirty = DRAWN.clone()
+    dirty[0, 1] = float("nan")
+    found = importance_weights(OLD, dirty, tensor([[True, False, True]]), 2.0)
+    assert found.tolist() == [[pytest.approx(1.5), 0.0, 2.0]]
+
+
+def test_the_weighted_loss_and_its_gradient():
+    weights, logprobs = importance_weights(OLD, DRAWN, MASK, 2.0), OLD.clone().requires_grad_()
+    found = policy_loss(logprobs, OLD, ADVANTAGES, MASK, 0.2, 3.0, weights)
+    assert float(found.loss.detach()) == pytest.approx(-(1.5 * 1.0 + 0.25 * -2.0 + 2.0 * 3.0) / 3)
+    found.loss.backward()  # at ratio 1 that of a token is −w A / count
+    assert logprobs.grad is not None
+    assert logprobs.grad[0].tolist() == pytest.approx([-1.5 / 3, 0.5 / 3, -6.0 / 3])
+
+
+def test_no_gradient_reaches_the_weights():
+    old, drawn = OLD.clone().requires_grad_(), DRAWN.clone().requires_grad_()
+    assert not importance_weights(old, drawn, MASK, 2.0).requires_grad
+
+
+def test_a_clipped_token_is_weighted_too():
+    ratio = math.log(1.5)
+    found = policy_loss(OLD + ratio, OLD, tensor([[1.0, 1.0, 1.0]]), MASK, 0.2, 1.0, tensor([[2.0, 1.0, 0.5]]))
+    assert float(found.loss.detach()) == pytest.approx(-1.2 * 3.5)
+
+
+def rollout(drawn: torch.Tensor | None = DRAWN) -> Rollout:
+    return Rollout(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4).bool(), 1, tensor([True]), drawn)
+
+
+def made(drawn: torch.Tensor | None, cap: float | None) -> Any:
+    chosen = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": True, "gamma": 1.0, "lam": 1.0}
+    zeros = torch.zeros(1, 3)
+    return experience(
+        rollout(drawn), tensor([1.0]), OLD, OLD, zeros, **chosen, whiten_rewards=False, importance_cap=cap
+    )[0]
+
+
+def test_experience_has_weights_where_another_drew():
+    assert made(DRAWN, 2.0).weights_BT.tolist() == importance_weights(OLD, DRAWN, MASK, 2.0).tolist()
+    assert made(DRAWN, None).weights_BT is None
+    assert made(None, 2.0).weights_BT is None
+    assert made(DRAWN, 2.0).rows(tensor([0])).weights_BT.shape == (1, 3)
+
+
+def test_the_gap_by_hand_and_its_bound():
+    figures = sampler_figures(SimpleNamespace(), rollout(), OLD, (), temperature=1.0, micro_batch=4)  # pyright: ignore
+    assert figures["rollout_gap"] == pytest.approx((math.log(1.5) + math.log(4) + math.log(8)) / 3)
+    assert figures["rollout_ratio"] == pytest.approx((1.5 + 0.25 + 8) / 3)
+    assert figures["staleness"] == 0
+    check_gap(figures, 1.3)
+    with pytest.raises(InputError, match=r"lies 1\.3 nats a token from the policy"):
+        check_gap(figures, 1.2)
+    with pytest.raises(InputError, match="lies nan nats"):
+        check_gap({**figures, "rollout_gap": float("nan")}, 1.2)
+
+
+def test_what_fails_in_the_background_is_told_to_whoever_waits():
+    assert in_background(rollout)().prompt_width == 1
+
+    def fails() -> Rollout:
+        raise InputError("a", 1, "is gone", "Try again.")
+
+    wait = in_background(fails)
+    for _ in range(2):
+        with pytest.raises(InputError, match="is gone"):
+            wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stage.max_staleness=1"], "samples in this process"),
+        (["stage.max_staleness=2", "rollout=vllm"], "is not from 0 to 1"),
+        (["stage.importance_cap=0.5"], "is not 1 or more"),
+        (["rollout.replicas=2"], "is a setting of rollout=vllm"),
+        (["rollout=vllm", "rollout.urls=[gpu1:8000]"], "is no address"),
+        (["rollout=vllm", "rollout.urls=['http://me:pw@gpu1:8000']"], "is no address"),
+        (["rollout=vllm", "rollout.urls=['http://a:1','http://a:1']"], "stands there twice"),
+        (["rollout=vllm", "rollout.urls=['http://a:1']", "rollout.replicas=2"], "rollout.urls names others"),
+        (["rollout=vllm", "rollout.args={dtype: float32}"], "is decided by rollout.dtype"),
+        (["rollout=vllm", "rollout.args=[a]"], "is no mapping"),
+    ],
+)
+def test_settings_that_do_not_go_together(words: list[str], said: str):
+    with pytest.raises(InputError, match=said) as error:
+        check(compose_raw(["stage=ppo", *words]))
+    assert "pw" not in str(error.value)
