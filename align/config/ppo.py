@@ -202,6 +202,10 @@ class PpoConfig(Settings):
 
     def check(self, config: Config) -> None:
         require(
+            config.rollout.engine != "vllm" or config.method.name != "full", "rollout.engine", "vllm",
+            "answers by adapters alone, and method=full has none", "Use rollout=hf.",
+        )  # fmt: skip
+        require(
             self.max_staleness == 0 or config.rollout.engine == "vllm", "stage.max_staleness", self.max_staleness,
             f"rollout.engine={config.rollout.engine} samples in this process, which learns meanwhile",
             "Add rollout=vllm, or leave it out.",

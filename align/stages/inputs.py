@@ -22,6 +22,7 @@ from align.config.root import Config, store_url
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
+from align.config.stages import STAGES
 from align.config.training import held_out_for
 from align.data.clean.steps import steps_of
 from align.data.pairs import pairs_records
@@ -51,7 +52,7 @@ from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
 from align.models.start import BASE, find, label, start_from, started_from
 from align.redaction import masked, unmarked
-from align.rollout.engine_process import LLAMA_CPP, VLLM
+from align.rollout.engine_process import LLAMA_CPP, VLLM, required_interpreter
 from align.run import Artifact, Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
@@ -377,7 +378,13 @@ def forgetting(config: Config) -> Inputs:
 
 
 def settled(config: Config) -> Config:
-    """The configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up once."""
+    """The configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up once.
+
+    Raises:
+        InputError: there is none, or no vLLM for `rollout=vllm`.
+    """
+    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
+        required_interpreter(VLLM, config.rollout.python, "rollout.python")
     if config.data.name != MANIFEST:
         return config
     folder = find_data_set(config.data.path or "", Path(config.run.root).expanduser())
