@@ -92,7 +92,7 @@ def losing(update: int) -> Callable[[], None]:
 
 def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--python", required=True, help="that has vLLM")
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--cases", default=",".join(CASES), help="parted by commas")
