@@ -37,7 +37,7 @@ def started(
     *words: str,
     world: int = 2,
     local: int | None = None,
-    more: Mapping[int, str] | None = None,
+    more: Mapping[int, str] = NOTHING,
 ) -> list[Child]:
     """The ranks of `python -m align WORDS`.
 
