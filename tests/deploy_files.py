@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCKERFILE, COMPOSE, KUBERNETES = (ROOT / "deploy" / name for name in ("Dockerfile", "compose.yaml", "kubernetes.yaml"))
+DOCKERFILE, COMPOSE, KUBERNETES, TRAINING, SLURM = (
+    ROOT / "deploy" / name for name in ("Dockerfile", "compose.yaml", "kubernetes.yaml", "training.yaml", "slurm.sh")
+)
 
 
 class Instruction(NamedTuple):
