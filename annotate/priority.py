@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
@@ -13,27 +14,29 @@ from annotate.store import Store
 from reward.learned import score_rows
 
 
-def prioritise(
-    store: Store,
-    project: str,
-    model: Any,
-    score_head: nn.Module,
-    tokenizer: Any,
-    stops: tuple[int, ...],
-    max_length: int,
-) -> int:
-    """Writes the `uncertainty` of each item of a project into the store as its priority, which orders a project whose
-    `order` is `priority`. Items with an answer of more than `max_length` tokens keep theirs. Returns how many were
-    written."""
+def answers_of(
+    store: Store, project: str, tokenizer: Any, stops: tuple[int, ...], max_length: int
+) -> dict[str, list[list[int]]]:
+    """The answers of each item of a project as token rows, but of items with one of more than `max_length` tokens."""
     rows: dict[str, list[list[int]]] = {}
     for item in store.items(project):
         answers = [encode_judged(tokenizer, item.prompt, c.text, c.ended, stops) for c in item.candidates]
         if max(map(len, answers)) <= max_length:
             rows[item.id] = answers
-    scores = score_rows(model, score_head, [row for part in rows.values() for row in part], tokenizer.pad_token_id)
+    return rows
+
+
+def uncertainties(
+    model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
+) -> dict[str, float]:
+    """The `uncertainty` of each item: its priority, which orders a project whose `order` is `priority`.
+
+    Args:
+        rows: see `answers_of`.
+    """
+    scores = score_rows(model, score_head, [row for part in rows.values() for row in part], pad_id)
     by_item = torch.split(scores, [len(part) for part in rows.values()])
-    unsure = {item: uncertainty(part) for item, part in zip(rows, by_item, strict=True)}
-    return store.prioritise(project, unsure)
+    return {item: uncertainty(part) for item, part in zip(rows, by_item, strict=True)}
 
 
 def uncertainty(scores_K: Tensor) -> float:

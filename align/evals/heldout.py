@@ -11,6 +11,7 @@ import torch
 from align import ranks
 from align.data.chat import IGNORED, Encoded
 from align.models.backbone import pad, picked_logprobs
+from align.models.sharded import is_sharded
 from align.ops.intervals import Interval, ratio
 
 
@@ -63,7 +64,10 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
         counts = picked.sum(1).tolist()
         return -logprobs.sum().item(), [-of_row.sum().item() for of_row in logprobs.split(counts)], counts
 
-    found = ranks.gathered([measured(places) for places in ranks.dealt(batches)], len(batches))
+    mine = [measured(places) for places in ranks.dealt(batches)]
+    if is_sharded(model) and len(mine) * ranks.world() < len(batches):
+        measured(batches[-1])  # to be thrown away: all ranks take a pass at once
+    found = ranks.gathered(mine, len(batches))
     model.train(was_training)
     total, by_row, sizes = 0.0, [0.0] * len(rows), [0] * len(rows)
     for places, (nats, of_rows, counts) in zip(batches, found, strict=True):

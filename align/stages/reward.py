@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from align import ranks
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.training import held_out_for
@@ -44,7 +46,7 @@ from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring
 from align.trainers.reward import FIGURES, Ranking, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
-from annotate.priority import prioritise
+from annotate.priority import answers_of, uncertainties
 from reward.learned import score_rows
 
 
@@ -99,10 +101,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
     if stage.prioritise:
-        with open_store(config, create=False) as store:
-            metrics["prioritised"] = prioritise(
-                store, config.project, model, score_head(model), tokenizer, stops, max_length
-            )
+        with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
+            asked = ranks.from_main(store and answers_of(store, config.project, tokenizer, stops, max_length))
+            unsure = uncertainties(model, score_head(model), asked, tokenizer.pad_token_id)
+            metrics["prioritised"] = store.prioritise(config.project, unsure) if store else 0
     write_held_out(run.folder / "held_out.jsonl", held_out, gap, scores_M2)
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)

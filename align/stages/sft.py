@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from align import ranks
 from align.config.root import Config
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
@@ -30,6 +31,7 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
+from align.models.sharded import in_shards, save_whole
 from align.models.start import adapter_folder
 from align.report import in_words
 from align.run import Run
@@ -75,8 +77,11 @@ def run(
     held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.
-    model = load_base(base, config.method.name, device, dtype)
-    if config.method.name != "full":
+    shards = config.method.name == "full" and not ranks.alone()
+    model = load_base(base, config.method.name, torch.device("cpu") if shards else device, dtype)
+    if shards:
+        model = in_shards(model, device)
+    elif config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None
         model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))
@@ -94,7 +99,7 @@ def run(
     # Publish.
     save_tokenizer(tokenizer, run.artifact)
     if config.method.name == "full":
-        model.to(dtype).save_pretrained(str(run.artifact))
+        save_whole(model, dtype, run.artifact)
     else:
         save_adapter(model, run.artifact, base)
     metrics = {

@@ -1,7 +1,7 @@
 """What TRL's trainers share here: settings, one way to fit a model, fp32 adapters, one metrics stream, checkpoints that
 can be trusted.
 
-A further trainer of TRL's is a file beside this one: a class mixed with `InEpochOrder`, a function that builds it from
+A further trainer of TRL's is a file beside this one: a class mixed with `Dealt`, a function that builds it from
 our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of what it logs.
 """
 
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
+from align import ranks
 from align.errors import require
 from align.models.finite import check_tensors
 from align.models.load import choose_checkpointing
+from align.models.sharded import is_sharded
 from align.run import Run
 from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, step_of
 from align.track import Progress, Tracker, progress
+from align.trainers.dealt import counted_as_one
 from align.trainers.evaluation import Evaluation, Measuring, state_in
 from align.trainers.nan_guard import ANEW, NanGuard, trained_in
 
@@ -73,12 +76,15 @@ class Training:
         """Optimiser steps of a whole run over so many rows."""
         return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
-    def arguments(self, output: Path, device: torch.device, dtype: torch.dtype, steps: int) -> dict[str, Any]:
+    def arguments(
+        self, output: Path, device: torch.device, dtype: torch.dtype, steps: int, shards: bool = False
+    ) -> dict[str, Any]:
         """The keyword arguments that TRL's configs have in common; every precision switch is said aloud, for TRL's own
         defaults differ from transformers'.
 
         Args:
             steps: of the whole run.
+            shards: each rank has a part of every weight.
         """
         on_cuda = device.type == "cuda"
         return {
@@ -93,7 +99,7 @@ class Training:
             "lr_scheduler_type": self.schedule,
             "max_grad_norm": self.max_grad_norm,
             "weight_decay": self.weight_decay,
-            "optim": choose_optimiser(self.optimiser, device),
+            "optim": choose_optimiser(self.optimiser, device, shards),
             "adam_beta1": self.adam_beta1,
             "adam_beta2": self.adam_beta2,
             "bf16": dtype == torch.bfloat16,
@@ -117,16 +123,22 @@ class Training:
         }
 
 
-def choose_optimiser(requested: str, device: torch.device) -> str:
+def choose_optimiser(requested: str, device: torch.device, shards: bool = False) -> str:
     """The name that transformers has for an optimiser.
 
     Args:
         requested: `auto` takes the one that needs the least of a GPU's memory, and plain AdamW elsewhere.
+        shards: see `Training.arguments`.
 
     Raises:
-        InputError: it needs a GPU, and there is none.
+        InputError: it needs a GPU, and there is none; or whole weights, and there are parts.
     """
-    chosen = ("paged_adamw_8bit" if device.type == "cuda" else "adamw") if requested == "auto" else requested
+    least = "paged_adamw_8bit" if device.type == "cuda" and not shards else "adamw"
+    chosen = least if requested == "auto" else requested
+    require(
+        not shards or chosen == "adamw", "stage.optimiser", requested,
+        "updates whole weights, of which each rank has a part", "Use adamw, or leave it out.",
+    )  # fmt: skip
     require(
         device.type == "cuda" or "8bit" not in chosen, "stage.optimiser", requested,
         "keeps its moments in 8 bits by a kernel for cuda", "Use adamw, or leave it out.",
@@ -186,7 +198,7 @@ def fit(
         figures: the trainer's name of a figure → ours.
     """
     steps = training.steps(rows)
-    arguments = training.arguments(run.checkpoints, device, dtype, steps)
+    arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
     checkpoint = newest_checkpoint(run, whole=measuring.whole)
     done = step_of(checkpoint)
     ended = done >= steps or (checkpoint is not None and measuring.exhausted(state_in(checkpoint)))
@@ -198,8 +210,9 @@ def fit(
         measured = stream.rows()
     state = trainer.state
     published = measuring.published(state)
+    ranks.wait()  # the first rank has written the last checkpoint, and removed others
     if published != state.global_step:
-        put_back(trainer, run.checkpoints / f"checkpoint-{published}")
+        put_back(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
     ended_by = "patience" if state.global_step < steps else "max_steps" if training.max_steps else "epochs"
     said = measuring.in_words(state, steps)
     return FitResult(state.global_step, published, ended_by, trained, measured, said)
@@ -220,7 +233,8 @@ def train(
     """
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
     with configuration_kept(model):
-        trainer = make()
+        with counted_as_one():
+            trainer = make()
         trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
         guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
         for callback in (*callbacks, guard):
@@ -317,6 +331,8 @@ class Reporter(TrainerCallback):
         self.bar.advance(step, **shown)  # whoever watches finds the row
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not ranks.is_main():
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card of no export
             (folder / foreign).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from align.data.pairs import Pair
 from align.models.backbone import pad
 from align.trainers.common import on_one_gpu
-from align.trainers.row_order import InEpochOrder
+from align.trainers.dealt import Dealt
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""
@@ -48,7 +48,7 @@ def dpo_trainer(
     )  # fmt: skip
 
 
-class PairTrainer(InEpochOrder, DPOTrainer):
+class PairTrainer(Dealt, DPOTrainer):
     """TRL's trainer on token rows of ours."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

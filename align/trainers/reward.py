@@ -22,7 +22,7 @@ from align.errors import InputError
 from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
 from align.trainers.common import on_one_gpu
-from align.trainers.row_order import InEpochOrder
+from align.trainers.dealt import Dealt
 
 FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm", "learning_rate": "lr"}
 
@@ -122,7 +122,7 @@ def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], argume
     )  # fmt: skip
 
 
-class RankingTrainer(InEpochOrder, RewardTrainer):
+class RankingTrainer(Dealt, RewardTrainer):
     """TRL's trainer on rankings in place of pairs: an answer that stands in K − 1 pairs is read once, not K − 1 times
     (Ouyang et al., InstructGPT, 2022, section 3.5)."""
 

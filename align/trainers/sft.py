@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from align.data.chat import IGNORED, Encoded
 from align.models.plain_path import route_of
 from align.trainers.common import on_one_gpu
-from align.trainers.row_order import InEpochOrder
+from align.trainers.dealt import Dealt
 
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
 
@@ -35,7 +35,7 @@ def sft_trainer(
     return kind(model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer)
 
 
-class RowTrainer(InEpochOrder, SFTTrainer):
+class RowTrainer(Dealt, SFTTrainer):
     """TRL's trainer, its rows in our order."""
 
 
@@ -48,8 +48,11 @@ class OwnLogits(RowTrainer):
     ) -> Any:
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
         targets = inputs["labels"][:, 1:]
-        loss = cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        loss = loss / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        logits_BSV, picked = outputs.logits[:, :-1], targets != IGNORED
+        loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        loss = loss / (picked.sum() if num_items_in_batch is None else num_items_in_batch)
+        right = (logits_BSV.detach().argmax(-1) == targets)[picked]
+        self._metrics["train"]["mean_token_accuracy"].append(float(right.sum() / picked.sum().clamp_min(1)))
         return (loss, outputs) if return_outputs else loss
 
 

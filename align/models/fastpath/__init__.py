@@ -15,7 +15,7 @@ from torch import nn
 from align.models.fastpath import linear, llama, lora
 from align.models.plain_path import route_of
 
-__all__ = ["use_fast_path", "without_fast_path"]
+__all__ = ["leave_fast_path", "use_fast_path", "without_fast_path"]
 
 
 def use_fast_path(model: nn.Module) -> None:
@@ -39,12 +39,16 @@ def use_fast_path(model: nn.Module) -> None:
 @contextmanager
 def without_fast_path(*models: nn.Module | None) -> Iterator[None]:
     """With the forwards that these models came with."""
-    modules = (module for model in models if model is not None for module in model.modules())
-    ours = {linear.forward, lora.forward, llama.forward}
-    replaced = [module for module in modules if getattr(vars(module).get("forward"), "__func__", None) in ours]
-    taken = [(module, vars(module).pop("forward")) for module in replaced]
+    taken = [one for model in models if model is not None for one in leave_fast_path(model)]
     try:
         yield
     finally:
         for module, forward in taken:
             module.forward = forward
+
+
+def leave_fast_path(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
+    """Give a model the forwards that it came with; returns those that it had."""
+    ours = {linear.forward, lora.forward, llama.forward}
+    replaced = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) in ours]
+    return [(module, vars(module).pop("forward")) for module in replaced]

@@ -1,0 +1,166 @@
+"""SFT, full fine-tuning, reward models and DPO on two ranks: what one process makes, to the bit but for shards; and
+what is left when one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import Forks, on_ranks
+from safetensors.torch import load_file
+from workshop import Ready
+
+from align.run import read_manifest
+from align.track import read_rows
+from annotate.store import Store
+from annotate.store.tables import work
+
+pytestmark = pytest.mark.slow
+PACE = (
+    "stage.batch_size=8", "stage.micro_batch=4", "stage.log_every=1", "stage.save_every=1", "stage.lr=1e-2",
+    "stage.epochs=2", "device=cpu",
+)  # fmt: skip
+VOTES = ("data.allow_simulated=true", "stage.held_out=0.3")
+
+
+class Ranked:
+    """Commands on ranks in one root.
+
+    Attributes:
+        stages: stage → the words of its command.
+    """
+
+    def __init__(self, forks: Forks, ready: Ready, model: Path, cwd: Path) -> None:
+        self.forks, self.root, self.cwd = forks, ready.root, cwd
+        learn = (f"model.path={model}", "model=hub", *ready.data, *PACE, "stage.eval_size=5")
+        voted = (*PACE, *VOTES, "init=sft:s")
+        self.stages = {"sft": learn, "full": learn, "reward": voted, "dpo": voted}
+
+    def words(self, stage: str, name: str, *more: str) -> list[str]:
+        return [f"stage={stage}", *self.stages[stage], *more, f"run.name={name}", f"run.root={self.root}"]
+
+    def run(self, world: int, stage: str, name: str, *more: str) -> Path:
+        """The folder of a run that ended well."""
+        ended = [child.ended() for child in on_ranks(self.forks, self.cwd, self.words(stage, name, *more), world)]
+        assert [one.status for one in ended] == [0] * world, [one.err for one in ended]
+        assert ended[0].folder == str(self.root / stage / name)
+        assert not any(one.out for one in ended[1:])
+        return self.root / stage / name
+
+    def killed(self, stage: str, name: str, rank: int, after: int, *more: str) -> None:
+        """One of two ranks is killed once so many steps have their rows; the other one ends by itself."""
+        children = on_ranks(self.forks, self.cwd, self.words(stage, name, *more), 2)
+        rows = self.root / stage / name / "metrics.jsonl"
+        while not rows.exists() or len(read_rows(rows)) < after:
+            assert children[0].poll() is None, children[0].ended()
+            time.sleep(0.005)
+        os.kill(children[rank].pid, signal.SIGKILL)
+        assert children[rank].ended().status == -signal.SIGKILL
+        assert children[1 - rank].ended(60).status == 1
+
+
+@pytest.fixture(scope="module")
+def ranked(forks: Forks, ready: Ready, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranked:
+    return Ranked(forks, ready, tiny_model, tmp_path_factory.mktemp("cwd"))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "artifact").glob("*.safetensors")
+    return load_file(path)
+
+
+def same(one: Path, other: Path) -> None:
+    """The same metrics and the same weights, to the bit."""
+    assert read_rows(one / "metrics.jsonl") == read_rows(other / "metrics.jsonl")
+    found = tensors(one), tensors(other)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    figures: list[dict[str, Any]] = [dict(read_manifest(folder).metrics) for folder in (one, other)]
+    for each in figures:
+        each.pop("peak_rss_mb")
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("sft", ("stage.eval_every=1", "stage.publish=best", "stage.lr=0.3")),
+        ("sft", ("stage.packing=true", "stage.micro_batch=2", "stage.batch_size=4", "data.max_length=48")),
+        ("reward", ("stage.prioritise=true", "data=annotations", "data.path=null")),
+        ("dpo", ("data=annotations", "stage.eval_every=2")),
+    ],
+)
+def test_two_ranks_make_what_one_process_makes(ranked: Ranked, stage: str, more: tuple[str, ...]):
+    label = "-".join(word.split("=")[0].rpartition(".")[2] for word in more[:2]).replace("_", "-")
+    one = ranked.run(1, stage, f"one-{label}", *more)
+    priorities = order_of(ranked.root) if stage == "reward" else {}
+    other = ranked.run(2, stage, f"two-{label}", *more)
+    same(one, other)
+    assert read_manifest(other).hardware["world_size"] == 2
+    if "stage.publish=best" in more:
+        assert read_manifest(one).metrics["published_step"] < read_manifest(one).metrics["steps"]
+    if stage == "reward":
+        assert priorities
+        assert order_of(ranked.root) == priorities
+
+
+def order_of(root: Path) -> dict[str, float]:
+    with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store, store.reading() as db:
+        return {row.item: row.priority for row in db.execute(work.select())}
+
+
+@pytest.fixture(scope="module")
+def in_shards(ranked: Ranked) -> tuple[Path, Path]:
+    """Every weight trained by one process, and by two ranks; steps of three micro-batches, and a last one of one."""
+    words = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
+    return ranked.run(1, "full", "one", *words), ranked.run(2, "full", "two", *words)
+
+
+def close(one: Path, other: Path) -> None:
+    """Losses within 1e-6, of the training and of what is held out, and the same files."""
+    for rows in zip(*(read_rows(folder / "metrics.jsonl") for folder in (one, other)), strict=True):
+        assert rows[0].keys() == rows[1].keys()
+        for name in {"loss", "held_out_loss", "accuracy", "lr"} & rows[0].keys():
+            assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-6), name
+        assert rows[1]["grad_norm"] == pytest.approx(rows[0]["grad_norm"], rel=1e-4)  # a sum of squares in fp32
+    found = tensors(one), tensors(other)
+    assert {n: (t.shape, t.dtype) for n, t in found[0].items()} == {n: (t.shape, t.dtype) for n, t in found[1].items()}
+    assert max(float((t - found[1][name]).abs().max()) for name, t in found[0].items()) < 1e-4
+    assert {p.name for p in (one / "artifact").iterdir()} == {p.name for p in (other / "artifact").iterdir()}
+    configs = [json.loads((folder / "artifact" / "config.json").read_text()) for folder in (one, other)]
+    assert configs[0] == configs[1]
+    for key in ("loss_before", "loss_after"):
+        figures = [read_manifest(folder).metrics[key] for folder in (one, other)]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-6)
+
+
+def test_every_weight_in_shards_has_the_losses_of_one_process(in_shards: tuple[Path, Path]):
+    close(*in_shards)
+
+
+@pytest.mark.parametrize(("stage", "rank", "world"), [("sft", 1, 1), ("dpo", 0, 2)])
+def test_a_run_whose_rank_was_killed_goes_on_to_the_bit(ranked: Ranked, stage: str, rank: int, world: int):
+    more = ("data=annotations",) if stage == "dpo" else ()
+    whole = ranked.run(1, stage, "whole", *more)
+    ranked.killed(stage, "killed", rank, 2, *more)
+    same(whole, ranked.run(world, stage, "killed", *more))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_shards_are_continued_on_any_number_of_ranks(ranked: Ranked, in_shards: tuple[Path, Path], world: int):
+    words = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
+    ranked.killed("full", f"killed-{world}", world - 1, 3, *words)
+    close(in_shards[0], ranked.run(world, "full", f"killed-{world}", *words))
+
+
+def test_dropout_on_ranks_is_the_same_once_continued(ranked: Ranked):
+    more = ("method.dropout=0.2",)
+    whole = ranked.run(2, "sft", "dropping", *more)
+    ranked.killed("sft", "dropping-killed", 1, 2, *more)
+    same(whole, ranked.run(2, "sft", "dropping-killed", *more))
