@@ -26,6 +26,7 @@ PACE = (
     "stage.batch_size=8", "stage.micro_batch=4", "stage.log_every=1", "stage.save_every=1", "stage.lr=1e-2",
     "stage.epochs=2", "device=cpu",
 )  # fmt: skip
+SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
 VOTES = ("data.allow_simulated=true", "stage.held_out=0.3")
 
 
@@ -53,16 +54,16 @@ class Ranked:
         assert not any(one.out for one in ended[1:])
         return self.root / stage / name
 
-    def killed(self, stage: str, name: str, rank: int, after: int, *more: str) -> None:
-        """One of two ranks is killed once so many steps have their rows; the other one ends by itself."""
-        children = on_ranks(self.forks, self.cwd, self.words(stage, name, *more), 2)
+    def killed(self, world: int, stage: str, name: str, *more: str, rank: int, after: int) -> None:
+        """A rank is killed once so many steps have their rows; the other one, if there is one, ends by itself."""
+        children = on_ranks(self.forks, self.cwd, self.words(stage, name, *more), world)
         rows = self.root / stage / name / "metrics.jsonl"
         while not rows.exists() or len(read_rows(rows)) < after:
             assert children[0].poll() is None, children[0].ended()
             time.sleep(0.005)
         os.kill(children[rank].pid, signal.SIGKILL)
         assert children[rank].ended().status == -signal.SIGKILL
-        assert children[1 - rank].ended(60).status == 1
+        assert all(child.ended(60).status == 1 for child in children if child is not children[rank])
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,7 @@ def order_of(root: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def in_shards(ranked: Ranked) -> tuple[Path, Path]:
     """Every weight trained by one process, and by two ranks; steps of three micro-batches, and a last one of one."""
-    words = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
-    return ranked.run(1, "full", "one", *words), ranked.run(2, "full", "two", *words)
+    return ranked.run(1, "full", "one", *SHARDS), ranked.run(2, "full", "two", *SHARDS)
 
 
 def close(one: Path, other: Path) -> None:
@@ -144,23 +144,26 @@ def test_every_weight_in_shards_has_the_losses_of_one_process(in_shards: tuple[P
     close(*in_shards)
 
 
-@pytest.mark.parametrize(("stage", "rank", "world"), [("sft", 1, 1), ("dpo", 0, 2)])
-def test_a_run_whose_rank_was_killed_goes_on_to_the_bit(ranked: Ranked, stage: str, rank: int, world: int):
+@pytest.mark.parametrize(("stage", "before", "rank", "after"), [("sft", 2, 1, 1), ("dpo", 1, 0, 2)])
+def test_a_killed_run_goes_on_to_the_bit_on_another_number_of_ranks(
+    ranked: Ranked, stage: str, before: int, rank: int, after: int
+):
     more = ("data=annotations",) if stage == "dpo" else ()
     whole = ranked.run(1, stage, "whole", *more)
-    ranked.killed(stage, "killed", rank, 2, *more)
-    same(whole, ranked.run(world, stage, "killed", *more))
+    ranked.killed(before, stage, "killed", *more, rank=rank, after=2)
+    same(whole, ranked.run(after, stage, "killed", *more))
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_shards_are_continued_on_any_number_of_ranks(ranked: Ranked, in_shards: tuple[Path, Path], world: int):
-    words = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
-    ranked.killed("full", f"killed-{world}", world - 1, 3, *words)
-    close(in_shards[0], ranked.run(world, "full", f"killed-{world}", *words))
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_shards_are_continued_on_another_number_of_ranks(
+    ranked: Ranked, in_shards: tuple[Path, Path], before: int, after: int
+):
+    ranked.killed(before, "full", f"killed-on-{before}", *SHARDS, rank=0, after=3)
+    close(in_shards[0], ranked.run(after, "full", f"killed-on-{before}", *SHARDS))
 
 
 def test_dropout_on_ranks_is_the_same_once_continued(ranked: Ranked):
     more = ("method.dropout=0.2",)
     whole = ranked.run(2, "sft", "dropping", *more)
-    ranked.killed("sft", "dropping-killed", 1, 2, *more)
+    ranked.killed(2, "sft", "dropping-killed", *more, rank=1, after=2)
     same(whole, ranked.run(2, "sft", "dropping-killed", *more))
