@@ -53,6 +53,11 @@ class Share(NamedTuple):
 class Dealt(InEpochOrder):
     """What each trainer here is mixed with."""
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    _metrics: Any  # of TRL's trainers: mode → figure → one number a micro-batch
+
     def __init__(self, *given: Any, args: Any, **more: Any) -> None:
         if not ranks.alone() and args.device.type == "cuda":
             use_own_gpu(args)

@@ -5,7 +5,7 @@
 One process takes two micro-batches an optimiser step and two ranks one each, in fp32 on a CPU, with the built-in model
 and an epoch whose last step is short. `--kills N`: so many times a rank of a stage is killed (SIGKILL) at a random
 moment, and the run is continued by one process or two ranks in turn. Ranks are forked and told by the environment what
-a launcher tells them, so that none imports torch anew. About ten minutes on two CPU cores with ten kills.
+a launcher tells them, so that none imports torch anew. A quarter of an hour on two busy CPU cores with ten kills.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "e2e")]
 
 import torch  # noqa: E402
-from processes import Forks, forking, on_ranks  # noqa: E402
+from processes import Forks, forking, on_ranks  # noqa: E402  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file  # noqa: E402
 
 from align.track import read_rows  # noqa: E402
