@@ -59,8 +59,6 @@ class Dealt(InEpochOrder):
     _metrics: Any  # of TRL's trainers: mode → figure → one number a micro-batch
 
     def __init__(self, *given: Any, args: Any, **more: Any) -> None:
-        if not ranks.alone() and args.device.type == "cuda":
-            use_own_gpu(args)
         self.seen, self.shares = 0, list[Share]()  # micro-batches of this step; of them this rank's
         super().__init__(*given, args=args, **more)
 
@@ -138,11 +136,3 @@ class Dealt(InEpochOrder):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.optimizer.load_state_dict(optimiser_in_shards(kept, parameters))
         self.lr_scheduler.load_state_dict(schedule)
-
-
-def use_own_gpu(args: Any) -> None:
-    """transformers gives a process that is alone the first GPU."""
-    device = torch.device("cuda", ranks.local_rank())
-    torch.cuda.set_device(device)
-    args.__dict__["_setup_devices"] = args.distributed_state.device = device
-    args._n_gpu = 1
