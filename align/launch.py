@@ -58,9 +58,6 @@ def ranks_wanted(config: Config) -> bool:
     problem = f"works in one process, and {world} ranks are to run it"
     require(not (several or here > 1) or STAGES[name].spreads, "stage", name, problem, "Start it alone.")
     check_ranks(config.stage, world)
-    engine = config.rollout.engine
-    problem, remedy = f"has servers of its own, and {world} ranks would each start theirs", "Use rollout=hf."
-    require(world == 1 or engine != "vllm", "rollout.engine", engine, problem, remedy)
     one = world == 1 or config.device in ("auto", "cpu", "cuda")
     require(one, "device", config.device, f"is one device, and {world} ranks have one each", "Use device=cuda.")
     return several

@@ -61,9 +61,9 @@ def check_gap(figures: dict[str, float], bound: float) -> None:
     )  # fmt: skip
 
 
-def in_background(draw: Callable[[], Rollout]) -> Callable[[], Rollout]:
+def in_background(draw: Callable[[], Rollout | None]) -> Callable[[], Rollout | None]:
     """Begin to draw, in a thread. What is returned waits for it, and may be called again."""
-    drawn: Future[Rollout] = Future()
+    drawn: Future[Rollout | None] = Future()
 
     def work() -> None:
         try:

@@ -19,6 +19,7 @@ from align.models.roles import Role, Roles
 from align.ops.finite import not_finite
 from align.ops.moments import Moments
 from align.rollout.answers_alone import Judged, whole
+from align.rollout.dealt import FirstRankEngine
 from align.rollout.engine import Engine, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base
@@ -77,21 +78,26 @@ class Workers:
         """
         return self.heard(prompts, self.drawing(role, prompts, *where)())
 
-    def drawing(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout]:
+    def drawing(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout | None]:
         """The tokens of `sample`, by a call that may come later and from another thread, where the engine has weights
-        of its own: it answers with those of now."""
+        of its own: it answers with those of now. None on a rank that asks no server."""
         actor, seeds = self.roles.actor(role), row_seeds(range(len(prompts)), self.seed, *where)
         with self.speaks(role):
             self.engine.sync(actor)
 
-        def draw() -> Rollout:
+        asks = self.engine.drawn if isinstance(self.engine, FirstRankEngine) else self.engine.generate
+
+        def draw() -> Rollout | None:
             with self.speaks(role):
-                return self.engine.generate([p.input_ids for p in prompts], actor, seeds).to(self.roles.device)
+                return asks([p.input_ids for p in prompts], actor, seeds)
 
         return draw
 
-    def heard(self, prompts: Sequence[Prompt], rollout: Rollout) -> Answers:
-        """What was drawn, as text too."""
+    def heard(self, prompts: Sequence[Prompt], drawn: Rollout | None) -> Answers:
+        """What was drawn, as text too, on every rank."""
+        given = self.engine.shared(drawn) if isinstance(self.engine, FirstRankEngine) else drawn
+        assert given is not None, "this engine draws on every rank"
+        rollout = given.to(self.roles.device)
         texts = response_texts(rollout, self.tokenizer)
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 

@@ -1,9 +1,9 @@
-"""An engine on several ranks: each samples its share of the prompts, and all have the whole rollout in the end."""
+"""An engine on several ranks: all have the whole rollout in the end, whoever samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,12 +16,14 @@ from align.types import Rollout
 
 @dataclass(frozen=True)
 class DealtEngine:
-    """Attributes:
-    engine: this rank's.
-    batch_size: rows that it decodes at once. Chunks of so many are dealt, and smaller ones where there would not be one
-        for each rank.
-    pad_id: fills the rectangle.
-    device: that rollouts lie on.
+    """Each rank samples its share of the prompts.
+
+    Attributes:
+        engine: this rank's.
+        batch_size: rows that it decodes at once. Chunks of so many are dealt, and smaller ones where there would not be
+            one for each rank.
+        pad_id: fills the rectangle.
+        device: that rollouts lie on.
     """
 
     engine: Engine
@@ -53,15 +55,48 @@ class DealtEngine:
         if share:
             speakers = [actor[row] for row in share] if isinstance(actor, Sequence) else actor
             part = self.engine.generate([prompts[row] for row in share], speakers, [seeds[row] for row in share])
-            part = moved(part, torch.device("cpu"))
+            part = part.to(torch.device("cpu"))
         found = [(rows, each) for rows, each in ranks.of_all((share, part)) if each is not None]
         order = torch.tensor([row for rows, _ in found for row in rows])
-        return moved(joined([each for _, each in found], order, self.pad_id), self.device)
+        return joined([each for _, each in found], order, self.pad_id).to(self.device)
 
 
-def moved(rollout: Rollout, device: torch.device) -> Rollout:
-    sampled = rollout.logprobs_BT
-    return replace(
-        rollout, tokens_BS=rollout.tokens_BS.to(device), mask_BS=rollout.mask_BS.to(device),
-        ended_B=rollout.ended_B.to(device), logprobs_BT=None if sampled is None else sampled.to(device),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class FirstRankEngine:
+    """An engine that has servers, which batch by themselves: the first rank asks them for all prompts.
+
+    Attributes:
+        engine: the first rank's; that of the others is never asked, and has nothing.
+        device: that rollouts lie on.
+    """
+
+    engine: Engine
+    device: torch.device
+
+    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
+        if ranks.is_main():
+            self.engine.load(base, method, dtype)
+
+    def sync(self, actor: Actor) -> None:
+        if ranks.is_main():
+            self.engine.sync(actor)
+
+    def close(self) -> None:
+        if ranks.is_main():
+            self.engine.close()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
+    ) -> Rollout:
+        return self.shared(self.drawn(prompts, actor, seeds))
+
+    def drawn(
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
+    ) -> Rollout | None:
+        """What the first rank was told, also in a thread; None on the others. `shared` gives it to all."""
+        return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
+
+    def shared(self, rollout: Rollout | None) -> Rollout:
+        held = ranks.from_main(rollout and rollout.to(torch.device("cpu")))
+        assert held is not None, "the first rank has it"
+        return held.to(self.device)

@@ -12,7 +12,7 @@ from align import ranks
 from align.data.chat import stop_token_ids
 from align.errors import require
 from align.rollout.bank import BankEngine
-from align.rollout.dealt import DealtEngine
+from align.rollout.dealt import DealtEngine, FirstRankEngine
 from align.rollout.engine import Engine
 from align.rollout.hf import HfEngine
 from align.rollout.servers import Servers
@@ -32,10 +32,13 @@ def loaded_engine(
         generation_config, servers: see `engine_of`.
         device: that the learner's tensors lie on.
     """
-    engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size, servers)
+    engine: Engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size, servers)
+    if not ranks.alone():
+        several = FirstRankEngine(engine, device) if servers else None
+        engine = several or DealtEngine(engine, batch_size, tokenizer.pad_token_id, device)
     try:
         engine.load(base, method, dtype)
-        yield engine if ranks.alone() else DealtEngine(engine, batch_size, tokenizer.pad_token_id, device)
+        yield engine
     finally:
         engine.close()
 

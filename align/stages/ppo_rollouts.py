@@ -19,7 +19,7 @@ from align.stages.rollouts import allowed_gap
 from align.track import Clock
 from align.types import Rollout
 
-Draw = Callable[[], Rollout]
+Draw = Callable[[], Rollout | None]
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def drawing(workers: Workers, config: Config, number: int, sampler: tuple[Tensor
     with at_update(number + 1, "rollout"), workers.as_was(sampler):
         made = workers.drawing("policy", [workers.prompts[i] for i in chosen], "rollout", number)
 
-    def draw() -> Rollout:
+    def draw() -> Rollout | None:
         with at_update(number + 1, "rollout"):
             return made()
 

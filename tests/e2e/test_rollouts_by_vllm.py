@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from processes import Forks
+from ranked import ranked
 from serving import free_port
 from vllm_stand_in import stand_in_python
 from workshop import Ready
@@ -159,3 +160,15 @@ def test_servers_that_run_already(ready: Ready, url: str, tiny_model: Path, capf
     nobody = [f"rollout.urls=['http://127.0.0.1:{free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
     assert main([*words, "method=lora", *nobody]) == 2
     assert "does not answer within 0.5 seconds" in capfd.readouterr().err
+
+
+def test_the_first_of_two_ranks_asks_for_both(ready: Ready, words: list[str], forks: Forks):
+    words = [*words, "stage.max_staleness=1", "stage.micro_batch=2"]
+    alone = forks.run(ready.root, *words, "run.name=alone")
+    assert alone.status == 0, alone.err
+    both = ranked(forks, ready.root, *words, "run.name=both")
+    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
+    folders = [Path(each.folder) for each in (alone, both[0])]
+    first, second = (read_rows(folder / "metrics.jsonl") for folder in folders)
+    assert first == second
+    assert not (folders[1] / "vllm").exists()
