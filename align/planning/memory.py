@@ -85,7 +85,7 @@ def optimiser_bytes(shape: Shape, whole: bool) -> float:
 
 def of_ppo(shape: Shape, work: Workload) -> Footprint:
     whole, adapter, head = work.method == "full", adapter_bytes(shape, work), shape.width * FP32
-    policy = base_bytes(shape, "full", FP32) / work.ranks if whole else float(adapter)
+    policy = base_bytes(shape, "full", FP32) if whole else float(adapter)
     frozen = base_bytes(shape, "lora" if whole else work.method, work.size)
     value = (adapter if work.value_backbone == "own" else 0) + head
     always = [

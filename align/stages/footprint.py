@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from align import ranks
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -131,6 +132,7 @@ def workload_of(config: Config, shape: Shape, from_adapter: bool, rewards: int, 
         stage.name, method.name, dtype, cuda, stage.micro_batch, min(data.max_length, shape.context),
         step=stage.batch_size, rank=method.r, targets=targets, dora=method.dora, from_adapter=from_adapter,
         recompute=cuda if asked == "auto" else asked == "true", rewards=rewards,
+        ranks=(config.devices or 1) if ranks.alone() else ranks.world(),
     )  # fmt: skip
     if stage.name == "ppo":
         return of_ppo(config, shape, work)

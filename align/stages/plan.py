@@ -8,6 +8,7 @@ from math import ceil
 from types import MappingProxyType
 
 from align.config.root import Config
+from align.config.training import check_ranks
 from align.models.base import find_base
 from align.planning.cards import CARDS, CONTEXT, GB, USABLE, Card, changes_to_fit, room_on
 from align.planning.disk import disk_bytes
@@ -22,6 +23,7 @@ RESIDENT, LIBRARIES = 1.5, 0.7
 
 def plan(config: Config) -> Iterator[str]:
     """The lines that are printed."""
+    check_ranks(config.stage, config.devices or 1)
     start = planned(config)
     config, shape = start.config, shape_of(start.base)
     cuda = config.device.startswith("cuda") or config.stage.card is not None
@@ -92,9 +94,9 @@ def fits(start: Planned, shape: Shape) -> Iterator[str]:
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"
     yield f"on a GPU ({work.dtype}): {size(need)}; {margin}"
     yield from table(("card", "such as", "does it fit?"), rows)
-    if work.ranks == 1:
-        shared = "weights, gradients and moments are divided" if work.method == "full" else "each holds all of this"
-        yield f"on several GPUs: {shared}" + (" (FSDP2)" if work.method == "full" else "; the work is divided")
+    sharded = work.method == "full" and work.stage != "ppo"
+    shared = "weights, gradients and moments are divided (FSDP2)" if sharded else "each holds all of this"
+    yield f"on each of {work.ranks} GPUs: {shared}" if work.ranks > 1 else f"on several GPUs: {shared}"
     if any(row[-1] == NOTHING for row in rows) and base_alone(shape, work) > room_on(24):
         yield "a base too large for one card is not divided: 70B on 2 × 24 GB is not supported"
 
