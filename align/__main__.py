@@ -217,7 +217,7 @@ def opened_by() -> Callable[[Path], object]:
 def entry() -> int:
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
-    if ranks.launched() > 1:
+    if ranks.told():
         signal.signal(signal.SIGINT, terminate)  # its launcher may have been started in the background
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
@@ -228,7 +228,7 @@ def entry() -> int:
     try:
         status = main(given, opened_by())
         sys.stdout.flush()
-        if status and ranks.launched() > 1:  # the interpreter would take seconds to end, and the launcher waits few
+        if status and ranks.told():  # the interpreter would take seconds to end, and the launcher waits few
             sys.stderr.flush()
             os._exit(status)
     except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell

@@ -69,6 +69,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     Args:
         words: what follows `python -m align`.
     """
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -78,7 +79,6 @@ def launch(words: Sequence[str], devices: int) -> int:
     with tempfile.TemporaryDirectory(prefix="align-ranks-") as notes:
         threads = str(max(1, len(os.sched_getaffinity(0)) // devices))
         os.environ |= {THREADS: os.environ.get(THREADS) or threads, NOTES: notes}
-        os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
         alone = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={secrets.token_hex(8)}"]
         given = [f"--nproc-per-node={devices}", f"--shutdown-timeout={SHUTDOWN_S}", f"--log-dir={notes}"]
         given += [] if several_machines() else alone

@@ -110,9 +110,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def told() -> bool:
+    """Whether torch's launcher has started this process."""
+    return all(name in os.environ for name in LAUNCHED)
+
+
 def launched() -> int:
-    """How many ranks torch's launcher has started; 1 where none did."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
+    """How many ranks torch's launcher has started; 1 where none did.
+
+    Raises:
+        InputError: what stands in its place in the environment is no number.
+    """
+    if not told():
+        return 1
+    for name in LAUNCHED[:3]:
+        if not os.environ[name].isdecimal():
+            remedy = "It is set by torch's launchers; unset it to run one process."
+            raise InputError(name, os.environ[name], "is no number", remedy)
+    return int(os.environ["WORLD_SIZE"])
 
 
 def meet() -> None:

@@ -130,18 +130,6 @@ class Forks:
         return self.start(cwd, *words, **more).ended()
 
 
-def on_ranks(forks: Forks, cwd: Path, words: Sequence[str], world: int) -> list[Child]:
-    """One command on so many ranks, each told of the others as torch's launchers do; in order of their ranks."""
-    if world == 1:
-        return [forks.start(cwd, *words)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        told = {"WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
-    every = [{**told, "LOCAL_WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world)]
-    texts = [{name: str(value) for name, value in one.items()} for one in every]
-    return [forks.start(cwd, *words, before=f"import os; os.environ.update({text})") for text in texts]
-
-
 @contextmanager
 def forking() -> Iterator[Forks]:
     """A server for as long as the block lasts."""

@@ -44,6 +44,8 @@ def started(
     Args:
         more: rank → Python that it runs first.
     """
+    if world == 1:
+        return [forks.start(cwd, *words)]
     told = environments(world, local)
     before = [f"import os\nos.environ |= {each!r}\n{more.get(rank, '')}" for rank, each in enumerate(told)]
     return [forks.start(cwd, *words, before=code) for code in before]

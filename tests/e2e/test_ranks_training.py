@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Forks, on_ranks
+from processes import Forks
+from ranked import started
 from safetensors.torch import load_file
 from workshop import Ready
 
@@ -48,7 +49,7 @@ class Ranked:
 
     def run(self, world: int, stage: str, name: str, *more: str) -> Path:
         """The folder of a run that ended well."""
-        ended = [child.ended() for child in on_ranks(self.forks, self.cwd, self.words(stage, name, *more), world)]
+        ended = [child.ended() for child in started(self.forks, self.cwd, *self.words(stage, name, *more), world=world)]
         assert [one.status for one in ended] == [0] * world, [one.err for one in ended]
         assert ended[0].folder == str(self.root / stage / name)
         assert not any(one.out for one in ended[1:])
@@ -56,7 +57,7 @@ class Ranked:
 
     def killed(self, world: int, stage: str, name: str, *more: str, rank: int, after: int) -> None:
         """A rank is killed once so many steps have their rows; the other one, if there is one, ends by itself."""
-        children = on_ranks(self.forks, self.cwd, self.words(stage, name, *more), world)
+        children = started(self.forks, self.cwd, *self.words(stage, name, *more), world=world)
         rows = self.root / stage / name / "metrics.jsonl"
         while not rows.exists() or len(read_rows(rows)) < after:
             assert children[0].poll() is None, children[0].ended()

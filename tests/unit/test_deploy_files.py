@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from deploy_files import (
     COMPOSE,
     DOCKERFILE,
     ROOT,
+    SLURM,
+    TRAINING,
     compose,
     environment,
     instructions,
@@ -24,7 +27,9 @@ from deploy_files import (
     stateful_set,
 )
 
+from align.__main__ import composed
 from align.config.serve import ServeConfig
+from align.errors import InputError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BUILDING = re.compile(r"\b(g\+\+|gcc|make|cmake|build-essential|git|pip|curl|wget)\b")
@@ -150,3 +155,41 @@ def test_every_volume_is_declared_once_and_used() -> None:
     assert spec["serviceName"] in {one["metadata"]["name"] for one in manifests() if one["kind"] == "Service"}
     named = {volume.partition(":")[0] for one in compose()["services"].values() for volume in one["volumes"]}
     assert {volume for volume in named if not volume.startswith(".")} == set(compose()["volumes"])
+
+
+def test_training_on_several_machines_is_a_job_of_built_in_kinds() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (dev extra)")
+    found = list(yaml.safe_load_all(TRAINING.read_text()))
+    assert [one["kind"] for one in found] == ["Service", "Job"]
+    for one in found:
+        validate.validate(one, "1.37", strict=True)
+    service, job = found
+    name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
+    told = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+    (port,) = (one["port"] for one in service["spec"]["ports"])
+    assert told["PET_RDZV_ENDPOINT"] == f"{name}-0.{pod['subdomain']}:{port}"  # the pod of index 0
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == job["spec"]["template"]["metadata"]["labels"]
+    assert int(told["PET_NNODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    (stops,) = (rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    assert stops["onExitCodes"]["values"] == [InputError.exit_status]
+    composed([word.partition(" ")[0] for word in pod["containers"][0]["args"]])
+    assert pod["terminationGracePeriodSeconds"] > 15
+
+
+def test_the_slurm_script_is_bash_and_its_line_composes() -> None:
+    assert subprocess.run(["bash", "-n", str(SLURM)], capture_output=True).returncode == 0
+    text = SLURM.read_text()
+    (example,) = re.findall(r"sbatch .*deploy/slurm\.sh (stage=.*)", text)
+    composed(example.split())
+    known = {name.replace("-", "_").upper() for name in torchrun_options()}
+    used = set(re.findall(r"export PET_(\w+)=", text))
+    assert used <= known
+    assert {"NNODES", "RDZV_ENDPOINT"} <= used
+
+
+def torchrun_options() -> list[str]:
+    from torch.distributed.run import get_args_parser
+
+    return [option.lstrip("-") for action in get_args_parser()._actions for option in action.option_strings]

@@ -1,0 +1,203 @@
+"""What several ranks are made of, without any: settings that fit, statuses, errors in words, a process alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from align import launch, ranks
+from align.config.compose import plain
+from align.config.ppo import PpoConfig
+from align.config.root import Config
+from align.config.sft import SftConfig
+from align.config.training import check_ranks
+from align.errors import InputError
+from align.launch import status_of
+from align.ranks import RankFailed, in_buckets
+from align.run import Base, Manifest, read_manifest
+from align.run.following import Following
+from align.run.manifest import write_manifest
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "said"),
+    [
+        (16, 8, 2, None),
+        (16, 4, 2, None),
+        (16, 4, 4, None),
+        (48, 8, 3, None),
+        (16, 8, 3, "is not a multiple of the 3 ranks"),
+        (16, 8, 4, "Use stage.micro_batch=4,"),
+        (24, 8, 2, "Use stage.micro_batch=6,"),
+        (14, 14, 2, "Use stage.micro_batch=7,"),
+    ],
+)
+def test_a_step_is_divided_evenly(batch: int, micro: int, world: int, said: str | None):
+    stage = SimpleNamespace(name="sft", batch_size=batch, micro_batch=micro)
+    if said is None:
+        check_ranks(stage, world)
+        return
+    with pytest.raises(InputError, match=said):
+        check_ranks(stage, world)
+
+
+def test_the_micro_batch_that_is_named_fits():
+    for rows in range(1, 65):
+        for micro in range(1, 65):
+            for world in range(2, 6):
+                stage = SimpleNamespace(name="sft", batch_size=rows, micro_batch=micro)
+                try:
+                    check_ranks(stage, world)
+                except InputError as error:
+                    if error.field == "stage.micro_batch":
+                        stage.micro_batch = int(error.remedy.partition("=")[2].partition(",")[0])
+                        check_ranks(stage, world)
+                else:
+                    assert rows % (min(micro, rows) * world) == 0
+
+
+def test_ppo_divides_its_minibatches_and_one_process_anything():
+    check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=16), 2)
+    with pytest.raises(InputError, match=r"the 32 rows .*stage\.batch_size / stage\.minibatches"):
+        check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 2)
+    check_ranks(PpoConfig(batch_size=64, minibatches=2, micro_batch=32), 1)
+    check_ranks(SftConfig(batch_size=15, micro_batch=15), 1)
+
+
+def failure(exitcode: int) -> SimpleNamespace:
+    return SimpleNamespace(exitcode=exitcode)
+
+
+@pytest.mark.parametrize(
+    ("codes", "spoken", "status", "said"),
+    [
+        ({1: 2}, "2", 2, ""),  # the rank has said why
+        ({0: 1, 1: 2}, "2", 2, ""),
+        ({1: -9}, "", 1, "align: rank 1 died (SIGKILL); it stood at: update 7. Run the same command again to continue"),
+        ({0: -15, 1: -9}, "", 1, "align: rank 1 died (SIGKILL)"),  # the other was ended by the launcher
+        ({0: -15, 1: 2}, "2", 2, ""),
+        ({0: -11}, "", 1, "align: rank 0 died (SIGSEGV); it stood at: before it started."),
+        ({0: -70}, "", 1, "align: rank 0 died (signal 70)"),
+        ({1: 130}, "", 130, "align: interrupted;"),
+        ({1: 1}, "1", 1, ""),
+    ],
+)
+def test_the_status_of_a_command(
+    codes: dict[int, int], spoken: str, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "rank-1").write_text("update 7")
+    if spoken:
+        (tmp_path / ranks.SPOKEN).write_text(spoken)
+    assert status_of({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
+    err = capsys.readouterr().err
+    assert err.startswith(said) if said else err == ""
+
+
+def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
+    run = tmp_path / "x"
+    run.mkdir()
+    write_manifest(run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="running"))
+    (tmp_path / ranks.RUN).write_text(str(run))
+    assert status_of({0: failure(-9)}, tmp_path) == 1
+    assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
+    write_manifest(run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="done"))
+    assert status_of({0: failure(-9)}, tmp_path) == 1
+    assert read_manifest(run).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "late"),
+    [
+        ("[../third_party/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242", False),
+        ("Connection reset by peer", False),
+        ("[...] Timed out waiting 4000ms for recv operation to complete", True),
+        ("Watchdog caught collective operation timeout", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", None),
+    ],
+)
+def test_what_an_error_of_a_message_means(text: str, late: bool | None):
+    found = ranks.lost(RuntimeError(text))
+    assert (found and found.late) is late
+    assert ranks.lost(ValueError(text)) is None
+
+
+def test_a_process_that_is_alone_does_nothing():
+    assert (ranks.rank(), ranks.world(), ranks.local_rank(), ranks.alone(), ranks.is_main()) == (0, 1, 0, True, True)
+    assert ranks.dealt([1, 2, 3]) == ranks.gathered([1, 2, 3], 3) == [1, 2, 3]
+    assert ranks.from_main("x") == "x"
+    assert ranks.of_all("x") == ["x"]
+    grad = torch.ones(2)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = grad
+    ranks.sum_gradients([parameter])
+    assert parameter.grad is grad
+    error = RuntimeError("Connection closed by peer")
+    assert ranks.cause(error) is error
+    assert ranks.speaks(RankFailed("x", 2))
+    ranks.at("nowhere")
+    ranks.join("cpu", 1.0)
+    ranks.leave()
+
+
+def test_no_torch_is_imported_for_ranks_that_there_are_not():
+    code = "import sys; from align import launch, ranks; ranks.meet(); ranks.join(); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("given", [{}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}])
+def test_half_an_environment_starts_no_ranks(given: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    for name in ranks.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.launched() == 1
+
+
+def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.MonkeyPatch):
+    for value, several in ((None, False), ("1", False), ("1:1", False), ("2", True), ("1:4", True)):
+        if value is None:
+            monkeypatch.delenv(launch.NODES, raising=False)
+        else:
+            monkeypatch.setenv(launch.NODES, value)
+        assert launch.several_machines() is several
+
+
+def test_gradients_travel_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks, "BUCKET", 10)
+    sizes = [(4, torch.float32), (4, torch.float32), (4, torch.float32), (2, torch.bfloat16), (30, torch.bfloat16)]
+    made = [torch.zeros(size, dtype=dtype) for size, dtype in sizes]
+    found = list(in_buckets(made))
+    assert [[tensor.numel() for tensor in bucket] for bucket in found] == [[4, 4], [4], [2], [30]]
+    assert [tensor.data_ptr() for bucket in found for tensor in bucket] == [tensor.data_ptr() for tensor in made]
+
+
+def test_what_follows_writes_nowhere_but_into_a_folder_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ranks.NOTES, str(tmp_path / "notes"))
+    (tmp_path / "notes").mkdir()
+    shared = tmp_path / "run"
+    shared.mkdir()
+    manifest = Manifest("sft", "x", 0, {"stage": {"name": "sft"}}, {}, Base("b", "/b", None, "d"))
+    with Following(shared, manifest, resumed=True) as run:
+        assert run.shared == shared
+        assert (run.name, run.base.id, run.resumed) == ("x", "b", True)
+        (run.artifact / "x").write_text("x")
+        (run.checkpoints / "x").write_text("x")
+        run.begin("x")
+        run.fail(ValueError("x"))
+        run.publish({})
+        assert run.folder.parent == tmp_path / "notes"
+    assert not list((tmp_path / "notes").iterdir())
+    assert not list(shared.iterdir())
+
+
+def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
+    for name, value in zip(ranks.LAUNCHED, ("0", "two", "0", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="WORLD_SIZE=two"):
+        ranks.launched()
