@@ -105,7 +105,9 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     (tmp_path / ranks.RUN).write_text(str(run))
     assert status_of({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
-    write_manifest(run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="done"))
+    write_manifest(
+        run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"})
+    )
     assert status_of({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).status == "done"
 
