@@ -91,7 +91,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         print_job(line)
         return 0
     if line.multirun:
-        alone("--multirun")
+        alone("argument", "--multirun")
         from align.batch import sweep
 
         jobs = jobs_in(line)
@@ -106,6 +106,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     from align.stages.printing import prints, show
 
     if prints(config):
+        alone("stage", config.stage.name)
         show(config)
         return 0
     from align.launch import launch, ranks_wanted
@@ -174,16 +175,17 @@ def stages_in(words: Sequence[str]) -> list[str]:
     return [config.stage.name for config in configs]
 
 
-def alone(option: str) -> None:
-    """Raises InputError where a launcher has started this process as one rank of several: each line starts its own."""
+def alone(field: str, value: str) -> None:
+    """Raises InputError where a launcher has started this process as one rank of several: it prints, or runs several
+    lines, each of which starts its own ranks."""
     world = ranks.launched()
-    problem = f"runs several lines, and a launcher has started it on {world} ranks"
-    require(world == 1, "argument", option, problem, "Start it without the launcher, and give each line devices=N.")
+    problem = f"works in one process, and a launcher has started {world} ranks"
+    require(world == 1, field, value, problem, "Start it without the launcher.")
 
 
 def lines_of(stream: TextIO) -> int:
     """`python -m align -`: a command line a line."""
-    alone("-")
+    alone("argument", "-")
     from align.batch import batch
 
     if isinstance(stream, io.TextIOWrapper):
@@ -230,6 +232,7 @@ def entry() -> int:
         sys.stdout.flush()
         if status and ranks.told():  # the interpreter would take seconds to end, and the launcher waits few
             sys.stderr.flush()
+            ranks.until_heard()
             os._exit(status)
     except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

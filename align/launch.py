@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,24 +22,45 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.config.stages import STAGES
 from align.config.training import check_ranks
-from align.errors import AlignError, require
-from align.ranks import INTERRUPTED, NOTES, RUN, SPOKEN
+from align.errors import AlignError, InputError, require
+from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
 from align.run.folder import ended
 
 if TYPE_CHECKING:
     from align.config.root import Config
 
+LINGER_S = 2
 SHUTDOWN_S = 10
 """How long ranks have to end by themselves when one has failed or the command is interrupted."""
 NODES = "PET_NNODES"
 THREADS = "OMP_NUM_THREADS"
-QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL", "TORCH_SHOW_CPP_STACKTRACES": "0"}
-"""A rank that ends takes its connections along, of which the others' C++ would write pages."""
 
 
 def several_machines() -> bool:
     """Whether the environment says that ranks on other machines belong to this command."""
     return os.environ.get(NODES, "1") not in ("1", "1:1")
+
+
+def check_machines() -> None:
+    """Raises InputError where torchrun's variables do not say which machines there are, and where they meet."""
+    nodes, endpoint = os.environ.get(NODES, "1"), os.environ.get("PET_RDZV_ENDPOINT", "")
+    numbers = re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes) is not None
+    require(numbers, NODES, nodes, "is no number of machines", "Write PET_NNODES=2.")
+    if not several_machines():
+        return
+    place = re.fullmatch(r"[^\s:]+:\d+|\[[^\s\]]+\]:\d+", endpoint) is not None
+    if os.environ.get("PET_RDZV_BACKEND", "static") == "static" and not endpoint:
+        names = ("PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_NODE_RANK")
+        missing = [name for name in names if name not in os.environ]
+        require(
+            not missing, missing[0] if missing else "", "(not set)", f"nothing says where {nodes} machines meet",
+            "Set PET_RDZV_BACKEND=c10d and PET_RDZV_ENDPOINT=HOST:PORT, the same on each of them.",
+        )  # fmt: skip
+        return
+    require(
+        place, "PET_RDZV_ENDPOINT", endpoint or "(not set)", "is no HOST:PORT at which the machines can meet",
+        "Write PET_RDZV_ENDPOINT=HOST:29400, the same on each of them.",
+    )  # fmt: skip
 
 
 def ranks_wanted(config: Config) -> bool:
@@ -48,6 +71,7 @@ def ranks_wanted(config: Config) -> bool:
     """
     here = ranks.launched()
     if here == 1:
+        check_machines()
         world, several = config.devices or 1, several_machines() or (config.devices or 1) > 1
     else:
         world, several = here, False
@@ -70,8 +94,10 @@ def launch(words: Sequence[str], devices: int) -> int:
         words: what follows `python -m align`.
     """
     os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, get_args_parser
 
@@ -86,7 +112,15 @@ def launch(words: Sequence[str], devices: int) -> int:
         try:
             elastic_launch(config, command)(*arguments)
         except ChildFailedError as error:
+            if several_machines():
+                time.sleep(LINGER_S)  # the others ask the store, which is this process's, why
             return status_of(error.failures, Path(notes))
+        except (RendezvousError, DistError) as error:
+            raise InputError(
+                "PET_RDZV_ENDPOINT", os.environ.get("PET_RDZV_ENDPOINT", os.environ.get("PET_MASTER_ADDR", "")),
+                f"the machines did not meet there ({type(error).__name__})",
+                "Start the same command on each of them, and see that all reach this address.",
+            ) from error  # fmt: skip
         except SignalException:
             print("align: interrupted; run the same command again to continue", file=sys.stderr)
             return INTERRUPTED
@@ -115,6 +149,9 @@ def status_of(failures: Mapping[int, Any], notes: Path) -> int:
         if folder := noted(notes, RUN):
             with suppress(AlignError, OSError):
                 ended(Path(folder), what)
+        return 1
+    if lost := noted(notes, LOST):
+        print(f"align: {lost}", file=sys.stderr)
         return 1
     statuses = [failure.exitcode for failure in failures.values()]
     if INTERRUPTED in statuses:

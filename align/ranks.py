@@ -18,10 +18,11 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from align.errors import AlignError, InputError, readable
+from align.errors import AlignError, InputError, readable, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +31,22 @@ T = TypeVar("T")
 
 NOTES = "ALIGN_RANK_NOTES"
 """In the environment of a rank that `devices=` started: a folder in which it notes where it stands."""
-SPOKEN, RUN = "spoken", "run"
-"""Notes there: the exit status of the rank that said why all of them end; the run's folder."""
+SPOKEN, LOST, RUN = "spoken", "lost", "run"
+"""Notes there: the exit status of the rank that said why all of them end; what one says of a rank that is gone; the
+run's folder."""
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch's launchers tell each rank, in its environment."""
 INTERRUPTED = 130
+QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL", "TORCH_SHOW_CPP_STACKTRACES": "0"}
+"""A rank that ends takes its connections along, of which the others' C++ would write pages."""
 FAILED, TOLD = "failed", "told"
-CLOSED = ("Connection closed", "Connection reset", "Broken pipe", "remote process exited", "unhandled system error")
+CLOSED = (
+    "Connection closed", "Connection reset", "Connection was likely closed", "Broken pipe", "remote process exited",
+    "unhandled system error",
+)  # fmt: skip
 LATE = ("imed out", "imeout")
 """What gloo's and NCCL's errors say where another rank is gone, and where it does not answer."""
+LOOK_S, HEARD_S = 0.1, 3.0
 BUCKET = 1 << 24
 """Elements that are summed at once."""
 
@@ -89,14 +97,17 @@ _stage = "starts"
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return _here.rank if _here else 0
 
 
 def world() -> int:
+    """How many there are."""
     return _here.world if _here else 1
 
 
 def local_rank() -> int:
+    """The number of this process among those of its machine."""
     return _here.local_rank if _here else 0
 
 
@@ -119,22 +130,33 @@ def launched() -> int:
     """How many ranks torch's launcher has started; 1 where none did.
 
     Raises:
-        InputError: what stands in its place in the environment is no number.
+        InputError: what stands in its place in the environment is nothing that a launcher sets.
     """
     if not told():
         return 1
-    for name in LAUNCHED[:3]:
-        if not os.environ[name].isdecimal():
-            remedy = "It is set by torch's launchers; unset it to run one process."
-            raise InputError(name, os.environ[name], "is no number", remedy)
-    return int(os.environ["WORLD_SIZE"])
+    world = number_in("WORLD_SIZE", 1)
+    number_in("RANK", 0, world - 1)
+    number_in("LOCAL_RANK", 0, world - 1)
+    number_in("MASTER_PORT", 1, 65_535)
+    return world
+
+
+def number_in(name: str, least: int, most: int | None = None) -> int:
+    """A number that a launcher sets in the environment. Raises: InputError: it is another."""
+    text = os.environ[name]
+    right = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
+    problem = f"is no number from {least}" + ("" if most is None else f" to {most}")
+    require(right, name, text, problem, "Start the command by devices=N or torchrun, which set it, or unset it.")
+    return int(text)
 
 
 def meet() -> None:
     """Connect to the other ranks' store, where a launcher has started several."""
     global _here
-    if _here or launched() == 1:
+    if _here or not told():
         return
+    launched()  # which refuses what no launcher says
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
     from torch.distributed import PrefixStore, rendezvous
 
     store, number, world = next(iter(rendezvous("env://")))
@@ -159,13 +181,15 @@ def join(device: str = "", timeout_s: float = 0.0) -> None:
     global _control
     if _here is None:
         return
-    from datetime import timedelta
-
     import torch
     import torch.distributed as dist
 
     if is_main():
         _here.store.set(TOLD, json.dumps([device, timeout_s]))
+    while not _here.store.check([TOLD]):  # a bare `get` would hear neither a signal nor that the first rank has failed
+        if _here.store.check([FAILED]):
+            raise AlignError("rank 0 failed")  # `cause` knows why
+        time.sleep(LOOK_S)
     device, timeout_s = json.loads(_here.store.get(TOLD))
     if device == "cuda":
         there = torch.cuda.device_count()
@@ -259,11 +283,12 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 def in_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters of one dtype, about as many as are worth a message, in their order."""
     bucket: list[Tensor] = []
+    elements = 0
     for parameter in parameters:
-        full = bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET
-        if full or (bucket and bucket[0].dtype != parameter.dtype):
+        elements += parameter.numel()
+        if bucket and (elements > BUCKET or bucket[0].dtype != parameter.dtype):
             yield bucket
-            bucket = []
+            bucket, elements = [], parameter.numel()
         bucket.append(parameter)
     if bucket:
         yield bucket
@@ -290,16 +315,19 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def note(where: str) -> None:
+    """Tell the store, and the launcher."""
     assert _here is not None
     _here.store.set(f"at/{_here.rank}", json.dumps([time.time(), where]))
     tell_launcher(f"rank-{_here.rank}", where)
 
 
 def tell_launcher(name: str, text: str) -> None:
-    """Write a note for the launcher of ours, where it started this rank."""
+    """Write a note for the launcher of ours, where it started this rank; whole, whenever this rank is killed."""
     if folder := os.environ.get(NOTES):
         with suppress(OSError):
-            Path(folder, name).write_text(text, encoding="utf-8")
+            part = Path(folder, f".{name}")
+            part.write_text(text, encoding="utf-8")
+            part.replace(Path(folder, name))
 
 
 def standing() -> str:
@@ -345,9 +373,21 @@ def first_failure(error: BaseException) -> Failure:
     trace = readable("".join(traceback.format_exception(error))) if ours else ""
     mine = Failure(_here.rank, status, said, trace)
     try:
-        return Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(mine))))
+        first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(mine))))
+        _here.store.set(f"heard/{_here.rank}", "")
+        return first
     except Exception:  # the store has gone with the launcher
         return mine
+
+
+def until_heard() -> None:
+    """Give the others the time to ask why this rank failed, where it failed before they worked together: the store may
+    end with it."""
+    import torch.distributed as dist
+
+    if _here is not None and not dist.is_initialized():
+        with suppress(Exception):
+            _here.store.wait([f"heard/{number}" for number in range(_here.world)], timedelta(seconds=HEARD_S))
 
 
 def lost(error: BaseException) -> RankLost | None:
@@ -385,7 +425,10 @@ def speaks(error: BaseException) -> bool:
     ours = NOTES in os.environ
     if isinstance(error, RankFailed) or first_failure(error).rank != _here.rank:
         return False
-    if ours and (isinstance(error, KeyboardInterrupt) or (isinstance(error, RankLost) and not error.late)):
+    if ours and isinstance(error, KeyboardInterrupt):
+        return False
+    if ours and isinstance(error, RankLost) and not error.late:
+        tell_launcher(LOST, str(error))
         return False
     tell_launcher(SPOKEN, str(getattr(error, "exit_status", 1)))
     return True

@@ -82,7 +82,8 @@ class Function:
         """
         import torch
 
-        scores = ranks.gathered(self.asked(ranks.dealt(conversations)), len(conversations))
+        mine = ranks.dealt(conversations)  # there may be fewer than ranks
+        scores = ranks.gathered(self.asked(mine) if mine else [], len(conversations))
         return torch.tensor(scores, dtype=torch.float32)
 
     def asked(self, conversations: Sequence[Conversation]) -> list[float]:

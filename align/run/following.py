@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.ranks import NOTES
+from align.ranks import NOTES, RUN, tell_launcher
 from align.run.folder import Run
 from align.run.manifest import Manifest
 
@@ -27,6 +27,7 @@ class Following(Run):
         scratch = tempfile.mkdtemp(prefix="align-rank-", dir=os.environ.get(NOTES))
         super().__init__(Path(scratch), manifest, NO_LOCK, resumed)
         self._shared = shared
+        tell_launcher(RUN, str(shared))
 
     @property
     def shared(self) -> Path:

@@ -54,7 +54,7 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
 
 
 def perform(config: Config, opened: Callable[[Path], object]) -> int:
-    if ranks.world() > 1:
+    if not ranks.alone():
         from align.models.load import choose_device
 
         ranks.join(choose_device(config.device).type, config.ddp_timeout)
@@ -142,7 +142,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
         with watched(page.advanced):
             ranks.at("loads")
             ranks.from_main(
-                Begun(config, run.folder.absolute(), run.manifest, run.resumed, rows) if ranks.world() > 1 else None
+                Begun(config, run.folder.absolute(), run.manifest, run.resumed, rows) if not ranks.alone() else None
             )
             result: Result = module.run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})

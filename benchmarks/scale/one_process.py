@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def ran(checkout: Path, folder: Path, words: tuple[str, ...]) -> None:
 def steps(run: Path) -> list[float]:
     """Seconds of each step but the first, by the clock that is written at its end."""
     ends = [row["elapsed_s"] for row in read_rows(run / "timing.jsonl")]
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return [after - before for before, after in pairwise(ends)]
 
 
 def compare(older: Path, rounds: int, folder: Path) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Fo
         assert "rank 1: update 0, reference answers (since " in ended[0].err
     assert ended[0].status == status
     assert ended[1].status == (130 if name == "hangs" else status)  # it was interrupted, once nobody was left to ask
-    told = [text for each in ended for text in each.err.splitlines() if text.startswith("align: ")]
+    asked = ended[:1] if name == "hangs" else ended
+    told = [text for each in asked for text in each.err.splitlines() if text.startswith("align: ")]
     assert told[0].startswith(said)
     assert len(told) == (2 if name == "breaks" else 1)  # the other says where the traceback is
     run = desk / "runs/ppo" / name
@@ -192,11 +193,17 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(desk: Path,
         ended = forks.run(desk, *words)
         assert ended.status == 2
         assert "works in one process" in ended.err
-    both = ranked(forks, desk, *line, "reward=sentiment", "devices=3")
-    assert both[0].status == 2
-    assert "a launcher has started 2 ranks on this machine" in both[0].err
-    several = ranked(forks, desk, "-m", *line, "seed=0,1")
-    assert {each.status for each in several} == {2}
+    wrong = {
+        "a launcher has started 2 ranks on this machine": [*line, "reward=sentiment", "devices=3"],
+        "works in one process, and a launcher has started 2": ["-m", *line, "seed=0,1"],
+        "stage=registry: works in one process": ["stage=registry", "run.root=runs"],
+        "stage.nonsense": [*line, "reward=sentiment", "stage.nonsense=1"],
+    }
+    for said, words in wrong.items():
+        both = ranked(forks, desk, *words)
+        assert [each.status for each in both] == [2, 2], both[0].err + both[1].err
+        assert said in both[0].err
+        assert "align: " not in both[1].err
 
 
 # The launcher itself, and what is started as if on two machines.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_what_follows_writes_nowhere_but_into_a_folder_that_goes(tmp_path: Path,
         run.fail(ValueError("x"))
         run.publish({})
         assert run.folder.parent == tmp_path / "notes"
-    assert not list((tmp_path / "notes").iterdir())
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == [ranks.RUN]  # for the launcher
     assert not list(shared.iterdir())
 
 
@@ -203,3 +204,31 @@ def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="WORLD_SIZE=two"):
         ranks.launched()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("2", "-1", "x", ""):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(InputError, match="is no number from 0 to 1"):
+            ranks.launched()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"PET_NNODES": "two"}, "PET_NNODES=two: is no number of machines"),
+        ({"PET_NNODES": "2"}, r"PET_MASTER_ADDR=\(not set\): nothing says where 2 machines meet"),
+        ({"PET_NNODES": "2", "PET_RDZV_BACKEND": "c10d"}, r"PET_RDZV_ENDPOINT=\(not set\): is no HOST:PORT"),
+        ({"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "here"}, "PET_RDZV_ENDPOINT=here: is no HOST:PORT"),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused_before_torch(
+    given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        launch.check_machines()
+    for name, value in {"PET_NNODES": "2", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "[::1]:29400"}.items():
+        monkeypatch.setenv(name, value)
+    launch.check_machines()
