@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
 
 
 def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
+    ranks.meet()
     if line.print_job:
         print_job(line)
         return 0
@@ -97,7 +98,6 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         jobs = jobs_in(line)
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
         return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
-    ranks.meet()
     if not ranks.is_main():  # the first rank composes for all
         from align.stages.following import follow
 
@@ -185,6 +185,7 @@ def alone(field: str, value: str) -> None:
 
 def lines_of(stream: TextIO) -> int:
     """`python -m align -`: a command line a line."""
+    ranks.meet()
     alone("argument", "-")
     from align.batch import batch
 

@@ -6,6 +6,7 @@
 #SBATCH --job-name=align
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@60
@@ -21,8 +22,8 @@ export PET_RDZV_BACKEND=c10d
 export PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 export PET_RDZV_ENDPOINT=${ALIGN_HEAD:-$head}:$((20000 + SLURM_JOB_ID % 20000))
 
-# Slurm sends TERM a minute before the time limit (--signal), and when it preempts the job. The run then ends by itself,
-# behind its last checkpoint, and the job goes back into the queue, where the same command continues it.
+# Slurm sends TERM a minute before the time limit (--signal). The run then ends by itself, and the job goes back into the
+# queue, where the same command continues from the last checkpoint.
 requeue() {
     scancel --signal=TERM "$SLURM_JOB_ID" # all steps, and not this script
     wait "$job" || true
@@ -31,6 +32,6 @@ requeue() {
 }
 trap requeue TERM
 
-srun --kill-on-bad-exit=0 "$python" -m align "$@" "devices=$ranks" &
+srun --kill-on-bad-exit=0 --cpu-bind=none "$python" -m align "$@" "devices=$ranks" &
 job=$!
 wait "$job"

@@ -211,6 +211,11 @@ class PpoConfig(Settings):
             "Add rollout=vllm, or leave it out.",
         )  # fmt: skip
         require(
+            self.importance_cap == PpoConfig.importance_cap or config.rollout.engine == "vllm", "stage.importance_cap",
+            self.importance_cap, f"rollout.engine={config.rollout.engine} draws by the very policy that learns",
+            "Add rollout=vllm, or leave it out.",
+        )  # fmt: skip
+        require(
             config.dtype != "float16", "dtype", config.dtype, "PPO scales no loss: its gradients are too small for it",
             "Use dtype=bfloat16 or float32.",
         )  # fmt: skip

@@ -26,7 +26,7 @@ from align.config.settings import Setting, Settings, declared_in, defaults_of, p
 from align.config.stages import STAGES, schema_of
 from align.config.synonyms import WORDS
 
-OF_EVERY_RUN = ("seed", "device", "dtype", "resume", "schema_version")
+OF_EVERY_RUN = ("seed", "device", "devices", "ddp_timeout", "dtype", "resume", "schema_version")
 WIDTH = 120
 
 

@@ -97,7 +97,7 @@ def of_ppo(shape: Shape, work: Workload) -> Footprint:
         always.append(Part("reference", "adapter", adapter))
     if work.rewards:
         always.append(Part("reward", "adapters and heads", work.rewards * (adapter + head)))
-    if work.keeps_best:
+    if work.keeps_best and not work.cuda:  # it lies on the CPU
         always.append(Part("policy", "best so far", policy))
     if work.bank:
         always.append(Part("base", "copy that samples", work.size * float(shape.weights)))
@@ -107,7 +107,8 @@ def of_ppo(shape: Shape, work: Workload) -> Footprint:
 def ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:
     """Args: policy, value: bytes of what trains in each role."""
     whole = work.method == "full"
-    yield Phase("rollout", tuple(rollout_parts(shape, work)))
+    if not work.remote:
+        yield Phase("rollout", tuple(rollout_parts(shape, work)))
     own, other = pass_of(shape, work, whole), pass_of(shape, work)
     chunk = own_logits(shape, work.micro_batch * work.answer, whole)
     one_more = other.kept if work.one_pass and work.value_backbone == "own" else 0.0

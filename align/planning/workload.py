@@ -34,6 +34,7 @@ class Workload:
         keeps_best: the best policy's weights are kept aside.
         bank: rollouts come from a copy of the base.
         ranks: processes that a run is dealt to.
+        remote: servers sample, whose memory is their own.
     """
 
     stage: str
@@ -60,6 +61,7 @@ class Workload:
     keeps_best: bool = False
     bank: bool = False
     ranks: int = 1
+    remote: bool = False
 
     @property
     def size(self) -> int:
@@ -73,13 +75,13 @@ class Workload:
 
     @property
     def accumulates(self) -> bool:
-        """An optimiser step has several micro-batches."""
-        return self.step > self.micro_batch
+        """A rank has several micro-batches of an optimiser step."""
+        return self.step > self.micro_batch * self.ranks
 
     @property
     def one_pass(self) -> bool:
         """PPO learns from the very pass that estimated."""
-        return self.whole_batch and not self.accumulates
+        return self.whole_batch and self.step <= self.micro_batch
 
     @property
     def answer(self) -> int:

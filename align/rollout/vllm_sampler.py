@@ -178,9 +178,9 @@ class VllmSampler:
         with actor.use() as model:
             must_say = Probes(self.rows, self._said_by(model), self.base_says)
         self._served[digest] = Served(name, self.folder / name, must_say)
-        if rank > self.rank and not self.servers.urls:
+        if rank > self.rank:
             self.rank = vllm_rank(rank)
-            for replica in self.replicas:
+            for replica in () if self.servers.urls else self.replicas:
                 replica.open()
 
     @torch.no_grad()

@@ -154,7 +154,7 @@ def of_ppo(config: Config, shape: Shape, work: Workload) -> Workload:
         work, micro_batch=min(stage.micro_batch, step), step=step, prompt=prompt,
         length=prompt + rollout.max_new_tokens, value_backbone=stage.value_backbone,
         rollout_rows=min(rollout.batch_size, together),
-        whole_batch=stage.minibatches == 1, bank=rollout.engine == "bank",
+        whole_batch=stage.minibatches == 1, bank=rollout.engine == "bank", remote=rollout.engine == "vllm",
         keeps_best=bool(stage.eval_every) and stage.publish == "best",
     )  # fmt: skip
 

@@ -32,6 +32,8 @@ def plan(config: Config) -> Iterator[str]:
     found = footprint(shape, work)
     yield heading(start, shape, work)
     yield from (f"  {note}" for note in start.notes)
+    if work.remote:
+        yield "  vLLM's servers take memory of their own: most of a GPU, if rollout.args does not say otherwise"
     yield from memory(found)
     if config.stage.measure:
         yield from beside(start, work, found)
