@@ -98,7 +98,7 @@ STAGES = MappingProxyType({
     ),
     "plan": Stage(
         "the memory, disk and time of another stage, before anything is loaded", "plan:PlanConfig", "plan",
-        (*LEARNS, "store", "reward", "rollout"), prints=("plan",), runs=False,
+        (*LEARNS, "store", "reward", "rollout"), ("devices",), prints=("plan",), runs=False,
     ),
 })  # fmt: skip
 """Name → stage, in the order of a project."""

@@ -117,7 +117,8 @@ def first_line(run: Run, config: Config) -> str:
     parts = {
         "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
         "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}",
-        "devices": ranks.world() if ranks.world() > 1 else None, "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
+        "ranks": ranks.world() if ranks.world() > 1 else None,
+        "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
     }  # fmt: skip
     said = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
     return f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}{' ' if said else ''}{said}"

@@ -47,7 +47,7 @@ ON_THE_CPU = {
     "align/models/probe.py: random_rows": "moved to the embedding's device behind the draw",
     "align/trainers/reward.py: collated_rankings": "a collator's batch: the trainer moves it",
     "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, and `_batch` moves the draws",
-    "align/rollout/engine.py: rollout_of": "of engines with models elsewhere; who learns from it moves it (`Rollout.to`)",
+    "align/rollout/engine.py: rollout_of": "of engines with own models; who learns moves it (`Rollout.to`)",
     "align/rollout/dealt.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
     "align/stages/dpo.py: run": "beside gaps on the CPU (`margins`)",
     "align/stages/dpo.py: logprobs": "beside logprobs on the CPU (`margins`)",
