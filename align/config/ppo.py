@@ -96,11 +96,13 @@ class PpoConfig(Settings):
     value_clip_range: float | None = setting(None, "Largest change of a value in one update. Empty: no limit.", above=0)
     importance_cap: float = setting(
         2.0,
-        "Largest weight of a token's loss with rollout=vllm: π_old over the probability that the server drew it with.", at_least=1, later=True,
+        "Largest weight of a token's loss with rollout=vllm. The weight is π_old over the probability that the server "
+        "drew the token with.", at_least=1, later=True,
     )  # fmt: skip
     max_staleness: int = setting(
-        0, "With rollout=vllm and 1, the server answers the prompts of the next update, by the policy as it is, while the "
-        "policy learns from this one.", unit="updates", at_least=0, at_most=1, later=True,
+        0,
+        "With 1 and rollout=vllm, the server answers the prompts of the next update while the policy learns from this "
+        "one. It answers by the policy as it is before that.", unit="updates", at_least=0, at_most=1, later=True,
     )  # fmt: skip
     max_approx_kl: float | None = setting(
         None, "End an update's passes when the policy has moved this far. Empty: never.", unit="nats a token", above=0

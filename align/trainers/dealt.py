@@ -21,10 +21,11 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from align import ranks
 from align.data.chat import IGNORED
 from align.models.sharded import is_sharded, optimiser_in_shards, optimiser_whole, read_weights, weights
+from align.ranks.environment import LAUNCHED
 from align.rollout.randomness import place_seed
 from align.trainers.row_order import InEpochOrder
 
-TOLD = (*ranks.LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+TOLD = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """What accelerate counts processes by."""
 
 

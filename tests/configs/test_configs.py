@@ -51,7 +51,7 @@ def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
     sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice != "jsonl" else []
     sources += ["stage.score.by=reward"] if stage == "data" and group == "reward" else []
     config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), []), *sources]))
-    assert config.stage.name == stage
+    assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the one that a plan is of
     assert getattr(getattr(config, group), "name", choice) == choice
 
 

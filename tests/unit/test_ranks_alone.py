@@ -20,6 +20,7 @@ from align.config.training import check_ranks
 from align.errors import InputError
 from align.launch import status_of
 from align.ranks import RankFailed, in_buckets
+from align.ranks.environment import LAUNCHED
 from align.run import Base, Manifest, read_manifest
 from align.run.following import Following
 from align.run.manifest import write_manifest
@@ -155,7 +156,7 @@ def test_no_torch_is_imported_for_ranks_that_there_are_not():
 
 @pytest.mark.parametrize("given", [{}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}])
 def test_half_an_environment_starts_no_ranks(given: dict[str, str], monkeypatch: pytest.MonkeyPatch):
-    for name in ranks.LAUNCHED:
+    for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -200,7 +201,7 @@ def test_what_follows_writes_nowhere_but_into_a_folder_that_goes(tmp_path: Path,
 
 
 def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
-    for name, value in zip(ranks.LAUNCHED, ("0", "two", "0", "localhost", "1"), strict=True):
+    for name, value in zip(LAUNCHED, ("0", "two", "0", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="WORLD_SIZE=two"):
         ranks.launched()
