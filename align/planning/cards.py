@@ -78,7 +78,7 @@ def changes_to_fit(shape: Shape, work: Workload, room: float) -> list[str] | Non
             return None
         now = change.work
         words[change.key] = change.word
-        taken = [*filter(lambda key: key != change.key, taken), change.key]
+        taken = [*(key for key in taken if key != change.key), change.key]
     for key in reversed(taken):
         if fits(without := restored(now, work, key)):
             now = without

@@ -168,7 +168,7 @@ def built_shape(base: Base) -> Shape:
     linears = tuple(Linear(*key, count) for key, count in counts.items())
     every = sum(p.numel() for p in model.parameters())
     tied = head is None or head.weight is embedding.weight
-    embeddings, output = embedding.weight.numel(), 0 if tied else head.weight.numel()
+    embeddings, output = embedding.weight.numel(), 0 if head is None or tied else head.weight.numel()
     heads = int(getattr(config, "num_attention_heads", 1) or 1)
     return Shape(
         width=width, layers=int(config.num_hidden_layers), heads=heads,

@@ -139,4 +139,4 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's r of two [B]; 0 where either does not vary."""
     dx, dy = x - x.mean(), y - y.mean()
     norm = dx.norm() * dy.norm()
-    return norm.new_zeros(()) if norm == 0 else (dx * dy).sum() / norm
+    return torch.zeros_like(norm) if float(norm) == 0 else (dx * dy).sum() / norm

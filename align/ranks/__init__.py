@@ -106,7 +106,8 @@ def meet() -> None:
         return
     launched()  # which refuses what no launcher says
     os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     store, number, world = next(iter(rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun's --max-restarts
@@ -132,6 +133,7 @@ def join(device: str = "", timeout_s: float = 0.0) -> None:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     if is_main():
         _here.store.set(TOLD, json.dumps([device, timeout_s]))
@@ -150,7 +152,7 @@ def join(device: str = "", timeout_s: float = 0.0) -> None:
         torch.cuda.set_device(_here.local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s),
-        store=dist.PrefixStore("group", _here.store), rank=_here.rank, world_size=_here.world,
+        store=PrefixStore("group", _here.store), rank=_here.rank, world_size=_here.world,
     )  # fmt: skip
     _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if device == "cuda" else None
 

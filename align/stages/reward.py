@@ -102,7 +102,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     save_tokenizer(tokenizer, run.artifact)
     if stage.prioritise:
         with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
-            asked = ranks.from_main(store and answers_of(store, config.project, tokenizer, stops, max_length))
+            given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
+            asked = ranks.from_main(given)
             unsure = uncertainties(model, score_head(model), asked, tokenizer.pad_token_id)
             metrics["prioritised"] = store.prioritise(config.project, unsure) if store else 0
     write_held_out(run.folder / "held_out.jsonl", held_out, gap, scores_M2)
