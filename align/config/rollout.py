@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -90,13 +91,12 @@ class RolloutConfig(Settings):
         )  # fmt: skip
         check_args("rollout.args", self.args, DECIDED)
         for url in self.urls:
-            parts = urlsplit(url)
-            plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
             require(
-                bool(plain) and parts.path in ("", "/") and not parts.query, "rollout.urls", url,
-                "is no address of a server", "Write http://HOST:PORT, without a path or a password.",
+                is_address(url), "rollout.urls", url, "is no address of a server",
+                "Write http://HOST:PORT, without a path or a password.",
             )  # fmt: skip
-        twice = next((url for url in self.urls if list(self.urls).count(url) > 1), None)
+        plain = [url.rstrip("/") for url in self.urls]
+        twice = next((url for url in plain if plain.count(url) > 1), None)
         require(twice is None, "rollout.urls", twice, "stands there twice", "Name each server once.")
         own = [key for key in changed if key in ("python", "replicas", "args")]
         require(
@@ -108,3 +108,15 @@ class RolloutConfig(Settings):
     def words(self) -> Sequence[str]:
         """The further arguments, as a command line has them."""
         return words_of(self.args)
+
+
+def is_address(url: str) -> bool:
+    """Whether a URL is a server's, and nothing more."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # a port that is none, half an IPv6 address
+        return False
+    more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
+    named = bool(parts.hostname) and re.search(r"[\s;,]", parts.netloc) is None
+    return parts.scheme in ("http", "https") and named and not more and port != 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align.errors import require
+from align.models.chunks import in_chunks
 from align.ops.masking import masked_mean
 from align.ppo.workers import Workers
 from align.types import Rollout
@@ -17,28 +18,34 @@ from align.types import Rollout
 
 def sampler_figures(
     workers: Workers, rollout: Rollout, old_logprobs_BT: Tensor, sampler: Sequence[Tensor], *,
-    temperature: float, micro_batch: int,
+    temperature: float, micro_batch: int, servers: int = 1,
 ) -> dict[str, float]:  # fmt: skip
-    """How far what a server says that it drew with is from the policy that it was to draw with.
+    """How far what servers say that they drew with is from the policy that they were to draw with.
 
     Args:
         old_logprobs_BT: by the policy as it is.
-        sampler: the weights of an older policy, if that was to answer: the first `micro_batch` rows are then read by
-            it, so that its age is not taken for a fault.
+        sampler: the weights of an older policy, if that was to answer: the first `micro_batch` rows, and at least one
+            of each server, are then read by it, so that its age is not taken for a fault.
+        servers: row i is of server i modulo this number.
 
     Returns:
-        `rollout_gap`, the mean of |log π − log p| in nats; `rollout_ratio`, the mean of π / p; `staleness`, in updates.
+        `rollout_gap`, the mean of |log π − log p| in nats, of the server whose is largest; `rollout_ratio`, the mean of
+        π / p; `staleness`, in updates.
     """
     logprobs_BT = old_logprobs_BT
     if sampler:
-        rollout = rollout.rows(slice(0, micro_batch))
+        rollout = rollout.rows(slice(0, max(micro_batch, servers)))
         with workers.as_was(sampler):
-            logprobs_BT = workers.roles.logprobs("policy", rollout, temperature).logprobs_BT
+            logprobs_BT = in_chunks(
+                lambda part: workers.roles.logprobs("policy", part, temperature).logprobs_BT, rollout, micro_batch
+            )
     assert rollout.logprobs_BT is not None, "the engine says them"
     mask = rollout.response_mask_BT
     off = torch.where(mask, logprobs_BT - rollout.logprobs_BT, torch.zeros_like(logprobs_BT))
-    gap, ratio = masked_mean(off.abs(), mask), masked_mean(off.exp(), mask)
-    return {"rollout_gap": float(gap), "rollout_ratio": float(ratio), "staleness": float(bool(sampler))}
+    each = range(min(servers, len(off)))
+    gaps = torch.stack([masked_mean(off[server::servers].abs(), mask[server::servers]) for server in each])
+    ratio = masked_mean(off.exp(), mask)
+    return {"rollout_gap": float(gaps.max()), "rollout_ratio": float(ratio), "staleness": float(bool(sampler))}
 
 
 def check_gap(figures: dict[str, float], bound: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,28 @@ class VllmFailed(AlignError):
 
     Attributes:
         status: that it answered by; 0 where it gave none.
+        path: that it was asked at.
     """
 
-    def __init__(self, said: str, status: int = 0) -> None:
+    def __init__(self, said: str, status: int = 0, path: str = "") -> None:
         super().__init__(said)
-        self.status = status
+        self.status, self.path = status, path
+
+
+MISREAD = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+"""What reading JSON of another form than the expected raises."""
+
+
+@contextmanager
+def understood(path: str) -> Iterator[None]:
+    """Around the reading of an answer. Raises: VllmFailed: it has another form than vLLM's."""
+    try:
+        yield
+    except AlignError:
+        raise
+    except (*MISREAD, httpx.DecodingError) as error:
+        what = f"vLLM answers {path} in another form than vLLM's ({type(error).__name__})"
+        raise VllmFailed(what, path=path) from error
 
 
 class VllmClient:
@@ -58,12 +75,13 @@ class VllmClient:
 
     def base(self) -> str:
         """The name of the model that it was started with. Raises: VllmFailed."""
-        return str(said(self._blocking.get(MODELS))["data"][0]["id"])
+        with understood(MODELS):
+            return str(said(self._blocking.get(MODELS))["data"][0]["id"])
 
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        answer = self._blocking.get(MODELS)
-        return int(said(answer)["data"][0]["max_model_len"])
+        with understood(MODELS):
+            return int(said(self._blocking.get(MODELS))["data"][0]["max_model_len"])
 
     def load(self, name: str, folder: Path) -> None:
         """Raises: VllmFailed."""
@@ -88,8 +106,10 @@ class VllmClient:
         found = []
         for row in rows:
             asked = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
-            told = said(self._blocking.post(COMPLETIONS, json=asked))["choices"][0]["logprobs"]["token_logprobs"]
-            found.append([float(value) for value in told[1 : len(row)]])
+            with understood(COMPLETIONS):
+                told = said(self._blocking.post(COMPLETIONS, json=asked))["choices"][0]["logprobs"]["token_logprobs"]
+                values = [float(value) for value in told[1 : len(row)]]
+                found.append([values[place] for place in range(len(row) - 1)])  # one for each, or none is good
         return found
 
 
@@ -160,7 +180,7 @@ def said(answer: httpx.Response) -> Any:
     """The JSON of an answer; its text where it is none. Raises: VllmFailed: it is an error."""
     if answer.status_code != 200:  # its words can hold a client's, and stand in its own log
         status, path = answer.status_code, answer.request.url.path
-        raise VllmFailed(f"vLLM answers {path} by status {status}: vllm.log says why", status)
+        raise VllmFailed(f"vLLM answers {path} by status {status}: its log says why", status, path)
     return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
 

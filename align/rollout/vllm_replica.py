@@ -13,6 +13,7 @@ from align.rollout.probes import Logprobs
 from align.rollout.vllm_client import VllmClient, VllmFailed
 from align.rollout.vllm_process import VllmProcess
 
+BUSY = 429
 STOPPING_S, LOOK_S = 10.0, 0.5
 """How long a server has to end; and how often one that does not answer is asked again."""
 
@@ -69,8 +70,11 @@ class Replica:
         require(not unknown, self.field, self.where, problem, "Use another vLLM.")
 
     def _wait(self) -> None:
-        until = time.monotonic() + self.within_s
+        until, told = time.monotonic() + self.within_s, self._start is not None  # whose start was announced
         while not self.asked.up():
+            if not told:
+                print(f"waiting for {self.where}, {self.within_s:g} seconds at most", flush=True)
+                told = True
             problem = f"does not answer within {self.within_s:g} seconds"
             require(time.monotonic() < until and not self._closed, self.field, self.where, problem, self.remedy)
             time.sleep(LOOK_S)
@@ -97,4 +101,6 @@ class Replica:
 
 def gone(error: Exception) -> bool:
     """Whether an error says that the server is gone, and not that it refuses something."""
-    return isinstance(error, httpx.TransportError) or (isinstance(error, VllmFailed) and error.status >= 500)
+    if isinstance(error, VllmFailed):
+        return error.status >= 500 or error.status == BUSY
+    return isinstance(error, httpx.TransportError | TimeoutError)

@@ -9,6 +9,7 @@ same: an adapter that is not in force, which would look like an old policy, ends
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,11 +40,14 @@ from align.rollout.servers import Servers
 from align.rollout.vllm_adapters import LOWEST, adaptable_layers, layer_names, servable_rank, vllm_rank
 from align.rollout.vllm_client import (
     COMPLETIONS,
+    LOAD,
+    UNLOAD,
     VllmFailed,
     address,
     async_transport,
     ids_and_logprobs,
     said,
+    understood,
 )
 from align.rollout.vllm_process import VllmProcess, serve_words
 from align.rollout.vllm_replica import Replica, gone
@@ -152,6 +156,7 @@ class VllmSampler:
         digest = None
         with actor.use() as model:
             self.device = next(model.parameters()).device
+            self.vocabulary = model.get_input_embeddings().weight.shape[0]
             if not self.base_says:
                 with without_adapters(model):
                     self.base_says = self._said_by(model)
@@ -205,6 +210,8 @@ class VllmSampler:
             try:
                 for served in self._served.values():
                     if served.name not in replica.loaded:
+                        if self.servers.urls:  # a server that was only slow for a moment still has it
+                            replica.asked.unload(served.name)
                         replica.asked.load(served.name, served.folder)
                         replica.loaded.add(served.name)
                 replica.base_said = replica.base_said or replica.asked.logprobs(replica.base, self.rows)
@@ -230,11 +237,12 @@ class VllmSampler:
 
     def _refused(self, replica: Replica, error: VllmFailed | httpx.TransportError) -> InputError:
         """What is said of a server that refuses something."""
-        if isinstance(error, VllmFailed) and error.status == 404 and COMPLETIONS in str(error):
+        path = error.path if isinstance(error, VllmFailed) else ""
+        if isinstance(error, VllmFailed) and error.status == 404 and path == COMPLETIONS:
             problem = "no longer has an adapter that it was given, and nobody here unloaded it"
             return InputError(replica.field, replica.where, problem, f"See who else asks this server. {CONTINUES}")
         problem, remedy = f"does not do what it is asked ({error})", replica.remedy
-        if self.servers.urls:
+        if self.servers.urls and path in (LOAD, UNLOAD):
             remedy = (
                 f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank {self.rank} "
                 f"--logprobs-mode processed_logprobs, where it sees {self.folder}."
@@ -337,7 +345,9 @@ class VllmSampler:
 
         async def one(number: int, body: dict[str, Any]) -> Any:
             async with rooms[number]:
-                return said(await clients[number].post(COMPLETIONS, json=body))["choices"][0]
+                with understood(COMPLETIONS):
+                    answer = await asyncio.wait_for(clients[number].post(COMPLETIONS, json=body), ANSWER_S)
+                    return said(answer)["choices"][0]
 
         try:
             async with AsyncExitStack() as stack:
@@ -351,18 +361,28 @@ class VllmSampler:
         finally:
             self._asking = None
 
-    def _read(self, row: int, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    def _read(self, row: int, choice: Any) -> tuple[list[int], list[float]]:
         """The tokens of an answer, and their logprobs as they were drawn."""
-        replica, told = self._replica(row), choice.get("logprobs")
-        ids = [int(id) for id in choice.get("token_ids") or ()]
-        pairs = [] if told is None else [(id, value) for id, value, _ in ids_and_logprobs(told)]
+        replica = self._replica(row)
+        try:
+            with understood(COMPLETIONS):
+                ids = [int(id) for id in choice["token_ids"]]
+                given = choice.get("logprobs")
+                told = [] if given is None else ids_and_logprobs(given)
+                pairs = [(id, None if value is None else float(value)) for id, value, _ in told]
+        except VllmFailed as error:
+            raise self._refused(replica, error) from error
         problem = "gives no logprobs of the tokens that it draws, without which the policy loss cannot be corrected"
         complete = len(pairs) > 0 and all(value is not None for _, value in pairs)
         require(complete, replica.field, replica.where, problem, "Use vLLM 0.32 or newer, as it is.")
-        if not all(value == value and abs(value) < float("inf") for _, value in pairs if value is not None):
-            raise NotFinite("a token was drawn with a logprob that is no number")
+        problem = f"draws tokens that the base does not have: it has {self.vocabulary}"
+        known = all(0 <= id < self.vocabulary for id in ids)
+        require(known, replica.field, replica.where, problem, "Serve the base of this run.")
+        if not all(math.isfinite(value) for _, value in pairs if value is not None):
+            raise NotFinite(f"{replica.where} says that it drew a token with a logprob that is no number")
         whole = bool(ids) and [id for id, _ in pairs] == ids
-        ends = whole and (ids[-1] in self.stop_ids or len(ids) == self.max_new_tokens)
-        problem = f"ended an answer after {len(ids)} tokens, where neither a stop token nor the length limit does"
+        stops = [place for place, id in enumerate(ids, 1) if id in self.stop_ids]
+        ends = whole and len(ids) == min([*stops, self.max_new_tokens])
+        problem = f"ended an answer after {len(ids)} tokens, where neither the first stop token nor the limit does"
         require(ends, replica.field, replica.where, problem, replica.remedy)
         return ids, [float(value) for _, value in pairs if value is not None]

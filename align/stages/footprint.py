@@ -12,6 +12,7 @@ from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.settings import changed
+from align.data.chat import prompt_room
 from align.errors import InputError, MissingArtifact
 from align.models.architectures import refuse
 from align.models.base import BUILT_IN, find_base
@@ -147,7 +148,7 @@ def workload_of(config: Config, shape: Shape, from_adapter: bool, rewards: int, 
 
 def of_ppo(config: Config, shape: Shape, work: Workload) -> Workload:
     stage, rollout = config.stage, config.rollout
-    prompt = max(1, min(config.data.max_length, shape.context - rollout.max_new_tokens))
+    prompt = prompt_room(shape.context, config.data.max_length, rollout.max_new_tokens)
     step = stage.batch_size // stage.minibatches
     together = max(stage.batch_size, stage.normalise_on, stage.eval_prompts if stage.eval_every else 0)
     return replace(

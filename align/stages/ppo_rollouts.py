@@ -110,8 +110,9 @@ def sampled_by_policy(
     """
     if not by_server(config):
         return {}
+    servers = len(config.rollout.urls) or config.rollout.replicas
     sizes = {"temperature": config.rollout.temperature, "micro_batch": config.stage.micro_batch}
     with at_update(number + 1, "logprobs of the sampler"):
-        figures = sampler_figures(workers, rollout, old_logprobs_BT, sampler, **sizes)
+        figures = sampler_figures(workers, rollout, old_logprobs_BT, sampler, servers=servers, **sizes)
         check_gap(figures, allowed_gap(config))
     return figures

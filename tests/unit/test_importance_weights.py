@@ -85,6 +85,19 @@ def test_the_gap_by_hand_and_its_bound():
         check_gap({**figures, "rollout_gap": float("nan")}, 1.2)
 
 
+def test_the_gap_of_the_worst_server_counts():
+    """Of two answers of three tokens in all, one server draws as the policy does, and the other another way."""
+    drawn = torch.tensor([[-1.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
+    old = torch.tensor([[-1.0, -1.0, 0.0], [-3.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    tokens = torch.ones(2, 4, dtype=torch.long)
+    whole = Rollout(tokens, torch.cat([torch.ones(2, 1, dtype=torch.bool), mask], 1), 1, torch.ones(2).bool(), drawn)
+    sizes = {"temperature": 1.0, "micro_batch": 1}
+    assert sampler_figures(SimpleNamespace(), whole, old, (), **sizes)["rollout_gap"] == pytest.approx(2 / 3)  # pyright: ignore
+    both = sampler_figures(SimpleNamespace(), whole, old, (), servers=2, **sizes)  # pyright: ignore
+    assert both["rollout_gap"] == pytest.approx(2.0)
+
+
 def test_what_fails_in_the_background_is_told_to_whoever_waits():
     assert in_background(rollout)().prompt_width == 1
 

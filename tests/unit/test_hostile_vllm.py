@@ -1,0 +1,136 @@
+"""Answers that no vLLM gives: each ends the run by an error that names the server, and none is learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.config.rollout import RolloutConfig, is_address
+from align.errors import InputError
+from align.rollout.requests import NotFinite
+from align.rollout.vllm_client import VllmClient, VllmFailed
+from align.rollout.vllm_replica import Replica, gone
+from align.rollout.vllm_sampler import VllmSampler
+
+STOP, VOCABULARY, LIMIT = 2, 10, 4
+
+
+class Garbage(BaseHTTPRequestHandler):
+    body = b""
+
+    def answer(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def client() -> Iterator[VllmClient]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Garbage)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    client = VllmClient(f"http://127.0.0.1:{server.server_port}")
+    yield client
+    client.close()
+    server.shutdown()
+    server.server_close()
+
+
+DEEP = b"[" * 100_000
+BODIES = (b"", b"not JSON", b"null", b"[]", b"{}", b'{"data": []}', b'{"data": {}, "choices": []}', b"\xff\xfe", DEEP,
+          b'{"data": [{}], "choices": [{}]}', b'{"data": [null], "choices": [{"logprobs": null}]}')  # fmt: skip
+LOGPROBS = ([], [None], [None, -1.0], [None, "x", "y"], [None, [], {}], {"a": 1}, 3)
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_what_is_no_answer_is_said_to_be_none(client: VllmClient, body: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Garbage, "body", body)
+    for ask in (client.base, client.context, lambda: client.logprobs("x", [[1, 2, 3]])):
+        with pytest.raises(VllmFailed, match="in another form than vLLM's"):
+            ask()
+
+
+@pytest.mark.parametrize("told", LOGPROBS, ids=range(len(LOGPROBS)))
+def test_logprobs_that_are_none_or_too_few(client: VllmClient, told: Any, monkeypatch: pytest.MonkeyPatch):
+    whole = {"choices": [{"logprobs": {"token_logprobs": told}}]}
+    monkeypatch.setattr(Garbage, "body", json.dumps(whole).encode())
+    with pytest.raises(VllmFailed, match="/v1/completions in another form"):
+        client.logprobs("x", [[1, 2, 3]])
+
+
+def sampler() -> VllmSampler:
+    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=("http://x:1",)))  # pyright: ignore
+    made.vocabulary, made.replicas = VOCABULARY, [Replica("http://x:1", 1.0)]
+    return made
+
+
+def choice(ids: list[Any], values: Any = None, **more: Any) -> dict[str, Any]:
+    values = [-1.0] * len(ids) if values is None else values
+    told = {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": values, "top_logprobs": [None] * len(ids)}
+    return {"token_ids": ids, "logprobs": told, **more}
+
+
+@pytest.mark.parametrize("ids", [[5, STOP], [STOP], [5, 6, 7, 8], [5, 6, 7, STOP]])
+def test_a_good_answer_is_read(ids: list[int]):
+    assert sampler()._read(0, choice(ids)) == (ids, [-1.0] * len(ids))
+
+
+BAD: dict[str, Any] = {
+    "nothing": None, "text": "x", "a list": [], "empty": {}, "no ids": choice([5, STOP], token_ids=None),
+    "no logprobs": choice([5, STOP], logprobs=None), "ids as text": choice(["a", "b"]), "huge": choice([10**9, STOP]),
+    "larger than any": choice([2**70, STOP]), "negative": choice([-1, STOP]), "one more": choice([VOCABULARY, STOP]),
+    "fewer logprobs": choice([5, STOP], [-1.0]), "logprobs as text": choice([5, STOP], ["a", "b"]),
+    "a logprob is missing": choice([5, STOP], [-1.0, None]), "too long": choice([5, 6, 7, 8, STOP]),
+    "longer than asked": choice([5] * 9), "behind a stop": choice([5, STOP, 6, STOP]),
+    "ended early": choice([5, 6]), "other tokens": choice([5, STOP], token_ids=[6, STOP]), "no tokens": choice([]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
+def test_a_bad_answer_is_the_servers_fault(answer: Any):
+    with pytest.raises(InputError, match=r"^rollout\.urls=http://x:1: "):
+        sampler()._read(0, answer)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+def test_a_logprob_that_is_no_number_names_the_server(value: float):
+    with pytest.raises(NotFinite, match="http://x:1 says"):
+        sampler()._read(0, choice([5, STOP], [-1.0, value]))
+
+
+def test_who_is_gone_is_asked_again_and_who_refuses_is_not():
+    assert [gone(VllmFailed("x", status)) for status in (0, 400, 404, 429, 500, 503)] == [
+        False, False, False, True, True, True
+    ]  # fmt: skip
+    assert gone(TimeoutError())
+    assert not gone(ValueError())
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("http://h", True), ("http://h:8000", True), ("https://h:1/", True), ("http://[::1]:80", True),
+        ("http://[::1", False), ("http://h:abc", False), ("http://h:99999", False), ("http://h ost", False),
+        ("http://h:80#x", False), ("http://h:80;x", False), ("http://h/v1", False), ("http://u:p@h", False),
+        ("http://h?x=1", False), ("ftp://h", False), ("h:80", False), ("", False), ("http://", False),
+        ("http://h:0", False),
+    ],
+)  # fmt: skip
+def test_addresses(url: str, good: bool):
+    assert is_address(url) is good
+
+
+def test_one_server_is_named_once_however_it_is_written():
+    with pytest.raises(InputError, match="stands there twice"):
+        RolloutConfig(engine="vllm", urls=["http://a:1", "http://a:1/"])
