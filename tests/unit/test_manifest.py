@@ -117,8 +117,9 @@ def test_what_this_version_does_not_know_is_left_out() -> None:
 # --- Identity
 
 
-HOW = {"stage.engine", "stage.workers", "stage.ray"}
-"""How a data set is made, which is no part of what it is."""
+SERVERS = {f"rollout.{key}" for key in ("python", "urls", "replicas", "args", "start_s", "max_gap")}
+HOW = {"stage.engine", "stage.workers", "stage.ray", *SERVERS}
+"""How a data set is made, and who samples, which are no part of what comes of it."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
