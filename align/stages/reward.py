@@ -101,11 +101,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
     if stage.prioritise:
-        with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
-            given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
-            asked = ranks.from_main(given)
-            unsure = uncertainties(model, score_head(model), asked, tokenizer.pad_token_id)
-            metrics["prioritised"] = store.prioritise(config.project, unsure) if store else 0
+        metrics["prioritised"] = prioritise(config, model, tokenizer, stops, max_length)
     write_held_out(run.folder / "held_out.jsonl", held_out, gap, scores_M2)
     intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
     figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
@@ -117,6 +113,15 @@ def predicted(config: Config, run: Run, judged: Sequence[Ranking]) -> dict[str, 
     """The peak, with the longest text in every place of the largest ranking."""
     longest = max(len(text) for ranking in judged for text in ranking.texts)
     return predicted_peak(config, run, longest, max(len(ranking.texts) for ranking in judged))
+
+
+def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
+    """Order a project's items by how unsure the model is of them, see `annotate.priority`; how many were ordered. The
+    first rank reads and writes them, and all score."""
+    with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
+        given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
+        unsure = uncertainties(model, score_head(model), ranks.from_main(given), tokenizer.pad_token_id)
+        return store.prioritise(config.project, unsure) if store else 0
 
 
 def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
