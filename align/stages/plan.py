@@ -100,7 +100,8 @@ def fits(start: Planned, shape: Shape) -> Iterator[str]:
     shared = "weights, gradients and moments are divided (FSDP2)" if sharded else "each holds all of this"
     yield f"on each of {work.ranks} GPUs: {shared}" if work.ranks > 1 else f"on several GPUs: {shared}"
     if any(row[-1] == NOTHING for row in rows) and base_alone(shape, work) > room_on(24):
-        yield "a base too large for one card is not divided: 70B on 2 × 24 GB is not supported"
+        alone = size(base_alone(shape, work))
+        yield f"the base alone takes {alone}, and align does not divide a base over several cards"
 
 
 NOTHING = "no: nothing that can be changed here is enough"
