@@ -101,7 +101,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     if not ranks.is_main():  # the first rank composes for all
         from align.stages.following import follow
 
-        return follow()
+        return left(follow())
     config = composed(line.words, line.search)
     from align.stages.printing import prints, show
 
@@ -115,7 +115,14 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         return launch((*line.options, *line.words), config.devices or 1)
     from align.stages.execution import execute
 
-    return execute(config, opened)
+    return left(execute(config, opened))
+
+
+def left(status: int) -> int:
+    """The status of a run, from which this rank lets go of the others."""
+    if status == 0:
+        ranks.leave()
+    return status
 
 
 def print_job(line: CommandLine) -> None:

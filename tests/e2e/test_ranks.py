@@ -139,6 +139,11 @@ def test_each_rank_asks_a_function_for_its_share(desk: Path, line: list[str], fo
     assert ended[0].status == 0, ended[0].err
     calls = sorted((desk / "asked").read_text().split("\n")[:-1])
     assert calls == ["0 4", "0 4", "1 4", "1 4"]  # 8 reference answers, then 8 of the update
+    (desk / "asked").unlink()
+    (told,) = environments(1)  # a launcher may start one rank
+    one = forks.start(desk, *asked, "run.name=counted-1", before=f"import os\nos.environ |= {told!r}").ended()
+    assert one.status == 0, one.err
+    assert sorted((desk / "asked").read_text().split("\n")[:-1]) == ["0 8", "0 8"]
 
 
 @pytest.mark.parametrize(
