@@ -18,6 +18,7 @@ WORDS = {
     "stage.updates": "steps num_steps total_episodes num_total_batches iterations",
     "stage.micro_batch": "per_device_train_batch_size micro_batch_size mini_batch_size per_device_batch_size "
     "micro_train_batch_size",
+    "devices": "nproc_per_node num_processes num_gpus n_gpus n_gpus_per_node",
     "stage.minibatches": "mini_batch_size num_mini_batches",
     "stage.gradient_accumulation": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
     "stage.optimiser": "optim optimizer",

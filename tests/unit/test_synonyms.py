@@ -82,7 +82,6 @@ LLAMA_FACTORY = {
     "enable_thinking=false": "data.template_kwargs",
     "preprocessing_num_workers=16": None,
     "plot_loss=true": None,
-    "ddp_timeout=180000000": None,
     "do_train=true": ABSENT["do_train"],
     "overwrite_cache=true": None,
 }
