@@ -176,8 +176,10 @@ def without_mask(policy_loss: Any) -> Any:
 
 
 def mean_of_each_piece(policy_loss: Any) -> Any:
-    def own_count(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: float) -> Any:
-        return policy_loss(logprobs, old, advantages, mask, clip, float(mask.sum()))
+    def own_count(
+        logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: float, *rest: Any
+    ) -> Any:
+        return policy_loss(logprobs, old, advantages, mask, clip, float(mask.sum()), *rest)
 
     return own_count
 

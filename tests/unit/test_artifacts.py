@@ -141,4 +141,4 @@ def test_a_model_brings_what_files_it_likes(tmp_path: Path):
 
 
 def test_references_and_the_listing_know_the_same_stages():
-    assert {*LISTED} - {*WITH_RUNS} == {"registry"}
+    assert {*LISTED} - {*WITH_RUNS} == {"registry", "plan"}
