@@ -48,6 +48,7 @@ def in_shards(model: Any, device: torch.device) -> Any:
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
     model.align_route = Route(False, way.padding, way.packing, WHY)
+    model.align_sharded = True
     return model
 
 
@@ -58,7 +59,8 @@ def layers_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_sharded(model: Any) -> bool:
-    return vars(model).get("align_route", Route(True, True, True)).why == WHY
+    """Whether `in_shards` has divided it."""
+    return "align_sharded" in vars(model)
 
 
 def weights(model: nn.Module) -> dict[str, Any]:
