@@ -18,9 +18,45 @@ from align import ranks
 from align.errors import require
 from align.models.architectures import Route
 from align.models.fastpath import leave_fast_path
+from align.models.load import load_base, named_tensors, without_weights
 from align.models.plain_path import route_of
+from align.run import Base
 
 WHY = "its weights are in shards"
+
+
+def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
+    """A base whose weights are in shards on `device`. The first rank reads them, into its main memory; the others hold
+    no more than their shards and one tensor at a time.
+
+    Raises: see `align.models.load.load_base` and `in_shards`.
+    """
+    model = load_base(base, "full", torch.device("cpu"), dtype) if ranks.is_main() else None
+    whole = dict(named_tensors(model)) if model else {}
+    dtypes = ranks.from_main({name: value.dtype for name, value in whole.items()})
+    model = in_shards(model or without_weights(base, dtypes), device)
+    spread(model, whole)
+    return model
+
+
+@torch.no_grad()
+def spread(model: nn.Module, whole: dict[str, Tensor]) -> None:
+    """Give every rank its shards of what the first one holds.
+
+    Args:
+        whole: of the first rank, by name; each is let go of once it is spread.
+    """
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    for name, own in named_tensors(model):
+        room = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+        given = whole.pop(name).to(own.device) if whole else room
+        if isinstance(own, DTensor):
+            own.copy_(distribute_tensor(given, own.device_mesh, own.placements))
+        else:
+            dist.broadcast(given, src=0)
+            own.copy_(given)
 
 
 def in_shards(model: Any, device: torch.device) -> Any:

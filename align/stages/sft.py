@@ -31,7 +31,7 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
-from align.models.sharded import in_shards, save_whole
+from align.models.sharded import load_in_shards, save_whole
 from align.models.start import adapter_folder
 from align.report import in_words
 from align.run import Run
@@ -78,10 +78,8 @@ def run(
 
     # The model before training, then training, then the same measure again.
     shards = config.method.name == "full" and not ranks.alone()
-    model = load_base(base, config.method.name, torch.device("cpu") if shards else device, dtype)
-    if shards:
-        model = in_shards(model, device)
-    elif config.method.name != "full":
+    model = load_in_shards(base, device, dtype) if shards else load_base(base, config.method.name, device, dtype)
+    if config.method.name != "full":
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None
         model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))

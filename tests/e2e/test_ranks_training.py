@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from processes import Forks
-from ranked import started
+from ranked import NOTHING, started
 from safetensors.torch import load_file
 from workshop import Ready
 
@@ -28,6 +29,7 @@ PACE = (
     "stage.epochs=2", "device=cpu",
 )  # fmt: skip
 SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
+READS_NOTHING = "from align.models import sharded\nsharded.load_base = None"
 VOTES = ("data.allow_simulated=true", "stage.held_out=0.3")
 
 
@@ -47,9 +49,14 @@ class Ranked:
     def words(self, stage: str, name: str, *more: str) -> list[str]:
         return [f"stage={stage}", *self.stages[stage], *more, f"run.name={name}", f"run.root={self.root}"]
 
-    def run(self, world: int, stage: str, name: str, *more: str) -> Path:
-        """The folder of a run that ended well."""
-        ended = [child.ended() for child in started(self.forks, self.cwd, *self.words(stage, name, *more), world=world)]
+    def run(self, world: int, stage: str, name: str, *more: str, first: Mapping[int, str] = NOTHING) -> Path:
+        """The folder of a run that ended well.
+
+        Args:
+            first: rank → Python that it runs before.
+        """
+        words = self.words(stage, name, *more)
+        ended = [child.ended() for child in started(self.forks, self.cwd, *words, world=world, more=first)]
         assert [one.status for one in ended] == [0] * world, [one.err for one in ended]
         assert ended[0].folder == str(self.root / stage / name)
         assert not any(one.out for one in ended[1:])
@@ -119,8 +126,10 @@ def order_of(root: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def in_shards(ranked: Ranked) -> tuple[Path, Path]:
-    """Every weight trained by one process, and by two ranks; steps of three micro-batches, and a last one of one."""
-    return ranked.run(1, "full", "one", *SHARDS), ranked.run(2, "full", "two", *SHARDS)
+    """Every weight trained by one process, and by two ranks; steps of three micro-batches, and a last one of one. The
+    second rank cannot read weights, and is given its shards."""
+    one = ranked.run(1, "full", "one", *SHARDS)
+    return one, ranked.run(2, "full", "two", *SHARDS, first={1: READS_NOTHING})
 
 
 def close(one: Path, other: Path) -> None:

@@ -137,7 +137,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         f"stage=verify {model} {SHORT} {given}",
         f"stage=serve stage.action=key stage.tenant=acme stage.keys=keys/keys.json {given}",
         f"stage=registry stage.format=json {given}",
-        f"stage=plan {given}",
+        f"stage=plan {SHORT} {given}",
     ]
     assert {line.split()[0].removeprefix("stage=") for line in lines} == set(STAGES)
     environment = {"ALIGN_STORE_URL": with_password(schema, PLANTED["ALIGN_STORE_URL"])}

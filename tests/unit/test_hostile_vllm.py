@@ -25,6 +25,7 @@ class Garbage(BaseHTTPRequestHandler):
     body = b""
 
     def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))  # or closing the connection would reset it
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.end_headers()
