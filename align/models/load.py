@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -360,35 +359,6 @@ def skeleton(base: Base) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # what a wrong value leads to has any type
         return None
-
-
-def without_weights(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
-    """A base for `method=full` as `load_base` gives it, but with room for its weights where those would be. Nothing is
-    written there, so that the room takes no memory yet.
-
-    Args:
-        dtypes: of its weights and buffers, by name.
-
-    Raises:
-        InputError: it cannot be built, or has other weights.
-    """
-    keep_few_kernels()
-    model = skeleton(base)
-    held = {} if model is None else dict(named_tensors(model))
-    if model is None or held.keys() != dtypes.keys():
-        problem = f"its modules cannot be built without its weights ({sorted(held.keys() ^ dtypes.keys())[:3]})"
-        raise InputError("model.path", base.id, problem, "Train it on one GPU, or use method=lora.")
-    for name, value in held.items():
-        value.data = value.data.to(dtypes[name])
-    model.to_empty(device="cpu")
-    model.tie_weights()
-    return model.requires_grad_(True).eval()
-
-
-def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights and buffers, those among them that no file has."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def check_packing(base: Base) -> None:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align import ranks
-from align.errors import require
+from align.errors import InputError, require
 from align.models.architectures import Route
 from align.models.fastpath import leave_fast_path
-from align.models.load import load_base, named_tensors, without_weights
+from align.models.load import load_base, skeleton
+from align.models.memory import keep_few_kernels
 from align.models.plain_path import route_of
 from align.run import Base
 
@@ -39,6 +40,35 @@ def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
     return model
 
 
+def without_weights(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
+    """A base for `method=full` as `load_base` gives it, but with room for its weights where those would be. Nothing is
+    written there, so that the room takes no memory yet.
+
+    Args:
+        dtypes: of its weights and buffers, by name.
+
+    Raises:
+        InputError: it cannot be built, or has other weights.
+    """
+    keep_few_kernels()
+    model = skeleton(base)
+    held = {} if model is None else dict(named_tensors(model))
+    if model is None or held.keys() != dtypes.keys():
+        problem = f"its modules cannot be built without its weights ({sorted(held.keys() ^ dtypes.keys())[:3]})"
+        raise InputError("model.path", base.id, problem, "Train it on one GPU, or use method=lora.")
+    for name, value in held.items():
+        value.data = value.data.to(dtypes[name])
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    return model.requires_grad_(True).eval()
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers, those among them that no file has."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 @torch.no_grad()
 def spread(model: nn.Module, whole: dict[str, Tensor]) -> None:
     """Give every rank its shards of what the first one holds.
@@ -50,8 +80,7 @@ def spread(model: nn.Module, whole: dict[str, Tensor]) -> None:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     for name, own in named_tensors(model):
-        room = torch.empty(own.shape, dtype=own.dtype, device=own.device)
-        given = whole.pop(name).to(own.device) if whole else room
+        given = whole.pop(name).to(own.device) if whole else torch.empty(own.shape, dtype=own.dtype, device=own.device)
         if isinstance(own, DTensor):
             own.copy_(distribute_tensor(given, own.device_mesh, own.placements))
         else:
