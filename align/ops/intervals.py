@@ -45,7 +45,9 @@ class Interval:
         return asdict(self)
 
 
-def proportion(values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95) -> Interval:
+def proportion(
+    values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95, prior: float = PRIOR
+) -> Interval:
     """A mean of observations that lie within [0, 1], with Wilson's interval at the effective number of observations.
 
     With weights w, p = Σ w·x / Σ w, and its variance over observations is Σ w²·(x − p)² / (Σ w)². Were each x 0 or 1,
@@ -54,7 +56,7 @@ def proportion(values: ArrayLike, weights: ArrayLike | None = None, level: float
     trials, and more where most are ties at ½.
 
     Near p = 0 and 1 few observations tell φ, and where all are equal none does. So it is drawn towards 1:
-    φ̃ = (n·p(1−p)·φ + `PRIOR`) / (n·p(1−p) + `PRIOR`). Observations that are all equal then still have an interval.
+    φ̃ = (n·p(1−p)·φ + prior) / (n·p(1−p) + prior). Observations that are all equal then still have an interval.
 
     The normal quantile belongs to single trials, whose variance follows from p. Elsewhere φ is estimated, and the
     quantile is Student's with n_w − 1 degrees of freedom.
@@ -67,6 +69,7 @@ def proportion(values: ArrayLike, weights: ArrayLike | None = None, level: float
     Args:
         values: one number an observation, shape [n]: 0 or 1, ½ for a tie, or a mean of such.
         weights: what each counts for, above 0, such as its number of trials; without, all count alike.
+        prior: what draws φ towards 1; `PRIOR` suits shares.
 
     Raises:
         ValueError: no values, one outside [0, 1] or not finite, or a weight that is not above 0.
@@ -80,7 +83,7 @@ def proportion(values: ArrayLike, weights: ArrayLike | None = None, level: float
     trials = bool(np.all((x == 0) | (x == 1))) and bool(np.all(w == w[0]))
     spread = x.size * p * (1 - p)
     found = float(w**2 @ (x - p) ** 2) / float(w @ w) * x.size
-    dispersion = (found + PRIOR) / (spread + PRIOR)
+    dispersion = (found + prior) / (spread + prior)
     quantile = normal_quantile(level) if trials else t_quantile(max(1.0, kish - 1), level)
     low, high = wilson(p, kish / dispersion, quantile)
     return Interval(p, low, high, x.size)

@@ -18,7 +18,9 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
-from align.ops.intervals import Interval, jackknife, normal_quantile, t_quantile, wilson
+from align.ops.agreement import below_one
+from align.ops.agreement import kappas as kappas_of
+from align.ops.intervals import Interval, normal_quantile, wilson
 from annotate.figures.estimates import Figure, Undefined, share
 from annotate.store import Vote
 
@@ -175,11 +177,7 @@ def _interval(coincidences_IVV: NDArray[np.float64], level: Level) -> tuple[floa
         apart_1VV = distances(whole_1VV, level)
         most = wilson(0.0, items, normal_quantile(0.95))[1] * float(apart_1VV.max() * whole_1VV.sum())
         return 1 - most / float(by_chance(whole_1VV, apart_1VV)[0]), 1.0
-    error = jackknife(alphas(whole_1VV - coincidences_IVV, level)) / (1 - value)
-    if not error > 0:  # nan among them
-        return None, None
-    factor = math.exp(min(t_quantile(items - 1) * error, 700.0))
-    return 1 - (1 - value) * factor, 1 - (1 - value) / factor
+    return below_one(value, alphas(whole_1VV - coincidences_IVV, level))
 
 
 # Others
@@ -228,22 +226,16 @@ def kappas(directions: Sequence[Panel], strengths: Sequence[Panel], at_least: in
 
 
 def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
-    """Cohen's kappa of two annotators, 1 − Σ w·O / Σ w·E, E being what their frequencies would give by chance.
-
-    Source: Cohen 1960, "A coefficient of agreement for nominal scales"; 1968, "Weighted kappa".
+    """Cohen's kappa of two annotators; see `align.ops.agreement.kappas`.
 
     Args:
         table_VV: how often one said the row's value and the other the column's, values in ascending order.
-        quadratic: w = (i − j)², else 1 off the diagonal.
+        quadratic: differences weigh by their square.
     """
-    total, places = table_VV.sum(), np.arange(len(table_VV))
-    if not total:
+    if not table_VV.any():
         return NO_STRENGTHS
-    apart = places[:, None] - places
-    weights = apart**2 if quadratic else apart != 0
-    chance = np.outer(table_VV.sum(axis=1), table_VV.sum(axis=0)) / total
-    expected = float((weights * chance).sum())
-    return 1 - float((weights * table_VV).sum()) / expected if expected else UNANIMOUS
+    found = float(kappas_of(table_VV[None], quadratic)[0])
+    return UNANIMOUS if math.isnan(found) else found
 
 
 def _tables(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:

@@ -1,0 +1,56 @@
+"""The statistics of evaluation: pure functions over columns of numbers, with NumPy alone.
+
+    found = paired_shares(right_new, right_old, clusters=prompt_ids)
+    found.difference                       # Interval(value, low, high, n)
+    decided(Rule("not_worse", margin=0.05, least_n=200), found.difference).outcome
+
+verdicts        verdicts on pairs of answers, and the share that is won
+paired          two systems on the same prompts: difference, interval, p; Holm's rule over tasks
+length          the win rate at equal lengths, and a judge's taste for length
+power           detectable differences, and how many prompts one needs
+decision        pass, fail or undecided
+bradley_terry   the strengths of many systems
+card            what a judge is worth
+logistic        the regression behind `length` and `bradley_terry`
+observed        columns and clusters, checked
+
+Every figure is an `align.ops.intervals.Interval`, whose n counts clusters: what was drawn independently.
+`benchmarks/evals/coverage.py` measures how often the intervals cover and the gates err.
+"""
+
+from align.evals.stats.bradley_terry import Strengths, bradley_terry
+from align.evals.stats.card import Agreement, Card, Swap, agreement, judge_card, swap
+from align.evals.stats.decision import Decision, Rule, decided
+from align.evals.stats.length import LengthControlled, length_controlled
+from align.evals.stats.paired import Paired, holm, paired_scores, paired_shares, sign_flip
+from align.evals.stats.power import cluster_effect, detectable, deviation, needed
+from align.evals.stats.verdicts import per_prompt, share_won, surviving, win_rate
+
+__all__ = [
+    "Agreement",
+    "Card",
+    "Decision",
+    "LengthControlled",
+    "Paired",
+    "Rule",
+    "Strengths",
+    "Swap",
+    "agreement",
+    "bradley_terry",
+    "cluster_effect",
+    "decided",
+    "detectable",
+    "deviation",
+    "holm",
+    "judge_card",
+    "length_controlled",
+    "needed",
+    "paired_scores",
+    "paired_shares",
+    "per_prompt",
+    "share_won",
+    "sign_flip",
+    "surviving",
+    "swap",
+    "win_rate",
+]
