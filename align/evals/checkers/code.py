@@ -1,0 +1,112 @@
+"""The answer is Python that passes unit tests: the tests' own text, or HumanEval's form (Chen et al., "Evaluating large
+language models trained on code", 2021)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from align.errors import require
+from align.evals.checkers.checked import Checker, Part, part
+from align.evals.checkers.fences import blocks
+from align.evals.checkers.sandbox import Limits, isolation, run_tests
+from align.evals.checkers.spec import known, number, text, texts, whole
+
+KIND = "code"
+USUAL = Limits()
+PYTHON = ("python", "py", "python3", "")
+"""Labels of a block that may be Python."""
+REMEDY = "Add stage.allow_code=true if this machine may run programs that a model wrote."
+OPEN_NETWORK = (
+    "code runs with the machine's network and files: neither bubblewrap nor user namespaces work here, and limits of "
+    "time and memory are no sandbox"
+)
+OPEN_FILES = "code can read this user's files: bubblewrap does not work here, and limits are no sandbox"
+
+
+def build(spec: Any, field: str, allow_code: bool) -> Checker:
+    """`{kind: code, tests: ["assert f(2) == 4"]}`, or HumanEval's `{kind: code, prompt: …, test: …, entry_point: f}`.
+
+    Args:
+        allow_code: whether the user agreed to run programs that a model wrote.
+
+    Raises:
+        InputError: nobody agreed, or names the key.
+    """
+    require(allow_code, f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
+    given = known(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
+    human_eval = "test" in given
+    require(
+        human_eval != ("tests" in given), f"{field}.tests", given.get("tests", "(missing)"),
+        "either `tests` or `test` is needed",
+        "Write tests: [\"assert f(2) == 4\"], or HumanEval's prompt, test and entry_point.",
+    )  # fmt: skip
+    prompt, entry = text(given, field, "prompt"), text(given, field, "entry_point")
+    require(
+        entry.isidentifier() or not entry,
+        f"{field}.entry_point",
+        entry,
+        "is no name in Python",
+        "Write a function's name.",
+    )
+    require(
+        bool(entry) or not human_eval, f"{field}.entry_point", entry or "(missing)", "is needed", "Name the function."
+    )
+    tests = (f"{text(given, field, 'test')}\ncheck({entry})\n",) if human_eval else texts(given, field, "tests")
+    for i, each in enumerate(tests):
+        compiles(each, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
+    limits = Limits(
+        number(given, field, "timeout", USUAL.seconds, 0.1, 600),
+        whole(given, field, "memory_mb", USUAL.memory_mb, 64),
+    )
+    asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]
+
+    def rule(answer: str) -> list[Part]:
+        *problems, ended = run_tests(program(answer, prompt, entry), tests, limits)
+        return [
+            part(words, problem == "" and not ended.startswith("it took"), problem or ended)
+            for words, problem in zip(asks, problems, strict=True)
+        ]
+
+    kind = isolation()[0]
+    return Checker(KIND, tuple(asks), rule, () if kind == "bubblewrap" else (OPEN_FILES if kind else OPEN_NETWORK,))
+
+
+def compiles(test: str, field: str) -> None:
+    try:
+        compile(test, field, "exec")
+    except (SyntaxError, ValueError) as error:
+        require(False, field, test, f"is no Python ({error})", "Correct it.")
+
+
+def shortened(test: str) -> str:
+    first = test.strip().split("\n", 1)[0]
+    return first if first == test.strip() and len(first) <= 80 else first[:80] + "…"
+
+
+def program(answer: str, prompt: str = "", entry_point: str = "") -> str:
+    """The program in an answer. With HumanEval's prompt an answer is either a whole function, which replaces the
+    prompt's, or the text that continues it."""
+    code = code_of(answer, entry_point)
+    if not prompt:
+        return code
+    if not defines(code, entry_point):
+        return prompt + code
+    begun = prompt if prompt.endswith("\n") else prompt + "\n"
+    return f"{begun}    pass\n{code}"  # the prompt's imports and helpers stay; its own function has no body yet
+
+
+def code_of(answer: str, entry_point: str = "") -> str:
+    """The first fenced block that defines the entry point, or else the first that may be Python; without a fence the
+    whole answer."""
+    written = [block.text for block in blocks(answer) if block.language in PYTHON]
+    if not written:
+        return answer
+    return next((each for each in written if entry_point and defines(each, entry_point)), written[0])
+
+
+def defines(code: str, name: str) -> bool:
+    """Whether a program gives a name a function, a class or a value at its top level."""
+    if not name:
+        return False
+    return re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=", code, re.MULTILINE) is not None

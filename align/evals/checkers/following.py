@@ -1,0 +1,217 @@
+"""The instructions of IFEval that a program can check, on its prompts and on any other (Zhou et al.,
+"Instruction-following evaluation for large language models", 2023).
+
+Each instruction has the name, the arguments and the verdicts of the published checkers, apart from what
+`docs/checkers.md` lists: where their verdict is drawn at random, needs a download, or takes time that grows by the
+square of the answer's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from align.errors import require
+from align.evals.checkers import verdicts
+from align.evals.checkers.checked import Checker, Part, part
+from align.evals.checkers.languages import LANGUAGES, in_language
+from align.evals.checkers.sentences import count_sentences
+from align.evals.checkers.spec import filled, known, one_of, quoted, text, texts, whole
+from align.evals.checkers.verdicts import COMPARED, compare
+
+KIND = "instructions"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One kind of instruction.
+
+    Attributes:
+        words: what it asks, in words; its parameters are the instruction's arguments.
+        holds: whether a text that is not blank has it, with the same arguments behind the text.
+    """
+
+    words: Callable[..., str]
+    holds: Callable[..., bool]
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+INSTRUCTIONS: dict[str, Instruction] = {
+    "keywords:existence": Instruction(
+        lambda keywords: f"has {quoted(keywords, 'and')}",
+        lambda text, keywords: all(verdicts.occurrences(text, word) for word in keywords),
+    ),
+    "keywords:frequency": Instruction(
+        lambda relation, keyword, frequency: f'has "{keyword}" {relation} {counted(frequency, "time")}',
+        lambda text, relation, keyword, frequency: compare(verdicts.occurrences(text, keyword), relation, frequency),
+    ),
+    "keywords:forbidden_words": Instruction(
+        lambda forbidden_words: f"has no word {quoted(forbidden_words)}",
+        lambda text, forbidden_words: not any(verdicts.has_word(text, word) for word in forbidden_words),
+    ),
+    "keywords:letter_frequency": Instruction(
+        lambda let_relation, letter, let_frequency: f'has "{letter}" {let_relation} {counted(let_frequency, "time")}',
+        lambda text, let_relation, letter, let_frequency: compare(
+            text.lower().count(letter.lower()), let_relation, let_frequency
+        ),
+    ),
+    "language:response_language": Instruction(
+        lambda language: f"is in {LANGUAGES[language]} throughout", lambda text, language: in_language(text, language)
+    ),
+    "length_constraints:number_sentences": Instruction(
+        lambda relation, num_sentences: f"{relation} {counted(num_sentences, 'sentence')}",
+        lambda text, relation, num_sentences: compare(count_sentences(text), relation, num_sentences),
+    ),
+    "length_constraints:number_words": Instruction(
+        lambda relation, num_words: f"{relation} {counted(num_words, 'word')}",
+        lambda text, relation, num_words: compare(verdicts.count_words(text), relation, num_words),
+    ),
+    "length_constraints:number_paragraphs": Instruction(
+        lambda num_paragraphs: f"{counted(num_paragraphs, 'paragraph')}, divided by ***",
+        lambda text, num_paragraphs: verdicts.starred_paragraphs(text) == num_paragraphs,
+    ),
+    "length_constraints:nth_paragraph_first_word": Instruction(
+        lambda num_paragraphs, nth_paragraph, first_word: (
+            f"{counted(num_paragraphs, 'paragraph')}, divided by empty lines; paragraph {nth_paragraph} begins with "
+            f'"{first_word}"'
+        ),
+        verdicts.paragraph_begins,
+    ),
+    "detectable_content:number_placeholders": Instruction(
+        lambda num_placeholders: f"at least {counted(num_placeholders, 'placeholder')} in square brackets",
+        lambda text, num_placeholders: verdicts.placeholders(text) >= num_placeholders,
+    ),
+    "detectable_content:postscript": Instruction(
+        lambda postscript_marker: f"has a postscript that begins with {postscript_marker}", verdicts.has_postscript
+    ),
+    "detectable_format:number_bullet_lists": Instruction(
+        lambda num_bullets: f"exactly {counted(num_bullets, 'bullet point')}",
+        lambda text, num_bullets: verdicts.bullets(text) == num_bullets,
+    ),
+    "detectable_format:constrained_response": Instruction(
+        lambda: f"has one of {quoted(verdicts.CONSTRAINED)}",
+        lambda text: any(option in text for option in verdicts.CONSTRAINED),
+    ),
+    "detectable_format:number_highlighted_sections": Instruction(
+        lambda num_highlights: f"at least {counted(num_highlights, 'section')} highlighted by *asterisks*",
+        lambda text, num_highlights: verdicts.highlights(text) >= num_highlights,
+    ),
+    "detectable_format:multiple_sections": Instruction(
+        lambda section_spliter, num_sections: (
+            f"at least {counted(num_sections, 'section')}, marked {section_spliter} 1, {section_spliter} 2 and so on"
+        ),
+        lambda text, section_spliter, num_sections: verdicts.sections(text, section_spliter) >= num_sections,
+    ),
+    "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", verdicts.is_json),
+    "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", verdicts.has_title),
+    "combination:two_responses": Instruction(
+        lambda: "two different responses, divided by ******", verdicts.two_responses
+    ),
+    "combination:repeat_prompt": Instruction(
+        lambda prompt_to_repeat: "begins by repeating the request word for word",
+        lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
+    ),
+    "startend:end_checker": Instruction(
+        lambda end_phrase: f'ends with "{end_phrase.strip()}"',
+        lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
+    ),
+    "startend:quotation": Instruction(lambda: "stands in double quotation marks", verdicts.is_quoted),
+    "change_case:capital_word_frequency": Instruction(
+        lambda capital_relation, capital_frequency: (
+            f"{capital_relation} {counted(capital_frequency, 'word')} in capitals"
+        ),
+        lambda text, capital_relation, capital_frequency: compare(
+            verdicts.capital_words(text), capital_relation, capital_frequency
+        ),
+    ),
+    "change_case:english_capital": Instruction(
+        lambda: "is in English, all in capital letters", lambda text: text.isupper() and in_language(text, "en")
+    ),
+    "change_case:english_lowercase": Instruction(
+        lambda: "is in English, all in lowercase letters", lambda text: text.islower() and in_language(text, "en")
+    ),
+    "punctuation:no_comma": Instruction(lambda: "has no comma", lambda text: "," not in text),
+}
+"""By IFEval's id. The name behind the colon is enough, for no two are the same."""
+SHORT = {name.partition(":")[2]: name for name in INSTRUCTIONS}
+
+
+def build(spec: Any, field: str) -> Checker:
+    """`{kind: instructions, constraints: [no_comma, {name: number_words, relation: at least, num_words: 300}]}`.
+
+    Raises:
+        InputError: names the constraint and the key.
+    """
+    given = known(spec, field, ("kind", "constraints"))["constraints"]
+    listed = isinstance(given, list | tuple) and len(given) > 0
+    require(listed, f"{field}.constraints", given, "is no list of constraints", "Write constraints: [no_comma].")
+    read = [constraint(each, f"{field}.constraints[{i}]") for i, each in enumerate(given)]
+
+    def rule(answer: str) -> Iterator[Part]:
+        for words, holds in read:
+            strict = bool(answer.strip()) and holds(answer)
+            yield part(words, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
+
+    return Checker(KIND, tuple(words for words, _ in read), rule)
+
+
+def constraint(given: Any, field: str) -> tuple[str, Callable[[str], bool]]:
+    """The words and the rule of one constraint; a name alone is one without arguments."""
+    spec = {"name": given} if isinstance(given, str) else given
+    require(isinstance(spec, Mapping), field, spec, "is neither a name nor a mapping", "Write {name: number_words, …}.")
+    name = SHORT.get(str(spec.get("name")), spec.get("name"))
+    require(name in INSTRUCTIONS, f"{field}.name", name, "is no instruction", f"They are {', '.join(SHORT)}.")
+    instruction = INSTRUCTIONS[str(name)]
+    wanted = tuple(signature(instruction.words).parameters)
+    spec = known({key: value for key, value in spec.items() if value is not None}, field, ("name", *wanted))
+    arguments = {key: argument(spec, field, key) for key in wanted}
+    if "nth_paragraph" in arguments:
+        nth, most = arguments["nth_paragraph"], arguments["num_paragraphs"]
+        require(nth <= most, f"{field}.nth_paragraph", nth, f"there are to be {most}", "Write a smaller number.")
+    return instruction.words(**arguments), partial(instruction.holds, **arguments)
+
+
+def argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
+    """One argument, read by what its name stands for."""
+    if name.endswith("relation"):
+        return one_of(spec, field, name, tuple(COMPARED))
+    if name in ("keywords", "forbidden_words"):
+        return texts(spec, field, name)
+    if name.startswith("num_") or name.endswith("frequency"):
+        return whole(spec, field, name)
+    if name == "nth_paragraph":
+        return whole(spec, field, name, least=1)
+    if name == "language":
+        return one_of(spec, field, name, tuple(LANGUAGES))
+    if name == "letter":
+        letter = filled(spec[name], f"{field}.{name}").strip()
+        require(len(letter) == 1, f"{field}.{name}", letter, "is not one character", "Write one, or use `frequency`.")
+        return letter
+    return text(spec, field, name)
+
+
+def loose_readings(answer: str) -> Iterator[str]:
+    """IFEval's loose reading: the answer without its first line, its last line, its asterisks, and each combination
+    of these. Blank ones are none."""
+    lines = answer.split("\n")
+    shorter = [answer, *("\n".join(cut).strip() for cut in (lines[1:], lines[:-1], lines[1:-1]))]
+    readings = dict.fromkeys([*shorter, *(each.replace("*", "") for each in shorter)])
+    return (each for each in readings if each != answer and each.strip())
+
+
+def of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The check of a row of IFEval's file: its `instruction_id_list` and `kwargs`.
+
+    Raises:
+        InputError: they are not equally long.
+    """
+    names, kwargs = row["instruction_id_list"], row["kwargs"]
+    problem = f"stands beside {len(names)} instructions"
+    require(len(names) == len(kwargs), "kwargs", kwargs, problem, "Write one mapping for each.")
+    return {"kind": KIND, "constraints": [{**given, "name": name} for name, given in zip(names, kwargs, strict=True)]}
