@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
 
 
 @dataclass
 class EvalConfig(Settings):
-    """Compares an artifact's answers with those of the model it started from. The judge is `reward=`, by default
-    VADER's sentiment. A judge that has a part in common with the reward that the policy was optimised against is
-    refused."""
+    """Compares an artifact's answers with those of the model it started from, or the first of several systems with each
+    other one. The judge is `reward=`, by default VADER's sentiment. A judge that has a part in common with the reward
+    that the policy was optimised against is refused."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "eval"
+    systems: Any = setting(
+        None,
+        "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}. "
+        "The first is compared with each other one. Empty: `artifact` and what it started from.",
+        later=True,
+    )
+    level: float = setting(0.95, "Level of the intervals of systems.", above=0.5, below=1, later=True)
+    allow_code: bool = setting(
+        False, "Run the code that answers hold, for tasks that check it by unit tests.", later=True
+    )
     prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
     seen: str = setting(
         "drop",

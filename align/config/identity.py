@@ -90,4 +90,4 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
             inside.pop(leaf, None)
     if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
         reward["parts"] = without_refs(reward["parts"])
-    return kept
+    return {key: part for key, part in kept.items() if part != {}}  # all of it is later than some runs

@@ -23,6 +23,7 @@ from align.config.rollout import RolloutConfig
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES
+from align.config.suites import SuiteConfig
 from align.errors import half_character, require
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
@@ -101,6 +102,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "track": TrackConfig,
     "export": ExportConfig,
     "serve": EngineConfig,
+    "eval": SuiteConfig,
 }
 """Group → its schema, of those whose choices share one; `reward` has one a choice (`align.config.scorers`)."""
 PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
@@ -120,6 +122,7 @@ class Config(Settings):
     track: TrackConfig = field(default_factory=TrackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: EngineConfig = field(default_factory=EngineConfig)
+    eval: SuiteConfig = field(default_factory=SuiteConfig)
     init: str = setting(
         "sft:latest",
         "What the stage starts from: a path, `base`, hub:ID, STAGE:latest, STAGE:NAME or @ALIAS. For sft, full and "

@@ -72,8 +72,8 @@ STAGES = MappingProxyType({
         ("store",), spreads=True,
     ),
     "eval": Stage(
-        "an artifact against what it started from", "eval:EvalConfig", "eval",
-        (*WEIGHTS, "artifact", "init", "reward", "rollout"), spreads=True,
+        "an artifact against what it started from, or several systems", "eval:EvalConfig", "eval",
+        (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"), spreads=True,
     ),
     "export": Stage(
         "an adapter or a model that others load", "export:ExportStageConfig", "export",

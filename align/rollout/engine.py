@@ -114,9 +114,18 @@ def response_ids(rollout: Rollout) -> list[list[int]]:
 def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
     """Each response as text, without its stop token. Half a character, which a broken tokenizer may make, is U+FFFD: no
     file, database or other tokenizer takes it."""
-    ended = rollout.ended_B.tolist()
-    ids = [row[:-1] if end else row for row, end in zip(response_ids(rollout), ended, strict=True)]
-    return [LONE.sub("\ufffd", tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
+    rows = zip(response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+    return [response_text(tokenizer, ids, ended) for ids, ended in rows]
+
+
+def response_text(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
+    """The same of one response.
+
+    Args:
+        ended: the last token is a stop token.
+    """
+    said = ids[:-1] if ended else ids
+    return LONE.sub("\ufffd", tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
 CUT = 0.1

@@ -33,6 +33,7 @@ from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
+from align.stages import suite
 from align.stages.inputs import start
 from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
@@ -43,7 +44,12 @@ from reward.inputs import models_of
 from reward.scorer import Scorer
 
 
-def run(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Result:
+def run(run: Run, config: Config, *rows: Any) -> Result:
+    return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
+
+
+def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Result:
+    """The artifact and what it started from."""
     stage: EvalConfig = config.stage
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]

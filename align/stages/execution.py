@@ -16,18 +16,22 @@ from align import ranks
 from align.config.command import command_line
 from align.config.compose import plain, resolved
 from align.config.root import Config
+from align.config.settings import changed
 from align.config.stages import STAGES
 from align.data.sets.known import remembered
+from align.data.sets.published import find_data_set
+from align.data.sources import MANIFEST
 from align.data.tally import tallied
 from align.data.trained_ids import write_ids
 from align.errors import AlignError, readable
 from align.redaction import Formatter
 from align.report import too_few
+from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Input, Run, verify_outputs
 from align.run.garbage import without_collector
 from align.stages.blame import blame
 from align.stages.following import Begun
-from align.stages.inputs import OF, Inputs, settled
+from align.stages.inputs import OF, Inputs
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
 from align.track import Tracker, peak_gpu_mb, shortened, watched
@@ -100,6 +104,20 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
                 print(line)
         print(run.folder)
     return 0
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up once.
+
+    Raises:
+        InputError: there is none, or no vLLM for `rollout=vllm`.
+    """
+    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
+        required_interpreter(VLLM, config.rollout.python, "rollout.python")
+    if config.data.name != MANIFEST:
+        return config
+    folder = find_data_set(config.data.path or "", Path(config.run.root).expanduser())
+    return changed(config, data=changed(config.data, path=str(folder.absolute())))
 
 
 def called(records: Mapping[str, Input], given: str) -> Mapping[str, Input]:

@@ -22,7 +22,6 @@ from align.config.root import Config, store_url
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
-from align.config.stages import STAGES
 from align.config.training import held_out_for
 from align.data.clean.steps import steps_of
 from align.data.pairs import pairs_records
@@ -30,12 +29,10 @@ from align.data.sets.evaluations import FIELD as AGAINST
 from align.data.sets.evaluations import parsed_sets
 from align.data.sets.forget import asked_for
 from align.data.sets.mix import shares
-from align.data.sets.published import find_data_set
 from align.data.sets.source import Source, by_name, parsed_sources
 from align.data.sets.times import seconds
 from align.data.sets.votes import standing
 from align.data.sources import (
-    MANIFEST,
     data_records,
     divided_documents,
     divided_prompts,
@@ -52,7 +49,7 @@ from align.models.base import base_of, find_base
 from align.models.lora import Lora, settings_in
 from align.models.start import BASE, find, label, start_from, started_from
 from align.redaction import masked, unmarked
-from align.rollout.engine_process import LLAMA_CPP, VLLM, required_interpreter
+from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
@@ -61,6 +58,7 @@ from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
 from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
+from align.stages.suite_inputs import found_suite, work_of
 from annotate.accounts import Accounts
 from reward.inputs import models_of, read_alike, reward_inputs
 
@@ -181,6 +179,10 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
+    if config.stage.systems is not None:
+        found = found_suite(config)
+        config = changed(config, method=changed(config.method, name=found.method))
+        return Inputs(config, found.label, found.base, found.records, partial(work_of, config, found))
     untold = config.method.name == "auto"
     artifact, base, config = start(config, config.artifact, "artifact")
     if untold and artifact.whole:  # it is measured as it is
@@ -375,20 +377,6 @@ def forgetting(config: Config) -> Inputs:
     task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
     config = changed(config, stage=changed(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
-
-
-def settled(config: Config) -> Config:
-    """The configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up once.
-
-    Raises:
-        InputError: there is none, or no vLLM for `rollout=vllm`.
-    """
-    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
-        required_interpreter(VLLM, config.rollout.python, "rollout.python")
-    if config.data.name != MANIFEST:
-        return config
-    folder = find_data_set(config.data.path or "", Path(config.run.root).expanduser())
-    return changed(config, data=changed(config.data, path=str(folder.absolute())))
 
 
 OF: Mapping[str, Callable[[Config], Inputs]] = MappingProxyType({

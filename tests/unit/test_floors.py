@@ -161,6 +161,9 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "rollouts",
         "rows",
         "scores",
+        "suite",
+        "suite_answers",
+        "suite_inputs",
         *named,
     }
 

@@ -118,8 +118,8 @@ def test_what_this_version_does_not_know_is_left_out() -> None:
 
 
 SERVERS = {f"rollout.{key}" for key in ("python", "urls", "replicas", "args", "start_s", "max_gap")}
-HOW = {"stage.engine", "stage.workers", "stage.ray", *SERVERS}
-"""How a data set is made, and who samples, which are no part of what comes of it."""
+HOW = {"stage.engine", "stage.workers", "stage.ray", "eval.name", *SERVERS}
+"""How a data set is made, who samples, and what a suite is called, which are no part of what comes of it."""
 
 
 @pytest.mark.parametrize("stage", STAGES)

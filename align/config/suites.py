@@ -1,0 +1,24 @@
+"""Group `eval`: a suite, what systems are asked and how their answers are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from align.config.settings import Settings, setting
+
+
+@dataclass
+class SuiteConfig(Settings):
+    """What the systems of `stage.systems` are asked, and how their answers are scored."""
+
+    AT: ClassVar[str] = "eval"
+
+    name: str = setting("judged", "The suite's name.", identity=False)
+    tasks: Any = setting(
+        None,
+        "List of tasks, such as {name: NAME, path: FILE, check: {kind: exact}, prompts: 200}. Without `path` a task "
+        "asks the held-out prompts of `data=`; without `check`, and without one in its rows, the judge of `reward=` "
+        "scores. Empty: one task of this kind.",
+        later=True,
+    )

@@ -1,0 +1,187 @@
+"""What came of a suite: figures of each system and of the first beside each other one, task by task.
+
+Systems are compared on the same items, and items of one cluster count as one. `answers.jsonl` is the evidence; this is
+arithmetic on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from align.evals.checkers import Checked, accuracy
+from align.evals.stats import (
+    bradley_terry,
+    detectable,
+    deviation,
+    holm,
+    length_controlled,
+    paired_scores,
+    paired_shares,
+    win_rate,
+)
+from align.evals.tasks import Item
+from align.ops.intervals import Interval, grouped, mean, proportion
+
+SHOWN = 5
+"""Items of a task on which the first system lost most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer as it was scored.
+
+    Attributes:
+        id: in the store of answers; empty where a file gave it.
+        text: without the reasoning that is hidden.
+        score: the judge's, or of a check the share of what was asked that the answer does.
+        ended: False where the answer was cut; None of a file, which does not say.
+        reasoning: what is hidden; None where nothing is.
+        checked: what a check says of it; None of a judge.
+    """
+
+    id: str
+    text: str
+    score: float
+    ended: bool | None = None
+    reasoning: str | None = None
+    checked: Checked | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What there is of it, as a line of `answers.jsonl` has it; of its checks those that do not hold."""
+        made = {"text": self.text, "score": self.score, "ended": self.ended, "reasoning": self.reasoning}
+        made |= {"id": self.id or None}
+        if self.checked is not None:
+            made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
+            made["error"] = self.checked.error or None
+        return {name: value for name, value in made.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A task with all answers.
+
+    Attributes:
+        name: of the task.
+        by: who scored: the judge's title, or `checks`.
+        role: `exact` of checks, `gold` of a judge, `proxy` of one that a system was optimised against.
+        items: that every system answered [n].
+        said: system → its answers [n].
+        dropped: items that some system could not be asked, whose prompt is too long for it.
+    """
+
+    name: str
+    by: str
+    role: str
+    items: Sequence[Item]
+    said: Mapping[str, Sequence[Said]]
+    dropped: int = 0
+
+    @property
+    def clusters(self) -> list[str]:
+        return [item.cluster for item in self.items]
+
+    def scores(self, system: str) -> list[float]:
+        return [one.score for one in self.said[system]]
+
+    def lengths(self, system: str) -> list[int]:
+        """Characters: systems have tokens of their own."""
+        return [len(one.text) for one in self.said[system]]
+
+
+def results_of(tasks: Sequence[Scored], level: float) -> dict[str, Any]:
+    """By task: `systems`, and `against` with the first beside each other one. The p of each comparison is also given
+    after Holm's step-down over all of them (`p_holm`).
+
+    Raises:
+        ValueError: a task has no items.
+    """
+    found = {task.name: of_task(task, level) for task in tasks}
+    p = {f"{name} {other}": c["p"] for name, task in found.items() for other, c in task["against"].items()}
+    adjusted = holm(p)
+    for name, task in found.items():
+        for other, compared in task["against"].items():
+            compared["p_holm"] = adjusted[f"{name} {other}"]
+    return found
+
+
+def of_task(task: Scored, level: float) -> dict[str, Any]:
+    names = [*task.said]
+    first, others = names[0], names[1:]
+    categories = dict.fromkeys(item.category for item in task.items if item.category)
+    return {
+        "by": task.by, "role": task.role, "items": len(task.items), "dropped": task.dropped,
+        "systems": {name: of_system(task, name, level) for name in names},
+        "against": {other: against(task, first, other, level) for other in others},
+        **({"strengths": strengths(task, level)} if len(names) > 2 and task.role != "exact" else {}),
+        "categories": {
+            category: {other: beside(part, first, other, level) for other in others}
+            for category in categories if (part := only(task, category))
+        },
+        "regressions": {other: regressions(task, first, other) for other in others},
+    }  # fmt: skip
+
+
+def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
+    """Figures of one system: its mean score; of checks, the share of items whose checks all hold, and IFEval's others
+    beside it."""
+    said = task.said[name]
+    told = [one.ended for one in said if one.ended is not None]
+    results = [one.checked for one in said if one.checked is not None]
+    scores = grouped(task.clusters, task.scores(name))[0]
+    return {
+        "score": (proportion(scores, level=level) if task.role == "exact" else mean(scores, level)).as_dict(),
+        **(accuracy(results)._asdict() if results else {}),
+        "characters": float(np.mean(task.lengths(name))),
+        "cut": 1 - sum(told) / len(told) if told else None,
+        "empty": sum(not one.text.strip() for one in said) / len(said),
+    }  # fmt: skip
+
+
+def beside(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
+    """The difference of the mean scores, first less other, paired by item."""
+    compare = paired_shares if task.role == "exact" else paired_scores
+    return compare(task.scores(first), task.scores(other), task.clusters, level).as_dict()
+
+
+def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
+    """The same with the difference that so many items would show, and for a judge the win rate: a score has its units
+    from the judge, a win has not."""
+    found = beside(task, first, other, level)
+    difference = Interval(**found["difference"])
+    sd = deviation(difference, level)
+    found["detectable"] = None if sd is None or difference.n < 2 else detectable(sd, difference.n, level)
+    if task.role != "exact":
+        verdicts = win_rate(task.scores(first), task.scores(other))
+        lengths = task.lengths(first), task.lengths(other)
+        controlled = length_controlled(verdicts, *lengths, task.clusters, level)
+        found |= {"win_rate": controlled.raw.as_dict(), "win_rate_at_equal_lengths": controlled.controlled.as_dict()}
+    return found
+
+
+def strengths(task: Scored, level: float) -> dict[str, Any]:
+    """Bradley–Terry's strengths of all systems, from the wins of each pair."""
+    names, rows = [*task.said], list[tuple[str, str, float, str]]()
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            verdicts = win_rate(task.scores(a), task.scores(b)).tolist()
+            rows += [(a, b, won, cluster) for won, cluster in zip(verdicts, task.clusters, strict=True)]
+    a, b, won, clusters = zip(*rows, strict=True)
+    return bradley_terry(a, b, won, clusters, level).as_dict()
+
+
+def only(task: Scored, category: str) -> Scored:
+    """The items of one category."""
+    rows = [i for i, item in enumerate(task.items) if item.category == category]
+    said = {name: [found[i] for i in rows] for name, found in task.said.items()}
+    return Scored(task.name, task.by, task.role, [task.items[i] for i in rows], said)
+
+
+def regressions(task: Scored, first: str, other: str) -> list[dict[str, Any]]:
+    """The items on which the first system lost most, largest loss first."""
+    lost = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
+    worst = sorted((i for i, by in enumerate(lost) if by < 0), key=lambda i: lost[i])[:SHOWN]
+    return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]

@@ -1,0 +1,147 @@
+"""Who is evaluated: systems by name, as `stage.systems` writes them. Imports no torch.
+
+A system is an artifact of a run, the base by itself, or a file of answers that anybody made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.aliases import NAME, NAMED
+from align.data.formats.rows import checked_rows
+from align.data.sources import files_record
+from align.errors import InputError, require
+from align.models.base import base_of
+from align.models.start import BASE, as_artifact, find, method_of
+from align.run import Artifact, Base, Input
+
+FIELD = "stage.systems"
+FILE = "file"
+HELP = (
+    'Write "stage.systems={new: ppo:latest, old: sft:latest}"; {theirs: {file: answers.jsonl}} for answers in a file.'
+)
+MOST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Somebody who answers.
+
+    Attributes:
+        name: that the user gave it.
+        ref: a reference to an artifact, or the path of a file.
+        artifact: what the reference found; None for a file.
+        base: that it answers on; None for a file.
+        method: how that is kept: `qlora`, or `lora` for weights in the compute dtype.
+        record: as an input of the run.
+    """
+
+    name: str
+    ref: str
+    artifact: Artifact | None
+    base: Base | None
+    method: str
+    record: Input
+
+    @property
+    def field(self) -> str:
+        return f"{FIELD}.{self.name}"
+
+
+def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, str]]:
+    """Name → reference, or `{file: PATH}`, in the order in which they were written.
+
+    Raises:
+        InputError: it is no such mapping, or names fewer than two.
+    """
+    require(isinstance(given, Mapping), FIELD, given, "is no mapping from names to systems", HELP)
+    found: dict[str, str | Mapping[str, str]] = {}
+    for name, system in given.items():
+        require(isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
+        if isinstance(system, Mapping):
+            right = {*system} == {FILE} and isinstance(system[FILE], str) and bool(system[FILE])
+        else:
+            right = isinstance(system, str) and bool(system)
+        require(right, f"{FIELD}.{name}", system, "names no system", HELP)
+        found[name] = system
+    require(2 <= len(found) <= MOST, FIELD, ", ".join(found) or "(empty)", f"are not two to {MOST} systems", HELP)
+    return found
+
+
+def opened_systems(
+    given: Any, root: Path, *, path: str | None = None, revision: str | None = None, method: str = "auto"
+) -> Sequence[System]:
+    """The systems, found. `base` alone is the base of `model=`, or else of the first artifact that has one.
+
+    Args:
+        given: see `parsed_systems`.
+        root: the folder of runs.
+        path, revision, method: of `model=` and `method=`, where they are given.
+
+    Raises:
+        InputError: two of them are the same, or none is an artifact and no model is named.
+        MissingArtifact: one is not there.
+    """
+    systems = parsed_systems(given)
+    found = {
+        name: of_file(name, system[FILE]) if isinstance(system, Mapping) else of_reference(name, system, root, method)
+        for name, system in systems.items()
+        if system != BASE
+    }
+    for name in systems.keys() - found.keys():
+        found[name] = base_alone(name, [*found.values()], path, revision, method)
+    by_digest: dict[tuple[str, str], str] = {}
+    for name in systems:
+        key = found[name].record.digest, found[name].method
+        same = by_digest.setdefault(key, name)
+        problem = f"is the same as {same} ({key[0][:12]})"
+        require(same == name, f"{FIELD}.{name}", found[name].ref, problem, "Leave one of the two out.")
+    return [found[name] for name in systems]
+
+
+def of_reference(name: str, ref: str, root: Path, method: str) -> System:
+    field = f"{FIELD}.{name}"
+    artifact = find(ref, root, None, None, field)
+    stage = artifact.manifest.stage if artifact.manifest else ""
+    require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
+    kept = "lora" if artifact.whole else method_of(artifact, method, field)
+    return System(name, ref, artifact, base_of(artifact, field), kept, artifact.as_input())
+
+
+def base_alone(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
+    """The base without an adapter, kept as the adapters on it are: in one load with them."""
+    like = next((s for s in others if s.artifact and not s.artifact.whole), None)
+    if path is None and (like is None or like.base is None):
+        raise InputError(f"{FIELD}.{name}", BASE, "is the base of no adapter here", "Add model=.")
+    if path is not None:
+        artifact = find(BASE, Path(), path, revision, f"{FIELD}.{name}")
+    else:
+        assert like is not None  # so that there is one
+        assert like.base is not None
+        artifact = as_artifact(like.base)
+    kept = method if method in ("qlora", "lora") else like.method if like else "qlora"
+    base = base_of(artifact, f"{FIELD}.{name}")
+    return System(name, BASE, artifact, base, kept, Input(base.digest, ref=BASE, path=base.path, whole=True))
+
+
+def of_file(name: str, path: str) -> System:
+    return System(name, path, None, None, "", files_record(path, f"{FIELD}.{name}.{FILE}"))
+
+
+def answers_in(system: System) -> Mapping[str, str]:
+    """The answers of a file: id of an item → its text.
+
+    Raises:
+        InputError: a row has no `id` or no `answer`, or an id stands there twice.
+    """
+    field, found = f"{system.field}.{FILE}", dict[str, str]()
+    for row in checked_rows(system.ref, field):
+        id, answer = row.data.get("id"), row.data.get("answer")
+        told = isinstance(id, str | int) and not isinstance(id, bool) and isinstance(answer, str)
+        require(told, row.where, sorted(row.data), "is no answer", 'Write rows like {"id": "7", "answer": "…"}.')
+        require(str(id) not in found, f"{row.where}, id", id, "stands there twice", "Give one answer to each item.")
+        found[str(id)] = str(answer)
+    return found

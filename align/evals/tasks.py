@@ -1,0 +1,168 @@
+"""What systems are asked, and how their answers are scored: the tasks of a suite. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from align.aliases import NAME, NAMED
+from align.data.formats.rows import Row, checked_rows
+from align.data.records.documents import document_of
+from align.data.records.messages import with_default_system
+from align.data.split import question
+from align.errors import InputError, require
+from align.evals.checkers import Checker, checker
+from align.evals.checkers.following import of_row
+from align.types import Conversation
+
+FIELD = "eval.tasks"
+KEYS = ("name", "path", "check", "prompts")
+HELP = 'Write "eval.tasks=[{name: sums, path: sums.jsonl, check: {kind: exact}}]", as docs/evaluation.md shows.'
+JUDGED = "judged"
+"""The task of a suite that names none: the held-out prompts of `data=`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts, and who scores the answers.
+
+    Attributes:
+        name: unlike the others'.
+        path: of a file with the prompts; empty for the held-out prompts of `data=`.
+        check: what an answer has to do, for each row that does not say it itself. Without one, and without one in any
+            row, the judge of `reward=` scores.
+        prompts: the most that are asked; None for all.
+    """
+
+    name: str
+    path: str = ""
+    check: Any = None
+    prompts: int | None = None
+
+    @property
+    def field(self) -> str:
+        return f"{FIELD}, {self.name}"
+
+
+class Item(NamedTuple):
+    """One prompt of a task.
+
+    Attributes:
+        id: unlike the others' of its task.
+        cluster: what it shares with other items, such as the text that several questions are about; they count as one
+            piece of evidence. Its own id where it shares nothing.
+        category: by which results are also shown; empty for none.
+        prompt: the conversation that an answer is due to.
+        check: what scores the answer; None where the judge does.
+    """
+
+    id: str
+    cluster: str
+    category: str
+    prompt: Conversation
+    check: Checker | None
+
+
+def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
+    """The tasks of `eval.tasks`; the one of `data=` where it names none.
+
+    Args:
+        allow_code: whether checks may run programs that a model wrote.
+
+    Raises:
+        InputError: one is none, or two have one name.
+    """
+    if given is None:
+        return [Task(JUDGED)]
+    require(isinstance(given, list | tuple) and len(given) > 0, FIELD, given, "is no list of tasks", HELP)
+    found: dict[str, Task] = {}
+    for i, task in enumerate(given):
+        at = f"{FIELD}[{i}]"
+        require(isinstance(task, Mapping), at, task, "is no task", HELP)
+        for key in task:
+            require(key in KEYS, f"{at}.{key}", task[key], "is no key of a task", f"Use: {', '.join(KEYS)}.")
+        name, path, most = task.get("name"), task.get("path") or "", task.get("prompts")
+        require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
+        require(name not in found, f"{at}.name", name, "stands there twice", "Give each task a name of its own.")
+        require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
+        whole = most is None or (isinstance(most, int) and not isinstance(most, bool) and most > 0)
+        require(whole, f"{at}.prompts", most, "is no number above 0", "Give the most prompts that are asked.")
+        if task.get("check") is not None:
+            checker(task["check"], f"{at}.check", allow_code=allow_code)
+        found[str(name)] = Task(str(name), path, task.get("check"), most)
+    return [*found.values()]
+
+
+def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[Item]:
+    """The items of a file: rows that ask as the rows of `data.path` do, with `check`, `category` and `source` where
+    they have one. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
+
+    Args:
+        system: the system turn of rows that have none.
+
+    Raises:
+        InputError: a row asks nothing, has a wrong check, or an id that another one has; or there is no row.
+    """
+    found: dict[str, Item] = {}
+    for row in checked_rows(task.path, task.field):
+        if task.prompts is not None and len(found) == task.prompts:
+            break
+        item = item_of(row, task, system, allow_code)
+        require(item.id not in found, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
+        found[item.id] = item
+    require(bool(found), task.field, task.path, "holds no row", "Give a file with prompts.")
+    some = next((item.id for item in found.values() if item.check is None), None)
+    problem = "has no check, where other rows of the task have one"
+    same = some is None or all(item.check is None for item in found.values())
+    require(same, f"{task.field}, check", some, problem, "Give every row one, or the task, or none.")
+    return [*found.values()]
+
+
+def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bool) -> Sequence[Item]:
+    """The items of prompts that `data=` names. Several with one id, such as the turns of a conversation, are one piece
+    of evidence.
+
+    Raises:
+        InputError: there is none, or the task's check is wrong.
+    """
+    require(bool(prompts), task.field, "data=", "asks nothing", "Give data with held-out prompts.")
+    check = None if task.check is None else checker(task.check, f"{task.field}.check", allow_code=allow_code)
+    named = [prompt.id or str(i) for i, prompt in enumerate(prompts)]
+    count = Counter[str]()
+    found = []
+    for id, prompt in zip(named, prompts, strict=True):
+        count[id] += 1
+        found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, check))
+    return found
+
+
+def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
+    asked = {key: value for key, value in row.data.items() if key not in ("check", "category", "source", *IFEVAL)}
+    id = str(row.data.get("id", row.data.get("key", row.name)))
+    prompt = question(document_of(asked, row.where, id))
+    if prompt is None:
+        raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
+    prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
+    spec = spec_of(row.data) or task.check
+    check = None if spec is None else checker(spec, f"{row.where}, check", allow_code=allow_code)
+    return Item(id, text(row, "source") or id, text(row, "category"), prompt, check)
+
+
+IFEVAL = ("instruction_id_list", "kwargs")
+
+
+def spec_of(row: Mapping[str, Any]) -> Any:
+    """What a row says of its check; None where it says nothing."""
+    if row.get("check") is not None:
+        return row["check"]
+    if IFEVAL[0] in row:
+        return of_row(row)
+    return None
+
+
+def text(row: Row, key: str) -> str:
+    value = row.data.get(key)
+    require(value is None or isinstance(value, str | int), f"{row.where}, {key}", value, "is no text", "Write a text.")
+    return "" if value is None else str(value)

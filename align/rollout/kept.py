@@ -1,0 +1,134 @@
+"""Answers that were made once. Each is named by all that decides it, so that scoring it again generates nothing.
+
+The store is `answers.db` among the runs, one SQLite file that any run of `stage=eval` reads and adds to. It can be
+thrown away at any time: answers are then made again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import CorruptFile
+from align.run import json_digest
+from align.run.atomic import unwritable
+
+FILE = "answers.db"
+MADE = "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
+AT_ONCE = 500
+"""Ids that are looked up by one statement."""
+BUSY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """All that decides an answer.
+
+    Attributes:
+        base, adapter: digests; the adapter's is empty where the base answers by itself.
+        method, dtype: how the base is kept, and what is computed in.
+        tokenizer: digest of the tokenizer, its chat template among it.
+        prompt: the token ids of the rendered prompt.
+        max_new_tokens, temperature, stop_ids: how tokens are drawn.
+        seed: of the draws.
+        engine: what draws: its name, the device and the versions of what computes.
+    """
+
+    base: str
+    adapter: str
+    method: str
+    dtype: str
+    tokenizer: str
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    seed: int
+    engine: str
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of all of it."""
+        return json_digest(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was said.
+
+    Attributes:
+        ids: the tokens that were drawn, the one that ended the answer included.
+        text: the same without it.
+        ended: False where the answer was cut.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Answer:
+        """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
+        return cls(tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"]))
+
+
+class AnswerStore:
+    """The answers of a folder of runs.
+
+    Args:
+        path: of the file; it is made by the first answer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        remedy = "Move the file away: answers are then made again."
+        try:
+            with unwritable(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
+                db.execute(MADE)
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", remedy) from error
+
+    def found(self, ids: Iterable[str]) -> dict[str, Answer]:
+        """Those of these answers that are there.
+
+        Raises:
+            CorruptFile: the file is damaged.
+        """
+        wanted = [*dict.fromkeys(ids)]
+        if not self.path.exists():
+            return {}
+        found = {}
+        with self._open() as db:
+            for first in range(0, len(wanted), AT_ONCE):
+                part = wanted[first : first + AT_ONCE]
+                marks = ", ".join("?" * len(part))
+                for id, text in db.execute(f"SELECT id, answer FROM answers WHERE id IN ({marks})", part):
+                    found[id] = self._read(id, text)
+        return found
+
+    def _read(self, id: str, text: str) -> Answer:
+        try:
+            return Answer.of(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            remedy = "Move the file away: answers are then made again."
+            raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", remedy) from error
+
+    def add(self, answers: Sequence[tuple[Asked, Answer]]) -> None:
+        """Keep answers, all of them or none. One that is there already stays.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(asked.id, json.dumps(asdict(asked)), json.dumps(asdict(answer))) for asked, answer in answers]
+        with self._open() as db, db:
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)

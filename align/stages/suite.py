@@ -1,0 +1,223 @@
+"""Several systems on the tasks of a suite: what `stage=eval` does where `stage.systems` names some."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from align.config.eval import EvalConfig
+from align.config.root import Config
+from align.config.scorers import reward_spec
+from align.data.reasoning import parted, without_reasoning
+from align.errors import require
+from align.evals import judges
+from align.evals.results import Said, Scored, results_of
+from align.evals.suite import Tasks, Work
+from align.evals.systems import System, answers_in
+from align.evals.tasks import Item
+from align.models.backbone import answered
+from align.models.load import choose_device, choose_dtype
+from align.report import in_words
+from align.report.words import counted
+from align.rollout.answers_alone import parted_texts
+from align.rollout.kept import Answer
+from align.run import Run, write_json
+from align.run.files import write_text
+from align.stages.suite_answers import Speaker, answers_of, fitting, speakers_of
+from align.track import peak_rss_mb
+from align.types import Conversation, Result, Rollout
+from reward.build import build, on_its_own_base
+from reward.combined import comparable
+from reward.inputs import models_of
+from reward.scorer import Scorer
+
+
+def run(run: Run, config: Config, work: Work) -> Result:
+    stage: EvalConfig = config.stage
+    tokens = {system.name: fitting(config, system, work.tasks) for system in work.systems if system.base is not None}
+    tasks, dropped = those_that_fit(work.tasks, tokens)
+    speakers = speakers_of(config, work.systems, tasks, tokens)
+    answers, made = answers_of(run, config, speakers)
+
+    hides = config.rollout.reasoning == "hide"
+    said = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
+    said |= {s.name: read_file(s, tasks, hides) for s in work.systems if s.base is None}
+    rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
+    judge, role, notes = standing(run, config, work)
+    scorer = judge_of(run, config) if any(items[0].check is None for _, items in tasks) else None
+
+    scored, first = list[Scored](), 0
+    for task, items in tasks:
+        rows = slice(first, first + len(items))
+        first += len(items)
+        told = {system.name: said[system.name][rows] for system in work.systems}
+        if scorer is None or items[0].check is not None:
+            found, by, of = checked(items, told), "checks", "exact"
+        else:
+            part = {name: rows_of(rollout, rows) for name, rollout in rollouts.items()}
+            found, by, of = judged(scorer, items, told, part, hides), judge, role
+        scored.append(Scored(task.name, by, of, items, found, dropped[task.name]))
+    results = results_of(scored, stage.level)
+    write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
+    return published(run, work, results, made, notes)
+
+
+def those_that_fit(tasks: Tasks, tokens: dict[str, list[list[int] | None]]) -> tuple[Tasks, dict[str, int]]:
+    """The items whose prompt fits every system, and how many do not, by task; `tokens` keeps those of the former.
+
+    Raises:
+        InputError: none of a task's does.
+    """
+    every = [all(ids[k] is not None for ids in tokens.values()) for k in range(sum(len(items) for _, items in tasks))]
+    for name, ids in tokens.items():
+        tokens[name] = [one for one, fits in zip(ids, every, strict=True) if fits]
+    found, dropped, first = list[Any](), dict[str, int](), 0
+    for task, items in tasks:
+        kept = [item for item, fits in zip(items, every[first : first + len(items)], strict=True) if fits]
+        first += len(items)
+        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
+        require(bool(kept), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
+        found.append((task, kept))
+        dropped[task.name] = len(items) - len(kept)
+    return found, dropped
+
+
+def read_answers(speaker: Speaker, answers: Sequence[Answer], hides: bool) -> list[Said]:
+    """Answers as they are scored: without their reasoning where that is hidden."""
+    hidden, read = parted_texts(speaker.prompts, [answer.text for answer in answers], speaker.tokenizer, hides)
+    rows = zip(speaker.asked, answers, hidden, read, strict=True)
+    return [Said(asked.id, text, 0.0, answer.ended, reasoning) for asked, answer, reasoning, text in rows]
+
+
+def read_file(system: System, tasks: Tasks, hides: bool) -> list[Said]:
+    """The same of a file.
+
+    Raises:
+        InputError: it lacks the answer to an item.
+    """
+    found, said = answers_in(system), list[Said]()
+    for task, items in tasks:
+        lacks = [item.id for item in items if item.id not in found]
+        problem = f"lacks {counted(len(lacks), 'answer')} to task {task.name}, such as to item {lacks[:1]}"
+        require(not lacks, system.field, system.ref, problem, "Answer every item, by its id.")
+        for item in items:
+            reasoning, text = parted(found[item.id], False) if hides else (None, found[item.id])
+            said.append(Said("", text, 0.0, None, reasoning))
+    return said
+
+
+def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:
+    """The answers as tokens, for scorers that read these, or whether an answer was cut."""
+    asked, said = [p.input_ids for p in speaker.prompts], [answer.ids for answer in answers]
+    made = answered(asked, said, speaker.tokenizer.pad_token_id, "cpu")
+    return replace(made, ended_B=made.ended_B.new_tensor([answer.ended for answer in answers]))
+
+
+def rows_of(rollout: Rollout, rows: slice) -> Rollout:
+    """Some rows of a rollout."""
+    tokens, mask, ended = (x[rows] for x in (rollout.tokens_BS, rollout.mask_BS, rollout.ended_B))
+    return Rollout(tokens, mask, rollout.prompt_width, ended)
+
+
+def standing(run: Run, config: Config, work: Work) -> tuple[str, str, list[str]]:
+    """The judge's title, its role, and what is to be said of it and of the systems' training."""
+    reward = run.manifest.config["reward"]
+    judge, root, models = judges.title(reward, run.inputs), Path(config.run.root).expanduser(), models_of(run.inputs)
+    identities, notes, role = judges.identities(reward, run.inputs), list[str](), "gold"
+    for system in work.systems:
+        if system.artifact is not None and system.artifact.manifest is not None:
+            of = judges.standing_of(system.artifact, identities, root, models)
+            role = "proxy" if of.role == "proxy" else role
+            notes += of.sentences(judge)
+    return judge, role, [*dict.fromkeys([*notes, *work.unknown])]
+
+
+def judge_of(run: Run, config: Config) -> Scorer:
+    """The scorer of `reward=`."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    return build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models_of(run.inputs)))
+
+
+def checked(items: Sequence[Item], told: Mapping[str, Sequence[Said]]) -> dict[str, list[Said]]:
+    """Answers with what their checks say."""
+    found: dict[str, list[Said]] = {}
+    for name, answers in told.items():
+        found[name] = []
+        for item, answer in zip(items, answers, strict=True):
+            assert item.check is not None, "all items of a task have a check, or none has"
+            result = item.check(answer.text)
+            found[name].append(replace(answer, score=result.score, checked=result))
+    return found
+
+
+def judged(
+    judge: Scorer, items: Sequence[Item], told: Mapping[str, Sequence[Said]], rollouts: Mapping[str, Rollout],
+    hides: bool,
+) -> dict[str, list[Said]]:  # fmt: skip
+    """Answers with the judge's scores. Its learned parts are brought to one scale on the answers of the second system,
+    which the first is compared with."""
+
+    def whole(item: Item, answer: Said) -> Conversation:
+        messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
+        return replace(item.prompt, messages=messages).answered(answer.text)
+
+    read = {name: [whole(*pair) for pair in zip(items, answers, strict=True)] for name, answers in told.items()}
+    reference = [*told][1]
+    judge = comparable(judge, read[reference], rollouts.get(reference))
+    scores = {name: judge.score(each, rollouts.get(name)).tolist() for name, each in read.items()}
+    return {
+        name: [replace(answer, score=score) for answer, score in zip(answers, scores[name], strict=True)]
+        for name, answers in told.items()
+    }
+
+
+def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """A line for each item: what was asked, and what every system said."""
+    for task in tasks:
+        for i, item in enumerate(task.items):
+            answers = {name: one[i].as_dict() for name, one in task.said.items()}
+            prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
+            about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
+            yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
+
+
+def published(run: Run, work: Work, results: Mapping[str, Any], made: int, notes: Sequence[str]) -> Result:
+    """Write the results down, and say the main ones."""
+    about = [about_system(system) for system in work.systems]
+    write_json(run.artifact / "results.json", {"systems": about, "tasks": results, "notes": [*notes]})
+    kept = {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()}
+    metrics = {
+        "systems": about, "tasks": kept, "answers_made": made,
+        "seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
+    }  # fmt: skip
+    first = work.systems[0].name
+    lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
+    asked = sum(system.base is not None for system in work.systems) * sum(task["items"] for task in results.values())
+    kept_before = f"{asked - made:,} of {counted(asked, 'answer')} were made before" if made < asked else ""
+    return Result(metrics, tuple(filter(None, (kept_before, *lines, *notes))))
+
+
+IN_MANIFEST = ("by", "role", "items", "dropped", "systems", "against")
+"""Figures of a task that the manifest has too; the others are in `results.json`."""
+
+
+def about_system(system: System) -> dict[str, Any]:
+    """What exactly answered."""
+    base = {"base": system.base.digest, "base_id": system.base.id, "method": system.method} if system.base else {}
+    return {"name": system.name, "ref": system.ref, "digest": system.record.digest, **base}
+
+
+def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
+    """A task's results in words."""
+    by = {"exact": "", "gold": f" by {task['by']}", "proxy": f" by {task['by']}, a proxy"}[task["role"]]
+    for other, found in task["against"].items():
+        scores = " against ".join(f"{task['systems'][one]['score']['value']:.3f}" for one in (first, other))
+        won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
+        yield (
+            f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
+            f"p {found['p_holm']:.2g} on {counted(found['difference']['n'], 'item')}"
+        )

@@ -1,0 +1,192 @@
+"""The answers of several systems to the same prompts: those that were made before, and the others.
+
+Systems on one base answer in one load, in batches that hold rows of all of them. Every chunk is kept as soon as it is
+made (`align.rollout.kept`), so that a run that is cut off makes nothing twice. The first rank keeps them; several ranks
+share the work of making them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from align import ranks
+from align.config.root import Config
+from align.data.chat import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
+from align.data.template import use_template
+from align.evals.suite import Tasks
+from align.evals.systems import System
+from align.models.actor import Actor, ModelActor
+from align.models.adapter_pool import AdapterPool
+from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, name_of, own_tokenizer
+from align.rollout.engine import divergence_as_input_error, response_ids, response_text
+from align.rollout.kept import FILE, Answer, AnswerStore, Asked
+from align.rollout.randomness import place_seed
+from align.run import Run
+from align.run.environment import package_versions
+from align.run.weights import tokenizer_digest
+from align.stages.rollouts import engine_for
+from align.track import progress
+from align.types import Conversation
+
+COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+class Speaker(NamedTuple):
+    """A system that answers here, and what it is asked.
+
+    Attributes:
+        prompts: of every task's items that fit, one task behind another.
+        asked: the same with all that decides the answer.
+    """
+
+    system: System
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    asked: Sequence[Asked]
+
+
+def fitting(config: Config, system: System, tasks: Tasks) -> list[list[int] | None]:
+    """The tokens of every item's prompt, one task behind another; None of one that is too long for the system."""
+    assert system.base is not None
+    tokenizer = tokenizer_of(config, system)
+    context = context_length(describe(system.base))
+    room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
+    return [tokens_that_fit(tokenizer, item.prompt, room) for _, items in tasks for item in items]
+
+
+def speakers_of(
+    config: Config, systems: Sequence[System], tasks: Tasks, tokens: Mapping[str, Sequence[list[int] | None]]
+) -> list[Speaker]:
+    """The systems that answer here.
+
+    Args:
+        tasks: items that fit every system.
+        tokens: name of a system → the tokens of their prompts.
+    """
+    items = [item for _, items in tasks for item in items]
+    speakers = []
+    for system in systems:
+        if system.base is not None:
+            tokenizer = tokenizer_of(config, system)
+            prompts = [Prompt(item.prompt, ids) for item, ids in zip(items, tokens[system.name], strict=True) if ids]
+            speakers.append(Speaker(system, tokenizer, prompts, asked_of(config, system, tokenizer, prompts)))
+    return speakers
+
+
+def tokenizer_of(config: Config, system: System) -> Any:
+    assert system.artifact is not None
+    assert system.base is not None
+    tokenizer = own_tokenizer(system.artifact, system.base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    return tokenizer
+
+
+def tokens_that_fit(tokenizer: Any, prompt: Conversation, room: int) -> list[int] | None:
+    """A prompt's tokens; None of one that is longer than its room."""
+    if surely_too_long(tokenizer, prompt, room):
+        return None
+    ids = prompt_ids(tokenizer, prompt)
+    return ids if len(ids) <= room else None
+
+
+def asked_of(config: Config, system: System, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Asked]:
+    """All that decides each answer. The seed is the prompt's: every system draws with the same one."""
+    base, artifact, rollout = system.base, system.artifact, config.rollout
+    assert base is not None
+    assert artifact is not None
+    device = choose_device(config.device)
+    own = tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path))
+    versions = package_versions()
+    computes = [f"{name} {versions[name]}" for name in COMPUTES if name in versions]
+    drawn_by = [rollout.engine, *([] if rollout.dtype == "auto" else [rollout.dtype]), device.type, *computes]
+    stops = stop_token_ids(tokenizer, describe(base).generation_config)
+    return [
+        Asked(
+            base.digest, "" if artifact.whole else artifact.digest, system.method,
+            name_of(choose_dtype(config.dtype, device)), own, tuple(prompt.input_ids), rollout.max_new_tokens,
+            rollout.temperature, stops, place_seed(config.seed, "suite", repr(prompt.conversation.as_dicts())),
+            " ".join(drawn_by),
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+
+
+def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[dict[str, list[Answer]], int]:
+    """Every speaker's answers, in the order of its prompts; and how many were made now.
+
+    Raises:
+        InputError: a system has no distribution to draw from.
+    """
+    store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+    every = {asked.id for speaker in speakers for asked in speaker.asked}
+    known = ranks.from_main(store.found(every) if ranks.is_main() else {})
+    before = len(known)
+    groups: dict[Any, list[Speaker]] = {}
+    for speaker in speakers:
+        asked = speaker.asked[0]
+        groups.setdefault((asked.base, asked.method, asked.stop_ids), []).append(speaker)
+    with progress("answers", len(every), before) as bar:
+        for group in groups.values():
+            turns = range(len(group[0].asked))
+            missing = {s.asked[i].id: (s, i) for i in turns for s in group if s.asked[i].id not in known}
+            if missing:
+                made_by(run, config, group, [*missing.values()], store, known, bar)
+    return {s.system.name: [known[asked.id] for asked in s.asked] for s in speakers}, len(every) - before
+
+
+def made_by(
+    run: Run, config: Config, group: Sequence[Speaker], missing: Sequence[tuple[Speaker, int]], store: AnswerStore,
+    known: dict[str, Answer], bar: Any,
+) -> None:  # fmt: skip
+    """Make the answers that are missing, in one load of their base.
+
+    Args:
+        group: speakers on one base, whose answers end with the same tokens.
+        missing: who answers, and the number of the prompt; rows of one prompt stand together.
+        store, known: where they are kept, and known by their id.
+    """
+    system = group[0].system
+    assert system.base is not None
+    base, dtype = system.base, choose_dtype(config.dtype, choose_device(config.device))
+    generation = describe(base).generation_config
+    actors = actors_of(config, group, dtype)
+    at_once = config.rollout.batch_size * len(group)
+    with engine_for(run, config, base, system.method, dtype, group[0].tokenizer, generation) as engine:
+        for actor in actors.values():
+            engine.sync(actor)
+        for first in range(0, len(missing), at_once):
+            part = missing[first : first + at_once]
+            names = ", ".join(dict.fromkeys(s.system.field for s, _ in part))
+            with divergence_as_input_error(names, None, config.dtype):
+                rows, seeds = [s.prompts[i].input_ids for s, i in part], [s.asked[i].seed for s, i in part]
+                rollout = engine.generate(rows, [actors[s.system.name] for s, _ in part], seeds)
+            told = zip(part, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+            made = [
+                (s.asked[i], Answer(tuple(ids), response_text(s.tokenizer, ids, ended), ended))
+                for (s, i), ids, ended in told
+            ]
+            if ranks.is_main():
+                store.add(made)
+            known |= {asked.id: answer for asked, answer in made}
+            bar.advance(len(known))
+
+
+def actors_of(config: Config, group: Sequence[Speaker], dtype: torch.dtype) -> dict[str, Actor]:
+    """Who speaks for each system of a base, by its name."""
+    system = group[0].system
+    assert system.base is not None
+    model = load_base(system.base, system.method, choose_device(config.device), dtype)
+    folders = {
+        s.system.name: s.system.artifact.path
+        for s in group
+        if s.system.artifact is not None and not s.system.artifact.whole
+    }
+    if not folders:
+        return {s.system.name: ModelActor(model) for s in group}
+    pool = AdapterPool(model, alone=len(group) == 1)
+    digests = {name: pool.add(folder) for name, folder in folders.items()}
+    return {s.system.name: pool.actor(digests.get(s.system.name)) for s in group}

@@ -1,0 +1,106 @@
+"""What goes into an evaluation of several systems: found before its run has a name, read before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from align.config.compose import plain
+from align.config.root import Config
+from align.config.scorers import reward_spec
+from align.data.sources import data_records, files_record, prompts
+from align.data.trained_ids import seen_by
+from align.evals import judges
+from align.evals.suite import Work, unseen
+from align.evals.systems import System, opened_systems
+from align.evals.tasks import Item, Task, items_of_file, items_of_prompts, parsed_tasks
+from align.models.start import label
+from align.run import Base, Input
+from align.stages.rows import key_of, source_of
+from reward.inputs import models_of, read_alike, reward_inputs
+
+
+class Found(NamedTuple):
+    """
+    Attributes:
+        suite: its name.
+        records: systems, files of tasks, data and the judge, as inputs of the run.
+    """
+
+    systems: Sequence[System]
+    tasks: Sequence[Task]
+    suite: str
+    records: Mapping[str, Input]
+
+    @property
+    def base(self) -> Base | None:
+        """Of the first system that has one: a file of answers has none."""
+        return next((system.base for system in self.systems if system.base is not None), None)
+
+    @property
+    def method(self) -> str:
+        """How the first system keeps its base."""
+        return next((system.method for system in self.systems if system.base is not None), "auto")
+
+    @property
+    def label(self) -> str:
+        """The readable part of the run's name."""
+        return f"{label(self.base, self.method)}-{self.suite}" if self.base else self.suite
+
+
+def found_suite(config: Config) -> Found:
+    """
+    Raises:
+        InputError: a system, a task or the judge is none, or a system was optimised against the judge.
+        MissingArtifact: a system or a reward model is not there.
+    """
+    root, given = Path(config.run.root).expanduser(), config.model
+    systems = opened_systems(
+        config.stage.systems, root, path=given.path, revision=given.revision, method=config.method.name
+    )
+    tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
+    records = {f"systems.{system.name}": system.record for system in systems}
+    records |= {f"tasks.{task.name}": files_record(task.path, task.field) for task in tasks if task.path}
+    if any(not task.path for task in tasks):
+        records |= data_records(source_of(config))
+    base = next((system.base for system in systems if system.base is not None), None)
+    judge = reward_inputs(reward_spec(config.reward), root, base)
+    read_alike(models_of(judge), config.rollout.reasoning)
+    reward = plain(config)["reward"]
+    title, identities = judges.title(reward, judge), judges.identities(reward, judge)
+    for system in systems:
+        if system.artifact is not None:
+            of = judges.standing_of(system.artifact, identities, root)
+            judges.independent(of, title, system.ref, config.stage.allow_proxy)
+    return Found(systems, tasks, config.eval.name, {**records, **judge})
+
+
+def work_of(config: Config, found: Found) -> tuple[Work]:
+    """The items that systems are asked, without those that one of them was trained on.
+
+    Raises:
+        InputError: a task has no item, or none that is left.
+    """
+    root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
+    tasks = [(task, items_of(config, task)) for task in found.tasks]
+    seen = [
+        seen_by(system.artifact, root, partial(key_of, config), system_turn)
+        for system in found.systems
+        if system.artifact is not None
+    ]
+    unknown = [*dict.fromkeys(sentence for one in seen for sentence in one.unknown)]
+    if config.stage.seen != "drop":
+        return (Work(found.systems, tasks, {}, unknown),)
+    kept, counts = unseen(tasks, seen)
+    return (Work(found.systems, kept, counts, unknown),)
+
+
+def items_of(config: Config, task: Task) -> Sequence[Item]:
+    if task.path:
+        return items_of_file(task, config.data.system or None, config.stage.allow_code)
+    asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
+    asked = asked[: config.data.limit][: task.prompts or config.stage.prompts]
+    return items_of_prompts(task, asked, config.stage.allow_code)
