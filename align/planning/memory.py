@@ -58,8 +58,6 @@ def of_trainer(shape: Shape, work: Workload) -> Footprint:
     always = [Part("base", "weights", base / share)]
     if not whole:
         always.append(Part("policy", "adapter", trained))
-    if work.method == "qlora":
-        always.append(Part("policy", "its start", trained))
     if work.stage == "dpo":
         always.append(Part("reference", "adapter", adapter_bytes(shape, work)))
     always.append(Part("policy", "moments", trained / FP32 * work.moments / share))
