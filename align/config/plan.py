@@ -24,12 +24,15 @@ class PlanKeys(Settings):
         "Load the model, run a worst-case step, and print the bytes of live tensors beside the prediction.",
     )
     card: float | None = setting(
-        None, "Memory of the GPU that the stage is planned for. Empty: all common cards are listed.", unit="GB", above=0
-    )
+        None, "Memory of the GPU that the stage is planned for. Empty: all common cards are listed.", unit="GB",
+        above=0, at_most=100_000,
+    )  # fmt: skip
     throughput: float | None = setting(
         None,
-        "Tokens a second of whole steps, as an earlier run had them; of PPO, tokens of answers. Empty: no time told.",
-        above=0,
+        "Speed of whole steps, as an earlier run had it; of PPO, in tokens of answers. Empty: no time told.",
+        unit="tokens a second",
+        at_least=0.001,
+        at_most=1e9,
     )
     answers: int = setting(2, "Answers of a ranking, for stage.of=reward. A pair is a ranking of two.", at_least=2)
 

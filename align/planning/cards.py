@@ -15,6 +15,8 @@ CONTEXT, USABLE = 1.0, 0.9
 """GB that CUDA and its libraries take, and the share of the rest that fragments of free memory leave."""
 SHORTEST, FEWEST = 256, 8
 """Tokens of a row, and answers generated together, below which no smaller number is proposed."""
+TRIED = 10_000
+"""Numbers that are tried for one that divides another."""
 
 
 class Card(NamedTuple):
@@ -121,5 +123,11 @@ def changes(work: Workload) -> Iterator[Change]:
 
 
 def largest_part(whole: int, below: int) -> int | None:
-    """The largest number below another that divides the whole; None where there is none."""
-    return next((n for n in range(below - 1, 0, -1) if whole % n == 0), None)
+    """The largest number below another that divides the whole; None where there is none. Of a whole beyond `TRIED`
+    squared it may be a smaller one: not every number is tried."""
+    most = min(below - 1, whole)
+    if most < 1:
+        return None
+    first = -(-whole // most)  # the smallest share that may leave a number below
+    by_share = (whole // share for share in range(first, first + TRIED) if whole % share == 0)
+    return next(by_share, None) or next(n for n in range(min(most, TRIED), 0, -1) if whole % n == 0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from align.run import Base, model_config
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 """Types whose modules are known here; their decoders have the fast path on a CPU."""
+GROUPS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+CONTEXTS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
+"""By type, `num_key_value_heads` and `max_position_embeddings` where a `config.json` has none."""
 
 
 class Linear(NamedTuple):
@@ -91,29 +95,57 @@ def shape_of(base: Base) -> Shape:
         InputError: its configuration is none that can be read.
     """
     config = model_config(Path(base.path), displayed=base.id)
-    if config.get("model_type") in LLAMA_LIKE:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise wrong(config, "model_type", "is no name of an architecture, such as llama")
+    if kind in LLAMA_LIKE:
         return llama_shape(config)
+    if not named_in_transformers(kind):
+        raise wrong(config, "model_type", "is no architecture that the installed transformers has")
     return built_shape(base)
 
 
+def wrong(config: Mapping[str, Any], key: str, problem: str) -> InputError:
+    """What is said of a key of a `config.json`."""
+    problem = problem if key in config else "is missing"
+    return InputError(f"config.json, {key}", config.get(key), problem, "Download or save the model again.")
+
+
+def named_in_transformers(kind: str) -> bool:
+    """Whether transformers names a type in its lists of models. They are read as text: importing them takes seconds."""
+    package = find_spec("transformers")
+    lists = Path(package.origin).parent / "models" / "auto" if package and package.origin else None
+    return lists is not None and any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in lists.glob("*.py"))
+
+
 def llama_shape(config: Mapping[str, Any]) -> Shape:
-    """Of a Llama-like model, by the numbers of its `config.json`.
+    """Of a Llama-like model, by the numbers of its `config.json`. What that leaves out has transformers' default.
 
     Raises:
-        InputError: one of them is missing or no number.
+        InputError: one of them is missing, is of another type, or does not go with another.
     """
 
     def number(key: str, default: int | None = None) -> int:
         found = config.get(key)
         found = default if found is None else found
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise InputError(f"config.json, {key}", found, "is no size", "Download or save the model again.")
+            raise wrong(config, key, "is no size: a whole number above 0")
+        return found
+
+    def flag(key: str) -> bool:
+        found = config.get(key, False)
+        if not isinstance(found, bool):
+            raise wrong(config, key, "is neither true nor false")
         return found
 
     kind = config["model_type"]
     width, layers, mlp = number("hidden_size"), number("num_hidden_layers"), number("intermediate_size")
     heads = number("num_attention_heads")
-    groups = number("num_key_value_heads", 8 if kind == "mistral" else 32 if kind.startswith("qwen") else heads)
+    if config.get("head_dim") is None and width % heads:
+        raise wrong(config, "num_attention_heads", f"does not divide hidden_size={width}, and there is no head_dim")
+    groups = number("num_key_value_heads", GROUPS.get(kind, heads))
+    if heads % groups:
+        raise wrong(config, "num_key_value_heads", f"does not divide num_attention_heads={heads}")
     head = number("head_dim", 128 if kind == "qwen3" else width // heads)
     vocabulary = number("vocab_size")
     inside, shared = heads * head, groups * head
@@ -123,14 +155,13 @@ def llama_shape(config: Mapping[str, Any]) -> Shape:
         Linear("gate_proj", width, mlp, layers), Linear("up_proj", width, mlp, layers),
         Linear("down_proj", mlp, width, layers),
     )  # fmt: skip
-    bias = (inside + 2 * shared) * (kind == "qwen2" or bool(config.get("attention_bias")))
-    bias += width * (kind in ("llama", "qwen3") and bool(config.get("attention_bias")))  # of o_proj
-    bias += (2 * mlp + width) * (kind == "llama" and bool(config.get("mlp_bias")))
+    everywhere = flag("attention_bias") and kind in ("llama", "qwen3")
+    bias = (inside + 2 * shared) * (kind == "qwen2" or everywhere) + width * everywhere  # the latter of o_proj
+    bias += (2 * mlp + width) * (flag("mlp_bias") and kind == "llama")
     normed = 2 * head * (kind == "qwen3")
-    tied = bool(config.get("tie_word_embeddings", False))
     return Shape(
-        width, layers, mlp, heads, groups, head, vocabulary, number("max_position_embeddings", 2048), linears,
-        embeddings=vocabulary * width, output=0 if tied else vocabulary * width,
+        width, layers, mlp, heads, groups, head, vocabulary, number("max_position_embeddings", CONTEXTS[kind]), linears,
+        embeddings=vocabulary * width, output=0 if flag("tie_word_embeddings") else vocabulary * width,
         others=layers * (2 * width + bias + normed) + width,
     )  # fmt: skip
 

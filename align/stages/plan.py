@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from math import ceil
 from types import MappingProxyType
 
 from align.config.root import Config
@@ -133,13 +132,29 @@ def disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]
     else:
         tokens, what, steps = config.stage.batch_size * work.texts * work.length, "a step", None
     seconds = tokens / speed
-    whole = f", {steps} updates {ceil(steps * seconds / 60)} minutes" if steps else ""
-    yield f"at {speed:g} tokens a second: {what} of full rows takes {seconds:.1f} s{whole}"
+    whole = f", {steps} updates {span(steps * seconds)}" if steps else ""
+    yield f"at {speed:g} tokens a second: {what} of full rows takes {span(seconds)}{whole}"
 
 
 def size(count: float) -> str:
     """Bytes in words."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    return f"{digits(count / 1e9)} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+TIMES = (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60))
+
+
+def span(seconds: float) -> str:
+    """A time in words: the largest unit of which it has two."""
+    for unit, length in TIMES:
+        if seconds >= 2 * length:
+            return f"{digits(seconds / length)} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds:.1g} s"
+
+
+def digits(number: float) -> str:
+    """A number of a few digits, however large it is."""
+    return f"{number:,.1f}" if number < 1e6 else f"{number:.1e}"
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

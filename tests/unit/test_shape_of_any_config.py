@@ -1,0 +1,87 @@
+"""A `config.json` as anybody may hand it in: each key that a plan reads, left out or with a value of any kind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.planning.shapes import LLAMA_LIKE, Shape, built_shape, shape_of
+from align.run import Base
+
+GOOD: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320, "max_position_embeddings": 256,
+    "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+LEFT_OUT = object()
+VALUES = (LEFT_OUT, None, "false", -1, 0, 1.5, 10**30, float("nan"), [1], {"a": 1}, True, 1, 2, 3)
+COMPARED = ("width", "layers", "heads", "groups", "head", "vocabulary", "context", "embeddings", "output", "others")
+
+
+def written(folder: Path, kind: Any, key: str, value: Any) -> Base:
+    config = {"model_type": kind, **GOOD, key: value}
+    config = {k: v for k, v in config.items() if v is not LEFT_OUT}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Base("model", str(folder), None, "")
+
+
+def found(reads: Any, base: Base) -> Shape | None:
+    try:
+        return reads(base)
+    except InputError:
+        return None
+
+
+@pytest.mark.parametrize("kind", LLAMA_LIKE)
+@pytest.mark.parametrize("key", GOOD)
+def test_a_shape_is_that_of_the_modules_or_the_key_is_named(kind: str, key: str, tmp_path: Path):
+    read = 0
+    for value in VALUES:
+        base = written(tmp_path, kind, key, value)
+        try:
+            shape = shape_of(base)
+        except InputError as error:
+            assert key in str(error) or "divide" in str(error)
+            continue
+        read += 1
+        built = found(built_shape, base)
+        if built is not None:  # transformers refuses some numbers for reasons that no size hangs on
+            assert {n: getattr(shape, n) for n in COMPARED} == {n: getattr(built, n) for n in COMPARED}, value
+            assert sorted(shape.linears) == sorted(built.linears), value
+    assert read
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_type_is_a_name_that_transformers_has(value: Any, tmp_path: Path):
+    with pytest.raises(InputError, match="model_type"):
+        shape_of(written(tmp_path, value, "model_type", value))
+
+
+PROBE = """
+import json, pathlib, sys, time
+from align.__main__ import main
+began = time.process_time()
+for text in json.loads(sys.argv[1]):
+    pathlib.Path("config.json").write_text(text)
+    assert main(["stage=plan", "stage.of=sft", "model=hub", "model.path=.", "init=base"]) == 2, text
+assert "torch" not in sys.modules
+assert time.process_time() - began < 3, time.process_time() - began
+"""
+
+
+def test_a_wrong_one_is_refused_fast_and_without_torch(tmp_path: Path):
+    """Through the command, which reads it twice: as a model's folder, and for its sizes."""
+    wrong = [{}, {"model_type": "no-such-type"}, {"model_type": None}]
+    wrong += [{"model_type": "llama", **GOOD, key: "false"} for key in GOOD]
+    texts = json.dumps([json.dumps(each) for each in wrong])
+    done = subprocess.run([sys.executable, "-c", PROBE, texts], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert said[0].startswith("align: config.json, model_type=None: is missing")
+    assert all(f"config.json, {key}=false" in line for key, line in zip(GOOD, said[3:], strict=True))
