@@ -35,7 +35,7 @@ from align.config.group_files import (
 )
 from align.config.plan import PLANNED, PlanKeys, question_about
 from align.config.root import Config
-from align.config.schemas import keys_beside, register
+from align.config.schemas import SCHEMAS, keys_beside, register
 from align.config.settings import changed, freeze
 from align.config.values import check_batch, check_characters, is_sweep, quote, read_value, set_value
 from align.errors import InputError, require
@@ -129,9 +129,10 @@ class Composer:
         for name in named(group, value):
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
+                if key == "stage.of":  # of our own stages those that are planned; the user's may have a schema of theirs
+                    names = [n for n in names if n in PLANNED or n not in SCHEMAS["stage"]]
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
-                error = explain.not_a_choice(group, name, names, self.search, sweep)
-                raise InputError(key, error.value, error.problem, error.remedy) if key else error
+                raise explain.not_a_choice(group, name, names, self.search, sweep, key)
 
     def _kept(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool = False) -> Composed:
         """Args: plans: what would run is asked, not run (`stage=plan`)."""

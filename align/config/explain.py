@@ -85,13 +85,16 @@ def closest(key: str, value: str, known: Sequence[str]) -> list[str]:
     return []
 
 
-def not_a_choice(group: str, name: str, names: Sequence[str], search: Path | None, sweep: bool = False) -> InputError:
+def not_a_choice(
+    group: str, name: str, names: Sequence[str], search: Path | None, sweep: bool = False, key: str = ""
+) -> InputError:
     """Args:
     names: the choices that there are.
     search: the folder of the user's own group files; None where there is none.
     sweep: whether several of them are given.
+    key: by which it was chosen, if not by the group's name.
     """
-    field = f"+{group}" if group == EXPERIMENT else group
+    field = key or (f"+{group}" if group == EXPERIMENT else group)
     remedy = f"Choose one of: {', '.join(names)}."
     if sweep:
         remedy = A_RUN_EACH
@@ -99,8 +102,8 @@ def not_a_choice(group: str, name: str, names: Sequence[str], search: Path | Non
         remedy = f"None is there yet: write {search or OWN_FOLDER}/{group}/{name or 'NAME'}.yaml."
     elif group in BY_PATH and re.search(r"[/.]", name):
         remedy = f"Did you mean {BY_PATH[group].format(name)}? {remedy}"
-    elif meant := [k for k in keys_for(name) if k.partition("=")[0] == group]:
-        remedy = f"Did you mean {meant[0]}? {remedy}"
+    elif meant := [k.partition("=")[2] for k in keys_for(name) if k.partition("=")[0] == group]:
+        remedy = f"Did you mean {key or group}={meant[0]}? {remedy}" if not key or meant[0] in names else remedy
     elif close := difflib.get_close_matches(name, names, n=1):
         remedy = f"Did you mean {field}={close[0]}? {remedy}"
     return InputError(field, name or "(empty)", "is not a choice here", remedy)

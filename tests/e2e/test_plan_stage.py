@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ WRONG = (
     "sft method=full", "dpo method=full", "full method=lora", "reward stage.beta=1", "dpo data=chitchat",
     "sft stage.batch_size=6", "ppo rollout.max_new_tokens=many", "sft model=hub model.path=./none init=base",
 )  # fmt: skip
+
+PLANNED = "Choose one of: dpo, full, ppo, reward, sft."
 
 
 @pytest.fixture
@@ -42,11 +45,16 @@ def test_a_wrong_line_is_told_what_its_stage_would_tell(line: str, here: Path, c
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("stage.of=pppo", "stage.of=pppo: is not a choice here"),
+        ("stage.of=pppo", f"stage.of=pppo: is not a choice here. Did you mean stage.of=ppo? {PLANNED}\n"),
+        ("stage.of=evaluate", f"stage.of=evaluate: is not a choice here. {PLANNED}\n"),
         ("stage.of=serve", "stage.of=serve: is no stage that is planned"),
         ("stage.of=plan", "stage.of=plan: is no stage that is planned"),
         ("stage.card=0", "stage.card=0.0: is not above 0"),
-        ("stage.throughput=-1", "stage.throughput=-1.0: is not above 0"),
+        ("stage.card=inf", "stage.card=inf: "),
+        ("stage.throughput=-1", "stage.throughput=-1.0: is not from 0.001 to 1000000000"),
+        ("stage.throughput=1e-300", "stage.throughput=1e-300: is not from 0.001 to 1000000000"),
+        ("stage.throughput=nan", "stage.throughput=nan: is not a number"),
+        ("stage.answers=1", "stage.answers=1: is not 2 or more"),
     ],
 )
 def test_its_own_keys_are_checked(line: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]):
@@ -65,6 +73,25 @@ def test_it_says_memory_cards_disk_and_time_and_leaves_nothing(
     assert not [*here.iterdir()]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sft stage.micro_batch=1000000000000000000000000000057 stage.batch_size=1000000000000000000000000000057",
+        "ppo stage.updates=1000000000000000000000000000057 stage.throughput=0.001", "sft stage.throughput=1e9",
+        "ppo stage.checkpoints=1000000000000000000000000000057", "sft method.r=1000000000000000000000000000057",
+        "reward stage.answers=1000000000000000000000000000057 stage.throughput=1",
+    ],
+)  # fmt: skip
+def test_a_plan_of_any_size_is_short_and_soon_there(words: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    began = time.process_time()
+    status, out, error = told(f"stage=plan stage.of={words}", capsys)
+    assert (status, error) == (0, "")
+    assert time.process_time() - began < 5
+    made = out.replace("1000000000000000000000000000057", "")
+    assert max(len(number) for number in re.findall(r"[\d,.]+", made)) < 12
+    assert not re.search(r"\b(inf|nan|0\.0 s)\b", out)
+
+
 def test_what_it_proposes_can_be_added_to_the_line(here: Path, capsys: pytest.CaptureFixture[str]):
     """An 8B model of which nothing but the configuration is there."""
     (here / "config.json").write_text(
@@ -79,7 +106,7 @@ def test_what_it_proposes_can_be_added_to_the_line(here: Path, capsys: pytest.Ca
 
 
 def test_measured_beside_predicted(here: Path, capsys: pytest.CaptureFixture[str]):
-    sizes = "stage.batch_size=4 stage.minibatches=1 stage.normalise_on=4 data.max_length=16 rollout.max_new_tokens=4"
+    sizes = "stage.batch_size=4 stage.minibatches=1 stage.normalise_on=4 data.max_length=16 rollout.max_new_tokens=4 rollout.batch_size=4"
     status, out, error = told(f"stage=plan stage.of=ppo init=base device=cpu stage.measure=true {sizes}", capsys)
     assert status == 0, error
     (off,) = re.findall(r"^peak: predicted .*\(([-+][\d.]+)%\)$", out, re.MULTILINE)
