@@ -15,7 +15,7 @@ from align.data.split import question
 from align.errors import InputError, require
 from align.evals.checkers import Checker, checker
 from align.evals.checkers.following import of_row
-from align.types import Conversation
+from align.types import Conversation, Message
 
 FIELD = "eval.tasks"
 KEYS = ("name", "path", "check", "prompts")
@@ -51,8 +51,8 @@ class Item(NamedTuple):
 
     Attributes:
         id: unlike the others' of its task.
-        cluster: what it shares with other items, such as the text that several questions are about; they count as one
-            piece of evidence. Its own id where it shares nothing.
+        cluster: what it shares with other items, such as the text that several questions are about, or the prompt; they
+            count as one piece of evidence. Its own id where it shares nothing.
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
         check: what scores the answer; None where the judge does.
@@ -117,7 +117,7 @@ def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[
     problem = "has no check, where other rows of the task have one"
     same = some is None or all(item.check is None for item in found.values())
     require(same, f"{task.field}, check", some, problem, "Give every row one, or the task, or none.")
-    return [*found.values()]
+    return by_prompt([*found.values()])
 
 
 def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bool) -> Sequence[Item]:
@@ -135,7 +135,13 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bo
     for id, prompt in zip(named, prompts, strict=True):
         count[id] += 1
         found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, check))
-    return found
+    return by_prompt(found)
+
+
+def by_prompt(items: Sequence[Item]) -> Sequence[Item]:
+    """The items, those of one prompt in one cluster: a system answers it once."""
+    first: dict[tuple[Message, ...], str] = {}
+    return [item._replace(cluster=first.setdefault(item.prompt.messages, item.cluster)) for item in items]
 
 
 def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:

@@ -32,6 +32,7 @@ from align.registry.sweeps import FOLDER as COMPARED
 from align.report.live import finished_page
 from align.report.seen import Seen
 from align.report.words import counted
+from align.rollout.kept import FILE as ANSWERS
 from align.run.artifacts import REPLACED
 from align.run.digests import file_digest
 from align.run.files import json_object, write_bytes, write_json
@@ -143,6 +144,9 @@ def apply(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Itera
     receipt = begun(root, wanted, url, plan, who)
     for run, files in by_run(receipt).items():
         yield from cleared(root, run, files, plan, receipt)
+    if (root / ANSWERS).is_file():
+        (root / ANSWERS).unlink()
+        yield f"{ANSWERS}: removed; evaluations make their answers again"
     marked(root, receipt)
     yield f"{counted(len(receipt.runs), 'run')} marked stale"
     for run, said in receipt.data.items():

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, StorageError
 from align.run import json_digest
 from align.run.atomic import unwritable
 
@@ -23,6 +23,8 @@ MADE = "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, asked TEXT, ans
 AT_ONCE = 500
 """Ids that are looked up by one statement."""
 BUSY_S = 60.0
+"""How long another process may be writing."""
+REMEDY = "Move the file away: answers are then made again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +91,15 @@ class AnswerStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        remedy = "Move the file away: answers are then made again."
         try:
             with unwritable(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
                 db.execute(MADE)
                 yield db
+        except sqlite3.OperationalError as error:
+            remedy = "Free space, make it writable, or move it away: answers are then made again."
+            raise StorageError("answers", str(self.path), f"cannot be used ({error})", remedy) from error
         except sqlite3.DatabaseError as error:
-            raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", remedy) from error
+            raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
     def found(self, ids: Iterable[str]) -> dict[str, Answer]:
         """Those of these answers that are there.
@@ -119,8 +123,7 @@ class AnswerStore:
         try:
             return Answer.of(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
-            remedy = "Move the file away: answers are then made again."
-            raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", remedy) from error
+            raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
     def add(self, answers: Sequence[tuple[Asked, Answer]]) -> None:
         """Keep answers, all of them or none. One that is there already stays.
@@ -128,7 +131,8 @@ class AnswerStore:
         Raises:
             StorageError: the file cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with unwritable(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(asked.id, json.dumps(asdict(asked)), json.dumps(asdict(answer))) for asked, answer in answers]
         with self._open() as db, db:
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)

@@ -1,0 +1,271 @@
+"""Several systems on the tasks of a suite: what comes of it, what is made once, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Forks
+from ranked import ranked
+from workshop import Ready
+
+from align.__main__ import main
+from align.rollout.kept import AnswerStore
+from align.run import read_manifest
+
+ROWS: Sequence[Mapping[str, Any]] = (
+    {"id": "one", "prompt": "Say hello.", "check": {"kind": "regex", "pattern": "[aeiou]"}, "category": "vowels"},
+    {"id": "two", "prompt": "Say yes.", "check": {"kind": "regex", "pattern": "e"}, "category": "vowels"},
+    {"id": "three", "prompt": "What is 2 + 2?", "check": {"kind": "exact", "answers": ["4"]}, "source": "sums"},
+    {"id": "four", "prompt": "What is 1 + 1?", "check": {"kind": "exact", "answers": ["2"]}, "source": "sums"},
+    {"key": 5, "prompt": "Use no comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+)
+SYSTEMS = "stage.systems={new: ppo:p, old: sft:s, base: base}"
+
+
+class Bench:
+    """Evaluations in one root, by the rules of `reward=rules`, which nobody was trained by."""
+
+    def __init__(self, ready: Ready, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self.ready, self.capsys, self.folder = ready, capsys, folder
+        self.judge = ["reward=rules", "reward.rules=[{rule: regex, pattern: e, weight: 1.0}]"]
+
+    def words(self, *more: str) -> list[str]:
+        judge = [] if any(word.startswith("reward=") for word in more) else self.judge
+        ours = ["stage=eval", *self.ready.data, "rollout.max_new_tokens=12", "stage.prompts=12", *judge]
+        return [*ours, f"run.root={self.ready.root}", *more]
+
+    def run(self, *more: str) -> Path:
+        assert main(self.words(*more)) == 0
+        return Path(self.capsys.readouterr().out.strip().splitlines()[-1])
+
+    def refused(self, *more: str) -> str:
+        assert main(self.words(*more)) == 2
+        return self.capsys.readouterr().err
+
+    def tasks(self, *rows: Mapping[str, Any], name: str = "asked", **more: Any) -> str:
+        path = self.folder / f"{name}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        keys = "".join(f", {key}: {value}" for key, value in more.items())
+        return f"eval.tasks=[{{name: {name}, path: {path}{keys}}}]"
+
+
+@pytest.fixture
+def bench(ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+    if not (ready.root / "ppo" / "p").exists():
+        assert main([*ready.ppo, "run.name=p", f"run.root={ready.root}"]) == 0
+        capsys.readouterr()
+    return Bench(ready, capsys, tmp_path)
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "artifact" / "results.json").read_text())
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()]
+
+
+def prompts_of(run: Path) -> int:
+    """How many different ones it asked."""
+    return len({json.dumps(row["prompt"]) for row in lines(run)})
+
+
+def said(run: Path) -> dict[tuple[str, str, str], str]:
+    return {(row["task"], row["id"], who): one["text"] for row in lines(run) for who, one in row["answers"].items()}
+
+
+def test_the_figures_follow_from_the_answers(bench: Bench):
+    """Recomputed from the evidence by means that share nothing with the code."""
+    asked = bench.tasks(*ROWS)
+    tasks = asked.replace("eval.tasks=[", "eval.tasks=[{name: judged, prompts: 10}, ")
+    run = bench.run(SYSTEMS, tasks, "run.name=all")
+    found, rows = results(run), lines(run)
+    assert [system["name"] for system in found["systems"]] == ["new", "old", "base"]
+    assert {row["task"] for row in rows} == {"judged", "asked"}
+
+    judged = [row["answers"] for row in rows if row["task"] == "judged"]
+    for who in ("new", "old", "base"):
+        scores = [answers[who]["score"] for answers in judged]
+        assert scores == [float("e" in answers[who]["text"]) for answers in judged]
+        assert found["tasks"]["judged"]["systems"][who]["score"]["value"] == pytest.approx(statistics.mean(scores))
+    for other in ("old", "base"):
+        d = [answers["new"]["score"] - answers[other]["score"] for answers in judged]
+        told = found["tasks"]["judged"]["against"][other]
+        assert told["difference"]["value"] == pytest.approx(statistics.mean(d))
+        assert told["win_rate"]["value"] == pytest.approx(statistics.mean((x > 0) + (x == 0) / 2 for x in d))
+        assert (told["better"], told["worse"]) == (sum(x > 0 for x in d), sum(x < 0 for x in d))
+
+    checked = {row["id"]: row["answers"]["new"] for row in rows if row["task"] == "asked"}
+    assert checked["two"]["score"] == float("e" in checked["two"]["text"])
+    assert checked["5"]["score"] == float("," not in checked["5"]["text"] and checked["5"]["text"] != "")
+    task = found["tasks"]["asked"]
+    clusters = [
+        *(checked[id]["score"] for id in ("one", "two", "5")),
+        (checked["three"]["score"] + checked["four"]["score"]) / 2,
+    ]
+    assert task["systems"]["new"]["score"]["value"] == pytest.approx(statistics.mean(clusters))
+    assert task["systems"]["new"]["score"]["n"] == 4
+    assert task["systems"]["new"]["prompt_strict"] == pytest.approx(
+        statistics.mean(one["score"] for one in checked.values())
+    )
+    assert [*task["categories"]] == ["vowels"]
+    assert all(0 < told["p_holm"] <= 1 for t in found["tasks"].values() for told in t["against"].values())
+    manifest = read_manifest(run)
+    assert manifest.inputs["systems.new"].digest == found["systems"][0]["digest"]
+    assert manifest.metrics["tasks"]["judged"]["against"]["old"]["win_rate"]["n"] == 10
+
+
+def test_items_of_one_prompt_count_once(bench: Bench):
+    same = [{**ROWS[0], "id": id} for id in "abc"]
+    run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(*same, ROWS[1]), "run.name=same")
+    task = results(run)["tasks"]["asked"]
+    assert (task["items"], task["against"]["b"]["difference"]["n"]) == (4, 2)
+    assert read_manifest(run).metrics["answers_made"] <= 4
+
+
+def test_the_page_says_who_is_better_first(bench: Bench):
+    run = bench.run(SYSTEMS, bench.tasks(*ROWS), "run.name=page")
+    page = (run / "report.html").read_text()
+    assert "the report could not be made" not in (run / "log.txt").read_text()
+    assert page.index("asked: ") < page.index("Task asked") < page.index("asked: systems")
+    lost = [one["id"] for one in results(run)["tasks"]["asked"]["regressions"]["old"]]
+    assert ("Where new lost most against old" in page) == bool(lost)
+
+
+def test_answers_are_made_once(bench: Bench):
+    first = read_manifest(bench.run("stage.systems={a: sft:s, b: base}", "run.name=first", "seed=3")).metrics
+    assert first["answers_made"] > 10
+    again = bench.run("stage.systems={b: base, p: ppo:p, a: sft:s}", "run.name=second", "seed=3")
+    assert read_manifest(again).metrics["answers_made"] == first["answers_made"] / 2
+    rescored = bench.run(
+        "stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x, check: {kind: regex, pattern: e}}]", "seed=3"
+    )
+    assert read_manifest(rescored).metrics["answers_made"] == 0
+    assert {key[1:]: text for key, text in said(rescored).items()}.items() <= {
+        key[1:]: text for key, text in said(again).items()
+    }.items()
+
+
+@pytest.mark.parametrize("more", [("rollout.batch_size=1",), ("rollout.batch_size=8",), ("rollout=bank",)])
+def test_answers_are_the_same_in_any_batch_and_beside_anybody(bench: Bench, more: tuple[str, ...], tmp_path: Path):
+    beside = said(bench.run(SYSTEMS, "rollout.batch_size=32", "run.name=beside", "seed=5", "dtype=float32"))
+    (bench.ready.root / "answers.db").unlink()
+    alone = bench.run(
+        "stage.systems={new: ppo:p, base: base}", *more, "resume=never", "seed=5", "dtype=float32",
+        f"run.name=alone-{more[0].replace('=', '-')}",
+    )  # fmt: skip
+    assert read_manifest(alone).metrics["answers_made"] == 2 * prompts_of(alone)
+    assert all(text == beside[key] for key, text in said(alone).items())
+
+
+def test_a_run_that_was_cut_off_makes_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    words = ("stage.systems={new: ppo:p, base: base}", "run.name=cut", "seed=7", "rollout.batch_size=2")
+    add, chunks = AnswerStore.add, list[int]()
+
+    def cut(store: AnswerStore, answers: Sequence[Any]) -> None:
+        add(store, answers)
+        chunks.append(len(answers))
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerStore, "add", cut)
+    assert main(bench.words(*words)) == 130
+    assert chunks == [4, 4]
+    run = bench.run(*words)
+    assert sum(chunks) == 2 * prompts_of(run)
+    assert read_manifest(run).metrics["answers_made"] == sum(chunks) - 8
+
+
+def test_two_ranks_make_the_same_answers(bench: Bench, forks: Forks, tmp_path: Path):
+    one = said(bench.run(SYSTEMS, "run.name=one", "seed=9"))
+    (bench.ready.root / "answers.db").unlink()
+    ended = ranked(forks, tmp_path, *bench.words(SYSTEMS, "run.name=two", "seed=9"))
+    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
+    assert said(bench.ready.root / "eval" / "two") == one
+
+
+def test_a_file_of_answers_is_a_system(bench: Bench):
+    path, rows = bench.folder / "theirs.jsonl", [{"id": "one", "answer": "e"}, {"id": "two", "answer": "xyz"}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    systems = f"stage.systems={{theirs: {{file: {path}}}, s: sft:s}}"
+    found = results(bench.run(systems, bench.tasks(*ROWS[:2]), "run.name=filed"))
+    assert found["tasks"]["asked"]["systems"]["theirs"]["score"]["value"] == 0.5
+    assert found["tasks"]["asked"]["systems"]["theirs"]["cut"] is None
+    assert "lacks 1 answer to task asked, such as to item ['three']" in bench.refused(systems, bench.tasks(*ROWS[:3]))
+    path.write_text('{"id": "one", "answer": "e"}\n{"id": "one", "answer": "f"}\n')
+    assert "stands there twice" in bench.refused(systems, bench.tasks(*ROWS[:2]))
+    path.write_text('{"id": "one", "text": "e"}\n')
+    assert "is no answer" in bench.refused(systems, bench.tasks(*ROWS[:2]))
+
+
+def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: Bench):
+    long = {"id": "long", "prompt": "word " * 4000, "check": {"kind": "regex", "pattern": "e"}}
+    run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(*ROWS, long), "run.name=long")
+    task = results(run)["tasks"]["asked"]
+    assert (task["items"], task["dropped"]) == (5, 1)
+    assert "data.max_length" in bench.refused("stage.systems={a: sft:s, b: base}", bench.tasks(long))
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("stage.systems={a: sft:s}",), "are not two"),
+        (("stage.systems={}",), "are not two"),
+        (("stage.systems=sft:s",), "is no mapping"),
+        (("stage.systems={a: sft:s, b: sft:s}",), "is the same as a"),
+        (("stage.systems={a: base, b: sft:s, c: base}",), "is the same as a"),
+        (("stage.systems={a: sft:s, b: nobody:x}",), "stage.systems.b"),
+        (("stage.systems={a: sft:s, b: sft:nobody}",), "stage.systems.b"),
+        (("stage.systems={a: sft:s, b: reward:a}",), "is a reward model"),
+        (("stage.systems={a: sft:s, _b: base}",), "cannot be a name"),
+        (("stage.systems={a: sft:s, b: {file: nothing.jsonl}}",), "stage.systems.b.file"),
+        (("stage.systems={a: sft:s, b: {folder: x}}",), "names no system"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[]"), "is no list of tasks"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{path: x.jsonl}]"), "is no name"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x, prompt: 3}]"), "is no key of a task"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x, prompts: 0}]"), "is no number above 0"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x},{name: x}]"), "stands there twice"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x, check: {kind: magic}}]"), "eval.tasks[0].check"),
+        (("stage.systems={a: sft:s, b: base}", "eval.tasks=[{name: x, path: nothing.jsonl}]"), "eval.tasks, x"),
+        (("stage.systems={a: ppo:p, b: base}", "reward=learned", "reward.ref=reward:a"), "was optimised against it"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(bench: Bench, words: tuple[str, ...], problem: str):
+    assert problem in bench.refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ((), "holds no row"),
+        (({"text": "plain"},), "asks nothing"),
+        (({"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}), "stands there twice"),
+        (({"prompt": "a", "check": {"kind": "regex", "pattern": "("}},), "is no regular expression"),
+        (({"prompt": "a", "check": {"kind": "regex", "pattern": "e"}}, {"prompt": "b"}), "has no check"),
+        (({"prompt": "a", "category": ["x"]},), "is no text"),
+        (({"prompt": "a", "check": {"kind": "code", "tests": ["assert True"]}},), "stage.allow_code=true"),
+    ],
+)
+def test_rows_that_are_refused(bench: Bench, rows: tuple[Mapping[str, Any], ...], problem: str):
+    assert problem in bench.refused("stage.systems={a: sft:s, b: base}", bench.tasks(*rows))
+
+
+def test_a_check_that_raises_scores_nothing_and_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    from align.evals.checkers import pattern
+
+    def build(spec: Any, field: str) -> Any:
+        made = real(spec, field)
+        return type(made)(made.kind, made.asks, lambda answer: 1 / 0)
+
+    real = pattern.build
+    monkeypatch.setitem(__import__("align.evals.checkers.build", fromlist=["KINDS"]).KINDS, pattern.KIND, build)
+    run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(ROWS[0]), "run.name=raises")
+    assert results(run)["tasks"]["asked"]["systems"]["a"]["errors"] == 1
+    assert "ZeroDivisionError" in lines(run)[0]["answers"]["a"]["error"]
+    assert not math.isnan(results(run)["tasks"]["asked"]["systems"]["a"]["score"]["value"])
