@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from align.ops.intervals import jackknife, t_quantile
 
 
-def kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.float64]:
+def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.float64]:
     """Cohen's kappa of each of B tables, 1 − Σ w·O / Σ w·E, E being what the raters' frequencies would give by chance;
     shape [B], nan where both always said the same one thing.
 

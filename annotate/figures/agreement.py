@@ -18,8 +18,7 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
-from align.ops.agreement import below_one
-from align.ops.agreement import kappas as kappas_of
+from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, wilson
 from annotate.figures.estimates import Figure, Undefined, share
 from annotate.store import Vote
@@ -226,7 +225,7 @@ def kappas(directions: Sequence[Panel], strengths: Sequence[Panel], at_least: in
 
 
 def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
-    """Cohen's kappa of two annotators; see `align.ops.agreement.kappas`.
+    """Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
 
     Args:
         table_VV: how often one said the row's value and the other the column's, values in ascending order.
@@ -234,7 +233,7 @@ def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undef
     """
     if not table_VV.any():
         return NO_STRENGTHS
-    found = float(kappas_of(table_VV[None], quadratic)[0])
+    found = float(cohen_kappas(table_VV[None], quadratic)[0])
     return UNANIMOUS if math.isnan(found) else found
 
 

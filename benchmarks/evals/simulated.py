@@ -124,10 +124,11 @@ STRENGTHS = (1.5, 0.7, 0.2, -0.4, -0.8, -1.2)
 
 def tournament(draw: Draw, n: int, icc: float):
     """Verdicts on four pairs a prompt, of six systems."""
-    pairs = np.array([draw.choice(len(STRENGTHS), 2, replace=False) for _ in range(n * ANSWERS)])
-    theta = np.array(STRENGTHS)
-    p = 1 / (1 + np.exp(theta[pairs[:, 1]] - theta[pairs[:, 0]]))
-    first, second = ([f"system {k}" for k in side] for side in pairs.T.tolist())
+    theta, systems = np.array(STRENGTHS), len(STRENGTHS)
+    one = draw.integers(0, systems, n * ANSWERS)
+    other = (one + draw.integers(1, systems, n * ANSWERS)) % systems
+    p = 1 / (1 + np.exp(theta[other] - theta[one]))
+    first, second = ([f"system {k}" for k in side.tolist()] for side in (one, other))
     return first, second, judged(uniforms(draw, n, icc), p)
 
 
@@ -314,7 +315,8 @@ def length_control(judge: str, sets: int, n: int = 512, seed: int = 4) -> dict[s
 
 def percentile_bootstrap(x: Floats, draw: Draw, resamples: int = 500) -> Interval:
     means = x[draw.integers(0, x.size, (resamples, x.size))].mean(axis=1)
-    return Interval(float(x.mean()), *map(float, np.quantile(means, [0.025, 0.975])), x.size)
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return Interval(float(x.mean()), low, high, x.size)
 
 
 def rows_as_prompts(first: Floats, second: Floats) -> Interval:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.evals.stats.length import length_controlled
-from align.evals.stats.observed import Clusters, cluster_means, columns, places, within
+from align.evals.stats.observed import Clusters, cluster_means, columns, places
 from align.evals.stats.verdicts import share_won, surviving
-from align.ops.agreement import below_one, kappas
+from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
 
 
@@ -92,13 +92,12 @@ def judge_card(
     """
     verdicts = judge if swapped is None else surviving(judge, swapped)
     agreed = agreement(verdicts, reference, clusters, level)
-    slopes = [length_controlled(of, *lengths, clusters, level).slope for of in (verdicts, reference)] if lengths else []
-    return Card(
-        agreed,
-        None if swapped is None else swap(judge, swapped, clusters, level),
-        *(slopes or (None, None)),
-        agreed.raw.n,
+    slope, reference_slope = (
+        length_controlled(of, *lengths, clusters=clusters, level=level).slope if lengths else None
+        for of in (verdicts, reference)
     )
+    swaps = None if swapped is None else swap(judge, swapped, clusters, level)
+    return Card(agreed, swaps, slope, reference_slope, agreed.raw.n)
 
 
 def agreement(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Agreement:
@@ -120,14 +119,14 @@ def agreement(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = N
     tables = np.zeros((int(at.max()) + 1, 3, 3))
     np.add.at(tables, (at, (2 * a).astype(int), (2 * b).astype(int)), 1.0)
     whole = tables.sum(axis=0, keepdims=True)
-    value = float(kappas(whole)[0])
+    value = float(cohen_kappas(whole)[0])
     if np.isnan(value):
         return Agreement(same, None, a.size)
     if value >= 1:
         unlike = 1 - float(((whole[0].sum(axis=1) / a.size) ** 2).sum())
         low = 1 - wilson(0.0, len(tables), normal_quantile(level))[1] / unlike
         return Agreement(same, Interval(1.0, low, 1.0, len(tables)), a.size)
-    return Agreement(same, Interval(value, *below_one(value, kappas(whole - tables), level), len(tables)), a.size)
+    return Agreement(same, Interval(value, *below_one(value, cohen_kappas(whole - tables), level), len(tables)), a.size)
 
 
 def swap(verdicts: ArrayLike, swapped: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Swap:
@@ -153,8 +152,8 @@ def swap(verdicts: ArrayLike, swapped: ArrayLike, clusters: Clusters | None = No
 def verdicts_of(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both as columns of 0, ½ and 1."""
     one, other = columns(verdicts=first, others=second)
-    within(0, 1, verdicts=one, others=other)
     for column in (one, other):
-        if not np.isin(column, (0.0, 0.5, 1.0)).all():
-            raise ValueError("a verdict is 0, 0.5 or 1")
+        odd = np.flatnonzero(~np.isin(column, (0.0, 0.5, 1.0)))
+        if odd.size:
+            raise ValueError(f"{column[odd[0]]} in row {odd[0]} is no verdict: 0, 0.5 or 1 is expected")
     return one, other

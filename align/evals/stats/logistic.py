@@ -61,7 +61,7 @@ def fitted(
         beta = beta + step
         value = penalised(x, y, weights, ridge, beta)
     p = probability(x @ beta)
-    model = np.linalg.inv(curvature(x, weights, ridge, p))
+    model = np.linalg.inv(curvature(x, weights, ridge, p)).astype(np.float64)
     scores = np.zeros((int(at.max()) + 1, x.shape[1]))
     np.add.at(scores, at, x * (weights * (y - p))[:, None])
     clusters = len(scores)
@@ -95,4 +95,4 @@ def variance(sandwich: float, model: float) -> float:
     """The variance of a log-odds: that over clusters, its ratio to the model's drawn towards 1 by `PRIOR` as in
     `align.ops.intervals.proportion`, so that unanimous verdicts still have an interval."""
     dispersion = (sandwich / model / model + PRIOR) / (1 / model + PRIOR)
-    return model * dispersion
+    return float(model * dispersion)

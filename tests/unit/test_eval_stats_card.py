@@ -1,0 +1,150 @@
+"""A judge's card: agreement, kappa, the swap, and taste for length."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from align.evals.stats import agreement, judge_card, swap
+from align.ops.agreement import below_one, cohen_kappas
+from align.ops.intervals import Interval, proportion, t_quantile
+
+TABLE = [[1.0, 1.0]] * 20 + [[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 10 + [[0.0, 0.0]] * 15
+"""Of Cohen's textbook example: 35 of 50 alike, 0.5 by chance, κ = 0.4."""
+
+
+def test_kappa_of_the_textbook():
+    one, other = np.array(TABLE).T
+    found = agreement(one, other)
+    assert found.kappa is not None
+    assert found.kappa.value == pytest.approx(0.4)
+    assert found.raw == proportion([1] * 35 + [0] * 15)
+    # Fleiss, Cohen and Everitt's (1969) standard error at these margins is 0.1270; here it is that of ln(1 − κ).
+    factor = math.exp(t_quantile(49) * 0.1270 / 0.6)
+    assert found.kappa.low == pytest.approx(1 - 0.6 * factor, abs=0.012)
+    assert found.kappa.high == pytest.approx(1 - 0.6 / factor, abs=0.012)
+    assert found.verdicts == found.kappa.n == 50
+
+
+def test_kappas_of_many_tables_by_hand():
+    found = cohen_kappas([[[20, 5], [10, 15]], [[0, 0], [0, 7]], [[5, 0], [0, 5]]])
+    assert found.tolist() == pytest.approx([0.4, math.nan, 1.0], nan_ok=True)
+    # Weights 0 1 4: one step of ten, of 24 rated 0 1 2 evenly by both.
+    assert cohen_kappas([[[6, 2, 0], [2, 4, 2], [0, 2, 6]]], quadratic=True)[0] == pytest.approx(1 - 8 / 32)
+
+
+def test_perfect_agreement_ends_where_unseen_disagreement_may_lie():
+    found = agreement([1, 0] * 20, [1, 0] * 20)
+    assert found.kappa is not None
+    assert (found.kappa.value, found.kappa.high) == (1.0, 1.0)
+    assert found.kappa.low == pytest.approx(
+        1 - 2 * 3.841459 / 43.841459, abs=1e-6
+    )  # Wilson's 0 of 40, over ½ by chance
+    assert agreement([1, 0] * 3, [1, 0] * 3).kappa.low < found.kappa.low
+
+
+def test_raters_who_always_say_one_thing_have_no_kappa():
+    found = agreement([1.0] * 12, [1.0] * 12)
+    assert found.kappa is None
+    assert found.raw.value == 1.0
+    assert found.raw.low < 0.8
+
+
+def test_agreement_counts_a_prompt_once():
+    """Four copies of ten prompts are ten prompts."""
+    one, other = [1, 0, 0.5, 1, 0, 1, 1, 0, 0, 0.5], [1, 0, 0.5, 0, 0, 1, 0.5, 0, 1, 1]
+    alone, copied = agreement(one, other), agreement(one * 4, other * 4, list(range(10)) * 4)
+    assert copied.raw == alone.raw
+    assert copied.kappa is not None
+    assert alone.kappa is not None
+    assert (copied.kappa.value, copied.kappa.low, copied.kappa.high) == pytest.approx(
+        (alone.kappa.value, alone.kappa.low, alone.kappa.high)
+    )
+    assert (copied.verdicts, copied.kappa.n) == (40, 10)
+
+
+def test_one_cluster_has_no_interval_of_kappa():
+    found = agreement([1, 0, 1, 0], [1, 0, 0, 0], ["p"] * 4)
+    assert found.kappa is not None
+    assert found.kappa.low is None
+    assert found.raw.n == 1
+    assert below_one(0.5, [0.4]) == (None, None)
+    assert below_one(0.5, [0.4, math.nan]) == (None, None)
+    assert below_one(0.5, [0.5, 0.5]) == (None, None)
+
+
+# The swap
+
+
+def test_a_judge_that_always_says_a():
+    found = swap([1.0] * 60, [0.0] * 60)
+    assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (0.0, 1.0, 0.5)
+    assert 0 < found.consistency.high < 0.1
+    assert found.shown_first.low > 0.9
+
+
+def test_a_judge_that_the_order_does_not_move():
+    found = swap([1, 0, 0.5, 1], [1, 0, 0.5, 1])
+    assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (1.0, 0.5, 0.625)
+
+
+def test_half_a_change_is_one():
+    """A win that becomes a tie is no consistent verdict, and leans to the first shown by a quarter."""
+    found = swap([1.0], [0.5])
+    assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (0.0, 0.75, 0.5)
+
+
+# All of it
+
+
+def test_a_card_has_what_it_was_given():
+    draw = np.random.default_rng(0)
+    people = draw.choice([1.0, 0.5, 0.0], 200)
+    judge = np.where(draw.random(200) < 0.8, people, draw.choice([1.0, 0.0], 200))
+    swapped = np.where(draw.random(200) < 0.9, judge, 1 - judge)
+    lengths = (draw.integers(20, 200, 200), draw.integers(20, 200, 200))
+    bare, whole = (
+        judge_card(judge, people),
+        judge_card(judge, people, swapped, lengths, [k % 50 for k in range(200)]),
+    )
+    assert (bare.swap, bare.length_slope, bare.reference_slope, bare.n) == (None, None, None, 200)
+    assert whole.n == 50
+    assert whole.swap is not None
+    assert whole.swap.consistency.value == pytest.approx(0.93, abs=0.06)
+    assert whole.length_slope.low < 0 < whole.length_slope.high
+    assert whole.as_dict()["agreement"]["raw"].keys() == {"value", "low", "high", "n"}
+
+
+def test_the_verdicts_compared_are_those_that_survive_the_swap():
+    always_a = judge_card([1.0] * 40, [1.0, 0.5] * 20, [0.0] * 40)
+    assert always_a.agreement.raw.value == 0.5  # all are ties, and half of people's are
+    assert judge_card([1.0] * 40, [1.0, 0.5] * 20).agreement.raw.value == 0.5
+
+
+def test_a_taste_for_length_shows_beside_that_of_people():
+    draw = np.random.default_rng(1)
+    lengths = tuple(np.exp(draw.normal(5, 0.6, 800)).round() for _ in range(2))
+    ratio = np.log(lengths[0] / lengths[1])
+    people = np.where(draw.random(800) < 0.5, 1.0, 0.0)
+    judge = np.where(draw.random(800) < 1 / (1 + np.exp(-2 * ratio)), 1.0, 0.0)
+    found = judge_card(judge, people, lengths=lengths)
+    assert isinstance(found.length_slope, Interval)
+    assert found.length_slope.low > 1
+    assert found.reference_slope.low < 0 < found.reference_slope.high
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ([], [], "verdicts has shape"),
+        ([1, 0], [1], "others has 1 rows and verdicts has 2"),
+        ([1, math.nan], [1, 0], "verdicts is nan in row 1"),
+        ([1, 0.75], [1, 0], r"0\.75 in row 1 is no verdict"),
+    ],
+)
+def test_what_is_no_verdict_is_refused(one, other, message):
+    for of in (agreement, swap, judge_card):
+        with pytest.raises(ValueError, match=message):
+            of(one, other)

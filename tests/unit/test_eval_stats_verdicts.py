@@ -1,0 +1,73 @@
+"""Verdicts on pairs of answers and the share that is won; `test_intervals.py` has the intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from align.evals.stats import per_prompt, share_won, surviving, win_rate
+from align.ops.intervals import proportion
+
+
+def test_win_rate_counts_ties_as_half():
+    assert win_rate([2, 1, 0], [1, 1, 1]).tolist() == [1, 0.5, 0]
+    with pytest.raises(ValueError, match="NaN"):
+        win_rate([np.nan], [1])
+    with pytest.raises(ValueError, match="differ"):
+        win_rate([1, 2], [1])
+
+
+def test_per_prompt_means_in_order_of_appearance():
+    assert per_prompt(["b", "a", "b"], [1, 5, 2]).tolist() == [1.5, 5]
+
+
+def test_the_share_won_counts_each_cluster_once():
+    """Prompt b wins all of three, prompt a half of one: the mean of 1 and ½, of two prompts."""
+    found = share_won([1, 0.5, 1, 1], ["b", "a", "b", "b"])
+    assert (found.value, found.n) == (0.75, 2)
+    assert found == proportion([1, 0.5])
+    assert share_won([1, 0.5, 1, 1]).n == 4
+
+
+@pytest.mark.parametrize("verdicts", [[1.0], [0.5] * 40, [1.0] * 40, [0.0] * 40])
+def test_one_verdict_and_unanimous_ones_have_an_interval(verdicts: list[float]):
+    found = share_won(verdicts)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.high
+    assert found.low <= verdicts[0] <= found.high
+
+
+def test_one_cluster_says_as_little_as_one_verdict():
+    found = share_won([1, 1, 0, 1] * 25, ["the same"] * 100)
+    assert found.n == 1
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low > 0.85
+
+
+def test_what_survives_the_swap():
+    assert surviving([1, 0, 0.5, 1, 0.5], [1, 0, 0.5, 0, 1]).tolist() == [1, 0, 0.5, 0.5, 0.5]
+
+
+def test_a_judge_that_always_says_a_is_at_one_half():
+    """It says that the first shown wins: 1 in one order, 0 in the other."""
+    found = share_won(surviving([1.0] * 60, [0.0] * 60))
+    assert found.value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "clusters", "message"),
+    [
+        ([], None, "verdicts has shape"),
+        ([[1.0]], None, "verdicts has shape"),
+        ([1.0, math.nan], None, "verdicts is nan in row 1"),
+        ([1.0, 1.5], None, r"verdicts is 1\.5 in row 1"),
+        ([1.0, 0.0], ["a"], "1 cluster ids for 2 rows"),
+    ],
+)
+def test_what_is_no_verdict_is_refused(verdicts: list, clusters: list | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        share_won(verdicts, clusters)
