@@ -62,10 +62,10 @@ def build(spec: Any, field: str, allow_code: bool) -> Checker:
     asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]
 
     def rule(answer: str) -> list[Part]:
-        *problems, ended = run_tests(program(answer, prompt, entry), tests, limits)
+        ran = run_tests(program(answer, prompt, entry), tests, limits)
         return [
-            part(words, problem == "" and not ended.startswith("it took"), problem or ended)
-            for words, problem in zip(asks, problems, strict=True)
+            part(words, problem == "", ran.ended if problem is None else problem)
+            for words, problem in zip(asks, ran.problems, strict=True)
         ]
 
     kind = isolation()[0]

@@ -9,13 +9,13 @@ from typing import Any
 import jsonschema_rs
 
 from align.errors import InputError, require
-from align.evals.checkers.checked import Checker, Part, part
+from align.evals.checkers.checked import SHOWN, Checker, Part, part
 from align.evals.checkers.fences import blocks
 from align.evals.checkers.spec import known
 
 KIND = "json_schema"
 IS_JSON, FITS = "the answer is JSON, alone or in a fenced block", "it fits the schema"
-BAD_REFERENCE = "Write references such as #/$defs/name, to what the schema itself has."
+REMEDY = "Correct it. References are to what the schema itself has, such as #/$defs/name."
 
 
 def build(spec: Any, field: str) -> Checker:
@@ -33,11 +33,9 @@ def build(spec: Any, field: str) -> Checker:
         validator = jsonschema_rs.validator_for(
             dict(schema), offline=True, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions()
         )
-    except jsonschema_rs.ReferencingError as error:
-        raise InputError(f"{field}.schema", schema, f"refers to what is not there ({error})", BAD_REFERENCE) from error
-    except (jsonschema_rs.ValidationError, ValueError, TypeError) as error:
-        problem = str(error).split("\n", 1)[0]
-        raise InputError(f"{field}.schema", schema, f"is no JSON schema ({problem})", "Correct it.") from error
+    except (jsonschema_rs.ReferencingError, ValueError) as error:
+        problem, shown = str(error).split("\n", 1)[0], str(schema)[:SHOWN]
+        raise InputError(f"{field}.schema", shown, f"is no JSON schema ({problem})", REMEDY) from error
 
     def rule(answer: str) -> list[Part]:
         try:

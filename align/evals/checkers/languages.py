@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from align.data.clean.language import NONE, identifier
 
 LANGUAGES = {
@@ -13,6 +15,7 @@ LANGUAGES = {
     "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian",
     "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
+NOT_LATIN = "ar bg bn el fa gu he hi ja kn ko ml mr ne pa ru ta te th uk ur zh"
 LOOKED = 1000
 """Characters that are read at the beginning, in the middle and at the end of a longer text."""
 SURE = 0.5
@@ -20,13 +23,17 @@ SURE = 0.5
 
 
 def in_language(text: str, code: str) -> bool:
-    """Whether nothing speaks against a language: a short text that may be in several is in each of them. A text without
-    a letter is in none."""
+    """Whether nothing speaks against a language. A short text that may be in several is in each of them that is written
+    with its letters, Latin ones or not. A text without a letter is in none."""
     if len(text) > 3 * LOOKED:
         middle = len(text) // 2
         text = "\n".join((text[:LOOKED], text[middle : middle + LOOKED], text[-LOOKED:]))
-    if not any(map(str.isalpha, text)):
+    letters = [letter for letter in text if letter.isalpha()]
+    if not letters:
         return False
     read = text.lower().encode("utf-8", "ignore").decode()  # the identifier saw few texts in capitals
     found, probability = identifier(tuple(LANGUAGES)).classify(read)
-    return found in (code, NONE) or probability < SURE
+    if found != NONE and probability >= SURE:
+        return found == code
+    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters) / 2
+    return found == code or latin != (code in NOT_LATIN.split())

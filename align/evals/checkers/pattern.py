@@ -11,8 +11,8 @@ from align.evals.checkers.checked import Checker, Part, part
 from align.evals.checkers.spec import flag, known, quoted, text, texts
 
 KIND = "regex"
-LIMIT_S = 0.5
-"""Time for one answer. A pattern with nested repeats may take years."""
+LIMIT_S = 0.25
+"""Processor time for one answer. A pattern with nested repeats may take years."""
 
 
 def build(spec: Any, field: str) -> Checker:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PROCESSES, FILE_MB, PROBE_S = 64, 16, 20
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/alternatives", "/etc/ld.so.cache")
@@ -64,9 +65,20 @@ class Limits:
     memory_mb: int = 1024
 
 
-def run_tests(program: str, tests: Sequence[str], limits: Limits) -> list[str | None]:
-    """What went wrong in each test, in order: an empty text is a test that passed, None one that was not reached. The
-    last entry says how the process ended; empty where it came to the end of the tests.
+class Ran(NamedTuple):
+    """What became of a program and its tests.
+
+    Attributes:
+        problems: what went wrong in each test; empty where it passed, None where it was not reached.
+        ended: why some were not reached; empty where all were.
+    """
+
+    problems: list[str | None]
+    ended: str
+
+
+def run_tests(program: str, tests: Sequence[str], limits: Limits) -> Ran:
+    """Run a program, and then each test in its namespace.
 
     The process has a new folder or file system, no environment, no network where the machine can do so (`isolation`),
     and none of its children outlives it.
@@ -82,7 +94,7 @@ def run_tests(program: str, tests: Sequence[str], limits: Limits) -> list[str | 
     found = dict(json.loads(line.removeprefix(token)) for line in lines if line.startswith(token))
     whole = len(found) == len(tests) + 1
     ended = ended or ("" if whole else "it ended the process")
-    return [*(found.get(i) for i in range(len(tests))), found.get(-1) or ended]
+    return Ran([found.get(i) for i in range(len(tests))], found.get(-1) or ended)
 
 
 def finished(command: list[str], folder: str, given: object, told: object, seconds: float) -> str:

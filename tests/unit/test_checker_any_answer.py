@@ -1,0 +1,114 @@
+"""No answer ends an evaluation: any text has an outcome, soon."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.evals.checkers import Checked, Checker, accuracy, check_turns, checker, turn_checkers
+from align.evals.checkers.code import code_of
+from align.evals.checkers.fences import blocks
+from align.evals.checkers.following import INSTRUCTIONS
+from test_checker_following import EXAMPLES
+
+PIECES = [
+    "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।", ",", "-", "--", "---",
+    "*", "**", "***", "******", "[", "]", "[x]", "<<", ">>", "<<t>>", '"', "'", "”", "{", "}", '{"a":', "1", "1,000", "-3.5e7", "9" * 50,
+    "```", "```json\n", "```python\n", "~~~", "\0", "\ud800", "\udfff", "\U0010ffff", "\u0301", "\u202e", "\ufeff", "é", "ß", "日本", "हिन्दी",
+    "شكرا", "😀", "P.S.", "p. p. s", "Section 1", "SECTION 22", "####", "My answer is yes.", "def f(x):\n    return x\n", "\x85", "\u2028",
+]  # fmt: skip
+CHECKS: list[dict[str, Any]] = [
+    {"kind": "instructions", "constraints": [spec for spec, _, _ in EXAMPLES]},
+    {"kind": "exact", "answers": ["Paris", "1,000"], "ignore": ["case", "punctuation", "whitespace", "number_format"]},
+    {"kind": "exact", "answer": "1000", "read": "last_number", "after": "."},
+    {"kind": "regex", "pattern": r"####\s*(-?[\d,]+)", "group": 1, "equals": "42"},
+    {"kind": "json_schema", "schema": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(a+)+$"}}},
+]  # fmt: skip
+LONG = 10**6
+
+
+@pytest.fixture(scope="module")
+def checks() -> list[Checker]:
+    made = [checker(spec, "check") for spec in CHECKS]
+    for check in made:
+        check("Warm. Up")  # reads the language model
+    return made
+
+
+def timed(check: Checker, answer: str) -> tuple[Checked, float]:
+    begun = time.process_time()
+    return check(answer), time.process_time() - begun
+
+
+def test_ten_thousand_answers(checks: list[Checker]):
+    rng, slowest = random.Random(0), 0.0
+    for n in range(10_000):
+        answer = rng.choice(["", " ", "\n"]).join(rng.choices(PIECES, k=rng.randrange(40)))
+        for check in checks if n % 5 == 0 else [checks[n % 5]]:
+            found, seconds = timed(check, answer)
+            slowest = max(slowest, seconds)
+            assert not found.error, (answer, found.error)
+            assert found.score in (0, 1)
+            assert tuple(part.asks for part in found.parts) == check.asks
+            for part in found.parts:
+                part.found.encode()
+        assert code_of(answer) in (answer, *(block.text for block in blocks(answer)))
+    assert slowest < 1
+
+
+@pytest.mark.parametrize("piece", [*PIECES, ". ", "a. ", "A.) ", "[[ ", "]]\n", "<<a ", "*a", "* \n", '"\n', "1,", "-", "é\u0301", "1 "],
+                         ids=ascii)  # fmt: skip
+def test_a_megabyte_takes_less_than_a_second(checks: list[Checker], piece: str):
+    answer = (piece * LONG)[:LONG]
+    for check in checks:
+        found, seconds = timed(check, answer)
+        assert seconds < 1, (check.kind, seconds)
+        assert not found.error
+    begun = time.process_time()
+    code_of(answer, "f")
+    assert time.process_time() - begun < 1
+
+
+def test_a_checker_that_raises_is_an_outcome_that_is_counted():
+    def rule(answer: str) -> list[Any]:
+        raise RecursionError("too deep \ud800")
+
+    check = Checker("mine", ("one", "two"), rule)
+    found = check("x")
+    assert found.error == "RecursionError: too deep \\ud800"
+    assert [(part.asks, part.held) for part in found.parts] == [("one", False), ("two", False)]
+    figures = accuracy([found, checker({"kind": "exact", "answer": "x"}, "check")("x")])
+    assert figures.errors == 1
+    assert figures.prompt_strict == 1 / 2
+    assert figures.instruction_strict == 1 / 3
+
+
+@pytest.mark.parametrize("spec", [None, "exact", [], {}, {"kind": "exakt"}, {"kind": None}, {"kind": ["exact"]}])
+def test_what_is_no_check_is_refused(spec: Any):
+    with pytest.raises(InputError, match="instructions, exact, regex, json_schema, code"):
+        checker(spec, "rows.jsonl:3 check")
+
+
+def test_a_conversation_has_a_check_a_turn():
+    made = turn_checkers([None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], "row.checks")
+    first, second, third = check_turns(made, ["hello", "7", "y"])
+    assert first is None
+    assert second is not None
+    assert third is not None
+    assert (second.score, third.score) == (1, 0)
+    with pytest.raises(ValueError, match="2 answers for 3 turns"):
+        check_turns(made, ["hello", "7"])
+    with pytest.raises(InputError) as caught:
+        turn_checkers([None, {"kind": "exact"}], "row.checks")
+    assert caught.value.field == "row.checks[1].answers"
+    for nothing in ([], [None], None, {"kind": "exact", "answer": "7"}):
+        with pytest.raises(InputError, match="no list with a check"):
+            turn_checkers(nothing, "row.checks")
+
+
+def test_all_instructions_are_attacked():
+    assert len(CHECKS[0]["constraints"]) == len(INSTRUCTIONS)

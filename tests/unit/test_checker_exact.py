@@ -1,0 +1,129 @@
+"""Right answers up to what a check ignores, and regular expressions that cannot run away."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.evals.checkers import Checked, checker
+from align.evals.checkers.exact import plain
+
+
+def exact(text: str, /, **spec: Any) -> Checked:
+    return checker({"kind": "exact", **spec}, "check")(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "right", "wrong"),
+    [
+        ({"answer": "Paris"}, [" Paris\n"], ["paris", "Paris.", "in Paris", ""]),
+        ({"answers": ["Paris", "Lutetia"]}, ["Paris", "Lutetia"], ["Rome"]),
+        ({"answer": "Straße", "ignore": "case"}, ["STRASSE", "straße"], ["Strasse 1"]),
+        ({"answer": "well known", "ignore": ["punctuation"]}, ["well-known!", "“well known”"], ["wellknown"]),
+        ({"answer": "3.5", "ignore": ["punctuation"]}, ["(3.5)."], ["35", "3 5"]),
+        ({"answer": "a b", "ignore": ["whitespace"]}, ["a\n b", "ab"], ["a, b"]),
+        ({"answer": 1000, "ignore": ["number_format"]}, ["1,000", "1000.00", "+1e3"], ["1,0000", "100", "1000 kg"]),
+        ({"answer": "a\nb", "read": "whole"}, ["a\nb"], ["a b"]),
+        ({"answer": "yes", "read": "first_line"}, ["\nyes\nfor a reason"], ["well\nyes"]),
+        ({"answer": "yes", "read": "last_line"}, ["a reason\nyes\n"], ["yes\nwell"]),
+        ({"answer": "1000", "read": "last_number"}, ["5 or 1,000", "$1,000.0.", "so 10 - 9000, or 1e3"],
+         ["1000 or 5", "-1000", "none", "x1000y2"]),
+        ({"answer": "-3", "read": "last_number"}, ["it is -3", "−3.0", "x=-3"], ["5-3", "3"]),
+        ({"answer": "4", "after": "####"}, ["#### 5 no, #### 4"], ["4", "#### 4 apples"]),
+        ({"answer": "4", "after": "####", "read": "last_number"}, ["#### 4 apples"], ["4 #### none"]),
+    ],
+)  # fmt: skip
+def test_right_and_wrong_answers(spec: dict[str, Any], right: list[str], wrong: list[str]):
+    assert [answer for answer in right if exact(answer, **spec).score != 1] == []
+    assert [answer for answer in wrong if exact(answer, **spec).score != 0] == []
+
+
+def test_numbers_have_one_form():
+    given = ["007", "-0", "1e-3", "0.10", "12,345,678.90", "999999999999999999999999999999.5"]
+    assert [plain(each) for each in given] == [
+        "7",
+        "0",
+        "0.001",
+        "0.1",
+        "12345678.9",
+        "999999999999999999999999999999.5",
+    ]
+
+
+def test_what_was_found_is_shown():
+    assert exact("it is 7", answer="8", read="last_number").parts[0].found == "7"
+    assert exact("nothing", answer="8", read="last_number").parts[0].found == "no number"
+    assert exact("x", answer="8", after="A:").parts[0].found == 'no "A:"'
+    found = exact("\ud800" * 1000, answer="8").parts[0].found
+    assert len(found) <= 201
+    found.encode()
+    asks = checker({"kind": "exact", "answers": ["a", "b"], "ignore": ["case"], "read": "last_line"}, "check").asks
+    assert asks == ('the last line is "a" or "b", whatever its case',)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "problem"),
+    [
+        ({}, "check.answers", "either"),
+        ({"answer": "a", "answers": ["a"]}, "check.answers", "either"),
+        ({"answers": []}, "check.answers", "is empty"),
+        ({"answer": True}, "check.answer[0]", "true or false"),
+        ({"answer": None}, "check.answer[0]", "no text"),
+        ({"answer": "a\udfff"}, "check.answer[0]", "half a character"),
+        ({"answer": "a", "ignore": ["accents"]}, "check.ignore[0]", "cannot be ignored"),
+        ({"answer": "a", "read": "middle"}, "check.read", "none of the choices"),
+        ({"answer": "four", "read": "last_number"}, "check.answers[0]", "is no number"),
+        ({"answer": "a", "strip": True}, "check.strip", "is not a key"),
+    ],
+)
+def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):
+    with pytest.raises(InputError, match=problem) as caught:
+        exact("", **spec)
+    assert caught.value.field == field
+
+
+def matches(answer: str, pattern: str, **spec: Any) -> Checked:
+    return checker({"kind": "regex", "pattern": pattern, **spec}, "check")(answer)
+
+
+def test_patterns():
+    assert matches("it is 42.", r"\d+").score == 1
+    assert matches("it is 42.", r"\d+", whole=True).score == 0
+    assert matches("it is 42.", r"\d+", absent=True).score == 0
+    assert matches("it is", r"\d+", absent=True).score == 1
+    assert matches("#### 42", r"####\s*(?P<n>\d+)", group="n", equals=["41", 42]).score == 1
+    assert matches("#### 43", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "43"
+    assert matches("none", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "no match"
+    assert matches("b", r"(a)?b", group=1, equals="a").score == 0
+    asks = checker({"kind": "regex", "pattern": "a(b)", "group": 1, "equals": "b"}, "check").asks
+    assert asks == ('the answer matches /a(b)/, with "b" as group 1',)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "problem"),
+    [
+        ({"pattern": "("}, "check.pattern", "no regular expression"),
+        ({"pattern": "a", "group": 1, "equals": "a"}, "check.group", "no group of the pattern"),
+        ({"pattern": "(a)", "group": 1}, "check.group", "`equals` is missing"),
+        ({"pattern": "a", "absent": True, "equals": "a"}, "check.absent", "contradicts"),
+        ({"pattern": "a", "whole": 1}, "check.whole", "neither true nor false"),
+        ({}, "check.pattern", "is needed"),
+    ],
+)
+def test_a_wrong_pattern_is_named(spec: dict[str, Any], field: str, problem: str):
+    with pytest.raises(InputError, match=problem) as caught:
+        checker({"kind": "regex", **spec}, "check")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(.*?,){25}P", r"^(([a-z])+.)+[A-Z]([a-z])+$"])
+def test_a_runaway_pattern_is_an_outcome(pattern: str):
+    begun = time.process_time()
+    found = matches("a" * 5000 + "," * 400 + "!", pattern)
+    assert time.process_time() - begun < 1
+    assert found.score == 0
+    assert "took more than 0.25 s" in found.error or not found.parts[0].held
+    assert "TimeoutError" in matches("a" * 5000 + "!", r"(a|aa)+$").error
