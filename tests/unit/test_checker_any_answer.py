@@ -7,28 +7,33 @@ import time
 from typing import Any
 
 import pytest
+from test_checker_following import EXAMPLES
 
 from align.errors import InputError
 from align.evals.checkers import Checked, Checker, accuracy, check_turns, checker, turn_checkers
 from align.evals.checkers.code import code_of
 from align.evals.checkers.fences import blocks
 from align.evals.checkers.following import INSTRUCTIONS
-from test_checker_following import EXAMPLES
 
 PIECES = [
-    "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।", ",", "-", "--", "---",
-    "*", "**", "***", "******", "[", "]", "[x]", "<<", ">>", "<<t>>", '"', "'", "”", "{", "}", '{"a":', "1", "1,000", "-3.5e7", "9" * 50,
-    "```", "```json\n", "```python\n", "~~~", "\0", "\ud800", "\udfff", "\U0010ffff", "\u0301", "\u202e", "\ufeff", "é", "ß", "日本", "हिन्दी",
-    "شكرا", "😀", "P.S.", "p. p. s", "Section 1", "SECTION 22", "####", "My answer is yes.", "def f(x):\n    return x\n", "\x85", "\u2028",
+    "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।",
+    ",", "-", "--", "---", "*", "**", "***", "******", "[", "]", "[x]", "<<", ">>", "<<t>>", '"', "'", "”", "{", "}",
+    '{"a":', "1", "1,000", "-3.5e7", "9" * 50, "```", "```json\n", "```python\n", "~~~", "\0", "\ud800", "\udfff",
+    "\U0010ffff", "\u0301", "\u202e", "\ufeff", "é", "ß", "日本", "हिन्दी", "شكرا", "😀", "P.S.", "p. p. s", "Section 1",
+    "SECTION 22", "####", "My answer is yes.", "def f(x):\n    return x\n", "\x85", "\u2028",
 ]  # fmt: skip
+LONG = [
+    "\n", "\n\n", ". ", "a. ", "...", "[[ ", "]]\n", "<<", "*a", "* \n", '"', "9", "1,", "1 ", "-", "{", "```\n", "\ud800",
+    "é\u0301", "\0",
+]  # fmt: skip
+"""What a million characters are made of."""
 CHECKS: list[dict[str, Any]] = [
     {"kind": "instructions", "constraints": [spec for spec, _, _ in EXAMPLES]},
     {"kind": "exact", "answers": ["Paris", "1,000"], "ignore": ["case", "punctuation", "whitespace", "number_format"]},
     {"kind": "exact", "answer": "1000", "read": "last_number", "after": "."},
     {"kind": "regex", "pattern": r"####\s*(-?[\d,]+)", "group": 1, "equals": "42"},
-    {"kind": "json_schema", "schema": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(a+)+$"}}},
+    {"kind": "json_schema", "schema": {"type": "object", "additionalProperties": {"pattern": "^(a+)+$"}}},
 ]  # fmt: skip
-LONG = 10**6
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +53,25 @@ def test_ten_thousand_answers(checks: list[Checker]):
     rng, slowest = random.Random(0), 0.0
     for n in range(10_000):
         answer = rng.choice(["", " ", "\n"]).join(rng.choices(PIECES, k=rng.randrange(40)))
-        for check in checks if n % 5 == 0 else [checks[n % 5]]:
-            found, seconds = timed(check, answer)
-            slowest = max(slowest, seconds)
-            assert not found.error, (answer, found.error)
-            assert found.score in (0, 1)
-            assert tuple(part.asks for part in found.parts) == check.asks
-            for part in found.parts:
-                part.found.encode()
+        check = checks[n % len(checks)]
+        found, seconds = timed(check, answer)
+        slowest = max(slowest, seconds)
+        assert not found.error, (answer, found.error)
+        assert found.score in (0, 1)
+        assert tuple(part.asks for part in found.parts) == check.asks
+        for part in found.parts:
+            part.found.encode()
         assert code_of(answer) in (answer, *(block.text for block in blocks(answer)))
     assert slowest < 1
 
 
-@pytest.mark.parametrize("piece", [*PIECES, ". ", "a. ", "A.) ", "[[ ", "]]\n", "<<a ", "*a", "* \n", '"\n', "1,", "-", "é\u0301", "1 "],
-                         ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("piece", LONG, ids=ascii)
 def test_a_megabyte_takes_less_than_a_second(checks: list[Checker], piece: str):
-    answer = (piece * LONG)[:LONG]
-    for check in checks:
+    answer = (piece * 10**6)[: 10**6]
+    single = [checker({"kind": "instructions", "constraints": [spec]}, "check") for spec, _, _ in EXAMPLES]
+    for check in [*single, *checks[1:]]:
         found, seconds = timed(check, answer)
-        assert seconds < 1, (check.kind, seconds)
+        assert seconds < 1, (check.asks, seconds)
         assert not found.error
     begun = time.process_time()
     code_of(answer, "f")

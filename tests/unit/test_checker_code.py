@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from align.evals.checkers.code import program
 
 SQUARE = "def f(x):\n    return x * x\n"
 HUMAN_EVAL = {
-    "prompt": 'from typing import List\n\ndef helper(x):\n    return x * x\n\ndef f(xs: List[int]) -> int:\n    """Sum of squares."""\n',
+    "prompt": "from typing import List\n\ndef helper(x):\n    return x * x\n\n"
+    'def f(xs: List[int]) -> int:\n    """Sum of squares."""\n',
     "test": "def check(candidate):\n    assert candidate([1, 2]) == 5\n    assert candidate([]) == 0\n",
     "entry_point": "f",
 }  # fmt: skip
@@ -64,7 +67,7 @@ def test_each_test_is_a_part():
 )
 def test_humaneval_takes_a_continuation_or_a_whole_function(answer: str):
     assert run(answer, **HUMAN_EVAL).score == 1
-    assert run(answer.replace("helper", "abs"), **HUMAN_EVAL).score == 0
+    assert run(answer.replace("helper(x) for", "abs(x) for").replace("map(helper", "map(abs"), **HUMAN_EVAL).score == 0
 
 
 def test_a_prompt_without_a_body_is_completed():
@@ -140,7 +143,8 @@ def test_no_child_outlives_its_program():
     if not sandbox.isolation()[0]:
         pytest.skip("needs: user namespaces")
     mark = f"align_child_{os.getpid()}"
-    child = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30) # {mark}'], start_new_session=True)\n"
+    sleeps = f"[sys.executable, '-c', 'import time; time.sleep(30) # {mark}']"
+    child = f"import subprocess, sys\nsubprocess.Popen({sleeps}, start_new_session=True)\n"
     assert run(child + SQUARE).score == 1
     time.sleep(0.2)
     assert not alive(mark)
@@ -151,8 +155,6 @@ CONNECTS = "import socket\nsocket.create_connection(('127.0.0.1', PORT), timeout
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "unshare"])
 def test_no_network_in_a_namespace(kind: str, monkeypatch: pytest.MonkeyPatch):
-    import socket
-
     command = getattr(sandbox, kind)()
     if not sandbox.works(command):
         pytest.skip(f"needs: {kind}")
@@ -160,7 +162,7 @@ def test_no_network_in_a_namespace(kind: str, monkeypatch: pytest.MonkeyPatch):
         connects = CONNECTS.replace("PORT", str(server.getsockname()[1])) + SQUARE
         monkeypatch.setattr(sandbox, "isolation", lambda: (kind, tuple(command)))
         assert run(SQUARE).score == 1
-        assert "refused" in run(connects).parts[0].found
+        assert re.search("refused|unreachable", run(connects).parts[0].found)
         monkeypatch.setattr(sandbox, "isolation", lambda: ("", ()))
         assert run(connects).score == 1, "without a namespace the same program does connect"
 

@@ -20,12 +20,14 @@ _STARTERS = """
 """
 ABBREVIATIONS, STARTERS = frozenset(_ABBREVIATIONS.split()), frozenset(_STARTERS.split())
 """STARTERS: words that, with a capital, begin a sentence even behind an abbreviation or an ellipsis."""
+LONGEST = 24
+"""Characters of a neighbouring word that are read."""
 CLOSING = r"[\"'”’»)\]}*_]*+"
 END = re.compile(
-    rf"(?<![.?!])([.?!]++){CLOSING}(?=\s++(\S{{1,24}}))"  # more text has to follow: the last sentence needs no end
+    rf"(?<![.?!])([.?!]++){CLOSING}(?=\s++(\S{{1,{LONGEST}}}))"  # more has to follow: the last sentence needs no end
     rf"|(?<![。！？｡।؟۔])[。！？｡।؟۔]++{CLOSING}(?=\s*+\S)"  # East Asian, Indic and Arabic text needs no space
 )
-WORD_BEFORE = re.compile(r"[^\s\"'“‘(\[{*_:;?!)\]}”’]*\Z")
+OPENING = "\"'“‘([{*_"
 LISTED = re.compile(r"[-+#$£€]?\d[\d.,]*")
 
 
@@ -39,11 +41,11 @@ def ends(text: str, found: re.Match[str]) -> bool:
     marks, following = found[1], found[2]
     if marks is None or marks.strip("."):
         return True
-    before = WORD_BEFORE.search(text, max(0, found.start() - 24), found.start())
-    word, next_word = before[0] if before else "", following.lstrip("\"'“‘([{*_")
-    starts = next_word[:1].isupper() and re.sub(r"\W.*", "", next_word, flags=re.DOTALL).lower() in STARTERS
-    if len(marks) > 1 or word.lower() in ABBREVIATIONS:
-        return starts
+    before = text[max(0, found.start() - LONGEST) : found.start()]
+    word = before.split()[-1].lstrip(OPENING).lower() if before[-1:].strip() else ""
+    following = following.lstrip(OPENING)
+    if len(marks) > 1 or word in ABBREVIATIONS:
+        return following[:1].isupper() and re.split(r"\W", following, maxsplit=1)[0].lower() in STARTERS
     if len(word) == 1 and word.isalpha():  # an initial, as in J. Smith
-        return word == "I"
-    return not (LISTED.fullmatch(word) and next_word[:1].islower())
+        return word == "i"
+    return not (following[:1].islower() and LISTED.fullmatch(word))
