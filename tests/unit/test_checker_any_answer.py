@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_checker_following import EXAMPLES
 
 from align.errors import InputError
-from align.evals.checkers import Checked, Checker, accuracy, check_turns, checker, turn_checkers
+from align.evals.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, turn_checkers
 from align.evals.checkers.code import code_of
 from align.evals.checkers.fences import blocks
-from align.evals.checkers.following import INSTRUCTIONS
+from align.evals.checkers.following import INSTRUCTIONS, SHORT
 
 PIECES = [
     "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।",
@@ -23,7 +26,8 @@ PIECES = [
     "SECTION 22", "####", "My answer is yes.", "def f(x):\n    return x\n", "\x85", "\u2028",
 ]  # fmt: skip
 LONG = [
-    "\n", "\n\n", ". ", "a. ", "...", "[[ ", "]]\n", "<<", "*a", "* \n", '"', "9", "1,", "1 ", "-", "{", "```\n", "\ud800",
+    "\n", "\n\n", ". ", "a. ", "...", "[[ ", "]]\n", "<<", "*a", "* \n", '"', "9", "1,", "1 ", "-", "{", "```\n",
+    "\ud800",
     "é\u0301", "\0",
 ]  # fmt: skip
 """What a million characters are made of."""
@@ -117,3 +121,17 @@ def test_a_conversation_has_a_check_a_turn():
 
 def test_all_instructions_are_attacked():
     assert len(CHECKS[0]["constraints"]) == len(INSTRUCTIONS)
+
+
+def test_the_checks_of_the_page_are_valid():
+    page = (Path(__file__).resolve().parents[2] / "docs/checkers.md").read_text(encoding="utf-8")
+    shown = [yaml.safe_load(block.text) for block in blocks(page) if block.language == "yaml"]
+    kinds = [checker(spec, "check", allow_code=True).kind for spec in shown]
+    assert set(kinds) == set(KINDS) | {"code"}
+    table = page.partition("| name | arguments |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) - {"---"} == {
+        name for name in (f"`{short}`" for short in SHORT) if "english_" not in name
+    } | {"`english_capital`, `english_lowercase`"}
+    made: dict[str, object] = {}
+    exec(next(block.text for block in blocks(page) if block.language == "python"), made)
+    assert isinstance(made["check"], Checker)
