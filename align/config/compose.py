@@ -129,9 +129,7 @@ class Composer:
         for name in named(group, value):
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
-                if (
-                    key == "stage.of"
-                ):  # of our own stages those that are planned; the user's may have a schema of theirs
+                if key == "stage.of":  # of our own stages those that are planned; a user's may be one too
                     names = [n for n in names if n in PLANNED or n not in SCHEMAS["stage"]]
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
                 raise explain.not_a_choice(group, name, names, self.search, sweep, key)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-
-import httpx
 
 from align.errors import InputError
 from align.rollout.processes import last_words
+from align.rollout.vllm_client import VllmClient
 
-# It ends with us, also where we are killed: the engine, whatever memory it holds, is of no use to anybody else.
+# It ends with us, also where we are killed: whatever memory it holds is of no use to anybody else. A child of its own
+# waits until the pipe to us is closed. (PR_SET_PDEATHSIG tells of the end of the thread that started it, and a sampler
+# that works ahead starts servers from threads that end.)
 GUARD = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, on Linux
-os.execv(sys.executable, [sys.executable, "-I", "-m", "vllm.entrypoints.cli.main", *sys.argv[1:]])
+import os, shutil, signal, sys, time
+room, server, words = sys.argv[1], os.getpid(), sys.argv[2:]
+if os.fork():
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "vllm.entrypoints.cli.main", *words])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.read(0, 1)
+os.killpg(0, signal.SIGTERM)
+until = time.monotonic() + 10
+while os.getppid() == server and time.monotonic() < until:
+    time.sleep(0.05)
+shutil.rmtree(room, ignore_errors=True)
+os.killpg(0, signal.SIGKILL)
 """
+ROOM, NEW_S = "align-vllm-", 60
+"""How the names of the sockets' folders begin; and for how many seconds one counts as new."""
 LONGEST = 70
 """Characters of the temporary folder's path: a socket's has 107 bytes at most."""
 NO_CAUSE = "See root cause above"
@@ -43,15 +57,17 @@ class VllmProcess:
     """
 
     def __init__(self, python: str, model: Path, words: Sequence[str], log: Path, group: str = "serve") -> None:
-        short = "/tmp" if len(tempfile.gettempdir()) > LONGEST else None
-        self._room = tempfile.TemporaryDirectory(prefix="align-vllm-", dir=short)  # its owner's alone, as they are made
+        above = Path("/tmp" if len(tempfile.gettempdir()) > LONGEST else tempfile.gettempdir())
+        remove_abandoned(above)
+        self._room = tempfile.TemporaryDirectory(prefix=ROOM, dir=above)  # its owner's alone, as they are made
+        self._held = locked(Path(self._room.name))
         self.socket, self.log, self.python = Path(self._room.name, "socket"), log, python
         self.group = group
         self._said_before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [python, "-I", "-c", GUARD, "serve", str(model), "--uds", str(self.socket), *words],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                [python, "-I", "-c", GUARD, self._room.name, "serve", str(model), "--uds", str(self.socket), *words],
+                stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
                 env=environment(os.environ, self._room.name),
                 start_new_session=True,
             )  # fmt: skip
@@ -63,11 +79,10 @@ class VllmProcess:
     def wait_until_ready(self, within_s: float) -> None:
         """Raises: InputError: it ended, or was not ready in time; with its last words."""
         until = time.monotonic() + within_s
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=5) as client:
+        with closing(VllmClient(self.socket)) as client:
             while self.alive and time.monotonic() < until:
-                with suppress(httpx.TransportError):
-                    if self.socket.exists() and client.get("http://vllm/health").status_code == 200:
-                        return
+                if self.socket.exists() and client.up():
+                    return
                 time.sleep(0.1)
         how = f"was not ready within {within_s:g} seconds" if self.alive else "ended while it started"
         with self.log.open("rb") as said:
@@ -87,7 +102,44 @@ class VllmProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._room.cleanup()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
+def locked(folder: Path) -> int | None:
+    """A descriptor that holds a folder's lock until it is closed, or its process ends; None where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_abandoned(above: Path) -> None:
+    """Remove the folders of servers whose owner was killed together with the child that removes them.
+
+    What is new may be about to be locked by its owner; what holds anything but sockets is none of ours; what cannot be
+    opened is another user's.
+    """
+    for folder in above.glob(f"{ROOM}*"):
+        with suppress(OSError):
+            descriptor = locked(folder) if time.time() - folder.lstat().st_mtime > NEW_S else None
+            if descriptor is None:
+                continue
+            try:
+                sockets = [*folder.iterdir()]
+                if all(each.is_socket() for each in sockets):
+                    for each in sockets:
+                        each.unlink()
+                    folder.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 def environment(given: Mapping[str, str], sockets: str) -> dict[str, str]:

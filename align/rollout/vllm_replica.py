@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import httpx
 
 from align.errors import InputError, require
 from align.rollout.probes import Logprobs
-from align.rollout.vllm_client import VllmClient, VllmFailed
+from align.rollout.vllm_client import KEY, LOCKED, VllmClient, VllmFailed
 from align.rollout.vllm_process import VllmProcess
 
 BUSY = 429
@@ -21,8 +22,9 @@ STOPPING_S, LOOK_S = 10.0, 0.5
 class Replica:
     """
     Args:
-        where: its URL; or the Python that it is started by, with `start`.
+        where: its URL; or the Python that it is started by, with `start` and `log`.
         within_s: time that it has to answer.
+        log: what it says where it is started here: of several servers, the file that tells which.
 
     Attributes:
         base: the name of the model that it was started with.
@@ -30,8 +32,10 @@ class Replica:
         loaded: the names of the adapters that it was given.
     """
 
-    def __init__(self, where: str, within_s: float, start: Callable[[], VllmProcess] | None = None) -> None:
-        self.where, self.within_s, self._start = where, within_s, start
+    def __init__(
+        self, where: str, within_s: float, start: Callable[[], VllmProcess] | None = None, log: str = "vllm.log"
+    ) -> None:
+        self.where, self.within_s, self._start, self.log = f"{where} ({log})" if start else where, within_s, start, log
         self.client: VllmClient | None = None if start else VllmClient(where)
         self._process: VllmProcess | None = None
         self._closed = False
@@ -65,7 +69,7 @@ class Replica:
             self.base = self.asked.base()
             unknown = self.asked.knows(f"never-given-{secrets.token_hex(8)}")
         except (VllmFailed, httpx.TransportError) as error:
-            raise InputError(self.field, self.where, f"fails at its first question ({error})", self.remedy) from error
+            raise self.failed(error, f"fails at its first question ({error})") from error
         problem = "it answers by a name that it was never given, where a status 404 is due"
         require(not unknown, self.field, self.where, problem, "Use another vLLM.")
 
@@ -79,9 +83,19 @@ class Replica:
             require(time.monotonic() < until and not self._closed, self.field, self.where, problem, self.remedy)
             time.sleep(LOOK_S)
 
+    def failed(self, error: Exception, problem: str, remedy: str = "") -> InputError:
+        """What is said of it after an error: that, or that it asks for a key."""
+        if isinstance(error, VllmFailed) and error.status in LOCKED:
+            takes = (
+                f"does not take the key in {KEY}" if os.environ.get(KEY) else f"asks for a key, and {KEY} is not set"
+            )
+            problem = f"{takes} (status {error.status})"
+            remedy = f"Set {KEY} in the environment to the key that the server was started with (--api-key)."
+        return InputError(self.field, self.where, problem, remedy or self.remedy)
+
     @property
     def remedy(self) -> str:
-        what = "Read vllm.log in the run's folder" if self._start else "See to this server"
+        what = f"Read {self.log} in the run's folder" if self._start else "See to this server"
         return f"{what}; the same command then goes on from the run's last checkpoint."
 
     def close(self) -> None:

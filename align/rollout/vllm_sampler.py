@@ -44,7 +44,10 @@ from align.rollout.vllm_client import (
     UNLOAD,
     VllmFailed,
     address,
+    asked_of,
     async_transport,
+    bytes_of,
+    headers,
     ids_and_logprobs,
     said,
     understood,
@@ -120,10 +123,11 @@ class VllmSampler:
             self.python = required_interpreter(VLLM, given.python, "rollout.python")
             self.model = self._base_folder(method, dtype)
             version = engine_version(VLLM, self.python, "rollout.python")
-            print(f"starting vLLM {version}; what it says is in {given.logs / 'vllm.log'}", flush=True)
+            logs = [f"vllm-{number}.log" if number else "vllm.log" for number in range(given.replicas)]
+            print(f"starting vLLM {version}; what it says is in {given.logs}: {', '.join(logs)}", flush=True)
             self.replicas = [
-                Replica(self.python, given.start_s, lambda number=number: self._process(number))
-                for number in range(given.replicas)
+                Replica(self.python, given.start_s, lambda log=log: self._process(given.logs / log), log)
+                for log in logs
             ]
         for replica in self.replicas:
             replica.open()
@@ -137,12 +141,11 @@ class VllmSampler:
             bases, self.base, named, dtype, DTYPES[self.dtype], torch.device(self.servers.device), self.tokenizer
         )
 
-    def _process(self, number: int) -> VllmProcess:
+    def _process(self, log: Path) -> VllmProcess:
         words = serve_words(
             self.base.digest, self.dtype, modules=layer_names(self.layers), rank=self.rank, adapters=ADAPTERS,
             slots=self.batch_size, context=self.servers.context, prefixes=False, logprobs="processed_logprobs",
         )  # fmt: skip
-        log = self.servers.logs / (f"vllm-{number}.log" if number else "vllm.log")
         return VllmProcess(self.python, self.model, [*words, *self.servers.words], log, "rollout")
 
     # Adapters
@@ -247,7 +250,7 @@ class VllmSampler:
                 f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank {self.rank} "
                 f"--logprobs-mode processed_logprobs, where it sees {self.folder}."
             )
-        return InputError(replica.field, replica.where, problem, remedy)
+        return replica.failed(error, problem, remedy)
 
     def _open_again(self, replica: Replica, error: Exception) -> None:
         print(f"a vLLM server is gone ({type(error).__name__}), and opened again: {replica.where}", flush=True)
@@ -346,14 +349,17 @@ class VllmSampler:
         async def one(number: int, body: dict[str, Any]) -> Any:
             async with rooms[number]:
                 with understood(COMPLETIONS):
-                    answer = await asyncio.wait_for(clients[number].post(COMPLETIONS, json=body), ANSWER_S)
+                    most = bytes_of(len(body["prompt"]) + body["max_tokens"])
+                    answer = await asyncio.wait_for(asked_of(clients[number], body, most), ANSWER_S)
                     return said(answer)["choices"][0]
 
         try:
             async with AsyncExitStack() as stack:
                 clients = []
                 for at in (replica.asked.at for replica in self.replicas):
-                    client = httpx.AsyncClient(transport=async_transport(at), base_url=address(at), timeout=ANSWER_S)
+                    client = httpx.AsyncClient(
+                        transport=async_transport(at), base_url=address(at), timeout=ANSWER_S, headers=headers(at)
+                    )
                     clients.append(await stack.enter_async_context(client))
                 wanted = [one(row % len(self.replicas), body) for row, body in bodies.items()]
                 answers = await asyncio.gather(*wanted, return_exceptions=True)

@@ -106,8 +106,9 @@ def test_what_it_proposes_can_be_added_to_the_line(here: Path, capsys: pytest.Ca
 
 
 def test_measured_beside_predicted(here: Path, capsys: pytest.CaptureFixture[str]):
-    sizes = "stage.batch_size=4 stage.minibatches=1 stage.normalise_on=4 data.max_length=16 rollout.max_new_tokens=4 rollout.batch_size=4"
-    status, out, error = told(f"stage=plan stage.of=ppo init=base device=cpu stage.measure=true {sizes}", capsys)
+    sizes = "stage.batch_size=4 stage.minibatches=1 stage.normalise_on=4 rollout.batch_size=4"
+    rows = "data.max_length=16 rollout.max_new_tokens=4"
+    status, out, error = told(f"stage=plan stage.of=ppo init=base device=cpu stage.measure=true {sizes} {rows}", capsys)
     assert status == 0, error
     (off,) = re.findall(r"^peak: predicted .*\(([-+][\d.]+)%\)$", out, re.MULTILINE)
     assert abs(float(off)) < 15

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 
 from align.config.rollout import RolloutConfig, is_address
 from align.errors import InputError
 from align.rollout.requests import NotFinite
-from align.rollout.vllm_client import VllmClient, VllmFailed
+from align.rollout.vllm_client import KEY, TOKEN_BYTES, VllmClient, VllmFailed, bytes_of, headers
 from align.rollout.vllm_replica import Replica, gone
 from align.rollout.vllm_sampler import VllmSampler
 
@@ -22,14 +26,21 @@ STOP, VOCABULARY, LIMIT = 2, 10, 4
 
 
 class Garbage(BaseHTTPRequestHandler):
-    body = b""
+    body: bytes = b""
+    forever = False
+    status = 200
+    heard: ClassVar[list[str | None]] = []
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))  # or closing the connection would reset it
-        self.send_response(200)
+        self.heard.append(self.headers.get("authorization"))
+        self.send_response(self.status)
         self.send_header("content-type", "application/json")
         self.end_headers()
         self.wfile.write(self.body)
+        with suppress(OSError):  # whoever asked has closed the connection
+            while self.forever:
+                self.wfile.write(b" " * (1 << 16))
 
     do_GET = do_POST = answer
 
@@ -70,9 +81,96 @@ def test_logprobs_that_are_none_or_too_few(client: VllmClient, told: Any, monkey
         client.logprobs("x", [[1, 2, 3]])
 
 
-def sampler() -> VllmSampler:
-    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=("http://x:1",)))  # pyright: ignore
-    made.vocabulary, made.replicas = VOCABULARY, [Replica("http://x:1", 1.0)]
+@pytest.mark.parametrize("start", [b"", b'{"data": [], "choices": [{"text": "', b"[" * 1000])
+def test_an_answer_without_an_end_is_not_read_to_its_end(
+    client: VllmClient, start: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Garbage, "body", start)
+    monkeypatch.setattr(Garbage, "forever", True)
+    url = str(client.at)
+    ask = (
+        client.base,
+        client.context,
+        lambda: client.load("x", Path()),
+        lambda: client.knows("x"),
+        lambda: client.unload("x"),
+    )
+    for each in (*ask, lambda: client.logprobs("x", [[1, 2, 3]])):
+        with pytest.raises(VllmFailed, match=r"by more than 1,0\d\d,\d\d\d bytes"):
+            each()
+    assert client.up()
+    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at its first question .* by more than"):
+        Replica(url, 1.0).open()
+    made = sampler(url)
+    [error] = asyncio.run(made._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
+    assert isinstance(error, VllmFailed)
+    assert str(made._refused(made.replicas[0], error)).startswith(f"rollout.urls={url}: does not do what it is asked")
+
+
+def test_an_answer_that_comes_byte_by_byte_has_its_time(client: VllmClient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Garbage, "forever", True)
+    with pytest.raises(httpx.ReadTimeout, match="was not answered within 0"):
+        client.ask("GET", "/v1/models", most=1 << 40, within_s=0.2)
+
+
+def test_all_that_tokens_need_is_read():
+    """A token in as many bytes as there are of any: its text escaped, its id, logprob and place."""
+    token = {"tokens": ["token_id:99999"], "token_logprobs": [-12.345678901234567],
+             "top_logprobs": [{"token_id:99999": -12.345678901234567}], "text_offset": [10**6]}  # fmt: skip
+    assert len(json.dumps(token)) + len(json.dumps("\u4e00" * 128)) + 16 < TOKEN_BYTES
+    assert bytes_of(10) == bytes_of(0) + 10 * TOKEN_BYTES
+
+
+def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(KEY, "k3y-of-the-servers")
+    monkeypatch.setattr(Garbage, "heard", [])
+    monkeypatch.setattr(Garbage, "body", b'{"data": [{"id": "x"}]}')
+    with closing(VllmClient(str(client.at))) as asks:  # the fixture's was made before there was a key
+        assert asks.base() == "x"
+    made = sampler(str(client.at))
+    asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}}))
+    assert Garbage.heard == ["Bearer k3y-of-the-servers"] * 2
+    assert "authorization" not in headers(tmp_path / "socket")
+    monkeypatch.delenv(KEY)
+    assert "authorization" not in headers(str(client.at))
+
+
+@pytest.mark.parametrize("key", ["two words", "a\nb", "ключ"])
+def test_what_is_no_key_is_not_shown(key: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(InputError, match=r"VLLM_API_KEY=\*\*\*: has characters that no key has") as refused:
+        Replica("http://x:1", 1.0)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    ("key", "said"), [("", "asks for a key, and VLLM_API_KEY is not set"), ("k" * 9, "take the key")]
+)
+def test_a_server_that_asks_for_a_key(
+    client: VllmClient, status: int, key: str, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(KEY, key)
+    monkeypatch.setattr(Garbage, "status", status)
+    url = str(client.at)
+    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: .*{said}.* \(status {status}\)\. Set {KEY}") as one:
+        Replica(url, 1.0).open()
+    made = sampler(url)
+    [error] = asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}})).values()
+    assert not gone(error)
+    assert str(made._refused(made.replicas[0], error)) == str(one.value)
+
+
+def test_of_several_servers_the_log_tells_which():
+    replica = Replica("/venv/bin/python", 1.0, lambda: pytest.fail("it is not started"), "vllm-1.log")
+    assert replica.where == "/venv/bin/python (vllm-1.log)"
+    said = str(replica.failed(VllmFailed("x", 500), "fails"))
+    assert said.startswith("rollout.python=/venv/bin/python (vllm-1.log): fails. Read vllm-1.log in the run's folder")
+
+
+def sampler(url: str = "http://x:1") -> VllmSampler:
+    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=(url,)))  # pyright: ignore
+    made.vocabulary, made.replicas = VOCABULARY, [Replica(url, 1.0)]
     return made
 
 

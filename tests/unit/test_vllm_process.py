@@ -1,0 +1,131 @@
+"""vLLM's server ends with whoever started it, however that ends, and leaves no folder of sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from vllm_stand_in import stand_in_python
+
+from align.rollout.vllm_process import NEW_S, ROOM, VllmProcess, locked, remove_abandoned, serve_words
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from threading import Thread
+from align.rollout.vllm_process import VllmProcess
+held, (python, log, *words) = [], sys.argv[1:]
+start = Thread(target=lambda: held.append(VllmProcess(python, Path("none"), words, Path(log))))
+start.start()
+start.join()
+print(held[0]._process.pid, held[0].socket.parent, flush=True)
+time.sleep(600)
+"""
+
+
+def runs(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that run."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            if os.getpgid(pid) == group and runs(pid):
+                found.append(pid)
+    return found
+
+
+def settles(holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 20
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.02)
+    return holds()
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """However a test ends, nobody waits for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return stand_in_python(tmp_path_factory.mktemp("venv"))
+
+
+def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: str, tmp_path: Path):
+    log = tmp_path / "vllm.log"
+    environment = {**os.environ, "STAND_IN": "never-ready", "TMPDIR": str(tmp_path)}
+    asked = serve_words("0" * 64, "float32", modules=["q_proj"], rank=8, adapters=1, slots=1, context=8, prefixes=False)
+    words = [sys.executable, "-c", OWNER, python, str(log), *asked]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as owner, ended(owner):
+        assert owner.stdout is not None
+        pid, folder = owner.stdout.readline().split()
+        assert settles(lambda: b"starts" in log.read_bytes())
+        time.sleep(0.2)  # PR_SET_PDEATHSIG would have ended it long ago
+        assert runs(int(pid))
+        assert len(members(int(pid))) == 2
+        owner.send_signal(signal.SIGKILL)
+    assert settles(lambda: not members(int(pid)))
+    assert not Path(folder).exists()
+
+
+def test_whoever_is_stopped_leaves_nothing(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STAND_IN", "never-ready")
+    process = VllmProcess(python, Path("none"), [], tmp_path / "vllm.log")
+    assert locked(process.socket.parent) is None, "its owner holds it"
+    process.stop(5)
+    process.stop(5)
+    assert not members(process._process.pid)
+    assert not process.socket.parent.exists()
+
+
+def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
+    def made(name: str, age: float = 2 * NEW_S) -> Path:
+        folder = tmp_path / f"{ROOM}{name}"
+        folder.mkdir()
+        return aged(folder, age)
+
+    def aged(folder: Path, age: float = 2 * NEW_S) -> Path:
+        os.utime(folder, (time.time() - age,) * 2)
+        return folder
+
+    empty, new, owned, files = made("empty"), made("new", 1), made("owned"), made("files")
+    (files / "mine").touch()
+    (tmp_path / f"{ROOM}file").touch()
+    (tmp_path / f"{ROOM}link").symlink_to(files)
+    with tempfile.TemporaryDirectory(prefix=ROOM, dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listens:
+        listens.bind(f"{short}/socket")
+        sockets = Path(short).rename(tmp_path / f"{ROOM}sockets")
+        Path(short).mkdir()  # for its own clean-up
+    held = locked(owned)
+    for folder in (files, sockets):
+        aged(folder)
+    remove_abandoned(tmp_path)
+    assert not empty.exists()
+    assert not sockets.exists()
+    assert new.exists()
+    assert owned.exists()
+    assert (files / "mine").exists()
+    assert (tmp_path / f"{ROOM}link").is_symlink()
+    assert held is not None
+    os.close(held)
+    remove_abandoned(tmp_path)
+    assert not owned.exists()
