@@ -345,7 +345,8 @@ class Result:
     """What a stage hands back to `__main__`: the figures that describe it, and the lines worth printing.
 
     Attributes:
-        metrics: the stage's headline figures, written to the manifest.
+        metrics: the stage's headline figures, written to the manifest. `exit_status` among them is what a run ends with
+            that is published and still no success.
         summary: a few lines for the terminal.
     """
 

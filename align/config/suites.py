@@ -22,3 +22,9 @@ class SuiteConfig(Settings):
         "scores. Empty: one task of this kind.",
         later=True,
     )
+    gates: Any = setting(
+        None,
+        "What has to be shown of the first system, such as {name: safe, task: support, against: old, is: not_worse, "
+        "margin: 0.05, least_n: 200}. A gate that is not passed ends the run with status 3.",
+        later=True,
+    )

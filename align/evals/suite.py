@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from align.data.trained_ids import Seen
 from align.errors import require
+from align.evals.gates import Gate
 from align.evals.systems import System
 from align.evals.tasks import Item, Task
 
@@ -26,6 +27,7 @@ class Work:
     tasks: Tasks
     seen: Mapping[str, int]
     unknown: Sequence[str] = ()
+    gates: Sequence[Gate] = ()
 
 
 def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:

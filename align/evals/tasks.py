@@ -76,7 +76,8 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
     """
     if given is None:
         return [Task(JUDGED)]
-    require(isinstance(given, list | tuple) and len(given) > 0, FIELD, given, "is no list of tasks", HELP)
+    right = isinstance(given, list | tuple) and bool(given)
+    require(right, FIELD, given, "is no list of tasks", HELP)
     found: dict[str, Task] = {}
     for i, task in enumerate(given):
         at = f"{FIELD}[{i}]"

@@ -73,7 +73,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             ranks.from_main(None)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
-            return 0
+            return ends_with(run.manifest.metrics)
         print(first_line(run, config))
         check_installed(config)
         run.begin(resolved(config))
@@ -103,7 +103,15 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             if line:
                 print(line)
         print(run.folder)
-    return 0
+    return ends_with(result.metrics)
+
+
+def ends_with(metrics: Mapping[str, Any]) -> int:
+    """The exit status of a run that was published: 0, or what its metrics say."""
+    status = int(metrics.get("exit_status", 0))
+    if status:
+        ranks.tell_launcher(ranks.SPOKEN, str(status))
+    return status
 
 
 def settled(config: Config) -> Config:

@@ -69,12 +69,12 @@ def followed() -> int:
     module = importlib.import_module(f"align.stages.{STAGES[begun.config.stage.name].module}")
     try:
         with Following(begun.folder, begun.manifest, begun.resumed) as run:
-            module.run(run, begun.config, *begun.rows)
+            result = module.run(run, begun.config, *begun.rows)
     except AlignError:
         raise
     except Exception as error:
         raise blame(error, begun.config) or error from error
-    return 0
+    return int(result.metrics.get("exit_status", 0))
 
 
 def check(begun: Begun) -> None:

@@ -14,7 +14,9 @@ from align.config.scorers import reward_spec
 from align.data.reasoning import parted, without_reasoning
 from align.errors import require
 from align.evals import judges
+from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
+from align.evals.stats import Decision
 from align.evals.suite import Tasks, Work
 from align.evals.systems import System, answers_in
 from align.evals.tasks import Item
@@ -62,7 +64,8 @@ def run(run: Run, config: Config, work: Work) -> Result:
         scored.append(Scored(task.name, by, of, items, found, dropped[task.name]))
     results = results_of(scored, stage.level)
     write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
-    return published(run, work, results, made, notes)
+    found = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
+    return published(run, config, work, results, found, made, notes)
 
 
 def those_that_fit(tasks: Tasks, tokens: dict[str, list[list[int] | None]]) -> tuple[Tasks, dict[str, int]]:
@@ -185,7 +188,10 @@ def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
             yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
 
 
-def published(run: Run, work: Work, results: Mapping[str, Any], made: int, notes: Sequence[str]) -> Result:
+def published(
+    run: Run, config: Config, work: Work, results: Mapping[str, Any], gates: Mapping[str, tuple[Gate, Decision]],
+    made: int, notes: Sequence[str],
+) -> Result:  # fmt: skip
     """Write the results down, and say the main ones."""
     about = [about_system(system) for system in work.systems]
     write_json(run.artifact / "results.json", {"systems": about, "tasks": results, "notes": [*notes]})
@@ -194,11 +200,32 @@ def published(run: Run, work: Work, results: Mapping[str, Any], made: int, notes
         "systems": about, "tasks": kept, "answers_made": made,
         "seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
+    metrics |= judged_by_gates(run, config, work, gates)
     first = work.systems[0].name
     lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
     asked = sum(system.base is not None for system in work.systems) * sum(task["items"] for task in results.values())
     kept_before = f"{asked - made:,} of {counted(asked, 'answer')} were made before" if made < asked else ""
+    lines += [in_a_line(*each) for each in gates.values()]
     return Result(metrics, tuple(filter(None, (kept_before, *lines, *notes))))
+
+
+def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
+    """Write a verdict file for each gate, and what continuous integration reads; what the manifest says of them."""
+    if not gates:
+        return {}
+    digests = {"artifact": work.systems[0].record.digest}
+    digests |= {name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems."))}
+    folder = run.artifact / FOLDER
+    folder.mkdir(exist_ok=True)
+    for name, (gate, found) in gates.items():
+        write_json(folder / f"{name}.json", verdict_file(gate, found, digests))
+    write_text(run.artifact / "junit.xml", junit(config.eval.name, gates))
+    said = {name: found.outcome for name, (_, found) in gates.items()}
+    return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}
+
+
+FOLDER, NOT_PASSED = "verdicts", 3
+"""Of a run's artifact, for verdict files; and the exit status of an evaluation in which a gate is not passed."""
 
 
 IN_MANIFEST = ("by", "role", "items", "dropped", "systems", "against")

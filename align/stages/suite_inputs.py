@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import seen_by
+from align.errors import require
 from align.evals import judges
+from align.evals.gates import Gate, parsed_gates
 from align.evals.suite import Work, unseen
 from align.evals.systems import System, opened_systems
 from align.evals.tasks import Item, Task, items_of_file, items_of_prompts, parsed_tasks
@@ -33,7 +35,8 @@ class Found(NamedTuple):
     systems: Sequence[System]
     tasks: Sequence[Task]
     suite: str
-    records: Mapping[str, Input]
+    records: dict[str, Input]
+    gates: Sequence[Gate]
 
     @property
     def base(self) -> Base | None:
@@ -62,6 +65,9 @@ def found_suite(config: Config) -> Found:
         config.stage.systems, root, path=given.path, revision=given.revision, method=config.method.name
     )
     tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
+    gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
+    first, problem = systems[0], "is a file of answers, and gates are about an artifact"
+    require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": files_record(task.path, task.field) for task in tasks if task.path}
     if any(not task.path for task in tasks):
@@ -75,7 +81,7 @@ def found_suite(config: Config) -> Found:
         if system.artifact is not None:
             of = judges.standing_of(system.artifact, identities, root)
             judges.independent(of, title, system.ref, config.stage.allow_proxy)
-    return Found(systems, tasks, config.eval.name, {**records, **judge})
+    return Found(systems, tasks, config.eval.name, {**records, **judge}, gates)
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
@@ -86,6 +92,10 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     """
     root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
     tasks = [(task, items_of(config, task)) for task in found.tasks]
+    for gate in found.gates:
+        judged = next((task for task, items in tasks if task.name == gate.task and items[0].check is None), None)
+        problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"
+        require(judged is None, "eval.gates", gate.task, problem, "Give the task checks.")
     seen = [
         seen_by(system.artifact, root, partial(key_of, config), system_turn)
         for system in found.systems
@@ -93,9 +103,9 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     ]
     unknown = [*dict.fromkeys(sentence for one in seen for sentence in one.unknown)]
     if config.stage.seen != "drop":
-        return (Work(found.systems, tasks, {}, unknown),)
+        return (Work(found.systems, tasks, {}, unknown, found.gates),)
     kept, counts = unseen(tasks, seen)
-    return (Work(found.systems, kept, counts, unknown),)
+    return (Work(found.systems, kept, counts, unknown, found.gates),)
 
 
 def items_of(config: Config, task: Task) -> Sequence[Item]:

@@ -15,6 +15,7 @@ from ranked import ranked
 from workshop import Ready
 
 from align.__main__ import main
+from align.registry.verdicts import verdict_on
 from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 
@@ -204,6 +205,35 @@ def test_a_file_of_answers_is_a_system(bench: Bench):
     assert "is no answer" in bench.refused(systems, bench.tasks(*ROWS[:2]))
 
 
+def test_gates_decide_and_say_so_each_time(bench: Bench, forks: Forks, tmp_path: Path):
+    gates = (
+        "eval.gates=[{name: clear, task: asked, is: superior, margin: 0.99}, "
+        "{name: close, task: asked, against: s, is: superior}]"
+    )
+    words = ("stage.systems={p: ppo:p, s: sft:s}", bench.tasks(*ROWS), gates)
+    assert main(bench.words(*words, "run.name=gated")) == 3
+    printed = bench.capsys.readouterr().out
+    assert "gate close: undecided" in printed
+    run = bench.ready.root / "eval" / "gated"
+    digest = read_manifest(run).inputs["systems.p"].digest
+    for name in ("clear", "close"):
+        verdict = json.loads((run / "artifact" / "verdicts" / f"{name}.json").read_text())
+        assert verdict["inputs"]["artifact"] == digest
+        assert verdict_on(bench.ready.root, name, digest)[0] is False
+    assert (run / "artifact" / "junit.xml").read_text().count("<failure") == 2
+    assert main(bench.words(*words, "run.name=gated")) == 3, "a finished run says the same"
+    bench.capsys.readouterr()
+    ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=gated-on-two"))
+    assert [each.status for each in ended] == [3, 3]
+    easy = [{"id": i, "prompt": f"Say {i}.", "check": {"kind": "regex", "pattern": "^"}} for i in range(8)]
+    passes = "eval.gates=[{name: easy, task: easy, is: superior, margin: 0.5}]"
+    run = bench.run("stage.systems={p: ppo:p, s: sft:s}", bench.tasks(*easy, name="easy"), passes, "run.name=passed")
+    assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
+    assert verdict_on(bench.ready.root, "easy", digest)[0] is True
+    judged = bench.refused("stage.systems={p: ppo:p, s: sft:s}", "eval.gates=[{name: x, task: judged, is: superior}]")
+    assert "would be decided by a judge" in judged
+
+
 def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: Bench):
     long = {"id": "long", "prompt": "word " * 4000, "check": {"kind": "regex", "pattern": "e"}}
     run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(*ROWS, long), "run.name=long")
@@ -259,9 +289,12 @@ def test_rows_that_are_refused(bench: Bench, rows: tuple[Mapping[str, Any], ...]
 def test_a_check_that_raises_scores_nothing_and_is_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     from align.evals.checkers import pattern
 
+    def raises(answer: str) -> Any:
+        raise ZeroDivisionError(answer)
+
     def build(spec: Any, field: str) -> Any:
         made = real(spec, field)
-        return type(made)(made.kind, made.asks, lambda answer: 1 / 0)
+        return type(made)(made.kind, made.asks, raises)
 
     real = pattern.build
     monkeypatch.setitem(__import__("align.evals.checkers.build", fromlist=["KINDS"]).KINDS, pattern.KIND, build)

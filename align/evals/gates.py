@@ -1,0 +1,157 @@
+"""Gates of a suite: what has to be shown of its first system, decided by intervals. Imports no torch.
+
+    {name: safety, task: refusals, figure: score, is: superior, margin: 0.95, least_n: 100}
+    {name: no-regression, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}
+
+A verdict is `pass`, `fail` or `undecided`, which is no pass. Each becomes a verdict file, which gates of aliases ask
+for (`align.registry.verdicts`), and a test case in JUnit's XML.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from align.aliases import NAME, NAMED
+from align.errors import InputError, require
+from align.evals.results import Scored, against, of_system
+from align.evals.stats import Decision, Rule, decided
+from align.evals.tasks import Task
+from align.ops.intervals import Interval
+from align.report.words import counted, in_words
+
+FIELD = "eval.gates"
+KEYS = ("name", "task", "figure", "against", "is", "margin", "level", "least_n")
+HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
+KINDS = ("superior", "not_worse", "at_most")
+OF_PAIRS, OF_ONE = "difference", "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What is asked.
+
+    Attributes:
+        name: of its verdict file.
+        task: whose figure it is.
+        against: the system that the first one is compared with; empty where its own mean score is asked.
+        rule: see `align.evals.stats.Rule`.
+    """
+
+    name: str
+    task: str
+    against: str
+    rule: Rule
+
+    @property
+    def words(self) -> str:
+        """What is asked, for people."""
+        margin, other = f"{self.rule.margin:g}", self.against
+        asked = {
+            "superior": f"better than {other} by more than {margin}" if other else f"above {margin}",
+            "not_worse": f"worse than {other} by less than {margin}",
+            "at_most": f"above {other} by less than {margin}" if other else f"below {margin}",
+        }
+        return f"{self.task}: {asked[self.rule.kind]}"
+
+
+def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> Sequence[Gate]:
+    """The gates of `eval.gates`; none where it names none.
+
+    Args:
+        systems: their names; the first is the one that gates are about.
+
+    Raises:
+        InputError: one is none, or names a task or a system that is not there.
+    """
+    if given is None:
+        return []
+    require(isinstance(given, list | tuple), FIELD, given, "is no list of gates", HELP)
+    found: dict[str, Gate] = {}
+    for i, gate in enumerate(given):
+        at = f"{FIELD}[{i}]"
+        require(isinstance(gate, Mapping), at, gate, "is no gate", HELP)
+        for key in gate:
+            require(key in KEYS, f"{at}.{key}", gate[key], "is no key of a gate", f"Use: {', '.join(KEYS)}.")
+        one = parsed_gate(gate, at, [task.name for task in tasks], systems)
+        require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
+        found[one.name] = one
+    return [*found.values()]
+
+
+def parsed_gate(gate: Mapping[str, Any], at: str, tasks: Sequence[str], systems: Sequence[str]) -> Gate:
+    name, task, other = gate.get("name"), gate.get("task"), gate.get("against")
+    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
+    require(task in tasks, f"{at}.task", task, "is no task here", f"Tasks are: {', '.join(tasks)}.")
+    wanted = OF_ONE if other is None else OF_PAIRS
+    figure = gate.get("figure", wanted)
+    remedy = f"Write {OF_PAIRS} with `against`, {OF_ONE} without."
+    require(figure == wanted, f"{at}.figure", figure, "is no figure that this gate can ask for", remedy)
+    others = ", ".join(systems[1:])
+    require(other is None or other in systems[1:], f"{at}.against", other, "is no other system", f"They are: {others}.")
+    require(gate.get("is") in KINDS, f"{at}.is", gate.get("is"), "is not a choice here", f"Choose: {', '.join(KINDS)}.")
+    problem = "is about two systems, and `against` names no other one"
+    require(gate["is"] != "not_worse" or other is not None, f"{at}.is", gate["is"], problem, HELP)
+    numbers = {key: number(gate, at, key, default) for key, default in (("margin", 0.0), ("level", 0.95))}
+    least = gate.get("least_n", 1)
+    whole = isinstance(least, int) and not isinstance(least, bool)
+    require(whole, f"{at}.least_n", least, "is no whole number", "Give the fewest items that may decide.")
+    try:
+        rule = Rule(gate["is"], **numbers, least_n=least)
+    except ValueError as error:
+        raise InputError(at, dict(gate), str(error), HELP) from error
+    return Gate(str(name), str(task), other or "", rule)
+
+
+def number(gate: Mapping[str, Any], at: str, key: str, default: float) -> float:
+    value = gate.get(key, default)
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    require(right, f"{at}.{key}", value, "is no number", "Give a number.")
+    return float(value)
+
+
+def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
+    """What the answers say of a gate."""
+    task = next(task for task in tasks if task.name == gate.task)
+    first = next(iter(task.said))
+    if gate.against:
+        figure = against(task, first, gate.against, gate.rule.level)[OF_PAIRS]
+    else:
+        figure = of_system(task, first, gate.rule.level)[OF_ONE]
+    return decided(gate.rule, Interval(**figure))
+
+
+def in_a_line(gate: Gate, found: Decision) -> str:
+    """What came of a gate."""
+    figure, n = f"{in_words(found.figure.as_dict())} on {found.figure.n}", found.n_to_decide
+    if found.outcome == "undecided":
+        would = f"{counted(n, 'item')} would decide, if the figure is what it seems" if n else "no number would decide"
+        figure = f"{figure}; {would}"
+    return f"gate {gate.name}: {found.outcome} ({gate.words}: {figure})"
+
+
+def verdict_file(gate: Gate, found: Decision, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """As gates of aliases read it.
+
+    Args:
+        inputs: name → digest; `artifact` is what the verdict is on.
+    """
+    return {
+        "schema_version": 1, "gate": gate.name, "verdict": found.outcome, "figure": found.figure.as_dict(),
+        "asked": gate.words, "n_to_decide": found.n_to_decide, "inputs": dict(inputs),
+    }  # fmt: skip
+
+
+def junit(suite: str, found: Mapping[str, tuple[Gate, Decision]]) -> str:
+    """The verdicts as JUnit's XML: what did not pass is a failure, whose type says which."""
+    failed = sum(each.outcome != "pass" for _, each in found.values())
+    root = ElementTree.Element("testsuite", name=suite, tests=str(len(found)), failures=str(failed))
+    for name, (gate, each) in found.items():
+        case = ElementTree.SubElement(root, "testcase", classname=suite, name=name)
+        if each.outcome != "pass":
+            ElementTree.SubElement(case, "failure", type=each.outcome, message=in_a_line(gate, each))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

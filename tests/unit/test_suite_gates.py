@@ -1,0 +1,110 @@
+"""Gates of a suite: how they are written, what decides them, and what is written down."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from align.errors import InputError
+from align.evals.checkers import checker
+from align.evals.gates import decision, in_a_line, junit, parsed_gates, verdict_file
+from align.evals.results import Said, Scored
+from align.evals.tasks import Item, Task
+from align.registry.verdicts import read_verdict
+from align.run import write_json
+from align.types import Conversation, Message
+
+TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
+CHECK = checker({"kind": "regex", "pattern": "e"}, "check")
+GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
+
+
+def scored(new: Sequence[float], old: Sequence[float]) -> Scored:
+    prompt = Conversation((Message("user", "a"),))
+    items = [Item(str(i), str(i), "", prompt, CHECK) for i in range(len(new))]
+    said = {
+        who: [Said("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
+        for who, scores in (("new", new), ("old", old))
+    }
+    return Scored("asked", "checks", "exact", items, said)
+
+
+def outcome(new: Sequence[float], old: Sequence[float], **given: Any) -> str:
+    (gate,) = parsed_gates([{"name": "g", "task": "asked", **given}], TASKS, SYSTEMS)
+    return decision(gate, [scored(new, old)]).outcome
+
+
+def drawn(p: float, n: int, seed: int) -> list[float]:
+    draw = random.Random(seed)
+    return [float(draw.random() < p) for _ in range(n)]
+
+
+def test_a_gate_passes_fails_or_is_undecided():
+    good, bad, n = drawn(0.9, 200, 0), drawn(0.5, 200, 1), 200
+    superior, not_worse = {"against": "old", "is": "superior"}, {"against": "old", "is": "not_worse", "margin": 0.05}
+    assert outcome(good, bad, **superior) == "pass"
+    assert outcome(bad, good, **superior) == "fail"
+    assert outcome(good, good, **superior) == "undecided"
+    assert outcome(good, good, **not_worse) == "pass"
+    assert outcome(bad, good, **not_worse) == "fail"
+    assert outcome(good[:8], good[:8], **not_worse) == "undecided"
+    assert outcome(good, bad, **superior, least_n=n) == "pass"
+    assert outcome(good, bad, **superior, least_n=n + 1) == "undecided"
+    assert outcome(good, bad, **{"is": "superior", "margin": 0.8}) == "pass"
+    assert outcome(good, bad, **{"is": "superior", "margin": 0.95}) == "fail"
+    assert outcome([0.0] * n, bad, **{"is": "at_most", "margin": 0.05}) == "pass"
+    assert outcome(bad, good, **{"is": "at_most", "margin": 0.05}) == "fail"
+
+
+def test_two_equal_systems_are_hardly_ever_called_better():
+    """At most 3 % of evaluations of two equal systems, and a clear difference is found."""
+    rule = {"against": "old", "is": "superior"}
+    equal = [outcome(drawn(0.7, 200, seed), drawn(0.7, 200, 10_000 + seed), **rule) for seed in range(400)]
+    assert equal.count("pass") <= 0.03 * len(equal) + 3
+    better = [outcome(drawn(0.85, 200, seed), drawn(0.7, 200, 10_000 + seed), **rule) for seed in range(100)]
+    assert better.count("pass") >= 80
+
+
+def test_what_is_written_down(tmp_path: Any):
+    (gate,) = parsed_gates([GOOD], TASKS, SYSTEMS)
+    found = decision(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
+    assert in_a_line(gate, found).startswith("gate safe: undecided (asked: better than old by more than 0: 0.000 [")
+    (other,) = parsed_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
+    closer = decision(other, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
+    assert closer.outcome == "undecided"
+    assert closer.n_to_decide is not None
+    assert closer.n_to_decide > 40
+    assert f"{closer.n_to_decide:,} items would decide" in in_a_line(other, closer)
+    write_json(tmp_path / "safe.json", verdict_file(gate, found, {"artifact": "a" * 64}))
+    read = read_verdict(tmp_path / "safe.json", "here", None)
+    assert (read.gate, read.verdict, read.inputs) == ("safe", "undecided", {"artifact": "a" * 64})
+    tree = ElementTree.fromstring(junit("quality <&>", {"safe": (gate, found)}))
+    assert (tree.get("name"), tree.get("tests"), tree.get("failures")) == ("quality <&>", "1", "1")
+    failure = tree.find("testcase/failure")
+    assert failure is not None
+    assert failure.get("type") == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("gates", "named"),
+    [
+        ({"name": "x"}, "eval.gates"), (["x"], "eval.gates[0]"), ([{**GOOD, "kind": "x"}], "eval.gates[0].kind"),
+        ([{**GOOD, "name": "a b"}], "eval.gates[0].name"), ([{**GOOD, "task": "x"}], "eval.gates[0].task"),
+        ([{**GOOD, "against": "new"}], "eval.gates[0].against"), ([{**GOOD, "against": "x"}], "eval.gates[0].against"),
+        ([{**GOOD, "is": "better"}], "eval.gates[0].is"), ([{**GOOD, "figure": "score"}], "eval.gates[0].figure"),
+        ([{**GOOD, "margin": "0.1"}], "eval.gates[0].margin"), ([{**GOOD, "margin": -1}], "eval.gates[0]"),
+        ([{**GOOD, "margin": float("nan")}], "eval.gates[0].margin"), ([{**GOOD, "level": 1}], "eval.gates[0]"),
+        ([{**GOOD, "least_n": 0}], "eval.gates[0]"), ([{**GOOD, "least_n": 1.5}], "eval.gates[0].least_n"),
+        ([{**GOOD, "is": "not_worse"}], "eval.gates[0]"), ([GOOD, GOOD], "eval.gates[1].name"),
+        ([{"name": "x", "task": "asked", "is": "not_worse", "margin": 0.1}], "eval.gates[0].is"),
+        ([{"name": "x", "task": "asked", "is": "superior", "figure": "difference"}], "eval.gates[0].figure"),
+    ],
+)  # fmt: skip
+def test_gates_that_are_refused(gates: Any, named: str):
+    with pytest.raises(InputError) as error:
+        parsed_gates(gates, TASKS, SYSTEMS)
+    assert error.value.field == named
