@@ -31,8 +31,8 @@ def in_language(text: str, code: str) -> bool:
     letters = [letter for letter in text if letter.isalpha()]
     if not letters:
         return False
-    read = text.lower().encode("utf-8", "ignore").decode()  # the identifier saw few texts in capitals
-    found, probability = identifier(tuple(LANGUAGES)).classify(read)
+    whole = text.encode("utf-8", "ignore").decode()  # lone surrogates cannot be encoded
+    found, probability = identifier(tuple(LANGUAGES)).classify(whole)  # in any case
     if found != NONE and probability >= SURE:
         return found == code
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters) / 2

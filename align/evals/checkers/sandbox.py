@@ -80,8 +80,8 @@ class Ran(NamedTuple):
 def run_tests(program: str, tests: Sequence[str], limits: Limits) -> Ran:
     """Run a program, and then each test in its namespace.
 
-    The process has a new folder or file system, no environment, no network where the machine can do so (`isolation`),
-    and none of its children outlives it.
+    The process has a new folder or file system, and no environment. Where the machine can do so (`isolation`), it has
+    no network, and none of its children outlives it; elsewhere a child that makes a session of its own does.
     """
     token = secrets.token_hex(16)
     job = {"program": program, "tests": list(tests), "limits": resource_limits(limits), "secret": token}
