@@ -161,6 +161,9 @@ def test_sentences_by_hand(text: str, count: int):
     [
         ([], "check.constraints", "no list of constraints"),
         (["no_commas"], "check.constraints[0].name", "is no instruction"),
+        ([{"name": ["no_comma"]}], "check.constraints[0].name", "is no instruction"),
+        ([{"name": "number_bullet_lists", "num_bullets": float("inf")}], "check.constraints[0].num_bullets", "out of"),
+        ([{"name": "number_bullet_lists", "num_bullets": float("nan")}], "check.constraints[0].num_bullets", "out of"),
         ([3], "check.constraints[0]", "neither a name nor a mapping"),
         ([{"name": "number_words", "relation": "at least"}], "check.constraints[0].num_words", "is needed"),
         ([{"name": "number_words", "relation": "over", "num_words": 3}], "check.constraints[0].relation", "none of"),

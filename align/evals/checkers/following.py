@@ -165,9 +165,10 @@ def constraint(given: Any, field: str) -> tuple[str, Callable[[str], bool]]:
     """The words and the rule of one constraint; a name alone is one without arguments."""
     spec = {"name": given} if isinstance(given, str) else given
     require(isinstance(spec, Mapping), field, spec, "is neither a name nor a mapping", "Write {name: number_words, …}.")
-    name = SHORT.get(str(spec.get("name")), spec.get("name"))
+    name = str(spec.get("name"))
+    name = SHORT.get(name, name)
     require(name in INSTRUCTIONS, f"{field}.name", name, "is no instruction", f"They are {', '.join(SHORT)}.")
-    instruction = INSTRUCTIONS[str(name)]
+    instruction = INSTRUCTIONS[name]
     wanted = tuple(signature(instruction.words).parameters)
     spec = known({key: value for key, value in spec.items() if value is not None}, field, ("name", *wanted))
     arguments = {key: argument(spec, field, key) for key in wanted}

@@ -81,7 +81,7 @@ def whole(
     name: str,
     default: int | None = None,
     least: int = 0,
-    most: float = float("inf"),
+    most: float = 10**9,
 ) -> int:
     """A whole number within bounds; JSON may have it as 3.0."""
     given = number(spec, field, name, default, least, most)
