@@ -23,8 +23,8 @@ from align.evals.stats import (
     detectable,
     deviation,
     length_controlled,
-    paired_scores,
-    paired_shares,
+    score_difference,
+    share_difference,
     share_won,
     sign_flip,
 )
@@ -159,12 +159,12 @@ def cases(n: int) -> list[Case]:
     for icc in ICCS:
         at = f"ICC {icc}, {n} × {ANSWERS}"
         for p, q in ((0.5, 0.5), (0.6, 0.5), (0.95, 0.9)):
-            found.append(Case(f"paired shares {p} and {q}, {at}", p - q, lambda draw, icc=icc, p=p, q=q: paired_shares(
-                *outcomes(draw, n, icc, p, q), ids(n)).difference))  # fmt: skip
+            found.append(Case(f"paired shares {p} and {q}, {at}", p - q,
+                lambda draw, icc=icc, p=p, q=q: share_difference(*outcomes(draw, n, icc, p, q), ids(n))))  # fmt: skip
         for skewed in (False, True):
             found.append(Case(f"paired scores, {'skewed' if skewed else 'normal'}, {at}", 0.3,
-                lambda draw, icc=icc, skewed=skewed: paired_scores(
-                    *scores(draw, n, icc, 0.3, skewed), ids(n)).difference))  # fmt: skip
+                lambda draw, icc=icc, skewed=skewed: score_difference(
+                    *scores(draw, n, icc, 0.3, skewed), ids(n))))  # fmt: skip
         for p in (0.5, 0.8):
             found.append(Case(f"win rate {p}, {at}", p, lambda draw, icc=icc, p=p: share_won(
                 judged(uniforms(draw, n, icc), p), ids(n))))  # fmt: skip
@@ -207,12 +207,10 @@ def equals(n: int) -> dict[str, Callable[[Draw], Interval]]:
     for icc in ICCS:
         at = f"ICC {icc}, {n} × {ANSWERS}"
         for p in (0.5, 0.9):
-            found[f"paired shares {p}, {at}"] = lambda draw, icc=icc, p=p: (
-                paired_shares(*outcomes(draw, n, icc, p, p), ids(n)).difference
+            found[f"paired shares {p}, {at}"] = lambda draw, icc=icc, p=p: share_difference(
+                *outcomes(draw, n, icc, p, p), ids(n)
             )
-        found[f"paired scores, {at}"] = lambda draw, icc=icc: (
-            paired_scores(*scores(draw, n, icc, 0.0), ids(n)).difference
-        )
+        found[f"paired scores, {at}"] = lambda draw, icc=icc: score_difference(*scores(draw, n, icc, 0.0), ids(n))
         found[f"win rate, {at}"] = lambda draw, icc=icc: minus_half(
             share_won(judged(uniforms(draw, n, icc), 0.5), ids(n))
         )
@@ -220,8 +218,8 @@ def equals(n: int) -> dict[str, Callable[[Draw], Interval]]:
             length_controlled(*length_lover(draw, n, icc, "log ratio"), ids(n)).controlled
         )
     for p in (0.5, 0.9, 0.98):
-        found[f"paired shares {p}, {n} × 1"] = lambda draw, p=p: (
-            paired_shares(*outcomes(draw, n, 0.0, p, p, answers=1)).difference
+        found[f"paired shares {p}, {n} × 1"] = lambda draw, p=p: share_difference(
+            *outcomes(draw, n, 0.0, p, p, answers=1)
         )
     return found
 
@@ -253,11 +251,11 @@ class World(NamedTuple):
 def right(draw: Draw, n: int, gap: float, icc: float = 0.0, answers: int = ANSWERS) -> tuple[Interval, float]:
     first, second = outcomes(draw, n, icc, 0.5 + gap, 0.5, answers=answers)
     of = ids(n, answers)
-    return paired_shares(first, second, of).difference, cluster_effect(first - second, of)
+    return share_difference(first, second, of), cluster_effect(first - second, of)
 
 
 def graded(draw: Draw, n: int, gap: float, icc: float = 0.0) -> tuple[Interval, float]:
-    return paired_scores(*scores(draw, n, icc, gap), ids(n)).difference, 0.0
+    return score_difference(*scores(draw, n, icc, gap), ids(n)), 0.0
 
 
 def preferred(draw: Draw, n: int, gap: float, icc: float = 0.0) -> tuple[Interval, float]:
@@ -321,7 +319,7 @@ def percentile_bootstrap(x: Floats, draw: Draw, resamples: int = 500) -> Interva
 
 def rows_as_prompts(first: Floats, second: Floats) -> Interval:
     """Each answer counted as a prompt of its own."""
-    return paired_shares(first, second).difference
+    return share_difference(first, second)
 
 
 def unpaired(first: Floats, second: Floats) -> Interval:
@@ -351,4 +349,4 @@ def power_of(difference: Callable[[Floats, Floats], Interval], n: int, draws: in
 
 
 def paired(first: Floats, second: Floats) -> Interval:
-    return paired_shares(first, second).difference
+    return share_difference(first, second)

@@ -224,7 +224,7 @@ def test_gates_decide_and_say_so_each_time(bench: Bench, forks: Forks, tmp_path:
     assert main(bench.words(*words, "run.name=gated")) == 3, "a finished run says the same"
     bench.capsys.readouterr()
     ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=gated-on-two"))
-    assert [each.status for each in ended] == [3, 3]
+    assert [each.status for each in ended] == [3, 3], [each.err for each in ended]
     easy = [{"id": i, "prompt": f"Say {i}.", "check": {"kind": "regex", "pattern": "^"}} for i in range(8)]
     passes = "eval.gates=[{name: easy, task: easy, is: superior, margin: 0.5}]"
     run = bench.run("stage.systems={p: ppo:p, s: sft:s}", bench.tasks(*easy, name="easy"), passes, "run.name=passed")

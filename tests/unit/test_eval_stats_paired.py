@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from align.evals.stats import holm, paired_scores, paired_shares, sign_flip
+from align.evals.stats import holm, paired_scores, paired_shares, score_difference, share_difference, sign_flip
 from align.ops.intervals import mean
 
 
@@ -46,6 +46,13 @@ def test_swapping_the_systems_turns_the_difference():
         assert (one.first, one.second, one.p) == (other.second, other.first, other.p)
         ends = (other.difference.high, other.difference.low)
         assert (-one.difference.low, -one.difference.high) == pytest.approx(ends)
+
+
+def test_the_difference_alone_is_that_of_the_comparison():
+    draw = np.random.default_rng(2)
+    a, b, ids = draw.random(30), draw.random(30), [k // 3 for k in range(30)]
+    assert share_difference(a, b, ids, 0.9) == paired_shares(a, b, ids, 0.9).difference
+    assert score_difference(a, b, ids, 0.9) == paired_scores(a, b, ids, 0.9).difference
 
 
 def test_pairing_takes_out_the_difficulty_of_prompts():

@@ -22,7 +22,15 @@ from align.evals.stats.bradley_terry import Strengths, bradley_terry
 from align.evals.stats.card import Agreement, Card, Swap, agreement, judge_card, swap
 from align.evals.stats.decision import Decision, Rule, decided
 from align.evals.stats.length import LengthControlled, length_controlled
-from align.evals.stats.paired import Paired, holm, paired_scores, paired_shares, sign_flip
+from align.evals.stats.paired import (
+    Paired,
+    holm,
+    paired_scores,
+    paired_shares,
+    score_difference,
+    share_difference,
+    sign_flip,
+)
 from align.evals.stats.power import cluster_effect, detectable, deviation, needed
 from align.evals.stats.verdicts import per_prompt, share_won, surviving, win_rate
 
@@ -48,6 +56,8 @@ __all__ = [
     "paired_scores",
     "paired_shares",
     "per_prompt",
+    "score_difference",
+    "share_difference",
     "share_won",
     "sign_flip",
     "surviving",
