@@ -4,7 +4,7 @@
 
 Every figure of `align.evals.stats` on worlds whose truth is known (`simulated.py`), at correlations of 0, 0.3 and 0.8
 between the four answers to a prompt, beside its bar; then the usual alternatives, which miss it. Bars hold give or take
-three standard errors of the simulation. It takes about five minutes of one core.
+three standard errors of the simulation. It takes about three minutes of one core.
 """
 
 from __future__ import annotations
