@@ -40,6 +40,7 @@ PLANTED = {
     "HUGGING_FACE_HUB_TOKEN": "pl4nted-old-hub-token",
     "WANDB_API_KEY": "91a47ed0" * 5,
     "PGPASSWORD": "pl4nted-libpq",
+    "VLLM_API_KEY": "pl4nted-vllm-servers",
     "uncommitted": "pl4nted-uncommitted",
 }
 SHORT = "rollout.max_new_tokens=8 data.max_length=128 device=cpu"
@@ -87,7 +88,8 @@ def place(tmp_path: Path) -> Place:
     (tmp_path / "settings.env").write_text(
         f"A=2\nMY_API_KEY={planted}\nurl: postgresql://u:{planted}@h/d\nHF={PLANTED['HF_TOKEN']}\n"
     )
-    known = {k: PLANTED[k] for k in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "PGPASSWORD")}
+    names = "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "VLLM_API_KEY"
+    known = {name: PLANTED[name] for name in names}
     quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     folders = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "c"), "XDG_CONFIG_HOME": str(home / "f")}
     return Place(tmp_path, {**os.environ, **known, **quiet, **folders})

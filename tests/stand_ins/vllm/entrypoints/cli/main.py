@@ -160,7 +160,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Engine
 
+    def locked(self) -> bool:
+        """Whether a key is wanted and was not given; that is said then. As vLLM's, for its addresses of OpenAI's."""
+        key = self.engine.args.api_key
+        if key is None or not self.path.startswith("/v1") or self.headers["Authorization"] == f"Bearer {key}":
+            return False
+        self.answer({"error": "Unauthorized"}, 401)
+        return True
+
     def do_GET(self) -> None:
+        if self.locked():
+            return
         if self.path == "/v1/models":
             config = self.engine.model.config
             length = self.engine.args.max_model_len or config["max_position_embeddings"]
@@ -170,6 +180,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.locked():
+            return
         try:
             if self.path == "/v1/completions":
                 self.complete(body)
@@ -268,6 +280,7 @@ def main() -> None:
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
     parser.add_argument("--uds")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--api-key")
     for name in ("--served-model-name", "--max-lora-rank", "--max-loras", "--generation-config"):
         parser.add_argument(name, required=True)
     for name in ("--logprobs-mode", "--dtype", "--max-num-seqs", "--structured-outputs-config"):
