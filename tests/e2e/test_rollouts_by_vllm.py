@@ -24,8 +24,8 @@ from align.rollout.vllm_process import ENVIRONMENT, serve_words
 from align.track import read_rows
 
 STATE = (
-    "stage.eval_every=2", "stage.eval_prompts=2", "stage.shown=1", "stage.updates=3", "stage.lr=0.01", "rollout.temperature=0.8",
-    "rollout.max_new_tokens=6",
+    "stage.eval_every=2", "stage.eval_prompts=2", "stage.shown=1", "stage.updates=3", "stage.lr=0.01",
+    "rollout.temperature=0.8", "rollout.max_new_tokens=6",
 )  # fmt: skip
 KEY = "pl4nted-key-of-the-servers"
 

@@ -104,7 +104,8 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
         return aged(folder, age)
 
     def aged(folder: Path, age: float = 2 * NEW_S) -> Path:
-        os.utime(folder, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(folder, (then, then))
         return folder
 
     empty, new, owned, files = made("empty"), made("new", 1), made("owned"), made("files")
