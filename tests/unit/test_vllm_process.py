@@ -24,7 +24,11 @@ from pathlib import Path
 from threading import Thread
 from align.rollout.vllm_process import VllmProcess
 held, (python, log, *words) = [], sys.argv[1:]
-start = Thread(target=lambda: held.append(VllmProcess(python, Path("none"), words, Path(log))))
+def begin():
+    held.append(VllmProcess(python, Path("none"), words, Path(log)))
+    while b"starts" not in Path(log).read_bytes():
+        time.sleep(0.02)
+start = Thread(target=begin)
 start.start()
 start.join()
 print(held[0]._process.pid, held[0].socket.parent, flush=True)
