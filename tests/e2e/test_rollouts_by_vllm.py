@@ -25,7 +25,7 @@ from align.track import read_rows
 
 STATE = (
     "stage.eval_every=2", "stage.eval_prompts=2", "stage.shown=1", "stage.updates=3", "stage.lr=0.01",
-    "rollout.temperature=0.8", "rollout.max_new_tokens=6",
+    "rollout.temperature=0.8",
 )  # fmt: skip
 KEY = "pl4nted-key-of-the-servers"
 
@@ -42,8 +42,7 @@ def words(ready: Ready, python: str) -> list[str]:
 
 def words_of(ready: Ready, python: str) -> list[str]:
     """Of a run; a name is still to be given."""
-    kept = [word for word in ready.ppo if not word.startswith("rollout.max_new_tokens")]
-    return [*kept, *STATE, f"run.root={ready.root}", "rollout=vllm", f"rollout.python={python}"]
+    return [*ready.ppo, *STATE, f"run.root={ready.root}", "rollout=vllm", f"rollout.python={python}"]
 
 
 def last_folder(capfd: pytest.CaptureFixture[str]) -> Path:
@@ -69,7 +68,7 @@ def test_it_learns_from_what_a_server_draws(lives: Path):
         assert row["rollout_ratio"] == pytest.approx(1, abs=1e-4)
         assert row["staleness"] == 0
         assert row["first_log_ratio"] < 1e-5
-    assert rows[-1]["kl"] > 0.01, "the policy moved, or this shows nothing"
+    assert abs(rows[-1]["kl"]) > 0.01, "the policy moved, or this shows nothing"
     assert (lives / "vllm-1.log").read_text(), "there was a second one"
     assert not (lives / "vllm").exists()
 
@@ -161,7 +160,7 @@ def test_servers_that_run_already(
     ready: Ready, url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    kept = [word for word in ready.ppo if not word.startswith(("reward.", "init=", "rollout.max_new_tokens"))]
+    kept = [word for word in ready.ppo if not word.startswith(("reward.", "init="))]
     rule = "reward.rules=[{rule: length, low: 2, high: 9}]"
     words = [
         *kept, *STATE, f"run.root={ready.root}", "init=base", "model=hub", f"model.path={tiny_model}", "reward=rules",
