@@ -64,7 +64,7 @@ def cards(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactor
     rows = [{"chosen": each[:2], "rejected": [*each[:1], *worse]} for each in turns]
     file = root.with_name("pairs.jsonl")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=64"]
+    data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
     cards = Cards(root, data, ["data=jsonl", f"data.path={file}", "data.held_out=0", *PAIRS])
     cards.run("sft", *data, *SUPERVISED, "model=hub", f"model.path={tiny_model}", "method=lora")
     cards.run("reward", *cards.pairs, "method=lora")
