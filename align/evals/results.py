@@ -15,6 +15,7 @@ import numpy as np
 from align.evals.checkers import Checked, accuracy
 from align.evals.stats import (
     bradley_terry,
+    cluster_effect,
     detectable,
     deviation,
     holm,
@@ -151,15 +152,25 @@ def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any
     """The same with the difference that so many items would show, and for a judge the win rate: a score has its units
     from the judge, a win has not."""
     found = beside(task, first, other, level)
-    difference = Interval(**found["difference"])
-    sd = deviation(difference, level)
-    found["detectable"] = None if sd is None or difference.n < 2 else detectable(sd, difference.n, level)
+    found["detectable"] = would_show(task, first, other, Interval(**found["difference"]), level)
     if task.role != "exact":
         verdicts = win_rate(task.scores(first), task.scores(other))
         lengths = task.lengths(first), task.lengths(other)
         controlled = length_controlled(verdicts, *lengths, task.clusters, level)
         found |= {"win_rate": controlled.raw.as_dict(), "win_rate_at_equal_lengths": controlled.controlled.as_dict()}
     return found
+
+
+def would_show(task: Scored, first: str, other: str, difference: Interval, level: float) -> float | None:
+    """The difference that as many items find in four of five evaluations; None where too few tell how they vary."""
+    sd = deviation(difference, level)
+    if sd is None or difference.n < 2:
+        return None
+    reach = 0.0
+    if task.role == "exact":  # shares end at 0 and 1
+        apart = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
+        reach = cluster_effect(apart, task.clusters)
+    return detectable(sd, difference.n, level, reach=reach)
 
 
 def strengths(task: Scored, level: float) -> dict[str, Any]:

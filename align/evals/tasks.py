@@ -13,7 +13,7 @@ from align.data.records.documents import document_of
 from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
-from align.evals.checkers import Checker, checker
+from align.evals.checkers import checker
 from align.evals.checkers.following import of_row
 from align.types import Conversation, Message
 
@@ -55,14 +55,14 @@ class Item(NamedTuple):
             count as one piece of evidence. Its own id where it shares nothing.
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
-        check: what scores the answer; None where the judge does.
+        check: what scores the answer, as `align.evals.checkers.checker` reads it; None where the judge does.
     """
 
     id: str
     cluster: str
     category: str
     prompt: Conversation
-    check: Checker | None
+    check: Any
 
 
 def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
@@ -129,13 +129,14 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bo
         InputError: there is none, or the task's check is wrong.
     """
     require(bool(prompts), task.field, "data=", "asks nothing", "Give data with held-out prompts.")
-    check = None if task.check is None else checker(task.check, f"{task.field}.check", allow_code=allow_code)
+    if task.check is not None:
+        checker(task.check, f"{task.field}.check", allow_code=allow_code)
     named = [prompt.id or str(i) for i, prompt in enumerate(prompts)]
     count = Counter[str]()
     found = []
     for id, prompt in zip(named, prompts, strict=True):
         count[id] += 1
-        found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, check))
+        found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
     return by_prompt(found)
 
 
@@ -153,8 +154,9 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
     spec = spec_of(row.data) or task.check
-    check = None if spec is None else checker(spec, f"{row.where}, check", allow_code=allow_code)
-    return Item(id, text(row, "source") or id, text(row, "category"), prompt, check)
+    if spec is not None:
+        checker(spec, f"{row.where}, check", allow_code=allow_code)
+    return Item(id, text(row, "source") or id, text(row, "category"), prompt, spec)
 
 
 IFEVAL = ("instruction_id_list", "kwargs")

@@ -14,6 +14,7 @@ from align.config.scorers import reward_spec
 from align.data.reasoning import parted, without_reasoning
 from align.errors import require
 from align.evals import judges
+from align.evals.checkers import checker
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
@@ -57,7 +58,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
         first += len(items)
         told = {system.name: said[system.name][rows] for system in work.systems}
         if scorer is None or items[0].check is not None:
-            found, by, of = checked(items, told), "checks", "exact"
+            found, by, of = checked(items, told, stage.allow_code), "checks", "exact"
         else:
             part = {name: rows_of(rollout, rows) for name, rollout in rollouts.items()}
             found, by, of = judged(scorer, items, told, part, hides), judge, role
@@ -145,15 +146,14 @@ def judge_of(run: Run, config: Config) -> Scorer:
     return build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models_of(run.inputs)))
 
 
-def checked(items: Sequence[Item], told: Mapping[str, Sequence[Said]]) -> dict[str, list[Said]]:
+def checked(items: Sequence[Item], told: Mapping[str, Sequence[Said]], allow_code: bool) -> dict[str, list[Said]]:
     """Answers with what their checks say."""
+    checks = [checker(item.check, item.id, allow_code=allow_code) for item in items]
     found: dict[str, list[Said]] = {}
     for name, answers in told.items():
-        found[name] = []
-        for item, answer in zip(items, answers, strict=True):
-            assert item.check is not None, "all items of a task have a check, or none has"
-            result = item.check(answer.text)
-            found[name].append(replace(answer, score=result.score, checked=result))
+        results = [check(answer.text) for check, answer in zip(checks, answers, strict=True)]
+        rows = zip(answers, results, strict=True)
+        found[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
     return found
 
 

@@ -19,13 +19,14 @@ from align.run import write_json
 from align.types import Conversation, Message
 
 TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
-CHECK = checker({"kind": "regex", "pattern": "e"}, "check")
+SPEC = {"kind": "regex", "pattern": "e"}
+CHECK = checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 
 
 def scored(new: Sequence[float], old: Sequence[float]) -> Scored:
     prompt = Conversation((Message("user", "a"),))
-    items = [Item(str(i), str(i), "", prompt, CHECK) for i in range(len(new))]
+    items = [Item(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
     said = {
         who: [Said("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
         for who, scores in (("new", new), ("old", old))
