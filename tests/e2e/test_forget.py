@@ -21,6 +21,8 @@ from portfolio import given, made, one, records
 from workshop import Workshop
 
 from align.__main__ import main
+from align.rollout.kept import FILE as ANSWERS
+from align.rollout.kept import Answer, AnswerStore, Asked
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import stale_in
@@ -122,6 +124,9 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"said": SECRET}, ensure_ascii=False) + "\n")
+    asks = Asked("b", "", "lora", "float32", "t", (1, 2), 8, 1.0, (2,), 0, "hf")
+    AnswerStore(runs / ANSWERS).add([(asks, Answer((5, 2), SECRET, True))])
+    assert ANSWERS in holding(runs, SECRET)
     before = bytes_in(runs)
     said = asked(runs, f"stage.item={item}")
     assert bytes_in(runs) == before  # told, and nothing done
