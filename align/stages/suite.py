@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config.eval import EvalConfig
 from align.config.root import Config
@@ -20,7 +20,7 @@ from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
 from align.evals.suite import Tasks, Work
 from align.evals.systems import System, answers_in
-from align.evals.tasks import Item
+from align.evals.tasks import Item, Task
 from align.models.backbone import answered
 from align.models.load import choose_device, choose_dtype
 from align.report import in_words
@@ -29,7 +29,7 @@ from align.rollout.answers_alone import parted_texts
 from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
-from align.stages.suite_answers import Speaker, answers_of, fitting, speakers_of
+from align.stages.suite_answers import Speaker, answers_of, prompts_of, speaker_of
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
 from reward.build import build, on_its_own_base
@@ -40,48 +40,53 @@ from reward.scorer import Scorer
 
 def run(run: Run, config: Config, work: Work) -> Result:
     stage: EvalConfig = config.stage
-    tokens = {system.name: fitting(config, system, work.tasks) for system in work.systems if system.base is not None}
-    tasks, dropped = those_that_fit(work.tasks, tokens)
-    speakers = speakers_of(config, work.systems, tasks, tokens)
+    hides = config.rollout.reasoning == "hide"
+
+    # What fits every system is asked of all; what was answered before is not asked again.
+    models = [system for system in work.systems if system.base is not None]
+    prompts = [prompts_of(config, system, work.tasks) for system in models]
+    fits = [None not in of_item for of_item in zip(*(each.tokens for each in prompts), strict=True)] or None
+    tasks, dropped = those_that_fit(work.tasks, fits)
+    speakers = [speaker_of(config, each, tasks, fits or ()) for each in prompts]
     answers, made = answers_of(run, config, speakers)
 
-    hides = config.rollout.reasoning == "hide"
     said = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
     said |= {s.name: read_file(s, tasks, hides) for s in work.systems if s.base is None}
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
-    judge, role, notes = standing(run, config, work)
-    scorer = judge_of(run, config) if any(items[0].check is None for _, items in tasks) else None
+    judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
 
     scored, first = list[Scored](), 0
     for task, items in tasks:
         rows = slice(first, first + len(items))
         first += len(items)
         told = {system.name: said[system.name][rows] for system in work.systems}
-        if scorer is None or items[0].check is not None:
-            found, by, of = checked(items, told, stage.allow_code), "checks", "exact"
+        if judge is None or items[0].check is not None:
+            scores = checked(items, told, stage.allow_code)
+            scored.append(Scored(task.name, "checks", "exact", items, scores, dropped[task.name]))
         else:
             part = {name: rows_of(rollout, rows) for name, rollout in rollouts.items()}
-            found, by, of = judged(scorer, items, told, part, hides), judge, role
-        scored.append(Scored(task.name, by, of, items, found, dropped[task.name]))
-    results = results_of(scored, stage.level)
+            scores = judged(judge.scorer, items, told, part, hides)
+            scored.append(Scored(task.name, judge.title, judge.role, items, scores, dropped[task.name]))
     write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
-    found = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
-    return published(run, config, work, results, found, made, notes)
+    notes = [*dict.fromkeys([*(judge.notes if judge else ()), *work.unknown, *warnings(tasks, stage.allow_code)])]
+    gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
+    return published(run, config, work, results_of(scored, stage.level), gates, made, notes)
 
 
-def those_that_fit(tasks: Tasks, tokens: dict[str, list[list[int] | None]]) -> tuple[Tasks, dict[str, int]]:
-    """The items whose prompt fits every system, and how many do not, by task; `tokens` keeps those of the former.
+def those_that_fit(tasks: Tasks, fits: Sequence[bool] | None) -> tuple[Tasks, dict[str, int]]:
+    """The items whose prompt fits every system, and how many do not, by task.
+
+    Args:
+        fits: of every item, one task behind another; None where no system has a limit.
 
     Raises:
-        InputError: none of a task's does.
+        InputError: none of a task's fits.
     """
-    every = [all(ids[k] is not None for ids in tokens.values()) for k in range(sum(len(items) for _, items in tasks))]
-    for name, ids in tokens.items():
-        tokens[name] = [one for one, fits in zip(ids, every, strict=True) if fits]
-    found, dropped, first = list[Any](), dict[str, int](), 0
+    found, dropped, first = list[tuple[Task, Sequence[Item]]](), dict[str, int](), 0
     for task, items in tasks:
-        kept = [item for item, fits in zip(items, every[first : first + len(items)], strict=True) if fits]
+        those = fits[first : first + len(items)] if fits is not None else [True] * len(items)
         first += len(items)
+        kept = [item for item, fit in zip(items, those, strict=True) if fit]
         problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
         require(bool(kept), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
         found.append((task, kept))
@@ -126,24 +131,37 @@ def rows_of(rollout: Rollout, rows: slice) -> Rollout:
     return Rollout(tokens, mask, rollout.prompt_width, ended)
 
 
-def standing(run: Run, config: Config, work: Work) -> tuple[str, str, list[str]]:
-    """The judge's title, its role, and what is to be said of it and of the systems' training."""
-    reward = run.manifest.config["reward"]
-    judge, root, models = judges.title(reward, run.inputs), Path(config.run.root).expanduser(), models_of(run.inputs)
-    identities, notes, role = judges.identities(reward, run.inputs), list[str](), "gold"
-    for system in work.systems:
-        if system.artifact is not None and system.artifact.manifest is not None:
-            of = judges.standing_of(system.artifact, identities, root, models)
-            role = "proxy" if of.role == "proxy" else role
-            notes += of.sentences(judge)
-    return judge, role, [*dict.fromkeys([*notes, *work.unknown])]
+class Judge(NamedTuple):
+    """Who scores what no check does.
+
+    Attributes:
+        role: `gold`, or `proxy` where some system was optimised against it.
+        notes: what is to be said of it.
+    """
+
+    scorer: Scorer
+    title: str
+    role: str
+    notes: Sequence[str]
 
 
-def judge_of(run: Run, config: Config) -> Scorer:
-    """The scorer of `reward=`."""
-    device = choose_device(config.device)
+def judge_of(run: Run, config: Config, work: Work) -> Judge:
+    """The judge of `reward=`, loaded, and what it is to the systems."""
+    reward, models = run.manifest.config["reward"], models_of(run.inputs)
+    title, identities = judges.title(reward, run.inputs), judges.identities(reward, run.inputs)
+    root, device = Path(config.run.root).expanduser(), choose_device(config.device)
+    artifacts = [s.artifact for s in work.systems if s.artifact is not None and s.artifact.manifest is not None]
+    found = [judges.standing_of(artifact, identities, root, models) for artifact in artifacts]
+    role = "proxy" if any(of.role == "proxy" for of in found) else "gold"
     dtype = choose_dtype(config.dtype, device)
-    return build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models_of(run.inputs)))
+    scorer = build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models))
+    return Judge(scorer, title, role, [note for of in found for note in of.sentences(title)])
+
+
+def warnings(tasks: Tasks, allow_code: bool) -> list[str]:
+    """What is to be said of the checks."""
+    specs = (item.check for _, items in tasks for item in items if item.check is not None)
+    return [said for spec in specs for said in checker(spec, "check", allow_code=allow_code).warnings]
 
 
 def checked(items: Sequence[Item], told: Mapping[str, Sequence[Said]], allow_code: bool) -> dict[str, list[Said]]:

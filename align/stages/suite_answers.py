@@ -7,7 +7,7 @@ share the work of making them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,32 +49,38 @@ class Speaker(NamedTuple):
     asked: Sequence[Asked]
 
 
-def fitting(config: Config, system: System, tasks: Tasks) -> list[list[int] | None]:
-    """The tokens of every item's prompt, one task behind another; None of one that is too long for the system."""
+class Prompts(NamedTuple):
+    """What a system would be asked.
+
+    Attributes:
+        tokens: of every item's prompt, one task behind another; None of one that is too long for the system.
+    """
+
+    system: System
+    tokenizer: Any
+    tokens: Sequence[list[int] | None]
+
+
+def prompts_of(config: Config, system: System, tasks: Tasks) -> Prompts:
     assert system.base is not None
     tokenizer = tokenizer_of(config, system)
     context = context_length(describe(system.base))
     room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
-    return [tokens_that_fit(tokenizer, item.prompt, room) for _, items in tasks for item in items]
+    tokens = [tokens_that_fit(tokenizer, item.prompt, room) for _, items in tasks for item in items]
+    return Prompts(system, tokenizer, tokens)
 
 
-def speakers_of(
-    config: Config, systems: Sequence[System], tasks: Tasks, tokens: Mapping[str, Sequence[list[int] | None]]
-) -> list[Speaker]:
-    """The systems that answer here.
-
-    Args:
-        tasks: items that fit every system.
-        tokens: name of a system → the tokens of their prompts.
+def speaker_of(config: Config, prompts: Prompts, tasks: Tasks, fits: Sequence[bool]) -> Speaker:
     """
+    Args:
+        tasks: with the items alone that fit every system.
+        fits: which of all items these are.
+    """
+    system, tokenizer, tokens = prompts
     items = [item for _, items in tasks for item in items]
-    speakers = []
-    for system in systems:
-        if system.base is not None:
-            tokenizer = tokenizer_of(config, system)
-            prompts = [Prompt(item.prompt, ids) for item, ids in zip(items, tokens[system.name], strict=True) if ids]
-            speakers.append(Speaker(system, tokenizer, prompts, asked_of(config, system, tokenizer, prompts)))
-    return speakers
+    kept = [ids or [] for ids, fit in zip(tokens, fits, strict=True) if fit]
+    asked = [Prompt(item.prompt, ids) for item, ids in zip(items, kept, strict=True)]
+    return Speaker(system, tokenizer, asked, asked_of(config, system, tokenizer, asked))
 
 
 def tokenizer_of(config: Config, system: System) -> Any:

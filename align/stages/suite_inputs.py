@@ -57,7 +57,7 @@ class Found(NamedTuple):
 def found_suite(config: Config) -> Found:
     """
     Raises:
-        InputError: a system, a task or the judge is none, or a system was optimised against the judge.
+        InputError: a system, a task, a gate or the judge is none.
         MissingArtifact: a system or a reward model is not there.
     """
     root, given = Path(config.run.root).expanduser(), config.model
@@ -75,12 +75,6 @@ def found_suite(config: Config) -> Found:
     base = next((system.base for system in systems if system.base is not None), None)
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
-    reward = plain(config)["reward"]
-    title, identities = judges.title(reward, judge), judges.identities(reward, judge)
-    for system in systems:
-        if system.artifact is not None:
-            of = judges.standing_of(system.artifact, identities, root)
-            judges.independent(of, title, system.ref, config.stage.allow_proxy)
     return Found(systems, tasks, config.eval.name, {**records, **judge}, gates)
 
 
@@ -88,14 +82,17 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     """The items that systems are asked, without those that one of them was trained on.
 
     Raises:
-        InputError: a task has no item, or none that is left.
+        InputError: a task has no item, or none that is left; a judge would score what was optimised against it, or
+            decide a gate.
     """
     root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
     tasks = [(task, items_of(config, task)) for task in found.tasks]
+    judged = [task.name for task, items in tasks if items[0].check is None]
     for gate in found.gates:
-        judged = next((task for task, items in tasks if task.name == gate.task and items[0].check is None), None)
         problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"
-        require(judged is None, "eval.gates", gate.task, problem, "Give the task checks.")
+        require(gate.task not in judged, "eval.gates", gate.task, problem, "Give the task checks.")
+    if judged:
+        check_independent(config, found, root)
     seen = [
         seen_by(system.artifact, root, partial(key_of, config), system_turn)
         for system in found.systems
@@ -106,6 +103,16 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
         return (Work(found.systems, tasks, {}, unknown, found.gates),)
     kept, counts = unseen(tasks, seen)
     return (Work(found.systems, kept, counts, unknown, found.gates),)
+
+
+def check_independent(config: Config, found: Found, root: Path) -> None:
+    """Raises: InputError: a system was optimised against the judge, and nobody asked for that."""
+    reward = plain(config)["reward"]
+    title, identities = judges.title(reward, found.records), judges.identities(reward, found.records)
+    for system in found.systems:
+        if system.artifact is not None:
+            of = judges.standing_of(system.artifact, identities, root)
+            judges.independent(of, title, system.ref, config.stage.allow_proxy)
 
 
 def items_of(config: Config, task: Task) -> Sequence[Item]:
