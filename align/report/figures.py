@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.words import few, flattened, format_figure, in_words, is_interval, is_number, percent
+from align.report.words import TASKS, few, flattened, format_figure, in_words, is_interval, is_number, percent
 
 PERCENT = "%"
 
@@ -191,6 +191,7 @@ FIGURES = (
     _figure("exact_duplicates", "Exact duplicates", "rows", "Their text is that of a row that stays, but for case and "
             "spaces."),
     _figure("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),
+    _figure("answers_made", "Answers made", "", "Those that this evaluation generated; others were made before."),
     _figure("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
     _figure("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
     _figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
@@ -204,6 +205,7 @@ FIGURES = (
             shown=_digits),
     _figure("rows", "Rows", "", "Rows that were read, written or checked."),
     _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
+    _figure("answers_made", "Answers made", "", "Those that this evaluation generated; others were made before."),
     _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
     _figure("peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."),
     _figure("predicted_peak_mb", "Predicted peak", "MiB", "What its tensors were predicted to take at the most; a "
@@ -216,7 +218,8 @@ ELSEWHERE = (
     "base_digest", "checks",
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
-    "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts",
+    "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts", "systems", "tasks", "gates",
+    "exit_status",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 
@@ -252,7 +255,10 @@ def scarce(metrics: Mapping[str, Any], least: int) -> list[str]:
     return [
         f"{labels.get((key,), _spelt(key))} ({value['n']})"
         for key, value in flattened(metrics)
-        if is_interval(value) and value.get("n", least) < least and TWICE.get(key) not in metrics
+        if is_interval(value)
+        and value.get("n", least) < least
+        and TWICE.get(key) not in metrics
+        and not key.startswith(TASKS)
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from align.errors import AlignError, readable
 from align.ops.few import FEW
+from align.report import suite
 from align.report.curves import UNITS
 from align.report.figures import scarce, table_of
 from align.report.origins import origins, written_at
@@ -167,6 +168,8 @@ def finished_page(seen: Seen) -> Report:
     report = Report(TITLES[stage], seen.manifest.name).verdict(verdict_of(seen))
     if found := list(notes(seen)):
         report.text("\n".join(f"- {note}" for note in found))
+    if "systems" in seen.metrics:
+        suite.overview(report, seen)
     report.heading("What it was made of").facts(origins(seen))
     known = {anchor["name"].replace(" ", "_") for anchor in seen.listed("artifact/anchors.json")}
     metrics = {key: value for key, value in seen.metrics.items() if key not in known}  # the anchors have a table

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.report.page import Report, Said
 from align.report.seen import Seen
-from align.report.words import counted, format_figure, in_words, percent, signed
+from align.report.words import counted, few, format_figure, in_words, percent, signed
 
 LEVEL = 0.05
 """The p below which a difference is called shown, after Holm's step-down over all comparisons."""
@@ -18,9 +18,17 @@ SHARES = {
 
 
 def verdict(seen: Seen) -> str:
-    """A sentence for each task and comparison."""
-    names, tasks = names_of(seen), seen.metrics["tasks"]
-    return " ".join(said for name, task in tasks.items() for said in sentences(names, name, task))
+    """What the gates say, and the differences that were shown."""
+    names, tasks, gates = names_of(seen), seen.metrics["tasks"], seen.metrics.get("gates", {})
+    first, others = names[0], names[1:]
+    every = [(name, task, other) for name, task in tasks.items() for other in others]
+    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < LEVEL]
+    found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
+    none = f"No difference between {first} and {' or '.join(others)} was shown."
+    rest = "No other difference was shown." if clear else none
+    passed = [name for name, outcome in gates.items() if outcome == "pass"]
+    gated = [f"{len(passed)} of {counted(len(gates), 'gate')} passed."] if gates else []
+    return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
 
 
 def names_of(seen: Seen) -> list[str]:
@@ -28,44 +36,64 @@ def names_of(seen: Seen) -> list[str]:
     return [system["name"] for system in seen.metrics["systems"]]
 
 
-def sentences(names: Sequence[str], name: str, task: Mapping[str, Any]) -> Iterator[str]:
-    first, *others = names
-    for other in others:
-        found = task["against"][other]
-        difference, n = found["difference"], counted(found["difference"]["n"], "item")
-        shown = found["p_holm"] < LEVEL
-        which = "better than" if difference["value"] > 0 else "worse than"
-        by = "" if task["role"] == "exact" else f" by {task['by']}{', a proxy,' if task['role'] == 'proxy' else ''}"
-        said = in_words(difference)
-        if shown:
-            yield f"{name}: {first} is {which} {other}{by}: {said} on {n}."
-            continue
-        size = found["detectable"]
-        more = f"; {n} would show one of {size:.3g}" if size is not None else ""
-        yield f"{name}: no difference between {first} and {other} was shown{by}: {said}{more}."
+def in_order(seen: Seen, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tasks as the user wrote them: JSON has them by name."""
+    written = [task["name"] for task in seen.config["eval"]["tasks"] or ()]
+    tasks = results.get("tasks", {})
+    return sorted(tasks.items(), key=lambda one: written.index(one[0]) if one[0] in written else len(written))
+
+
+def said(task: Mapping[str, Any], other: str) -> str:
+    """Better or worse than, and by whose word."""
+    better = task["against"][other]["difference"]["value"] > 0
+    by = {"exact": "", "gold": f", by {task['by']},", "proxy": f", by {task['by']}, a proxy,"}[task["role"]]
+    return f"{'better' if better else 'worse'}{by} than"
+
+
+def overview(report: Report, seen: Seen) -> None:
+    """Gates and comparisons, a row each."""
+    results = seen.mapping("artifact/results.json")
+    gates = seen.listed("artifact/gates.json")
+    if gates:
+        rows = [(gate["gate"], gate["verdict"], gate["asked"], in_words(gate["figure"]), would(gate)) for gate in gates]
+        report.heading("Gates").table(("gate", "verdict", "asks", "found", "items that would decide"), rows, "Gates")
+    names = names_of(seen)
+    report.heading(f"{names[0]} against {' and '.join(names[1:])}")
+    for name, task in in_order(seen, results):
+        report.text(f"**{name}**, {about(task)}")
+        against_table(report, name, names, task)
+    report.text(READING.format(level=100 * seen.settings["level"]))
+
+
+def would(gate: Mapping[str, Any]) -> str:
+    return "–" if gate["verdict"] != "undecided" else str(gate["n_to_decide"] or "none would")
+
+
+READING = (
+    "Differences are the first system's mean score less the other's, paired by prompt, with a {level:g} % interval. "
+    "**p after Holm** is how often chance alone makes one so large, raised for the number of comparisons here. **Would "
+    "show** is a true difference that so many items find in four of five evaluations: a smaller one may still be there "
+    "where none was shown."
+)
 
 
 def shown(report: Report, seen: Seen) -> None:
     """Tables of each task, and the answers to the items that the first system lost most on."""
     results, rows = seen.mapping("artifact/results.json"), seen.evidence("artifact/answers.jsonl")
-    if not results:
-        return
     names, answers = names_of(seen), {(row["task"], row["id"]): row for row in rows}
-    for name, task in results["tasks"].items():
-        report.heading(f"Task {name}").text(about(task))
+    for name, task in in_order(seen, results):
+        report.heading(f"Task {name}")
         systems_table(report, name, names, task)
-        against_table(report, name, names[1:], task)
         categories_table(report, name, names[1:], task)
         for other in names[1:]:
             regressions(report, names[0], other, [answers.get((name, one["id"])) for one in task["regressions"][other]])
 
 
 def about(task: Mapping[str, Any]) -> str:
-    by = "by checks of what each item asks" if task["role"] == "exact" else f"by {task['by']}"
-    proxy = ", **a proxy that a system was optimised against**" if task["role"] == "proxy" else ""
-    said = f"{counted(task['items'], 'item')}, scored {by}{proxy}."
-    left = counted(task["dropped"], "item")
-    return f"{said} {left} did not fit some system and were asked of none." if task["dropped"] else said
+    by = "scored by checks" if task["role"] == "exact" else f"scored by {task['by']}"
+    proxy = ", a proxy that a system was optimised against" if task["role"] == "proxy" else ""
+    dropped = f"; {counted(task['dropped'], 'item')} too long for some system left out" if task["dropped"] else ""
+    return f"{by}{proxy}{dropped}"
 
 
 def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
@@ -89,18 +117,22 @@ def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping
         )  # fmt: skip
 
 
-def against_table(report: Report, name: str, others: Sequence[str], task: Mapping[str, Any]) -> None:
-    wins = "win_rate" in next(iter(task["against"].values()))
-    heads = ("against", "difference", "p", "p after Holm", "difference that would show")
+def against_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
+    """The first system beside each other one."""
+    others = names[1:]
+    wins = "win_rate" in task["against"][others[0]]
+    heads = ("against", "scores", "difference", "p after Holm", "would show", "items")
+    heads += ("win rate", "at equal lengths") if wins else ()
     rows = []
     for other in others:
         found = task["against"][other]
+        scores = " and ".join(f"{found[side]['value']:.3f}" for side in ("first", "second"))
         size = "–" if found["detectable"] is None else format_figure(found["detectable"])
-        row = [other, in_words(found["difference"]), f"{found['p']:.2g}", f"{found['p_holm']:.2g}", size]
+        n = found["difference"]["n"]
+        row = [other, scores, in_words(found["difference"]), f"{found['p_holm']:.2g}", size, f"{n:,}{few(n)}"]
         if wins:
             row += [percent(found["win_rate"]), percent(found["win_rate_at_equal_lengths"])]
         rows.append(row)
-    heads += ("win rate", "at equal lengths") if wins else ()
     report.table(heads, rows, f"{name}: the first against others")
 
 
