@@ -41,7 +41,7 @@ def within(low: float, high: float, **given: NDArray[np.float64]) -> None:
         outside = np.flatnonzero((column < low) | (column > high))
         if outside.size:
             raise ValueError(
-                f"{name} is {column[outside[0]]} in row {outside[0]}, which is outside {low:g} to {high:g}"
+                f"{name} is {column[outside[0]]} in row {outside[0]}, which is outside {low} to {high}"
             )
 
 
