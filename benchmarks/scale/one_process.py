@@ -60,6 +60,7 @@ def compare(older: Path, rounds: int, folder: Path) -> dict[str, Any]:
                     for steps in (short, long)
                 ]
                 each[name].append((took[1] - took[0]) / (long - short))
+            print(stage, number, {name: round(values[-1], 3) for name, values in each.items()}, flush=True)
         last = [(folder / name / "runs" / stage / f"r0-{long}" / "metrics.jsonl").read_text() for name in sides]
         middle = {name: statistics.median(values) for name, values in each.items()}
         found[stage] = {
