@@ -30,6 +30,19 @@ PACE = (
 )  # fmt: skip
 SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
 READS_NOTHING = "from align.models import sharded\nsharded.load_base = None"
+NOTES_SEEDS = """
+import torch
+from align.trainers.dealt import Dealt
+
+share = Dealt.share
+
+def noted(self, *given):
+    with open({path!r}, "a") as file:
+        print(torch.initial_seed(), file=file)
+    return share(self, *given)
+
+Dealt.share = noted
+"""
 VOTES = ("data.allow_simulated=true", "stage.held_out=0.3")
 
 
@@ -177,3 +190,15 @@ def test_dropout_on_ranks_is_the_same_once_continued(ranked: Ranked):
     whole = ranked.run(2, "sft", "dropping", *more)
     ranked.killed(2, "sft", "dropping-killed", *more, rank=1, after=2)
     same(whole, ranked.run(2, "sft", "dropping-killed", *more))
+
+
+def test_each_micro_batch_draws_dropout_by_its_place_whichever_rank_computes_it(ranked: Ranked, tmp_path: Path):
+    more = ("method.dropout=0.2", "stage.batch_size=12", "stage.micro_batch=2", "stage.max_steps=2")
+    seeds: dict[int, list[str]] = {}
+    for world in (2, 3):
+        path = tmp_path / f"seeds-{world}"
+        notes = dict.fromkeys(range(world), NOTES_SEEDS.format(path=str(path)))
+        ranked.run(world, "sft", f"seeds-{world}", *more, first=notes)
+        seeds[world] = sorted(path.read_text().splitlines())
+    assert len(seeds[2]) == len(set(seeds[2])) == 12  # two steps of six micro-batches
+    assert seeds[3] == seeds[2]
