@@ -1,0 +1,78 @@
+"""The gradient of one minibatch of PPO on two ranks, which need not have as many micro-batches as each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import Forks
+from ranked import environments
+from tiny_roles import CPU, World, make_world, ragged_rollout
+from torch.testing import assert_close
+
+from align import ranks
+from align.ppo.experience import experience
+from align.ppo.update import accumulate
+from align.run import Base
+
+ROWS = 6
+FINDS_HELPERS = f"import sys\nsys.path.append({str(Path(__file__).parents[1])!r})"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, tiny_model, tiny_tokenizer)
+    return folder
+
+
+def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
+    """The gradient on this rank by parameter, and the figures by name."""
+    base = Base("tiny", str(folder / "base"), None, "0" * 64)
+    roles = World(base, folder / "init", folder / "reward").roles("lora")
+    rollout = ragged_rollout(ROWS)
+    draw = torch.Generator(CPU).manual_seed(3)
+    old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=draw, device=CPU)
+    made, _ = experience(
+        rollout, torch.randn(ROWS, generator=draw, device=CPU), old - 5, reference - 5, values, kl_coef=0.2,
+        kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=1.0, whiten_rewards=False,
+    )  # fmt: skip
+    figures = accumulate(
+        roles, made, micro_batch=micro_batch, temperature=0.8, clip_range=0.2, value_clip_range=0.3, kl_loss_coef=0.1,
+        kl_estimator="k3",
+    )  # fmt: skip
+    found = {
+        f"{role} {name}": p.grad
+        for role in ("policy", "value")
+        for name, p in roles.named_parameters_of(role).items()
+        if p.grad is not None
+    }
+    return found | {name: torch.tensor(value, device=CPU) for name, value in figures.items()}
+
+
+@pytest.mark.parametrize("micro_batch", [6, 2])  # micro-batches of the ranks: 1 and 0, 2 and 1
+def test_each_rank_has_the_gradient_of_one_process(folder: Path, forks: Forks, tmp_path: Path, micro_batch: int):
+    words = (str(folder), str(micro_batch), str(tmp_path))
+    children = [
+        forks.start(
+            tmp_path, *words, before=f"import os\nos.environ |= {told!r}\n{FINDS_HELPERS}", script=Path(__file__)
+        )
+        for told in environments(2)
+    ]
+    ended = [child.ended(120) for child in children]
+    assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
+    alone = gradients(folder, micro_batch)
+    for role in ("policy", "value"):
+        assert sum(float(p.norm()) for name, p in alone.items() if name.startswith(f"{role} ")) > 1e-3
+    for number in range(2):
+        assert_close(torch.load(tmp_path / f"{number}.pt"), alone, rtol=1e-4, atol=1e-6)
+
+
+if __name__ == "__main__":
+    ranks.meet()
+    ranks.join("cpu", 30.0)
+    torch.save(gradients(Path(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[3], f"{ranks.rank()}.pt"))
+    ranks.leave()
