@@ -17,9 +17,9 @@ class SuiteConfig(Settings):
     name: str = setting("judged", "The suite's name.", identity=False)
     tasks: Any = setting(
         None,
-        "List of tasks, such as {name: NAME, path: FILE, check: {kind: exact}, prompts: 200}. Without `path` a task "
-        "asks the held-out prompts of `data=`; without `check`, and without one in its rows, the judge of `reward=` "
-        "scores. Empty: one task of this kind.",
+        "List of tasks, such as {name: NAME, path: FILE, check: {kind: regex, pattern: yes}, prompts: 200}. Without "
+        "`path` a task asks the held-out prompts of `data=`; without `check`, and without one in its rows, the judge "
+        "of `reward=` scores. Empty: one task of this kind.",
         later=True,
     )
     gates: Any = setting(

@@ -1,6 +1,6 @@
 """Gates of a suite: what has to be shown of its first system, decided by intervals. Imports no torch.
 
-    {name: safety, task: refusals, figure: score, is: superior, margin: 0.95, least_n: 100}
+    {name: safety, task: refusals, is: superior, margin: 0.95, least_n: 100}
     {name: no-regression, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}
 
 A verdict is `pass`, `fail` or `undecided`, which is no pass. Each becomes a verdict file, which gates of aliases ask
@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
 from align.errors import InputError, require
-from align.evals.results import Scored, against, of_system
-from align.evals.stats import Decision, Rule, decided
+from align.evals.results import Scored
+from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share
 from align.evals.tasks import Task
-from align.ops.intervals import Interval
+from align.ops.intervals import grouped, proportion
 from align.report.words import counted, in_words
 
 FIELD = "eval.gates"
-KEYS = ("name", "task", "figure", "against", "is", "margin", "level", "least_n")
+KEYS = ("name", "task", "against", "is", "margin", "level", "least_n")
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
 KINDS = ("superior", "not_worse", "at_most")
-OF_PAIRS, OF_ONE = "difference", "score"
+LOWEST_LEVEL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Gate:
         margin, other = f"{self.rule.margin:g}", self.against
         asked = {
             "superior": f"better than {other} by more than {margin}" if other else f"above {margin}",
-            "not_worse": f"worse than {other} by less than {margin}",
-            "at_most": f"above {other} by less than {margin}" if other else f"below {margin}",
+            "not_worse": f"not worse than {other} by {margin} or more",
+            "at_most": f"not above {other} by {margin} or more" if other else f"below {margin}",
         }
         return f"{self.task}: {asked[self.rule.kind]}"
 
@@ -86,16 +86,15 @@ def parsed_gate(gate: Mapping[str, Any], at: str, tasks: Sequence[str], systems:
     name, task, other = gate.get("name"), gate.get("task"), gate.get("against")
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
     require(task in tasks, f"{at}.task", task, "is no task here", f"Tasks are: {', '.join(tasks)}.")
-    wanted = OF_ONE if other is None else OF_PAIRS
-    figure = gate.get("figure", wanted)
-    remedy = f"Write {OF_PAIRS} with `against`, {OF_ONE} without."
-    require(figure == wanted, f"{at}.figure", figure, "is no figure that this gate can ask for", remedy)
     others = ", ".join(systems[1:])
     require(other is None or other in systems[1:], f"{at}.against", other, "is no other system", f"They are: {others}.")
     require(gate.get("is") in KINDS, f"{at}.is", gate.get("is"), "is not a choice here", f"Choose: {', '.join(KINDS)}.")
     problem = "is about two systems, and `against` names no other one"
     require(gate["is"] != "not_worse" or other is not None, f"{at}.is", gate["is"], problem, HELP)
     numbers = {key: number(gate, at, key, default) for key, default in (("margin", 0.0), ("level", 0.95))}
+    problem, level = f"is not above {LOWEST_LEVEL} and below 1", numbers["level"]
+    require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
+    require(numbers["margin"] < 1, f"{at}.margin", numbers["margin"], "is beyond every share", "Give one below 1.")
     least = gate.get("least_n", 1)
     whole = isinstance(least, int) and not isinstance(least, bool)
     require(whole, f"{at}.least_n", least, "is no whole number", "Give the fewest items that may decide.")
@@ -114,14 +113,19 @@ def number(gate: Mapping[str, Any], at: str, key: str, default: float) -> float:
 
 
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
-    """What the answers say of a gate."""
+    """What the answers say of a gate. The task's scores are shares: judges decide nothing."""
     task = next(task for task in tasks if task.name == gate.task)
-    first = next(iter(task.said))
+    first, level = task.scores(next(iter(task.said))), gate.rule.level
     if gate.against:
-        figure = against(task, first, gate.against, gate.rule.level)[OF_PAIRS]
-    else:
-        figure = of_system(task, first, gate.rule.level)[OF_ONE]
-    return decided(gate.rule, Interval(**figure))
+        return decided(gate.rule, bounded_difference(first, task.scores(gate.against), task.clusters, level))
+    means = grouped(task.clusters, first)[0]
+    found = decided(gate.rule, proportion(means, level=level))
+    if found.outcome != "undecided":
+        return found
+    p = found.figure.value
+    dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
+    n = needed_share(p, found.bound, dispersion, level)
+    return replace(found, n_to_decide=None if n is None else max(n, gate.rule.least_n))
 
 
 def in_a_line(gate: Gate, found: Decision) -> str:

@@ -27,9 +27,6 @@ from align.evals.stats import (
 from align.evals.tasks import Item
 from align.ops.intervals import Interval, grouped, mean, proportion
 
-SHOWN = 5
-"""Items of a task on which the first system lost most."""
-
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -93,14 +90,17 @@ class Scored:
         return [len(one.text) for one in self.said[system]]
 
 
-def results_of(tasks: Sequence[Scored], level: float) -> dict[str, Any]:
+def results_of(tasks: Sequence[Scored], level: float, shown: int) -> dict[str, Any]:
     """By task: `systems`, and `against` with the first beside each other one. The p of each comparison is also given
     after Holm's step-down over all of them (`p_holm`).
+
+    Args:
+        shown: the most items of `regressions`, those on which the first system lost most.
 
     Raises:
         ValueError: a task has no items.
     """
-    found = {task.name: of_task(task, level) for task in tasks}
+    found = {task.name: of_task(task, level, shown) for task in tasks}
     p = {f"{name} {other}": c["p"] for name, task in found.items() for other, c in task["against"].items()}
     adjusted = holm(p)
     for name, task in found.items():
@@ -109,7 +109,7 @@ def results_of(tasks: Sequence[Scored], level: float) -> dict[str, Any]:
     return found
 
 
-def of_task(task: Scored, level: float) -> dict[str, Any]:
+def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
     names = [*task.said]
     first, others = names[0], names[1:]
     categories = dict.fromkeys(item.category for item in task.items if item.category)
@@ -122,7 +122,7 @@ def of_task(task: Scored, level: float) -> dict[str, Any]:
             category: {other: beside(part, first, other, level) for other in others}
             for category in categories if (part := only(task, category))
         },
-        "regressions": {other: regressions(task, first, other) for other in others},
+        "regressions": {other: regressions(task, first, other)[:shown] for other in others},
     }  # fmt: skip
 
 
@@ -170,7 +170,8 @@ def would_show(task: Scored, first: str, other: str, difference: Interval, level
     if task.role == "exact":  # shares end at 0 and 1
         apart = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
         reach = cluster_effect(apart, task.clusters)
-    return detectable(sd, difference.n, level, reach=reach)
+    size = detectable(sd, difference.n, level, reach=reach)
+    return None if task.role == "exact" and size >= 1 else size
 
 
 def strengths(task: Scored, level: float) -> dict[str, Any]:
@@ -194,5 +195,5 @@ def only(task: Scored, category: str) -> Scored:
 def regressions(task: Scored, first: str, other: str) -> list[dict[str, Any]]:
     """The items on which the first system lost most, largest loss first."""
     lost = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
-    worst = sorted((i for i, by in enumerate(lost) if by < 0), key=lambda i: lost[i])[:SHOWN]
+    worst = sorted((i for i, by in enumerate(lost) if by < 0), key=lambda i: lost[i])
     return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]

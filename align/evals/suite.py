@@ -19,12 +19,14 @@ class Work:
     """
     Attributes:
         tasks: each with its items.
+        files: system of a file → task and id of an item → its answer.
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
     """
 
     systems: Sequence[System]
     tasks: Tasks
+    files: Mapping[str, Mapping[tuple[str, str], str]]
     seen: Mapping[str, int]
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()
@@ -40,7 +42,7 @@ def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:
     for task, items in tasks:
         kept = [item for item in items if not any(one.asks(item.prompt.messages) for one in seen)]
         problem = "leaves nothing to ask: some system was trained on every item"
-        require(bool(kept), "stage.seen", f"drop, {task.name}", problem, "Give other prompts, or stage.seen=report.")
+        require(bool(kept), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
         found.append((task, kept))
         counts[task.name] = len(items) - len(kept)
     return found, counts

@@ -87,7 +87,9 @@ def opened_systems(
     """
     systems = parsed_systems(given)
     found = {
-        name: of_file(name, system[FILE]) if isinstance(system, Mapping) else of_reference(name, system, root, method)
+        name: of_file(name, system[FILE])
+        if isinstance(system, Mapping)
+        else of_reference(name, system, root, method, path, revision)
         for name, system in systems.items()
         if system != BASE
     }
@@ -102,13 +104,14 @@ def opened_systems(
     return [found[name] for name in systems]
 
 
-def of_reference(name: str, ref: str, root: Path, method: str) -> System:
+def of_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
     field = f"{FIELD}.{name}"
     artifact = find(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
     require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
     kept = "lora" if artifact.whole else method_of(artifact, method, field)
-    return System(name, ref, artifact, base_of(artifact, field), kept, artifact.as_input())
+    said = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
+    return System(name, ref, artifact, base_of(artifact, field, *said), kept, artifact.as_input())
 
 
 def base_alone(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
@@ -131,17 +134,43 @@ def of_file(name: str, path: str) -> System:
     return System(name, path, None, None, "", files_record(path, f"{FIELD}.{name}.{FILE}"))
 
 
-def answers_in(system: System) -> Mapping[str, str]:
-    """The answers of a file: id of an item → its text.
+def answers_in(system: System) -> Mapping[tuple[str, str], str]:
+    """The answers of a file: task (empty where a row names none) and id of an item → its text.
 
     Raises:
         InputError: a row has no `id` or no `answer`, or an id stands there twice.
     """
-    field, found = f"{system.field}.{FILE}", dict[str, str]()
+    field, found = f"{system.field}.{FILE}", dict[tuple[str, str], str]()
     for row in checked_rows(system.ref, field):
-        id, answer = row.data.get("id"), row.data.get("answer")
-        told = isinstance(id, str | int) and not isinstance(id, bool) and isinstance(answer, str)
-        require(told, row.where, sorted(row.data), "is no answer", 'Write rows like {"id": "7", "answer": "…"}.')
-        require(str(id) not in found, f"{row.where}, id", id, "stands there twice", "Give one answer to each item.")
-        found[str(id)] = str(answer)
+        id, answer, task = (row.data.get(key) for key in ("id", "answer", "task"))
+        answer = "" if answer is None and row.texts else answer  # an empty cell of a table
+        for key, value in (("id", id), ("answer", answer)):
+            right = isinstance(value, str) or (key == "id" and isinstance(value, int) and not isinstance(value, bool))
+            require(right, f"{row.where}, {key}", value, "is no text", 'Write rows like {"id": "7", "answer": "…"}.')
+        require(task is None or isinstance(task, str), f"{row.where}, task", task, "is no name of a task", "Name one.")
+        key = (str(task or ""), str(id))
+        require(key not in found, f"{row.where}, id", id, "stands there twice", "Give one answer to each item.")
+        found[key] = str(answer)
     return found
+
+
+def matched(system: System, items: Sequence[tuple[str, str, Any]]) -> Mapping[tuple[str, str], str]:
+    """The answers of a file to items: task and id → text.
+
+    Args:
+        items: task, id and prompt of each.
+
+    Raises:
+        InputError: it lacks one, or one row would answer different prompts of several tasks.
+    """
+    found, asked = answers_in(system), dict[str, Any]()
+    lacks = [(task, id) for task, id, _ in items if not {(task, id), ("", id)} & found.keys()]
+    if lacks:
+        task, id = lacks[0]
+        problem = f"lacks {len(lacks):,} of {len(items):,} answers, such as to item {id} of task {task}"
+        raise InputError(system.field, system.ref, problem, "Answer every item, by its id.")
+    for task, id, prompt in items:
+        if (task, id) not in found:
+            same, problem = asked.setdefault(id, prompt) == prompt, "is an id in several tasks, whose prompts differ"
+            require(same, system.field, id, problem, "Name the task in each row: task.")
+    return {(task, id): found.get((task, id), found.get(("", id), "")) for task, id, _ in items}

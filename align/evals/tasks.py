@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,11 +18,11 @@ from align.data.split import question
 from align.errors import InputError, require
 from align.evals.checkers import checker
 from align.evals.checkers.following import of_row
-from align.types import Conversation, Message
+from align.types import Conversation
 
 FIELD = "eval.tasks"
 KEYS = ("name", "path", "check", "prompts")
-HELP = 'Write "eval.tasks=[{name: sums, path: sums.jsonl, check: {kind: exact}}]", as docs/evaluation.md shows.'
+HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
 
@@ -108,8 +111,6 @@ def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[
     """
     found: dict[str, Item] = {}
     for row in checked_rows(task.path, task.field):
-        if task.prompts is not None and len(found) == task.prompts:
-            break
         item = item_of(row, task, system, allow_code)
         require(item.id not in found, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
         found[item.id] = item
@@ -118,7 +119,7 @@ def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[
     problem = "has no check, where other rows of the task have one"
     same = some is None or all(item.check is None for item in found.values())
     require(same, f"{task.field}, check", some, problem, "Give every row one, or the task, or none.")
-    return by_prompt([*found.values()])
+    return clustered([*found.values()])
 
 
 def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bool) -> Sequence[Item]:
@@ -137,41 +138,73 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bo
     for id, prompt in zip(named, prompts, strict=True):
         count[id] += 1
         found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
-    return by_prompt(found)
+    return clustered(found)
 
 
-def by_prompt(items: Sequence[Item]) -> Sequence[Item]:
-    """The items, those of one prompt in one cluster: a system answers it once."""
-    first: dict[tuple[Message, ...], str] = {}
-    return [item._replace(cluster=first.setdefault(item.prompt.messages, item.cluster)) for item in items]
+def clustered(items: Sequence[Item]) -> Sequence[Item]:
+    """The items, those that share a source or a prompt in one cluster, also by way of others."""
+    above: dict[Any, Any] = {}
+
+    def top(key: Any) -> Any:
+        while above.setdefault(key, key) != key:
+            key = above[key]
+        return key
+
+    for item in items:
+        above[top(("prompt", item.prompt.messages))] = top(("cluster", item.cluster))
+    names: dict[Any, str] = {}
+    return [item._replace(cluster=names.setdefault(top(("cluster", item.cluster)), item.cluster)) for item in items]
 
 
 def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
+    """Raises: InputError: it asks nothing, or says wrongly what its answer has to do."""
+    check_columns(row)
     asked = {key: value for key, value in row.data.items() if key not in ("check", "category", "source", *IFEVAL)}
-    id = str(row.data.get("id", row.data.get("key", row.name)))
+    id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
     prompt = question(document_of(asked, row.where, id))
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
-    spec = spec_of(row.data) or task.check
+    spec = spec_of(row)
+    spec = task.check if spec is None else spec
     if spec is not None:
         checker(spec, f"{row.where}, check", allow_code=allow_code)
-    return Item(id, text(row, "source") or id, text(row, "category"), prompt, spec)
+    source = text(row, "source")
+    return Item(id, f"source {source}" if source else id, text(row, "category"), prompt, spec)
 
 
 IFEVAL = ("instruction_id_list", "kwargs")
+OURS = ("check", "category", "source")
 
 
-def spec_of(row: Mapping[str, Any]) -> Any:
-    """What a row says of its check; None where it says nothing."""
-    if row.get("check") is not None:
-        return row["check"]
-    if IFEVAL[0] in row:
-        return of_row(row)
-    return None
+def check_columns(row: Row) -> None:
+    """Raises: InputError: a column is nearly called as one of ours, which would change who scores."""
+    for key in row.data:
+        near = [] if key in OURS else difflib.get_close_matches(key, OURS, 1, 0.8)
+        problem = f"is not read, and nearly called {near[0]}" if near else ""
+        remedy = "A row has one check, of one answer." if key == "checks" else "Call it that, or something else."
+        require(not near, f"{row.where}, {key}", row.data[key], problem, remedy)
+
+
+def spec_of(row: Row) -> Any:
+    """What a row says of its check; None where it says nothing. A cell of a table may hold it as JSON."""
+    check, given = row.data.get("check"), {key: row.data.get(key) for key in IFEVAL}
+    if row.texts:
+        check, given = written(check), {key: written(value) for key, value in given.items()}
+    if check is not None:
+        return check
+    return None if given[IFEVAL[0]] is None else of_row(given, row.where)
+
+
+def written(value: Any) -> Any:
+    """The value that a text writes as JSON; itself where it is none."""
+    with suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value or None
 
 
 def text(row: Row, key: str) -> str:
     value = row.data.get(key)
-    require(value is None or isinstance(value, str | int), f"{row.where}, {key}", value, "is no text", "Write a text.")
+    right = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
+    require(right, f"{row.where}, {key}", value, "is no text", "Write a text.")
     return "" if value is None else str(value)

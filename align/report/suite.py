@@ -9,8 +9,6 @@ from align.report.page import Report, Said
 from align.report.seen import Seen
 from align.report.words import counted, few, format_figure, in_words, percent, signed
 
-LEVEL = 0.05
-"""The p below which a difference is called shown, after Holm's step-down over all comparisons."""
 SHARES = {
     "prompt_strict": "all checks hold", "prompt_loose": "all hold loosely", "instruction_strict": "checks that hold",
     "instruction_loose": "that hold loosely",
@@ -22,7 +20,7 @@ def verdict(seen: Seen) -> str:
     names, tasks, gates = names_of(seen), seen.metrics["tasks"], seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
     every = [(name, task, other) for name, task in tasks.items() for other in others]
-    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < LEVEL]
+    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
     found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
     none = f"No difference between {first} and {' or '.join(others)} was shown."
     rest = "No other difference was shown." if clear else none
@@ -99,11 +97,14 @@ def about(task: Mapping[str, Any]) -> str:
 def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
     systems = task["systems"]
     shares = [key for key in SHARES if key in next(iter(systems.values()))]
-    heads = ("system", "score", *(SHARES[key] for key in shares), "characters", "cut", "empty")
+    undecided = any(one.get("errors") for one in systems.values())
+    heads = ("system", "score", *(SHARES[key] for key in shares), "characters", "truncated", "empty")
+    heads += ("no verdict",) if undecided else ()
     rows = [
         (
             who, in_words(one["score"]), *(percent(one[key]) for key in shares), f"{one['characters']:,.0f}",
             "–" if one["cut"] is None else percent(one["cut"]), percent(one["empty"]),
+            *([one["errors"]] if undecided else []),
         )
         for who in names
         for one in [systems[who]]

@@ -211,7 +211,7 @@ def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
     found = [
         manifest
         for _, manifest in manifests(root, "eval")
-        if manifest.done and same_artifact(manifest.inputs["artifact"], artifact)
+        if manifest.done and (of := manifest.inputs.get("artifact")) is not None and same_artifact(of, artifact)
     ]
     return max(found, key=lambda m: (m.metrics.get("judge_is") != "proxy", m.publication), default=None)
 

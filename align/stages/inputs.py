@@ -58,7 +58,7 @@ from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
 from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
-from align.stages.suite_inputs import found_suite, work_of
+from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 from annotate.accounts import Accounts
 from reward.inputs import models_of, read_alike, reward_inputs
 
@@ -179,6 +179,7 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
+    check_one_kind(config)
     if config.stage.systems is not None:
         found = found_suite(config)
         config = changed(config, method=changed(config.method, name=found.method))

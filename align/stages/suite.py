@@ -19,17 +19,17 @@ from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
 from align.evals.suite import Tasks, Work
-from align.evals.systems import System, answers_in
+from align.evals.systems import System
 from align.evals.tasks import Item, Task
 from align.models.backbone import answered
 from align.models.load import choose_device, choose_dtype
 from align.report import in_words
-from align.report.words import counted
+from align.report.words import counted, few
 from align.rollout.answers_alone import parted_texts
 from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
-from align.stages.suite_answers import Speaker, answers_of, prompts_of, speaker_of
+from align.stages.suite_answers import Made, Speaker, answers_of, prompts_of, speaker_of
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
 from reward.build import build, on_its_own_base
@@ -51,7 +51,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
     answers, made = answers_of(run, config, speakers)
 
     said = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
-    said |= {s.name: read_file(s, tasks, hides) for s in work.systems if s.base is None}
+    said |= {name: read_file(found, tasks, hides) for name, found in work.files.items()}
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
     judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
 
@@ -70,7 +70,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
     write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
     notes = [*dict.fromkeys([*(judge.notes if judge else ()), *work.unknown, *warnings(tasks, stage.allow_code)])]
     gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
-    return published(run, config, work, results_of(scored, stage.level), gates, made, notes)
+    return published(run, config, work, results_of(scored, stage.level, stage.shown), gates, made, notes)
 
 
 def those_that_fit(tasks: Tasks, fits: Sequence[bool] | None) -> tuple[Tasks, dict[str, int]]:
@@ -101,21 +101,15 @@ def read_answers(speaker: Speaker, answers: Sequence[Answer], hides: bool) -> li
     return [Said(asked.id, text, 0.0, answer.ended, reasoning) for asked, answer, reasoning, text in rows]
 
 
-def read_file(system: System, tasks: Tasks, hides: bool) -> list[Said]:
+def read_file(found: Mapping[tuple[str, str], str], tasks: Tasks, hides: bool) -> list[Said]:
     """The same of a file.
 
-    Raises:
-        InputError: it lacks the answer to an item.
+    Args:
+        found: task and id of an item → its answer.
     """
-    found, said = answers_in(system), list[Said]()
-    for task, items in tasks:
-        lacks = [item.id for item in items if item.id not in found]
-        problem = f"lacks {counted(len(lacks), 'answer')} to task {task.name}, such as to item {lacks[:1]}"
-        require(not lacks, system.field, system.ref, problem, "Answer every item, by its id.")
-        for item in items:
-            reasoning, text = parted(found[item.id], False) if hides else (None, found[item.id])
-            said.append(Said("", text, 0.0, None, reasoning))
-    return said
+    texts = [found[task.name, item.id] for task, items in tasks for item in items]
+    parts = [parted(text, False) if hides else (None, text) for text in texts]
+    return [Said("", text, 0.0, None, reasoning) for reasoning, text in parts]
 
 
 def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:
@@ -208,23 +202,23 @@ def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
 
 def published(
     run: Run, config: Config, work: Work, results: Mapping[str, Any], gates: Mapping[str, tuple[Gate, Decision]],
-    made: int, notes: Sequence[str],
+    made: Made, notes: Sequence[str],
 ) -> Result:  # fmt: skip
     """Write the results down, and say the main ones."""
     about = [about_system(system) for system in work.systems]
     write_json(run.artifact / "results.json", {"systems": about, "tasks": results, "notes": [*notes]})
     kept = {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()}
     metrics = {
-        "systems": about, "tasks": kept, "answers_made": made,
-        "seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
+        "systems": about, "tasks": kept, "answers_made": made.now,
+        "dropped_seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     metrics |= judged_by_gates(run, config, work, gates)
     first = work.systems[0].name
     lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
-    asked = sum(system.base is not None for system in work.systems) * sum(task["items"] for task in results.values())
-    kept_before = f"{asked - made:,} of {counted(asked, 'answer')} were made before" if made < asked else ""
+    kept_before = f"{made.before:,} of {counted(made.before + made.now, 'answer')} were made before"
+    lines = [kept_before, *lines] if made.before else lines
     lines += [in_a_line(*each) for each in gates.values()]
-    return Result(metrics, tuple(filter(None, (kept_before, *lines, *notes))))
+    return Result(metrics, (*lines, *notes))
 
 
 def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
@@ -238,7 +232,7 @@ def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tu
     for name, (gate, found) in gates.items():
         write_json(folder / f"{name}.json", verdict_file(gate, found, digests))
     write_json(run.artifact / "gates.json", [verdict_file(gate, found, digests) for gate, found in gates.values()])
-    write_text(run.artifact / "junit.xml", junit(config.eval.name, gates))
+    write_text(run.artifact / "junit.xml", junit(run.name, gates))
     said = {name: found.outcome for name, (_, found) in gates.items()}
     return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}
 
@@ -263,7 +257,14 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     for other, found in task["against"].items():
         scores = " against ".join(f"{task['systems'][one]['score']['value']:.3f}" for one in (first, other))
         won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
+        n, items = found["difference"]["n"], counted(task["items"], "item")
+        items += f"{'' if n == task['items'] else f' from {n:,} sources'}{few(n)}"
         yield (
             f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
-            f"p {found['p_holm']:.2g} on {counted(found['difference']['n'], 'item')}"
+            f"p after Holm {found['p_holm']:.2g} on {items}"
         )
+    if task["dropped"]:
+        yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
+    for system, found in task["systems"].items():
+        if errors := found.get("errors"):
+            yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which score 0"

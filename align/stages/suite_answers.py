@@ -23,6 +23,7 @@ from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, name_of, own_tokenizer
 from align.rollout.engine import divergence_as_input_error, response_ids, response_text
+from align.rollout.engine_process import VLLM, engine_version
 from align.rollout.kept import FILE, Answer, AnswerStore, Asked
 from align.rollout.randomness import place_seed
 from align.run import Run
@@ -107,8 +108,10 @@ def asked_of(config: Config, system: System, tokenizer: Any, prompts: Sequence[P
     device = choose_device(config.device)
     own = tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path))
     versions = package_versions()
-    computes = [f"{name} {versions[name]}" for name in COMPUTES if name in versions]
-    drawn_by = [rollout.engine, *([] if rollout.dtype == "auto" else [rollout.dtype]), device.type, *computes]
+    drawn_by = [rollout.engine, device.type, *(f"{name} {versions[name]}" for name in COMPUTES if name in versions)]
+    if rollout.engine == "vllm":  # of servers that run already nobody says the version; they are who they are
+        servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
+        drawn_by += [*servers, rollout.dtype, *rollout.words]
     stops = stop_token_ids(tokenizer, describe(base).generation_config)
     return [
         Asked(
@@ -121,8 +124,15 @@ def asked_of(config: Config, system: System, tokenizer: Any, prompts: Sequence[P
     ]  # fmt: skip
 
 
-def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[dict[str, list[Answer]], int]:
-    """Every speaker's answers, in the order of its prompts; and how many were made now.
+class Made(NamedTuple):
+    """How many different answers were made before, and now."""
+
+    before: int
+    now: int
+
+
+def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[dict[str, list[Answer]], Made]:
+    """Every speaker's answers, in the order of its prompts.
 
     Raises:
         InputError: a system has no distribution to draw from.
@@ -141,7 +151,7 @@ def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[d
             missing = {s.asked[i].id: (s, i) for i in turns for s in group if s.asked[i].id not in known}
             if missing:
                 made_by(run, config, group, [*missing.values()], store, known, bar)
-    return {s.system.name: [known[asked.id] for asked in s.asked] for s in speakers}, len(every) - before
+    return {s.system.name: [known[asked.id] for asked in s.asked] for s in speakers}, Made(before, len(every) - before)
 
 
 def made_by(

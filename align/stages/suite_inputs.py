@@ -17,12 +17,30 @@ from align.errors import require
 from align.evals import judges
 from align.evals.gates import Gate, parsed_gates
 from align.evals.suite import Work, unseen
-from align.evals.systems import System, opened_systems
-from align.evals.tasks import Item, Task, items_of_file, items_of_prompts, parsed_tasks
+from align.evals.systems import System, matched, opened_systems
+from align.evals.tasks import JUDGED, Item, Task, items_of_file, items_of_prompts, parsed_tasks
 from align.models.start import label
+from align.report.words import counted
 from align.run import Base, Input
 from align.stages.rows import key_of, source_of
 from reward.inputs import models_of, read_alike, reward_inputs
+
+
+def check_one_kind(config: Config) -> None:
+    """Raises: InputError: a setting is of an evaluation of several systems where none are named, or of one artifact
+    where they are."""
+    suite, stage = config.eval, config.stage
+    if stage.systems is None:
+        for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
+            problem, remedy = "is asked of several systems, and none are named", "Add stage.systems={new: …, old: …}."
+            require(value is None, f"eval.{key}", value, problem, remedy)
+        require(not stage.allow_code, "stage.allow_code", True, "is of checks, and none are asked", "Drop it.")
+        return
+    remedy = "Name who answers in stage.systems alone."
+    for key, value, default in (("artifact", config.artifact, Config().artifact), ("init", config.init, Config().init)):
+        require(value == default, key, value, "is of one artifact, and stage.systems names several", remedy)
+    problem = "reports on one artifact; with stage.systems prompts that training saw are left out"
+    require(stage.seen == "drop", "stage.seen", stage.seen, problem, "Drop it.")
 
 
 class Found(NamedTuple):
@@ -75,7 +93,8 @@ def found_suite(config: Config) -> Found:
     base = next((system.base for system in systems if system.base is not None), None)
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
-    return Found(systems, tasks, config.eval.name, {**records, **judge}, gates)
+    own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
+    return Found(systems, tasks, "tasks" if own else config.eval.name, {**records, **judge}, gates)
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
@@ -86,23 +105,23 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
             decide a gate.
     """
     root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
-    tasks = [(task, items_of(config, task)) for task in found.tasks]
+    artifacts = [system.artifact for system in found.systems if system.artifact is not None]
+    seen = [seen_by(artifact, root, partial(key_of, config), system_turn) for artifact in artifacts]
+    left, counts = unseen([(task, items_of(config, task)) for task in found.tasks], seen)
+    for name, count in counts.items():
+        if count:
+            print(f"{name}: {counted(count, 'item')} left out: training saw them")
+    tasks = [(task, items[: most_of(config, task)]) for task, items in left]
     judged = [task.name for task, items in tasks if items[0].check is None]
     for gate in found.gates:
         problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"
         require(gate.task not in judged, "eval.gates", gate.task, problem, "Give the task checks.")
     if judged:
         check_independent(config, found, root)
-    seen = [
-        seen_by(system.artifact, root, partial(key_of, config), system_turn)
-        for system in found.systems
-        if system.artifact is not None
-    ]
+    items = [(task.name, item.id, item.prompt.messages) for task, items in tasks for item in items]
+    files = {system.name: matched(system, items) for system in found.systems if system.base is None}
     unknown = [*dict.fromkeys(sentence for one in seen for sentence in one.unknown)]
-    if config.stage.seen != "drop":
-        return (Work(found.systems, tasks, {}, unknown, found.gates),)
-    kept, counts = unseen(tasks, seen)
-    return (Work(found.systems, kept, counts, unknown, found.gates),)
+    return (Work(found.systems, tasks, files, counts, unknown, found.gates),)
 
 
 def check_independent(config: Config, found: Found, root: Path) -> None:
@@ -116,8 +135,13 @@ def check_independent(config: Config, found: Found, root: Path) -> None:
 
 
 def items_of(config: Config, task: Task) -> Sequence[Item]:
+    """All items of a task."""
     if task.path:
         return items_of_file(task, config.data.system or None, config.stage.allow_code)
     asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
-    asked = asked[: config.data.limit][: task.prompts or config.stage.prompts]
     return items_of_prompts(task, asked, config.stage.allow_code)
+
+
+def most_of(config: Config, task: Task) -> int | None:
+    """How many of them are asked at most; None for all."""
+    return task.prompts or (None if task.path else min(config.stage.prompts, config.data.limit or config.stage.prompts))

@@ -41,6 +41,10 @@ class Bench:
         ours = ["stage=eval", *self.ready.data, "rollout.max_new_tokens=12", "stage.prompts=12", *judge]
         return [*ours, f"run.root={self.ready.root}", *more]
 
+    def chats(self) -> list[str]:
+        (path,) = (word.removeprefix("data.path=") for word in self.ready.data if word.startswith("data.path="))
+        return Path(path).read_text(encoding="utf-8").splitlines()
+
     def run(self, *more: str) -> Path:
         assert main(self.words(*more)) == 0
         return Path(self.capsys.readouterr().out.strip().splitlines()[-1])
@@ -202,11 +206,28 @@ def test_a_file_of_answers_is_a_system(bench: Bench):
     found = results(bench.run(systems, bench.tasks(*ROWS[:2]), "run.name=filed"))
     assert found["tasks"]["asked"]["systems"]["theirs"]["score"]["value"] == 0.5
     assert found["tasks"]["asked"]["systems"]["theirs"]["cut"] is None
-    assert "lacks 1 answer to task asked, such as to item ['three']" in bench.refused(systems, bench.tasks(*ROWS[:3]))
+    assert "lacks 1 of 3 answers, such as to item three of task asked" in bench.refused(systems, bench.tasks(*ROWS[:3]))
     path.write_text('{"id": "one", "answer": "e"}\n{"id": "one", "answer": "f"}\n')
     assert "stands there twice" in bench.refused(systems, bench.tasks(*ROWS[:2]))
     path.write_text('{"id": "one", "text": "e"}\n')
-    assert "is no answer" in bench.refused(systems, bench.tasks(*ROWS[:2]))
+    assert "row 1, answer=None: is no text" in bench.refused(systems, bench.tasks(*ROWS[:2]))
+    path.write_text("id,answer\none,e\ntwo,\n")
+    found = results(bench.run(systems, bench.tasks(*ROWS[:2]), "run.name=empty-cell"))
+    assert found["tasks"]["asked"]["systems"]["theirs"]["empty"] == 0.5
+
+
+def test_one_answer_is_not_taken_for_two_prompts(bench: Bench):
+    path = bench.folder / "theirs.jsonl"
+    path.write_text('{"id": "one", "answer": "e"}\n')
+    first, other = bench.tasks(ROWS[0]), bench.tasks({**ROWS[0], "prompt": "Another?"}, name="other")
+    both = f"{first[:-1]}, {other.removeprefix('eval.tasks=[')}"
+    systems = f"stage.systems={{theirs: {{file: {path}}}, s: sft:s}}"
+    assert "is an id in several tasks, whose prompts differ" in bench.refused(systems, both)
+    path.write_text(
+        "".join(f'{{"id": "one", "task": "{task}", "answer": "{a}"}}\n' for task, a in (("asked", "e"), ("other", "x")))
+    )
+    found = results(bench.run(systems, both, "run.name=two-tasks"))["tasks"]
+    assert [found[task]["systems"]["theirs"]["score"]["value"] for task in ("asked", "other")] == [1.0, 0.0]
 
 
 def test_gates_decide_and_say_so_each_time(bench: Bench, forks: Forks, tmp_path: Path):
@@ -274,10 +295,50 @@ def test_what_is_refused(bench: Bench, words: tuple[str, ...], problem: str):
     assert problem in bench.refused(*words)
 
 
+def test_settings_that_would_be_passed_over_are_refused(bench: Bench):
+    for words, problem in (
+        (("eval.gates=[{name: g, task: t, is: superior}]",), "eval.gates"),
+        (("eval.tasks=[{name: t, path: nothing.jsonl}]",), "eval.tasks"),
+        (("stage.systems={a: sft:s, b: base}", "artifact=sft:s"), "artifact=sft:s"),
+        (("stage.systems={a: sft:s, b: base}", "init=base"), "init=base"),
+        (("stage.systems={a: sft:s, b: base}", "stage.seen=report"), "stage.seen=report"),
+    ):
+        assert f"align: {problem}" in bench.refused(*words)
+
+
+def test_a_judge_that_is_not_asked_refuses_nobody(bench: Bench):
+    """A policy that was optimised against the judge, on checks alone; beside them, a prompt of that judge."""
+    more = ("stage.systems={p: ppo:p, b: base}", "reward=learned", "reward.ref=reward:a")
+    run = bench.run(*more, bench.tasks(*ROWS), "run.name=unasked")
+    assert not [note for note in results(run)["notes"] if "proxy" in note]
+    assert "was optimised against it" in bench.refused(*more, bench.tasks(*ROWS)[:-1] + ", {name: judged}]")
+
+
+def test_what_was_evaluated_so_can_be_exported(bench: Bench):
+    bench.run(SYSTEMS, bench.tasks(*ROWS), "run.name=before-export")
+    assert main(["stage=export", "artifact=ppo:p", f"run.root={bench.ready.root}", "run.name=after-eval"]) == 0
+
+
+def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench: Bench):
+    asked = [turn for turn in (json.loads(line)["messages"][0]["content"] for line in bench.chats()) if turn]
+    rows = [{"id": i, "prompt": text, "check": {"kind": "regex", "pattern": "^"}} for i, text in enumerate(asked)]
+    new = [{"id": f"new {i}", "prompt": f"Number {i}?", "check": {"kind": "regex", "pattern": "^"}} for i in range(4)]
+    run = bench.run("stage.systems={s: sft:s, b: base}", bench.tasks(*rows, *new, prompts=4), "run.name=seen")
+    assert read_manifest(run).metrics["dropped_seen"] > 0
+    assert len(lines(run)) == 4
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
         ((), "holds no row"),
+        (({"prompt": "a", "checks": [None, {"kind": "regex", "pattern": "e"}]},), "nearly called check"),
+        (({"prompt": "a", "chek": {"kind": "regex", "pattern": "e"}},), "nearly called check"),
+        (({"prompt": "a", "check": {}},), "check.kind"),
+        (({"prompt": "a", "check": False},), "is no mapping"),
+        (({"prompt": "a", "instruction_id_list": "punctuation:no_comma", "kwargs": [{}]},), "is no list of names"),
+        (({"prompt": "a", "instruction_id_list": ["punctuation:no_comma"]},), "as many mappings"),
+        (({"prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": ["x"]},), "as many mappings"),
         (({"text": "plain"},), "asks nothing"),
         (({"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}), "stands there twice"),
         (({"prompt": "a", "check": {"kind": "regex", "pattern": "("}},), "is no regular expression"),

@@ -190,7 +190,7 @@ def test_a_wrong_constraint_is_named(constraints: list[Any], field: str, problem
 def test_a_row_of_the_hub_has_every_argument_and_none():
     row = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"num_words": None, "relation": None}]}
     assert checker(of_row(row), "row").asks == ("has no comma",)
-    with pytest.raises(InputError, match="stands beside 1 instructions"):
+    with pytest.raises(InputError, match="as many mappings as instructions"):
         of_row({**row, "kwargs": []})
 
 

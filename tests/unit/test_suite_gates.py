@@ -51,6 +51,7 @@ def test_a_gate_passes_fails_or_is_undecided():
     assert outcome(bad, good, **superior) == "fail"
     assert outcome(good, good, **superior) == "undecided"
     assert outcome(good, good, **not_worse) == "pass"
+    assert outcome(good[:30], good[:30], **not_worse) == "undecided", "a loss in twenty makes 30 ties of 30 in 21 %"
     assert outcome(bad, good, **not_worse) == "fail"
     assert outcome(good[:8], good[:8], **not_worse) == "undecided"
     assert outcome(good, bad, **superior, least_n=n) == "pass"
@@ -68,6 +69,31 @@ def test_two_equal_systems_are_hardly_ever_called_better():
     assert equal.count("pass") <= 0.03 * len(equal) + 3
     better = [outcome(drawn(0.85, 200, seed), drawn(0.7, 200, 10_000 + seed), **rule) for seed in range(100)]
     assert better.count("pass") >= 80
+
+
+@pytest.mark.parametrize(("margin", "n"), [(0.05, 30), (0.05, 100), (0.1, 20), (0.02, 200)])
+def test_a_system_that_is_as_much_worse_as_the_margin_hardly_ever_passes(margin: float, n: int):
+    """It loses one item in 1/margin, and wins none: few differences, of which a variance says nothing."""
+    rule, passed = {"against": "old", "is": "not_worse", "margin": margin}, 0
+    for seed in range(200):
+        lost = drawn(margin, n, seed)
+        passed += outcome([1.0 - one for one in lost], [1.0] * n, **rule) == "pass"
+    assert passed <= 0.025 * 200 + 5
+
+
+@pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])
+def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float):
+    rule = {"name": "g", "task": "asked", "is": "superior", "margin": above}
+    (gate,) = parsed_gates([rule], TASKS, SYSTEMS)
+    scores = [1.0] * right + [0.0] * (n - right)
+    found = decision(gate, [scored(scores, scores)])
+    assert found.outcome == "undecided"
+    assert found.n_to_decide is not None
+    again = [
+        decision(gate, [scored(drawn(right / n, found.n_to_decide, seed), [0.0] * found.n_to_decide)]).outcome
+        for seed in range(60)
+    ]
+    assert again.count("undecided") <= 0.2 * len(again) + 7
 
 
 def test_what_is_written_down(tmp_path: Any):
@@ -97,8 +123,9 @@ def test_what_is_written_down(tmp_path: Any):
         ([{**GOOD, "name": "a b"}], "eval.gates[0].name"), ([{**GOOD, "task": "x"}], "eval.gates[0].task"),
         ([{**GOOD, "against": "new"}], "eval.gates[0].against"), ([{**GOOD, "against": "x"}], "eval.gates[0].against"),
         ([{**GOOD, "is": "better"}], "eval.gates[0].is"), ([{**GOOD, "figure": "score"}], "eval.gates[0].figure"),
+        ([{**GOOD, "margin": 1.0}], "eval.gates[0].margin"), ([{**GOOD, "level": 0.05}], "eval.gates[0].level"),
         ([{**GOOD, "margin": "0.1"}], "eval.gates[0].margin"), ([{**GOOD, "margin": -1}], "eval.gates[0]"),
-        ([{**GOOD, "margin": float("nan")}], "eval.gates[0].margin"), ([{**GOOD, "level": 1}], "eval.gates[0]"),
+        ([{**GOOD, "margin": float("nan")}], "eval.gates[0].margin"), ([{**GOOD, "level": 1}], "eval.gates[0].level"),
         ([{**GOOD, "least_n": 0}], "eval.gates[0]"), ([{**GOOD, "least_n": 1.5}], "eval.gates[0].least_n"),
         ([{**GOOD, "is": "not_worse"}], "eval.gates[0]"), ([GOOD, GOOD], "eval.gates[1].name"),
         ([{"name": "x", "task": "asked", "is": "not_worse", "margin": 0.1}], "eval.gates[0].is"),

@@ -14,7 +14,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from align.errors import require
+from align.errors import InputError, require
 from align.evals.checkers import verdicts
 from align.evals.checkers.checked import Checker, Part, part
 from align.evals.checkers.languages import LANGUAGES, in_language
@@ -206,13 +206,24 @@ def loose_readings(answer: str) -> Iterator[str]:
     return (each for each in readings if each != answer and each.strip())
 
 
-def of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def of_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     """The check of a row of IFEval's file: its `instruction_id_list` and `kwargs`.
 
+    Args:
+        where: the row, for errors.
+
     Raises:
-        InputError: they are not equally long.
+        InputError: one is no list, or they are not equally long.
     """
-    names, kwargs = row["instruction_id_list"], row["kwargs"]
-    problem = f"stands beside {len(names)} instructions"
-    require(len(names) == len(kwargs), "kwargs", kwargs, problem, "Write one mapping for each.")
-    return {"kind": KIND, "constraints": [{**given, "name": name} for name, given in zip(names, kwargs, strict=True)]}
+    names, kwargs = row.get("instruction_id_list"), row.get("kwargs")
+    right = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(right, f"{where}, instruction_id_list", names, "is no list of names", 'Write ["punctuation:no_comma"].')
+    given = kwargs if isinstance(kwargs, list) else None
+    known = given is not None and all(one is None or isinstance(one, Mapping) for one in given)
+    if not isinstance(names, list) or given is None or not known or len(given) != len(names):
+        remedy = "Write one mapping for each instruction, {} where it has no arguments."
+        raise InputError(f"{where}, kwargs", kwargs, "is no list of as many mappings as instructions", remedy)
+    return {
+        "kind": KIND,
+        "constraints": [{**(one or {}), "name": name} for name, one in zip(names, given, strict=True)],
+    }

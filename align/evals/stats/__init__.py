@@ -24,6 +24,7 @@ from align.evals.stats.decision import Decision, Rule, decided
 from align.evals.stats.length import LengthControlled, length_controlled
 from align.evals.stats.paired import (
     Paired,
+    bounded_difference,
     holm,
     paired_scores,
     paired_shares,
@@ -31,7 +32,7 @@ from align.evals.stats.paired import (
     share_difference,
     sign_flip,
 )
-from align.evals.stats.power import cluster_effect, detectable, deviation, needed
+from align.evals.stats.power import cluster_effect, detectable, deviation, needed, needed_share
 from align.evals.stats.verdicts import per_prompt, share_won, surviving, win_rate
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Strengths",
     "Swap",
     "agreement",
+    "bounded_difference",
     "bradley_terry",
     "cluster_effect",
     "decided",
@@ -53,6 +55,7 @@ __all__ = [
     "judge_card",
     "length_controlled",
     "needed",
+    "needed_share",
     "paired_scores",
     "paired_shares",
     "per_prompt",

@@ -48,8 +48,9 @@ def bradley_terry(
 ) -> Strengths:
     """Fit P(a beats b) = 1/(1 + e^−(θ_a − θ_b)), a tie being half a win for each, with intervals over clusters.
 
-    A prior (`RIDGE`) draws strengths to 0, which makes them sum to 0. Intervals are θ ± t·se with the variance over
-    clusters; `logistic.variance` widens it where few verdicts tell it. A single cluster has none.
+    Of each pair of systems a cluster counts once. A prior (`RIDGE`) draws strengths to 0, which makes them sum to 0.
+    Intervals are θ ± t·se with the variance over clusters; `logistic.variance` widens it where few verdicts tell it. A
+    single cluster has none.
 
     Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs".
 
@@ -74,9 +75,11 @@ def bradley_terry(
         raise ValueError(f"{first[int(np.flatnonzero(a == b)[0])]!r} is compared with itself")
     _require_one_part(names, a, b)
     at, rows = places(clusters, y.size), np.arange(y.size)
+    pair = np.minimum(a, b) * len(names) + np.maximum(a, b)  # of each pair a cluster counts once
+    _, which, sizes = np.unique(at * len(names) ** 2 + pair, return_inverse=True, return_counts=True)
     x = np.zeros((y.size, len(names)))
     x[rows, a], x[rows, b] = 1.0, -1.0
-    fit = fitted(x, y, np.ones(y.size), at, np.full(len(names), RIDGE))
+    fit = fitted(x, y, 1 / sizes[which], at, np.full(len(names), RIDGE))
     centre = np.eye(len(names)) - 1 / len(names)  # strengths sum to 0, and vary only so far as that allows
     model, sandwich = (np.diag(centre @ covariance @ centre) for covariance in (fit.model, fit.sandwich))
     count = int(at.max()) + 1

@@ -40,9 +40,7 @@ def within(low: float, high: float, **given: NDArray[np.float64]) -> None:
     for name, column in given.items():
         outside = np.flatnonzero((column < low) | (column > high))
         if outside.size:
-            raise ValueError(
-                f"{name} is {column[outside[0]]} in row {outside[0]}, which is outside {low} to {high}"
-            )
+            raise ValueError(f"{name} is {column[outside[0]]} in row {outside[0]}, which is outside {low} to {high}")
 
 
 def places(clusters: Clusters | None, rows: int) -> NDArray[np.int64]:

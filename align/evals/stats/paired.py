@@ -7,7 +7,7 @@ them finds few of the differences that are there (`benchmarks/evals/coverage.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.evals.stats.observed import Clusters, cluster_means, columns, places, within
-from align.ops.intervals import PRIOR, Interval, mean, proportion
+from align.ops.intervals import PRIOR, Interval, mean, normal_quantile, proportion
 
 ENUMERATED = 13
 """Differences whose 2¹³ flips are all counted; of more, a sample is drawn."""
@@ -57,6 +57,9 @@ class Paired:
 def paired_shares(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Paired:
     """Compare outcomes within [0, 1], such as right and wrong.
 
+    Where every cluster's difference d is −1, 0 or 1, it has Tango's score interval. Elsewhere (d + 1)/2 is a share: it
+    has Wilson's interval at the effective number of clusters, also where all are equal.
+
     Args:
         first, second: one outcome a row, shape [n] each; row i of both answers one prompt.
         clusters: what each row shares with others: the prompt of several answers, the source of several prompts. Each
@@ -87,11 +90,29 @@ def share_difference(
 ) -> Interval:
     """The difference of `paired_shares` alone, which is all that a gate asks for; p takes most of the time.
 
-    A difference d of shares lies within [−1, 1], and (d + 1)/2 is a share: it has Wilson's interval at the effective
-    number of clusters, also where all are equal. Its variance is that of the paired differences.
+    See `paired_shares`.
     """
     a, b = _means(first, second, clusters, shares=True)
     return _of_shares(a - b, level)
+
+
+def bounded_difference(
+    first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
+) -> Interval:
+    """The same with Tango's interval whatever the differences are: what a gate asks, whose bound may lie where the
+    variance of few differences says nothing. Of fractions it is wider than it need be."""
+    a, b = _means(first, second, clusters, shares=True)
+    return _tango(a - b, level)
+
+
+def _end(beyond: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where it begins to hold, between a point inside and one outside; the latter, where it never does."""
+    if not beyond(outside):
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if beyond(middle) else (middle, outside)
+    return inside
 
 
 def score_difference(
@@ -115,10 +136,32 @@ def _means(
 
 
 def _of_shares(d: NDArray[np.float64], level: float) -> Interval:
+    if np.isin(d, (-1.0, 0.0, 1.0)).all():
+        return _tango(d, level)
     share = proportion(np.clip((d + 1) / 2, 0, 1), level=level, prior=DIFFERENCE_PRIOR)
     assert share.low is not None  # a share always has an interval
     assert share.high is not None
     return Interval(float(d.mean()), 2 * share.low - 1, 2 * share.high - 1, d.size)
+
+
+def _tango(d: NDArray[np.float64], level: float) -> Interval:
+    """Of n differences, b the sum of those above 0 and c of those below, it holds all δ with
+    |b − c − nδ| ≤ z·√(n·(2q + δ(1 − δ))), q being the likeliest share of losses under δ.
+
+    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design".
+    """
+    won, lost, n = float(d[d > 0].sum()), float(-d[d < 0].sum()), d.size
+    value, z = float(d.mean()), normal_quantile(level)
+
+    def beyond(delta: float) -> bool:
+        """Whether the differences are too far from δ."""
+        middle = -won - lost + (2 * n - won + lost) * delta
+        root = math.sqrt(max(0.0, middle * middle + 8 * n * lost * delta * (1 - delta)))
+        spread = n * ((root - middle) / (2 * n) + delta * (1 - delta))
+        return abs(won - lost - n * delta) > z * math.sqrt(max(0.0, spread))
+
+    return Interval(value, _end(beyond, value, -1.0), _end(beyond, value, 1.0), n)
 
 
 def _paired(first: Interval, second: Interval, difference: Interval, d: NDArray[np.float64]) -> Paired:

@@ -12,7 +12,7 @@ from statistics import NormalDist
 from numpy.typing import ArrayLike
 
 from align.evals.stats.observed import Clusters, cluster_means, columns, places
-from align.ops.intervals import Interval, t_quantile
+from align.ops.intervals import Interval, normal_quantile, t_quantile
 
 POWER = 0.8
 """The chance that a true difference of the stated size is found."""
@@ -106,3 +106,21 @@ def needed(sd: float, distance: float, level: float = 0.95, power: float = POWER
         middle = (low + high) // 2
         low, high = (low, middle) if is_found(middle) else (middle, high)
     return high
+
+
+def needed_share(p: float, bound: float, dispersion: float = 1.0, level: float = 0.95) -> int | None:
+    """The fewest clusters whose share, if it is p, has an interval of Wilson's that leaves a bound in four of five
+    cases: (z₁·√(b(1 − b)) + z₂·√(p(1 − p)))² · φ / (p − b)². None where p is the bound, or it takes more than 10⁹.
+
+    Args:
+        bound: b, within [0, 1].
+        dispersion: φ, the variance of a cluster's value over p(1 − p).
+    """
+    if p == bound:
+        return None
+    width = normal_quantile(level) * math.sqrt(bound * (1 - bound)) + _NORMAL_POWER * math.sqrt(p * (1 - p))
+    n = math.ceil(dispersion * (width / (p - bound)) ** 2)
+    return max(1, n) if n <= MOST else None
+
+
+_NORMAL_POWER = NormalDist().inv_cdf(POWER)

@@ -1,0 +1,58 @@
+"""Items of a task: which of them share evidence, and how their rows are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from align.evals.stats import bradley_terry
+from align.evals.tasks import Item, Task, clustered, items_of_file
+from align.types import Conversation, Message
+
+
+def item(id: str, cluster: str, prompt: str) -> Item:
+    return Item(id, cluster, "", Conversation((Message("user", prompt),)), None)
+
+
+def groups(items: list[Item]) -> list[set[str]]:
+    found: dict[str, set[str]] = {}
+    for one in clustered(items):
+        found.setdefault(one.cluster, set()).add(one.id)
+    return sorted(found.values(), key=min)
+
+
+def test_what_shares_a_source_or_a_prompt_is_one_cluster_also_by_way_of_others():
+    assert groups([item("a", "s1", "P"), item("b", "s2", "P"), item("c", "s2", "Q")]) == [{"a", "b", "c"}]
+    assert groups([item("a", "a", "P"), item("b", "b", "Q"), item("c", "c", "P")]) == [{"a", "c"}, {"b"}]
+
+
+def rows(tmp_path: Path, *given: dict[str, Any], name: str = "t.jsonl") -> list[Item]:
+    path = tmp_path / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in given), encoding="utf-8")
+    return [*items_of_file(Task("t", str(path)), None, False)]
+
+
+def test_a_source_is_no_other_rows_id(tmp_path: Path):
+    found = rows(tmp_path, {"id": "1", "prompt": "a"}, {"id": "2", "prompt": "b", "source": 1})
+    assert len({one.cluster for one in found}) == 2
+
+
+def test_ids_that_nobody_gave(tmp_path: Path):
+    found = rows(tmp_path, {"id": None, "prompt": "a"}, {"prompt": "b"}, {"key": 3, "prompt": "c"})
+    assert [one.id for one in found] == ["t:1", "t:2", "3"]
+
+
+def test_a_table_has_checks_as_json(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    path.write_text('id,prompt,check\n1,a,"{""kind"": ""regex"", ""pattern"": ""e""}"\n2,b,\n', encoding="utf-8")
+    task = Task("t", str(path), {"kind": "exact", "answers": ["x"]})
+    assert [one.check["kind"] for one in items_of_file(task, None, False)] == ["regex", "exact"]
+
+
+def test_a_source_counts_once_for_strengths_too():
+    """x loses to y on four sources, and wins on sixteen rows of another one."""
+    clusters = [*"abcd", *["e"] * 16]
+    verdicts = [0.0] * 4 + [1.0] * 16
+    found = bradley_terry(["x"] * 20, ["y"] * 20, verdicts, clusters)
+    assert found.systems[0] == "y"
