@@ -51,7 +51,7 @@ def said(task: Mapping[str, Any], other: str) -> str:
 def overview(report: Report, seen: Seen) -> None:
     """Gates and comparisons, a row each."""
     results = seen.mapping("artifact/results.json")
-    gates = seen.listed("artifact/gates.json")
+    gates = [seen.mapping(f"artifact/verdicts/{name}.json") for name in seen.metrics.get("gates", ())]
     if gates:
         rows = [(gate["gate"], gate["verdict"], gate["asked"], in_words(gate["figure"]), would(gate)) for gate in gates]
         report.heading("Gates").table(("gate", "verdict", "asks", "found", "items that would decide"), rows, "Gates")

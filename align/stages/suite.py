@@ -231,7 +231,6 @@ def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tu
     folder.mkdir(exist_ok=True)
     for name, (gate, found) in gates.items():
         write_json(folder / f"{name}.json", verdict_file(gate, found, digests))
-    write_json(run.artifact / "gates.json", [verdict_file(gate, found, digests) for gate, found in gates.values()])
     write_text(run.artifact / "junit.xml", junit(run.name, gates))
     said = {name: found.outcome for name, (_, found) in gates.items()}
     return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}
