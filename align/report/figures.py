@@ -191,7 +191,6 @@ FIGURES = (
     _figure("exact_duplicates", "Exact duplicates", "rows", "Their text is that of a row that stays, but for case and "
             "spaces."),
     _figure("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),
-    _figure("answers_made", "Answers made", "", "Those that this evaluation generated; others were made before."),
     _figure("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
     _figure("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
     _figure("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
