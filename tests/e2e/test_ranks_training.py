@@ -26,7 +26,7 @@ from annotate.store.tables import work
 pytestmark = pytest.mark.slow
 PACE = (
     "stage.batch_size=8", "stage.micro_batch=4", "stage.log_every=1", "stage.save_every=1", "stage.lr=1e-2",
-    "stage.epochs=2", "device=cpu",
+    "stage.epochs=2", "device=cpu", "ddp_timeout=120",
 )  # fmt: skip
 SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
 READS_NOTHING = "from align.models import sharded\nsharded.load_base = None"
