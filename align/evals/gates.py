@@ -9,24 +9,24 @@ for (`align.registry.verdicts`), and a test case in JUnit's XML.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
-from align.errors import InputError, require
+from align.errors import require
 from align.evals.results import Scored
+from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share
+from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
 from align.ops.intervals import grouped, proportion
 from align.report.words import counted, in_words
 
 FIELD = "eval.gates"
-KEYS = ("name", "task", "against", "is", "margin", "level", "least_n")
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
-KINDS = ("superior", "not_worse", "at_most")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 LOWEST_LEVEL = 0.5
 
 
@@ -69,47 +69,30 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     """
     if given is None:
         return []
-    require(isinstance(given, list | tuple), FIELD, given, "is no list of gates", HELP)
     found: dict[str, Gate] = {}
-    for i, gate in enumerate(given):
-        at = f"{FIELD}[{i}]"
-        require(isinstance(gate, Mapping), at, gate, "is no gate", HELP)
-        for key in gate:
-            require(key in KEYS, f"{at}.{key}", gate[key], "is no key of a gate", f"Use: {', '.join(KEYS)}.")
+    for at, gate in listed(given, FIELD, HELP):
         one = parsed_gate(gate, at, [task.name for task in tasks], systems)
         require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
         found[one.name] = one
     return [*found.values()]
 
 
-def parsed_gate(gate: Mapping[str, Any], at: str, tasks: Sequence[str], systems: Sequence[str]) -> Gate:
-    name, task, other = gate.get("name"), gate.get("task"), gate.get("against")
+def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str]) -> Gate:
+    gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n"))
+    name = gate["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
-    require(task in tasks, f"{at}.task", task, "is no task here", f"Tasks are: {', '.join(tasks)}.")
-    others = ", ".join(systems[1:])
-    require(other is None or other in systems[1:], f"{at}.against", other, "is no other system", f"They are: {others}.")
-    require(gate.get("is") in KINDS, f"{at}.is", gate.get("is"), "is not a choice here", f"Choose: {', '.join(KINDS)}.")
+    task, kind = one_of(gate, at, "task", tasks), one_of(gate, at, "is", KINDS)
+    other = one_of(gate, at, "against", systems[1:]) if gate.get("against") is not None else ""
     problem = "is about two systems, and `against` names no other one"
-    require(gate["is"] != "not_worse" or other is not None, f"{at}.is", gate["is"], problem, HELP)
-    numbers = {key: number(gate, at, key, default) for key, default in (("margin", 0.0), ("level", 0.95))}
-    problem, level = f"is not above {LOWEST_LEVEL} and below 1", numbers["level"]
+    require(kind != "not_worse" or bool(other), f"{at}.is", kind, problem, HELP)
+    margin, level = number(gate, at, "margin", 0.0, 0), number(gate, at, "level", 0.95, 0)
+    require(margin < 1, f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
+    problem = f"is not above {LOWEST_LEVEL} and below 1"
     require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
-    require(numbers["margin"] < 1, f"{at}.margin", numbers["margin"], "is beyond every share", "Give one below 1.")
-    least = gate.get("least_n", 1)
-    whole = isinstance(least, int) and not isinstance(least, bool)
-    require(whole, f"{at}.least_n", least, "is no whole number", "Give the fewest items that may decide.")
-    try:
-        rule = Rule(gate["is"], **numbers, least_n=least)
-    except ValueError as error:
-        raise InputError(at, dict(gate), str(error), HELP) from error
-    return Gate(str(name), str(task), other or "", rule)
-
-
-def number(gate: Mapping[str, Any], at: str, key: str, default: float) -> float:
-    value = gate.get(key, default)
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    require(right, f"{at}.{key}", value, "is no number", "Give a number.")
-    return float(value)
+    problem = "is 0, and two equal systems can never be shown to be so"
+    require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
+    rule = Rule(KINDS[KINDS.index(kind)], margin, level, whole(gate, at, "least_n", 1, 1))
+    return Gate(name, task, other, rule)
 
 
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:

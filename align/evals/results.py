@@ -35,7 +35,7 @@ class Said:
     Attributes:
         id: in the store of answers; empty where a file gave it.
         text: without the reasoning that is hidden.
-        score: the judge's, or of a check the share of what was asked that the answer does.
+        score: the judge's; of a check 1 where the answer has all that is asked, else 0.
         ended: False where the answer was cut; None of a file, which does not say.
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ from align.data.split import question
 from align.errors import InputError, require
 from align.evals.checkers import checker
 from align.evals.checkers.following import of_row
+from align.evals.spec import known, listed, whole
 from align.types import Conversation
 
 FIELD = "eval.tasks"
-KEYS = ("name", "path", "check", "prompts")
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
@@ -79,23 +79,18 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
     """
     if given is None:
         return [Task(JUDGED)]
-    right = isinstance(given, list | tuple) and bool(given)
-    require(right, FIELD, given, "is no list of tasks", HELP)
     found: dict[str, Task] = {}
-    for i, task in enumerate(given):
-        at = f"{FIELD}[{i}]"
-        require(isinstance(task, Mapping), at, task, "is no task", HELP)
-        for key in task:
-            require(key in KEYS, f"{at}.{key}", task[key], "is no key of a task", f"Use: {', '.join(KEYS)}.")
-        name, path, most = task.get("name"), task.get("path") or "", task.get("prompts")
+    for at, one in listed(given, FIELD, HELP):
+        task = known(one, at, ("name",), ("path", "check", "prompts"))
+        name, path, check = task["name"], task.get("path") or "", task.get("check")
         require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
         require(name not in found, f"{at}.name", name, "stands there twice", "Give each task a name of its own.")
         require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
-        whole = most is None or (isinstance(most, int) and not isinstance(most, bool) and most > 0)
-        require(whole, f"{at}.prompts", most, "is no number above 0", "Give the most prompts that are asked.")
-        if task.get("check") is not None:
-            checker(task["check"], f"{at}.check", allow_code=allow_code)
-        found[str(name)] = Task(str(name), path, task.get("check"), most)
+        most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
+        if check is not None:
+            checker(check, f"{at}.check", allow_code=allow_code)
+        found[name] = Task(name, path, check, most)
+    require(bool(found), FIELD, given, "is no list of tasks", HELP)
     return [*found.values()]
 
 

@@ -17,9 +17,9 @@ SHARES = {
 
 def verdict(seen: Seen) -> str:
     """What the gates say, and the differences that were shown."""
-    names, tasks, gates = names_of(seen), seen.metrics["tasks"], seen.metrics.get("gates", {})
+    names, gates = names_of(seen), seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
-    every = [(name, task, other) for name, task in tasks.items() for other in others]
+    every = [(name, task, other) for name, task in in_order(seen, seen.metrics) for other in others]
     clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
     found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
     none = f"No difference between {first} and {' or '.join(others)} was shown."

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align import ranks
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.reasoning import parted, without_reasoning
 from align.errors import require
 from align.evals import judges
-from align.evals.checkers import checker
+from align.evals.checkers import Checker, checker
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
@@ -55,20 +56,22 @@ def run(run: Run, config: Config, work: Work) -> Result:
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
     judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
 
-    scored, first = list[Scored](), 0
+    scored, warnings, first = list[Scored](), dict[str, None](), 0
     for task, items in tasks:
         rows = slice(first, first + len(items))
         first += len(items)
         told = {system.name: said[system.name][rows] for system in work.systems}
         if judge is None or items[0].check is not None:
-            scores = checked(items, told, stage.allow_code)
+            checks = [checker(item.check, item.id, allow_code=stage.allow_code) for item in items]
+            warnings |= dict.fromkeys(line for check in checks for line in check.warnings)
+            scores = ranks.from_main(checked(checks, told) if ranks.is_main() else {})
             scored.append(Scored(task.name, "checks", "exact", items, scores, dropped[task.name]))
         else:
             part = {name: rows_of(rollout, rows) for name, rollout in rollouts.items()}
             scores = judged(judge.scorer, items, told, part, hides)
             scored.append(Scored(task.name, judge.title, judge.role, items, scores, dropped[task.name]))
     write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
-    notes = [*dict.fromkeys([*(judge.notes if judge else ()), *work.unknown, *warnings(tasks, stage.allow_code)])]
+    notes = [*dict.fromkeys([*(judge.notes if judge else ()), *work.unknown, *warnings])]
     gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
     return published(run, config, work, results_of(scored, stage.level, stage.shown), gates, made, notes)
 
@@ -152,15 +155,8 @@ def judge_of(run: Run, config: Config, work: Work) -> Judge:
     return Judge(scorer, title, role, [note for of in found for note in of.sentences(title)])
 
 
-def warnings(tasks: Tasks, allow_code: bool) -> list[str]:
-    """What is to be said of the checks."""
-    specs = (item.check for _, items in tasks for item in items if item.check is not None)
-    return [said for spec in specs for said in checker(spec, "check", allow_code=allow_code).warnings]
-
-
-def checked(items: Sequence[Item], told: Mapping[str, Sequence[Said]], allow_code: bool) -> dict[str, list[Said]]:
-    """Answers with what their checks say."""
-    checks = [checker(item.check, item.id, allow_code=allow_code) for item in items]
+def checked(checks: Sequence[Checker], told: Mapping[str, Sequence[Said]]) -> dict[str, list[Said]]:
+    """Answers with what the check of each item says."""
     found: dict[str, list[Said]] = {}
     for name, answers in told.items():
         results = [check(answer.text) for check, answer in zip(checks, answers, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 from align.errors import require
 from align.evals.checkers import code, exact, following, json_schema, pattern
 from align.evals.checkers.checked import Checked, Checker
-from align.evals.checkers.spec import one_of
+from align.evals.spec import one_of
 
 KINDS: dict[str, Callable[[Any, str], Checker]] = {
     following.KIND: following.build,

@@ -10,7 +10,7 @@ from align.errors import require
 from align.evals.checkers.checked import Checker, Part, part
 from align.evals.checkers.fences import blocks
 from align.evals.checkers.sandbox import Limits, isolation, run_tests
-from align.evals.checkers.spec import known, number, text, texts, whole
+from align.evals.spec import known, number, text, texts, whole
 
 KIND = "code"
 USUAL = Limits()

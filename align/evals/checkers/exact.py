@@ -11,7 +11,7 @@ from typing import Any
 
 from align.errors import require
 from align.evals.checkers.checked import Checker, Part, part
-from align.evals.checkers.spec import known, one_of, quoted, text, texts
+from align.evals.spec import known, one_of, quoted, text, texts
 
 KIND = "exact"
 READS = {

@@ -19,8 +19,8 @@ from align.evals.checkers import verdicts
 from align.evals.checkers.checked import Checker, Part, part
 from align.evals.checkers.languages import LANGUAGES, in_language
 from align.evals.checkers.sentences import count_sentences
-from align.evals.checkers.spec import filled, known, one_of, quoted, text, texts, whole
 from align.evals.checkers.verdicts import COMPARED, compare
+from align.evals.spec import filled, known, one_of, quoted, text, texts, whole
 
 KIND = "instructions"
 

@@ -11,7 +11,7 @@ import jsonschema_rs
 from align.errors import InputError, require
 from align.evals.checkers.checked import SHOWN, Checker, Part, part
 from align.evals.checkers.fences import blocks
-from align.evals.checkers.spec import known
+from align.evals.spec import known
 
 KIND = "json_schema"
 IS_JSON, FITS = "the answer is JSON, alone or in a fenced block", "it fits the schema"

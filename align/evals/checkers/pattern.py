@@ -8,7 +8,7 @@ import regex
 
 from align.errors import InputError, require
 from align.evals.checkers.checked import Checker, Part, part
-from align.evals.checkers.spec import flag, known, quoted, text, texts
+from align.evals.spec import flag, known, quoted, text, texts
 
 KIND = "regex"
 LIMIT_S = 0.25

@@ -1,4 +1,5 @@
-"""Reading the mapping that describes a check: each value is refused by name before anything is generated."""
+"""Reading the mappings that describe tasks, checks and gates: each value is refused by name before anything is
+generated."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] 
     for key in spec:
         require(key in names, f"{field}.{key}", spec[key], "is not a key here", f"The keys are {', '.join(names)}.")
     for name in needed:
-        require(name in spec, f"{field}.{name}", "(missing)", "is needed", f"Add {name}: to the check.")
+        require(name in spec, f"{field}.{name}", "(missing)", "is needed", f"Add {name}.")
     return spec
 
 
@@ -94,6 +95,12 @@ def one_of(spec: Mapping[str, Any], field: str, name: str, choices: Sequence[str
     if not isinstance(given, str) or given not in choices:
         raise InputError(f"{field}.{name}", given, "is none of the choices", f"The choices are {', '.join(choices)}.")
     return given
+
+
+def listed(given: Any, field: str, help: str) -> list[tuple[str, Any]]:
+    """The values of a list, each with its field. Raises: InputError: it is no list."""
+    require(isinstance(given, list | tuple), field, given, "is no list", help)
+    return [(f"{field}[{i}]", value) for i, value in enumerate(given)]
 
 
 def quoted(found: Sequence[str], joined_by: str = "or") -> str:
