@@ -56,7 +56,9 @@ def opened(page: Any, server: Server) -> Any:
 
 
 def asking(page: Any, **more: Any) -> None:
-    """Has the page's requests ask for this too."""
+    """Has the page's requests ask for this too; and for answers that do not end by themselves: an empty one is no turn of
+    the chat, and a small model draws one now and then."""
+    more = {"ignore_eos": True, **more}
     page.route(
         "**/v1/chat/completions", lambda route: route.continue_(post_data={**route.request.post_data_json, **more})
     )
@@ -137,6 +139,7 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(page: Any, server: Serve
 
 def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any, server: Server, errors: list[str]):
     opened(page, server)
+    asking(page)
     page.select_option("#model", "two")
     page.click("#settings-said")
     page.fill("#most", "8")
@@ -147,8 +150,7 @@ def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any
     until(page, "document.querySelectorAll('#model option').length > 0")
     assert page.locator(".turn").all_text_contents() == shown
     page.click("#settings-said")
-    page.fill("#most", "")
-    asking(page, ignore_eos=True)  # for some seconds
+    page.fill("#most", "")  # it answers for some seconds
     asked(page, "A story?")
     until(page, "document.querySelectorAll('.turn.assistant .text')[1].textContent.length > 3")
     page.reload()  # while it answers
@@ -186,7 +188,7 @@ def test_an_answer_that_fails_keeps_what_was_said_and_one_that_never_begins_give
 
 def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, errors: list[str]):
     opened(page, server)
-    asking(page, ignore_eos=True)  # for some seconds
+    asking(page)  # for some seconds
     asked(page, "Tell me a story.")
     until(page, "document.querySelector('.turn.assistant .text').textContent.length > 3")
     page.click("#stop")
@@ -201,6 +203,7 @@ def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, err
 def test_on_every_screen_and_in_the_dark(browser: Any, server: Server, scheme: str, width: int):
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = opened(context.new_page(), server)
+    asking(page)
     page.click("#settings-said")
     page.fill("#system", "Be brief.")
     page.fill("#most", "16")
