@@ -23,6 +23,16 @@ class EvalConfig(Settings):
         "The first is compared with each other one. Empty: `artifact` and what it started from.",
         later=True,
     )
+    judge: Any = setting(
+        "reward",
+        "Who scores the answers of tasks without checks: the scorer of `reward=` (reward).",
+        later=True,
+    )
+    card: str = setting(
+        "",
+        "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one.",
+        later=True,
+    )
     level: float = setting(0.95, "Level of the intervals of systems.", above=0.5, below=1, later=True)
     allow_code: bool = setting(
         False, "Run the code that answers hold, for tasks that check it by unit tests.", later=True

@@ -15,6 +15,12 @@ class SuiteConfig(Settings):
     AT: ClassVar[str] = "eval"
 
     name: str = setting("judged", "The suite's name.", identity=False)
+    measures: str = setting(
+        "systems",
+        "What is measured: the systems of `stage.systems` (systems), or the judge, on pairs of `data=` (judge).",
+        choices=("systems", "judge"),
+        later=True,
+    )
     tasks: Any = setting(
         None,
         "List of tasks, such as {name: NAME, path: FILE, check: {kind: regex, pattern: yes}, prompts: 200}. Without "

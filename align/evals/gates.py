@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
 from align.errors import require
-from align.evals.results import Scored
+from align.evals.results import Scored, own_mean
 from align.evals.spec import known, listed, number, one_of, whole
-from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share
+from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
-from align.ops.intervals import grouped, proportion
+from align.ops.intervals import grouped
 from align.report.words import counted, in_words
 
 FIELD = "eval.gates"
@@ -96,15 +96,19 @@ def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str
 
 
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
-    """What the answers say of a gate. The task's scores are shares: judges decide nothing."""
+    """What the answers say of a gate. A judge decides by wins less losses, whatever units its scores have."""
     task = next(task for task in tasks if task.name == gate.task)
-    first, level = task.scores(next(iter(task.said))), gate.rule.level
+    first, level = next(iter(task.said)), gate.rule.level
+    if gate.against and task.role == "measured":
+        return decided(gate.rule, score_difference(*task.pair(gate.against), task.clusters, level))
     if gate.against:
-        return decided(gate.rule, bounded_difference(first, task.scores(gate.against), task.clusters, level))
-    means = grouped(task.clusters, first)[0]
-    found = decided(gate.rule, proportion(means, level=level))
-    if found.outcome != "undecided":
+        won = task.wins(gate.against) if task.verdicts else []
+        pair = (won, [1 - one for one in won]) if won else task.pair(gate.against)
+        return decided(gate.rule, bounded_difference(*pair, task.clusters, level))
+    found = decided(gate.rule, own_mean(task, first, level))
+    if found.outcome != "undecided" or task.role != "exact":
         return found
+    means = grouped(task.clusters, task.scores(first))[0]
     p = found.figure.value
     dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
     n = needed_share(p, found.bound, dispersion, level)

@@ -7,7 +7,7 @@ arithmetic on it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from align.evals.stats import (
     length_controlled,
     paired_scores,
     paired_shares,
+    swap,
     win_rate,
 )
 from align.evals.tasks import Item
+from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
 
 
@@ -35,7 +37,8 @@ class Said:
     Attributes:
         id: in the store of answers; empty where a file gave it.
         text: without the reasoning that is hidden.
-        score: the judge's; of a check 1 where the answer has all that is asked, else 0.
+        score: the scorer's; of a check 1 where the answer has all that is asked, else 0; None of a judge that compares
+            answers and scores none.
         ended: False where the answer was cut; None of a file, which does not say.
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.
@@ -43,7 +46,7 @@ class Said:
 
     id: str
     text: str
-    score: float
+    score: float | None = None
     ended: bool | None = None
     reasoning: str | None = None
     checked: Checked | None = None
@@ -65,9 +68,11 @@ class Scored:
     Attributes:
         name: of the task.
         by: who scored: the judge's title, or `checks`.
-        role: `exact` of checks, `gold` of a judge, `proxy` of one that a system was optimised against.
+        role: `exact` of checks, whose scores are shares; `measured` of probes, whose scores are numbers that nobody
+            judged; `gold` of a judge, `proxy` of one that a system was optimised against, `people` of people.
         items: that every system answered [n].
         said: system → its answers [n].
+        verdicts: of a judge, other system → what is said of the first system's answers beside its own.
         dropped: items that some system could not be asked, whose prompt is too long for it.
     """
 
@@ -76,14 +81,43 @@ class Scored:
     role: str
     items: Sequence[Item]
     said: Mapping[str, Sequence[Said]]
+    verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
     dropped: int = 0
 
     @property
     def clusters(self) -> list[str]:
         return [item.cluster for item in self.items]
 
+    @property
+    def scored(self) -> bool:
+        """Whether each answer has a score of its own."""
+        return all(one.score is not None for said in self.said.values() for one in said)
+
+    @property
+    def in_shares(self) -> bool:
+        """Whether what is compared lies between 0 and 1."""
+        return self.role == "exact" or not self.scored
+
     def scores(self, system: str) -> list[float]:
-        return [one.score for one in self.said[system]]
+        """
+        Raises:
+            ValueError: answers are compared, and none has a score.
+        """
+        found = [one.score for one in self.said[system] if one.score is not None]
+        if len(found) < len(self.items):
+            raise ValueError(f"{self.by} compares the answers to {self.name}, and scores none of {system}")
+        return found
+
+    def wins(self, other: str) -> list[float]:
+        """Of each item how far the first system won against another: 1, ½ for a tie, 0, or a mean of such."""
+        found = settled(self.verdicts[other])
+        return [found[item.id] for item in self.items]
+
+    def pair(self, other: str) -> tuple[list[float], list[float]]:
+        """What is compared, of the first system and of another: their scores; where there are none, wins and losses."""
+        if self.scored:
+            return self.scores(next(iter(self.said))), self.scores(other)
+        return self.wins(other), [1 - won for won in self.wins(other)]
 
     def lengths(self, system: str) -> list[int]:
         """Characters: systems have tokens of their own."""
@@ -117,12 +151,12 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
         "by": task.by, "role": task.role, "items": len(task.items), "dropped": task.dropped,
         "systems": {name: of_system(task, name, level) for name in names},
         "against": {other: against(task, first, other, level) for other in others},
-        **({"strengths": strengths(task, level)} if len(names) > 2 and task.role != "exact" else {}),
+        **({"strengths": strengths(task, level)} if len(names) > 2 and task.verdicts else {}),
         "categories": {
-            category: {other: beside(part, first, other, level) for other in others}
+            category: {other: beside(part, other, level) for other in others}
             for category in categories if (part := only(task, category))
         },
-        "regressions": {other: regressions(task, first, other)[:shown] for other in others},
+        "regressions": {other: regressions(task, other)[:shown] for other in others},
     }  # fmt: skip
 
 
@@ -132,9 +166,8 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     said = task.said[name]
     told = [one.ended for one in said if one.ended is not None]
     results = [one.checked for one in said if one.checked is not None]
-    scores = grouped(task.clusters, task.scores(name))[0]
     return {
-        "score": (proportion(scores, level=level) if task.role == "exact" else mean(scores, level)).as_dict(),
+        **({"score": own_mean(task, name, level).as_dict()} if task.scored else {}),
         **(accuracy(results)._asdict() if results else {}),
         "characters": float(np.mean(task.lengths(name))),
         "cut": 1 - sum(told) / len(told) if told else None,
@@ -142,44 +175,62 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def beside(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
-    """The difference of the mean scores, first less other, paired by item."""
-    compare = paired_shares if task.role == "exact" else paired_scores
-    return compare(task.scores(first), task.scores(other), task.clusters, level).as_dict()
+def own_mean(task: Scored, name: str, level: float) -> Interval:
+    """A system's mean score, each cluster counted once."""
+    scores = grouped(task.clusters, task.scores(name))[0]
+    return proportion(scores, level=level) if task.role == "exact" else mean(scores, level)
+
+
+def beside(task: Scored, other: str, level: float) -> dict[str, Any]:
+    """The difference of the mean scores, first less other, paired by item; without scores, wins less losses."""
+    compare = paired_shares if task.in_shares else paired_scores
+    return compare(*task.pair(other), task.clusters, level).as_dict()
 
 
 def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
     """The same with the difference that so many items would show, and for a judge the win rate: a score has its units
     from the judge, a win has not."""
-    found = beside(task, first, other, level)
-    found["detectable"] = would_show(task, first, other, Interval(**found["difference"]), level)
-    if task.role != "exact":
-        verdicts = win_rate(task.scores(first), task.scores(other))
+    found = beside(task, other, level)
+    found["detectable"] = would_show(task, other, Interval(**found["difference"]), level)
+    if task.verdicts:
         lengths = task.lengths(first), task.lengths(other)
-        controlled = length_controlled(verdicts, *lengths, task.clusters, level)
+        controlled = length_controlled(task.wins(other), *lengths, task.clusters, level)
         found |= {"win_rate": controlled.raw.as_dict(), "win_rate_at_equal_lengths": controlled.controlled.as_dict()}
+        found |= of_orders(task, other, level)
+        found["no_verdict"] = sum(bool(one.error) for one in task.verdicts[other])
     return found
 
 
-def would_show(task: Scored, first: str, other: str, difference: Interval, level: float) -> float | None:
+def of_orders(task: Scored, other: str, level: float) -> dict[str, Any]:
+    """What the order of the answers does to a judge, where it saw both."""
+    both = in_both_orders(task.verdicts[other])
+    if not both:
+        return {}
+    clusters = [item.cluster for item in task.items if item.id in both]
+    shown_first, shown_second = zip(*(both[item.id] for item in task.items if item.id in both), strict=True)
+    found = swap(shown_first, shown_second, clusters, level)
+    return {"swap": {"consistency": found.consistency.as_dict(), "shown_first": found.shown_first.as_dict()}}
+
+
+def would_show(task: Scored, other: str, difference: Interval, level: float) -> float | None:
     """The difference that as many items find in four of five evaluations; None where too few tell how they vary."""
     sd = deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
     reach = 0.0
-    if task.role == "exact":  # shares end at 0 and 1
-        apart = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
+    if task.in_shares:  # shares end at 0 and 1
+        apart = [a - b for a, b in zip(*task.pair(other), strict=True)]
         reach = cluster_effect(apart, task.clusters)
     size = detectable(sd, difference.n, level, reach=reach)
-    return None if task.role == "exact" and size >= 1 else size
+    return None if task.in_shares and size >= 1 else size
 
 
 def strengths(task: Scored, level: float) -> dict[str, Any]:
-    """Bradley–Terry's strengths of all systems, from the wins of each pair."""
+    """Bradley–Terry's strengths of all systems, from the wins of each pair; without scores, of the first system's."""
     names, rows = [*task.said], list[tuple[str, str, float, str]]()
-    for i, a in enumerate(names):
+    for i, a in enumerate(names if task.scored else names[:1]):
         for b in names[i + 1 :]:
-            verdicts = win_rate(task.scores(a), task.scores(b)).tolist()
+            verdicts = win_rate(task.scores(a), task.scores(b)).tolist() if task.scored else task.wins(b)
             rows += [(a, b, won, cluster) for won, cluster in zip(verdicts, task.clusters, strict=True)]
     a, b, won, clusters = zip(*rows, strict=True)
     return bradley_terry(a, b, won, clusters, level).as_dict()
@@ -189,11 +240,11 @@ def only(task: Scored, category: str) -> Scored:
     """The items of one category."""
     rows = [i for i, item in enumerate(task.items) if item.category == category]
     said = {name: [found[i] for i in rows] for name, found in task.said.items()}
-    return Scored(task.name, task.by, task.role, [task.items[i] for i in rows], said)
+    return replace(task, items=[task.items[i] for i in rows], said=said)
 
 
-def regressions(task: Scored, first: str, other: str) -> list[dict[str, Any]]:
+def regressions(task: Scored, other: str) -> list[dict[str, Any]]:
     """The items on which the first system lost most, largest loss first."""
-    lost = [a - b for a, b in zip(task.scores(first), task.scores(other), strict=True)]
+    lost = [a - b for a, b in zip(*task.pair(other), strict=True)]
     worst = sorted((i for i, by in enumerate(lost) if by < 0), key=lambda i: lost[i])
     return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]

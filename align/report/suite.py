@@ -44,7 +44,7 @@ def in_order(seen: Seen, results: Mapping[str, Any]) -> list[tuple[str, Mapping[
 def said(task: Mapping[str, Any], other: str) -> str:
     """Better or worse than, and by whose word."""
     better = task["against"][other]["difference"]["value"] > 0
-    by = {"exact": "", "gold": f", by {task['by']},", "proxy": f", by {task['by']}, a proxy,"}[task["role"]]
+    by = {"exact": "", "measured": "", "proxy": f", by {task['by']}, a proxy,"}.get(task["role"], f", by {task['by']},")
     return f"{'better' if better else 'worse'}{by} than"
 
 
@@ -88,7 +88,8 @@ def shown(report: Report, seen: Seen) -> None:
 
 
 def about(task: Mapping[str, Any]) -> str:
-    by = "scored by checks" if task["role"] == "exact" else f"scored by {task['by']}"
+    scored = "scored" if "score" in next(iter(task["systems"].values())) else "judged"
+    by = f"{scored} by {task['by']}"
     proxy = ", a proxy that a system was optimised against" if task["role"] == "proxy" else ""
     dropped = f"; {counted(task['dropped'], 'item')} too long for some system left out" if task["dropped"] else ""
     return f"{by}{proxy}{dropped}"
@@ -98,11 +99,14 @@ def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping
     systems = task["systems"]
     shares = [key for key in SHARES if key in next(iter(systems.values()))]
     undecided = any(one.get("errors") for one in systems.values())
-    heads = ("system", "score", *(SHARES[key] for key in shares), "characters", "truncated", "empty")
+    scored = "score" in next(iter(systems.values()))
+    heads = ("system", *(("score",) if scored else ()), *(SHARES[key] for key in shares))
+    heads += ("characters", "truncated", "empty")
     heads += ("no verdict",) if undecided else ()
     rows = [
         (
-            who, in_words(one["score"]), *(percent(one[key]) for key in shares), f"{one['characters']:,.0f}",
+            who, *([in_words(one["score"])] if scored else []), *(percent(one[key]) for key in shares),
+            f"{one['characters']:,.0f}",
             "–" if one["cut"] is None else percent(one["cut"]), percent(one["empty"]),
             *([one["errors"]] if undecided else []),
         )
@@ -121,9 +125,13 @@ def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping
 def against_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
     """The first system beside each other one."""
     others = names[1:]
-    wins = "win_rate" in task["against"][others[0]]
+    some = task["against"][others[0]]
+    wins, orders = "win_rate" in some, "swap" in some
+    unsaid = any(one.get("no_verdict") for one in task["against"].values())
     heads = ("against", "scores", "difference", "p after Holm", "would show", "items")
     heads += ("win rate", "at equal lengths") if wins else ()
+    heads += ("the same in both orders",) if orders else ()
+    heads += ("no verdict",) if unsaid else ()
     rows = []
     for other in others:
         found = task["against"][other]
@@ -133,6 +141,8 @@ def against_table(report: Report, name: str, names: Sequence[str], task: Mapping
         row = [other, scores, in_words(found["difference"]), f"{found['p_holm']:.2g}", size, f"{n:,}{few(n)}"]
         if wins:
             row += [percent(found["win_rate"]), percent(found["win_rate_at_equal_lengths"])]
+        row += [percent(found["swap"]["consistency"])] if orders else []
+        row += [found["no_verdict"]] if unsaid else []
         rows.append(row)
     report.table(heads, rows, f"{name}: the first against others")
 
@@ -159,11 +169,15 @@ def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[s
         report.text(f"Where {first} lost most against {other}:")
     for row in there:
         sides = [
-            Said(f"{who}, score {signed(one['score'])}{missed(one)}", one["text"], one.get("reasoning", ""))
+            Said(f"{who}{scored(one)}{missed(one)}", one["text"], one.get("reasoning", ""))
             for who in (first, other)
             for one in [row["answers"][who]]
         ]
         report.side_by_side(row["prompt"], sides)
+
+
+def scored(answer: Mapping[str, Any]) -> str:
+    return f", score {signed(answer['score'])}" if "score" in answer else ""
 
 
 def missed(answer: Mapping[str, Any]) -> str:

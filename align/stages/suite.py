@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from align import ranks
 from align.config.eval import EvalConfig
 from align.config.root import Config
-from align.config.scorers import reward_spec
-from align.data.reasoning import parted, without_reasoning
+from align.data.reasoning import parted
 from align.errors import require
-from align.evals import judges
-from align.evals.checkers import Checker, checker
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
@@ -23,7 +19,6 @@ from align.evals.suite import Tasks, Work
 from align.evals.systems import System
 from align.evals.tasks import Item, Task
 from align.models.backbone import answered
-from align.models.load import choose_device, choose_dtype
 from align.report import in_words
 from align.report.words import counted, few
 from align.rollout.answers_alone import parted_texts
@@ -31,12 +26,9 @@ from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.suite_answers import Made, Speaker, answers_of, prompts_of, speaker_of
+from align.stages.suite_scores import Told, by_checks, judge_of
 from align.track import peak_rss_mb
-from align.types import Conversation, Result, Rollout
-from reward.build import build, on_its_own_base
-from reward.combined import comparable
-from reward.inputs import models_of
-from reward.scorer import Scorer
+from align.types import Result, Rollout
 
 
 def run(run: Run, config: Config, work: Work) -> Result:
@@ -56,24 +48,23 @@ def run(run: Run, config: Config, work: Work) -> Result:
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
     judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
 
-    scored, warnings, first = list[Scored](), dict[str, None](), 0
+    scored, notes, first = list[Scored](), [*(judge.notes if judge else ()), *work.unknown], 0
     for task, items in tasks:
         rows = slice(first, first + len(items))
         first += len(items)
-        told = {system.name: said[system.name][rows] for system in work.systems}
+        answers_to = {system.name: said[system.name][rows] for system in work.systems}
+        told = Told(task.name, items, answers_to, {name: rows_of(each, rows) for name, each in rollouts.items()})
         if judge is None or items[0].check is not None:
-            checks = [checker(item.check, item.id, allow_code=stage.allow_code) for item in items]
-            warnings |= dict.fromkeys(line for check in checks for line in check.warnings)
-            scores = ranks.from_main(checked(checks, told) if ranks.is_main() else {})
-            scored.append(Scored(task.name, "checks", "exact", items, scores, dropped[task.name]))
+            found, warnings = by_checks(told, stage.allow_code)
+            notes += warnings
         else:
-            part = {name: rows_of(rollout, rows) for name, rollout in rollouts.items()}
-            scores = judged(judge.scorer, items, told, part, hides)
-            scored.append(Scored(task.name, judge.title, judge.role, items, scores, dropped[task.name]))
-    write_text(run.artifact / "answers.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(scored)))
-    notes = [*dict.fromkeys([*(judge.notes if judge else ()), *work.unknown, *warnings])]
+            found = judge.scored(told)
+        scored.append(replace(found, dropped=dropped[task.name]))
+    write_lines(run.artifact / "answers.jsonl", evidence(scored))
+    write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
     gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
-    return published(run, config, work, results_of(scored, stage.level, stage.shown), gates, made, notes)
+    results = results_of(scored, stage.level, stage.shown)
+    return published(run, config, work, results, gates, made, [*dict.fromkeys(notes)])
 
 
 def those_that_fit(tasks: Tasks, fits: Sequence[bool] | None) -> tuple[Tasks, dict[str, int]]:
@@ -101,7 +92,7 @@ def read_answers(speaker: Speaker, answers: Sequence[Answer], hides: bool) -> li
     """Answers as they are scored: without their reasoning where that is hidden."""
     hidden, read = parted_texts(speaker.prompts, [answer.text for answer in answers], speaker.tokenizer, hides)
     rows = zip(speaker.asked, answers, hidden, read, strict=True)
-    return [Said(asked.id, text, 0.0, answer.ended, reasoning) for asked, answer, reasoning, text in rows]
+    return [Said(asked.id, text, None, answer.ended, reasoning) for asked, answer, reasoning, text in rows]
 
 
 def read_file(found: Mapping[tuple[str, str], str], tasks: Tasks, hides: bool) -> list[Said]:
@@ -112,7 +103,7 @@ def read_file(found: Mapping[tuple[str, str], str], tasks: Tasks, hides: bool) -
     """
     texts = [found[task.name, item.id] for task, items in tasks for item in items]
     parts = [parted(text, False) if hides else (None, text) for text in texts]
-    return [Said("", text, 0.0, None, reasoning) for reasoning, text in parts]
+    return [Said("", text, None, None, reasoning) for reasoning, text in parts]
 
 
 def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:
@@ -128,64 +119,6 @@ def rows_of(rollout: Rollout, rows: slice) -> Rollout:
     return Rollout(tokens, mask, rollout.prompt_width, ended)
 
 
-class Judge(NamedTuple):
-    """Who scores what no check does.
-
-    Attributes:
-        role: `gold`, or `proxy` where some system was optimised against it.
-        notes: what is to be said of it.
-    """
-
-    scorer: Scorer
-    title: str
-    role: str
-    notes: Sequence[str]
-
-
-def judge_of(run: Run, config: Config, work: Work) -> Judge:
-    """The judge of `reward=`, loaded, and what it is to the systems."""
-    reward, models = run.manifest.config["reward"], models_of(run.inputs)
-    title, identities = judges.title(reward, run.inputs), judges.identities(reward, run.inputs)
-    root, device = Path(config.run.root).expanduser(), choose_device(config.device)
-    artifacts = [s.artifact for s in work.systems if s.artifact is not None and s.artifact.manifest is not None]
-    found = [judges.standing_of(artifact, identities, root, models) for artifact in artifacts]
-    role = "proxy" if any(of.role == "proxy" for of in found) else "gold"
-    dtype = choose_dtype(config.dtype, device)
-    scorer = build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models))
-    return Judge(scorer, title, role, [note for of in found for note in of.sentences(title)])
-
-
-def checked(checks: Sequence[Checker], told: Mapping[str, Sequence[Said]]) -> dict[str, list[Said]]:
-    """Answers with what the check of each item says."""
-    found: dict[str, list[Said]] = {}
-    for name, answers in told.items():
-        results = [check(answer.text) for check, answer in zip(checks, answers, strict=True)]
-        rows = zip(answers, results, strict=True)
-        found[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
-    return found
-
-
-def judged(
-    judge: Scorer, items: Sequence[Item], told: Mapping[str, Sequence[Said]], rollouts: Mapping[str, Rollout],
-    hides: bool,
-) -> dict[str, list[Said]]:  # fmt: skip
-    """Answers with the judge's scores. Its learned parts are brought to one scale on the answers of the second system,
-    which the first is compared with."""
-
-    def whole(item: Item, answer: Said) -> Conversation:
-        messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
-        return replace(item.prompt, messages=messages).answered(answer.text)
-
-    read = {name: [whole(*pair) for pair in zip(items, answers, strict=True)] for name, answers in told.items()}
-    reference = [*told][1]
-    judge = comparable(judge, read[reference], rollouts.get(reference))
-    scores = {name: judge.score(each, rollouts.get(name)).tolist() for name, each in read.items()}
-    return {
-        name: [replace(answer, score=score) for answer, score in zip(answers, scores[name], strict=True)]
-        for name, answers in told.items()
-    }
-
-
 def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
     """A line for each item: what was asked, and what every system said."""
     for task in tasks:
@@ -194,6 +127,19 @@ def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
             prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
             about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
             yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
+
+
+def verdicts(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """A line for each verdict of a judge."""
+    for task in tasks:
+        for other, said in task.verdicts.items():
+            yield from ({"task": task.name, "against": other, **one.as_dict()} for one in said)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines; no file where there are none."""
+    if text := "".join(f"{json.dumps(row)}\n" for row in rows):
+        write_text(path, text)
 
 
 def published(
@@ -248,9 +194,9 @@ def about_system(system: System) -> dict[str, Any]:
 
 def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     """A task's results in words."""
-    by = {"exact": "", "gold": f" by {task['by']}", "proxy": f" by {task['by']}, a proxy"}[task["role"]]
+    by = {"exact": "", "measured": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
     for other, found in task["against"].items():
-        scores = " against ".join(f"{task['systems'][one]['score']['value']:.3f}" for one in (first, other))
+        scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
         won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
         n, items = found["difference"]["n"], counted(task["items"], "item")
         items += f"{'' if n == task['items'] else f' from {n:,} sources'}{few(n)}"
@@ -258,6 +204,8 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
             f"p after Holm {found['p_holm']:.2g} on {items}"
         )
+        if unsaid := found.get("no_verdict"):
+            yield f"{name}: no verdict in {counted(unsaid, 'judgement')} against {other}, counted as ties"
     if task["dropped"]:
         yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
     for system, found in task["systems"].items():

@@ -56,8 +56,8 @@ def opened(page: Any, server: Server) -> Any:
 
 
 def asking(page: Any, **more: Any) -> None:
-    """Has the page's requests ask for this too; and for answers that do not end by themselves: an empty one is no turn of
-    the chat, and a small model draws one now and then."""
+    """Has the page's requests ask for this too; and for answers that do not end by themselves: an empty one is no turn
+    of the chat, and a small model draws one now and then."""
     more = {"ignore_eos": True, **more}
     page.route(
         "**/v1/chat/completions", lambda route: route.continue_(post_data={**route.request.post_data_json, **more})

@@ -1,0 +1,117 @@
+"""Who scores the answers to a suite's tasks: the checks of the items, or the judge of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from align import ranks
+from align.config.root import Config
+from align.config.scorers import reward_spec
+from align.data.reasoning import without_reasoning
+from align.evals import judges
+from align.evals.checkers import checker
+from align.evals.results import Said, Scored
+from align.evals.suite import Work
+from align.evals.tasks import Item
+from align.evals.verdicts import of_scores
+from align.models.load import choose_device, choose_dtype
+from align.run import Run
+from align.types import Conversation, Rollout
+from reward.build import build, on_its_own_base
+from reward.combined import comparable
+from reward.inputs import models_of
+from reward.scorer import Scorer
+
+
+class Told(NamedTuple):
+    """What the systems said to the items of a task.
+
+    Attributes:
+        answers: system → its answers, the first system before the others.
+        rollouts: system → the same as tokens, of those that answer here.
+    """
+
+    task: str
+    items: Sequence[Item]
+    answers: Mapping[str, Sequence[Said]]
+    rollouts: Mapping[str, Rollout]
+
+    @property
+    def first(self) -> str:
+        """Who is compared with the others."""
+        return next(iter(self.answers))
+
+
+class Judge(NamedTuple):
+    """Who judges what no check scores.
+
+    Attributes:
+        scored: what it says of a task's answers.
+        notes: what is to be said of it.
+    """
+
+    scored: Callable[[Told], Scored]
+    notes: Sequence[str] = ()
+
+
+def judge_of(run: Run, config: Config, work: Work) -> Judge:
+    """The judge of the evaluation, loaded."""
+    return judge_of_reward(run, config, work)
+
+
+def by_checks(told: Told, allow_code: bool) -> tuple[Scored, Sequence[str]]:
+    """What the check of each item says of its answers, and what there is to be said of the checks. Checks are made and
+    run by the first rank alone."""
+    checks = [checker(item.check, item.id, allow_code=allow_code) for item in told.items]
+    warnings = [*dict.fromkeys(line for check in checks for line in check.warnings)]
+
+    def checked() -> dict[str, list[Said]]:
+        found: dict[str, list[Said]] = {}
+        for name, answers in told.answers.items():
+            results = [check(answer.text) for check, answer in zip(checks, answers, strict=True)]
+            rows = zip(answers, results, strict=True)
+            found[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
+        return found
+
+    said = ranks.from_main(checked() if ranks.is_main() else {})
+    return Scored(told.task, "checks", "exact", told.items, said), warnings
+
+
+def judge_of_reward(run: Run, config: Config, work: Work) -> Judge:
+    """The scorer of `reward=` as a judge, and what it is to the systems."""
+    reward, models = run.manifest.config["reward"], models_of(run.inputs)
+    title, identities = judges.title(reward, run.inputs), judges.identities(reward, run.inputs)
+    root, device = Path(config.run.root).expanduser(), choose_device(config.device)
+    artifacts = [s.artifact for s in work.systems if s.artifact is not None and s.artifact.manifest is not None]
+    found = [judges.standing_of(artifact, identities, root, models) for artifact in artifacts]
+    role = "proxy" if any(of.role == "proxy" for of in found) else "gold"
+    dtype = choose_dtype(config.dtype, device)
+    scorer = build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models))
+    notes = [note for of in found for note in of.sentences(title)]
+    return Judge(partial(by_scorer, scorer, title, role, config.rollout.reasoning == "hide"), notes)
+
+
+def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) -> Scored:
+    """The scores of all answers, and who won by them. The scorer's learned parts are brought to one scale on the
+    answers of the second system, which the first is compared with."""
+
+    def whole(item: Item, answer: Said) -> Conversation:
+        messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
+        return replace(item.prompt, messages=messages).answered(answer.text)
+
+    answers, rollouts = told.answers, told.rollouts
+    read = {name: [whole(*pair) for pair in zip(told.items, each, strict=True)] for name, each in answers.items()}
+    reference = [*answers][1]
+    scorer = comparable(scorer, read[reference], rollouts.get(reference))
+    scores = {name: scorer.score(each, rollouts.get(name)).tolist() for name, each in read.items()}
+    ids = [item.id for item in told.items]
+    verdicts = {name: of_scores(ids, scores[told.first], of) for name, of in scores.items() if name != told.first}
+    said = {
+        name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
+        for name, each in answers.items()
+    }
+    return Scored(told.task, title, role, told.items, said, verdicts)

@@ -1,0 +1,80 @@
+"""One record of what judges say, and what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from align.evals.results import Said, Scored, results_of
+from align.evals.tasks import Item
+from align.evals.verdicts import FIRST, SECOND, Verdict, in_both_orders, of_scores, settled
+from align.types import Conversation, Message
+
+PROMPT = Conversation((Message("user", "?"),))
+
+
+def task(verdicts: list[Verdict], lengths: tuple[int, int] = (4, 4)) -> Scored:
+    ids = [*dict.fromkeys(one.prompt for one in verdicts)]
+    items = [Item(id, id, "", PROMPT, None) for id in ids]
+    said = {name: [Said("", "x" * n) for _ in ids] for name, n in zip(("new", "old"), lengths, strict=True)}
+    return Scored("chat", "a judge", "gold", items, said, {"old": verdicts})
+
+
+def both(id: str, first: float, second: float) -> list[Verdict]:
+    return [Verdict(id, FIRST, first), Verdict(id, SECOND, second)]
+
+
+def test_what_does_not_survive_the_swap_is_a_tie():
+    verdicts = [*both("1", 1, 1), *both("2", 1, 0), *both("3", 0, 0), *both("4", 0.5, 1)]
+    assert settled(verdicts) == {"1": 1, "2": 0.5, "3": 0, "4": 0.5}
+
+
+def test_people_count_alike_and_each_one_once():
+    verdicts = [Verdict("1", FIRST, 1, by="ann"), Verdict("1", SECOND, 1, by="ann"), Verdict("1", FIRST, 0, by="bo")]
+    assert settled(verdicts) == {"1": 0.5}
+    assert settled([*verdicts, Verdict("1", SECOND, 0.5, by="cy")]) == {"1": 0.5}
+    assert settled([*verdicts, Verdict("1", SECOND, 1, by="cy")])["1"] == pytest.approx(2 / 3)
+
+
+def test_a_scorers_verdicts_follow_from_its_scores():
+    found = of_scores(["1", "2", "3"], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
+    assert [one.verdict for one in found] == [0, 0.5, 1]
+    assert {one.order for one in found} == {""}
+    assert not in_both_orders(found)
+
+
+def test_always_the_first_shown_is_even_and_never_consistent():
+    verdicts = [one for i in range(40) for one in both(str(i), 1, 0)]
+    found = results_of([task(verdicts)], 0.95, 3)["chat"]
+    against = found["against"]["old"]
+    assert against["win_rate"]["value"] == 0.5
+    assert against["difference"]["value"] == 0
+    assert against["swap"]["consistency"]["value"] == 0
+    assert against["swap"]["shown_first"]["value"] == 1
+    assert "score" not in found["systems"]["new"]
+
+
+def test_wins_less_losses_are_the_difference_of_what_is_compared():
+    verdicts = [one for i in range(40) for one in both(str(i), *((1, 1) if i < 30 else (0, 0)))]
+    found = results_of([task(verdicts)], 0.95, 3)["chat"]
+    against = found["against"]["old"]
+    assert against["win_rate"]["value"] == 0.75
+    assert against["difference"]["value"] == 0.5
+    assert (against["first"]["value"], against["second"]["value"]) == (0.75, 0.25)
+    assert (against["better"], against["worse"]) == (30, 10)
+    assert against["p"] == pytest.approx(0.0022, abs=1e-4)  # binomial: 10 of 40 or fewer, twice
+    assert found["regressions"]["old"] == [{"id": str(i), "by": 1} for i in range(30, 33)]
+
+
+def test_judgements_without_a_verdict_are_ties_and_counted():
+    failed = Verdict("9", FIRST, 0.5, error="answered in prose")
+    found = results_of([task([*both("1", 1, 1), failed, Verdict("9", SECOND, 1.0)])], 0.95, 3)["chat"]
+    assert found["against"]["old"]["no_verdict"] == 1
+    assert found["against"]["old"]["win_rate"]["value"] == 0.75
+    assert failed.as_dict() == {
+        "prompt": "9", "order": "first", "verdict": 0.5, "p": None, "error": "answered in prose",
+    }  # fmt: skip
+
+
+def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
+    with pytest.raises(ValueError, match="compares the answers to chat"):
+        task(both("1", 1, 1)).scores("new")
