@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from align.config.options import OPENED
 from align.config.stages import STAGES
-from align.errors import AlignError, InputError
+from align.errors import NOT_PASSED, AlignError, InputError
 from align.redaction import masked_argument
 from align.run import Manifest, read_manifest
 
@@ -236,7 +236,7 @@ def side_by_side(ended: Sequence[Ended]) -> list[str]:
     """A line that names the page on which the done jobs of a sweep are compared; none of fewer than two."""
     from align.registry.comparison_page import sweep_page
 
-    folders = [job.folder.absolute() for job in ended if job.status == 0 and job.folder]
+    folders = [job.folder.absolute() for job in ended if job.status in (0, NOT_PASSED) and job.folder]
     try:
         page = sweep_page(folders)
     except Exception as error:  # the runs are done, whatever becomes of the page
@@ -256,7 +256,8 @@ def displayed_value(key: str, job: Mapping[str, str]) -> str:
 
 
 def words_for(status: int) -> str:
-    return {0: "done", INTERRUPTED: "interrupted"}.get(status, f"failed ({status})")
+    ends = {0: "done", INTERRUPTED: "interrupted", NOT_PASSED: "done, gates not passed"}
+    return ends.get(status, f"failed ({status})")
 
 
 def displayed(folder: Path | None) -> str:

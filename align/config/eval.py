@@ -34,6 +34,9 @@ class EvalConfig(Settings):
         later=True,
     )
     level: float = setting(0.95, "Level of the intervals of systems.", above=0.5, below=1, later=True)
+    answers: int = setting(
+        1, "Number of answers to each prompt. They count as one piece of evidence.", above=0, later=True
+    )
     allow_code: bool = setting(
         False, "Run the code that answers hold, for tasks that check it by unit tests.", later=True
     )

@@ -59,6 +59,7 @@ class Item(NamedTuple):
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
         check: what scores the answer, as `align.evals.checkers.checker` reads it; None where the judge does.
+        draw: which answer to the prompt it is, from 0, where each is answered several times.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Item(NamedTuple):
     category: str
     prompt: Conversation
     check: Any
+    draw: int = 0
 
 
 def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
@@ -149,6 +151,23 @@ def clustered(items: Sequence[Item]) -> Sequence[Item]:
         above[top(("prompt", item.prompt.messages))] = top(("cluster", item.cluster))
     names: dict[Any, str] = {}
     return [item._replace(cluster=names.setdefault(top(("cluster", item.cluster)), item.cluster)) for item in items]
+
+
+def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
+    """Each item so many times: `7`, `7~2`, `7~3`, in the cluster of the first.
+
+    Raises:
+        InputError: an item has such an id already.
+    """
+    ids = {item.id for item in items}
+    found = []
+    for item in items:
+        for draw in range(answers):
+            id = f"{item.id}~{draw + 1}" if draw else item.id
+            problem = f"is what answer {draw + 1} to {item.id} is called"
+            require(draw == 0 or id not in ids, f"{FIELD}, id", id, problem, "Give the item another id.")
+            found.append(item._replace(id=id, draw=draw))
+    return found
 
 
 def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:

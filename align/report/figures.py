@@ -80,7 +80,9 @@ EMPTY = "They leave nothing to judge; with rollout.reasoning=hide, because their
 
 FIGURES = (
     _figure("win_rate", "Win rate", PERCENT, "Share of the prompts whose answer the judge scores higher than the "
-            "start's, ties counted half; 50 % is no difference."),
+            "start's, or the second system's, ties counted half; 50 % is no difference."),
+    _figure("difference", "Difference of the scores", "", "The first system's mean score less the second's, on the "
+            "first task; without scores, wins less losses."),
     *_scores("gold"), *_scores("proxy"),
     _figure("seen", "Prompts that training saw", "", "Of those that were asked; stage.seen=drop leaves them out."),
     _figure("seen_unknown", "Reasons not to know what training saw", "", "Runs behind it that are gone, and the like: "

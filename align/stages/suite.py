@@ -11,7 +11,7 @@ from typing import Any
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.data.reasoning import parted
-from align.errors import require
+from align.errors import NOT_PASSED, require
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
@@ -154,13 +154,19 @@ def published(
         "systems": about, "tasks": kept, "answers_made": made.now,
         "dropped_seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
-    metrics |= judged_by_gates(run, config, work, gates)
+    metrics |= main_figure(results) | judged_by_gates(run, config, work, gates)
     first = work.systems[0].name
     lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
     kept_before = f"{made.before:,} of {counted(made.before + made.now, 'answer')} were made before"
     lines = [kept_before, *lines] if made.before else lines
     lines += [in_a_line(*each) for each in gates.values()]
     return Result(metrics, (*lines, *notes))
+
+
+def main_figure(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What lists of runs show: the first task's comparison of the first two systems."""
+    against = next(iter(next(iter(results.values()))["against"].values()))
+    return {key: against[key] for key in ("win_rate", "difference") if key in against}
 
 
 def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
@@ -178,8 +184,8 @@ def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tu
     return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}
 
 
-FOLDER, NOT_PASSED = "verdicts", 3
-"""Of a run's artifact, for verdict files; and the exit status of an evaluation in which a gate is not passed."""
+FOLDER = "verdicts"
+"""Of a run's artifact, for verdict files."""
 
 
 IN_MANIFEST = ("by", "role", "items", "dropped", "systems", "against")

@@ -81,7 +81,8 @@ def speaker_of(config: Config, prompts: Prompts, tasks: Tasks, fits: Sequence[bo
     items = [item for _, items in tasks for item in items]
     kept = [ids or [] for ids, fit in zip(tokens, fits, strict=True) if fit]
     asked = [Prompt(item.prompt, ids) for item, ids in zip(items, kept, strict=True)]
-    return Speaker(system, tokenizer, asked, asked_of(config, system, tokenizer, asked))
+    draws = [item.draw for item in items]
+    return Speaker(system, tokenizer, asked, asked_of(config, system, tokenizer, asked, draws))
 
 
 def tokenizer_of(config: Config, system: System) -> Any:
@@ -100,8 +101,14 @@ def tokens_that_fit(tokenizer: Any, prompt: Conversation, room: int) -> list[int
     return ids if len(ids) <= room else None
 
 
-def asked_of(config: Config, system: System, tokenizer: Any, prompts: Sequence[Prompt]) -> list[Asked]:
-    """All that decides each answer. The seed is the prompt's: every system draws with the same one."""
+def asked_of(
+    config: Config, system: System, tokenizer: Any, prompts: Sequence[Prompt], draws: Sequence[int]
+) -> list[Asked]:
+    """All that decides each answer. The seed is the prompt's: every system draws with the same one.
+
+    Args:
+        draws: which answer to its prompt each one is, from 0.
+    """
     base, artifact, rollout = system.base, system.artifact, config.rollout
     assert base is not None
     assert artifact is not None
@@ -117,10 +124,11 @@ def asked_of(config: Config, system: System, tokenizer: Any, prompts: Sequence[P
         Asked(
             base.digest, "" if artifact.whole else artifact.digest, system.method,
             name_of(choose_dtype(config.dtype, device)), own, tuple(prompt.input_ids), rollout.max_new_tokens,
-            rollout.temperature, stops, place_seed(config.seed, "suite", repr(prompt.conversation.as_dicts())),
+            rollout.temperature, stops,
+            place_seed(config.seed, "suite", repr(prompt.conversation.as_dicts()), *([draw] if draw else [])),
             " ".join(drawn_by),
         )
-        for prompt in prompts
+        for prompt, draw in zip(prompts, draws, strict=True)
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from align.evals import judges
 from align.evals.gates import Gate, parsed_gates
 from align.evals.suite import Work, unseen
 from align.evals.systems import System, matched, opened_systems
-from align.evals.tasks import JUDGED, Item, Task, items_of_file, items_of_prompts, parsed_tasks
+from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
 from align.models.start import label
 from align.report.words import counted
 from align.run import Base, Input
@@ -35,6 +35,8 @@ def check_one_kind(config: Config) -> None:
             problem, remedy = "is asked of several systems, and none are named", "Add stage.systems={new: …, old: …}."
             require(value is None, f"eval.{key}", value, problem, remedy)
         require(not stage.allow_code, "stage.allow_code", True, "is of checks, and none are asked", "Drop it.")
+        problem = "is of several systems, and none are named"
+        require(stage.answers == 1, "stage.answers", stage.answers, problem, "Add stage.systems={new: …, old: …}.")
         return
     remedy = "Name who answers in stage.systems alone."
     for key, value, default in (("artifact", config.artifact, Config().artifact), ("init", config.init, Config().init)):
@@ -111,7 +113,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     for name, count in counts.items():
         if count:
             print(f"{name}: {counted(count, 'item')} left out: training saw them")
-    tasks = [(task, items[: most_of(config, task)]) for task, items in left]
+    tasks = [(task, answered_often(items[: most_of(config, task)], config.stage.answers)) for task, items in left]
     judged = [task.name for task, items in tasks if items[0].check is None]
     for gate in found.gates:
         problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"

@@ -301,6 +301,7 @@ def test_settings_that_would_be_passed_over_are_refused(bench: Bench):
         (("eval.tasks=[{name: t, path: nothing.jsonl}]",), "eval.tasks"),
         (("stage.systems={a: sft:s, b: base}", "artifact=sft:s"), "artifact=sft:s"),
         (("stage.systems={a: sft:s, b: base}", "init=base"), "init=base"),
+        (("stage.answers=2",), "stage.answers=2"),
         (("stage.systems={a: sft:s, b: base}", "stage.seen=report"), "stage.seen=report"),
     ):
         assert f"align: {problem}" in bench.refused(*words)
@@ -367,3 +368,18 @@ def test_a_check_that_raises_scores_nothing_and_is_shown(bench: Bench, monkeypat
     assert results(run)["tasks"]["asked"]["systems"]["a"]["errors"] == 1
     assert "ZeroDivisionError" in lines(run)[0]["answers"]["a"]["error"]
     assert not math.isnan(results(run)["tasks"]["asked"]["systems"]["a"]["score"]["value"])
+
+
+def test_several_answers_to_a_prompt_are_one_piece_of_evidence(bench: Bench):
+    tasks = bench.tasks(*ROWS[:2])
+    run = bench.run(SYSTEMS, tasks, "run.name=often", "stage.answers=3")
+    rows = [json.loads(line) for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["one", "one~2", "one~3", "two", "two~2", "two~3"]
+    assert [row["cluster"] for row in rows] == ["one"] * 3 + ["two"] * 3
+    assert all(len({row["answers"][name]["text"] for row in rows[:3]}) == 3 for name in ("new", "old"))
+    found = json.loads((run / "artifact" / "results.json").read_text())["tasks"]["asked"]
+    assert (found["items"], found["against"]["old"]["difference"]["n"]) == (6, 2)
+    once = bench.run(SYSTEMS, tasks, "run.name=once")
+    assert read_manifest(once).metrics["answers_made"] == 0  # the first answer is the one that is asked alone
+    asked = bench.tasks(*ROWS[:1], {**ROWS[1], "id": "one~2"}, name="named")
+    assert "is what answer 2 to one is called" in bench.refused(SYSTEMS, asked, "stage.answers=2")

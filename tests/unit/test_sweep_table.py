@@ -88,3 +88,4 @@ def test_none_done_and_no_sweep_at_all(tmp_path: Path):
         "a           1     not run",
     ]
     assert table([{}], [Ended(137, None)]).splitlines() == ["status        folder", "failed (137)"]
+    assert table([{}], [Ended(3, None)]).splitlines()[1] == "done, gates not passed"
