@@ -48,6 +48,14 @@ class EvalConfig(Settings):
         choices=("drop", "report"),
     )
     shown: int = setting(12, "Number of answer pairs in the report.", above=0)
+    near: float | None = setting(
+        0.7,
+        "From which similarity on a prompt counts as nearly trained on, for `systems`: Jaccard's, of runs of three "
+        "words. Those are asked and counted apart. Null looks for none.",
+        above=0,
+        at_most=1,
+        later=True,
+    )
     allow_proxy: bool = setting(
         False, "Accept a judge that the policy was optimised against. Its score is then called a proxy."
     )

@@ -154,8 +154,10 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
         **({"strengths": strengths(task, level)} if len(names) > 2 and task.verdicts else {}),
         "categories": {
             category: {other: beside(part, other, level) for other in others}
-            for category in categories if (part := only(task, category))
+            for category in categories
+            for part in [only(task, [item.category == category for item in task.items])]
         },
+        **nearly_trained_on(task, others, level),
         "regressions": {other: regressions(task, other)[:shown] for other in others},
     }  # fmt: skip
 
@@ -236,9 +238,21 @@ def strengths(task: Scored, level: float) -> dict[str, Any]:
     return bradley_terry(a, b, won, clusters, level).as_dict()
 
 
-def only(task: Scored, category: str) -> Scored:
-    """The items of one category."""
-    rows = [i for i, item in enumerate(task.items) if item.category == category]
+def nearly_trained_on(task: Scored, others: Sequence[str], level: float) -> dict[str, Any]:
+    """How many items each system was nearly trained on, and the comparisons on the items that none was; nothing where
+    there are no such items."""
+    count = {name: sum(name in item.near for item in task.items) for name in task.said}
+    near = [bool(item.near) for item in task.items]
+    if not any(near):
+        return {}
+    apart = only(task, [not one for one in near]) if not all(near) else None
+    against = {} if apart is None else {other: beside(apart, other, level) for other in others}
+    return {"near": {"items": sum(near), "systems": count, "others": against}}
+
+
+def only(task: Scored, which: Sequence[bool]) -> Scored:
+    """Some of the items."""
+    rows = [i for i, one in enumerate(which) if one]
     said = {name: [found[i] for i in rows] for name, found in task.said.items()}
     return replace(task, items=[task.items[i] for i in rows], said=said)
 

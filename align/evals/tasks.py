@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -60,6 +60,7 @@ class Item(NamedTuple):
         prompt: the conversation that an answer is due to.
         check: what scores the answer, as `align.evals.checkers.checker` reads it; None where the judge does.
         draw: which answer to the prompt it is, from 0, where each is answered several times.
+        near: system that was nearly trained on it → the run and the rule that says so.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Item(NamedTuple):
     prompt: Conversation
     check: Any
     draw: int = 0
+    near: Mapping[str, str] = {}
 
 
 def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:

@@ -60,6 +60,7 @@ def overview(report: Report, seen: Seen) -> None:
     for name, task in in_order(seen, results):
         report.text(f"**{name}**, {about(task)}")
         against_table(report, name, names, task)
+        near_table(report, name, names, task)
     report.text(READING.format(level=100 * seen.settings["level"]))
 
 
@@ -145,6 +146,15 @@ def against_table(report: Report, name: str, names: Sequence[str], task: Mapping
         row += [found["no_verdict"]] if unsaid else []
         rows.append(row)
     report.table(heads, rows, f"{name}: the first against others")
+
+
+def near_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
+    """What training nearly saw, and the comparisons on the other items."""
+    if near := task.get("near"):
+        told = ", ".join(f"{who} {near['systems'][who]:,}" for who in names)
+        report.text(f"Training nearly saw {counted(near['items'], 'item')}, by system: {told}. On the others:")
+        rows = [(o, in_words(found["difference"]), found["difference"]["n"]) for o, found in near["others"].items()]
+        report.table(("against", "difference", "items"), rows, f"{name}: on items that training did not nearly see")
 
 
 def categories_table(report: Report, name: str, others: Sequence[str], task: Mapping[str, Any]) -> None:

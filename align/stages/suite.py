@@ -126,6 +126,7 @@ def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
             answers = {name: one[i].as_dict() for name, one in task.said.items()}
             prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
             about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
+            about |= {"near": dict(item.near)} if item.near else {}
             yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
 
 
@@ -212,8 +213,16 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
         )
         if unsaid := found.get("no_verdict"):
             yield f"{name}: no verdict in {counted(unsaid, 'judgement')} against {other}, counted as ties"
+    if near := task.get("near"):
+        yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{on_the_others(first, near['others'])}"
     if task["dropped"]:
         yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
     for system, found in task["systems"].items():
         if errors := found.get("errors"):
             yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which score 0"
+
+
+def on_the_others(first: str, others: Mapping[str, Any]) -> str:
+    """The comparisons without items that training nearly saw."""
+    said = [f"against {other} {in_words(found['difference'])}" for other, found in others.items()]
+    return f"; on the others {first} {', '.join(said)}" if said else ", which leaves no others"

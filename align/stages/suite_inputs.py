@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from align.config.compose import plain
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
+from align.data.near_training import nearly_trained_on
 from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import seen_by
 from align.errors import require
 from align.evals import judges
 from align.evals.gates import Gate, parsed_gates
-from align.evals.suite import Work, unseen
+from align.evals.suite import Tasks, Work, unseen
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
 from align.models.start import label
@@ -113,6 +114,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     for name, count in counts.items():
         if count:
             print(f"{name}: {counted(count, 'item')} left out: training saw them")
+    left, near_unknown = with_near(config, found, left, root)
     tasks = [(task, answered_often(items[: most_of(config, task)], config.stage.answers)) for task, items in left]
     judged = [task.name for task, items in tasks if items[0].check is None]
     for gate in found.gates:
@@ -122,8 +124,19 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
         check_independent(config, found, root)
     items = [(task.name, item.id, item.prompt.messages) for task, items in tasks for item in items]
     files = {system.name: matched(system, items) for system in found.systems if system.base is None}
-    unknown = [*dict.fromkeys(sentence for one in seen for sentence in one.unknown)]
+    unknown = [*dict.fromkeys([*(sentence for one in seen for sentence in one.unknown), *near_unknown])]
     return (Work(found.systems, tasks, files, counts, unknown, found.gates),)
+
+
+def with_near(config: Config, found: Found, tasks: Tasks, root: Path) -> tuple[Tasks, Sequence[str]]:
+    """The items, with who was nearly trained on each; and what is not known of that."""
+    if config.stage.near is None:
+        return tasks, []
+    asked = [item.prompt for _, items in tasks for item in items]
+    artifacts = {system.name: system.artifact for system in found.systems if system.artifact is not None}
+    near, unknown = nearly_trained_on(artifacts, root, store_url(config), asked, config.stage.near)
+    told = iter({name: ", ".join(one) for name, one in of.items()} for of in near)
+    return [(task, [item._replace(near=next(told)) for item in items]) for task, items in tasks], unknown
 
 
 def check_independent(config: Config, found: Found, root: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benches import Bench
 from data_of_votes import filled, making
 from processes import Forks, forking
 from workshop import Ready
@@ -42,6 +43,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
         *("rollout.max_new_tokens=12", "init=sft:s", "reward.ref=reward:a", *data),
     ]
     return Ready(root, ppo, data)
+
+
+@pytest.fixture
+def bench(ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+    """Evaluations of an artifact of SFT and one of PPO."""
+    if not (ready.root / "ppo" / "p").exists():
+        assert main([*ready.ppo, "run.name=p", f"run.root={ready.root}"]) == 0
+        capsys.readouterr()
+    return Bench(ready, capsys, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,74 @@
+"""Prompts that training came near to, found as a second implementation finds them, word by word."""
+
+from __future__ import annotations
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from align.data import near_training
+from align.data.near_training import COMMON, near_ones
+from align.types import Conversation, Message, Preference
+
+WORDS = [f"w{i}" for i in range(60)]
+
+
+def chat(*said: str) -> Conversation:
+    roles = ("user", "assistant")
+    return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(said)))
+
+
+def runs(text: str, width: int) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return {tuple(words[i : i + width]) for i in range(len(words) - width + 1)}
+
+
+def one_by_one(texts: list[str], question: str) -> str | None:
+    """The first rule by which a text is near; the slow way."""
+
+    def similarity(text: str) -> float:
+        a, b = runs(text, 3), runs(question, 3)
+        return len(a & b) / len(a | b) if a and b else 0.0
+
+    if len(question.split()) < 13 and any(text.lower().split() == question.lower().split() for text in texts):
+        return "exact"
+    if any(runs(text, 13) & runs(question, 13) for text in texts):
+        return "ngram"
+    return "near" if any(similarity(text) >= 0.7 for text in texts) else None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.MonkeyPatch):
+    draw = random.Random(seed)
+    rows = [chat(*(" ".join(draw.choices(WORDS, k=draw.randint(2, 30))) for _ in range(2))) for _ in range(40)]
+    questions = []
+    for _ in range(60):
+        words = draw.choice(rows).messages[draw.randint(0, 1)].content.split()
+        for _ in range(draw.randint(0, 3)):
+            words[draw.randrange(len(words))] = draw.choice(WORDS)
+        questions.append(" ".join([*words, *draw.choices(WORDS, k=draw.randint(0, 2))]))
+    texts = [text for row in rows for text in (near_training.said(row), row.messages[0].content)]
+    slow = {i: rule for i, question in enumerate(questions) if (rule := one_by_one(texts, question))}
+    assert {*slow.values()} == {"exact", "ngram", "near"} or seed > 3
+    assert near_ones(rows, pa.array(questions), 0.7) == slow
+    monkeypatch.setattr(near_training, "SLICE", 200)
+    assert near_ones(rows, pa.array(questions), 0.7) == slow
+
+
+def test_what_many_rows_share_is_a_phrase():
+    phrase = " ".join(f"p{i}" for i in range(20))
+    rows = [chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes") for n in range(COMMON + 1)]
+    question = pa.array([f"{phrase} {' '.join(f'other{i}' for i in range(60))}"])
+    assert near_ones(rows[:COMMON], question, 0.7) == {0: "ngram"}
+    assert near_ones(rows, question, 0.7) == {}
+
+
+def test_system_turns_tell_nothing_and_pairs_are_read_whole():
+    long = " ".join(f"s{i}" for i in range(20))
+    system = Conversation((Message("system", long), Message("user", "What now?"), Message("assistant", "This.")))
+    pair = Preference((Message("user", "Which?"),), (Message("assistant", long),), (Message("assistant", "no"),))
+    assert near_ones([system], pa.array([long]), 0.7) == {}
+    assert near_ones([pair], pa.array([long, "which?"]), 0.7) == {0: "ngram", 1: "exact"}
+    assert near_ones([long], pa.array([long]), 0.7) == {0: "ngram"}
+    assert near_ones([], pa.array([long]), 0.7) == {}
