@@ -29,6 +29,7 @@ from simulated import (
     JUDGES,
     LOWEST,
     WRONGLY,
+    at_the_bound,
     cases,
     covered,
     equals,
@@ -43,6 +44,8 @@ from simulated import (
     worlds,
     wrong_cases,
 )
+
+from align.evals.stats import Rule
 
 Row = dict[str, Any]
 SETS = 200
@@ -64,7 +67,14 @@ def coverages(draws: int) -> Iterator[Row]:
 def gates(draws: int) -> Iterator[Row]:
     for n in (64, 256):
         for name, figure in equals(n).items():
-            passed = passed_wrongly(figure, draws)
+            passed = passed_wrongly(figure, draws, Rule("superior"))
+            yield {"name": name, "passed": passed, "holds": passed <= WRONGLY + error(passed, draws)}
+
+
+def bounds(draws: int) -> Iterator[Row]:
+    for n in (32, 64, 256):
+        for name, (margin, figure) in at_the_bound(n).items():
+            passed = passed_wrongly(figure, draws, Rule("not_worse", margin))
             yield {"name": name, "passed": passed, "holds": passed <= WRONGLY + error(passed, draws)}
 
 
@@ -110,6 +120,7 @@ def main() -> None:
     began, found = time.process_time(), {}
     parts = {
         "coverage": coverages(given.draws), "superior on equal systems": gates(given.draws),
+        "not_worse at the bound": bounds(given.draws),
         "detectable differences": powers(given.draws), "length-loving judge": length_controls(),
         "measures of length": measures(), "tests": tests(given.draws // 4), "alternatives": alternatives(given.draws),
     }  # fmt: skip

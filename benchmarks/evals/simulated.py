@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from align.evals.stats import (
     Rule,
     agreement,
+    bounded_difference,
     bradley_terry,
     cluster_effect,
     decided,
@@ -224,15 +225,59 @@ def equals(n: int) -> dict[str, Callable[[Draw], Interval]]:
     return found
 
 
+MARGINS = (0.02, 0.05, 0.1)
+
+
+def at_the_bound(n: int) -> dict[str, tuple[float, Callable[[Draw], Interval]]]:
+    """What a gate decides on where the first system is worse by the margin, just what `not_worse` has to refuse: the
+    margin, and the difference from one set. `others` is the share of prompts on which either wins beside it."""
+    found: dict[str, tuple[float, Callable[[Draw], Interval]]] = {}
+    for margin in MARGINS:
+        for others in (0.0, 0.05, 0.2):
+            found[f"checks, {margin} worse, {others} others each way, {n} × 1"] = (
+                margin,
+                (lambda draw, margin=margin, others=others: bounded_difference(*unlike(draw, n, margin, others))),
+            )
+        for icc in ICCS:
+            found[f"checks, {margin} worse, ICC {icc}, {n} × {ANSWERS}"] = (
+                margin,
+                (
+                    lambda draw, margin=margin, icc=icc: bounded_difference(
+                        *outcomes(draw, n, icc, 0.9 - margin, 0.9), ids(n)
+                    )
+                ),
+            )
+            found[f"wins, {margin} worse, ICC {icc}, {n} × {ANSWERS}"] = (
+                margin,
+                (
+                    lambda draw, margin=margin, icc=icc: won_and_lost(
+                        judged(uniforms(draw, n, icc), 0.5 - margin / 2), ids(n)
+                    )
+                ),
+            )
+    return found
+
+
+def unlike(draw: Draw, n: int, margin: float, others: float) -> tuple[Floats, Floats]:
+    """Right and wrong of two systems that differ on few prompts: the second wins on more by the margin."""
+    u = draw.random(n)
+    first, second = u >= others + margin, (u < others + margin) | (u >= 2 * others + margin)
+    return first.astype(float), second.astype(float)
+
+
+def won_and_lost(verdicts: Floats, clusters: list[int]) -> Interval:
+    return bounded_difference(verdicts, 1 - verdicts, clusters)
+
+
 def minus_half(found: Interval) -> Interval:
     assert found.low is not None
     assert found.high is not None
     return Interval(found.value - 0.5, found.low - 0.5, found.high - 0.5, found.n)
 
 
-def passed_wrongly(figure: Callable[[Draw], Interval], draws: int, seed: int = 1) -> float:
-    """How often `superior` passes equal systems."""
-    draw, rule = np.random.default_rng(seed), Rule("superior")
+def passed_wrongly(figure: Callable[[Draw], Interval], draws: int, rule: Rule, seed: int = 1) -> float:
+    """How often a rule passes systems that it has to refuse: equal ones, or those at its bound."""
+    draw = np.random.default_rng(seed)
     return sum(decided(rule, figure(draw)).outcome == "pass" for _ in range(draws)) / draws
 
 

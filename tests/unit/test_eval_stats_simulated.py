@@ -30,7 +30,13 @@ def test_intervals_cover_what_they_claim(case: simulated.Case) -> None:
 
 @pytest.mark.parametrize("figure", simulated.equals(64).values(), ids=simulated.equals(64))
 def test_superior_seldom_passes_equal_systems(figure) -> None:
-    passed = simulated.passed_wrongly(figure, DRAWS)
+    passed = simulated.passed_wrongly(figure, DRAWS, simulated.Rule("superior"))
+    assert passed <= simulated.WRONGLY + error(simulated.WRONGLY), passed
+
+
+@pytest.mark.parametrize(("margin", "figure"), simulated.at_the_bound(64).values(), ids=simulated.at_the_bound(64))
+def test_not_worse_seldom_passes_what_is_worse_by_the_margin(margin: float, figure) -> None:
+    passed = simulated.passed_wrongly(figure, DRAWS, simulated.Rule("not_worse", margin))
     assert passed <= simulated.WRONGLY + error(simulated.WRONGLY), passed
 
 
