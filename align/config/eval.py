@@ -19,13 +19,16 @@ class EvalConfig(Settings):
     name: str = "eval"
     systems: Any = setting(
         None,
-        "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}. "
+        "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}; "
+        "{url: http://127.0.0.1:8000/v1, model: NAME} is a model behind a server. "
         "The first is compared with each other one. Empty: `artifact` and what it started from.",
         later=True,
     )
     judge: Any = setting(
         "reward",
-        "Who scores the answers of tasks without checks: the scorer of `reward=` (reward).",
+        "Who scores the answers of tasks without checks: the scorer of `reward=` (reward), or a language model behind "
+        "an OpenAI-compatible server, such as {url: http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which "
+        "is asked about each pair of answers in both orders.",
         later=True,
     )
     card: str = setting(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from align.data.trained_ids import Seen
 from align.errors import require
 from align.evals.gates import Gate
+from align.evals.llm_judge import LLMJudge
 from align.evals.systems import System
 from align.evals.tasks import Item, Task
 
@@ -22,6 +24,7 @@ class Work:
         files: system of a file → task and id of an item → its answer.
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
+        judge: of tasks without checks, as `stage.judge` names it.
     """
 
     systems: Sequence[System]
@@ -30,6 +33,7 @@ class Work:
     seen: Mapping[str, int]
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()
+    judge: Literal["reward", "people"] | LLMJudge = "reward"
 
 
 def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:

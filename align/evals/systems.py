@@ -1,6 +1,7 @@
 """Who is evaluated: systems by name, as `stage.systems` writes them. Imports no torch.
 
-A system is an artifact of a run, the base by itself, or a file of answers that anybody made.
+A system is an artifact of a run, the base by itself, a model behind somebody's server, or a file of answers that
+anybody made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from align.aliases import NAME, NAMED
 from align.data.formats.rows import checked_rows
 from align.data.sources import files_record
 from align.errors import InputError, require
+from align.evals.endpoint import Endpoint, parsed_endpoint
 from align.models.base import base_of
 from align.models.start import BASE, as_artifact, find, method_of
 from align.run import Artifact, Base, Input
@@ -21,7 +23,8 @@ from align.run import Artifact, Base, Input
 FIELD = "stage.systems"
 FILE = "file"
 HELP = (
-    'Write "stage.systems={new: ppo:latest, old: sft:latest}"; {theirs: {file: answers.jsonl}} for answers in a file.'
+    'Write "stage.systems={new: ppo:latest, old: sft:latest}"; {theirs: {file: answers.jsonl}} for answers in a file, '
+    "{theirs: {url: http://127.0.0.1:8000/v1, model: NAME}} for a server."
 )
 MOST = 64
 
@@ -32,11 +35,12 @@ class System:
 
     Attributes:
         name: that the user gave it.
-        ref: a reference to an artifact, or the path of a file.
-        artifact: what the reference found; None for a file.
-        base: that it answers on; None for a file.
+        ref: a reference to an artifact, the path of a file, or the title of an endpoint.
+        artifact: what the reference found; None for a file or an endpoint.
+        base: that it answers on; None for a file or an endpoint.
         method: how that is kept: `qlora`, or `lora` for weights in the compute dtype.
         record: as an input of the run.
+        endpoint: the model behind a server; None for all others.
     """
 
     name: str
@@ -45,23 +49,30 @@ class System:
     base: Base | None
     method: str
     record: Input
+    endpoint: Endpoint | None = None
 
     @property
     def field(self) -> str:
         return f"{FIELD}.{self.name}"
 
+    @property
+    def is_file(self) -> bool:
+        return self.base is None and self.endpoint is None
 
-def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, str]]:
-    """Name → reference, or `{file: PATH}`, in the order in which they were written.
+
+def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, Any]]:
+    """Name → reference, `{file: PATH}` or `{url: URL, model: NAME}`, in the order in which they were written.
 
     Raises:
         InputError: it is no such mapping, or names fewer than two.
     """
     require(isinstance(given, Mapping), FIELD, given, "is no mapping from names to systems", HELP)
-    found: dict[str, str | Mapping[str, str]] = {}
+    found: dict[str, str | Mapping[str, Any]] = {}
     for name, system in given.items():
         require(isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
-        if isinstance(system, Mapping):
+        if isinstance(system, Mapping) and "url" in system:
+            right = parsed_endpoint(system, f"{FIELD}.{name}").url != ""  # it says itself what is wrong
+        elif isinstance(system, Mapping):
             right = {*system} == {FILE} and isinstance(system[FILE], str) and bool(system[FILE])
         else:
             right = isinstance(system, str) and bool(system)
@@ -87,7 +98,7 @@ def opened_systems(
     """
     systems = parsed_systems(given)
     found = {
-        name: of_file(name, system[FILE])
+        name: of_mapping(name, system)
         if isinstance(system, Mapping)
         else of_reference(name, system, root, method, path, revision)
         for name, system in systems.items()
@@ -130,8 +141,12 @@ def base_alone(name: str, others: Sequence[System], path: str | None, revision: 
     return System(name, BASE, artifact, base, kept, Input(base.digest, ref=BASE, path=base.path, whole=True))
 
 
-def of_file(name: str, path: str) -> System:
-    return System(name, path, None, None, "", files_record(path, f"{FIELD}.{name}.{FILE}"))
+def of_mapping(name: str, given: Mapping[str, Any]) -> System:
+    """A file of answers, or a model behind a server."""
+    if FILE in given:
+        return System(name, given[FILE], None, None, "", files_record(given[FILE], f"{FIELD}.{name}.{FILE}"))
+    endpoint = parsed_endpoint(given, f"{FIELD}.{name}")
+    return System(name, endpoint.title, None, None, "", Input(endpoint.digest, ref=endpoint.title), endpoint)
 
 
 def answers_in(system: System) -> Mapping[tuple[str, str], str]:

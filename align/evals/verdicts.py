@@ -74,8 +74,10 @@ def settled(verdicts: Iterable[Verdict]) -> dict[str, float]:
 
 
 def in_both_orders(verdicts: Iterable[Verdict]) -> Mapping[str, tuple[float, float]]:
-    """Of prompts on which one judge spoke in both orders: its verdict in each."""
+    """Of prompts on which one judge gave a verdict in both orders: its verdict in each."""
     found: dict[str, dict[str, float]] = {}
     for one in verdicts:
+        if one.error:  # two errors are no consistency
+            continue
         found.setdefault(one.prompt, {})[one.order] = one.verdict
     return {prompt: (of[FIRST], of[SECOND]) for prompt, of in found.items() if {FIRST, SECOND} <= of.keys()}

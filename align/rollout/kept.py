@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.errors import CorruptFile, StorageError
 from align.run import json_digest
@@ -60,23 +60,56 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A request to a model behind somebody's server: all of what decides its answer that is known here.
+
+    Attributes:
+        url: of the server, up to its `/v1`.
+        body: the model's name, the messages, and how tokens are drawn.
+    """
+
+    url: str
+    body: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of all of it."""
+        return json_digest(asdict(self))
+
+
+class Token(NamedTuple):
+    """A token as a server shows it.
+
+    Attributes:
+        likely: the likeliest tokens at its place, itself included, with their logprobs in nats.
+    """
+
+    text: str
+    likely: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What was said.
 
     Attributes:
-        ids: the tokens that were drawn, the one that ended the answer included.
+        ids: the tokens that were drawn, the one that ended the answer included; none of somebody's server.
         text: the same without it.
         ended: False where the answer was cut.
+        last: the last tokens, where a server was asked for their logprobs and gave them.
     """
 
     ids: tuple[int, ...]
     text: str
     ended: bool
+    last: tuple[Token, ...] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Answer:
         """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
-        return cls(tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"]))
+        ids, text, ended = tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"])
+        last = (Token(str(said), {**likely}) for said, likely in record.get("last", ()))
+        return cls(ids, text, ended, tuple(last))
 
 
 class AnswerStore:
@@ -125,7 +158,7 @@ class AnswerStore:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
-    def add(self, answers: Sequence[tuple[Asked, Answer]]) -> None:
+    def add(self, answers: Sequence[tuple[Asked | Question, Answer]]) -> None:
         """Keep answers, all of them or none. One that is there already stays.
 
         Raises:

@@ -180,12 +180,14 @@ class StreamingClient(VllmClient):
         await self._streaming.aclose()
 
 
-async def asked_of(client: httpx.AsyncClient, body: Mapping[str, Any], most: int) -> httpx.Response:
+async def asked_of(
+    client: httpx.AsyncClient, body: Mapping[str, Any], most: int, path: str = COMPLETIONS
+) -> httpx.Response:
     """A completion, whole. Raises: VllmFailed, httpx.TransportError: as `VllmClient.ask`."""
     told = bytearray()
-    async with client.stream("POST", COMPLETIONS, json=body) as answer:
+    async with client.stream("POST", path, json=body) as answer:
         async for piece in answer.aiter_bytes():
-            told += bounded(piece, len(told), most, COMPLETIONS)
+            told += bounded(piece, len(told), most, path)
     return whole(answer, bytes(told))
 
 
@@ -203,8 +205,8 @@ def bounded(piece: bytes, before: int, most: int, path: str) -> bytes:
 
 def whole(answer: httpx.Response, told: bytes) -> httpx.Response:
     """An answer that was read piece by piece, its compression undone."""
-    kind = {"content-type": answer.headers.get("content-type", "")}
-    return httpx.Response(answer.status_code, headers=kind, content=told, request=answer.request)
+    kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
+    return httpx.Response(answer.status_code, headers=kept, content=told, request=answer.request)
 
 
 def address(at: Path | str) -> str:

@@ -25,7 +25,7 @@ from align.rollout.answers_alone import parted_texts
 from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
-from align.stages.suite_answers import Made, Speaker, answers_of, prompts_of, speaker_of
+from align.stages.suite_answers import Elsewhere, Made, Speaker, answers_elsewhere, answers_of, prompts_of, speaker_of
 from align.stages.suite_scores import Told, by_checks, judge_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -38,12 +38,17 @@ def run(run: Run, config: Config, work: Work) -> Result:
     # What fits every system is asked of all; what was answered before is not asked again.
     models = [system for system in work.systems if system.base is not None]
     prompts = [prompts_of(config, system, work.tasks) for system in models]
-    fits = [None not in of_item for of_item in zip(*(each.tokens for each in prompts), strict=True)] or None
+    fits = [None not in of_item for of_item in zip(*(each.tokens for each in prompts), strict=True)]
+    fits = fits or [True] * sum(len(items) for _, items in work.tasks)
+    elsewhere, asked = answers_elsewhere(config, work.systems, work.tasks, fits)
+    fits = [fit and None not in told for fit, *told in zip(fits, *(each.answers for each in elsewhere), strict=True)]
     tasks, dropped = those_that_fit(work.tasks, fits)
-    speakers = [speaker_of(config, each, tasks, fits or ()) for each in prompts]
+    speakers = [speaker_of(config, each, tasks, fits) for each in prompts]
     answers, made = answers_of(run, config, speakers)
+    made = Made(made.before + asked.before, made.now + asked.now)
 
     said = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
+    said |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
     said |= {name: read_file(found, tasks, hides) for name, found in work.files.items()}
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
     judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
@@ -55,10 +60,10 @@ def run(run: Run, config: Config, work: Work) -> Result:
         answers_to = {system.name: said[system.name][rows] for system in work.systems}
         told = Told(task.name, items, answers_to, {name: rows_of(each, rows) for name, each in rollouts.items()})
         if judge is None or items[0].check is not None:
-            found, warnings = by_checks(told, stage.allow_code)
-            notes += warnings
+            found, said_of_it = by_checks(told, stage.allow_code)
         else:
-            found = judge.scored(told)
+            found, said_of_it = judge.scored(told)
+        notes += said_of_it
         scored.append(replace(found, dropped=dropped[task.name]))
     write_lines(run.artifact / "answers.jsonl", evidence(scored))
     write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
@@ -67,18 +72,18 @@ def run(run: Run, config: Config, work: Work) -> Result:
     return published(run, config, work, results, gates, made, [*dict.fromkeys(notes)])
 
 
-def those_that_fit(tasks: Tasks, fits: Sequence[bool] | None) -> tuple[Tasks, dict[str, int]]:
+def those_that_fit(tasks: Tasks, fits: Sequence[bool]) -> tuple[Tasks, dict[str, int]]:
     """The items whose prompt fits every system, and how many do not, by task.
 
     Args:
-        fits: of every item, one task behind another; None where no system has a limit.
+        fits: of every item, one task behind another.
 
     Raises:
         InputError: none of a task's fits.
     """
     found, dropped, first = list[tuple[Task, Sequence[Item]]](), dict[str, int](), 0
     for task, items in tasks:
-        those = fits[first : first + len(items)] if fits is not None else [True] * len(items)
+        those = fits[first : first + len(items)]
         first += len(items)
         kept = [item for item, fit in zip(items, those, strict=True) if fit]
         problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
@@ -104,6 +109,16 @@ def read_file(found: Mapping[tuple[str, str], str], tasks: Tasks, hides: bool) -
     texts = [found[task.name, item.id] for task, items in tasks for item in items]
     parts = [parted(text, False) if hides else (None, text) for text in texts]
     return [Said("", text, None, None, reasoning) for reasoning, text in parts]
+
+
+def read_elsewhere(told: Elsewhere, fits: Sequence[bool], hides: bool) -> list[Said]:
+    """The same of a model behind a server."""
+    rows = [(q.id, answer) for q, answer, fit in zip(told.asked, told.answers, fits, strict=True) if fit and answer]
+    parts = [parted(answer.text) if hides else (None, answer.text) for _, answer in rows]
+    return [
+        Said(id, text, None, answer.ended, reasoning)
+        for (id, answer), (reasoning, text) in zip(rows, parts, strict=True)
+    ]
 
 
 def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:

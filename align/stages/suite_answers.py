@@ -2,12 +2,12 @@
 
 Systems on one base answer in one load, in batches that hold rows of all of them. Every chunk is kept as soon as it is
 made (`align.rollout.kept`), so that a run that is cut off makes nothing twice. The first rank keeps them; several ranks
-share the work of making them.
+share the work of making them. Models behind somebody's server are asked by the first rank alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,16 @@ from align import ranks
 from align.config.root import Config
 from align.data.chat import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
 from align.data.template import use_template
+from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.suite import Tasks
 from align.evals.systems import System
+from align.evals.tasks import Item
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, name_of, own_tokenizer
 from align.rollout.engine import divergence_as_input_error, response_ids, response_text
 from align.rollout.engine_process import VLLM, engine_version
-from align.rollout.kept import FILE, Answer, AnswerStore, Asked
+from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Question
 from align.rollout.randomness import place_seed
 from align.run import Run
 from align.run.environment import package_versions
@@ -48,6 +50,19 @@ class Speaker(NamedTuple):
     tokenizer: Any
     prompts: Sequence[Prompt]
     asked: Sequence[Asked]
+
+
+class Elsewhere(NamedTuple):
+    """What a model behind somebody's server was asked, and said.
+
+    Attributes:
+        asked, answers: of every task's items, one task behind another; an answer is None where nobody asked, or where
+            the server found the prompt too long.
+    """
+
+    system: System
+    asked: Sequence[Question]
+    answers: Sequence[Answer | None]
 
 
 class Prompts(NamedTuple):
@@ -104,7 +119,7 @@ def tokens_that_fit(tokenizer: Any, prompt: Conversation, room: int) -> list[int
 def asked_of(
     config: Config, system: System, tokenizer: Any, prompts: Sequence[Prompt], draws: Sequence[int]
 ) -> list[Asked]:
-    """All that decides each answer. The seed is the prompt's: every system draws with the same one.
+    """All that decides each answer.
 
     Args:
         draws: which answer to its prompt each one is, from 0.
@@ -125,8 +140,7 @@ def asked_of(
             base.digest, "" if artifact.whole else artifact.digest, system.method,
             name_of(choose_dtype(config.dtype, device)), own, tuple(prompt.input_ids), rollout.max_new_tokens,
             rollout.temperature, stops,
-            place_seed(config.seed, "suite", repr(prompt.conversation.as_dicts()), *([draw] if draw else [])),
-            " ".join(drawn_by),
+            seed_of(config.seed, prompt.conversation, draw), " ".join(drawn_by),
         )
         for prompt, draw in zip(prompts, draws, strict=True)
     ]  # fmt: skip
@@ -160,6 +174,59 @@ def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[d
             if missing:
                 made_by(run, config, group, [*missing.values()], store, known, bar)
     return {s.system.name: [known[asked.id] for asked in s.asked] for s in speakers}, Made(before, len(every) - before)
+
+
+def answers_elsewhere(
+    config: Config, systems: Sequence[System], tasks: Tasks, fits: Sequence[bool]
+) -> tuple[list[Elsewhere], Made]:
+    """The answers of models behind servers. The server's template is its own, and so is its limit: only it can say that
+    a prompt is too long, which is asked again by every run.
+
+    Args:
+        fits: of all items, which other systems can be asked; the rest is not asked here.
+
+    Raises:
+        InputError: a server does not answer, or refuses for another reason.
+    """
+    store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+    items, found, before, now = [item for _, items in tasks for item in items], list[Elsewhere](), 0, 0
+    for system in systems:
+        if system.endpoint is None:
+            continue
+        asked = [question_of(config, system.endpoint, item) for item in items]
+        there = [question for question, fit in zip(asked, fits, strict=True) if fit]
+        said, kept = ranks.from_main(
+            answers_from(system.endpoint, there, store, system.field, must_answer(system.endpoint))
+            if ranks.is_main()
+            else ({}, 0)
+        )
+        answers = [answer if isinstance(answer := said.get(q.id), Answer) else None for q in asked]
+        found.append(Elsewhere(system, asked, answers))
+        made = sum(isinstance(one, Answer) for one in said.values())
+        before, now = before + kept, now + made - kept
+    return found, Made(before, now)
+
+
+def question_of(config: Config, endpoint: Endpoint, item: Item) -> Question:
+    """A prompt with the settings of sampling. Servers take 31 bits of its seed."""
+    rollout, seed = config.rollout, seed_of(config.seed, item.prompt, item.draw) % 2**31
+    drawn = {"max_tokens": rollout.max_new_tokens, "temperature": rollout.temperature, "seed": seed}
+    return endpoint.question(messages_of(item.prompt), **drawn)
+
+
+def seed_of(seed: int, prompt: Conversation, draw: int) -> int:
+    """The seed is the prompt's, and another for each further answer to it: every system draws with the same one."""
+    return place_seed(seed, "suite", repr(prompt.as_dicts()), *([draw] if draw else []))
+
+
+def must_answer(endpoint: Endpoint) -> Callable[[Answer | Failure], None]:
+    """What ends the asking where a system gives no answer, for any reason but a prompt that is too long for it."""
+
+    def watch(found: Answer | Failure) -> None:
+        if isinstance(found, Failure) and found.kind != "too long":
+            raise lost(endpoint, found)
+
+    return watch
 
 
 def made_by(

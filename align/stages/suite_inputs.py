@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from align.config.compose import plain
 from align.config.root import Config, store_url
@@ -16,7 +16,9 @@ from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import seen_by
 from align.errors import require
 from align.evals import judges
+from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
+from align.evals.llm_judge import LLMJudge, parsed_judge
 from align.evals.suite import Tasks, Work, unseen
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
@@ -37,6 +39,7 @@ def check_one_kind(config: Config) -> None:
             require(value is None, f"eval.{key}", value, problem, remedy)
         require(not stage.allow_code, "stage.allow_code", True, "is of checks, and none are asked", "Drop it.")
         problem = "is of several systems, and none are named"
+        require(stage.judge == "reward", "stage.judge", stage.judge, problem, "Add stage.systems={new: …, old: …}.")
         require(stage.answers == 1, "stage.answers", stage.answers, problem, "Add stage.systems={new: …, old: …}.")
         return
     remedy = "Name who answers in stage.systems alone."
@@ -51,6 +54,7 @@ class Found(NamedTuple):
     Attributes:
         suite: its name.
         records: systems, files of tasks, data and the judge, as inputs of the run.
+        judge: of tasks without checks, as `stage.judge` names it.
     """
 
     systems: Sequence[System]
@@ -58,6 +62,7 @@ class Found(NamedTuple):
     suite: str
     records: dict[str, Input]
     gates: Sequence[Gate]
+    judge: Literal["reward", "people"] | LLMJudge
 
     @property
     def base(self) -> Base | None:
@@ -87,17 +92,22 @@ def found_suite(config: Config) -> Found:
     )
     tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
     gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
-    first, problem = systems[0], "is a file of answers, and gates are about an artifact"
+    first, problem = systems[0], "is no artifact, and gates are about one"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": files_record(task.path, task.field) for task in tasks if task.path}
     if any(not task.path for task in tasks):
         records |= data_records(source_of(config))
     base = next((system.base for system in systems if system.base is not None), None)
-    judge = reward_inputs(reward_spec(config.reward), root, base)
-    read_alike(models_of(judge), config.rollout.reasoning)
+    judge = parsed_judge(config.stage.judge)
+    if isinstance(judge, LLMJudge):
+        records["judge"] = Input(judge.identity, ref=judge.title)
+    else:
+        scorers = reward_inputs(reward_spec(config.reward), root, base)
+        read_alike(models_of(scorers), config.rollout.reasoning)
+        records |= scorers
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
-    return Found(systems, tasks, "tasks" if own else config.eval.name, {**records, **judge}, gates)
+    return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge)
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
@@ -105,7 +115,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
 
     Raises:
         InputError: a task has no item, or none that is left; a judge would score what was optimised against it, or
-            decide a gate.
+            decide a gate; an endpoint cannot be asked.
     """
     root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
     artifacts = [system.artifact for system in found.systems if system.artifact is not None]
@@ -120,12 +130,25 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     for gate in found.gates:
         problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"
         require(gate.task not in judged, "eval.gates", gate.task, problem, "Give the task checks.")
-    if judged:
+    if judged and isinstance(found.judge, LLMJudge):
+        api_key(found.judge.endpoint)
+    elif judged:
         check_independent(config, found, root)
     items = [(task.name, item.id, item.prompt.messages) for task, items in tasks for item in items]
-    files = {system.name: matched(system, items) for system in found.systems if system.base is None}
+    for system in found.systems:
+        if system.endpoint is not None:
+            check_askable(system, system.endpoint, tasks)
+    files = {system.name: matched(system, items) for system in found.systems if system.is_file}
     unknown = [*dict.fromkeys([*(sentence for one in seen for sentence in one.unknown), *near_unknown])]
-    return (Work(found.systems, tasks, files, counts, unknown, found.gates),)
+    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge),)
+
+
+def check_askable(system: System, endpoint: Endpoint, tasks: Tasks) -> None:
+    """Raises: InputError: a model behind a server lacks its key, or would be offered tools: its calls are no text."""
+    api_key(endpoint)
+    offered = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
+    problem = f"would call the tools of item {offered}, and its calls are no text that could be scored"
+    require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
 
 
 def with_near(config: Config, found: Found, tasks: Tasks, root: Path) -> tuple[Tasks, Sequence[str]]:

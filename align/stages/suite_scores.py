@@ -14,11 +14,13 @@ from align.config.scorers import reward_spec
 from align.data.reasoning import without_reasoning
 from align.evals import judges
 from align.evals.checkers import checker
+from align.evals.llm_judge import LLMJudge, errors_of, judges_itself, verdicts_by_llm
 from align.evals.results import Said, Scored
 from align.evals.suite import Work
 from align.evals.tasks import Item
-from align.evals.verdicts import of_scores
+from align.evals.verdicts import Pair, of_scores
 from align.models.load import choose_device, choose_dtype
+from align.rollout.kept import FILE, AnswerStore
 from align.run import Run
 from align.types import Conversation, Rollout
 from reward.build import build, on_its_own_base
@@ -50,16 +52,20 @@ class Judge(NamedTuple):
     """Who judges what no check scores.
 
     Attributes:
-        scored: what it says of a task's answers.
+        scored: what it says of a task's answers, and what is to be said of that.
         notes: what is to be said of it.
     """
 
-    scored: Callable[[Told], Scored]
+    scored: Callable[[Told], tuple[Scored, Sequence[str]]]
     notes: Sequence[str] = ()
 
 
 def judge_of(run: Run, config: Config, work: Work) -> Judge:
     """The judge of the evaluation, loaded."""
+    hides = config.rollout.reasoning == "hide"
+    if isinstance(work.judge, LLMJudge):
+        store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+        return Judge(partial(by_llm, work.judge, store, hides), judges_itself(work.judge, work.systems))
     return judge_of_reward(run, config, work)
 
 
@@ -95,16 +101,39 @@ def judge_of_reward(run: Run, config: Config, work: Work) -> Judge:
     return Judge(partial(by_scorer, scorer, title, role, config.rollout.reasoning == "hide"), notes)
 
 
-def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) -> Scored:
+def by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
+    """What a language model says of the first system's answers beside each other one's. The first rank asks it."""
+    others = [name for name in told.answers if name != told.first]
+    asked = {other: pairs_of(told, other, hides) for other in others if ranks.is_main()}
+    found = ranks.from_main({other: verdicts_by_llm(judge, pairs, store) for other, pairs in asked.items()})
+    notes = [f"{told.task}: {note}" for note in errors_of(judge, [one for said in found.values() for one in said])]
+    return Scored(told.task, judge.title, "gold", told.items, told.answers, found), notes
+
+
+def pairs_of(told: Told, other: str, hides: bool) -> list[Pair]:
+    """The first system's answers beside another's.
+
+    Args:
+        hides: the reasoning of earlier turns.
+    """
+    rows = zip(told.items, told.answers[told.first], told.answers[other], strict=True)
+    return [Pair(item.id, asked_alone(item, hides), first.text, second.text) for item, first, second in rows]
+
+
+def asked_alone(item: Item, hides: bool) -> Conversation:
+    """An item's prompt as judges read it."""
+    return replace(item.prompt, messages=without_reasoning(item.prompt.messages)) if hides else item.prompt
+
+
+def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
     """The scores of all answers, and who won by them. The scorer's learned parts are brought to one scale on the
     answers of the second system, which the first is compared with."""
-
-    def whole(item: Item, answer: Said) -> Conversation:
-        messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
-        return replace(item.prompt, messages=messages).answered(answer.text)
-
     answers, rollouts = told.answers, told.rollouts
-    read = {name: [whole(*pair) for pair in zip(told.items, each, strict=True)] for name, each in answers.items()}
+    asked = [asked_alone(item, hides) for item in told.items]
+    read = {
+        name: [prompt.answered(answer.text) for prompt, answer in zip(asked, each, strict=True)]
+        for name, each in answers.items()
+    }
     reference = [*answers][1]
     scorer = comparable(scorer, read[reference], rollouts.get(reference))
     scores = {name: scorer.score(each, rollouts.get(name)).tolist() for name, each in read.items()}
@@ -114,4 +143,4 @@ def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) ->
         name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
         for name, each in answers.items()
     }
-    return Scored(told.task, title, role, told.items, said, verdicts)
+    return Scored(told.task, title, role, told.items, said, verdicts), ()

@@ -1,0 +1,120 @@
+"""A chat server on this machine that says what a test wants, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+
+class Reply(NamedTuple):
+    """Attributes:
+    body: as it goes over the wire; a mapping as JSON, with NaN as Python writes it.
+    wait_s: before anything is said.
+    """
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    wait_s: float = 0.0
+
+
+def said(text: str | None, *tokens: tuple[str, Mapping[str, float]], **message: Any) -> Reply:
+    """A chat completion.
+
+    Args:
+        tokens: its last ones, with the logprobs of the likeliest at each place, the token's own among them.
+    """
+    content = [
+        {
+            "token": token, "logprob": likely.get(token, -1.0),
+            "top_logprobs": [{"token": name, "logprob": value} for name, value in likely.items()],
+        }
+        for token, likely in tokens
+    ]  # fmt: skip
+    logprobs = {"content": content} if tokens else None
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
+    return Reply({"object": "chat.completion", "choices": [{**choice, "logprobs": logprobs}]})
+
+
+def error(status: int, message: str, code: str | None = None, **headers: str) -> Reply:
+    return Reply({"error": {"message": message, "code": code}}, status, headers)
+
+
+class ChatServer:
+    """Attributes:
+    asked: the bodies of all requests, in the order in which they came.
+    heard: the headers of each, and its path.
+    answered: bodies whose answer was sent whole.
+    says: what it answers to a body; it may be changed at any time.
+    """
+
+    def __init__(self, says: Callable[[dict[str, Any]], Reply], port: int) -> None:
+        self.says, self.url = says, f"http://127.0.0.1:{port}/v1"
+        self.asked, self.heard, self.answered = list[dict[str, Any]](), list[dict[str, str]](), list[dict[str, Any]]()
+        self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
+
+    @property
+    def prompts(self) -> list[str]:
+        """The last message of each request."""
+        return [body["messages"][-1]["content"] for body in self.asked]
+
+
+@contextmanager
+def chatting(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
+    """A server for as long as the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with chat.lock:
+                chat.asked.append(body)
+                chat.heard.append({**{k.lower(): v for k, v in self.headers.items()}, "path": self.path})
+                chat.at_once += 1
+                chat.most_at_once = max(chat.most_at_once, chat.at_once)
+            try:
+                reply = chat.says(body)
+                time.sleep(reply.wait_s)
+                self.send(reply)
+                with chat.lock:
+                    chat.answered.append(body)
+            finally:
+                with chat.lock:
+                    chat.at_once -= 1
+
+        def send(self, reply: Reply) -> None:
+            data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            with suppress(OSError):  # whoever asked has gone
+                self.send_response(reply.status)
+                for name, value in {"content-type": "application/json", **reply.headers}.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, *_: Any) -> None:
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    chat = ChatServer(says, server.server_port)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield chat
+    finally:
+        server.shutdown()
+        server.server_close()

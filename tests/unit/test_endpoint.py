@@ -1,0 +1,323 @@
+"""Models behind a server: what they are asked, what is read of their answers, and when asking ends."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from email.utils import formatdate
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Reply, chatting, error, said
+
+from align.errors import InputError, StorageError
+from align.evals import endpoint as module
+from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
+from align.redaction import redacted
+from align.rollout.kept import Answer, AnswerStore, Question
+from align.types import Conversation, Message, ToolCall
+
+FIELD = "stage.systems.theirs"
+HELLO = [{"role": "user", "content": "Hello?"}]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
+    with chatting(lambda _: said("Hello.")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "answers.db")
+
+
+def at(server: ChatServer, **more: Any) -> Endpoint:
+    return parsed_endpoint({"url": server.url, "model": "m", **more}, FIELD)
+
+
+def asked(endpoint: Endpoint, count: int = 1) -> list[Question]:
+    return [endpoint.question(HELLO, max_tokens=8, temperature=1.0, seed=seed) for seed in range(count)]
+
+
+def answer(endpoint: Endpoint, store: AnswerStore) -> Answer | Failure:
+    [found] = answers_from(endpoint, asked(endpoint), store, "x", lambda _: None)[0].values()
+    return found
+
+
+def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store: AnswerStore):
+    server.says = lambda body: said(f"answer {body['seed']}")._replace(wait_s=0.05)
+    endpoint = at(server, at_once=3)
+    questions = asked(endpoint, 7)
+    found, before = answers_from(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
+    assert before == 0
+    assert [found[q.id] for q in questions] == [Answer((), f"answer {seed}", True) for seed in range(7)]
+    assert (len(server.asked), server.most_at_once) == (7, 3)
+    assert server.asked[0] == {"model": "m", "messages": HELLO, "max_tokens": 8, "temperature": 1.0, "seed": 0}
+    assert server.heard[0]["path"] == "/v1/chat/completions"
+    assert "authorization" not in server.heard[0]
+    again, before = answers_from(endpoint, [*questions, *asked(endpoint, 8)], store, "x", lambda _: None)
+    assert before == 7
+    assert len(again) == 8
+    assert len(server.asked) == 8, "one that was not asked before"
+
+
+def test_whatever_decides_an_answer_is_in_its_name():
+    spec: dict[str, Any] = {"url": "http://h/v1", "model": "m"}
+    first = parsed_endpoint(spec, FIELD)
+    others = [
+        first.question(HELLO, max_tokens=8), first.question(HELLO, max_tokens=9),
+        first.question([{"role": "user", "content": "Hello!"}], max_tokens=8),
+        parsed_endpoint({**spec, "model": "n"}, FIELD).question(HELLO, max_tokens=8),
+        parsed_endpoint({**spec, "url": "http://h/v2"}, FIELD).question(HELLO, max_tokens=8),
+        parsed_endpoint({**spec, "extra_body": {"top_p": 0.5}}, FIELD).question(HELLO, max_tokens=8),
+    ]  # fmt: skip
+    assert len({question.id for question in others}) == len(others)
+    same = parsed_endpoint({**spec, "url": "http://h/v1/", "at_once": 2, "timeout_s": 3}, FIELD)
+    assert same.question(HELLO, max_tokens=8).id == others[0].id
+    assert same.digest == first.digest
+
+
+def test_parameters_that_a_server_does_not_know_are_left_out():
+    extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 20}
+    endpoint = parsed_endpoint({"url": "http://h/v1", "model": "m", "extra_body": extra}, FIELD)
+    body = endpoint.question(HELLO, max_tokens=8, seed=1).body
+    assert body == {"model": "m", "messages": HELLO, "max_completion_tokens": 20}
+
+
+def test_messages_in_their_form():
+    call = ToolCall.of("rain", {"in": "Oslo"}, "c1")
+    turns = Message("user", "Rain?"), Message("assistant", "", tool_calls=(call,)), Message("tool", "no", name="rain")
+    assert messages_of(Conversation(turns)) == [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "id": "c1", "function": {"name": "rain", "arguments": '{"in": "Oslo"}'}}]},
+        {"role": "tool", "content": "no", "tool_call_id": ""},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "ended"),
+    [
+        (said("Yes."), "Yes.", True), (said(None), "", True), (said(None, refusal="No."), "No.", True),
+        (said("Yes.", reasoning_content="Hm."), "<think>\nHm.\n</think>\n\nYes.", True),
+        (said("half \ud800"), "half ?", True), (said("<a>\u2028\0"), "<a>\u2028\0", True),
+        (Reply({"choices": [{"message": {"content": "Ye"}, "finish_reason": "length"}]}), "Ye", False),
+    ],
+)  # fmt: skip
+def test_what_is_read_of_an_answer(reply: Reply, text: str, ended: bool, server: ChatServer, store: AnswerStore):
+    server.says = lambda _: reply
+    assert answer(at(server), store) == Answer((), text, ended)
+    assert answer(at(server), store) == Answer((), text, ended), "as it was kept"
+    assert len(server.asked) == 1
+
+
+DEEP = b"[" * 100_000
+UNREADABLE = (b"", b"prose", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", DEEP,
+              b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": 3}}]}',
+              b'{"choices": [{"message": {"content": [{"text": "a"}]}}]}', b" " * (1 << 21))  # fmt: skip
+
+
+@pytest.mark.parametrize("body", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
+    server.says = lambda _: Reply(body)
+    found = answer(at(server), store)
+    assert isinstance(found, Failure)
+    assert found.kind == "unreadable"
+    assert len(server.asked) == 1
+    assert not store.path.exists(), "what is no answer is not kept"
+
+
+@pytest.mark.parametrize("logprobs", [3, {"content": 3}, {"content": [{"token": "a"}]}, {"content": [{"token": "a",
+    "logprob": None, "top_logprobs": []}]}, {"tokens": ["a"], "token_logprobs": [-1]}])  # fmt: skip
+def test_logprobs_in_another_form_are_none(logprobs: Any, server: ChatServer, store: AnswerStore):
+    server.says = lambda _: Reply({"choices": [{"message": {"content": "a"}, "logprobs": logprobs}]})
+    assert answer(at(server), store) == Answer((), "a", True)
+
+
+def in_turn(*replies: Reply) -> Callable[[Any], Reply]:
+    left = [*replies]
+    return lambda _: left.pop(0)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
+def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: AnswerStore):
+    server.says = in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
+    assert answer(at(server), store) == Answer((), "Yes.", True)
+    server.says = lambda _: error(status, "busy")
+    assert answer(at(server, model="n"), store) == Failure("lost", f"answers by status {status} (busy)")
+    assert len(server.asked) == 3 + module.TRIES
+
+
+@pytest.mark.parametrize("asked_for", ["0.3", "date"])
+def test_a_server_says_when_to_ask_again(asked_for: str, server: ChatServer, store: AnswerStore):
+    header = formatdate(time.time() + 2, usegmt=True) if asked_for == "date" else asked_for
+    server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    began = time.monotonic()
+    assert answer(at(server), store) == Answer((), "Yes.", True)
+    assert 0.25 < time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("header", ["1e9", "99999", "inf", "nan", "soon", "-5", "Mon, 99 Foo 2026"])
+def test_a_server_cannot_make_anybody_wait_for_long(
+    header: str, server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
+    server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    began = time.monotonic()
+    assert answer(at(server), store) == Answer((), "Yes.", True)
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
+    server.says = lambda _: said("late")._replace(wait_s=1)
+    found = answer(at(server, timeout_s=0.05), store)
+    assert found == Failure("lost", "does not answer within 0.05 seconds")
+    assert len(server.asked) == module.TRIES
+
+
+def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        found = answer(parsed_endpoint({"url": url, "model": "m"}, FIELD), store)
+    assert found == Failure("lost", "cannot be reached (ConnectError)")
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (error(400, "This model's maximum context length is 4096 tokens."), "too long"),
+        (error(400, "No.", "context_length_exceeded"), "too long"), (error(413, ""), "too long"),
+        (error(422, "`inputs` tokens + `max_new_tokens` must be <= 9"), "too long"),
+        (error(400, "the request exceeds the available context size"), "too long"),
+        (error(400, "logprobs are not supported"), "refused"), (error(402, "pay"), "refused"),
+        (Reply({"object": "error", "message": "prompt too long"}, 400), "too long"), (error(418, "tea"), "refused"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, server: ChatServer, store: AnswerStore):
+    server.says = lambda _: reply
+    found = answer(at(server), store)
+    assert isinstance(found, Failure)
+    assert found.kind == kind
+    assert f"status {reply.status}" in found.said
+    assert len(server.asked) == 1
+    assert not store.path.exists()
+
+
+def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, store: AnswerStore):
+    server.says = lambda _: error(400, "\x1b[31mred\nline " + "x" * 5000)
+    found = answer(at(server), store)
+    assert isinstance(found, Failure)
+    assert found.said.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in found.said
+    assert found.said.isprintable()
+    assert len(found.said) < 400
+
+
+@pytest.mark.parametrize(
+    ("status", "named"), [(401, "key_env"), (403, "key_env"), (404, "model"), (301, "url"), (307, "url"), (302, "url")]
+)
+def test_what_no_other_question_would_change_ends_the_asking(
+    status: int, named: str, server: ChatServer, store: AnswerStore
+):
+    server.says = lambda _: error(status, "no", location=server.url)
+    with pytest.raises(InputError) as refused:
+        answers_from(at(server), asked(at(server), 50), store, "x", lambda _: None)
+    assert refused.value.field == f"{FIELD}.{named}"
+    assert len(server.asked) <= 8
+
+
+def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
+    key = "s3cret-of-the-judges"
+    monkeypatch.setenv("WHERE_IT_IS", key)
+    endpoint = at(server, key_env="WHERE_IT_IS")
+    with chatting(lambda _: said("Hello.")) as other:
+        answer(endpoint, store)
+        assert server.heard[0]["authorization"] == f"Bearer {key}"
+        server.says = lambda _: Reply(b"", 307, {"location": f"{other.url}/chat/completions"})
+        with pytest.raises(InputError):
+            answers_from(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
+        assert other.asked == []
+    server.says = lambda _: error(401, f"wrong key {key}")
+    with pytest.raises(InputError) as refused:
+        answers_from(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
+    assert key not in str(refused.value)
+    assert "***" in str(refused.value)
+    assert redacted(f"a {key}") == "a ***"
+    assert key.encode() not in store.path.read_bytes()
+    assert key not in repr(endpoint)
+
+
+@pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "é"])
+def test_a_key_that_is_none(value: str, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WHERE_IT_IS", value)
+    endpoint = parsed_endpoint({"url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "WHERE_IT_IS"}, FIELD)
+    with pytest.raises(InputError, match=rf"^{FIELD}.key_env=WHERE_IT_IS: "):
+        answer(endpoint, store)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
+    with chatting(lambda _: said("by the proxy")) as proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert answer(at(server), store) == Answer((), "Hello.", True)
+        far = parsed_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
+        assert answer(far, store) == Answer((), "by the proxy", True)
+        assert len(proxy.asked) == 1
+
+
+def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore):
+    """And what was answered by then is kept."""
+    seen: list[Any] = []
+
+    def watch(found: Answer | Failure) -> None:
+        seen.append(found)
+        if len(seen) == 5:
+            raise StorageError("x", "y", "z", "w")
+
+    endpoint = at(server, at_once=2)
+    with pytest.raises(StorageError):
+        answers_from(endpoint, asked(endpoint, 40), store, "x", watch)
+    assert len(server.asked) <= 7
+    assert len(store.found(q.id for q in asked(endpoint, 40))) == 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("x", ""), ({"url": "http://h/v1"}, ".model"), ({"model": "m"}, ".url"), ({"weights": 1}, ".weights"),
+        *(({"url": url}, ".url") for url in ("h/v1", "ftp://h/v1", "http://", "http://u:p@h/v1", "http://h/v1?key=k",
+          "http://h/v1#f", "http://h:99999/v1", "http://h:x/v1", "http://[::1/v1", "http://h /v1", "http://h/v1,http://i",
+          "http://h/v1/chat/completions", "", 3, None)),
+        ({"model": ""}, ".model"), ({"model": ["m"]}, ".model"), ({"at_once": 0}, ".at_once"),
+        ({"at_once": 1.5}, ".at_once"), ({"timeout_s": 0}, ".timeout_s"), ({"timeout_s": float("nan")}, ".timeout_s"),
+        ({"extra_body": 3}, ".extra_body"), ({"extra_body": {"messages": []}}, ".extra_body.messages"),
+        ({"extra_body": {"stream": True}}, ".extra_body.stream"), ({"extra_body": {"n": 2}}, ".extra_body.n"),
+        *(({"key_env": key}, ".key_env") for key in ("sk-abcdef", "hf_abcdef", "two words", 3, None)),
+    ],
+)  # fmt: skip
+def test_endpoints_that_are_refused(spec: Any, named: str):
+    whole = {"url": "http://h/v1", "model": "m", **spec} if isinstance(spec, Mapping) else spec
+    if named in (".model", ".url") and isinstance(spec, Mapping) and named[1:] not in spec:
+        whole = spec
+    with pytest.raises(InputError) as refused:
+        parsed_endpoint(whole, FIELD)
+    assert refused.value.field == FIELD + named
+    for key in ("sk-abcdef", "hf_abcdef"):
+        assert key not in str(refused.value), "somebody's key"
+
+
+def test_the_store_has_questions_as_they_were_asked(server: ChatServer, store: AnswerStore):
+    answer(at(server), store)
+    with closing(sqlite3.connect(store.path)) as db:
+        rows: Sequence[tuple[str, str, str]] = db.execute("SELECT * FROM answers").fetchall()
+    assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.asked[0]}]
