@@ -78,11 +78,12 @@ def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifa
     return artifact
 
 
-def read_alike(models: Sequence[Artifact], reasoning: str) -> None:
+def read_alike(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
     """Raise where a reward model would read reasoning that it was never shown.
 
     Args:
-        reasoning: `rollout.reasoning`.
+        reasoning: `hide` where answers are scored without it.
+        field: the setting that says so.
 
     Raises:
         InputError: it was trained on answers alone, and whole answers are to be scored.
@@ -90,9 +91,9 @@ def read_alike(models: Sequence[Artifact], reasoning: str) -> None:
     for model in models:
         trained = model.manifest.config["data"].get("reasoning") if model.manifest else None
         require(
-            trained != "hide" or reasoning == "hide", "rollout.reasoning", reasoning,
+            trained != "hide" or reasoning == "hide", field, reasoning,
             f"{model.ref} was trained on answers without their reasoning (data.reasoning=hide)",
-            "Write rollout.reasoning=hide, or score by another reward model.",
+            f"Write {field}=hide, or score by another reward model.",
         )  # fmt: skip
 
 

@@ -34,9 +34,10 @@ class EvalConfig(Settings):
     card: str = setting(
         "",
         "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one.",
+        names="card",
         later=True,
     )
-    level: float = setting(0.95, "Level of the intervals of systems.", above=0.5, below=1, later=True)
+    level: float = setting(0.95, "Level of the intervals of systems and of judges.", above=0.5, below=1, later=True)
     answers: int = setting(
         1, "Number of answers to each prompt. They count as one piece of evidence.", above=0, later=True
     )

@@ -72,8 +72,8 @@ STAGES = MappingProxyType({
         ("store",), spreads=True,
     ),
     "eval": Stage(
-        "an artifact against what it started from, or several systems", "eval:EvalConfig", "eval",
-        (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"), spreads=True,
+        "an artifact against what it started from, several systems, or a judge", "eval:EvalConfig", "eval",
+        (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"), ("store", "project"), spreads=True,
     ),
     "export": Stage(
         "an adapter or a model that others load", "export:ExportStageConfig", "export",

@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
 
+SYSTEMS, JUDGE = "systems", "judge"
+"""What an evaluation measures."""
+
 
 @dataclass
 class SuiteConfig(Settings):
@@ -16,9 +19,9 @@ class SuiteConfig(Settings):
 
     name: str = setting("judged", "The suite's name.", identity=False)
     measures: str = setting(
-        "systems",
+        SYSTEMS,
         "What is measured: the systems of `stage.systems` (systems), or the judge, on pairs of `data=` (judge).",
-        choices=("systems", "judge"),
+        choices=(SYSTEMS, JUDGE),
         later=True,
     )
     tasks: Any = setting(
@@ -31,6 +34,7 @@ class SuiteConfig(Settings):
     gates: Any = setting(
         None,
         "What has to be shown of the first system, such as {name: safe, task: support, against: old, is: not_worse, "
-        "margin: 0.05, least_n: 200}. A gate that is not passed ends the run with status 3.",
+        "margin: 0.05, least_n: 200}. On a task that a judge scores it takes a judge with a card (`stage.card`) whose "
+        "agreement is above `min_agreement` (0.6). A gate that is not passed ends the run with status 3.",
         later=True,
     )

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.reasoning import without_reasoning
@@ -20,7 +20,7 @@ from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Preference
-from annotate.store import Store, preferences
+from annotate.store import Store, preferences, verdicts_of_people
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,26 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     return drawn(found, data.limit, seed)
 
 
+def read_verdicts(
+    data: DataSource, store: str, project: str, allow_simulated: bool
+) -> tuple[list[Preference], list[Preference]]:
+    """Pairs with a known verdict, on which a judge is measured: those in which one answer is preferred, and those that
+    people called equal, of which a file has none. Of a data set those that are held out.
+
+    Raises:
+        InputError: there is none.
+    """
+    if data.name == "annotations":
+        with Store.open(store, create=False) as votes:
+            return verdicts_of_people(votes, project, allow_simulated)
+    if data.name == MANIFEST:
+        found = pairs_in(data, "test")
+        remedy = "Make it with data.held_out above 0."
+        require(bool(found), "data.path", data.path, "has no pair to measure on", remedy)
+        return found, []
+    return read_preferences(data.path or "", "data.path", data.skips), []
+
+
 def pairs_in(data: DataSource, side: str) -> list[Preference]:
     """The pairs of one side of a data set.
 
@@ -76,7 +96,10 @@ def pairs_in(data: DataSource, side: str) -> list[Preference]:
     return [record for record in found.records(side) if isinstance(record, Preference)]
 
 
-def drawn(found: list[Preference], limit: int | None, seed: int) -> list[Preference]:
+T = TypeVar("T")
+
+
+def drawn(found: list[T], limit: int | None, seed: int) -> list[T]:
     """So many of the pairs, drawn at random, in their order; all where there is no limit."""
     if limit is None or limit >= len(found):
         return found

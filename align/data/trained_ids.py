@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -168,13 +168,16 @@ class Seen:
         return any(under(asked, key) in ids for key, ids in self.questions.items())
 
 
-def seen_by(artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None) -> Seen:
+def seen_by(
+    artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None, stages: Collection[str] = TRAINS
+) -> Seen:
     """What the runs that an artifact came through were given to train on, those of its reward models and of its base
     among them.
 
     Args:
         root: the folder of runs.
         system: see `Seen`.
+        stages: whose runs count.
 
     Raises:
         CorruptFile: a run's ids are not those that it published.
@@ -183,9 +186,9 @@ def seen_by(artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = 
     for manifest, folder in folders_behind(artifact, root):
         if isinstance(manifest, Gone) or folder is None:
             unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
-        elif manifest.stage in TRAINS and FILE not in manifest.outputs:
+        elif manifest.stage in stages and FILE not in manifest.outputs:
             unknown.append(f"{manifest.ref} has no {FILE}: {NOT_KNOWN}")
-        elif manifest.stage in TRAINS:
+        elif manifest.stage in stages:
             nameless, plain = add_questions(found, folder / FILE, manifest.outputs[FILE])
             unknown += [f"{manifest.ref} could not read the key of {nameless:,} rows: {NOT_KNOWN}"] if nameless else []
             unknown += [f"{plain:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}"] if plain else []

@@ -27,7 +27,8 @@ from align.report.words import counted, in_words
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
 KINDS: tuple[Kind, ...] = get_args(Kind)
-LOWEST_LEVEL = 0.5
+LOWEST_LEVEL = COIN = 0.5
+"""The least level of a gate's interval, and the least `min_agreement`: what a coin has where no verdict is a tie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,14 @@ class Gate:
         task: whose figure it is.
         against: the system that the first one is compared with; empty where its own mean score is asked.
         rule: see `align.evals.stats.Rule`.
+        min_agreement: that a judge's agreement has to be above, see `align.evals.card_gate`; None where nobody said.
     """
 
     name: str
     task: str
     against: str
     rule: Rule
+    min_agreement: float | None = None
 
     @property
     def words(self) -> str:
@@ -78,7 +81,7 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
 
 
 def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str]) -> Gate:
-    gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n"))
+    gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n", "min_agreement"))
     name = gate["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
     task, kind = one_of(gate, at, "task", tasks), one_of(gate, at, "is", KINDS)
@@ -92,7 +95,10 @@ def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str
     problem = "is 0, and two equal systems can never be shown to be so"
     require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
     rule = Rule(KINDS[KINDS.index(kind)], margin, level, whole(gate, at, "least_n", 1, 1))
-    return Gate(name, task, other, rule)
+    agreement = number(gate, at, "min_agreement", None, COIN, 1) if gate.get("min_agreement") is not None else None
+    problem = "is 1, which no agreement is above"
+    require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
+    return Gate(name, task, other, rule, agreement)
 
 
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
@@ -124,15 +130,19 @@ def in_a_line(gate: Gate, found: Decision) -> str:
     return f"gate {gate.name}: {found.outcome} ({gate.words}: {figure})"
 
 
-def verdict_file(gate: Gate, found: Decision, inputs: Mapping[str, str]) -> dict[str, Any]:
+def verdict_file(
+    gate: Gate, found: Decision, inputs: Mapping[str, str], judged_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """As gates of aliases read it.
 
     Args:
         inputs: name → digest; `artifact` is what the verdict is on.
+        judged_by: the judge whose verdicts decided, with its card and agreement; None where checks did.
     """
     return {
         "schema_version": 1, "gate": gate.name, "verdict": found.outcome, "figure": found.figure.as_dict(),
         "asked": gate.words, "n_to_decide": found.n_to_decide, "inputs": dict(inputs),
+        **(judged_by or {}),
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from align.data.trained_ids import Seen
 from align.errors import require
+from align.evals.card_gate import Card
 from align.evals.gates import Gate
 from align.evals.llm_judge import LLMJudge
 from align.evals.systems import System
@@ -25,6 +26,7 @@ class Work:
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
         judge: of tasks without checks, as `stage.judge` names it.
+        card: of the judge by which gates are decided; None where none is.
     """
 
     systems: Sequence[System]
@@ -34,6 +36,7 @@ class Work:
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()
     judge: Literal["reward", "people"] | LLMJudge = "reward"
+    card: Card | None = None
 
 
 def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:

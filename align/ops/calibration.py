@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from align.ops.intervals import grouped, proportion
 
 
@@ -55,3 +58,44 @@ def calibration_bins(
         assert share.high is not None
         result.append(Bin(sum(ps) / len(ps), share.value, share.low, share.high, len(group)))
     return result
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """The mean distance of predicted probabilities from what came of them, Σ count · |predicted − observed| / Σ count.
+    It is above 0 of a calibrated prediction too: each bin's share is drawn.
+
+    Source: Naeini, Cooper and Hauskrecht 2015, "Obtaining well calibrated probabilities using Bayesian binning".
+
+    Raises:
+        ValueError: no bins.
+    """
+    if not bins:
+        raise ValueError("no predictions")
+    return sum(each.count * abs(each.predicted - each.observed) for each in bins) / sum(each.count for each in bins)
+
+
+def brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
+    """(σ(log odds) − outcome)² of each prediction, shape [n]. A coin has ¼.
+
+    Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
+
+    Args:
+        log_odds: of the first of each pair, in nats.
+        outcomes: 1 where it won, 0 where it lost.
+    """
+    odds, came = _both(log_odds, outcomes)
+    return (np.exp(-np.logaddexp(0, -odds)) - came) ** 2
+
+
+def log_losses(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
+    """−ln of the probability that each prediction gave to what came of it, in nats, shape [n]. A coin has ln 2. The
+    arguments are those of `brier_scores`."""
+    odds, came = _both(log_odds, outcomes)
+    return np.logaddexp(0, -odds) * came + np.logaddexp(0, odds) * (1 - came)
+
+
+def _both(log_odds: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    odds, came = (np.asarray(values, dtype=np.float64) for values in (log_odds, outcomes))
+    if odds.shape != came.shape or odds.ndim != 1:
+        raise ValueError(f"{odds.shape} predictions for {came.shape} outcomes")
+    return odds, came

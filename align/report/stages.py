@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
-from align.report import data_set, suite
+from align.report import data_set, judge_card, suite
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
 from align.report.seen import Seen
@@ -217,6 +217,10 @@ def said(row: Mapping[str, Any], label: str) -> Said:
 
 def comparison_shown(report: Report, seen: Seen) -> None:
     """How scores and lengths lie, and answers side by side."""
+    if judge_card.is_card(seen):
+        judge_card.shown(report, seen)
+        pairs_shown(report, seen)
+        return
     if "systems" in seen.metrics:
         suite.shown(report, seen)
         return

@@ -9,8 +9,8 @@ from typing import Any
 
 from align.ops.few import FEW
 
-TASKS = "tasks."
-"""How the figures of a suite begin, which says itself how few items there are."""
+TASKS = ("tasks.", "card.")
+"""How the figures of a suite and of a judge's card begin, which say themselves how few items there are."""
 
 
 def format_figure(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""An artifact against what it started from, by a judge that it was not optimised against."""
+"""An artifact against what it started from, by a judge that it was not optimised against; several systems, or the judge
+itself, where these are asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from align.config.compose import plain
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
+from align.config.suites import JUDGE
 from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
 from align.data.trained_ids import Seen
@@ -33,7 +35,7 @@ from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
-from align.stages import suite
+from align.stages import judge_card, suite
 from align.stages.inputs import start
 from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
@@ -45,6 +47,8 @@ from reward.scorer import Scorer
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
+    if config.eval.measures == JUDGE:
+        return judge_card.run(run, config, *rows)
     return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
 
 

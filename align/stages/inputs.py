@@ -22,6 +22,7 @@ from align.config.root import Config, store_url
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
 from align.config.settings import changed
+from align.config.suites import JUDGE
 from align.config.training import held_out_for
 from align.data.clean.steps import steps_of
 from align.data.pairs import pairs_records
@@ -57,6 +58,7 @@ from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
+from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
 from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 from annotate.accounts import Accounts
@@ -179,6 +181,9 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
+    if config.eval.measures == JUDGE:
+        records = judge_inputs(config)
+        return Inputs(config, f"judge-{config.reward.name}", None, records, partial(known_pairs_of, config, records))
     check_one_kind(config)
     if config.stage.systems is not None:
         found = found_suite(config)

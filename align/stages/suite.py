@@ -190,11 +190,15 @@ def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tu
     if not gates:
         return {}
     digests = {"artifact": work.systems[0].record.digest}
-    digests |= {name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems."))}
+    digests |= {
+        name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems.", "card"))
+    }
     folder = run.artifact / FOLDER
     folder.mkdir(exist_ok=True)
+    judged = {task.name for task, items in work.tasks if items[0].check is None}
+    by = work.card.as_dict() if work.card is not None else None
     for name, (gate, found) in gates.items():
-        write_json(folder / f"{name}.json", verdict_file(gate, found, digests))
+        write_json(folder / f"{name}.json", verdict_file(gate, found, digests, by if gate.task in judged else None))
     write_text(run.artifact / "junit.xml", junit(run.name, gates))
     said = {name: found.outcome for name, (_, found) in gates.items()}
     return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}

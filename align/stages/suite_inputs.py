@@ -16,8 +16,10 @@ from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import seen_by
 from align.errors import require
 from align.evals import judges
+from align.evals.card_gate import Card, found_card
 from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
+from align.evals.judge_identity import identity_of
 from align.evals.llm_judge import LLMJudge, parsed_judge
 from align.evals.suite import Tasks, Work, unseen
 from align.evals.systems import System, matched, opened_systems
@@ -26,6 +28,7 @@ from align.models.start import label
 from align.report.words import counted
 from align.run import Base, Input
 from align.stages.rows import key_of, source_of
+from align.stages.suite_gates import check_gates
 from reward.inputs import models_of, read_alike, reward_inputs
 
 
@@ -53,8 +56,9 @@ class Found(NamedTuple):
     """
     Attributes:
         suite: its name.
-        records: systems, files of tasks, data and the judge, as inputs of the run.
+        records: systems, files of tasks, data, the judge and its card, as inputs of the run.
         judge: of tasks without checks, as `stage.judge` names it.
+        card: of the judge; None where none is named.
     """
 
     systems: Sequence[System]
@@ -63,6 +67,7 @@ class Found(NamedTuple):
     records: dict[str, Input]
     gates: Sequence[Gate]
     judge: Literal["reward", "people"] | LLMJudge
+    card: Card | None
 
     @property
     def base(self) -> Base | None:
@@ -106,8 +111,11 @@ def found_suite(config: Config) -> Found:
         scorers = reward_inputs(reward_spec(config.reward), root, base)
         read_alike(models_of(scorers), config.rollout.reasoning)
         records |= scorers
+    card = None
+    if config.stage.card:
+        card, records["card"] = found_card(config.stage.card, root)
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
-    return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge)
+    return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, card)
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
@@ -127,20 +135,20 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     left, near_unknown = with_near(config, found, left, root)
     tasks = [(task, answered_often(items[: most_of(config, task)], config.stage.answers)) for task, items in left]
     judged = [task.name for task, items in tasks if items[0].check is None]
-    for gate in found.gates:
-        problem = f"gate {gate.name} would be decided by a judge of which nobody knows how often it is right"
-        require(gate.task not in judged, "eval.gates", gate.task, problem, "Give the task checks.")
+    proxy = False
     if judged and isinstance(found.judge, LLMJudge):
         api_key(found.judge.endpoint)
     elif judged:
-        check_independent(config, found, root)
+        proxy = any(of.proxy for of in standings_of(config, found, root))
+    judge = identity_of(found.judge, reward_spec(config.reward), found.records)
+    check_gates(config, found.gates, judged, judge, found.card, proxy)
     items = [(task.name, item.id, item.prompt.messages) for task, items in tasks for item in items]
     for system in found.systems:
         if system.endpoint is not None:
             check_askable(system, system.endpoint, tasks)
     files = {system.name: matched(system, items) for system in found.systems if system.is_file}
     unknown = [*dict.fromkeys([*(sentence for one in seen for sentence in one.unknown), *near_unknown])]
-    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge),)
+    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge, found.card),)
 
 
 def check_askable(system: System, endpoint: Endpoint, tasks: Tasks) -> None:
@@ -162,14 +170,20 @@ def with_near(config: Config, found: Found, tasks: Tasks, root: Path) -> tuple[T
     return [(task, [item._replace(near=next(told)) for item in items]) for task, items in tasks], unknown
 
 
-def check_independent(config: Config, found: Found, root: Path) -> None:
-    """Raises: InputError: a system was optimised against the judge, and nobody asked for that."""
+def standings_of(config: Config, found: Found, root: Path) -> list[judges.Standing]:
+    """What the judge is to each system that is an artifact.
+
+    Raises:
+        InputError: one was optimised against the judge, and nobody asked for that.
+    """
     reward = plain(config)["reward"]
     title, identities = judges.title(reward, found.records), judges.identities(reward, found.records)
+    standings = list[judges.Standing]()
     for system in found.systems:
         if system.artifact is not None:
-            of = judges.standing_of(system.artifact, identities, root)
-            judges.independent(of, title, system.ref, config.stage.allow_proxy)
+            standings.append(judges.standing_of(system.artifact, identities, root))
+            judges.independent(standings[-1], title, system.ref, config.stage.allow_proxy)
+    return standings
 
 
 def items_of(config: Config, task: Task) -> Sequence[Item]:

@@ -21,11 +21,11 @@ from align.chain import Head
 from annotate.store.checks import AlreadyJudged
 from annotate.store.configuring import configure, publish_guidelines
 from annotate.store.database import Store
-from annotate.store.preference_pairs import preferences
+from annotate.store.preference_pairs import preferences, verdicts_of_people
 from annotate.store.projects import Settings
 from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 
 __all__ = [
     "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure", "preferences",
-    "publish_guidelines", "storable",
+    "publish_guidelines", "storable", "verdicts_of_people",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from align.errors import InputError, require
 from align.types import Message, Preference
 from annotate.store.database import Store
@@ -15,28 +17,38 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
     was said of such a pair holds nothing to learn.
     """
-    texts = {candidate.id: candidate.text for candidate in item.candidates}
-    ended = {candidate.id: candidate.ended for candidate in item.candidates}
-    return [
-        Preference(
-            prompt=item.prompt.messages,
-            chosen=(Message("assistant", texts[better]),),
-            rejected=(Message("assistant", texts[worse]),),
-            id=f"{ranking.seq}:{better}>{worse}",
-            group_id=item.id,
-            annotator=ranking.annotator,
-            source=ranking.source,
-            scorer=ranking.scorer,
-            margin=float(ranking.strength) if ranking.strength and len(item.candidates) == 2 else None,
-            strength=ranking.strength,
-            guideline_version=ranking.guideline_version,
-            created_at=ranking.created_at,
-            chosen_ended=ended[better],
-            rejected_ended=ended[worse],
-        )
-        for better, worse in ranking.pairs
-        if texts[better] != texts[worse]
-    ]
+    return [pair for pair in (pair_of(ranking, item, *two) for two in ranking.pairs) if pair is not None]
+
+
+def ties_of(ranking: Vote, item: Item) -> list[Preference]:
+    """Every pair within the ranking's tiers, whichever of its answers is called chosen: what a judge is measured on,
+    and nothing learns from."""
+    tied = (two for tier in ranking.tiers for two in combinations(sorted(tier), 2))
+    return [pair for pair in (pair_of(ranking, item, *two) for two in tied) if pair is not None]
+
+
+def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
+    """Two candidates of an item, by their ids, as a pair; None where both have the same text."""
+    of = {candidate.id: candidate for candidate in item.candidates}
+    chosen, rejected = of[better], of[worse]
+    if chosen.text == rejected.text:
+        return None
+    return Preference(
+        prompt=item.prompt.messages,
+        chosen=(Message("assistant", chosen.text),),
+        rejected=(Message("assistant", rejected.text),),
+        id=f"{ranking.seq}:{better}>{worse}",
+        group_id=item.id,
+        annotator=ranking.annotator,
+        source=ranking.source,
+        scorer=ranking.scorer,
+        margin=float(ranking.strength) if ranking.strength and len(item.candidates) == 2 else None,
+        strength=ranking.strength,
+        guideline_version=ranking.guideline_version,
+        created_at=ranking.created_at,
+        chosen_ended=chosen.ended,
+        rejected_ended=rejected.ended,
+    )
 
 
 def training_rankings(
@@ -79,3 +91,20 @@ def preferences(
     found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]
     require(bool(found), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
     return found
+
+
+def verdicts_of_people(
+    store: Store, project: str, allow_simulated: bool = False
+) -> tuple[list[Preference], list[Preference]]:
+    """What people said of pairs: those of `preferences`, and those that they called equal.
+
+    Raises:
+        InputError: as `preferences`, but that ties alone are something.
+    """
+    rankings = training_rankings(store, project, allow_simulated)
+    items = {item.id: item for item in store.items(project)}
+    there = [(ranking, items[ranking.item]) for ranking in rankings if ranking.item in items]
+    decided, tied = ([pair for both in there for pair in of(*both)] for of in (pairs_of, ties_of))
+    problem = "its rankings compare no two answers that differ"
+    require(bool(decided or tied), "project", project, problem, "Rank more items with stage=annotate.")
+    return decided, tied

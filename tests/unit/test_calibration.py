@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from align.ops.calibration import calibration_bins
+from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses
 from align.ops.intervals import proportion
 
 
@@ -31,3 +33,23 @@ def test_pairs_of_one_ranking_are_one_observation():
     two = proportion([1, 0])
     assert (together.low, together.high) == (two.low, two.high)
     assert alone.high - alone.low < together.high - together.low
+
+
+def test_the_error_of_calibration_by_hand():
+    """Two of three predictions of 0.8 come true, and the one of 0.1 does not."""
+    bins = calibration_bins([0.8, 0.8, 0.8, 0.1], [1, 1, 0, 0])
+    assert expected_calibration_error(bins) == pytest.approx((3 * (0.8 - 2 / 3) + 0.1) / 4)
+    assert expected_calibration_error(calibration_bins([1.0, 0.0], [1, 0])) == 0
+    with pytest.raises(ValueError, match="no predictions"):
+        expected_calibration_error([])
+
+
+def test_brier_and_log_loss_by_hand():
+    odds = [math.log(3), math.log(3), -math.log(3), 0.0]
+    assert brier_scores(odds, [1, 0, 1, 0]) == pytest.approx([1 / 16, 9 / 16, 9 / 16, 1 / 4])
+    losses = [-math.log(3 / 4), -math.log(1 / 4), -math.log(1 / 4), math.log(2)]
+    assert log_losses(odds, [1, 0, 1, 0]) == pytest.approx(losses)
+    assert log_losses([2000.0, -2000.0], [1, 1]).tolist() == [0, 2000], "no probability is so small that it is lost"
+    assert brier_scores([2000.0, -2000.0], [1, 1]).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="predictions for"):
+        log_losses([0.0], [1, 0])

@@ -157,6 +157,20 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
     assert report == ReadReport(rows=1, pairs=4, identical=1, ties=1, unpaired=0)
 
 
+def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
+    """As rows of RewardBench 2 are; `chosen` may be a text."""
+    row = {"id": 7, "prompt": "Q", "chosen": ["A"], "rejected": ["B", "A", "C"], "subset": "Math", "models": ["m"]}
+    several = {"prompt": "R", "chosen": ["A", "B"], "rejected": ["C"], "source": "mine", "subset": "Ties"}
+    alone = {"prompt": "S", "chosen": "A", "rejected": ["B"]}
+    prefs, report = read_with_report(write(tmp_path / "rb.jsonl", row, several, alone))
+    assert [(p.id, p.group_id, p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
+        ("7/0>0", "7", "A", "B"), ("7/0>2", "7", "A", "C"), ("rb:2/0>0", "rb:2", "A", "C"),
+        ("rb:2/1>0", "rb:2", "B", "C"), ("rb:3/0>0", "rb:3", "A", "B"),
+    ]  # fmt: skip
+    assert [p.source for p in prefs] == ["Math", "Math", "mine", "mine", "rb"]
+    assert report == ReadReport(rows=3, pairs=5, identical=1, ties=0, unpaired=0)
+
+
 def test_identical_answers_are_dropped_and_counted(tmp_path, capsys):
     same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
     prefs, report = read_with_report(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
@@ -181,6 +195,9 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ({**GOOD, "prompt": " "}, "prompt", "no question"),
         ({**GOOD, "prompt": [user("Q"), bot("A")]}, "prompt", "no question"),
         ({**GOOD, "rejected": None}, "rejected", "missing"),
+        ({**GOOD, "chosen": [], "rejected": ["B"]}, "chosen", "neither a text nor a list of texts"),
+        ({**GOOD, "chosen": [bot("A")], "rejected": ["B"]}, "chosen", "neither a text nor a list of texts"),
+        ({"chosen": ["A"], "rejected": ["B"]}, "prompt", "neither a text nor a list"),
         ({**GOOD, "chosen": 1, "rejected": 2}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [], "rejected": []}, "chosen", "neither a text nor a list"),
         ({**GOOD, "chosen": [{"role": "gpt", "content": "A"}], "rejected": []}, "chosen[0].role", "none of"),

@@ -6,9 +6,10 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
+from align.errors import InputError
 from annotate.assignment.reviewing import contested
 from annotate.figures import figures
-from annotate.store import AlreadyJudged, Store, preferences
+from annotate.store import AlreadyJudged, Store, preferences, verdicts_of_people
 from annotate.store.preference_pairs import training_rankings
 
 
@@ -96,3 +97,25 @@ def test_an_item_erased_meanwhile_is_passed_over(store, queue):
     store.erase_content("p", second)
     _, following = judge(queue, "eve", task)
     assert following is None
+
+
+def test_what_a_judge_is_measured_on_has_ties_and_what_a_reviewer_settled(store, queue):
+    """A verdict of people on every two answers: twelve decided by ann and bob, of whom one called two equal once."""
+    decided, tied = verdicts_of_people(store, "p")
+    assert decided == preferences(store, "p")
+    assert (len(decided), len(tied)) == (17, 1)
+    (pair,) = tied
+    third = [item.id for item in store.items("p")][2]
+    assert (pair.group_id, {pair.chosen[0].content, pair.rejected[0].content}) == (third, {"fine", "bad"})
+    rank(store, third, "0>1>2", annotator="eve", purpose="review")
+    assert verdicts_of_people(store, "p")[1] == []
+
+
+def test_ties_alone_are_something_to_measure_a_judge_on(store):
+    queue_of(store, overlap=2)
+    (item, *_) = (item.id for item in store.items("p"))
+    rank(store, item, "012", annotator="ann")
+    decided, tied = verdicts_of_people(store, "p")
+    assert (decided, len(tied)) == ([], 3)
+    with pytest.raises(InputError, match="only ties"):
+        preferences(store, "p")

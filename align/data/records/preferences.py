@@ -5,6 +5,7 @@ Each row is recognised by its columns:
     chosen rejected [prompt|question]                 TRL (messages or plain strings), UltraFeedback binarised, the
                                                       implicit form (whole conversations), HH transcripts, Orca pairs
     prompt response helpfulness                       HelpSteer: neighbouring rows with one prompt are paired
+    prompt chosen[] rejected[]                        RewardBench 2: one right answer and several wrong ones, or several
     context response1 response2 overall_preference    HelpSteer3
     prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
 """
@@ -19,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ def parse(group: Sequence[Row]) -> Iterator[Preference | Drop]:
         check_row(each.data, each.where)
     if is_helpsteer(row.data):
         yield from _helpsteer(rows)
+    elif {"chosen", "rejected"} <= columns and is_texts(row.data["rejected"]):
+        yield from _right_and_wrong(row)
     elif {"chosen", "rejected"} <= columns:
         yield _pair(row)
     elif {"prompt", "answers"} <= columns:
@@ -179,6 +182,27 @@ def _pair(row: SourceRow) -> Preference | Drop:
         if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, asking, prompt):
             raise row.error(asking, "not what chosen and rejected share")
     return _preference(row, asked, (better, worse), _margin(row))
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a column is a list of texts, and no list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _right_and_wrong(row: SourceRow) -> Iterator[Preference | Drop]:
+    """Each right answer over each wrong one, as one group."""
+    right = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
+    if not is_texts(right):
+        raise row.error("chosen", "neither a text nor a list of texts, as rejected is one")
+    prompt, name = as_prompt(row, "prompt", row.data.get("prompt")), row.label("id") or row.name
+    if "source" not in row.data and "subset" in row.data:  # as RewardBench calls it
+        row = SourceRow({**row.data, "source": row.data["subset"]}, row.where, row.name)
+    for (i, better), (j, worse) in product(enumerate(right), enumerate(row.data["rejected"])):
+        if better == worse:
+            yield Drop.IDENTICAL
+            continue
+        turns = (Message("assistant", better),), (Message("assistant", worse),)
+        yield _preference(row, prompt, turns, margin=None, id=f"{name}/{i}>{j}", group=name)
 
 
 def _margin(row: SourceRow) -> float | None:
