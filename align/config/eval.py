@@ -26,15 +26,28 @@ class EvalConfig(Settings):
     )
     judge: Any = setting(
         "reward",
-        "Who scores the answers of tasks without checks: the scorer of `reward=` (reward), or a language model behind "
-        "an OpenAI-compatible server, such as {url: http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which "
-        "is asked about each pair of answers in both orders.",
+        "Who scores the answers of tasks without checks: the scorer of `reward=` (reward); people in a project of the "
+        "annotation app (people); or a language model behind an OpenAI-compatible server, such as {url: "
+        "http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which is asked about each pair of answers in both "
+        "orders.",
         later=True,
     )
     card: str = setting(
         "",
         "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one.",
         names="card",
+        later=True,
+    )
+    votes: int | None = setting(
+        None,
+        "Number of votes that `judge=people` asks for, in all. Empty: one on each pair, and a second person's on a "
+        "fifth of them.",
+        above=0, later=True,
+    )  # fmt: skip
+    gold: str | None = setting(
+        None,
+        "A file of pairs whose better answer is known, `expected`. People get them among the others, which shows how "
+        "they judge.",
         later=True,
     )
     level: float = setting(0.95, "Level of the intervals of systems and of judges.", above=0.5, below=1, later=True)

@@ -21,7 +21,7 @@ from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
-from align.ops.intervals import grouped
+from align.ops.intervals import Interval, grouped
 from align.report.words import counted, in_words
 
 FIELD = "eval.gates"
@@ -101,10 +101,17 @@ def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str
     return Gate(name, task, other, rule, agreement)
 
 
+NOTHING = Interval(0.0, None, None, 0)
+"""A figure of no items."""
+
+
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
     """What the answers say of a gate. A judge decides by wins less losses, whatever units its scores have."""
     task = next(task for task in tasks if task.name == gate.task)
     first, level = next(iter(task.said)), gate.rule.level
+    task = task.compared_with(gate.against) if gate.against else task
+    if not task.items:  # nobody has judged one yet
+        return decided(gate.rule, NOTHING)
     if gate.against and task.role == "measured":
         return decided(gate.rule, score_difference(*task.pair(gate.against), task.clusters, level))
     if gate.against:

@@ -108,6 +108,14 @@ class Scored:
             raise ValueError(f"{self.by} compares the answers to {self.name}, and scores none of {system}")
         return found
 
+    def compared_with(self, other: str) -> Scored:
+        """The items on which the first system is compared with another: all that are scored; of those that are judged,
+        the ones with a verdict, for people may have judged some and not yet others."""
+        if self.scored:
+            return self
+        said = settled(self.verdicts.get(other, ()))
+        return only(self, [item.id in said for item in self.items])
+
     def wins(self, other: str) -> list[float]:
         """Of each item how far the first system won against another: 1, ½ for a tie, 0, or a mean of such."""
         found = settled(self.verdicts[other])
@@ -125,8 +133,8 @@ class Scored:
 
 
 def results_of(tasks: Sequence[Scored], level: float, shown: int) -> dict[str, Any]:
-    """By task: `systems`, and `against` with the first beside each other one. The p of each comparison is also given
-    after Holm's step-down over all of them (`p_holm`).
+    """By task: `systems`, and `against` with the first beside each other one, where there are verdicts. The p of each
+    comparison is also given after Holm's step-down over all of them (`p_holm`).
 
     Args:
         shown: the most items of `regressions`, those on which the first system lost most.
@@ -147,18 +155,22 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
     names = [*task.said]
     first, others = names[0], names[1:]
     categories = dict.fromkeys(item.category for item in task.items if item.category)
+    parts = {other: part for other in others if (part := task.compared_with(other)).items}
     return {
         "by": task.by, "role": task.role, "items": len(task.items), "dropped": task.dropped,
         "systems": {name: of_system(task, name, level) for name in names},
-        "against": {other: against(task, first, other, level) for other in others},
-        **({"strengths": strengths(task, level)} if len(names) > 2 and task.verdicts else {}),
+        "against": {other: against(part, first, other, level) for other, part in parts.items()},
+        **({"strengths": strengths(task, level)} if len(parts) > 1 and task.verdicts else {}),
         "categories": {
-            category: {other: beside(part, other, level) for other in others}
+            category: {
+                other: beside(found, other, level)
+                for other, part in parts.items()
+                if (found := only(part, [item.category == category for item in part.items])).items
+            }
             for category in categories
-            for part in [only(task, [item.category == category for item in task.items])]
         },
-        **nearly_trained_on(task, others, level),
-        "regressions": {other: regressions(task, other)[:shown] for other in others},
+        **nearly_trained_on(task, parts, level),
+        "regressions": {other: regressions(part, other)[:shown] for other, part in parts.items()},
     }  # fmt: skip
 
 
@@ -193,6 +205,7 @@ def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any
     """The same with the difference that so many items would show, and for a judge the win rate: a score has its units
     from the judge, a win has not."""
     found = beside(task, other, level)
+    found["items"] = len(task.items)
     found["detectable"] = would_show(task, other, Interval(**found["difference"]), level)
     if task.verdicts:
         lengths = task.lengths(first), task.lengths(other)
@@ -232,22 +245,27 @@ def strengths(task: Scored, level: float) -> dict[str, Any]:
     names, rows = [*task.said], list[tuple[str, str, float, str]]()
     for i, a in enumerate(names if task.scored else names[:1]):
         for b in names[i + 1 :]:
-            verdicts = win_rate(task.scores(a), task.scores(b)).tolist() if task.scored else task.wins(b)
-            rows += [(a, b, won, cluster) for won, cluster in zip(verdicts, task.clusters, strict=True)]
+            part = task.compared_with(b)
+            verdicts = win_rate(task.scores(a), task.scores(b)).tolist() if task.scored else part.wins(b)
+            rows += [(a, b, won, cluster) for won, cluster in zip(verdicts, part.clusters, strict=True)]
     a, b, won, clusters = zip(*rows, strict=True)
     return bradley_terry(a, b, won, clusters, level).as_dict()
 
 
-def nearly_trained_on(task: Scored, others: Sequence[str], level: float) -> dict[str, Any]:
+def nearly_trained_on(task: Scored, parts: Mapping[str, Scored], level: float) -> dict[str, Any]:
     """How many items each system was nearly trained on, and the comparisons on the items that none was; nothing where
-    there are no such items."""
+    there are no such items.
+
+    Args:
+        parts: other system → the items on which it is compared.
+    """
     count = {name: sum(name in item.near for item in task.items) for name in task.said}
-    near = [bool(item.near) for item in task.items]
-    if not any(near):
+    near = sum(bool(item.near) for item in task.items)
+    if not near:
         return {}
-    apart = only(task, [not one for one in near]) if not all(near) else None
-    against = {} if apart is None else {other: beside(apart, other, level) for other in others}
-    return {"near": {"items": sum(near), "systems": count, "others": against}}
+    apart = {other: only(part, [not item.near for item in part.items]) for other, part in parts.items()}
+    against = {other: beside(part, other, level) for other, part in apart.items() if part.items}
+    return {"near": {"items": near, "systems": count, "others": against}}
 
 
 def only(task: Scored, which: Sequence[bool]) -> Scored:

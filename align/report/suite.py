@@ -19,13 +19,20 @@ def verdict(seen: Seen) -> str:
     """What the gates say, and the differences that were shown."""
     names, gates = names_of(seen), seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
-    every = [(name, task, other) for name, task in in_order(seen, seen.metrics) for other in others]
-    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
-    found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
-    none = f"No difference between {first} and {' or '.join(others)} was shown."
-    rest = "No other difference was shown." if clear else none
     passed = [name for name, outcome in gates.items() if outcome == "pass"]
     gated = [f"{len(passed)} of {counted(len(gates), 'gate')} passed."] if gates else []
+    every = [
+        (name, task, other)
+        for name, task in in_order(seen, seen.metrics)
+        for other in others
+        if other in task["against"]
+    ]
+    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
+    found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
+    if not every:
+        return " ".join([*gated, f"Nobody has judged {first} against {' or '.join(others)} yet."])
+    none = f"No difference between {first} and {' or '.join(others)} was shown."
+    rest = "No other difference was shown." if clear else none
     return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
 
 
@@ -62,6 +69,34 @@ def overview(report: Report, seen: Seen) -> None:
         against_table(report, name, names, task)
         near_table(report, name, names, task)
     report.text(READING.format(level=100 * seen.settings["level"]))
+    if people := seen.mapping("artifact/people.json"):
+        people_table(report, people)
+
+
+def people_table(report: Report, people: Mapping[str, Any]) -> None:
+    """How far people agree, and a row for each of them. They have no names here."""
+    agreement = people["agreement"]
+    found = {
+        "agreement on a pair": agreement["raw"], "Krippendorff's alpha": agreement["alpha"],
+        "known answers met": people["gold"], "the same on a repeat": people["repeats"],
+        "the answer shown first preferred": people["shown_first"], "the longer answer preferred": people["longer"],
+    }  # fmt: skip
+    report.heading("People").text(f"{people['votes']:,} of {counted(people['wanted'], 'vote')}.")
+    report.table(("figure", "found"), [(name, told(value)) for name, value in found.items()], "People: what they say")
+    rows = [
+        (
+            one["pseudonym"], one["votes"], one["skips"], told(one["gold"]), told(one["repeats"]),
+            told(one["shown_first"]),
+        )
+        for one in people["people"]
+    ]  # fmt: skip
+    heads = ("who", "votes", "skips", "known answers met", "the same on a repeat", "first one preferred")
+    report.table(heads, rows, "People: each of them")
+
+
+def told(figure: Mapping[str, Any] | str) -> str:
+    """A figure; in words where it is undefined."""
+    return figure if isinstance(figure, str) else percent(figure)
 
 
 def would(gate: Mapping[str, Any]) -> str:
@@ -85,7 +120,8 @@ def shown(report: Report, seen: Seen) -> None:
         systems_table(report, name, names, task)
         categories_table(report, name, names[1:], task)
         for other in names[1:]:
-            regressions(report, names[0], other, [answers.get((name, one["id"])) for one in task["regressions"][other]])
+            lost = task["regressions"].get(other, ())
+            regressions(report, names[0], other, [answers.get((name, one["id"])) for one in lost])
 
 
 def about(task: Mapping[str, Any]) -> str:
@@ -125,7 +161,10 @@ def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping
 
 def against_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
     """The first system beside each other one."""
-    others = names[1:]
+    others = [name for name in names[1:] if name in task["against"]]
+    if not others:
+        report.text("Nobody has judged these yet.")
+        return
     some = task["against"][others[0]]
     wins, orders = "win_rate" in some, "swap" in some
     unsaid = any(one.get("no_verdict") for one in task["against"].values())
@@ -162,7 +201,7 @@ def categories_table(report: Report, name: str, others: Sequence[str], task: Map
         (category, other, counted(one["difference"]["n"], "item"), in_words(one["difference"]))
         for category, found in task["categories"].items()
         for other in others
-        for one in [found[other]]
+        if (one := found.get(other))
     ]
     if rows:
         report.table(("category", "against", "items", "difference"), rows, f"{name}: by category")

@@ -26,7 +26,9 @@ from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.suite_answers import Elsewhere, Made, Speaker, answers_elsewhere, answers_of, prompts_of, speaker_of
-from align.stages.suite_scores import Told, by_checks, judge_of
+from align.stages.suite_people import judge_of_people
+from align.stages.suite_people_inputs import PEOPLE
+from align.stages.suite_scores import Judge, Told, by_checks, judge_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
@@ -51,20 +53,18 @@ def run(run: Run, config: Config, work: Work) -> Result:
     said |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
     said |= {name: read_file(found, tasks, hides) for name, found in work.files.items()}
     rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
-    judge = judge_of(run, config, work) if any(items[0].check is None for _, items in tasks) else None
+    tolds = told_of([system.name for system in work.systems], tasks, said, rollouts)
+    judged = [told for told in tolds if told.items[0].check is None]
+    judge = judge_over(run, config, work, judged) if judged else None
 
-    scored, notes, first = list[Scored](), [*(judge.notes if judge else ()), *work.unknown], 0
-    for task, items in tasks:
-        rows = slice(first, first + len(items))
-        first += len(items)
-        answers_to = {system.name: said[system.name][rows] for system in work.systems}
-        told = Told(task.name, items, answers_to, {name: rows_of(each, rows) for name, each in rollouts.items()})
-        if judge is None or items[0].check is not None:
+    scored, notes = list[Scored](), [*(judge.notes if judge else ()), *work.unknown]
+    for told in tolds:
+        if judge is None or told.items[0].check is not None:
             found, said_of_it = by_checks(told, stage.allow_code)
         else:
             found, said_of_it = judge.scored(told)
         notes += said_of_it
-        scored.append(replace(found, dropped=dropped[task.name]))
+        scored.append(replace(found, dropped=dropped[told.task]))
     write_lines(run.artifact / "answers.jsonl", evidence(scored))
     write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
     gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
@@ -119,6 +119,30 @@ def read_elsewhere(told: Elsewhere, fits: Sequence[bool], hides: bool) -> list[S
         Said(id, text, None, answer.ended, reasoning)
         for (id, answer), (reasoning, text) in zip(rows, parts, strict=True)
     ]
+def judge_over(run: Run, config: Config, work: Work, judged: Sequence[Told]) -> Judge:
+    """The judge of the evaluation.
+
+    Args:
+        judged: all that it is going to judge, which people are asked about at once.
+    """
+    return judge_of_people(run, config, judged) if work.judge == PEOPLE else judge_of(run, config, work)
+
+
+def told_of(
+    systems: Sequence[str], tasks: Tasks, said: Mapping[str, Sequence[Said]], rollouts: Mapping[str, Rollout]
+) -> list[Told]:
+    """What was said to the items of each task.
+
+    Args:
+        said, rollouts: system → its answers to all items, one task behind another.
+    """
+    found, first = list[Told](), 0
+    for task, items in tasks:
+        rows = slice(first, first + len(items))
+        first += len(items)
+        part = {name: rows_of(each, rows) for name, each in rollouts.items()}
+        found.append(Told(task.name, items, {name: said[name][rows] for name in systems}, part))
+    return found
 
 
 def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:
@@ -181,7 +205,7 @@ def published(
 
 def main_figure(results: Mapping[str, Any]) -> dict[str, Any]:
     """What lists of runs show: the first task's comparison of the first two systems."""
-    against = next(iter(next(iter(results.values()))["against"].values()))
+    against = next(iter(next(iter(results.values()))["against"].values()), {})
     return {key: against[key] for key in ("win_rate", "difference") if key in against}
 
 
@@ -224,14 +248,17 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     for other, found in task["against"].items():
         scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
         won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
-        n, items = found["difference"]["n"], counted(task["items"], "item")
-        items += f"{'' if n == task['items'] else f' from {n:,} sources'}{few(n)}"
+        n, items = found["difference"]["n"], counted(found["items"], "item")
+        items += f"{'' if n == found['items'] else f' from {n:,} sources'}{few(n)}"
         yield (
             f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
             f"p after Holm {found['p_holm']:.2g} on {items}"
         )
         if unsaid := found.get("no_verdict"):
             yield f"{name}: no verdict in {counted(unsaid, 'judgement')} against {other}, counted as ties"
+    for other in task["systems"]:
+        if other != first and other not in task["against"]:
+            yield f"{name}: nobody has judged {first} against {other} yet"
     if near := task.get("near"):
         yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{on_the_others(first, near['others'])}"
     if task["dropped"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from align.report.words import counted
 from align.run import Base, Input
 from align.stages.rows import key_of, source_of
 from align.stages.suite_gates import check_gates
+from align.stages.suite_people_inputs import PEOPLE, check_people, people_inputs
 from reward.inputs import models_of, read_alike, reward_inputs
 
 
@@ -36,6 +37,7 @@ def check_one_kind(config: Config) -> None:
     """Raises: InputError: a setting is of an evaluation of several systems where none are named, or of one artifact
     where they are."""
     suite, stage = config.eval, config.stage
+    check_people(config)
     if stage.systems is None:
         for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
             problem, remedy = "is asked of several systems, and none are named", "Add stage.systems={new: …, old: …}."
@@ -105,17 +107,31 @@ def found_suite(config: Config) -> Found:
         records |= data_records(source_of(config))
     base = next((system.base for system in systems if system.base is not None), None)
     judge = parsed_judge(config.stage.judge)
-    if isinstance(judge, LLMJudge):
-        records["judge"] = Input(judge.identity, ref=judge.title)
-    else:
-        scorers = reward_inputs(reward_spec(config.reward), root, base)
-        read_alike(models_of(scorers), config.rollout.reasoning)
-        records |= scorers
+    records |= judge_inputs(config, judge, records, systems, base)
     card = None
     if config.stage.card:
         card, records["card"] = found_card(config.stage.card, root)
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
     return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, card)
+
+
+def judge_inputs(
+    config: Config, judge: Literal["reward", "people"] | LLMJudge, records: Mapping[str, Input],
+    systems: Sequence[System], base: Base | None,
+) -> dict[str, Input]:  # fmt: skip
+    """What the judge is: the scorer of `reward=`, a model behind a server, or the votes of people.
+
+    Args:
+        records: the other inputs.
+        base: of the first system that has one.
+    """
+    if isinstance(judge, LLMJudge):
+        return {"judge": Input(judge.identity, ref=judge.title)}
+    if judge == PEOPLE:
+        return people_inputs(config, records, [system.name for system in systems])
+    scorers = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), base)
+    read_alike(models_of(scorers), config.rollout.reasoning)
+    return scorers
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
@@ -138,7 +154,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     proxy = False
     if judged and isinstance(found.judge, LLMJudge):
         api_key(found.judge.endpoint)
-    elif judged:
+    elif judged and found.judge != PEOPLE:
         proxy = any(of.proxy for of in standings_of(config, found, root))
     judge = identity_of(found.judge, reward_spec(config.reward), found.records)
     check_gates(config, found.gates, judged, judge, found.card, proxy)

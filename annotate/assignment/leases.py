@@ -4,13 +4,14 @@ connection; `now` is in seconds since 1970."""
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
 from align.chain import canonical
 from align.errors import InputError
-from annotate.assignment.orders import counterbalanced_order
+from annotate.assignment.orders import counterbalanced_order, turned
 from annotate.store.items import one
 from annotate.store.projects import guidelines_of, settings_of
 from annotate.store.queries import count_work
@@ -58,7 +59,8 @@ def grant(
     """A new lease of an item.
 
     Args:
-        display_order: of its candidates on the screen; empty: the annotator's next one.
+        display_order: of its candidates on the screen; empty: the annotator's next one, or the item's where the
+            project says so.
 
     Raises:
         InputError: the item was erased.
@@ -69,6 +71,8 @@ def grant(
     turn = -1 if last is None else last
     turn += purpose != "repeat"  # whose order is given: it takes no turn
     guidelines = guidelines_of(db, project)
+    if purpose == "work":  # a gold item wants nobody, and would stand the same way before everyone
+        display_order = order_of_item(db, project, item, ids)
     row = {
         "token": secrets.token_urlsafe(24), "project": project, "annotator": who, "number": number,
         "item": item, "purpose": purpose,
@@ -80,6 +84,19 @@ def grant(
     if purpose == "work":
         count_work(db, project, item, leased=1)
     return lease_of(db, project, who, row["token"])
+
+
+def order_of_item(db: Connection, project: str, item: str, ids: Sequence[str]) -> tuple[str, ...]:
+    """In which order an item's candidates stand for whoever judges it next, where the project turns them by item; empty
+    where it does not.
+
+    Args:
+        ids: of the candidates, by position.
+    """
+    if not settings_of(db, project).turned_by_item:
+        return ()
+    counters = select(work.c.judged + work.c.leased).where(work.c.project == project, work.c.item == item)
+    return turned(ids, db.execute(counters).scalar_one())  # those who judged it, and those who are at it
 
 
 def prolong(db: Connection, lease: Row[Any], now: float) -> None:

@@ -29,6 +29,11 @@ def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tupl
     return tuple(ids[order[(place + shifts[row]) % k]] for place in range(k))
 
 
+def turned(ids: Sequence[str], turn: int) -> tuple[str, ...]:
+    """The candidates turned on by so many places: of every K turns each stands once in each place."""
+    return tuple(ids[(place + turn) % len(ids)] for place in range(len(ids)))
+
+
 def chance(share: float, annotator: str, number: int, what: str) -> bool:
     """Whether something that befalls a share of all leases befalls an annotator's lease of this number."""
     return shuffle_of(f"{what}/{annotator}/{number}") < share

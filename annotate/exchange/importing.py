@@ -54,15 +54,7 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
         InputError: no such file, or a bad row: names file, row (from 1) and column. Nothing was added then, but for a
             row whose id is known with other answers: those before it were.
     """
-    source = source or name_of(path)
-    items, first = [], {}
-    for number, where, row in rows_of(path):
-        item = item_of(where, source, number, row)
-        if (before := first.setdefault(item.key, number)) != number:
-            where, problem = f"{path}, row {number}, id", f"row {before} has it too"
-            raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
-        items.append(item)
-    require(bool(items), "stage.path", str(path), "is empty", HELP)
+    items = items_in(path, source)
     added = 0
     for start in range(0, len(items), AT_ONCE):  # a writer at a time: people vote in between
         with store.transaction():
@@ -71,6 +63,24 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
                 add(store, project, item)
             added += store.head().seq - head
     return Imported(len(items), added)
+
+
+def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Row]:
+    """The rows of a file, checked. Args and errors as of `import_items`.
+
+    Args:
+        field: the setting that names the file.
+    """
+    source = source or name_of(path)
+    items, first = list[Row](), dict[str, int]()
+    for number, where, row in rows_of(path, field):
+        item = item_of(where, source, number, row)
+        if (before := first.setdefault(item.key, number)) != number:
+            where, problem = f"{path}, row {number}, id", f"row {before} has it too"
+            raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
+        items.append(item)
+    require(bool(items), field, str(path), "is empty", HELP)
+    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +96,9 @@ class Row:
     expected: list[list[int]] | None
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+def rows_of(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """(number from 1, file and row, columns) of each row; columns that are null are left out."""
-    for row in checked_rows(path, "stage.path"):
+    for row in checked_rows(path, field):
         data = CELLS.typed(row.data) if row.texts else row.data
         yield row.number, row.where, {name: value for name, value in data.items() if value is not None}
 

@@ -150,14 +150,15 @@ def gold_accuracy(
 
 
 def consistency(rankings: Sequence[Vote]) -> Figure:
-    """The share of pairs, over the repeats of one annotator, of which both rankings say the same; clustered by vote."""
-    first = {vote.item: vote for vote in rankings if vote.purpose not in ("repeat", "review")}
+    """The share of pairs, over all repeats, of which both rankings of the annotator say the same; clustered by vote."""
+    first = {(vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")}
     same, pairs = [], []
     for again in rankings:
-        if again.purpose == "repeat" and again.item in first:
+        before = first.get((again.annotator, again.item))
+        if again.purpose == "repeat" and before is not None:
             ids = [id for tier in again.tiers for id in tier]
-            both = list(zip(directions(first[again.item], ids), directions(again, ids), strict=True))
-            same.append(sum(before == now for before, now in both))
+            both = list(zip(directions(before, ids), directions(again, ids), strict=True))
+            same.append(sum(then == now for then, now in both))
             pairs.append(len(both))
     return share(same, pairs)
 

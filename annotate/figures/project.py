@@ -28,6 +28,15 @@ SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 
 
 def figures(store: Store, project: str) -> dict[str, Any]:
+    """As `figures_of`, of all that there is by now.
+
+    Raises:
+        InputError: unknown project.
+    """
+    return figures_of(read(store, project), project)
+
+
+def figures_of(view: View, project: str) -> dict[str, Any]:
     """The project's figures: numbers, texts, None, lists and objects alone; what is undefined is a text that says why.
 
     Disagreements are those that no reviewer has settled.
@@ -37,11 +46,7 @@ def figures(store: Store, project: str) -> dict[str, Any]:
     stand: not retracted, their item not erased.
     Agreement, biases and disagreements are of *work*, without gold items and repeats. Simulated votes count; `totals`
     says how many there are.
-
-    Raises:
-        InputError: unknown project.
     """
-    view = read(store, project)
     work, everyone = view.work, people(view)
     directions = panels(work, view.candidates)
     strengths = panels(work, view.candidates, strength=True)

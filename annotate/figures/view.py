@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, func, select
 
@@ -45,6 +45,15 @@ class View:
     def work(self) -> list[Vote]:
         """The rankings that the project asked for: neither of gold items, nor repeats, nor a reviewer's."""
         return [vote for vote in self.rankings if vote.purpose == "work"]
+
+    def through(self, seq: int) -> View:
+        """The same without votes behind a row of the ledger. (What was taken back since does not stand either.)"""
+        return replace(
+            self,
+            rankings=[vote for vote in self.rankings if vote.seq <= seq],
+            skips=[vote for vote in self.skips if vote.seq <= seq],
+            votes=[vote for vote in self.votes if vote.seq <= seq],
+        )
 
     @property
     def settled(self) -> set[str]:

@@ -54,17 +54,28 @@ def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | 
 def training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
+    """As `counted_rankings`; there are some. Raises as `preferences`."""
+    rankings = counted_rankings(store, project, allow_simulated, through)
+    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
+    return rankings
+
+
+def counted_rankings(
+    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
+) -> list[Vote]:
     """The rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a reviewer
-    settled, the newest review alone. Raises as `preferences`.
+    settled, the newest review alone.
 
     Args:
         through: the last row of the ledger that counts; None for all.
+
+    Raises:
+        InputError: unknown project, or rankings by the stand-in for a person where only people's were asked for.
     """
     rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
     rankings = [ranking for ranking in rankings if through is None or ranking.seq <= through]
     settled = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
     rankings = [ranking for ranking in rankings if settled.get(ranking.item, ranking) is ranking]
-    require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:
         problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
@@ -79,7 +90,7 @@ def preferences(
     items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
 
     Args:
-        through: see `training_rankings`.
+        through: see `counted_rankings`.
 
     Raises:
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a

@@ -7,8 +7,9 @@ rules it was cast.
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -45,6 +46,8 @@ class Settings:
         lease_minutes: how long an item is kept for whoever opened it and shows no sign of life.
         quota: votes asked of each annotator; 0: as many as there are.
         blurred: answers are hidden until asked for.
+        turned_by_item: an item's answers stand as they were added for the first who judges it, and turned on by one
+            place for each further person; else their order is counterbalanced over the items of each person.
     """
 
     title: str = ""
@@ -58,6 +61,7 @@ class Settings:
     lease_minutes: float = 30.0
     quota: int = 0
     blurred: bool = False
+    turned_by_item: bool = False
 
     def __post_init__(self) -> None:
         for name in ("overlap_share", "gold_share", "repeat_share"):
@@ -84,7 +88,7 @@ class Settings:
 
     def wanted(self, item: str) -> int:
         """How many people are to judge an item."""
-        return self.overlap if shuffle_of(f"overlap/{item}") < self.overlap_share else 1
+        return self.overlap if overlap_draw(item) < self.overlap_share else 1
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:
@@ -106,6 +110,25 @@ class Settings:
             require(fits, name, value, f"it is not {KINDS[types[name]]}", f"Give {KINDS[types[name]]}.")
             given[name] = value
         return cls(**given)
+
+
+def overlap_draw(item: str) -> float:
+    """Below `overlap_share`, `overlap` people judge the item."""
+    return shuffle_of(f"overlap/{item}")
+
+
+def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
+    """The settings `overlap` and `overlap_share` under which these items want so many votes together, or as few more
+    as a whole number of people allows; each item wants at least one.
+
+    Args:
+        items: their ids, of which there are some.
+    """
+    overlap = max(2, math.ceil(votes / len(items)))
+    often = min(len(items), math.ceil(max(0, votes - len(items)) / (overlap - 1)))
+    ends = [0.0, *sorted(map(overlap_draw, items)), 1.0]
+    share = often / len(items) if often in (0, len(items)) else (ends[often] + ends[often + 1]) / 2
+    return {"overlap": overlap, "overlap_share": share}
 
 
 def settings_of(connection: Connection, project: str) -> Settings:

@@ -32,6 +32,15 @@ def head_of(connection: Connection, project: str | None = None) -> Head:
     return Head(0, GENESIS) if row is None else Head(row.seq, row.hash)
 
 
+def head_of_votes(connection: Connection, project: str) -> Head:
+    """The last row of a project that changes which votes stand; `Head(0, GENESIS)` where there is none. What only
+    changes the settings, the guidelines or the items is none."""
+    which = ledger.c.kind.in_((*VOTES, "retraction", "erasure"))
+    mine = select(ledger.c.seq, ledger.c.hash).where(ledger.c.project == project, which)
+    row = connection.execute(mine.order_by(ledger.c.seq.desc()).limit(1)).first()
+    return Head(0, GENESIS) if row is None else Head(row.seq, row.hash)
+
+
 def append(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
     """Writes the ledger's next row and returns its seq. `columns`: any of item, annotator, key, retracts."""
     head = head_of(connection)

@@ -1,0 +1,373 @@
+"""`stage.judge=people`: two systems' answers become a project of the annotation app, and its votes the win rate."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blind import NAMES, Voter, better, evaluation, plain, serving, store_of, written
+from processes import Forks
+from workshop import Ready
+
+from align.__main__ import main
+from align.run import read_manifest
+from annotate.store import Candidate, Judgement, Settings, Store
+from annotate.store.projects import settings_of
+
+
+class Bench:
+    """Evaluations of two files of answers, and the store that they fill."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.said = self.project = ""
+
+    def status(self, *words: str) -> int:
+        status = main(list(words))
+        printed = self.capsys.readouterr()
+        self.said = printed.out + printed.err
+        told = re.search(r"stage=annotate project=(\S+)", self.said)
+        self.project = told[1] if told else self.project  # that the command told to serve
+        return status
+
+    def run(self, words: list[str], status: int = 0) -> Path:
+        assert self.status(*words) == status, self.said
+        return Path(self.said.strip().splitlines()[-1])
+
+    def served(self) -> Served:
+        return Served(self.folder, self.project)
+
+
+class Served:
+    """The app on the bench's store while votes come in."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        self.folder, self.project = folder, project
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+
+    def __enter__(self) -> Served:
+        self.store = store_of(self.folder)
+        self._app = serving(self.store, self.port)
+        self.accounts = self._app.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._app.__exit__(None, None, None)
+        self.store.close()
+
+    def voter(self, name: str, role: str = "annotator") -> Voter:
+        return Voter(self.accounts, self.port, self.project, name, role)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(tmp_path, capsys)
+
+
+def artifact(run: Path, name: str) -> Any:
+    return json.loads((run / "artifact" / name).read_text())
+
+
+def verdicts(run: Path) -> list[dict[str, Any]]:
+    path = run / "artifact" / "verdicts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def against(run: Path) -> Mapping[str, Any]:
+    return artifact(run, "results.json")["tasks"]["chat"]["against"]
+
+
+def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
+    gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(6)]
+    words = evaluation(bench.folder, items=22, same=2)
+    words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=30"]
+    first = bench.run(words)
+    assert "people: 0 of 30 votes on 20 pairs" in bench.said
+    assert "2 pairs of the same answer twice: a tie, without a question" in bench.said
+    with store_of(bench.folder) as store:
+        assert len(list(store.items(bench.project))) == 20 + len(gold)
+
+    lost = {f"Question {i}?" for i in range(2, 8)}
+
+    def choice(prompt: str, one: str, other: str) -> int:
+        return better("right" if "Sum" in prompt else "." if prompt in lost else "!")(prompt, one, other)
+
+    with bench.served() as served:
+        ann, bob = served.voter("ann"), served.voter("bob")
+        for _ in range(40):
+            ann.votes(choice, 1)
+            bob.votes(choice, 1)
+        rankings = served.store.rankings(served.project)
+        votes = [vote for vote in rankings if vote.purpose == "work"]
+        gold_votes = [vote for vote in rankings if vote.purpose == "gold"]
+    assert len(votes) == 30
+
+    second = bench.run(words)
+    assert second != first
+    assert "people: 30 of 30 votes on 20 pairs, by 2 people" in bench.said
+    assert "stage=annotate" not in bench.said  # nobody is needed any more
+    found = against(second)["okapi"]
+    assert found["win_rate"]["value"] == pytest.approx((14 + 2 * 0.5) / 22)
+    assert found["difference"]["value"] == pytest.approx((14 - 6) / 22)
+    rows = verdicts(second)
+    assert [row["order"] for row in rows].count("") == 2
+    assert abs([row["order"] for row in rows].count("first") - [row["order"] for row in rows].count("second")) <= 1
+    assert {row["by"] for row in rows if row["order"]} == {vote.annotator for vote in votes}
+
+    people = artifact(second, "people.json")
+    assert (people["votes"], people["wanted"], people["agreement"]["items"]) == (30, 30, 10)
+    assert people["agreement"]["raw"]["value"] == people["gold"]["value"] == 1.0
+    assert people["gold_votes"] == people["gold_right"] == len(gold_votes) > 0
+    told = json.dumps([people, rows]) + (second / "report.html").read_text()
+    assert "ann" not in json.dumps([people, rows]).replace("annotat", "")
+    assert all(person["pseudonym"] in told for person in people["people"])
+
+    inputs = read_manifest(second).inputs["votes"]
+    assert (inputs.project, inputs.seq) == (
+        served.project,
+        max(vote.seq for vote in rankings),
+    )
+    bodies = "\n".join([*ann.seen, *bob.seen]).lower()
+    for name in (*NAMES, first.name, second.name, "jsonl", str(bench.folder), *digests(second)):
+        assert name.lower() not in bodies, name
+    assert bench.run(words) == second  # the same votes are the same run
+
+
+def digests(run: Path) -> Iterator[str]:
+    for read in read_manifest(run).inputs.values():
+        yield read.digest[:12]
+
+
+def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=10)
+    gate = "eval.gates=[{name: better, task: chat, against: okapi, is: superior, least_n: 8}]"
+    # a gate is about an artifact, and these are files: so the figures alone
+    assert bench.status(*words, gate) == 2
+    first = bench.run(words)
+    assert against(first) == {}
+    assert "nobody has judged zebra against okapi yet" in bench.said
+    assert "Nobody has judged" in (first / "report.html").read_text()
+    assert bench.run(words) == first
+    bench.run([*words, "resume=never"])
+    with bench.served() as served:
+        assert served.voter("ann").votes(better("!"), 3) == 3
+    part = bench.run(words)
+    assert "people: 3 of 12 votes on 10 pairs, by 1 person" in bench.said
+    assert "this command, given again, reads them" in bench.said
+    assert against(part)["okapi"]["win_rate"]["value"] == 1.0
+    assert against(part)["okapi"]["items"] == 3
+    with store_of(bench.folder) as store:
+        assert len(list(store.items(bench.project))) == 10  # three runs, one project
+
+
+def test_more_votes_are_asked_of_the_same_pairs_and_others(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=20)
+    bench.run([*words, "stage.votes=6"])
+    with store_of(bench.folder) as store:
+        few = {item.id: item.candidates for item in store.items(bench.project)}
+    bench.run([*words, "stage.votes=30"])
+    assert "people: 0 of 30 votes on 20 pairs" in bench.said
+    with store_of(bench.folder) as store:
+        many = {item.id: item.candidates for item in store.items(bench.project)}
+    assert (len(few), len(many)) == (5, 20)
+    assert few.items() <= many.items()  # what was asked keeps its side
+    stands_first = sum(candidates[0].text.endswith("!") for candidates in many.values())
+    assert abs(2 * stands_first - 20) <= 1
+
+
+def test_a_project_is_no_place_for_the_names_of_systems(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4)
+    assert bench.status(*words, "project=does-Zebra-win") == 2
+    assert "project=does-Zebra-win: the people who judge can read it, and it names the system zebra" in bench.said
+    bench.run([*words, "project=zebras-are-fine"])
+    assert bench.project == "zebras-are-fine"
+
+
+def test_settings_that_were_changed_stay(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4)
+    bench.run([*words, "project=mine"])
+    configured = ["stage=annotate", "stage.action=configure", "project=mine", f"run.root={bench.folder / 'runs'}"]
+    bench.run([*configured, "stage.settings={repeat_share: 0.5, overlap: 3, overlap_share: 1}"])
+    bench.run([*words, "project=mine", "resume=never"])
+    with store_of(bench.folder) as store, store.reading() as db:
+        settings = settings_of(db, "mine")
+    assert settings == Settings(
+        title="Two answers", overlap=3, repeat_share=0.5, gold_share=0.1, order="priority", turned_by_item=True
+    )
+
+
+def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4)
+    assert bench.status(*words, "stage.votes=401") == 2
+    assert "stage.votes=401: are too many on 4 pairs" in bench.said
+    assert bench.status(*words, "stage.judge=reward", "stage.votes=4") == 2
+    assert "stage.votes=4: is asked of people, and others judge" in bench.said
+    assert bench.status("stage=eval", "stage.judge=people") == 2
+    assert "stage.judge=people: compare several systems, and none are named" in bench.said
+    assert bench.status(*words, "stage.gold=none.jsonl") == 2
+    assert "stage.gold=none.jsonl" in bench.said
+    gold = written(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
+    assert bench.status(*words, f"stage.gold={gold}") == 2
+    assert "row 1" in bench.said
+    assert "is no pair whose order is known" in bench.said
+
+    bench.run([*words, "project=mine"])
+    items = written(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])
+    bench.run(
+        [
+            "stage=annotate",
+            "stage.action=import",
+            f"stage.path={items}",
+            "project=other",
+            f"run.root={bench.folder / 'runs'}",
+        ]
+    )
+    assert bench.status(*words, "project=other") == 2
+    assert "project=other: it holds 1 item that this evaluation does not ask" in bench.said
+    written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
+    assert bench.status(*words, "project=mine") == 2
+    assert "project=mine: people were shown other answers to item p" in bench.said
+    bench.run(
+        [
+            "stage=annotate",
+            "stage.action=erase",
+            "stage.whole=true",
+            "project=mine",
+            f"run.root={bench.folder / 'runs'}",
+        ]
+    )
+    assert bench.status(*words, "project=mine") == 2
+    assert "it was erased" in bench.said
+
+
+def test_simulated_votes_are_no_peoples(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4)
+    bench.run([*words, "project=mine"])
+    with store_of(bench.folder) as store:
+        for item in store.items("mine"):
+            tiers = tuple((candidate.id,) for candidate in item.candidates)
+            store.record("mine", item.id, Judgement(tiers, source="simulated"), annotator="s", key=item.id)
+    assert bench.status(*words, "project=mine") == 2
+    assert "are simulated, not a person's" in bench.said
+    bench.run([*words, "project=mine", "data.allow_simulated=true"])
+    assert "4 of" in bench.said
+
+
+def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) -> None:
+    """Who fails the known answers is shown, and counts; who is forgotten is gone."""
+    gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(4)]
+    words = evaluation(bench.folder, items=24)
+    words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
+    bench.run(words)
+    again = ["stage=annotate", "stage.action=configure", "project=mine", f"run.root={bench.folder / 'runs'}"]
+    bench.run([*again, "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
+    with bench.served() as served:
+        ann, bob = served.voter("ann"), served.voter("bob", "reviewer")
+        ann.votes(lambda prompt, one, other: better("right" if "Sum" in prompt else "!")(prompt, one, other))
+        bob.votes(lambda prompt, one, other: better("wrong" if "Sum" in prompt else ".")(prompt, one, other))
+        who = {name: served.store.known("mine", name) for name in ("ann", "bob")}
+        rankings = served.store.rankings("mine")
+    both = bench.run(words)
+    assert against(both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
+    people = artifact(both, "people.json")
+    told = {one["pseudonym"]: one for one in people["people"]}
+    assert told[who["ann"]]["gold"]["value"] == 1.0
+    assert told[who["bob"]]["gold"]["value"] == 0.0
+    assert people["gold"]["value"] == 0.5
+    assert people["repeats"]["value"] == 1.0
+    assert people["agreement"]["raw"]["value"] == 0.0
+    assert people["agreement"]["alpha"]["value"] < 0
+    assert len(verdicts(both)) == 48 == sum(vote.purpose == "work" for vote in rankings) < len(rankings)
+    orders = [row["order"] for row in verdicts(both)]
+    assert orders.count("first") == orders.count("second") == 24  # each pair was shown either way
+
+    with bench.served() as served:
+        task = served.voter("cem", "reviewer")
+        step = task.ask("GET", "/api/review")
+        prompt = plain(step["task"]["prompt"][-1]["written"])
+        task.ask("POST", "/api/vote", json=task.vote(step, better("!")))
+    reviewed = bench.run(words)
+    assert artifact(reviewed, "people.json")["settled"] == 1
+    settled = [row for row in verdicts(reviewed) if row["prompt"] == f"p{prompt.split()[1][:-1]}"]
+    assert [row["verdict"] for row in settled] == [1.0]  # the review in place of both votes
+    assert against(reviewed)["okapi"]["win_rate"]["value"] == pytest.approx((23 * 0.5 + 1) / 24)
+
+    forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
+    assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.said
+    assert f"eval:{both.name}" in bench.said  # it read votes of theirs
+    alone = bench.run(words)
+    assert "24 of 48 votes" in bench.said
+    assert against(alone)["okapi"]["win_rate"]["value"] == 1.0
+    assert who["bob"] not in json.dumps([verdicts(alone), artifact(alone, "people.json")])
+
+
+@pytest.mark.parametrize(
+    "deadly",
+    ["annotate.store.database.Store.add_item", "align.stages.suite_people.counted_rankings"],
+    ids=["while pairs are added", "when they are there"],
+)
+def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: Forks, deadly: str) -> None:
+    words = evaluation(bench.folder, items=12)
+    module, _, name = deadly.rpartition(".")
+    owner = f"importlib.import_module('{module}')" if "Store" not in module else "annotate.store.Store"
+    before = (
+        "import importlib, os, signal, annotate.store, align.stages.suite_people\n"
+        f"owner = {owner}\nreal, calls = owner.{name}, []\n"
+        "def dies(*given, **more):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {5 if name == 'add_item' else 1}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*given, **more)\n"
+        f"owner.{name} = dies\n"
+    )
+    killed = forks.start(bench.folder, *words, before=before).ended()
+    assert killed.status == -signal.SIGKILL, killed
+    run = bench.run(words)
+    with store_of(bench.folder) as store:
+        items = list(store.items(bench.project))
+        store.verify()
+    assert len(items) == len({item.prompt for item in items}) == 12
+    assert abs(2 * sum(item.candidates[0].text.endswith("!") for item in items) - 12) <= 1
+    assert [path.name for path in (bench.folder / "runs" / "eval").iterdir()] == [run.name]
+    assert all(
+        candidate == Candidate(candidate.text, id=candidate.id) for item in items for candidate in item.candidates
+    )
+
+
+def test_the_votes_are_read_without_a_new_answer(
+    ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two systems that answer here: the second command generates nothing, and a gate is decided by people."""
+    systems = "stage.systems={tuned: sft:s, base: base}"
+    gate = "eval.gates=[{name: better, task: judged, against: base, is: superior, least_n: 4}]"
+    words = ["stage=eval", *ready.data, systems, gate, "stage.judge=people", "stage.prompts=8", "project=both"]
+    words += ["rollout.max_new_tokens=12", f"run.root={ready.root}"]
+    assert main(words) == 3
+    out = capsys.readouterr().out
+    assert "gate better: undecided" in out
+    first = Path(out.strip().splitlines()[-1])
+    assert read_manifest(first).metrics["answers_made"] > 0
+    tuned = {row["answers"]["tuned"]["text"] for row in map(json.loads, (first / "artifact" / "answers.jsonl").open())}
+    with Store.open(f"sqlite:///{ready.root / 'annotations.db'}") as store:
+        for item in store.items("both"):
+            best = sorted(
+                item.candidates, key=lambda candidate: candidate.text.strip() not in {t.strip() for t in tuned}
+            )
+            tiers = tuple((candidate.id,) for candidate in best)
+            store.record("both", item.id, Judgement(tiers), annotator="ann", key=item.id)
+    assert main(words) in (0, 3)
+    out = capsys.readouterr().out
+    second = Path(out.strip().splitlines()[-1])
+    manifest = read_manifest(second)
+    assert manifest.metrics["answers_made"] == 0
+    found = artifact(second, "results.json")["tasks"]["judged"]
+    assert (found["role"], found["by"]) == ("people", "people")
+    assert found["against"]["base"]["win_rate"]["value"] > 0.5
+    assert json.loads((second / "artifact" / "verdicts" / "better.json").read_text())["figure"]["n"] > 0

@@ -1,0 +1,216 @@
+"""People as judges: which pairs they are asked about, where the answers stand, and what their votes say."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from annotation_store import add, ask, rank
+from assignment_queues import queue_of
+from hypothesis import given
+from hypothesis import strategies as st
+from votes import voted
+
+from align.chain import GENESIS, Head
+from align.evals.people import Question, chosen, drawn_sides, verdict_of, verdicts_of, votes_asked
+from align.evals.verdicts import Pair, Verdict
+from annotate.assignment.orders import turned
+from annotate.figures.people import consistency
+from annotate.figures.view import read
+from annotate.store import Candidate, Item, Settings, Store, configure
+from annotate.store.preference_pairs import counted_rankings
+from annotate.store.projects import overlap_draw, overlap_for
+from annotate.store.queries import head_of_votes
+
+
+@pytest.fixture
+def store(store_url):
+    with Store.open(store_url) as store:
+        yield store
+
+
+def question(id: str = "1", first: str = "yes", second: str = "no", **more) -> Question:
+    return Question(more.pop("task", "t"), more.pop("other", "old"), Pair(id, ask(), first, second), **more)
+
+
+def item(*texts: str) -> Item:
+    return Item("i", ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
+
+
+# Where answers stand
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(0, 99), st.integers(-1, 1))
+def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, seed, ahead):
+    sides = drawn_sides(groups, seed, ahead)
+    assert abs(ahead + sum(1 if side else -1 for side in sides)) <= 1
+    for group in set(groups):
+        told = [1 if side else -1 for side, of in zip(sides, groups, strict=True) if of == group]
+        assert abs(sum(told)) <= 1
+        assert all(abs(sum(told[:n])) <= 1 for n in range(len(told)))  # also while people are at it
+
+
+def test_sides_are_drawn_with_the_seed():
+    assert drawn_sides("a" * 40, 1) == drawn_sides("a" * 40, 1)
+    assert drawn_sides("a" * 40, 1) != drawn_sides("a" * 40, 2)
+    assert {drawn_sides("a", seed)[0] for seed in range(20)} == {True, False}
+
+
+def test_what_was_ahead_before_is_made_up_for():
+    assert sum(drawn_sides("abcdef", 0, ahead=-4)) == 5
+    assert sum(drawn_sides("abcdef", 0, ahead=6)) == 0
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_each_candidate_stands_once_in_each_place(k):
+    ids = [str(i) for i in range(k)]
+    orders = [turned(ids, turn) for turn in range(k)]
+    assert orders[0] == tuple(ids)
+    assert all({order[place] for order in orders} == set(ids) for place in range(k))
+
+
+def test_the_second_person_sees_the_pair_turned_round(store):
+    queue = queue_of(store, items=4, overlap=2, turned_by_item=True)
+    shown: dict[str, list] = {}
+    for who in ("ann", "bob", "cem"):
+        task = queue.take(who)
+        while task is not None:
+            shown.setdefault(task.item.id, []).append(task.display_order)
+            _, task = queue.vote(who, task.token, f"{who}/{task.token}", rank_of(task))
+    assert len(shown) == 4
+    for id, orders in shown.items():
+        assert orders == [tuple(f"{id}-{k}" for k in "012"), tuple(f"{id}-{k}" for k in "120")]
+
+
+def test_who_skips_an_item_leaves_its_order_to_the_next(store):
+    queue = queue_of(store, items=1, turned_by_item=True)
+    task = queue.take("ann")
+    queue.vote("ann", task.token, "k" * 20, rank_of(task, skipped="unsure"))
+    assert queue.take("bob").display_order == task.display_order
+
+
+def rank_of(task, skipped=""):
+    from annotate.store import Judgement
+
+    return Judgement(() if skipped else tuple((c.id,) for c in task.item.candidates), skipped=skipped)
+
+
+# Which pairs
+
+
+@given(st.sets(st.integers(0, 10_000), min_size=1, max_size=40), st.integers(1, 100))
+def test_so_many_votes_are_wanted_of_so_many_items(numbers, votes):
+    items = [f"item {n}" for n in numbers]
+    settings = Settings(**overlap_for(items, votes))
+    wanted = [settings.wanted(id) for id in items]
+    least = max(votes, len(items))
+    assert least <= sum(wanted) < least + max(1, settings.overlap - 1)
+    assert all(settings.wanted(id) == settings.overlap for id in items if overlap_draw(id) < settings.overlap_share)
+
+
+@pytest.mark.parametrize(("votes", "pairs", "expected"), [(None, 10, 12), (None, 1, 2), (None, 34, 41), (7, 10, 7)])
+def test_each_pair_has_a_vote_and_a_fifth_a_second_one(votes, pairs, expected):
+    assert votes_asked(votes, pairs) == expected
+
+
+def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
+    questions = {str(i): question(str(i)) for i in range(100)}
+    found = chosen(questions, (), 40, seed=3)
+    settings = Settings(**overlap_for(found, 40))
+    assert (len(found), Counter(map(settings.wanted, found))) == (34, {1: 28, 2: 6})
+    more = chosen(questions, found, 80, seed=3)
+    assert more[:34] == found  # who is asked for more is asked about the same ones first
+    assert chosen(questions, found, 3, seed=3) == found
+    assert chosen(questions, (), 40, seed=4) != found
+
+
+# What an item says, and what it does not
+
+
+def test_an_item_says_nothing_of_who_wrote_what():
+    asked = question(first="good", second="bad\x00", ended=(False, True))
+    one, other = asked.candidates(True)
+    assert (one, other) == (Candidate("good", ended=False), Candidate("bad\ufffd"))
+    assert asked.candidates(False) == (other, one)
+    assert asked.key(b"a" * 32) != asked.key(b"b" * 32)
+    assert not any(word in asked.key(b"a" * 32) for word in ("t/", "old", "1/"))
+    assert len({question(*args).key(b"k" * 32) for args in (("1",), ("2",))}) == 2
+
+
+def test_the_first_systems_answer_is_known_by_its_text():
+    asked = question(first="good", second="bad\x00")
+    assert asked.first_in(item("bad\ufffd", "good")) == "i-1"
+    assert asked.first_in(item("good", "bad\ufffd")) == "i-0"
+    assert asked.first_in(item("good", "other")) is None
+
+
+@pytest.mark.parametrize(("first", "second", "alike"), [("a", "a\n", True), ("", " ", True), ("a", "b", False)])
+def test_the_same_text_twice_is_no_question(first, second, alike):
+    assert question(first=first, second=second).alike is alike
+
+
+# Votes
+
+
+@pytest.mark.parametrize(
+    ("order", "screen", "expected"),
+    [
+        ("0>1", "01", Verdict("7", "first", 1.0, by="ann")),
+        ("1>0", "01", Verdict("7", "first", 0.0, by="ann")),
+        ("0>1", "10", Verdict("7", "second", 1.0, by="ann")),
+        ("1>0", "10", Verdict("7", "second", 0.0, by="ann")),
+        ("01", "10", Verdict("7", "second", 0.5, by="ann")),
+    ],
+)
+def test_a_vote_is_a_verdict_on_systems_and_not_on_places(order, screen, expected):
+    assert verdict_of(voted("i", order, screen=screen), "7", "i-0") == expected
+    turned_round = expected._replace(
+        verdict=1 - expected.verdict, order={"first": "second", "second": "first"}[expected.order]
+    )
+    assert verdict_of(voted("i", order, screen=screen), "7", "i-1") == turned_round
+
+
+def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
+    one, same, unasked = question("1"), question("2", "a", "a"), question("3", other="older")
+    votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("gold", "0>1")]
+    found = verdicts_of([one, same, unasked], {"i": (one, "i-0")}, votes)
+    assert found == {
+        ("t", "old"): [Verdict("2", "", 0.5), Verdict("1", "", 1.0, by="ann"), Verdict("1", "", 0.0, by="bob")],
+        ("t", "older"): [],
+    }
+
+
+def test_repeats_are_held_against_ones_own_votes():
+    mine = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("i", "1>0", "bob", purpose="repeat")]
+    assert consistency(mine).value == 1.0
+    assert consistency([*mine, voted("i", "1>0", "ann", purpose="repeat")]).value == 0.5
+
+
+# What the store has of them
+
+
+def test_settings_and_items_change_no_vote(store):
+    add(store)
+    with store.reading() as db:
+        assert head_of_votes(db, "p") == Head(0, GENESIS)
+    id = add(store, "run/1")
+    seq = rank(store, id, "0>12")
+    configure(store, "p", {"overlap": 2})
+    add(store, "run/2")
+    with store.reading() as db:
+        head = head_of_votes(db, "p")
+    assert head.seq == seq
+    store.verify(head)
+    store.retract("p", seq)
+    with store.reading() as db:
+        assert head_of_votes(db, "p").seq > seq
+        assert head_of_votes(db, "q") == Head(0, GENESIS)
+
+
+def test_a_view_up_to_a_row_has_none_behind_it(store):
+    id = add(store)
+    first = rank(store, id, "0>12", "ann")
+    rank(store, id, "1>02", "bob")
+    assert [vote.seq for vote in read(store, "p").through(first).rankings] == [first]
+    assert [vote.seq for vote in counted_rankings(store, "p", through=first)] == [first]
+    assert counted_rankings(store, "p", through=0) == []
