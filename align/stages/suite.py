@@ -119,6 +119,8 @@ def read_elsewhere(told: Elsewhere, fits: Sequence[bool], hides: bool) -> list[S
         Said(id, text, None, answer.ended, reasoning)
         for (id, answer), (reasoning, text) in zip(rows, parts, strict=True)
     ]
+
+
 def judge_over(run: Run, config: Config, work: Work, judged: Sequence[Told]) -> Judge:
     """The judge of the evaluation.
 

@@ -53,9 +53,7 @@ def judge_of_people(run: Run, config: Config, tolds: Sequence[Told]) -> Judge:
     return Judge(partial(by_people, found.verdicts), found.notes)
 
 
-def by_people(
-    verdicts: Mapping[tuple[str, str], Sequence[Verdict]], told: Told
-) -> tuple[Scored, Sequence[str]]:
+def by_people(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], told: Told) -> tuple[Scored, Sequence[str]]:
     others = [name for name in told.answers if name != told.first]
     of_task = {other: verdicts.get((told.task, other), ()) for other in others}
     return Scored(told.task, PEOPLE, PEOPLE, told.items, told.answers, of_task), []
