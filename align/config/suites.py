@@ -28,7 +28,8 @@ class SuiteConfig(Settings):
         None,
         "List of tasks, such as {name: NAME, path: FILE, check: {kind: regex, pattern: yes}, prompts: 200}. Without "
         "`path` a task asks the held-out prompts of `data=`; without `check`, and without one in its rows, the judge "
-        "of `reward=` scores. Empty: one task of this kind.",
+        "of `reward=` scores. With `probe: choice` or `probe: loss` it asks for no answers and measures "
+        "log-likelihoods. Empty: one task with a judge.",
         later=True,
     )
     gates: Any = setting(

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
 from align.errors import require
+from align.evals.probes import LOSS
 from align.evals.results import Scored, own_mean
 from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share, score_difference
@@ -75,6 +76,9 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     found: dict[str, Gate] = {}
     for at, gate in listed(given, FIELD, HELP):
         one = parsed_gate(gate, at, [task.name for task in tasks], systems)
+        measured = any(task.name == one.task and task.probe is not None and task.probe.kind == LOSS for task in tasks)
+        problem = "has bits per byte, of which no number is good by itself"
+        require(bool(one.against) or not measured, f"{at}.task", one.task, problem, "Name another system: against.")
         require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
         found[one.name] = one
     return [*found.values()]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from align.evals.checkers import Checked, accuracy
+from align.evals.probes import figures_of
 from align.evals.stats import (
     bradley_terry,
     cluster_effect,
@@ -42,6 +43,7 @@ class Said:
         ended: False where the answer was cut; None of a file, which does not say.
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.
+        weighed: what a probe found, see `align.evals.probes`; None of an answer.
     """
 
     id: str
@@ -50,11 +52,12 @@ class Said:
     ended: bool | None = None
     reasoning: str | None = None
     checked: Checked | None = None
+    weighed: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What there is of it, as a line of `answers.jsonl` has it; of its checks those that do not hold."""
         made = {"text": self.text, "score": self.score, "ended": self.ended, "reasoning": self.reasoning}
-        made |= {"id": self.id or None}
+        made |= {"id": self.id or None, "weighed": self.weighed}
         if self.checked is not None:
             made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
             made["error"] = self.checked.error or None
@@ -176,8 +179,11 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
 
 def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     """Figures of one system: its mean score; of checks, the share of items whose checks all hold, and IFEval's others
-    beside it."""
+    beside it; of a probe its own."""
     said = task.said[name]
+    weighed = [one.weighed for one in said if one.weighed is not None]
+    if weighed:
+        return {"score": own_mean(task, name, level).as_dict(), **figures_of(weighed)}
     told = [one.ended for one in said if one.ended is not None]
     results = [one.checked for one in said if one.checked is not None]
     return {

@@ -3,7 +3,9 @@ generated."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from align.errors import InputError, half_character, require
@@ -101,6 +103,13 @@ def listed(given: Any, field: str, help: str) -> list[tuple[str, Any]]:
     """The values of a list, each with its field. Raises: InputError: it is no list."""
     require(isinstance(given, list | tuple), field, given, "is no list", help)
     return [(f"{field}[{i}]", value) for i, value in enumerate(given)]
+
+
+def written(value: Any) -> Any:
+    """The value that a text writes as JSON; itself where it is none."""
+    with suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value or None
 
 
 def quoted(found: Sequence[str], joined_by: str = "or") -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +16,8 @@ from align.data.split import question
 from align.errors import InputError, require
 from align.evals.checkers import checker
 from align.evals.checkers.following import of_row
-from align.evals.spec import known, listed, whole
+from align.evals.probes import Asked, Probe, asked_by, parsed_probe
+from align.evals.spec import known, listed, whole, written
 from align.types import Conversation
 
 FIELD = "eval.tasks"
@@ -37,12 +36,14 @@ class Task:
         check: what an answer has to do, for each row that does not say it itself. Without one, and without one in any
             row, the judge of `reward=` scores.
         prompts: the most that are asked; None for all.
+        probe: what is weighed, of a task that asks for no answers; None of one that does.
     """
 
     name: str
     path: str = ""
     check: Any = None
     prompts: int | None = None
+    probe: Probe | None = None
 
     @property
     def field(self) -> str:
@@ -61,6 +62,7 @@ class Item(NamedTuple):
         check: what scores the answer, as `align.evals.checkers.checker` reads it; None where the judge does.
         draw: which answer to the prompt it is, from 0, where each is answered several times.
         near: system that was nearly trained on it → the run and the rule that says so.
+        probe: what is weighed, of a task that is a probe.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Item(NamedTuple):
     check: Any
     draw: int = 0
     near: Mapping[str, str] = {}
+    probe: Asked | None = None
 
 
 def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
@@ -85,7 +88,7 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
         return [Task(JUDGED)]
     found: dict[str, Task] = {}
     for at, one in listed(given, FIELD, HELP):
-        task = known(one, at, ("name",), ("path", "check", "prompts"))
+        task = known(one, at, ("name",), ("path", "check", "prompts", "probe", "norm", "template"))
         name, path, check = task["name"], task.get("path") or "", task.get("check")
         require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
         require(name not in found, f"{at}.name", name, "stands there twice", "Give each task a name of its own.")
@@ -93,7 +96,7 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
         most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
         if check is not None:
             checker(check, f"{at}.check", allow_code=allow_code)
-        found[name] = Task(name, path, check, most)
+        found[name] = Task(name, path, check, most, parsed_probe(task, at))
     require(bool(found), FIELD, given, "is no list of tasks", HELP)
     return [*found.values()]
 
@@ -150,7 +153,8 @@ def clustered(items: Sequence[Item]) -> Sequence[Item]:
         return key
 
     for item in items:
-        above[top(("prompt", item.prompt.messages))] = top(("cluster", item.cluster))
+        if any(turn.content for turn in item.prompt.messages):  # nothing is shared where nothing precedes choices
+            above[top(("prompt", item.prompt.messages))] = top(("cluster", item.cluster))
     names: dict[Any, str] = {}
     return [item._replace(cluster=names.setdefault(top(("cluster", item.cluster)), item.cluster)) for item in items]
 
@@ -177,6 +181,11 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
     check_columns(row)
     asked = {key: value for key, value in row.data.items() if key not in ("check", "category", "source", *IFEVAL)}
     id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
+    source = text(row, "source")
+    cluster, category = f"source {source}" if source else id, text(row, "category")
+    if task.probe is not None:
+        prompt, weighed = asked_by(row, task.probe, id, system)
+        return Item(id, cluster, category, prompt, None, probe=weighed)
     prompt = question(document_of(asked, row.where, id))
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
@@ -185,8 +194,7 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
     spec = task.check if spec is None else spec
     if spec is not None:
         checker(spec, f"{row.where}, check", allow_code=allow_code)
-    source = text(row, "source")
-    return Item(id, f"source {source}" if source else id, text(row, "category"), prompt, spec)
+    return Item(id, cluster, category, prompt, spec)
 
 
 IFEVAL = ("instruction_id_list", "kwargs")
@@ -210,13 +218,6 @@ def spec_of(row: Row) -> Any:
     if check is not None:
         return check
     return None if given[IFEVAL[0]] is None else of_row(given, row.where)
-
-
-def written(value: Any) -> Any:
-    """The value that a text writes as JSON; itself where it is none."""
-    with suppress(ValueError):
-        return json.loads(value) if isinstance(value, str) else value
-    return value or None
 
 
 def text(row: Row, key: str) -> str:

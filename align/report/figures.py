@@ -209,6 +209,8 @@ FIGURES = (
     _figure("rows", "Rows", "", "Rows that were read, written or checked."),
     _figure("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
     _figure("answers_made", "Answers made", "", "Those that this evaluation generated; others were made before."),
+    _figure("likelihoods_made", "Log-likelihoods computed", "", "Of choices and texts, by this evaluation; others were "
+            "computed before."),
     _figure("peak_rss_mb", "Peak memory", "MiB", "The most that the process held, a GPU's memory left out."),
     _figure("peak_gpu_mb", "Peak GPU memory", "MiB", "The most that its tensors took there, torch's reserve left out."),
     _figure("predicted_peak_mb", "Predicted peak", "MiB", "What its tensors were predicted to take at the most; a "

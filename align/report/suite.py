@@ -12,7 +12,12 @@ from align.report.words import counted, few, format_figure, in_words, percent, s
 SHARES = {
     "prompt_strict": "all checks hold", "prompt_loose": "all hold loosely", "instruction_strict": "checks that hold",
     "instruction_loose": "that hold loosely",
+    "acc": "right", "acc_norm": "right, by character", "acc_bytes": "right, by byte",
 }  # fmt: skip
+"""Shares of a system's items, and what they are called."""
+
+NUMBERS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token", "perplexity": "perplexity"}
+"""The same of numbers."""
 
 
 def verdict(seen: Seen) -> str:
@@ -133,23 +138,23 @@ def about(task: Mapping[str, Any]) -> str:
 
 
 def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:
-    systems = task["systems"]
-    shares = [key for key in SHARES if key in next(iter(systems.values()))]
+    systems, some = task["systems"], next(iter(task["systems"].values()))
+    shares, numbers = ([key for key in known if key in some] for known in (SHARES, NUMBERS))
     undecided = any(one.get("errors") for one in systems.values())
-    scored = "score" in next(iter(systems.values()))
+    scored, answers = "score" in some, "characters" in some  # a probe has no answers
     heads = ("system", *(("score",) if scored else ()), *(SHARES[key] for key in shares))
-    heads += ("characters", "truncated", "empty")
+    heads += tuple(NUMBERS[key] for key in numbers)
+    heads += ("characters", "truncated", "empty") if answers else ()
     heads += ("no verdict",) if undecided else ()
-    rows = [
-        (
-            who, *([in_words(one["score"])] if scored else []), *(percent(one[key]) for key in shares),
-            f"{one['characters']:,.0f}",
-            "–" if one["cut"] is None else percent(one["cut"]), percent(one["empty"]),
-            *([one["errors"]] if undecided else []),
-        )
-        for who in names
-        for one in [systems[who]]
-    ]  # fmt: skip
+    rows = []
+    for who in names:
+        one = systems[who]
+        row = [who, *([in_words(one["score"])] if scored else []), *(percent(one[key]) for key in shares)]
+        row += [format_figure(one[key]) for key in numbers]
+        if answers:
+            cut = "–" if one["cut"] is None else percent(one["cut"])
+            row += [f"{one['characters']:,.0f}", cut, percent(one["empty"])]
+        rows.append([*row, *([one["errors"]] if undecided else [])])
     report.table(heads, rows, f"{name}: systems")
     if "strengths" in task:
         found = sorted(task["strengths"]["strengths"].items(), key=lambda one: -one[1]["value"])

@@ -1,4 +1,5 @@
-"""Answers that were made once. Each is named by all that decides it, so that scoring it again generates nothing.
+"""Answers that were made once, and log-likelihoods. Each is named by all that decides it, so that scoring it again
+computes nothing.
 
 The store is `answers.db` among the runs, one SQLite file that any run of `stage=eval` reads and adds to. It can be
 thrown away at any time: answers are then made again.
@@ -19,7 +20,7 @@ from align.run import json_digest
 from align.run.atomic import unwritable
 
 FILE = "answers.db"
-MADE = "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
+MADE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
 AT_ONCE = 500
 """Ids that are looked up by one statement."""
 BUSY_S = 60.0
@@ -112,21 +113,46 @@ class Answer:
         return cls(ids, text, ended, tuple(last))
 
 
-class AnswerStore:
-    """The answers of a folder of runs.
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """All that decides how likely the scored tokens of a row are.
 
-    Args:
-        path: of the file; it is made by the first answer.
+    Attributes:
+        base, adapter, method, dtype: see `Asked`.
+        row: SHA-256 of its tokens and of which are scored.
+        engine: what computes: the device and the versions of what computes on it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    base: str
+    adapter: str
+    method: str
+    dtype: str
+    row: str
+    engine: str
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of all of it."""
+        return json_digest(asdict(self))
+
+
+class AnswerStore:
+    """What the runs of a folder made: answers, or records of another kind.
+
+    Args:
+        path: of the file; it is made by the first record.
+        kind: of the records, a dataclass with `of`, the inverse of `asdict`.
+        table: that they stand in.
+    """
+
+    def __init__(self, path: Path, kind: Any = Answer, table: str = "answers") -> None:
+        self.path, self.kind, self.table = path, kind, table
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
             with unwritable(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
-                db.execute(MADE)
+                db.execute(MADE.format(table=self.table))
                 yield db
         except sqlite3.OperationalError as error:
             remedy = "Free space, make it writable, or move it away: answers are then made again."
@@ -134,8 +160,8 @@ class AnswerStore:
         except sqlite3.DatabaseError as error:
             raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
-    def found(self, ids: Iterable[str]) -> dict[str, Answer]:
-        """Those of these answers that are there.
+    def found(self, ids: Iterable[str]) -> dict[str, Any]:
+        """Those of these records that are there.
 
         Raises:
             CorruptFile: the file is damaged.
@@ -148,18 +174,18 @@ class AnswerStore:
             for first in range(0, len(wanted), AT_ONCE):
                 part = wanted[first : first + AT_ONCE]
                 marks = ", ".join("?" * len(part))
-                for id, text in db.execute(f"SELECT id, answer FROM answers WHERE id IN ({marks})", part):
+                for id, text in db.execute(f"SELECT id, answer FROM {self.table} WHERE id IN ({marks})", part):
                     found[id] = self._read(id, text)
         return found
 
-    def _read(self, id: str, text: str) -> Answer:
+    def _read(self, id: str, text: str) -> Any:
         try:
-            return Answer.of(json.loads(text))
+            return self.kind.of(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
-    def add(self, answers: Sequence[tuple[Asked | Question, Answer]]) -> None:
-        """Keep answers, all of them or none. One that is there already stays.
+    def add(self, answers: Sequence[tuple[Asked | Question | Weighed, Any]]) -> None:
+        """Keep records, all of them or none. One that is there already stays.
 
         Raises:
             StorageError: the file cannot be written.
@@ -168,4 +194,4 @@ class AnswerStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(asked.id, json.dumps(asdict(asked)), json.dumps(asdict(answer))) for asked, answer in answers]
         with self._open() as db, db:
-            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
+            db.executemany(f"INSERT OR IGNORE INTO {self.table} VALUES (?, ?, ?)", rows)

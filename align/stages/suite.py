@@ -13,6 +13,7 @@ from align.config.root import Config
 from align.data.reasoning import parted
 from align.errors import NOT_PASSED, require
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
+from align.evals.probes import Choices
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
 from align.evals.suite import Tasks, Work
@@ -28,6 +29,7 @@ from align.run.files import write_text
 from align.stages.suite_answers import Elsewhere, Made, Speaker, answers_elsewhere, answers_of, prompts_of, speaker_of
 from align.stages.suite_people import judge_of_people
 from align.stages.suite_people_inputs import PEOPLE
+from align.stages.suite_probes import probed
 from align.stages.suite_scores import Judge, Told, by_checks, judge_of
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -35,16 +37,34 @@ from align.types import Result, Rollout
 
 def run(run: Run, config: Config, work: Work) -> Result:
     stage: EvalConfig = config.stage
+    models = [system for system in work.systems if system.base is not None]
+    said, made, notes = scored_answers(run, config, work, [each for each in work.tasks if each[0].probe is None])
+    weighed, computed = probed(config, models, work.tasks)
+    by_name = {each.name: each for each in said} | weighed
+    scored = [by_name[task.name] for task, _ in work.tasks]
+    write_lines(run.artifact / "answers.jsonl", evidence(scored))
+    write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
+    gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
+    results = results_of(scored, stage.level, stage.shown)
+    notes = [*dict.fromkeys([*notes, *work.unknown])]
+    return published(run, config, work, results, gates, {"answer": made, "log-likelihood": computed}, notes)
+
+
+def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[list[Scored], Made, list[str]]:
+    """The tasks that ask for answers, scored; how many answers were made; and what is to be said of who scores."""
+    if not tasks:
+        return [], Made(0, 0), []
+    stage: EvalConfig = config.stage
     hides = config.rollout.reasoning == "hide"
 
     # What fits every system is asked of all; what was answered before is not asked again.
     models = [system for system in work.systems if system.base is not None]
-    prompts = [prompts_of(config, system, work.tasks) for system in models]
+    prompts = [prompts_of(config, system, tasks) for system in models]
     fits = [None not in of_item for of_item in zip(*(each.tokens for each in prompts), strict=True)]
-    fits = fits or [True] * sum(len(items) for _, items in work.tasks)
-    elsewhere, asked = answers_elsewhere(config, work.systems, work.tasks, fits)
+    fits = fits or [True] * sum(len(items) for _, items in tasks)
+    elsewhere, asked = answers_elsewhere(config, work.systems, tasks, fits)
     fits = [fit and None not in told for fit, *told in zip(fits, *(each.answers for each in elsewhere), strict=True)]
-    tasks, dropped = those_that_fit(work.tasks, fits)
+    tasks, dropped = those_that_fit(tasks, fits)
     speakers = [speaker_of(config, each, tasks, fits) for each in prompts]
     answers, made = answers_of(run, config, speakers)
     made = Made(made.before + asked.before, made.now + asked.now)
@@ -57,7 +77,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
     judged = [told for told in tolds if told.items[0].check is None]
     judge = judge_over(run, config, work, judged) if judged else None
 
-    scored, notes = list[Scored](), [*(judge.notes if judge else ()), *work.unknown]
+    scored, notes = list[Scored](), [*(judge.notes if judge else ())]
     for told in tolds:
         if judge is None or told.items[0].check is not None:
             found, said_of_it = by_checks(told, stage.allow_code)
@@ -65,11 +85,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
             found, said_of_it = judge.scored(told)
         notes += said_of_it
         scored.append(replace(found, dropped=dropped[told.task]))
-    write_lines(run.artifact / "answers.jsonl", evidence(scored))
-    write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
-    gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
-    results = results_of(scored, stage.level, stage.shown)
-    return published(run, config, work, results, gates, made, [*dict.fromkeys(notes)])
+    return scored, made, notes
 
 
 def those_that_fit(tasks: Tasks, fits: Sequence[bool]) -> tuple[Tasks, dict[str, int]]:
@@ -168,6 +184,8 @@ def evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
             prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
             about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
             about |= {"near": dict(item.near)} if item.near else {}
+            if isinstance(item.probe, Choices):
+                about |= {"choices": [*item.probe.texts], "right": item.probe.answer}
             yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
 
 
@@ -186,21 +204,23 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def published(
     run: Run, config: Config, work: Work, results: Mapping[str, Any], gates: Mapping[str, tuple[Gate, Decision]],
-    made: Made, notes: Sequence[str],
+    made: Mapping[str, Made], notes: Sequence[str],
 ) -> Result:  # fmt: skip
     """Write the results down, and say the main ones."""
     about = [about_system(system) for system in work.systems]
     write_json(run.artifact / "results.json", {"systems": about, "tasks": results, "notes": [*notes]})
     kept = {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()}
     metrics = {
-        "systems": about, "tasks": kept, "answers_made": made.now,
+        "systems": about, "tasks": kept, "answers_made": made["answer"].now,
         "dropped_seen": sum(work.seen.values()), "judge_notes": [*notes], "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
+    weighed = made["log-likelihood"]
+    metrics |= {"likelihoods_made": weighed.now} if sum(weighed) else {}
     metrics |= main_figure(results) | judged_by_gates(run, config, work, gates)
     first = work.systems[0].name
     lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
-    kept_before = f"{made.before:,} of {counted(made.before + made.now, 'answer')} were made before"
-    lines = [kept_before, *lines] if made.before else lines
+    before = [(what, of) for what, of in made.items() if of.before]
+    lines = [*(f"{of.before:,} of {counted(sum(of), what)} were made before" for what, of in before), *lines]
     lines += [in_a_line(*each) for each in gates.values()]
     return Result(metrics, (*lines, *notes))
 
@@ -246,7 +266,7 @@ def about_system(system: System) -> dict[str, Any]:
 
 def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     """A task's results in words."""
-    by = {"exact": "", "measured": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
+    by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
     for other, found in task["against"].items():
         scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
         won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""

@@ -129,8 +129,7 @@ def asked_of(
     assert artifact is not None
     device = choose_device(config.device)
     own = tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path))
-    versions = package_versions()
-    drawn_by = [rollout.engine, device.type, *(f"{name} {versions[name]}" for name in COMPUTES if name in versions)]
+    drawn_by = [rollout.engine, *computed_by(device)]
     if rollout.engine == "vllm":  # of servers that run already nobody says the version; they are who they are
         servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
         drawn_by += [*servers, rollout.dtype, *rollout.words]
@@ -144,6 +143,12 @@ def asked_of(
         )
         for prompt, draw in zip(prompts, draws, strict=True)
     ]  # fmt: skip
+
+
+def computed_by(device: torch.device) -> list[str]:
+    """What numbers depend on beside weights and tokens: the device, and the versions of what computes."""
+    versions = package_versions()
+    return [device.type, *(f"{name} {versions[name]}" for name in COMPUTES if name in versions)]
 
 
 class Made(NamedTuple):
@@ -244,7 +249,7 @@ def made_by(
     assert system.base is not None
     base, dtype = system.base, choose_dtype(config.dtype, choose_device(config.device))
     generation = describe(base).generation_config
-    actors = actors_of(config, group, dtype)
+    actors = actors_of(config, [speaker.system for speaker in group], dtype)
     at_once = config.rollout.batch_size * len(group)
     with engine_for(run, config, base, system.method, dtype, group[0].tokenizer, generation) as engine:
         for actor in actors.values():
@@ -266,18 +271,14 @@ def made_by(
             bar.advance(len(known))
 
 
-def actors_of(config: Config, group: Sequence[Speaker], dtype: torch.dtype) -> dict[str, Actor]:
+def actors_of(config: Config, group: Sequence[System], dtype: torch.dtype) -> dict[str, Actor]:
     """Who speaks for each system of a base, by its name."""
-    system = group[0].system
-    assert system.base is not None
-    model = load_base(system.base, system.method, choose_device(config.device), dtype)
-    folders = {
-        s.system.name: s.system.artifact.path
-        for s in group
-        if s.system.artifact is not None and not s.system.artifact.whole
-    }
+    first = group[0]
+    assert first.base is not None
+    model = load_base(first.base, first.method, choose_device(config.device), dtype)
+    folders = {s.name: s.artifact.path for s in group if s.artifact is not None and not s.artifact.whole}
     if not folders:
-        return {s.system.name: ModelActor(model) for s in group}
+        return {s.name: ModelActor(model) for s in group}
     pool = AdapterPool(model, alone=len(group) == 1)
     digests = {name: pool.add(folder) for name, folder in folders.items()}
-    return {s.system.name: pool.actor(digests.get(s.system.name)) for s in group}
+    return {s.name: pool.actor(digests.get(s.name)) for s in group}

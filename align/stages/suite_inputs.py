@@ -21,6 +21,7 @@ from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
 from align.evals.judge_identity import identity_of
 from align.evals.llm_judge import LLMJudge, parsed_judge
+from align.evals.probes import check_weighable
 from align.evals.suite import Tasks, Work, unseen
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
@@ -99,6 +100,7 @@ def found_suite(config: Config) -> Found:
     )
     tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
     gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
+    check_weighable(systems, tasks)
     first, problem = systems[0], "is no artifact, and gates are about one"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
@@ -149,8 +151,8 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
         if count:
             print(f"{name}: {counted(count, 'item')} left out: training saw them")
     left, near_unknown = with_near(config, found, left, root)
-    tasks = [(task, answered_often(items[: most_of(config, task)], config.stage.answers)) for task, items in left]
-    judged = [task.name for task, items in tasks if items[0].check is None]
+    tasks = [(task, drawn(config, task, items[: most_of(config, task)])) for task, items in left]
+    judged = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
     proxy = False
     if judged and isinstance(found.judge, LLMJudge):
         api_key(found.judge.endpoint)
@@ -208,6 +210,11 @@ def items_of(config: Config, task: Task) -> Sequence[Item]:
         return items_of_file(task, config.data.system or None, config.stage.allow_code)
     asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
     return items_of_prompts(task, asked, config.stage.allow_code)
+
+
+def drawn(config: Config, task: Task, items: Sequence[Item]) -> Sequence[Item]:
+    """Each item as often as it is answered. A probe draws nothing."""
+    return items if task.probe is not None else answered_often(items, config.stage.answers)
 
 
 def most_of(config: Config, task: Task) -> int | None:

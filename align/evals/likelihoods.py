@@ -1,0 +1,83 @@
+"""Log-likelihoods of continuations under a model, without logits of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as widened
+
+from align.data.chat import IGNORED, Encoded
+from align.models import plain_path
+from align.models.backbone import hidden_states, lm_head, pad
+from align.models.plain_path import route_of
+from align.ops.logprobs import rows_for
+
+LEAST = 32
+"""Tokens of the longest row, and of a product with the head, at least. Libraries compute short ones in another order of
+addition, and a row's last bits would depend on the rows beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the scored tokens of a row are.
+
+    Attributes:
+        logprob: log p of all of them, each given the tokens before it, in nats: their sum in float64.
+        greedy: whether each is the likeliest in its place.
+    """
+
+    logprob: float
+    greedy: bool
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Likelihood:
+        """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
+        return cls(float(record["logprob"]), bool(record["greedy"]))
+
+
+@torch.no_grad()
+def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int) -> list[Likelihood]:
+    """The likelihood of each row, in one pass of the model under whatever adapter is active.
+
+    Args:
+        rows: each with a token that is scored, and at most as long as the model's context.
+        pad_id: fills the rectangle.
+    """
+    device = next(model.parameters()).device
+    ids, labels = [row.input_ids for row in rows], [row.labels for row in rows]
+    if max(map(len, ids)) < LEAST:
+        ids, labels = [*ids, [pad_id] * LEAST], [*labels, [IGNORED] * LEAST]
+    tokens, mask = pad(ids, pad_id).to(device), pad([[1] * len(row) for row in ids], 0).bool().to(device)
+    picked = (pad(labels, IGNORED) != IGNORED).to(device)
+    picked[:, 0] = False  # nothing stands before a first token
+    logprobs, greedy = picked_likelihoods(model, tokens, mask, picked)
+    counts = [row.trained for row in rows]
+    parts = zip(logprobs.double().split(counts), greedy.split(counts), strict=True)
+    return [Likelihood(of_row.sum().item(), bool(likeliest.all())) for of_row, likeliest in parts]
+
+
+def picked_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of each picked token given the real tokens before it in its row, and whether it is the likeliest there: two
+    [N], row by row.
+
+    Args:
+        picked_BS: real tokens, none of them a row's first.
+    """
+    targets_N = tokens_BS[picked_BS]
+    if route_of(model).fast:
+        states, head = hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]], lm_head(model)
+    else:
+        _, logits_NV, places_N = plain_path.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        states, head = logits_NV[places_N.argsort()], torch.nn.Identity()
+    chunk = rows_for(head(states[:1]).shape[-1], states.device)
+    found = list[tuple[Tensor, Tensor]]()
+    for part, targets in zip(states.split(chunk), targets_N.split(chunk), strict=True):
+        logits = head(widened(part, (0, 0, 0, max(0, LEAST - len(part)))))[: len(part)].float()
+        logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+        found.append((logprobs, logits.argmax(-1) == targets))
+    logprobs, greedy = zip(*found, strict=True)
+    return torch.cat(logprobs), torch.cat(greedy)

@@ -1,0 +1,206 @@
+"""Probes of forgetting: tasks that ask how likely texts are under a system. Nothing is generated, and no judge is
+needed. Imports no torch.
+
+    {name: arc, path: arc.jsonl, probe: choice}      the likeliest of some choices has to be the right one
+    {name: wiki, path: texts.jsonl, probe: loss}     how many bits a byte of a text takes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from align.data.formats.rows import Row
+from align.data.records.documents import document_of
+from align.data.records.messages import with_default_system
+from align.data.split import question
+from align.errors import InputError, require
+from align.evals.spec import filled, flag, one_of, written
+from align.types import Conversation, Document, Message
+
+CHOICE, LOSS = "choice", "loss"
+SUM, CHARACTERS, BYTES = "none", "characters", "bytes"
+NORMS = {SUM: "acc", CHARACTERS: "acc_norm", BYTES: "acc_bytes"}
+"""What the log-likelihood of a choice is divided by → lm-eval's name of the accuracy."""
+BY = {CHOICE: "log-likelihood", LOSS: "minus bits per byte"}
+"""What scores a probe's items, for people."""
+CHOICE_HELP = 'Write rows like {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}.'
+LOSS_HELP = 'Write rows like {"text": "…"}, or conversations with an answer.'
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a task asks of likelihoods.
+
+    Attributes:
+        kind: `choice` or `loss`.
+        norm: what decides for a choice: the log-likelihood itself, or that by character or byte of the choice.
+        template: a choice is the answer to a chat; without, it continues a plain text.
+    """
+
+    kind: str
+    norm: str = SUM
+    template: bool = False
+
+
+class Choices(NamedTuple):
+    """What an item of `choice` asks.
+
+    Attributes:
+        texts: at least two.
+        answer: the place of the right one.
+    """
+
+    texts: tuple[str, ...]
+    answer: int
+
+
+Asked = Choices | Document
+"""What a probe asks: one of some choices, or a text."""
+
+
+def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
+    """The probe of a task as `eval.tasks` writes it; None where it is none.
+
+    Raises:
+        InputError: it is wrong.
+    """
+    chosen = task.get("probe") == CHOICE
+    for key in ("norm", "template"):
+        require(chosen or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")
+    if task.get("probe") is None:
+        return None
+    kind = one_of(task, at, "probe", (CHOICE, LOSS))
+    problem = "is of tasks whose answers are checked, and a probe generates none"
+    require(task.get("check") is None, f"{at}.check", task.get("check"), problem, "Drop it.")
+    require(bool(task.get("path")), f"{at}.path", task.get("path"), "is needed for a probe", "Name a file of rows.")
+    return Probe(kind, one_of(task, at, "norm", [*NORMS], SUM), flag(task, at, "template", False))
+
+
+def asked_by(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, Asked]:
+    """What a row asks: the prompt, or the text as one, and what is weighed.
+
+    Args:
+        system: the system turn of conversations that have none.
+
+    Raises:
+        InputError: the row is none of this probe's.
+    """
+    require(row.data.get("check") is None, f"{row.where}, check", row.data.get("check"), "is of tasks whose answers "
+            "are checked, and this one is a probe", "Drop it, or drop probe.")  # fmt: skip
+    prompt, asked = choices_of(row, probe, id) if probe.kind == CHOICE else passage_of(row, id)
+    if not probe.template and not isinstance(asked, Conversation):
+        return prompt, asked
+    prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
+    return prompt, prompt if isinstance(asked, Conversation) else asked
+
+
+def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
+    """The context, as a turn of the user's, and the choices."""
+    given = [key for key in ("prompt", "context") if key in row.data]
+    require(len(given) == 1, row.where, sorted(row.data), "has not one of prompt and context", CHOICE_HELP)
+    context = row.data[given[0]]
+    context = "" if context is None and row.texts else context  # an empty cell of a table
+    if probe.template:
+        prompt = question(document_of({"prompt": context}, row.where, id))
+        require(prompt is not None, row.where, context, "asks nothing", CHOICE_HELP)
+        assert prompt is not None
+    else:
+        problem = "is no text; a chat needs template: true"
+        if not isinstance(context, str):
+            raise InputError(f"{row.where}, {given[0]}", context, problem, CHOICE_HELP)
+        prompt = Conversation((Message("user", context),), id)
+    choices = written(row.data.get("choices")) if row.texts else row.data.get("choices")
+    if not isinstance(choices, list | tuple) or len(choices) < 2:
+        raise InputError(f"{row.where}, choices", choices, "is no list of at least two texts", CHOICE_HELP)
+    texts = tuple(filled(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
+    return prompt, Choices(texts, place_of(row, len(texts)))
+
+
+def place_of(row: Row, choices: int) -> int:
+    """The right choice of a row: its place from 0, or its letter from A."""
+    answer = row.data.get("answer")
+    place: Any = answer
+    if isinstance(answer, str) and len(answer) == 1 and "A" <= answer.upper() <= "Z":
+        place = ord(answer.upper()) - ord("A")
+    elif row.texts and isinstance(answer, str) and answer.isdecimal():
+        place = int(answer)
+    right = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < choices
+    remedy = f"Write its place from 0 to {choices - 1}, or its letter from A."
+    require(right, f"{row.where}, answer", answer, f"names none of {choices} choices", remedy)
+    return place
+
+
+def passage_of(row: Row, id: str) -> tuple[Conversation, Document]:
+    """A text, or a conversation with an answer that is trained on."""
+    columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
+    document = document_of(columns, row.where, id)
+    if isinstance(document, str):
+        require(bool(document), f"{row.where}, text", document, "is empty", LOSS_HELP)
+        return Conversation((Message("user", document),), id), document
+    asked = next((i for i, turn in enumerate(document.messages) if turn.role != "system"), 0)
+    told = any(turn.role == "assistant" and turn.trained for turn in document.messages[asked + 1 :])
+    right = told and size_of(document) > 0
+    require(right, row.where, sorted(row.data), "has no answer behind a question", LOSS_HELP)
+    return document, document
+
+
+def size_of(document: Document) -> int:
+    """Bytes of UTF-8 of what is scored: of a text all of it, of a conversation what the assistant's trained turns say,
+    the calls of tools among it. The tokens that end a turn are scored, and have no bytes."""
+    if isinstance(document, str):
+        return len(document.encode())
+    said = [turn for turn in document.messages if turn.role == "assistant" and turn.trained]
+    texts = [turn.content for turn in said]
+    texts += [text for turn in said for call in turn.tool_calls for text in (call.name, call.arguments)]
+    return sum(len(text.encode()) for text in texts)
+
+
+def chosen(asked: Choices, logprobs: Sequence[float]) -> dict[str, Any]:
+    """What a system makes of some choices: which is the likeliest by each norm; of equal ones the first.
+
+    Args:
+        logprobs: of each choice, in nats.
+    """
+    sizes = {
+        SUM: [1] * len(asked.texts), CHARACTERS: [len(text) for text in asked.texts],
+        BYTES: [len(text.encode()) for text in asked.texts],
+    }  # fmt: skip
+    found: dict[str, Any] = {"logprobs": [*logprobs]}
+    for norm, name in NORMS.items():
+        by = [logprob / size for logprob, size in zip(logprobs, sizes[norm], strict=True)]
+        found[f"{name}_choice"] = by.index(max(by))
+        found[name] = float(found[f"{name}_choice"] == asked.answer)
+    return found
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """A negative log-likelihood in bits, by byte of the text: the same unit whatever the tokenizer."""
+    return nats / math.log(2) / size
+
+
+def figures_of(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A system's figures over the items of a probe, each item counted once: of choices the accuracies, of texts the
+    bits per byte, the nats per token and the perplexity of a token over all of them together.
+
+    Args:
+        found: of each item, as `chosen` makes it, or `{nats, tokens, bytes}`.
+    """
+    if "logprobs" in found[0]:
+        return {name: sum(one[name] for one in found) / len(found) for name in NORMS.values()}
+    nats, tokens, size = (sum(one[key] for one in found) for key in ("nats", "tokens", "bytes"))
+    return {
+        "bits_per_byte": bits_per_byte(nats, size), "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+    }  # fmt: skip
+
+
+def check_weighable(systems: Sequence[Any], tasks: Sequence[Any]) -> None:
+    """Raises: InputError: a task is a probe, and a system gives answers alone."""
+    probed = next((task.name for task in tasks if task.probe is not None), None)
+    for system in systems:
+        if probed is not None and system.base is None:
+            problem = f"gives answers and no log-likelihoods, and task {probed} is a probe, which needs them"
+            raise InputError(system.field, system.ref, problem, "Leave out the system, or the task.")

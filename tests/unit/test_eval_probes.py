@@ -1,0 +1,157 @@
+"""Probes of a suite: how their rows are read, what is made of log-likelihoods, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.errors import InputError
+from align.evals.gates import parsed_gates
+from align.evals.probes import CHOICE, LOSS, Choices, Probe, bits_per_byte, chosen, figures_of, size_of
+from align.evals.tasks import Item, Task, items_of_file, parsed_tasks
+from align.types import Conversation, Message, ToolCall
+
+ROW = {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}
+
+
+def items(tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, name: str = "t.jsonl") -> list[Item]:
+    path = tmp_path / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return [*items_of_file(Task("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
+
+
+@pytest.mark.parametrize(("answer", "place"), [(1, 1), ("B", 1), ("b", 1), ("A", 0)])
+def test_the_right_choice_is_named_by_its_place_or_letter(tmp_path: Path, answer: Any, place: int) -> None:
+    (item,) = items(tmp_path, {**ROW, "answer": answer, "category": "geo"})
+    assert item.probe == Choices(("Paris", "Rome"), place)
+    assert (item.category, item.check, item.prompt.messages[0].content) == ("geo", None, "The capital of France is")
+
+
+def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('prompt,choices,answer\nIt is,"[""a"", ""b""]",1\n,"[""a"", ""b""]",A\n', encoding="utf-8")
+    found = items_of_file(Task("t", str(path), probe=Probe(CHOICE)), None, False)
+    assert [item.probe for item in found] == [Choices(("a", "b"), 1), Choices(("a", "b"), 0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({**ROW, "answer": 2}, "names none of 2 choices"),
+        ({**ROW, "answer": -1}, "names none of 2 choices"),
+        ({**ROW, "answer": "C"}, "names none of 2 choices"),
+        ({**ROW, "answer": True}, "names none of 2 choices"),
+        ({**ROW, "answer": "Paris"}, "names none of 2 choices"),
+        ({**ROW, "answer": None}, "names none of 2 choices"),
+        ({**ROW, "choices": ["Paris"]}, "at least two texts"),
+        ({**ROW, "choices": "Paris"}, "at least two texts"),
+        ({**ROW, "choices": ["Paris", " "]}, "is blank"),
+        ({**ROW, "choices": ["Paris", None]}, "is no text"),
+        ({**ROW, "context": "x"}, "has not one of prompt and context"),
+        ({"choices": ["a", "b"], "answer": 0}, "has not one of prompt and context"),
+        ({**ROW, "prompt": None}, "is no text"),
+        ({**ROW, "prompt": [{"role": "user", "content": "x"}]}, "template: true"),
+        ({**ROW, "check": {"kind": "regex", "pattern": "e"}}, "this one is a probe"),
+    ],
+)
+def test_rows_of_choices_that_are_none(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        items(tmp_path, row)
+
+
+def test_a_chat_is_a_prompt_of_choices_with_a_template(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
+    (item,) = items(tmp_path, {**ROW, "prompt": turns}, probe=Probe(CHOICE, template=True))
+    assert [turn.role for turn in item.prompt.messages] == ["system", "user"]
+
+
+def test_rows_of_texts(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
+    found = items(tmp_path, {"text": "Grüße"}, {"messages": talk}, probe=Probe(LOSS))
+    assert found[0].probe == "Grüße"
+    assert isinstance(found[1].probe, Conversation)
+    silent = [talk[0], {"role": "assistant", "content": ""}]
+    for row in ({"text": ""}, {"messages": talk[:1]}, {"messages": talk[1:]}, {"prompt": "x"}, {"messages": silent}):
+        with pytest.raises(InputError):
+            items(tmp_path, row, probe=Probe(LOSS))
+
+
+def test_conversations_have_the_system_turn_of_the_data(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
+    for probe, row in (
+        (Probe(LOSS), {"messages": talk}),
+        (Probe(CHOICE, template=True), ROW),
+        (Probe(CHOICE), ROW),
+        (Probe(LOSS), {"text": "Hi"}),
+    ):
+        path = tmp_path / "t.jsonl"
+        path.write_text(json.dumps(row), encoding="utf-8")
+        (item,) = items_of_file(Task("t", str(path), probe=probe), "Be kind.", False)
+        chat = probe.template or "messages" in row
+        assert (item.prompt.messages[0].role == "system") == chat
+        if isinstance(item.probe, Conversation):
+            assert item.probe == item.prompt
+
+
+def test_items_without_a_context_share_nothing_and_those_of_one_do(tmp_path: Path) -> None:
+    rows = [{**ROW, "prompt": prompt, "id": id} for id, prompt in (("a", ""), ("b", ""), ("c", "x"), ("d", "x"))]
+    assert len({item.cluster for item in items(tmp_path, *rows)}) == 3
+
+
+def test_bytes_are_those_of_what_is_scored() -> None:
+    assert size_of("Grüße 🙂") == 12
+    call = ToolCall.of("find", {"a": 1})
+    turns = (
+        Message("user", "long question"),
+        Message("assistant", "é"),
+        Message("assistant", "read only", trained=False),
+        Message("assistant", "", tool_calls=(call,)),
+    )
+    assert size_of(Conversation(turns)) == 2 + len("find") + len(call.arguments)
+
+
+def test_what_is_chosen_by_each_norm() -> None:
+    """By hand: -6/1, -8/4, -9/4 by character; by byte é has two."""
+    asked = Choices(("é", "four", "ëëëë"), 1)
+    found = chosen(asked, [-6.0, -8.0, -9.0])
+    assert [found[f"{name}_choice"] for name in ("acc", "acc_norm", "acc_bytes")] == [0, 1, 2]
+    assert [found[name] for name in ("acc", "acc_norm", "acc_bytes")] == [0.0, 1.0, 0.0]
+    assert chosen(Choices(("a", "b"), 1), [-1.0, -1.0])["acc_choice"] == 0, "of equal ones the first"
+
+
+def test_figures_by_hand() -> None:
+    found = figures_of([{"nats": 2.0, "tokens": 2, "bytes": 1}, {"nats": 4.0, "tokens": 1, "bytes": 3}])
+    assert found["nats_per_token"] == 2.0
+    assert found["perplexity"] == pytest.approx(math.e**2)
+    assert found["bits_per_byte"] == pytest.approx(6 / math.log(2) / 4) == bits_per_byte(6.0, 4)
+    rights = [{"logprobs": [], "acc": a, "acc_norm": 1.0, "acc_bytes": 0.0} for a in (1.0, 0.0, 0.0, 0.0)]
+    assert figures_of(rights) == {"acc": 0.25, "acc_norm": 1.0, "acc_bytes": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        ({"probe": "choices"}, "is none of the choices"),
+        ({"probe": "choice", "path": None}, "is needed for a probe"),
+        ({"probe": "choice", "norm": "tokens"}, "is none of the choices"),
+        ({"probe": "choice", "template": "yes"}, "neither true nor false"),
+        ({"probe": "choice", "check": {"kind": "regex", "pattern": "e"}}, "generates none"),
+        ({"probe": "loss", "norm": "bytes"}, "probe: choice alone"),
+        ({"template": True}, "probe: choice alone"),
+    ],
+)
+def test_tasks_that_are_no_probe(task: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        parsed_tasks([{"name": "t", "path": "t.jsonl", **task}], False)
+
+
+def test_a_loss_has_gates_against_another_system_alone() -> None:
+    tasks = parsed_tasks([{"name": "t", "path": "t.jsonl", "probe": "loss"}], False)
+    gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 0.02, "against": "b"}
+    assert parsed_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
+    with pytest.raises(InputError, match="of which no number is good by itself"):
+        parsed_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))

@@ -1,0 +1,65 @@
+"""Log-likelihoods: what a model's own logits say, and the same beside any other rows."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from align.data.chat import IGNORED, Encoded
+from align.data.continuations import behind
+from align.evals.likelihoods import likelihoods
+from align.models.base import find_base
+from align.models.load import load_base
+
+CPU = torch.device("cpu")
+
+
+def drawn(vocabulary: int, count: int, longest: int) -> list[Encoded]:
+    draw = random.Random(0)
+
+    def ids(most: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(draw.randint(1, most))]
+
+    return [behind(ids(longest), ids(6)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Any:
+    return load_base(find_base("pocket"), "lora", CPU, torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Any:
+    """A model on the plain path, whose positions are learned."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=90, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("name", ["pocket", "gpt2"])
+def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.FixtureRequest) -> None:
+    model: Any = request.getfixturevalue(name)
+    rows = drawn(90, 12, 30)
+    likely = [int(model(torch.tensor([row.input_ids], device=CPU)).logits[0, -1].argmax()) for row in rows[:3]]
+    rows += [behind(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
+    rows.append(Encoded([1, 2, 3, 4, 5], [1, 2, IGNORED, IGNORED, 5]))
+    for row, found in zip(rows, likelihoods(model, rows, 0), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([row.input_ids], device=CPU)).logits[0].double().log_softmax(-1)
+        places = [i for i in range(1, len(row.labels)) if row.labels[i] != IGNORED]
+        assert found.logprob == pytest.approx(sum(float(logprobs[i - 1, row.labels[i]]) for i in places), abs=1e-4)
+        assert found.greedy == all(int(logprobs[i - 1].argmax()) == row.labels[i] for i in places)
+    assert [one.greedy for one in likelihoods(model, rows, 0)[12:15]] == [True] * 3
+
+
+def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
+    """To the last bit, in fp32."""
+    rows = drawn(4000, 64, 90)
+    alone = [likelihoods(pocket, [row], 0)[0] for row in rows]
+    for size in (2, 8, 32, 64):
+        found = [one for first in range(0, 64, size) for one in likelihoods(pocket, rows[first : first + size], 0)]
+        assert found == alone, size
