@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 class Reply(NamedTuple):
     """Attributes:
-    body: as it goes over the wire; a mapping as JSON, with NaN as Python writes it.
+    body: as it goes over the wire; a mapping as JSON, with NaN as Python writes it; pieces one by one.
     wait_s: before anything is said.
     """
 
@@ -89,14 +89,18 @@ def chatting(says: Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
                     chat.at_once -= 1
 
         def send(self, reply: Reply) -> None:
-            data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            ready = isinstance(reply.body, bytes | Iterator)
+            data = reply.body if ready else json.dumps(reply.body).encode()
+            pieces = [data] if isinstance(data, bytes) else data
+            length = ("content-length", str(len(data))) if isinstance(data, bytes) else ("connection", "close")
             with suppress(OSError):  # whoever asked has gone
                 self.send_response(reply.status)
                 for name, value in {"content-type": "application/json", **reply.headers}.items():
                     self.send_header(name.replace("_", "-"), value)
-                self.send_header("content-length", str(len(data)))
+                self.send_header(*length)
                 self.end_headers()
-                self.wfile.write(data)
+                for piece in pieces:
+                    self.wfile.write(piece)
 
         do_GET = do_POST
 

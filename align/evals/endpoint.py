@@ -29,7 +29,7 @@ from align.evals.spec import filled, known, number, whole
 from align.redaction import MASK, remember
 from align.rollout.kept import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, asked_of, async_transport, bytes_of
-from align.run import json_digest
+from align.run import Input, json_digest
 from align.track import progress
 from align.types import Conversation, Message
 
@@ -81,6 +81,14 @@ class Endpoint:
     @property
     def title(self) -> str:
         return f"{self.model} at {self.url}"
+
+    def record(self, digest: str) -> Input:
+        """As an input of a run.
+
+        Args:
+            digest: of what it is asked for, or its own.
+        """
+        return Input(digest, ref=self.title, details={"server": self.url})
 
     def question(self, messages: Sequence[Mapping[str, Any]], **drawn: Any) -> Question:
         """

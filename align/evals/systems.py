@@ -146,7 +146,7 @@ def of_mapping(name: str, given: Mapping[str, Any]) -> System:
     if FILE in given:
         return System(name, given[FILE], None, None, "", files_record(given[FILE], f"{FIELD}.{name}.{FILE}"))
     endpoint = parsed_endpoint(given, f"{FIELD}.{name}")
-    return System(name, endpoint.title, None, None, "", Input(endpoint.digest, ref=endpoint.title), endpoint)
+    return System(name, endpoint.title, None, None, "", endpoint.record(endpoint.digest), endpoint)
 
 
 def answers_in(system: System) -> Mapping[tuple[str, str], str]:

@@ -194,7 +194,8 @@ def of_input(given: Input) -> Record:
     root = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
     votes = {"project": given.project, "seq": given.seq} if given.project else {}
     alias = {"alias": given.details["alias"]} if isinstance(given.details.get("alias"), Mapping) else {}
-    return {**made, "digest": given.digest, **root, **votes, **alias}
+    server = {"server": given.details["server"]} if isinstance(given.details.get("server"), str) else {}
+    return {**made, "digest": given.digest, **root, **votes, **alias, **server}
 
 
 def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:

@@ -134,6 +134,8 @@ class Tracer:
                 yield f"{name}{via}", self.run(run, given["digest"])
             elif given.get("project"):
                 yield name, self.votes(given)
+            elif given.get("server"):  # it has no weights here that could be hashed
+                yield name, Node("server", str(given["path"]), given["digest"])
             elif given.get("path"):
                 yield name, self.file(given)
 

@@ -84,7 +84,7 @@ def judge_inputs(config: Config) -> dict[str, Input]:
     llm = judge_in(config)
     pairs = pairs_records(source_of(config), store_url(config), config.project)
     if isinstance(llm, LLMJudge):
-        return {**pairs, "judge": Input(llm.identity, ref=llm.title)}
+        return {**pairs, "judge": llm.endpoint.record(llm.identity)}
     judge = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
     read_alike(models_of(judge), config.data.reasoning, "data.reasoning")
     return {**pairs, **judge}

@@ -128,7 +128,7 @@ def judge_inputs(
         base: of the first system that has one.
     """
     if isinstance(judge, LLMJudge):
-        return {"judge": Input(judge.identity, ref=judge.title)}
+        return {"judge": judge.endpoint.record(judge.identity)}
     if judge == PEOPLE:
         return people_inputs(config, records, [system.name for system in systems])
     scorers = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sqlite3
@@ -124,6 +125,9 @@ def test_a_busy_server_and_what_it_is_asked(place: Place):
         assert task["systems"]["far"]["cut"] == 0.0
         place.run(*words, "resume=never", "run.name=again")
         assert len(server.asked) == 8
+        trace = "stage=registry", "stage.action=trace", "artifact=eval:again", "stage.verify=full"
+        assert main([*trace, f"run.root={place.root}"]) == 0
+        assert f"systems.far: server m at {server.url}" in place.capsys.readouterr().out
         place.run(*words, "run.name=another", "seed=4")
         assert len(server.asked) == 14
 
@@ -163,6 +167,26 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: Place, forks: Forks):
         assert len(after) == 13
         assert len({*before, *after}) == 20
         assert read_manifest(run).metrics["answers_made"] == 13
+
+
+def test_a_run_that_is_interrupted_ends_at_once_and_goes_on(place: Place, forks: Forks):
+    hold, turns = threading.Event(), itertools.count()
+
+    def says(_: dict[str, Any]) -> Reply:
+        if next(turns) >= 4:
+            hold.wait(60)
+        return said("e")
+
+    with chatting(says) as server:
+        words = place.words(server.url, 12, "run.name=stopped")
+        child = forks.start(place.folder, *words)
+        until(lambda: len(server.asked) >= 8 and kept(place) == 4)
+        child.send_signal(signal.SIGINT)
+        ended = child.ended(20)
+        assert (ended.status, "Traceback" in ended.err) == (130, False)
+        hold.set()
+        until(lambda: server.at_once == 0)
+        assert read_manifest(place.run(*words)).metrics["answers_made"] == 8
 
 
 def kept(place: Place) -> int:

@@ -182,6 +182,28 @@ def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
     assert len(server.asked) == module.TRIES
 
 
+def drops() -> Iterator[bytes]:
+    for _ in range(200):
+        time.sleep(0.02)
+        yield b" "
+
+
+def test_a_server_that_answers_by_drops_has_its_time(server: ChatServer, store: AnswerStore):
+    server.says = lambda _: Reply(drops())
+    began = time.monotonic()
+    found = answer(at(server, timeout_s=0.2), store)
+    assert found == Failure("lost", "does not answer within 0.2 seconds")
+    assert time.monotonic() - began < 3
+
+
+def test_an_answer_without_an_end_is_not_read_to_its_end(server: ChatServer, store: AnswerStore):
+    server.says = lambda _: Reply(b"x" * (1 << 16) for _ in range(1 << 20))
+    found = answer(at(server), store)
+    assert isinstance(found, Failure)
+    assert found.kind == "unreadable"
+    assert "more than 1," in found.said
+
+
 def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
     with closing(socket()) as free:
