@@ -33,6 +33,7 @@ class Card:
         digest: SHA-256 of the file.
         reference: whom it was compared with, for people.
         agreement: `{value, low, high, n}`.
+        chance: the lower end of kappa, the agreement beyond chance; None where it has none.
         verdicts: that were compared.
         consistency: the share of verdicts that survive a swap of the answers; None where the judge sees no order.
         level: of the interval.
@@ -42,6 +43,7 @@ class Card:
     digest: str
     reference: str
     agreement: dict[str, Any]
+    chance: float | None
     verdicts: int
     consistency: float | None
     level: float
@@ -85,12 +87,14 @@ def read_card(path: Path) -> Card:
         raise InputError(FIELD, str(path), problem, "Use the version of align that wrote it.")
     try:
         judge, swap = JudgeIdentity(str(found["judge"]["title"]), found["judge"]["made_of"]), found["swap"]
+        verdicts, kappa = int(found["agreement"]["verdicts"]), found["agreement"]["kappa"]
+        chance = None if kappa is None or kappa["low"] is None else float(kappa["low"])
         agreement = {key: float(found["agreement"]["raw"][key]) for key in ("value", "low", "high", "n")}
         card = Card(
             judge, file_digest(path), str(found["reference"]), {**agreement, "n": int(agreement["n"])},
-            int(found["agreement"]["verdicts"]), swap and float(swap["consistency"]["value"]), float(found["level"]),
+            chance, verdicts, swap and float(swap["consistency"]["value"]), float(found["level"]),
         )  # fmt: skip
-        numbers = [*agreement.values(), card.level, card.consistency or 0.0]
+        numbers = [*agreement.values(), card.level, card.consistency or 0.0, chance or 0.0]
         whole = version == SCHEMA and found["judge"]["identity"] == judge.digest and all(map(math.isfinite, numbers))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorruptFile(FIELD, str(path), "is no card of a judge", MEASURE) from None
@@ -114,6 +118,8 @@ def shortfall(card: Card, least: float = MIN_AGREEMENT) -> str:
         return f"its agreement has an interval at level {card.level:g}, and {LEVEL:g} is needed"
     if card.agreement["low"] <= least:
         return f"its agreement with {card.reference} is {agreement}, whose lower end is not above {least:g}"
+    if card.chance is None or card.chance <= 0:  # a judge that calls everything equal agrees with each tie
+        return f"its agreement with {card.reference} is {agreement}, and chance would do as well: see kappa in its card"
     return ""
 
 

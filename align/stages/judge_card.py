@@ -190,7 +190,8 @@ def in_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if "accuracy" in card:
         by = {key: found for key, found in card["by_length"].items() if key in (LONGER, SHORTER)}
         where = ", ".join(f"{in_words(found, '.2f')} where it is the {key} one" for key, found in by.items())
-        yield f"it prefers the better answer in {in_words(card['accuracy'], '.2f')}{f'; {where}' if where else ''}"
+        right = f"it prefers the better answer in {in_words(card['accuracy'], '.2f')} of the pairs that have one"
+        yield f"{right}{f'; {where}' if where else ''}"
     if card["swap"]:
         consistent, first = (in_words(card["swap"][key], ".2f") for key in ("consistency", "shown_first"))
         yield f"{consistent} of its verdicts survive a swap; the answer that is shown first wins {first}"

@@ -93,6 +93,9 @@ def test_the_card_says_what_the_verdicts_say(bench: Bench):
     assert card["by_source"]["a"]["n"] == card["by_source"]["b"]["n"] == 65
     assert card["swap"] is None
     assert "calibration" not in card, "units of a rule are no odds"
+    shown = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    assert sum(pair["margin"] > 0 for pair in shown) == 100
+    assert all(("e" in pair["chosen"]) == (pair["margin"] > 0) for pair in shown)
     assert card["reference"] == "recomputed.jsonl"
     assert "agrees with recomputed.jsonl on 0.77" in bench.said
     assert "enough to decide gates (0.6)" in bench.said
@@ -117,7 +120,7 @@ def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: Bench):
     assert card["data"]["pairs"] - card["ties"]["pairs"] == trained["held_out_pairs"]
     assert card["ties"]["pairs"] > 0, "pairs that were called equal are measured on, and never trained on"
     assert card["accuracy"] == pytest.approx(trained["accuracy"])
-    assert card["calibration"]["log_loss"]["value"] > 0
+    assert card["calibration"]["log_loss"]["value"] == pytest.approx(trained["loss"], abs=1e-4), "all on one prompt"
     rows = [json.loads(line) for line in (run / "artifact" / "verdicts.jsonl").read_text().splitlines()]
     decided = [(row["scores"], row["reference"]) for row in rows if row["reference"] != 0.5]
     gaps = [(a - b) * (1 if won else -1) for (a, b), won in decided]

@@ -200,7 +200,10 @@ def test_gates_decide_and_say_so_each_time(bench: Bench, forks: Forks, tmp_path:
     assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
     assert verdict_on(bench.ready.root, "easy", digest)[0] is True
     judged = bench.refused("stage.systems={p: ppo:p, s: sft:s}", "eval.gates=[{name: x, task: judged, is: superior}]")
-    assert "would be decided by a judge" in judged
+    assert "asks for a mean score of a judge" in judged
+    against = "eval.gates=[{name: x, task: judged, against: s, is: superior}]"
+    judged = bench.refused("stage.systems={p: ppo:p, s: sft:s}", against)
+    assert "is decided by rules (regex), and nothing says how often that is right" in judged
 
 
 def test_prompts_that_do_not_fit_are_counted_and_asked_of_nobody(bench: Bench):

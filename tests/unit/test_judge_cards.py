@@ -171,6 +171,19 @@ def test_people_beside_each_other():
     assert (found["between_people"]["value"], found["between_people"]["n"]) == (pytest.approx((1 / 3 + 1) / 2), 2)
 
 
+def test_a_judge_that_calls_everything_equal_agrees_with_ties_and_is_no_better_than_chance():
+    """As a server whose answers nobody can read does: no verdict is a tie."""
+    ties = [pref(f"t{i}", "some", "more", id=f"t{i}") for i in range(90)]
+    pairs = known_pairs([pref(f"q{i}", "a", "b", id=f"q{i}") for i in range(30)], ties)
+    found = card_figures(pairs, [0.5] * 120, swapped=[0.5] * 120)
+    assert found["agreement"]["raw"]["low"] > 0.6
+    kappa = found["agreement"]["kappa"]
+    assert kappa is None or kappa["low"] is None or kappa["low"] <= 0
+    raw = found["agreement"]["raw"]
+    low = None if kappa is None else kappa["low"]
+    assert "chance would do as well" in shortfall(Card(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95))
+
+
 def identity(inputs: Mapping[str, Any] | None = None, **reward: Any) -> JudgeIdentity:
     known = {name: input_from(given, Path()) for name, given in (inputs or {}).items()}
     name = reward.pop("name")
@@ -221,9 +234,12 @@ def test_a_judge_is_what_changes_its_verdicts():
 JUDGE, ANOTHER = identity(name="sentiment"), identity(name="rules", rules=[RULE])
 
 
-def card(low: float = 0.61, verdicts: int = 100, consistency: float | None = None, level: float = 0.95) -> Card:
+def card(
+    low: float = 0.61, verdicts: int = 100, consistency: float | None = None, level: float = 0.95,
+    chance: float | None = 0.2,
+) -> Card:  # fmt: skip
     agreement = {"value": 0.7, "low": low, "high": 0.8, "n": verdicts}
-    return Card(JUDGE, "c" * 64, "people", agreement, verdicts, consistency, level)
+    return Card(JUDGE, "c" * 64, "people", agreement, chance, verdicts, consistency, level)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +254,8 @@ def card(low: float = 0.61, verdicts: int = 100, consistency: float | None = Non
         (card(low=0.55), 0.5, ""),
         (card(level=0.9), 0.6, "has an interval at level 0.9, and 0.95 is needed"),
         (card(level=0.99), 0.6, ""),
+        (card(chance=0.0), 0.6, "chance would do as well"),
+        (card(chance=None), 0.6, "chance would do as well"),
     ],
 )
 def test_how_good_a_card_has_to_be(given: Card, least: float, why: str):
@@ -264,7 +282,7 @@ def test_a_card_of_another_judge_says_what_differs():
 
 WHOLE: dict[str, Any] = {
     "schema_version": 1, "judge": JUDGE.as_dict(), "reference": "people", "level": 0.95, "swap": None,
-    "agreement": {"raw": {"value": 0.8, "low": 0.7, "high": 0.9, "n": 120}, "kappa": None, "verdicts": 130},
+    "agreement": {"raw": {"value": 0.8, "low": 0.7, "high": 0.9, "n": 120}, "kappa": {"low": 0.4}, "verdicts": 130},
 }  # fmt: skip
 
 
@@ -273,6 +291,7 @@ def test_a_card_is_read_again(tmp_path: Path):
     path.write_text(json.dumps(WHOLE))
     found = read_card(path)
     assert (found.judge.digest, found.verdicts, found.consistency) == (JUDGE.digest, 130, None)
+    assert found.chance == 0.4
     assert found.words == "agrees with people on 0.80 [0.70, 0.90] of 130 verdicts"
     path.write_text(json.dumps({**WHOLE, "swap": {"consistency": {"value": 0.0}}}))
     assert read_card(path).consistency == 0.0
@@ -285,9 +304,17 @@ def test_a_card_is_read_again(tmp_path: Path):
         {"judge": {**JUDGE.as_dict(), "identity": ANOTHER.digest}},
         {"judge": "vader"},
         {"judge": {}},
-        {"agreement": {"raw": {"value": 0.8, "low": float("nan"), "high": 0.9, "n": 120}, "verdicts": 130}},
-        {"agreement": {"raw": {"value": 0.8, "low": None, "high": 0.9, "n": 120}, "verdicts": 130}},
+        {
+            "agreement": {
+                "raw": {"value": 0.8, "low": float("nan"), "high": 0.9, "n": 120},
+                "kappa": None,
+                "verdicts": 130,
+            }
+        },
+        {"agreement": {"raw": {"value": 0.8, "low": None, "high": 0.9, "n": 120}, "kappa": None, "verdicts": 130}},
         {"agreement": []},
+        {"agreement": {**WHOLE["agreement"], "kappa": {"low": float("nan")}}},
+        {"agreement": {key: value for key, value in WHOLE["agreement"].items() if key != "kappa"}},
         {"level": None},
         {"schema_version": "1"},
         {"swap": [1]},
