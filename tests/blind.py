@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -14,8 +15,10 @@ from secrets import token_urlsafe
 from typing import Any
 
 import httpx
+import pytest
 from argon2 import PasswordHasher
 
+from align.__main__ import main
 from annotate.accounts import Accounts
 from annotate.store import Store
 
@@ -26,7 +29,7 @@ Choice = Callable[[str, str, str], int]
 """The prompt and both answers as they stand → 0 where the first one is better, 1 where the second one is, 2: a tie."""
 
 
-def written(path: Path, rows: list[Mapping[str, Any]]) -> Path:
+def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
@@ -133,3 +136,66 @@ def better(which: str) -> Choice:
         return 2 if (which in one) == (which in other) else int(which in other)
 
     return choice
+
+
+class Bench:
+    """Evaluations of two files of answers, and the store that they fill."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.said = self.project = ""
+
+    def status(self, *words: str) -> int:
+        status = main(list(words))
+        printed = self.capsys.readouterr()
+        self.said = printed.out + printed.err
+        told = re.search(r"stage=annotate project=(\S+)", self.said)
+        self.project = told[1] if told else self.project  # that the command told to serve
+        return status
+
+    def run(self, words: list[str], status: int = 0) -> Path:
+        assert self.status(*words) == status, self.said
+        return Path(self.said.strip().splitlines()[-1])
+
+    def annotate(self, action: str) -> list[str]:
+        """The words of a command on the store."""
+        return ["stage=annotate", f"stage.action={action}", f"run.root={self.folder / 'runs'}"]
+
+    def served(self) -> Served:
+        return Served(self.folder, self.project)
+
+
+class Served:
+    """The app on the bench's store while votes come in."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        self.folder, self.project = folder, project
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+
+    def __enter__(self) -> Served:
+        self.store = store_of(self.folder)
+        self._app = serving(self.store, self.port)
+        self.accounts = self._app.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._app.__exit__(None, None, None)
+        self.store.close()
+
+    def voter(self, name: str, role: str = "annotator") -> Voter:
+        return Voter(self.accounts, self.port, self.project, name, role)
+
+
+def artifact(run: Path, name: str) -> Any:
+    return json.loads((run / "artifact" / name).read_text())
+
+
+def verdicts(run: Path) -> list[dict[str, Any]]:
+    path = run / "artifact" / "verdicts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def against(run: Path) -> Mapping[str, Any]:
+    return artifact(run, "results.json")["tasks"]["chat"]["against"]

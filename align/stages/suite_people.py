@@ -54,9 +54,10 @@ def judge_of_people(run: Run, config: Config, tolds: Sequence[Told]) -> Judge:
 
 
 def by_people(verdicts: Mapping[tuple[str, str], Sequence[Verdict]], told: Told) -> tuple[Scored, Sequence[str]]:
+    """What people say of a task's answers."""
     others = [name for name in told.answers if name != told.first]
     of_task = {other: verdicts.get((told.task, other), ()) for other in others}
-    return Scored(told.task, PEOPLE, PEOPLE, told.items, told.answers, of_task), []
+    return Scored(told.task, PEOPLE, PEOPLE, told.items, told.answers, of_task), ()
 
 
 class Heard(NamedTuple):

@@ -27,15 +27,11 @@ GOLD_HELP = 'Write {"prompt": "…", "answers": ["…", "…"], "expected": [[0]
 
 
 def check_people(config: Config) -> None:
-    """Raises: InputError: people are to judge one artifact, or a setting is of people where others judge."""
+    """Raises: InputError: a setting is of people where others judge."""
     stage = config.stage
-    if stage.judge == PEOPLE:
-        problem, remedy = "compare several systems, and none are named", "Add stage.systems={new: …, old: …}."
-        require(stage.systems is not None, "stage.judge", PEOPLE, problem, remedy)
-        return
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
         problem = "is asked of people, and others judge"
-        require(value is None, f"stage.{key}", value, problem, "Add stage.judge=people.")
+        require(value is None or stage.judge == PEOPLE, f"stage.{key}", value, problem, "Add stage.judge=people.")
 
 
 def people_inputs(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:

@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import signal
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blind import NAMES, Voter, better, evaluation, plain, serving, store_of, written
+from blind import NAMES, Bench, against, artifact, better, evaluation, plain, store_of, verdicts, written
 from processes import Forks
+from starlette.testclient import TestClient
 from workshop import Ready
 
 from align.__main__ import main
 from align.run import read_manifest
+from align.stages import suite_people
 from annotate.store import Candidate, Judgement, Settings, Store
+from annotate.store.about import projects_in
 from annotate.store.projects import settings_of
-
-
-class Bench:
-    """Evaluations of two files of answers, and the store that they fill."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.capsys = folder, capsys
-        self.said = self.project = ""
-
-    def status(self, *words: str) -> int:
-        status = main(list(words))
-        printed = self.capsys.readouterr()
-        self.said = printed.out + printed.err
-        told = re.search(r"stage=annotate project=(\S+)", self.said)
-        self.project = told[1] if told else self.project  # that the command told to serve
-        return status
-
-    def run(self, words: list[str], status: int = 0) -> Path:
-        assert self.status(*words) == status, self.said
-        return Path(self.said.strip().splitlines()[-1])
-
-    def served(self) -> Served:
-        return Served(self.folder, self.project)
-
-
-class Served:
-    """The app on the bench's store while votes come in."""
-
-    def __init__(self, folder: Path, project: str) -> None:
-        self.folder, self.project = folder, project
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-
-    def __enter__(self) -> Served:
-        self.store = store_of(self.folder)
-        self._app = serving(self.store, self.port)
-        self.accounts = self._app.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._app.__exit__(None, None, None)
-        self.store.close()
-
-    def voter(self, name: str, role: str = "annotator") -> Voter:
-        return Voter(self.accounts, self.port, self.project, name, role)
 
 
 @pytest.fixture
 def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
     return Bench(tmp_path, capsys)
-
-
-def artifact(run: Path, name: str) -> Any:
-    return json.loads((run / "artifact" / name).read_text())
-
-
-def verdicts(run: Path) -> list[dict[str, Any]]:
-    path = run / "artifact" / "verdicts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def against(run: Path) -> Mapping[str, Any]:
-    return artifact(run, "results.json")["tasks"]["chat"]["against"]
 
 
 def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
@@ -140,10 +83,16 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
         assert name.lower() not in bodies, name
     assert bench.run(words) == second  # the same votes are the same run
 
+    export = bench.run([*bench.annotate("export"), f"project={served.project}"])
+    files = {path.name: path.read_text() for path in (export / "artifact").iterdir()}
+    assert "ledger.jsonl" in files
+    for name in (*NAMES, first.name, second.name, *digests(second)):
+        assert name not in "".join(files.values()), name
 
-def digests(run: Path) -> Iterator[str]:
-    for read in read_manifest(run).inputs.values():
-        yield read.digest[:12]
+
+def digests(run: Path) -> list[str]:
+    """Of what was evaluated. (That of the votes is a row of the project's own ledger.)"""
+    return [read.digest[:12] for name, read in read_manifest(run).inputs.items() if name != "votes"]
 
 
 def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> None:
@@ -183,23 +132,70 @@ def test_more_votes_are_asked_of_the_same_pairs_and_others(bench: Bench) -> None
     assert abs(2 * stands_first - 20) <= 1
 
 
+def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(evaluation(bench.folder, items=4))
+    [line] = [line for line in bench.said.splitlines() if "stage=annotate" in line]
+    seen = list[str]()
+
+    def served(app: Any, host: str, port: int, told: Callable[[], None]) -> None:
+        told()
+        client = TestClient(app, base_url=f"http://127.0.0.1:{port}")
+        seen.append(client.get("/login").text)
+
+    monkeypatch.setattr("align.web.listening.serve", served)
+    words = shlex.split(line.partition(": ")[2])
+    assert words[:3] == ["python", "-m", "align"]
+    bench.run(words[3:])
+    assert len(seen) == 1
+    assert "/invite?token=" in bench.said
+    assert "zebra" not in seen[0]
+
+
 def test_a_project_is_no_place_for_the_names_of_systems(bench: Bench) -> None:
     words = evaluation(bench.folder, items=4)
     assert bench.status(*words, "project=does-Zebra-win") == 2
     assert "project=does-Zebra-win: the people who judge can read it, and it names the system zebra" in bench.said
     bench.run([*words, "project=zebras-are-fine"])
     assert bench.project == "zebras-are-fine"
+    bench.run([*words, "project=another"])  # which is no run that is finished already
+    with store_of(bench.folder) as store:
+        assert len(list(store.items("another"))) == 4
+
+
+def test_a_vote_that_comes_meanwhile_is_the_next_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*evaluation(bench.folder, items=4), "project=mine"]
+    with monkeypatch.context() as patch:
+
+        def opened(store: Store, project: str, *more: Any) -> Any:
+            found = real(store, project, *more)
+            item = next(store.items(project))
+            store.record(project, item.id, Judgement(((item.candidates[0].id,), (item.candidates[1].id,))),
+                         annotator="ann", key="k")  # fmt: skip
+            return found
+
+        real = suite_people.opened
+        patch.setattr(suite_people, "opened", opened)
+        first = bench.run(words)
+    assert (verdicts(first), artifact(first, "people.json")["votes"]) == ([], 0)
+    second = bench.run(words)
+    assert second != first
+    assert len(verdicts(second)) == 1
 
 
 def test_settings_that_were_changed_stay(bench: Bench) -> None:
     words = evaluation(bench.folder, items=4)
     bench.run([*words, "project=mine"])
-    configured = ["stage=annotate", "stage.action=configure", "project=mine", f"run.root={bench.folder / 'runs'}"]
-    bench.run([*configured, "stage.settings={repeat_share: 0.5, overlap: 3, overlap_share: 1}"])
+    bench.run(
+        [
+            *bench.annotate("configure"),
+            "project=mine",
+            "stage.settings={repeat_share: 0.5, overlap: 3, overlap_share: 1}",
+        ]
+    )
     bench.run([*words, "project=mine", "resume=never"])
     with store_of(bench.folder) as store, store.reading() as db:
-        settings = settings_of(db, "mine")
-    assert settings == Settings(
+        found = settings_of(db, "mine")
+    assert found == Settings(
         title="Two answers", overlap=3, repeat_share=0.5, gold_share=0.1, order="priority", turned_by_item=True
     )
 
@@ -211,7 +207,7 @@ def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     assert bench.status(*words, "stage.judge=reward", "stage.votes=4") == 2
     assert "stage.votes=4: is asked of people, and others judge" in bench.said
     assert bench.status("stage=eval", "stage.judge=people") == 2
-    assert "stage.judge=people: compare several systems, and none are named" in bench.said
+    assert "stage.judge=people: is of several systems, and none are named" in bench.said
     assert bench.status(*words, "stage.gold=none.jsonl") == 2
     assert "stage.gold=none.jsonl" in bench.said
     gold = written(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
@@ -267,8 +263,7 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
     words = evaluation(bench.folder, items=24)
     words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
     bench.run(words)
-    again = ["stage=annotate", "stage.action=configure", "project=mine", f"run.root={bench.folder / 'runs'}"]
-    bench.run([*again, "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
+    bench.run([*bench.annotate("configure"), "project=mine", "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
     with bench.served() as served:
         ann, bob = served.voter("ann"), served.voter("bob", "reviewer")
         ann.votes(lambda prompt, one, other: better("right" if "Sum" in prompt else "!")(prompt, one, other))
@@ -329,6 +324,9 @@ def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: F
     )
     killed = forks.start(bench.folder, *words, before=before).ended()
     assert killed.status == -signal.SIGKILL, killed
+    with Store.open(f"sqlite:///{bench.folder / 'runs' / 'annotations.db'}") as store:
+        there = sum(len(list(store.items(project))) for project in projects_in(store))
+    assert there == (0 if name == "add_item" else 12)  # all of them or none
     run = bench.run(words)
     with store_of(bench.folder) as store:
         items = list(store.items(bench.project))
