@@ -242,7 +242,8 @@ def client_of(endpoint: Endpoint) -> httpx.AsyncClient:
     key = api_key(endpoint)
     headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
     transport = async_transport(endpoint.url) if on_this_machine(endpoint.url) else None
-    return httpx.AsyncClient(transport=transport, base_url=endpoint.url, timeout=None, headers=headers)
+    limits = httpx.Limits(max_connections=endpoint.at_once)  # of httpx's own 100, waiting would cost an answer's time
+    return httpx.AsyncClient(transport=transport, base_url=endpoint.url, timeout=None, headers=headers, limits=limits)
 
 
 def on_this_machine(url: str) -> bool:

@@ -211,9 +211,9 @@ def kept_back(about: Mapping[str, int]) -> list[str]:
 
 def in_lines(figures: Mapping[str, Any], config: Config) -> Iterator[str]:
     """What people said so far, and how to ask them."""
-    votes, wanted, asked = figures["votes"], figures["wanted"], counted(figures["asked"], "pair")
-    who = "1 person" if len(figures["people"]) == 1 else f"{len(figures['people']):,} people"
-    yield f"people: {votes:,} of {counted(wanted, 'vote')} on {asked}, by {who}"
+    votes, wanted, people = figures["votes"], figures["wanted"], len(figures["people"])
+    by = {0: "", 1: ", by 1 person"}.get(people, f", by {people:,} people")
+    yield f"people: {votes:,} of {counted(wanted, 'vote')} on {counted(figures['asked'], 'pair')}{by}"
     if votes:
         agreement = figures["agreement"]
         told = {
