@@ -29,6 +29,9 @@ from align.evals.stats import (
 from align.evals.tasks import Item
 from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
+from align.types import Message
+
+GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Said:
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.
         weighed: what a probe found, see `align.evals.probes`; None of an answer.
+        before: of several turns what was said between the item's prompt and this answer.
     """
 
     id: str
@@ -53,11 +57,26 @@ class Said:
     reasoning: str | None = None
     checked: Checked | None = None
     weighed: Mapping[str, Any] | None = None
+    before: tuple[Message, ...] = ()
+
+    @property
+    def answers(self) -> list[str]:
+        """The system's answers, one a turn."""
+        return [*(message.content for message in self.before if message.role == "assistant"), self.text]
+
+    @property
+    def transcript(self) -> str:
+        """All that follows the item's prompt, as one text."""
+        parts = [
+            message.content if message.role == "assistant" else GOES_ON.format(message.content)
+            for message in self.before
+        ]
+        return "\n\n".join([*parts, self.text])
 
     def as_dict(self) -> dict[str, Any]:
         """What there is of it, as a line of `answers.jsonl` has it; of its checks those that do not hold."""
         made = {"text": self.text, "score": self.score, "ended": self.ended, "reasoning": self.reasoning}
-        made |= {"id": self.id or None, "weighed": self.weighed}
+        made |= {"id": self.id or None, "before": [m.as_dict() for m in self.before] or None, "weighed": self.weighed}
         if self.checked is not None:
             made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
             made["error"] = self.checked.error or None
@@ -131,8 +150,8 @@ class Scored:
         return self.wins(other), [1 - won for won in self.wins(other)]
 
     def lengths(self, system: str) -> list[int]:
-        """Characters: systems have tokens of their own."""
-        return [len(one.text) for one in self.said[system]]
+        """Characters of all turns: systems have tokens of their own."""
+        return [sum(map(len, one.answers)) for one in self.said[system]]
 
 
 def results_of(tasks: Sequence[Scored], level: float, shown: int) -> dict[str, Any]:

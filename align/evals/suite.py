@@ -22,7 +22,7 @@ class Work:
     """
     Attributes:
         tasks: each with its items.
-        files: system of a file → task and id of an item → its answer.
+        files: system of a file → task and id of an item → its answers, one a turn.
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
         judge: of tasks without checks, as `stage.judge` names it.
@@ -31,7 +31,7 @@ class Work:
 
     systems: Sequence[System]
     tasks: Tasks
-    files: Mapping[str, Mapping[tuple[str, str], str]]
+    files: Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
     seen: Mapping[str, int]
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()

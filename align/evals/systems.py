@@ -16,8 +16,10 @@ from align.data.formats.rows import checked_rows
 from align.data.sources import files_record
 from align.errors import InputError, require
 from align.evals.endpoint import Endpoint, parsed_endpoint
+from align.evals.tasks import Item
 from align.models.base import base_of
 from align.models.start import BASE, as_artifact, find, method_of
+from align.report.words import counted
 from align.run import Artifact, Base, Input
 
 FIELD = "stage.systems"
@@ -149,43 +151,54 @@ def of_mapping(name: str, given: Mapping[str, Any]) -> System:
     return System(name, endpoint.title, None, None, "", endpoint.record(endpoint.digest), endpoint)
 
 
-def answers_in(system: System) -> Mapping[tuple[str, str], str]:
-    """The answers of a file: task (empty where a row names none) and id of an item → its text.
+def answers_in(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
+    """The answers of a file: task (empty where a row names none) and id of an item → its texts, one a turn.
 
     Raises:
         InputError: a row has no `id` or no `answer`, or an id stands there twice.
     """
-    field, found = f"{system.field}.{FILE}", dict[tuple[str, str], str]()
+    field, found = f"{system.field}.{FILE}", dict[tuple[str, str], Sequence[str]]()
     for row in checked_rows(system.ref, field):
         id, answer, task = (row.data.get(key) for key in ("id", "answer", "task"))
         answer = "" if answer is None and row.texts else answer  # an empty cell of a table
-        for key, value in (("id", id), ("answer", answer)):
-            right = isinstance(value, str) or (key == "id" and isinstance(value, int) and not isinstance(value, bool))
+        answers = answer if isinstance(answer, list) else [answer]  # one a turn
+        named = isinstance(id, str | int) and not isinstance(id, bool)
+        written = bool(answers) and all(isinstance(one, str) for one in answers)
+        for key, value, right in (("id", id, named), ("answer", answer, written)):
             require(right, f"{row.where}, {key}", value, "is no text", 'Write rows like {"id": "7", "answer": "…"}.')
         require(task is None or isinstance(task, str), f"{row.where}, task", task, "is no name of a task", "Name one.")
         key = (str(task or ""), str(id))
         require(key not in found, f"{row.where}, id", id, "stands there twice", "Give one answer to each item.")
-        found[key] = str(answer)
+        found[key] = [str(one) for one in answers]
     return found
 
 
-def matched(system: System, items: Sequence[tuple[str, str, Any]]) -> Mapping[tuple[str, str], str]:
-    """The answers of a file to items: task and id → text.
+def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[str, str], Sequence[str]]:
+    """The answers of a file to items: task and id → texts, one a turn.
 
     Args:
-        items: task, id and prompt of each.
+        items: each with the name of its task.
 
     Raises:
-        InputError: it lacks one, or one row would answer different prompts of several tasks.
+        InputError: it lacks one, has not one a turn, or one row would answer different prompts of several tasks.
     """
     found, asked = answers_in(system), dict[str, Any]()
-    lacks = [(task, id) for task, id, _ in items if not {(task, id), ("", id)} & found.keys()]
+    lacks = [(task, item.id) for task, item in items if not {(task, item.id), ("", item.id)} & found.keys()]
     if lacks:
         task, id = lacks[0]
         problem = f"lacks {len(lacks):,} of {len(items):,} answers, such as to item {id} of task {task}"
         raise InputError(system.field, system.ref, problem, "Answer every item, by its id.")
-    for task, id, prompt in items:
-        if (task, id) not in found:
-            same, problem = asked.setdefault(id, prompt) == prompt, "is an id in several tasks, whose prompts differ"
-            require(same, system.field, id, problem, "Name the task in each row: task.")
-    return {(task, id): found.get((task, id), found.get(("", id), "")) for task, id, _ in items}
+    matches = dict[tuple[str, str], Sequence[str]]()
+    for task, item in items:
+        if (task, item.id) not in found:
+            prompt = item.prompt.messages, item.then
+            same, problem = (
+                asked.setdefault(item.id, prompt) == prompt,
+                "is an id in several tasks, whose prompts differ",
+            )
+            require(same, system.field, item.id, problem, "Name the task in each row: task.")
+        answers, turns = found.get((task, item.id)) or found["", item.id], 1 + len(item.then)
+        problem = f"has {counted(len(answers), 'answer')} to item {item.id} of task {task}, in {counted(turns, 'turn')}"
+        require(len(answers) == turns, system.field, system.ref, problem, "Give a list with one answer a turn.")
+        matches[task, item.id] = answers
+    return matches

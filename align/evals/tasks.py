@@ -14,7 +14,7 @@ from align.data.records.documents import document_of
 from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
-from align.evals.checkers import checker
+from align.evals.checkers import checks_of
 from align.evals.checkers.following import of_row
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
 from align.evals.spec import known, listed, whole, written
@@ -59,8 +59,9 @@ class Item(NamedTuple):
             count as one piece of evidence. Its own id where it shares nothing.
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
-        check: what scores the answer, as `align.evals.checkers.checker` reads it; None where the judge does.
+        check: what scores the answers, as `align.evals.checkers.checks_of` reads it; None where the judge does.
         draw: which answer to the prompt it is, from 0, where each is answered several times.
+        then: what the user says afterwards, behind each answer of the system's own.
         near: system that was nearly trained on it → the run and the rule that says so.
         probe: what is weighed, of a task that is a probe.
     """
@@ -73,6 +74,7 @@ class Item(NamedTuple):
     draw: int = 0
     near: Mapping[str, str] = {}
     probe: Asked | None = None
+    then: tuple[str, ...] = ()
 
 
 def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
@@ -95,7 +97,7 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
         require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
         most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
         if check is not None:
-            checker(check, f"{at}.check", allow_code=allow_code)
+            checks_of(check, None, f"{at}.check", allow_code=allow_code)
         found[name] = Task(name, path, check, most, parsed_probe(task, at))
     require(bool(found), FIELD, given, "is no list of tasks", HELP)
     return [*found.values()]
@@ -133,7 +135,7 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bo
     """
     require(bool(prompts), task.field, "data=", "asks nothing", "Give data with held-out prompts.")
     if task.check is not None:
-        checker(task.check, f"{task.field}.check", allow_code=allow_code)
+        checks_of(task.check, 1, f"{task.field}.check", allow_code=allow_code)
     named = [prompt.id or str(i) for i, prompt in enumerate(prompts)]
     count = Counter[str]()
     found = []
@@ -179,13 +181,15 @@ def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
 def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
     """Raises: InputError: it asks nothing, or says wrongly what its answer has to do."""
     check_columns(row)
-    asked = {key: value for key, value in row.data.items() if key not in ("check", "category", "source", *IFEVAL)}
+    asked = {key: value for key, value in row.data.items() if key not in (*OURS, *IFEVAL)}
     id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
     source = text(row, "source")
     cluster, category = f"source {source}" if source else id, text(row, "category")
     if task.probe is not None:
         prompt, weighed = asked_by(row, task.probe, id, system)
         return Item(id, cluster, category, prompt, None, probe=weighed)
+    first, *then = turns_of(row)
+    asked |= {"prompt": first} if first else {}
     prompt = question(document_of(asked, row.where, id))
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
@@ -193,12 +197,29 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
     spec = spec_of(row)
     spec = task.check if spec is None else spec
     if spec is not None:
-        checker(spec, f"{row.where}, check", allow_code=allow_code)
-    return Item(id, cluster, category, prompt, spec)
+        checks_of(spec, 1 + len(then), f"{row.where}, check", allow_code=allow_code)
+    return Item(id, cluster, category, prompt, spec, then=tuple(then))
+
+
+def turns_of(row: Row) -> Sequence[str]:
+    """What the user says, a text a turn; one empty text of a row that has one prompt.
+
+    Raises:
+        InputError: it is no list of texts, or the row has a prompt beside it.
+    """
+    given = written(row.data.get("turns")) if row.texts else row.data.get("turns")
+    if given is None:
+        return [""]
+    at, remedy = f"{row.where}, turns", 'Write {"turns": ["What is a fjord?", "And in one word?"]}.'
+    right = isinstance(given, list) and bool(given) and all(isinstance(one, str) and one.strip() for one in given)
+    require(right, at, given, "is no list of questions", remedy)
+    other = next((key for key in ("prompt", "messages", "conversations") if row.data.get(key)), None)
+    require(other is None, at, given, f"stands beside {other}, and one of them is what is asked", remedy)
+    return given
 
 
 IFEVAL = ("instruction_id_list", "kwargs")
-OURS = ("check", "category", "source")
+OURS = ("check", "category", "source", "turns")
 
 
 def check_columns(row: Row) -> None:

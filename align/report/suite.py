@@ -223,11 +223,17 @@ def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[s
         report.text(f"Where {first} lost most against {other}:")
     for row in there:
         sides = [
-            Said(f"{who}{scored(one)}{missed(one)}", one["text"], one.get("reasoning", ""))
+            Said(f"{who}{scored(one)}{missed(one)}", transcript(one), one.get("reasoning", ""))
             for who in (first, other)
             for one in [row["answers"][who]]
         ]
         report.side_by_side(row["prompt"], sides)
+
+
+def transcript(answer: Mapping[str, Any]) -> str:
+    """An answer, behind the turns before it."""
+    before = [f"{turn['role']}: {turn['content']}" for turn in answer.get("before", ())]
+    return "\n\n".join([*before, f"assistant: {answer['text']}" if before else answer["text"]])
 
 
 def scored(answer: Mapping[str, Any]) -> str:

@@ -10,27 +10,23 @@ from typing import Any
 
 from align.config.eval import EvalConfig
 from align.config.root import Config
-from align.data.reasoning import parted
-from align.errors import NOT_PASSED, require
+from align.errors import NOT_PASSED
 from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
 from align.evals.probes import Choices
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
 from align.evals.suite import Tasks, Work
 from align.evals.systems import System
-from align.evals.tasks import Item, Task
-from align.models.backbone import answered
 from align.report import in_words
 from align.report.words import counted, few
-from align.rollout.answers_alone import parted_texts
-from align.rollout.kept import Answer
 from align.run import Run, write_json
 from align.run.files import write_text
-from align.stages.suite_answers import Elsewhere, Made, Speaker, answers_elsewhere, answers_of, prompts_of, speaker_of
+from align.stages.suite_answers import Made
 from align.stages.suite_people import judge_of_people
 from align.stages.suite_people_inputs import PEOPLE
 from align.stages.suite_probes import probed
 from align.stages.suite_scores import Judge, Told, by_checks, judge_of
+from align.stages.suite_turns import heard
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 
@@ -55,24 +51,7 @@ def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[
     if not tasks:
         return [], Made(0, 0), []
     stage: EvalConfig = config.stage
-    hides = config.rollout.reasoning == "hide"
-
-    # What fits every system is asked of all; what was answered before is not asked again.
-    models = [system for system in work.systems if system.base is not None]
-    prompts = [prompts_of(config, system, tasks) for system in models]
-    fits = [None not in of_item for of_item in zip(*(each.tokens for each in prompts), strict=True)]
-    fits = fits or [True] * sum(len(items) for _, items in tasks)
-    elsewhere, asked = answers_elsewhere(config, work.systems, tasks, fits)
-    fits = [fit and None not in told for fit, *told in zip(fits, *(each.answers for each in elsewhere), strict=True)]
-    tasks, dropped = those_that_fit(tasks, fits)
-    speakers = [speaker_of(config, each, tasks, fits) for each in prompts]
-    answers, made = answers_of(run, config, speakers)
-    made = Made(made.before + asked.before, made.now + asked.now)
-
-    said = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
-    said |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
-    said |= {name: read_file(found, tasks, hides) for name, found in work.files.items()}
-    rollouts = {s.system.name: rollout_of(s, answers[s.system.name]) for s in speakers}
+    tasks, dropped, said, rollouts, made = heard(run, config, work, tasks)
     tolds = told_of([system.name for system in work.systems], tasks, said, rollouts)
     judged = [told for told in tolds if told.items[0].check is None]
     judge = judge_over(run, config, work, judged) if judged else None
@@ -86,55 +65,6 @@ def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[
         notes += said_of_it
         scored.append(replace(found, dropped=dropped[told.task]))
     return scored, made, notes
-
-
-def those_that_fit(tasks: Tasks, fits: Sequence[bool]) -> tuple[Tasks, dict[str, int]]:
-    """The items whose prompt fits every system, and how many do not, by task.
-
-    Args:
-        fits: of every item, one task behind another.
-
-    Raises:
-        InputError: none of a task's fits.
-    """
-    found, dropped, first = list[tuple[Task, Sequence[Item]]](), dict[str, int](), 0
-    for task, items in tasks:
-        those = fits[first : first + len(items)]
-        first += len(items)
-        kept = [item for item, fit in zip(items, those, strict=True) if fit]
-        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
-        require(bool(kept), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
-        found.append((task, kept))
-        dropped[task.name] = len(items) - len(kept)
-    return found, dropped
-
-
-def read_answers(speaker: Speaker, answers: Sequence[Answer], hides: bool) -> list[Said]:
-    """Answers as they are scored: without their reasoning where that is hidden."""
-    hidden, read = parted_texts(speaker.prompts, [answer.text for answer in answers], speaker.tokenizer, hides)
-    rows = zip(speaker.asked, answers, hidden, read, strict=True)
-    return [Said(asked.id, text, None, answer.ended, reasoning) for asked, answer, reasoning, text in rows]
-
-
-def read_file(found: Mapping[tuple[str, str], str], tasks: Tasks, hides: bool) -> list[Said]:
-    """The same of a file.
-
-    Args:
-        found: task and id of an item → its answer.
-    """
-    texts = [found[task.name, item.id] for task, items in tasks for item in items]
-    parts = [parted(text, False) if hides else (None, text) for text in texts]
-    return [Said("", text, None, None, reasoning) for reasoning, text in parts]
-
-
-def read_elsewhere(told: Elsewhere, fits: Sequence[bool], hides: bool) -> list[Said]:
-    """The same of a model behind a server."""
-    rows = [(q.id, answer) for q, answer, fit in zip(told.asked, told.answers, fits, strict=True) if fit and answer]
-    parts = [parted(answer.text) if hides else (None, answer.text) for _, answer in rows]
-    return [
-        Said(id, text, None, answer.ended, reasoning)
-        for (id, answer), (reasoning, text) in zip(rows, parts, strict=True)
-    ]
 
 
 def judge_over(run: Run, config: Config, work: Work, judged: Sequence[Told]) -> Judge:
@@ -161,13 +91,6 @@ def told_of(
         part = {name: rows_of(each, rows) for name, each in rollouts.items()}
         found.append(Told(task.name, items, {name: said[name][rows] for name in systems}, part))
     return found
-
-
-def rollout_of(speaker: Speaker, answers: Sequence[Answer]) -> Rollout:
-    """The answers as tokens, for scorers that read these, or whether an answer was cut."""
-    asked, said = [p.input_ids for p in speaker.prompts], [answer.ids for answer in answers]
-    made = answered(asked, said, speaker.tokenizer.pad_token_id, "cpu")
-    return replace(made, ended_B=made.ended_B.new_tensor([answer.ended for answer in answers]))
 
 
 def rows_of(rollout: Rollout, rows: slice) -> Rollout:

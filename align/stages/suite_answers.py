@@ -7,7 +7,7 @@ share the work of making them. Models behind somebody's server are asked by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from align.config.root import Config
 from align.data.chat import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
 from align.data.template import use_template
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
-from align.evals.suite import Tasks
 from align.evals.systems import System
 from align.evals.tasks import Item
 from align.models.actor import Actor, ModelActor
@@ -42,7 +41,7 @@ class Speaker(NamedTuple):
     """A system that answers here, and what it is asked.
 
     Attributes:
-        prompts: of every task's items that fit, one task behind another.
+        prompts: of the items that fit.
         asked: the same with all that decides the answer.
     """
 
@@ -56,8 +55,8 @@ class Elsewhere(NamedTuple):
     """What a model behind somebody's server was asked, and said.
 
     Attributes:
-        asked, answers: of every task's items, one task behind another; an answer is None where nobody asked, or where
-            the server found the prompt too long.
+        asked, answers: of every item; an answer is None where nobody asked, or where the server found the prompt too
+            long.
     """
 
     system: System
@@ -69,7 +68,7 @@ class Prompts(NamedTuple):
     """What a system would be asked.
 
     Attributes:
-        tokens: of every item's prompt, one task behind another; None of one that is too long for the system.
+        tokens: of every item's prompt; None of one that is too long for the system.
     """
 
     system: System
@@ -77,26 +76,23 @@ class Prompts(NamedTuple):
     tokens: Sequence[list[int] | None]
 
 
-def prompts_of(config: Config, system: System, tasks: Tasks) -> Prompts:
+def prompts_of(config: Config, system: System, items: Sequence[Item]) -> Prompts:
     assert system.base is not None
     tokenizer = tokenizer_of(config, system)
     context = context_length(describe(system.base))
     room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
-    tokens = [tokens_that_fit(tokenizer, item.prompt, room) for _, items in tasks for item in items]
+    tokens = [tokens_that_fit(tokenizer, item.prompt, room) for item in items]
     return Prompts(system, tokenizer, tokens)
 
 
-def speaker_of(config: Config, prompts: Prompts, tasks: Tasks, fits: Sequence[bool]) -> Speaker:
+def speaker_of(config: Config, prompts: Prompts, items: Sequence[Item], fits: Sequence[bool]) -> Speaker:
     """
     Args:
-        tasks: with the items alone that fit every system.
-        fits: which of all items these are.
+        fits: which of the items fit every system: the others are not asked.
     """
     system, tokenizer, tokens = prompts
-    items = [item for _, items in tasks for item in items]
-    kept = [ids or [] for ids, fit in zip(tokens, fits, strict=True) if fit]
-    asked = [Prompt(item.prompt, ids) for item, ids in zip(items, kept, strict=True)]
-    draws = [item.draw for item in items]
+    rows = [(item, ids or []) for item, ids, fit in zip(items, tokens, fits, strict=True) if fit]
+    asked, draws = [Prompt(item.prompt, ids) for item, ids in rows], [item.draw for item, _ in rows]
     return Speaker(system, tokenizer, asked, asked_of(config, system, tokenizer, asked, draws))
 
 
@@ -182,23 +178,24 @@ def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[d
 
 
 def answers_elsewhere(
-    config: Config, systems: Sequence[System], tasks: Tasks, fits: Sequence[bool]
+    config: Config, systems: Sequence[System], items: Mapping[str, Sequence[Item]], fits: Sequence[bool]
 ) -> tuple[list[Elsewhere], Made]:
     """The answers of models behind servers. The server's template is its own, and so is its limit: only it can say that
     a prompt is too long, which is asked again by every run.
 
     Args:
-        fits: of all items, which other systems can be asked; the rest is not asked here.
+        items: system → what it is asked.
+        fits: which of these other systems can be asked; the rest is not asked here.
 
     Raises:
         InputError: a server does not answer, or refuses for another reason.
     """
     store = AnswerStore(Path(config.run.root).expanduser() / FILE)
-    items, found, before, now = [item for _, items in tasks for item in items], list[Elsewhere](), 0, 0
+    found, before, now = list[Elsewhere](), 0, 0
     for system in systems:
         if system.endpoint is None:
             continue
-        asked = [question_of(config, system.endpoint, item) for item in items]
+        asked = [question_of(config, system.endpoint, item) for item in items[system.name]]
         there = [question for question, fit in zip(asked, fits, strict=True) if fit]
         said, kept = ranks.from_main(
             answers_from(system.endpoint, there, store, system.field, must_answer(system.endpoint))

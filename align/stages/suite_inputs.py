@@ -31,6 +31,7 @@ from align.run import Base, Input
 from align.stages.rows import key_of, source_of
 from align.stages.suite_gates import check_gates
 from align.stages.suite_people_inputs import PEOPLE, check_people, people_inputs
+from align.types import Conversation, Message
 from reward.inputs import models_of, read_alike, reward_inputs
 
 
@@ -160,7 +161,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
         proxy = any(of.proxy for of in standings_of(config, found, root))
     judge = identity_of(found.judge, reward_spec(config.reward), found.records)
     check_gates(config, found.gates, judged, judge, found.card, proxy)
-    items = [(task.name, item.id, item.prompt.messages) for task, items in tasks for item in items]
+    items = [(task.name, item) for task, items in tasks for item in items]
     for system in found.systems:
         if system.endpoint is not None:
             check_askable(system, system.endpoint, tasks)
@@ -181,11 +182,16 @@ def with_near(config: Config, found: Found, tasks: Tasks, root: Path) -> tuple[T
     """The items, with who was nearly trained on each; and what is not known of that."""
     if config.stage.near is None:
         return tasks, []
-    asked = [item.prompt for _, items in tasks for item in items]
+    asked = [all_asked(item) for _, items in tasks for item in items]
     artifacts = {system.name: system.artifact for system in found.systems if system.artifact is not None}
     near, unknown = nearly_trained_on(artifacts, root, store_url(config), asked, config.stage.near)
     told = iter({name: ", ".join(one) for name, one in of.items()} for of in near)
     return [(task, [item._replace(near=next(told)) for item in items]) for task, items in tasks], unknown
+
+
+def all_asked(item: Item) -> Conversation:
+    """An item's prompt with what the user says afterwards."""
+    return replace(item.prompt, messages=(*item.prompt.messages, *(Message("user", text) for text in item.then)))
 
 
 def standings_of(config: Config, found: Found, root: Path) -> list[judges.Standing]:

@@ -100,7 +100,7 @@ def questions_of(told: Told, hides: bool) -> Iterator[Question]:
         if other != told.first:
             for item, first, second in zip(told.items, told.answers[told.first], told.answers[other], strict=True):
                 messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
-                pair = Pair(item.id, replace(item.prompt, messages=messages), first.text, second.text)
+                pair = Pair(item.id, replace(item.prompt, messages=messages), first.transcript, second.transcript)
                 yield Question(told.task, other, pair, (first.ended is not False, second.ended is not False))
 
 

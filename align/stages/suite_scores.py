@@ -13,7 +13,7 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.reasoning import without_reasoning
 from align.evals import judges
-from align.evals.checkers import checker
+from align.evals.checkers import check_turns, checks_of
 from align.evals.llm_judge import LLMJudge, errors_of, judges_itself, verdicts_by_llm
 from align.evals.results import Said, Scored
 from align.evals.suite import Work
@@ -72,13 +72,13 @@ def judge_of(run: Run, config: Config, work: Work) -> Judge:
 def by_checks(told: Told, allow_code: bool) -> tuple[Scored, Sequence[str]]:
     """What the check of each item says of its answers, and what there is to be said of the checks. Checks are made and
     run by the first rank alone."""
-    checks = [checker(item.check, item.id, allow_code=allow_code) for item in told.items]
-    warnings = [*dict.fromkeys(line for check in checks for line in check.warnings)]
+    checks = [checks_of(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in told.items]
+    warnings = [*dict.fromkeys(line for turns in checks for check in turns if check for line in check.warnings)]
 
     def checked() -> dict[str, list[Said]]:
         found: dict[str, list[Said]] = {}
         for name, answers in told.answers.items():
-            results = [check(answer.text) for check, answer in zip(checks, answers, strict=True)]
+            results = [check_turns(turns, answer.answers) for turns, answer in zip(checks, answers, strict=True)]
             rows = zip(answers, results, strict=True)
             found[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
         return found
@@ -117,12 +117,19 @@ def pairs_of(told: Told, other: str, hides: bool) -> list[Pair]:
         hides: the reasoning of earlier turns.
     """
     rows = zip(told.items, told.answers[told.first], told.answers[other], strict=True)
-    return [Pair(item.id, asked_alone(item, hides), first.text, second.text) for item, first, second in rows]
+    return [
+        Pair(item.id, asked_alone(item, hides), first.transcript, second.transcript) for item, first, second in rows
+    ]
 
 
 def asked_alone(item: Item, hides: bool) -> Conversation:
     """An item's prompt as judges read it."""
     return replace(item.prompt, messages=without_reasoning(item.prompt.messages)) if hides else item.prompt
+
+
+def talk(prompt: Conversation, answer: Said) -> Conversation:
+    """A conversation up to the last answer."""
+    return replace(prompt, messages=(*prompt.messages, *answer.before)) if answer.before else prompt
 
 
 def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
@@ -131,7 +138,7 @@ def by_scorer(scorer: Scorer, title: str, role: str, hides: bool, told: Told) ->
     answers, rollouts = told.answers, told.rollouts
     asked = [asked_alone(item, hides) for item in told.items]
     read = {
-        name: [prompt.answered(answer.text) for prompt, answer in zip(asked, each, strict=True)]
+        name: [talk(prompt, answer).answered(answer.text) for prompt, answer in zip(asked, each, strict=True)]
         for name, each in answers.items()
     }
     reference = [*answers][1]

@@ -13,7 +13,7 @@ import yaml
 from test_checker_following import EXAMPLES
 
 from align.errors import InputError
-from align.evals.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, turn_checkers
+from align.evals.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
 from align.evals.checkers.code import code_of
 from align.evals.checkers.fences import blocks
 from align.evals.checkers.following import INSTRUCTIONS, SHORT
@@ -103,20 +103,25 @@ def test_what_is_no_check_is_refused(spec: Any):
 
 
 def test_a_conversation_has_a_check_a_turn():
-    made = turn_checkers([None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], "row.checks")
-    first, second, third = check_turns(made, ["hello", "7", "y"])
-    assert first is None
-    assert second is not None
-    assert third is not None
-    assert (second.score, third.score) == (1, 0)
+    made = checks_of([None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], 3, "row.check")
+    found = check_turns(made, ["hello", "7", "y"])
+    assert (found.score, [part.held for part in found.parts]) == (0, [True, False])
+    assert [part.asks.split(":")[0] for part in found.parts] == ["turn 2", "turn 3"]
+    assert check_turns(made, ["hello", "7", "x"]).score == 1
+    last = checks_of({"kind": "exact", "answer": "7"}, 2, "row.check")
+    assert [check_turns(last, said).score for said in (["7", "8"], ["8", "7"])] == [0, 1]
+    alone = checks_of({"kind": "exact", "answer": "7"}, 1, "row.check")
+    assert check_turns(alone, ["7"]) == checker({"kind": "exact", "answer": "7"}, "row.check")("7")
     with pytest.raises(ValueError, match="2 answers for 3 turns"):
         check_turns(made, ["hello", "7"])
     with pytest.raises(InputError) as caught:
-        turn_checkers([None, {"kind": "exact"}], "row.checks")
-    assert caught.value.field == "row.checks[1].answers"
-    for nothing in ([], [None], None, {"kind": "exact", "answer": "7"}):
-        with pytest.raises(InputError, match="no list with a check"):
-            turn_checkers(nothing, "row.checks")
+        checks_of([None, {"kind": "exact"}], 2, "row.check")
+    assert caught.value.field == "row.check[1].answers"
+    for nothing in ([], [None]):
+        with pytest.raises(InputError, match="has no check"):
+            checks_of(nothing, len(nothing), "row.check")
+    with pytest.raises(InputError, match="1 checks for 2 turns"):
+        checks_of([{"kind": "exact", "answer": "7"}], 2, "row.check")
 
 
 def test_all_instructions_are_attacked():

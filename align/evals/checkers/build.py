@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,27 +38,39 @@ def checker(spec: Any, field: str, *, allow_code: bool = False) -> Checker:
     return kinds[one_of(spec, field, "kind", tuple(kinds))](spec, field)
 
 
-def turn_checkers(specs: Any, field: str, *, allow_code: bool = False) -> tuple[Checker | None, ...]:
-    """The checkers of a conversation in several turns: one for each answer of the assistant, in order; None for an
-    answer that nothing is asked of.
+def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: bool = False) -> tuple[Checker | None, ...]:
+    """The checkers of the answers to an item: one for each turn, None for an answer that nothing is asked of.
+
+    Args:
+        spec: a list with a check for each turn, null where there is none; or one check, of the last answer.
+        turns: how many there are; None where nobody knows yet.
 
     Raises:
-        InputError: as `checker`; or no turn has a check.
+        InputError: as `checker`; or the list has another length, or no check.
     """
-    listed = isinstance(specs, list | tuple) and any(each is not None for each in specs)
-    require(listed, field, specs, "is no list with a check", "Write one check a turn, null where there is none.")
+    if not isinstance(spec, list | tuple):
+        return (*[None] * ((turns or 1) - 1), checker(spec, field, allow_code=allow_code))
+    remedy = "Write one check a turn, null where there is none."
+    require(any(each is not None for each in spec), field, spec, "has no check", remedy)
+    problem = f"has {len(spec)} checks for {turns} turns"
+    require(turns in (None, len(spec)), field, spec, problem, remedy)
     return tuple(
         None if each is None else checker(each, f"{field}[{turn}]", allow_code=allow_code)
-        for turn, each in enumerate(specs)
+        for turn, each in enumerate(spec)
     )
 
 
-def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> tuple[Checked | None, ...]:
-    """What each turn's checker says of its answer; None where there is no check.
+def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:
+    """What the checkers say of the answers of several turns, as one outcome: each part says of which turn it is.
 
     Raises:
         ValueError: there is not one answer a turn.
     """
     if len(checkers) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(checkers)} turns")
-    return tuple(check and check(answer) for check, answer in zip(checkers, answers, strict=True))
+    found = [(turn, check(answers[turn])) for turn, check in enumerate(checkers) if check is not None]
+    if len(answers) == 1:
+        return found[0][1]
+    parts = tuple(replace(part, asks=f"turn {turn + 1}: {part.asks}") for turn, one in found for part in one.parts)
+    error = next((f"turn {turn + 1}: {one.error}" for turn, one in found if one.error), "")
+    return Checked(float(all(one.score == 1 for _, one in found)), parts, error)

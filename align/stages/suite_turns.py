@@ -1,0 +1,208 @@
+"""Asking systems the items of a suite, turn by turn: the first question of every item, then, behind each system's own
+answer, the next one of those items that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from align.config.root import Config
+from align.data.chat import Prompt
+from align.data.reasoning import parted
+from align.errors import require
+from align.evals.results import Said
+from align.evals.suite import Tasks, Work
+from align.evals.systems import System
+from align.evals.tasks import Item, Task
+from align.models.backbone import answered
+from align.report.words import counted
+from align.rollout.answers_alone import parted_texts
+from align.rollout.kept import Answer
+from align.run import Run
+from align.stages.suite_answers import (
+    Elsewhere,
+    Made,
+    Speaker,
+    answers_elsewhere,
+    answers_of,
+    prompts_of,
+    speaker_of,
+    tokenizer_of,
+)
+from align.types import Conversation, Message, Rollout
+
+
+class Heard(NamedTuple):
+    """What the systems said.
+
+    Attributes:
+        tasks: with the items that every system was asked, at every turn.
+        dropped: items that were too long for some system, by task.
+        said: system → its last answers to all these items, one task behind another.
+        rollouts: the same as tokens, of the systems that answer here.
+        made: how many answers were made.
+    """
+
+    tasks: Tasks
+    dropped: Mapping[str, int]
+    said: Mapping[str, Sequence[Said]]
+    rollouts: Mapping[str, Rollout]
+    made: Made
+
+
+class Turn(NamedTuple):
+    """A system's answer at one turn of an item.
+
+    Attributes:
+        prompt, answer: as tokens, of a system that answers here.
+    """
+
+    said: Said
+    prompt: Prompt | None = None
+    answer: Answer | None = None
+
+
+def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
+    """Ask every system every item. What was answered before is not asked again.
+
+    Raises:
+        InputError: no item of a task fits every system, or a system gives no answers.
+    """
+    asking = [system for system in work.systems if not system.is_file]
+    items = [item for _, items in tasks for item in items]
+    talks = {system.name: [item.prompt for item in items] for system in asking}
+    told: dict[str, dict[int, Turn]] = {system.name: {} for system in asking}
+    fits, made = [True] * len(items), Made(0, 0)
+    for turn in range(1 + max(len(item.then) for item in items)):
+        due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
+        for talk, before in ((talks[name], told[name]) for name in talks if turn):
+            for i in due:
+                talk[i] = continued(talk[i], before[i].said.text, items[i].then[turn - 1])
+        asked = {name: [items[i]._replace(prompt=talk[i]) for i in due] for name, talk in talks.items()}
+        there, found, now = one_turn(run, config, asking, asked)
+        made = Made(made.before + now.before, made.now + now.now)
+        for i, fit in zip(due, there, strict=True):
+            fits[i] = fit
+        for name, turns in found.items():
+            told[name] |= zip((i for i, fit in zip(due, there, strict=True) if fit), turns, strict=True)
+    tasks, dropped = those_that_fit(tasks, fits)
+    kept = [i for i, fit in enumerate(fits) if fit]
+    said = {name: [whole(items[i], talks[name][i], turns[i]) for i in kept] for name, turns in told.items()}
+    hides = config.rollout.reasoning == "hide"
+    said |= {name: read_file(answers, tasks, hides) for name, answers in work.files.items()}
+    rollouts = {
+        system.name: rollout_of(pad, [told[system.name][i] for i in kept])
+        for system in asking
+        if system.base is not None
+        for pad in [tokenizer_of(config, system).pad_token_id]
+    }
+    return Heard(tasks, dropped, said, rollouts, made)
+
+
+def continued(talk: Conversation, answer: str, question: str) -> Conversation:
+    """A conversation that goes on: with the system's own answer, without reasoning that is hidden, and a question."""
+    return replace(talk, messages=(*talk.messages, Message("assistant", answer), Message("user", question)))
+
+
+def one_turn(
+    run: Run, config: Config, systems: Sequence[System], asked: Mapping[str, Sequence[Item]]
+) -> tuple[Sequence[bool], dict[str, list[Turn]], Made]:
+    """The next answers of all systems.
+
+    Args:
+        asked: system → the items with the conversation so far.
+
+    Returns:
+        which items fit every system; system → its answers to these; how many were made.
+    """
+    hides = config.rollout.reasoning == "hide"
+    prompts = [prompts_of(config, system, asked[system.name]) for system in systems if system.base is not None]
+    fits = [True] * len(next(iter(asked.values()), ()))
+    for each in prompts:
+        fits = [fit and ids is not None for fit, ids in zip(fits, each.tokens, strict=True)]
+    elsewhere, there = answers_elsewhere(config, systems, asked, fits)
+    for each in elsewhere:
+        fits = [fit and answer is not None for fit, answer in zip(fits, each.answers, strict=True)]
+    if not any(fits):
+        return fits, {system.name: [] for system in systems}, there
+    speakers = [speaker_of(config, each, asked[each.system.name], fits) for each in prompts]
+    answers, here = answers_of(run, config, speakers)
+    found = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
+    found |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
+    return fits, found, Made(there.before + here.before, there.now + here.now)
+
+
+def those_that_fit(tasks: Tasks, fits: Sequence[bool]) -> tuple[Tasks, dict[str, int]]:
+    """The items whose prompts fit every system, and how many do not, by task.
+
+    Args:
+        fits: of every item, one task behind another.
+
+    Raises:
+        InputError: none of a task's fits.
+    """
+    found, dropped, first = list[tuple[Task, Sequence[Item]]](), dict[str, int](), 0
+    for task, items in tasks:
+        those = fits[first : first + len(items)]
+        first += len(items)
+        kept = [item for item, fit in zip(items, those, strict=True) if fit]
+        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
+        require(bool(kept), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
+        found.append((task, kept))
+        dropped[task.name] = len(items) - len(kept)
+    return found, dropped
+
+
+def whole(item: Item, talk: Conversation, last: Turn) -> Said:
+    """A system's last answer to an item, with what was said before it."""
+    return replace(last.said, before=talk.messages[len(item.prompt.messages) :])
+
+
+def read_answers(speaker: Speaker, answers: Sequence[Answer], hides: bool) -> list[Turn]:
+    """Answers as they are scored: without their reasoning where that is hidden."""
+    hidden, read = parted_texts(speaker.prompts, [answer.text for answer in answers], speaker.tokenizer, hides)
+    rows = zip(speaker.asked, speaker.prompts, answers, hidden, read, strict=True)
+    return [
+        Turn(Said(asked.id, text, None, answer.ended, reasoning), prompt, answer)
+        for asked, prompt, answer, reasoning, text in rows
+    ]
+
+
+def read_elsewhere(told: Elsewhere, fits: Sequence[bool], hides: bool) -> list[Turn]:
+    """The same of a model behind a server."""
+    rows = [(q.id, answer) for q, answer, fit in zip(told.asked, told.answers, fits, strict=True) if fit and answer]
+    parts = [parted(answer.text) if hides else (None, answer.text) for _, answer in rows]
+    return [
+        Turn(Said(id, text, None, answer.ended, reasoning))
+        for (id, answer), (reasoning, text) in zip(rows, parts, strict=True)
+    ]
+
+
+def read_file(found: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides: bool) -> list[Said]:
+    """The same of a file.
+
+    Args:
+        found: task and id of an item → its answers, one a turn.
+    """
+    said = []
+    for task, items in tasks:
+        for item in items:
+            read = [parted(text, False) if hides else (None, text) for text in found[task.name, item.id]]
+            talk = item.prompt
+            for (_, text), question in zip(read, item.then, strict=False):
+                talk = continued(talk, text, question)
+            reasoning, text = read[-1]
+            said.append(whole(item, talk, Turn(Said("", text, None, None, reasoning))))
+    return said
+
+
+def rollout_of(pad: int, turns: Sequence[Turn]) -> Rollout:
+    """Answers as tokens, for scorers that read these, or whether an answer was cut.
+
+    Args:
+        pad: the id of the token that fills rows up.
+    """
+    both = [(turn.prompt, turn.answer) for turn in turns if turn.prompt is not None and turn.answer is not None]
+    made = answered([prompt.input_ids for prompt, _ in both], [answer.ids for _, answer in both], pad, "cpu")
+    return replace(made, ended_B=made.ended_B.new_tensor([answer.ended for _, answer in both]))
