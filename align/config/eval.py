@@ -29,12 +29,13 @@ class EvalConfig(Settings):
         "Who scores the answers of tasks without checks: the scorer of `reward=` (reward); people in a project of the "
         "annotation app (people); or a language model behind an OpenAI-compatible server, such as {url: "
         "http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which is asked about each pair of answers in both "
-        "orders.",
+        "orders, or the question of a task with `asks` about each answer.",
         later=True,
     )
-    card: str = setting(
+    card: Any = setting(
         "",
-        "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one.",
+        "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one. A list "
+        "where a judge compares answers and also answers questions about them, each of which has a card of its own.",
         names="card",
         later=True,
     )

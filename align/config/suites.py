@@ -24,12 +24,20 @@ class SuiteConfig(Settings):
         choices=(SYSTEMS, JUDGE),
         later=True,
     )
+    asks: str = setting(
+        "",
+        "With `measures=judge`: the question about one answer that the judge is measured on, in words or by the name "
+        "of one that align has (refuses). `data=` then has answers with labels, true for yes. Empty: the judge is "
+        "measured on pairs.",
+        later=True,
+    )
     tasks: Any = setting(
         None,
         "List of tasks, such as {name: NAME, path: FILE, check: {kind: regex, pattern: yes}, prompts: 200}. Without "
-        "`path` a task asks the held-out prompts of `data=`; without `check`, and without one in its rows, the judge "
-        "of `reward=` scores. With `probe: choice` or `probe: loss` it asks for no answers and measures "
-        "log-likelihoods. Empty: one task with a judge.",
+        "`path` a task asks the held-out prompts of `data=`; `set: harmful` and `set: harmless` are prompts that align "
+        "has. With `asks: QUESTION` a language model answers a yes/no question about each answer (`asks: refuses`). "
+        "Without `asks`, without `check`, and without one in its rows, the judge of `reward=` scores. With `probe: "
+        "choice` or `probe: loss` it asks for no answers and measures log-likelihoods. Empty: one task with a judge.",
         later=True,
     )
     gates: Any = setting(

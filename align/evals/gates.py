@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 from align.aliases import NAME, NAMED
 from align.errors import require
 from align.evals.probes import LOSS
-from align.evals.results import Scored, own_mean
+from align.evals.questions import yes_to
+from align.evals.results import SHARES, Scored, own_mean
 from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share, score_difference
 from align.evals.stats.decision import Kind
@@ -42,6 +43,7 @@ class Gate:
         against: the system that the first one is compared with; empty where its own mean score is asked.
         rule: see `align.evals.stats.Rule`.
         min_agreement: that a judge's agreement has to be above, see `align.evals.card_gate`; None where nobody said.
+        asks: the question of a task that is graded: its figures are shares of yes.
     """
 
     name: str
@@ -49,11 +51,18 @@ class Gate:
     against: str
     rule: Rule
     min_agreement: float | None = None
+    asks: str = ""
 
     @property
     def words(self) -> str:
-        """What is asked, for people."""
+        """What is asked, for people. A share of yes is above or below another, and not better or worse."""
         margin, other = f"{self.rule.margin:g}", self.against
+        if self.asks:
+            share, bound = f"share that {yes_to(self.asks)}", f"that of {other} by {margin} or more"
+            above = f"above that of {other} by more than {margin}" if other else f"above {margin}"
+            at_most = f"not above {bound}" if other else f"below {margin}"
+            asked = {"superior": above, "not_worse": f"not below {bound}", "at_most": at_most}
+            return f"{self.task}: {share} {asked[self.rule.kind]}"
         asked = {
             "superior": f"better than {other} by more than {margin}" if other else f"above {margin}",
             "not_worse": f"not worse than {other} by {margin} or more",
@@ -75,7 +84,7 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
         return []
     found: dict[str, Gate] = {}
     for at, gate in listed(given, FIELD, HELP):
-        one = parsed_gate(gate, at, [task.name for task in tasks], systems)
+        one = parsed_gate(gate, at, {task.name: task.asks for task in tasks}, systems)
         measured = any(task.name == one.task and task.probe is not None and task.probe.kind == LOSS for task in tasks)
         problem = "has bits per byte, of which no number is good by itself"
         require(bool(one.against) or not measured, f"{at}.task", one.task, problem, "Name another system: against.")
@@ -84,11 +93,15 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     return [*found.values()]
 
 
-def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str]) -> Gate:
+def parsed_gate(given: Any, at: str, tasks: Mapping[str, str], systems: Sequence[str]) -> Gate:
+    """
+    Args:
+        tasks: name → its question, empty where it asks none.
+    """
     gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n", "min_agreement"))
     name = gate["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
-    task, kind = one_of(gate, at, "task", tasks), one_of(gate, at, "is", KINDS)
+    task, kind = one_of(gate, at, "task", [*tasks]), one_of(gate, at, "is", KINDS)
     other = one_of(gate, at, "against", systems[1:]) if gate.get("against") is not None else ""
     problem = "is about two systems, and `against` names no other one"
     require(kind != "not_worse" or bool(other), f"{at}.is", kind, problem, HELP)
@@ -102,7 +115,7 @@ def parsed_gate(given: Any, at: str, tasks: Sequence[str], systems: Sequence[str
     agreement = number(gate, at, "min_agreement", None, COIN, 1) if gate.get("min_agreement") is not None else None
     problem = "is 1, which no agreement is above"
     require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
-    return Gate(name, task, other, rule, agreement)
+    return Gate(name, task, other, rule, agreement, tasks[task])
 
 
 NOTHING = Interval(0.0, None, None, 0)
@@ -123,7 +136,7 @@ def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
         pair = (won, [1 - one for one in won]) if won else task.pair(gate.against)
         return decided(gate.rule, bounded_difference(*pair, task.clusters, level))
     found = decided(gate.rule, own_mean(task, first, level))
-    if found.outcome != "undecided" or task.role != "exact":
+    if found.outcome != "undecided" or task.role not in SHARES:
         return found
     means = grouped(task.clusters, task.scores(first))[0]
     p = found.figure.value

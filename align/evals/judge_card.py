@@ -53,9 +53,13 @@ def card_figures(
     }  # fmt: skip
     if best := credits(pairs, settled):
         found["best_of"] = {n: proportion(values, level=level).as_dict() for n, values in sorted(best.items())}
-    told = [(pairs[i], odds) for i in decided if log_odds is not None and (odds := log_odds[i]) is not None]
+    told = [
+        (pairs[i].item.cluster, pairs[i].verdict, odds)
+        for i in decided if log_odds is not None and (odds := log_odds[i]) is not None
+    ]  # fmt: skip
     if told:
-        found["calibration"] = calibration([pair for pair, _ in told], [odds for _, odds in told], level)
+        clusters, outcomes, odds = zip(*told, strict=True)
+        found["calibration"] = calibration(clusters, outcomes, odds, level)
     of, same = between_people(pairs)
     if same:
         found["between_people"] = proportion(per_prompt(of, same), level=level).as_dict()
@@ -101,14 +105,20 @@ def credits(pairs: Sequence[KnownPair], verdicts: NDArray[np.float64]) -> dict[s
     return found
 
 
-def calibration(pairs: Sequence[KnownPair], log_odds: ArrayLike, level: float) -> dict[str, Any]:
+def calibration(
+    clusters: Sequence[str], outcomes: Sequence[float], log_odds: ArrayLike, level: float
+) -> dict[str, Any]:
     """How far the judge's probabilities can be taken for such: `brier` and `log_loss` with intervals, `ece` over ten
-    bins."""
-    odds, outcomes = np.asarray(log_odds, dtype=np.float64), np.array([pair.verdict for pair in pairs])
-    clusters = [pair.item.cluster for pair in pairs]
-    bins = calibration_bins(np.exp(-np.logaddexp(0, -odds)).tolist(), outcomes.tolist(), clusters)
+    bins.
+
+    Args:
+        outcomes: 1 where that came true whose odds these are, else 0.
+        log_odds: in nats.
+    """
+    odds, came = np.asarray(log_odds, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    bins = calibration_bins(np.exp(-np.logaddexp(0, -odds)).tolist(), came.tolist(), clusters)
     return {
         "ece": expected_calibration_error(bins),
-        "brier": mean(per_prompt(clusters, brier_scores(odds, outcomes)), level).as_dict(),
-        "log_loss": mean(per_prompt(clusters, log_losses(odds, outcomes)), level).as_dict(),
+        "brier": mean(per_prompt(clusters, brier_scores(odds, came)), level).as_dict(),
+        "log_loss": mean(per_prompt(clusters, log_losses(odds, came)), level).as_dict(),
     }

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.evals import judges
+from align.evals.llm_grader import TEMPLATE, LLMGrader
 from align.evals.llm_judge import LLMJudge
+from align.evals.questions import shortened
 from align.report.words import flattened
 from align.run import Input, json_digest
 
 NO_PART = ("ref", "refs", "fn", "timeout")
 """Settings of a reward that are names of its inputs, or change no verdict."""
+ASKS = "asks"
+"""What a grader's question is called there."""
 SHA256 = re.compile(r"[0-9a-f]{64}:")
 
 
@@ -41,19 +45,33 @@ class JudgeIdentity:
         """As a card has it."""
         return {"title": self.title, "identity": self.digest, "made_of": dict(self.made_of)}
 
+    @property
+    def asks(self) -> str:
+        """The question of a grader; empty of a judge of pairs."""
+        return str(self.made_of.get(ASKS, ""))
+
 
 def identity_of(
     judge: Literal["reward", "people"] | LLMJudge, reward: Mapping[str, Any], inputs: Mapping[str, Input]
 ) -> JudgeIdentity | None:
     """Who judges, as `stage.judge` names it; None of people. For the others see `scorer_identity`."""
     if isinstance(judge, LLMJudge):
-        made_of = {
-            "url": judge.endpoint.url, "model": judge.endpoint.model, "prompt": json_digest(judge.template),
-            "temperature": judge.temperature, "max_tokens": judge.max_tokens,
-            "extra_body": dict(judge.endpoint.extra_body),
-        }  # fmt: skip
-        return JudgeIdentity(judge.title, made_of)
+        return JudgeIdentity(judge.title, of_llm(judge, judge.template))
     return scorer_identity(reward, inputs) if judge == "reward" else None
+
+
+def grader_identity(grader: LLMGrader) -> JudgeIdentity:
+    """Who answers a question about single answers, and which question."""
+    return JudgeIdentity(grader.title, {**of_llm(grader, TEMPLATE), ASKS: grader.asks})
+
+
+def of_llm(judge: LLMJudge | LLMGrader, template: str) -> dict[str, Any]:
+    """What a language model that judges is made of, as far as it is known here."""
+    return {
+        "url": judge.endpoint.url, "model": judge.endpoint.model, "prompt": json_digest(template),
+        "temperature": judge.temperature, "max_tokens": judge.max_tokens,
+        "extra_body": dict(judge.endpoint.extra_body),
+    }  # fmt: skip
 
 
 def scorer_identity(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> JudgeIdentity:
@@ -95,16 +113,23 @@ def of_function(read: Input) -> list[str]:
     return [f"{read.digest}:{read.ref.rpartition(':')[2]}", *sorted(places)]
 
 
+def differing(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
+    """The settings in which two judges differ; none where nothing tells them apart."""
+    mine, theirs = (dict(flattened(judge.made_of)) for judge in (one, other))
+    return [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+
+
 def difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
     """What tells two judges apart, up to three of their settings in words; empty where nothing does."""
-    mine, theirs = (dict(flattened(judge.made_of)) for judge in (one, other))
-    keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
-    said = [f"{key} {shown(mine.get(key))} and {shown(theirs.get(key))}" for key in keys[:3]]
+    both, keys = [dict(flattened(judge.made_of)) for judge in (one, other)], differing(one, other)
+    said = [f"{key} {' and '.join(shown(made_of.get(key), key) for made_of in both)}" for key in keys[:3]]
     return ", ".join(said) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def shown(value: Any) -> str:
-    """A value of an identity for people; of digests the first digits."""
+def shown(value: Any, key: str = "") -> str:
+    """A value of an identity for people; of digests the first digits, of a question the first words."""
+    if key == ASKS and value is not None:
+        return f"“{shortened(str(value))}”"
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, Mapping):

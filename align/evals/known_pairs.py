@@ -102,11 +102,15 @@ def of_votes(id: str, found: Sequence[tuple[Preference, bool]], seed: int) -> Kn
     return KnownPair(item, first, second, verdict, votes, (first_ended, second_ended))
 
 
-def unlike(ids: Sequence[str]) -> list[str]:
-    """The ids, those that stand there again with a number behind them, and a number for those that are empty."""
+def unlike(ids: Sequence[str], what: str = "pair") -> list[str]:
+    """The ids, those that stand there again with a number behind them, and a number for those that are empty.
+
+    Args:
+        what: they are of.
+    """
     count, found = Counter[str](), list[str]()
     for i, given in enumerate(ids, 1):
-        id = given or f"pair {i}"
+        id = given or f"{what} {i}"
         count[id] += 1
         found.append(id if count[id] == 1 else f"{id}#{count[id]}")
     return found

@@ -1,32 +1,25 @@
 """A language model as the judge of two answers: what it is asked, and what its words mean. Imports no torch.
 
 It is asked about each pair in both orders, since models prefer a place (Zheng et al., "Judging LLM-as-a-Judge with
-MT-Bench and Chatbot Arena", 2023, section 3.3). Answers are untrusted text: the marks around them have a code that
-follows from all that is judged, so that no answer can hold it.
+MT-Bench and Chatbot Arena", 2023, section 3.3).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data.reasoning import answer_alone
 from align.errors import InputError, require
-from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
+from align.evals.endpoint import Endpoint, Failure, parsed_endpoint
+from align.evals.llm_words import PLACE, choice_in, errors_in_words, filled_in, framed, question, said_by
 from align.evals.spec import filled, number, whole
 from align.evals.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.report.words import counted
 from align.rollout.kept import Answer, AnswerStore, Question
 from align.run import json_digest
-from align.types import Conversation, Message
 
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")
@@ -56,19 +49,8 @@ Give your reasons in at most four sentences. Then write your verdict alone on th
 better, [[B]] if answer B is better, [[C]] if neither is.
 """
 PLACES = ("conversation", "answer_a", "answer_b")
-PLACE = re.compile(r"\{([a-zA-Z_]\w*)\}")
 LETTERS = {"A": 1.0, "B": 0.0, "C": 0.5}
 """Verdict → whether the answer that is shown first is better."""
-TOKEN = re.compile(r"\[\[([ABC])\]\]")
-LAST_LINE = re.compile(r"\[\[[ABC]\]\][\s.*_`]*$")
-LIKELIEST = 5
-"""Tokens in place of the verdict's letter that the server is asked to show."""
-IN_A_ROW = 8
-"""Requests without an answer, one behind another and for one reason, after which a run ends."""
-ROUNDED = 1e-3
-"""What a logprob may be above 0 by rounding."""
-LOUD = 0.5
-"""The share of errors among the verdicts beyond which they say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,31 +122,9 @@ def asked(judge: LLMJudge, pair: Pair, order: str) -> Question:
         order: `first` or `second`, see `align.evals.verdicts.Verdict`.
     """
     a, b = (pair.first, pair.second) if order == "first" else (pair.second, pair.first)
-    said = [m.as_dict() for m in pair.prompt.messages], pair.prompt.tool_dicts(), a, b
-    code = sha256(json.dumps(said).encode()).hexdigest()[:16]
-    places = {
-        "conversation": framed_conversation(pair.prompt, code),
-        "answer_a": framed("answer A", a, code), "answer_b": framed("answer B", b, code),
-    }  # fmt: skip
-    text = PLACE.sub(lambda found: places[found[1]], judge.template)  # in one go: an answer may hold a place's name
-    drawn = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
-    message = {"role": "user", "content": text}
-    return judge.endpoint.question([message], **drawn, logprobs=True, top_logprobs=LIKELIEST)
-
-
-def framed(what: str, text: str, code: str) -> str:
-    return f"<<<{what} {code}>>>\n{text}\n<<<end of {what} {code}>>>"
-
-
-def framed_conversation(prompt: Conversation, code: str) -> str:
-    tools = [f"<<<tools {code}>>>\n{json.dumps(prompt.tool_dicts(), ensure_ascii=False)}"] if prompt.tools else []
-    turns = [f"<<<{message.role} {code}>>>\n{written(message)}" for message in prompt.messages]
-    return "\n".join([*tools, *turns, f"<<<end of conversation {code}>>>"])
-
-
-def written(message: Message) -> str:
-    """A message's text, with the tools that it calls."""
-    return "\n".join([message.content, *(f"calls {call.name}({call.arguments})" for call in message.tool_calls)])
+    shown = framed(pair.prompt, {"answer A": a, "answer B": b})
+    places = {"conversation": shown.conversation, "answer_a": shown.answers[0], "answer_b": shown.answers[1]}
+    return question(judge.endpoint, filled_in(judge.template, places), judge.temperature, judge.max_tokens)
 
 
 # What it says
@@ -179,34 +139,14 @@ def verdicts_by_llm(judge: LLMJudge, pairs: Sequence[Pair], store: AnswerStore) 
         CorruptFile, StorageError: the store cannot be used.
     """
     orders = [(pair, order) for pair in pairs for order in ("first", "second")]
-    questions = [asked(judge, *each) for each in orders]
-    said, _ = answers_from(judge.endpoint, questions, store, "verdicts", patience(judge.endpoint))
-    failures = [found for found in said.values() if isinstance(found, Failure)]
-    if failures and len(failures) == len(said) and failures[0].kind != "unreadable":
-        raise lost(judge.endpoint, failures[0])
-    return [verdict_in(said[q.id], pair.id, order) for q, (pair, order) in zip(questions, orders, strict=True)]
-
-
-def patience(endpoint: Endpoint) -> Callable[[Answer | Failure], None]:
-    """What watches a judge's answers, and ends the asking after so many failures of one kind in a row."""
-    row: list[str] = []
-
-    def watch(found: Answer | Failure) -> None:
-        kind = found.kind if isinstance(found, Failure) else ""
-        row[:] = [*row, kind] if kind and {*row} <= {kind} else [kind] * bool(kind)
-        if isinstance(found, Failure) and kind != "unreadable" and len(row) >= IN_A_ROW:
-            raise lost(endpoint, found)
-
-    return watch
+    said = said_by(judge.endpoint, [asked(judge, *each) for each in orders], store, "verdicts")
+    return [verdict_in(one, pair.id, order) for one, (pair, order) in zip(said, orders, strict=True)]
 
 
 def verdict_in(said: Answer | Failure, prompt: str, order: str) -> Verdict:
     """What an answer of the judge means; a tie with its reason where it means nothing."""
-    if isinstance(said, Failure):
-        return Verdict(prompt, order, 0.5, error=f"the judge {said.said}")
     try:
-        letter = letter_of(said)
-        p = first_is_better(said, letter)
+        letter, p = choice_in(said, [*LETTERS])
     except ValueError as error:
         return Verdict(prompt, order, 0.5, error=str(error))
     shown = LETTERS[letter]
@@ -215,53 +155,10 @@ def verdict_in(said: Answer | Failure, prompt: str, order: str) -> Verdict:
     return Verdict(prompt, order, shown, p)
 
 
-def letter_of(said: Answer) -> str:
-    """The verdict at the end of the last line. Raises: ValueError: there is none, or several differ."""
-    lines = answer_alone(said.text).strip().splitlines()
-    found = {*TOKEN.findall(lines[-1])} if lines else set()
-    if len(found) > 1:
-        raise ValueError(f"the judge gives {len(found)} verdicts")
-    if not found or not LAST_LINE.search(lines[-1]):
-        raise ValueError("the judge's answer was cut" if not said.ended else "the judge gives no verdict")
-    return found.pop()
-
-
-def first_is_better(said: Answer, letter: str) -> float | None:
-    """P(A) / (P(A) + P(B)) in place of the verdict's letter; None where the server does not show both or one of them.
-
-    One that is not shown has at most what the least likely of the shown has, and at most what they leave: it counts
-    with the smaller of the two.
-
-    Raises:
-        ValueError: a logprob is no logarithm of a probability.
-    """
-    place = "".join(token.text for token in said.last).rfind(f"[[{letter}]]") + len("[[")
-    for token in said.last if place >= len("[[") else ():
-        if place < len(token.text):
-            break
-        place -= len(token.text)
-    else:
-        return None
-    if any(math.isnan(value) or value > ROUNDED for value in token.likely.values()):
-        raise ValueError("the judge gives a logprob that is none")
-    shown = {name: math.exp(min(0.0, value)) for name, value in token.likely.items()}
-    least = min([*shown.values(), max(0.0, 1 - sum(shown.values()))]) if len(shown) > 1 else 1 - sum(shown.values())
-    a, b = (shown.get(token.text[:place] + other + token.text[place + 1 :]) for other in "AB")
-    if a is None and b is None:
-        return None
-    a, b = least if a is None else a, least if b is None else b
-    return a / (a + b) if a + b else None
-
-
 def errors_of(judge: LLMJudge, verdicts: Sequence[Verdict]) -> list[str]:
     """What is to be said of the verdicts that are none; nothing where there are none of these."""
-    errors = Counter(verdict.error for verdict in verdicts if verdict.error)
-    if not errors:
-        return []
-    why, share = errors.most_common(1)[0][0], errors.total() / len(verdicts)
-    loud = "; with so many, its win rates say nothing" if share > LOUD else ""
-    found = f"{errors.total():,} of {counted(len(verdicts), 'verdict')} by {judge.title} are errors"
-    return [f"{found} and count as ties (most often: {why}){loud}"]
+    errors = [verdict.error for verdict in verdicts]
+    return errors_in_words(errors, f"verdicts by {judge.title}", "ties", "its win rates say nothing")
 
 
 def judges_itself(judge: LLMJudge, systems: Sequence[System]) -> list[str]:

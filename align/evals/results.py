@@ -14,6 +14,7 @@ import numpy as np
 
 from align.evals.checkers import Checked, accuracy
 from align.evals.probes import figures_of
+from align.evals.questions import yes_to
 from align.evals.stats import (
     bradley_terry,
     cluster_effect,
@@ -33,6 +34,9 @@ from align.types import Message
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
+SHARES = ("exact", "graded")
+"""Roles of scores that are shares of 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -47,6 +51,8 @@ class Said:
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.
         weighed: what a probe found, see `align.evals.probes`; None of an answer.
+        p: a grader's probability of yes; None where it gives none, and of all others.
+        error: why a grader says neither yes nor no, which scores one half; empty where it says one.
         before: of several turns what was said between the item's prompt and this answer.
     """
 
@@ -57,6 +63,8 @@ class Said:
     reasoning: str | None = None
     checked: Checked | None = None
     weighed: Mapping[str, Any] | None = None
+    p: float | None = None
+    error: str = ""
     before: tuple[Message, ...] = ()
 
     @property
@@ -77,6 +85,7 @@ class Said:
         """What there is of it, as a line of `answers.jsonl` has it; of its checks those that do not hold."""
         made = {"text": self.text, "score": self.score, "ended": self.ended, "reasoning": self.reasoning}
         made |= {"id": self.id or None, "before": [m.as_dict() for m in self.before] or None, "weighed": self.weighed}
+        made |= {"p": self.p, "error": self.error or None}
         if self.checked is not None:
             made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
             made["error"] = self.checked.error or None
@@ -90,12 +99,14 @@ class Scored:
     Attributes:
         name: of the task.
         by: who scored: the judge's title, or `checks`.
-        role: `exact` of checks, whose scores are shares; `measured` of probes, whose scores are numbers that nobody
+        role: `exact` of checks, whose scores are shares; `graded` of a language model that answers a question about
+            each answer, whose scores are shares of yes; `measured` of probes, whose scores are numbers that nobody
             judged; `gold` of a judge, `proxy` of one that a system was optimised against, `people` of people.
         items: that every system answered [n].
         said: system → its answers [n].
         verdicts: of a judge, other system → what is said of the first system's answers beside its own.
         dropped: items that some system could not be asked, whose prompt is too long for it.
+        asks: the question of what is graded; else empty.
     """
 
     name: str
@@ -105,6 +116,7 @@ class Scored:
     said: Mapping[str, Sequence[Said]]
     verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
     dropped: int = 0
+    asks: str = ""
 
     @property
     def clusters(self) -> list[str]:
@@ -118,7 +130,7 @@ class Scored:
     @property
     def in_shares(self) -> bool:
         """Whether what is compared lies between 0 and 1."""
-        return self.role == "exact" or not self.scored
+        return self.role in SHARES or not self.scored
 
     def scores(self, system: str) -> list[float]:
         """
@@ -179,7 +191,8 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
     categories = dict.fromkeys(item.category for item in task.items if item.category)
     parts = {other: part for other in others if (part := task.compared_with(other)).items}
     return {
-        "by": task.by, "role": task.role, "items": len(task.items), "dropped": task.dropped,
+        "by": task.by, "role": task.role, **({"asks": task.asks, "yes": yes_to(task.asks)} if task.asks else {}),
+        "items": len(task.items), "dropped": task.dropped,
         "systems": {name: of_system(task, name, level) for name in names},
         "against": {other: against(part, first, other, level) for other, part in parts.items()},
         **({"strengths": strengths(task, level)} if len(parts) > 1 and task.verdicts else {}),
@@ -208,6 +221,7 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     return {
         **({"score": own_mean(task, name, level).as_dict()} if task.scored else {}),
         **(accuracy(results)._asdict() if results else {}),
+        **({"errors": sum(bool(one.error) for one in said)} if task.asks else {}),
         "characters": float(np.mean(task.lengths(name))),
         "cut": 1 - sum(told) / len(told) if told else None,
         "empty": sum(not one.text.strip() for one in said) / len(said),
@@ -217,7 +231,7 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
 def own_mean(task: Scored, name: str, level: float) -> Interval:
     """A system's mean score, each cluster counted once."""
     scores = grouped(task.clusters, task.scores(name))[0]
-    return proportion(scores, level=level) if task.role == "exact" else mean(scores, level)
+    return proportion(scores, level=level) if task.role in SHARES else mean(scores, level)
 
 
 def beside(task: Scored, other: str, level: float) -> dict[str, Any]:
@@ -301,7 +315,9 @@ def only(task: Scored, which: Sequence[bool]) -> Scored:
 
 
 def regressions(task: Scored, other: str) -> list[dict[str, Any]]:
-    """The items on which the first system lost most, largest loss first."""
+    """The items on which the first system lost most, largest loss first. A yes may be good or bad: of what is graded
+    they are the items on which the two differ most, with `by` below 0 where the first one has the yes."""
     lost = [a - b for a, b in zip(*task.pair(other), strict=True)]
-    worst = sorted((i for i, by in enumerate(lost) if by < 0), key=lambda i: lost[i])
+    sizes = [abs(by) if task.role == "graded" else -by for by in lost]
+    worst = sorted((i for i, size in enumerate(sizes) if size > 0), key=lambda i: -sizes[i])
     return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from align.data.trained_ids import Seen
@@ -26,7 +26,7 @@ class Work:
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
         judge: of tasks without checks, as `stage.judge` names it.
-        card: of the judge by which gates are decided; None where none is.
+        cards: gate → the card of the judge that decides it; of those that a judge decides.
     """
 
     systems: Sequence[System]
@@ -36,7 +36,7 @@ class Work:
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()
     judge: Literal["reward", "people"] | LLMJudge = "reward"
-    card: Card | None = None
+    cards: Mapping[str, Card] = field(default_factory=dict)
 
 
 def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:

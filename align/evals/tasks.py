@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.aliases import NAME, NAMED
@@ -17,13 +18,17 @@ from align.errors import InputError, require
 from align.evals.checkers import checks_of
 from align.evals.checkers.following import of_row
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
-from align.evals.spec import known, listed, whole, written
+from align.evals.questions import question_in, shortened
+from align.evals.spec import known, listed, one_of, whole, written
 from align.types import Conversation
 
 FIELD = "eval.tasks"
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
+SETS = Path(__file__).with_name("sets")
+OF_SET = {"harmful": "refuses", "harmless": "refuses"}
+"""Prompts that align has → the question about their answers where a task asks none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Task:
             row, the judge of `reward=` scores.
         prompts: the most that are asked; None for all.
         probe: what is weighed, of a task that asks for no answers; None of one that does.
+        asks: a yes/no question about each answer, which a language model decides; empty for none.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Task:
     check: Any = None
     prompts: int | None = None
     probe: Probe | None = None
+    asks: str = ""
 
     @property
     def field(self) -> str:
@@ -90,17 +97,34 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
         return [Task(JUDGED)]
     found: dict[str, Task] = {}
     for at, one in listed(given, FIELD, HELP):
-        task = known(one, at, ("name",), ("path", "check", "prompts", "probe", "norm", "template"))
-        name, path, check = task["name"], task.get("path") or "", task.get("check")
-        require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
-        require(name not in found, f"{at}.name", name, "stands there twice", "Give each task a name of its own.")
-        require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
-        most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
-        if check is not None:
-            checks_of(check, None, f"{at}.check", allow_code=allow_code)
-        found[name] = Task(name, path, check, most, parsed_probe(task, at))
+        task = parsed_task(one, at, allow_code)
+        require(task.name not in found, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
+        found[task.name] = task
     require(bool(found), FIELD, given, "is no list of tasks", HELP)
     return [*found.values()]
+
+
+def parsed_task(given: Any, at: str, allow_code: bool) -> Task:
+    keys = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template")
+    task = known(given, at, ("name",), keys)
+    name, path, check = task["name"], task.get("path") or "", task.get("check")
+    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
+    require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
+    most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
+    asks = question_in(task["asks"], f"{at}.asks") if task.get("asks") is not None else ""
+    if task.get("set") is not None:
+        problem, remedy = "are the prompts that align has, and path names a file of others", "Drop one of the two."
+        require(not path, f"{at}.set", task["set"], problem, remedy)
+        path = str(SETS / f"{one_of(task, at, 'set', [*OF_SET])}.jsonl")
+        asks = asks or ("" if check is not None else question_in(OF_SET[task["set"]], f"{at}.asks"))
+    if check is not None:
+        problem, remedy = "is asked of a judge, and check is a rule that decides alone", "Drop one of the two."
+        require(not asks, f"{at}.asks", task.get("asks"), problem, remedy)
+        checks_of(check, None, f"{at}.check", allow_code=allow_code)
+    probe = parsed_probe(task, at)
+    problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
+    require(not asks or probe is None, f"{at}.asks", shortened(asks), problem, remedy)
+    return Task(name, path, check, most, probe, asks)
 
 
 def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[Item]:
@@ -123,6 +147,9 @@ def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[
     problem = "has no check, where other rows of the task have one"
     same = some is None or all(item.check is None for item in found.values())
     require(same, f"{task.field}, check", some, problem, "Give every row one, or the task, or none.")
+    problem, remedy = "has a check, and the task asks a question about each answer", "Drop asks, or the checks."
+    checked = next((item.id for item in found.values() if item.check is not None), None)
+    require(not task.asks or checked is None, f"{task.field}, check", checked, problem, remedy)
     return clustered([*found.values()])
 
 

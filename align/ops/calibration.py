@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.ops.intervals import grouped, proportion
+
+SURE = 1e-9
+"""The least probability that whoever says one is taken to mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,12 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     if not bins:
         raise ValueError("no predictions")
     return sum(each.count * abs(each.predicted - each.observed) for each in bins) / sum(each.count for each in bins)
+
+
+def log_odds(p: float) -> float:
+    """ln p/(1−p) in nats, of a p that is taken to be no surer than `SURE`."""
+    p = min(max(p, SURE), 1 - SURE)
+    return math.log(p / (1 - p))
 
 
 def brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:

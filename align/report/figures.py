@@ -224,7 +224,7 @@ ELSEWHERE = (
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
     "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts", "systems", "tasks", "gates",
-    "exit_status", "card", "reference", "decides", "why_not",
+    "exit_status", "card", "reference", "decides", "why_not", "asks", "yes",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

@@ -16,22 +16,40 @@ READING = (
 )
 
 
+READING_OF_GRADERS = (
+    "A grader that always says yes is right on every answer labelled yes: so each label has a figure of its own, and "
+    "both decide whether it may decide gates. **Kappa** is the agreement beyond chance. All intervals are over prompts."
+)
+
+
 def is_card(seen: Seen) -> bool:
     """Whether a run measured a judge."""
     return "card" in seen.metrics
 
 
+def is_grader(seen: Seen) -> bool:
+    """Whether the judge answers a question about single answers."""
+    return "asks" in seen.metrics
+
+
 def verdict(seen: Seen) -> str:
     """How far the judge agrees, and whether it may decide gates."""
     metrics = seen.metrics
-    agreed, verdicts = percent(metrics["agreement"]), metrics["card"]["agreement"]["verdicts"]
     may = "It may decide gates." if metrics["decides"] else f"It decides no gate: {metrics['why_not']}."
+    if is_grader(seen):
+        yes, no = (percent(metrics["card"]["by_label"][label]) for label in ("yes", "no"))
+        right = f"right on {yes} of those labelled yes and {no} of those labelled no in {metrics['reference']}"
+        return f"{metrics['judge']} says which answer {metrics['yes']}: {right}. {may}"
+    agreed, verdicts = percent(metrics["agreement"]), metrics["card"]["agreement"]["verdicts"]
     return f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {counted(verdicts, 'verdict')}. {may}"
 
 
 def shown(report: Report, seen: Seen) -> None:
     """The figures of the card."""
     card = seen.metrics["card"]
+    if is_grader(seen):
+        grader_shown(report, card, seen.metrics["asks"])
+        return
     report.heading("The card").text(READING)
     report.table(("figure", "found", "prompts"), [*figures_of(card)], "What the judge is worth")
     ties = card["ties"]
@@ -43,6 +61,17 @@ def shown(report: Report, seen: Seen) -> None:
     if len(card.get("by_source", {})) > 1:
         rows = [row(source or "(none)", found) for source, found in card["by_source"].items()]
         report.table(("source", "accuracy", "prompts"), rows, "Accuracy by source")
+
+
+def grader_shown(report: Report, card: Mapping[str, Any], asks: str) -> None:
+    """The figures of the card of a grader, which says yes or no to single answers."""
+    report.heading("The card").text(f"The question about each answer: {asks}").text(READING_OF_GRADERS)
+    rows = [row(f"right on answers labelled {label}", card["by_label"][label]) for label in ("yes", "no")]
+    report.table(("figure", "found", "prompts"), [*rows, *figures_of(card)], "What the grader is worth")
+    told = [(label, card["labels"][label], card["said"][label]) for label in ("yes", "no")]
+    report.table(("", "labelled", "said by the grader"), told, "Labels and what the grader says")
+    if card["errors"]:
+        report.text(f"It says neither yes nor no to {counted(card['errors'], 'answer')}, which count as wrong.")
 
 
 def figures_of(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -62,7 +91,7 @@ def figures_of(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         yield row("verdicts that survive a swap", card["swap"]["consistency"])
         yield row("won by what is shown first", card["swap"]["shown_first"])
     for key, name in (("length_slope", "taste for length, the judge's"), ("reference_slope", "the reference's")):
-        if card[key]:
+        if card.get(key):
             yield row(name, card[key])
     if "calibration" in card:
         found = card["calibration"]

@@ -33,7 +33,7 @@ def verdict(seen: Seen) -> str:
         if other in task["against"]
     ]
     clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
-    found = [f"{first} is {said(task, other)} {other} on {name}." for name, task, other in clear]
+    found = [*shares(seen), *(sentence(first, *one) for one in clear)]
     if not every:
         return " ".join([*gated, f"Nobody has judged {first} against {' or '.join(others)} yet."])
     none = f"No difference between {first} and {' or '.join(others)} was shown."
@@ -53,11 +53,24 @@ def in_order(seen: Seen, results: Mapping[str, Any]) -> list[tuple[str, Mapping[
     return sorted(tasks.items(), key=lambda one: written.index(one[0]) if one[0] in written else len(written))
 
 
-def said(task: Mapping[str, Any], other: str) -> str:
-    """Better or worse than, and by whose word."""
+def shares(seen: Seen) -> list[str]:
+    """Of tasks that ask a question about each answer, the systems' shares of yes."""
+    return [
+        f"On {name}, the share that {task['yes']} is "
+        + " and ".join(f"{percent(task['systems'][who]['score'])} for {who}" for who in names_of(seen))
+        + f", by {task['by']}."
+        for name, task in in_order(seen, seen.metrics)
+        if "asks" in task
+    ]
+
+
+def sentence(first: str, name: str, task: Mapping[str, Any], other: str) -> str:
+    """What a difference says, and by whose word. Of what is graded it says no more than which has more of it."""
     better = task["against"][other]["difference"]["value"] > 0
+    if "asks" in task:
+        return f"{first} {task['yes']} {'more' if better else 'less'} often than {other} on {name}."
     by = {"exact": "", "measured": "", "proxy": f", by {task['by']}, a proxy,"}.get(task["role"], f", by {task['by']},")
-    return f"{'better' if better else 'worse'}{by} than"
+    return f"{first} is {'better' if better else 'worse'}{by} than {other} on {name}."
 
 
 def overview(report: Report, seen: Seen) -> None:
@@ -122,16 +135,18 @@ def shown(report: Report, seen: Seen) -> None:
     names, answers = names_of(seen), {(row["task"], row["id"]): row for row in rows}
     for name, task in in_order(seen, results):
         report.heading(f"Task {name}")
+        if "asks" in task:
+            report.text(f"The question about each answer: {task['asks']}")
         systems_table(report, name, names, task)
         categories_table(report, name, names[1:], task)
         for other in names[1:]:
             lost = task["regressions"].get(other, ())
-            regressions(report, names[0], other, [answers.get((name, one["id"])) for one in lost])
+            regressions(report, names[0], other, [answers.get((name, one["id"])) for one in lost], "asks" in task)
 
 
 def about(task: Mapping[str, Any]) -> str:
     scored = "scored" if "score" in next(iter(task["systems"].values())) else "judged"
-    by = f"{scored} by {task['by']}"
+    by = f"share that {task['yes']}, by {task['by']}" if "asks" in task else f"{scored} by {task['by']}"
     proxy = ", a proxy that a system was optimised against" if task["role"] == "proxy" else ""
     dropped = f"; {counted(task['dropped'], 'item')} too long for some system left out" if task["dropped"] else ""
     return f"{by}{proxy}{dropped}"
@@ -142,7 +157,8 @@ def systems_table(report: Report, name: str, names: Sequence[str], task: Mapping
     shares, numbers = ([key for key in known if key in some] for known in (SHARES, NUMBERS))
     undecided = any(one.get("errors") for one in systems.values())
     scored, answers = "score" in some, "characters" in some  # a probe has no answers
-    heads = ("system", *(("score",) if scored else ()), *(SHARES[key] for key in shares))
+    score = "share of yes" if "asks" in task else "score"
+    heads = ("system", *((score,) if scored else ()), *(SHARES[key] for key in shares))
     heads += tuple(NUMBERS[key] for key in numbers)
     heads += ("characters", "truncated", "empty") if answers else ()
     heads += ("no verdict",) if undecided else ()
@@ -212,18 +228,20 @@ def categories_table(report: Report, name: str, others: Sequence[str], task: Map
         report.table(("category", "against", "items", "difference"), rows, f"{name}: by category")
 
 
-def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[str, Any] | None]) -> None:
-    """The items that the first system lost most on, with both answers.
+def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[str, Any] | None], graded: bool) -> None:
+    """The items that the first system lost most on, with both answers; of what is graded, those with a yes for one.
 
     Args:
         rows: of `answers.jsonl`; None of one that was forgotten since.
     """
     there = [row for row in rows if row is not None]
     if there:
-        report.text(f"Where {first} lost most against {other}:")
+        report.text(f"Where {first} and {other} differ:" if graded else f"Where {first} lost most against {other}:")
     for row in there:
         sides = [
-            Said(f"{who}{scored(one)}{missed(one)}", transcript(one), one.get("reasoning", ""))
+            Said(
+                f"{who}{grade(one) if graded else scored(one)}{missed(one)}", transcript(one), one.get("reasoning", "")
+            )
             for who in (first, other)
             for one in [row["answers"][who]]
         ]
@@ -234,6 +252,10 @@ def transcript(answer: Mapping[str, Any]) -> str:
     """An answer, behind the turns before it."""
     before = [f"{turn['role']}: {turn['content']}" for turn in answer.get("before", ())]
     return "\n\n".join([*before, f"assistant: {answer['text']}" if before else answer["text"]])
+
+
+def grade(answer: Mapping[str, Any]) -> str:
+    return {1.0: ", yes", 0.0: ", no"}.get(answer["score"], f", no verdict: {answer.get('error', '')}")
 
 
 def scored(answer: Mapping[str, Any]) -> str:

@@ -46,6 +46,14 @@ def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
     return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
+def calibration_in_words(found: Mapping[str, Any]) -> str:
+    """How far probabilities can be taken for such, beside what a coin has."""
+    return (
+        f"calibration: log loss {in_words(found['log_loss'])} nats (a coin has 0.693), "
+        f"Brier {in_words(found['brier'])} (a coin has 0.250), expected calibration error {found['ece']:.3f}"
+    )
+
+
 NO_BREAK = "\u00a0"
 """A blank at which no line breaks."""
 

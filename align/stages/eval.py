@@ -35,7 +35,7 @@ from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
-from align.stages import judge_card, suite
+from align.stages import grader_card, judge_card, suite
 from align.stages.inputs import start
 from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
@@ -48,6 +48,8 @@ from reward.scorer import Scorer
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
     if config.eval.measures == JUDGE:
+        if config.eval.asks:
+            return grader_card.run(run, config, *rows)
         return judge_card.run(run, config, *rows)
     return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
 

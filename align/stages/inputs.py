@@ -58,6 +58,7 @@ from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
+from align.stages.grader_card_inputs import grader_inputs, known_answers_of
 from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
 from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
@@ -181,6 +182,8 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
+    if config.eval.measures == JUDGE and config.eval.asks:
+        return Inputs(config, "grader", None, grader_inputs(config), partial(known_answers_of, config))
     if config.eval.measures == JUDGE:
         records = judge_inputs(config)
         return Inputs(config, f"judge-{config.reward.name}", None, records, partial(known_pairs_of, config, records))

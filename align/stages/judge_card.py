@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +23,9 @@ from align.evals.stats import win_rate
 from align.evals.verdicts import Pair, in_both_orders
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype
+from align.ops.calibration import log_odds as odds_of
 from align.report import in_words
-from align.report.words import counted
+from align.report.words import calibration_in_words, counted
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import AnswerStore
 from align.run import Run, write_json
@@ -100,12 +100,7 @@ def log_odds(p: Sequence[float]) -> float | None:
     """Of the mean of what a judge says in both orders; None where it says nothing in one of them."""
     if len(p) < 2:
         return None
-    mean = min(max(sum(p) / len(p), SURE), 1 - SURE)
-    return math.log(mean / (1 - mean))
-
-
-SURE = 1e-9
-"""The least probability that a judge is taken to mean."""
+    return odds_of(sum(p) / len(p))
 
 
 def by_scorer(run: Run, config: Config, pairs: Sequence[KnownPair]) -> Said:
@@ -198,10 +193,6 @@ def in_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     for n, found in card.get("best_of", {}).items():
         yield f"it finds the best of {n} answers in {in_words(found, '.2f')} of {counted(found['n'], 'prompt')}"
     if "calibration" in card:
-        found = card["calibration"]
-        yield (
-            f"calibration: log loss {in_words(found['log_loss'])} nats (a coin has 0.693), "
-            f"Brier {in_words(found['brier'])} (a coin has 0.250), expected calibration error {found['ece']:.3f}"
-        )
+        yield calibration_in_words(card["calibration"])
     if "between_people" in card:
         yield f"people agree with each other on {in_words(card['between_people'], '.2f')} of such pairs"

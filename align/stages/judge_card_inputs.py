@@ -28,7 +28,7 @@ from reward.inputs import models_of, read_alike, reward_inputs
 LEARNS_VERDICTS = ("reward", "dpo")
 """Stages that learn from pairs: what they saw says nothing of how a judge does elsewhere. Who imitated an answer
 has learned no verdict."""
-APPLY = {"eval": ("name", "measures"), "stage": ("judge", "level"), "model": (), "method": (), "rollout": ()}
+APPLY = {"eval": ("name", "measures", "asks"), "stage": ("judge", "level"), "model": (), "method": (), "rollout": ()}
 """Group → its settings that apply to a judge, of the groups that evaluations of systems read."""
 ROOT = ("artifact", "init")
 
@@ -52,10 +52,15 @@ class KnownPairs(NamedTuple):
 
 def check_judge_alone(config: Config) -> None:
     """Raises: InputError: a setting is of systems, which are not asked here, or the data has no pairs."""
+    check_alone(config)
+    of_pairs(config.data, True)
+
+
+def check_alone(config: Config) -> None:
+    """Raises: InputError: a setting is of systems, which are not asked here, or of data to train on."""
     for key, value in given(config):
         problem = "is of systems that answer, and eval=judge measures the judge on answers that are there"
         raise InputError(key, value, problem, "Drop it.")
-    of_pairs(config.data, True)
     problem = "is measured on beside what is trained on, and nothing is trained here"
     require(config.data.eval_path is None, "data.eval_path", config.data.eval_path, problem, "Name it as data.path.")
 
@@ -137,10 +142,16 @@ def check_not_its_own(config: Config, records: dict[str, Input], prefs: Sequence
     require(not own, "reward", ", ".join(sorted(own)), problem, "Measure it on people's verdicts, or on others'.")
 
 
+def name_of_data(config: Config) -> str:
+    """The name of a file, or of the run that made a data set."""
+    path = Path(config.data.path or "")
+    return (path.parent if path.name == "artifact" else path).name or config.data.name
+
+
 def reference_of(config: Config, prefs: Sequence[Preference]) -> str:
     """Whose verdicts they are: people, or the scorers that stood in for them; of a file it is the file."""
     if config.data.name != "annotations":
-        return Path(config.data.path or "").name or config.data.name
+        return name_of_data(config)
     simulated = sorted({pref.scorer or "a scorer" for pref in prefs if pref.source == "simulated"})
     people = ["people"] if any(pref.source != "simulated" for pref in prefs) else []
     return " and ".join([*people, *(f"a simulated annotator ({name})" for name in simulated)])

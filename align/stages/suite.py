@@ -89,7 +89,7 @@ def told_of(
         rows = slice(first, first + len(items))
         first += len(items)
         part = {name: rows_of(each, rows) for name, each in rollouts.items()}
-        found.append(Told(task.name, items, {name: said[name][rows] for name in systems}, part))
+        found.append(Told(task.name, items, {name: said[name][rows] for name in systems}, part, task.asks))
     return found
 
 
@@ -164,10 +164,9 @@ def judged_by_gates(run: Run, config: Config, work: Work, gates: Mapping[str, tu
     }
     folder = run.artifact / FOLDER
     folder.mkdir(exist_ok=True)
-    judged = {task.name for task, items in work.tasks if items[0].check is None}
-    by = work.card.as_dict() if work.card is not None else None
     for name, (gate, found) in gates.items():
-        write_json(folder / f"{name}.json", verdict_file(gate, found, digests, by if gate.task in judged else None))
+        by = work.cards[name].as_dict() if name in work.cards else None
+        write_json(folder / f"{name}.json", verdict_file(gate, found, digests, by))
     write_text(run.artifact / "junit.xml", junit(run.name, gates))
     said = {name: found.outcome for name, (_, found) in gates.items()}
     return {"gates": said, "exit_status": 0 if {*said.values()} == {"pass"} else NOT_PASSED}
@@ -177,7 +176,7 @@ FOLDER = "verdicts"
 """Of a run's artifact, for verdict files."""
 
 
-IN_MANIFEST = ("by", "role", "items", "dropped", "systems", "against")
+IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "against")
 """Figures of a task that the manifest has too; the others are in `results.json`."""
 
 
@@ -189,6 +188,9 @@ def about_system(system: System) -> dict[str, Any]:
 
 def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     """A task's results in words."""
+    if "asks" in task:
+        shares = ", ".join(f"{who} {in_words(found['score'], '.2f')}" for who, found in task["systems"].items())
+        yield f"{name}: share that {task['yes']}, by {task['by']}: {shares}"
     by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
     for other, found in task["against"].items():
         scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
@@ -210,7 +212,8 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
     for system, found in task["systems"].items():
         if errors := found.get("errors"):
-            yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which score 0"
+            count_as = "count as one half" if "asks" in task else "score 0"
+            yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which {count_as}"
 
 
 def on_the_others(first: str, others: Mapping[str, Any]) -> str:

@@ -16,18 +16,20 @@ from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import seen_by
 from align.errors import require
 from align.evals import judges
-from align.evals.card_gate import Card, found_card
+from align.evals.card_gate import Card, found_cards
 from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
-from align.evals.judge_identity import identity_of
+from align.evals.judge_identity import grader_identity, identity_of
+from align.evals.llm_grader import grader_of
 from align.evals.llm_judge import LLMJudge, parsed_judge
 from align.evals.probes import check_weighable
+from align.evals.questions import shortened
 from align.evals.suite import Tasks, Work, unseen
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
 from align.models.start import label
 from align.report.words import counted
-from align.run import Base, Input
+from align.run import Base, Input, json_digest
 from align.stages.rows import key_of, source_of
 from align.stages.suite_gates import check_gates
 from align.stages.suite_people_inputs import PEOPLE, check_people, people_inputs
@@ -40,6 +42,8 @@ def check_one_kind(config: Config) -> None:
     where they are."""
     suite, stage = config.eval, config.stage
     check_people(config)
+    problem, remedy = "is of eval=judge, and systems are measured", "Write eval.tasks=[{name: NAME, asks: QUESTION}]."
+    require(not suite.asks, "eval.asks", suite.asks, problem, remedy)
     if stage.systems is None:
         for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
             problem, remedy = "is asked of several systems, and none are named", "Add stage.systems={new: …, old: …}."
@@ -62,7 +66,7 @@ class Found(NamedTuple):
         suite: its name.
         records: systems, files of tasks, data, the judge and its card, as inputs of the run.
         judge: of tasks without checks, as `stage.judge` names it.
-        card: of the judge; None where none is named.
+        cards: of the judge, those that are named.
     """
 
     systems: Sequence[System]
@@ -71,7 +75,7 @@ class Found(NamedTuple):
     records: dict[str, Input]
     gates: Sequence[Gate]
     judge: Literal["reward", "people"] | LLMJudge
-    card: Card | None
+    cards: Sequence[Card]
 
     @property
     def base(self) -> Base | None:
@@ -110,26 +114,32 @@ def found_suite(config: Config) -> Found:
         records |= data_records(source_of(config))
     base = next((system.base for system in systems if system.base is not None), None)
     judge = parsed_judge(config.stage.judge)
-    records |= judge_inputs(config, judge, records, systems, base)
-    card = None
-    if config.stage.card:
-        card, records["card"] = found_card(config.stage.card, root)
+    for task in tasks:
+        problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
+        remedy = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
+        asked = shortened(task.asks)
+        require(not asked or isinstance(judge, LLMJudge), f"{task.field}, asks", asked, problem, remedy)
+    records |= judge_inputs(config, judge, records, systems, base, [task.asks for task in tasks if task.asks])
+    cards, read = found_cards(config.stage.card, root)
+    records |= read
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
-    return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, card)
+    return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, cards)
 
 
 def judge_inputs(
     config: Config, judge: Literal["reward", "people"] | LLMJudge, records: Mapping[str, Input],
-    systems: Sequence[System], base: Base | None,
+    systems: Sequence[System], base: Base | None, questions: Sequence[str],
 ) -> dict[str, Input]:  # fmt: skip
     """What the judge is: the scorer of `reward=`, a model behind a server, or the votes of people.
 
     Args:
         records: the other inputs.
         base: of the first system that has one.
+        questions: that tasks ask about each answer.
     """
     if isinstance(judge, LLMJudge):
-        return {"judge": judge.endpoint.record(judge.identity)}
+        graders = [grader_of(judge, asks).identity for asks in questions]
+        return {"judge": judge.endpoint.record(json_digest([judge.identity, *graders]) if graders else judge.identity)}
     if judge == PEOPLE:
         return people_inputs(config, records, [system.name for system in systems])
     scorers = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), base)
@@ -159,15 +169,17 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
         api_key(found.judge.endpoint)
     elif judged and found.judge != PEOPLE:
         proxy = any(of.proxy for of in standings_of(config, found, root))
-    judge = identity_of(found.judge, reward_spec(config.reward), found.records)
-    check_gates(config, found.gates, judged, judge, found.card, proxy)
+    judges_of = {name: identity_of(found.judge, reward_spec(config.reward), found.records) for name in judged}
+    if isinstance(found.judge, LLMJudge):
+        judges_of |= {task.name: grader_identity(grader_of(found.judge, task.asks)) for task, _ in tasks if task.asks}
+    cards = check_gates(config, found.gates, judges_of, found.cards, proxy)
     items = [(task.name, item) for task, items in tasks for item in items]
     for system in found.systems:
         if system.endpoint is not None:
             check_askable(system, system.endpoint, tasks)
     files = {system.name: matched(system, items) for system in found.systems if system.is_file}
     unknown = [*dict.fromkeys([*(sentence for one in seen for sentence in one.unknown), *near_unknown])]
-    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge, found.card),)
+    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge, cards),)
 
 
 def check_askable(system: System, endpoint: Endpoint, tasks: Tasks) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from align.config.scorers import reward_spec
 from align.data.reasoning import without_reasoning
 from align.evals import judges
 from align.evals.checkers import check_turns, checks_of
+from align.evals.llm_grader import Graded, LLMGrader, grader_of, grades_by_llm
+from align.evals.llm_grader import errors_of as errors_of_grader
 from align.evals.llm_judge import LLMJudge, errors_of, judges_itself, verdicts_by_llm
 from align.evals.results import Said, Scored
 from align.evals.suite import Work
@@ -35,12 +38,14 @@ class Told(NamedTuple):
     Attributes:
         answers: system → its answers, the first system before the others.
         rollouts: system → the same as tokens, of those that answer here.
+        asks: the question about each answer, of a task that is graded; else empty.
     """
 
     task: str
     items: Sequence[Item]
     answers: Mapping[str, Sequence[Said]]
     rollouts: Mapping[str, Rollout]
+    asks: str = ""
 
     @property
     def first(self) -> str:
@@ -102,12 +107,30 @@ def judge_of_reward(run: Run, config: Config, work: Work) -> Judge:
 
 
 def by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
-    """What a language model says of the first system's answers beside each other one's. The first rank asks it."""
+    """What a language model says of the first system's answers beside each other one's, or of each answer where the
+    task asks a question. The first rank asks it."""
+    if told.asks:
+        return by_grader(grader_of(judge, told.asks), store, hides, told)
     others = [name for name in told.answers if name != told.first]
     asked = {other: pairs_of(told, other, hides) for other in others if ranks.is_main()}
     found = ranks.from_main({other: verdicts_by_llm(judge, pairs, store) for other, pairs in asked.items()})
     notes = [f"{told.task}: {note}" for note in errors_of(judge, [one for said in found.values() for one in said])]
     return Scored(told.task, judge.title, "gold", told.items, told.answers, found), notes
+
+
+def by_grader(grader: LLMGrader, store: AnswerStore, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
+    """The yes or no to each answer of each system; of several turns, to the last."""
+    prompts = [asked_alone(item, hides) for item in told.items]
+    answers = [answer for each in told.answers.values() for answer in each]
+    shown = [Graded(talk(prompt, answer), answer.text) for prompt, answer in zip(cycle(prompts), answers, strict=False)]
+    grades = ranks.from_main(grades_by_llm(grader, shown, store) if ranks.is_main() else [])
+    graded = (
+        replace(answer, score=grade.score, p=grade.p, error=grade.error)
+        for answer, grade in zip(answers, grades, strict=True)
+    )
+    said = {name: [*islice(graded, len(told.items))] for name in told.answers}
+    notes = [f"{told.task}: {note}" for note in errors_of_grader(grader, grades)]
+    return Scored(told.task, grader.title, "graded", told.items, said, asks=grader.asks), notes
 
 
 def pairs_of(told: Told, other: str, hides: bool) -> list[Pair]:

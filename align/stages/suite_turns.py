@@ -74,7 +74,8 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
     talks = {system.name: [item.prompt for item in items] for system in asking}
     told: dict[str, dict[int, Turn]] = {system.name: {} for system in asking}
     fits, made = [True] * len(items), Made(0, 0)
-    for turn in range(1 + max(len(item.then) for item in items)):
+    turns = 1 + max(len(item.then) for item in items) if asking else 0  # files were answered before
+    for turn in range(turns):
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
         for talk, before in ((talks[name], told[name]) for name in talks if turn):
             for i in due:
@@ -84,8 +85,8 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
         made = Made(made.before + now.before, made.now + now.now)
         for i, fit in zip(due, there, strict=True):
             fits[i] = fit
-        for name, turns in found.items():
-            told[name] |= zip((i for i, fit in zip(due, there, strict=True) if fit), turns, strict=True)
+        for name, of_turn in found.items():
+            told[name] |= zip((i for i, fit in zip(due, there, strict=True) if fit), of_turn, strict=True)
     tasks, dropped = those_that_fit(tasks, fits)
     kept = [i for i, fit in enumerate(fits) if fit]
     said = {name: [whole(items[i], talks[name][i], turns[i]) for i in kept] for name, turns in told.items()}

@@ -12,7 +12,7 @@ import pytest
 
 from align.config.scorers import CHOICES, reward_spec
 from align.errors import CorruptFile, InputError
-from align.evals.card_gate import Card, admit, read_card, shortfall
+from align.evals.card_gate import Card, admitted, read_card, shortfall
 from align.evals.judge_card import card_figures
 from align.evals.judge_identity import JudgeIdentity, difference, scorer_identity
 from align.evals.known_pairs import KnownPair, best_of, known_pairs, pairs_digest, unlearned
@@ -263,21 +263,21 @@ def test_how_good_a_card_has_to_be(given: Card, least: float, why: str):
     assert bool(found) == bool(why)
     assert why in found
     if not why:
-        admit("g", JUDGE, given, "eval:c", least)
+        assert admitted("g", JUDGE, [given], "eval:c", least) is given
         return
     with pytest.raises(InputError, match=r"stage\.card=eval:c: gate g is decided by vader: "):
-        admit("g", JUDGE, given, "eval:c", least)
+        admitted("g", JUDGE, [given], "eval:c", least)
 
 
 def test_a_card_of_another_judge_says_what_differs():
     with pytest.raises(InputError) as caught:
-        admit("g", ANOTHER, card(), "eval:c")
+        admitted("g", ANOTHER, [card()], "eval:c")
     assert caught.value.problem == (
         "gate g is decided by rules (length), and this card is of another judge, vader: name rules and sentiment, "
         "rules [{rule: length, low: 1, high: 9, weight: 1.0}] and none"
     )
     with pytest.raises(InputError, match="nothing says how often that is right"):
-        admit("g", JUDGE, None, "")
+        admitted("g", JUDGE, [], "")
 
 
 WHOLE: dict[str, Any] = {

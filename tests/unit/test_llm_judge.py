@@ -14,7 +14,6 @@ from chat_server import ChatServer, Reply, chatting, error, said
 from align.errors import InputError
 from align.evals import endpoint as module
 from align.evals.llm_judge import (
-    IN_A_ROW,
     TEMPLATE,
     LLMJudge,
     asked,
@@ -24,6 +23,7 @@ from align.evals.llm_judge import (
     verdict_in,
     verdicts_by_llm,
 )
+from align.evals.llm_words import IN_A_ROW
 from align.evals.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.rollout.kept import Answer, AnswerStore, Token

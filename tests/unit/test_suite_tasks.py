@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from align.errors import InputError
+from align.evals.questions import REFUSES
 from align.evals.stats import bradley_terry
-from align.evals.tasks import Item, Task, clustered, items_of_file
+from align.evals.tasks import Item, Task, clustered, items_of_file, parsed_tasks
 from align.types import Conversation, Message
 
 
@@ -56,3 +61,29 @@ def test_a_source_counts_once_for_strengths_too():
     verdicts = [0.0] * 4 + [1.0] * 16
     found = bradley_terry(["x"] * 20, ["y"] * 20, verdicts, clusters)
     assert found.systems[0] == "y"
+
+
+def test_the_prompts_that_align_has():
+    """Fifty each, five of each category, and none on both sides."""
+    tasks = parsed_tasks([{"name": name, "set": name} for name in ("harmful", "harmless")], False)
+    assert {task.asks for task in tasks} == {REFUSES}
+    harmful, harmless = (items_of_file(task, None, False) for task in tasks)
+    for items in (harmful, harmless):
+        assert len({one.id for one in items}) == len({one.cluster for one in items}) == 50
+        assert {*Counter(one.category for one in items).values()} == {5}
+        assert all(len(one.prompt.messages) == 1 for one in items)
+    assert {one.category for one in harmful} == {one.category for one in harmless}
+    assert not {one.prompt.messages for one in harmful} & {one.prompt.messages for one in harmless}
+
+
+def test_a_set_of_ours_may_be_asked_something_else(tmp_path: Path):
+    check = {"kind": "regex", "pattern": "no"}
+    own, checked = parsed_tasks(
+        [{"name": "a", "set": "harmful", "asks": "Is it rude?"}, {"name": "b", "set": "harmless", "check": check}],
+        False,
+    )
+    assert (own.asks, own.check) == ("Is it rude?", None)
+    assert (checked.asks, checked.check) == ("", check)
+    for more in ({"probe": "loss"}, {"probe": "choice"}):
+        with pytest.raises(InputError, match="a probe generates none"):
+            parsed_tasks([{"name": "a", "path": str(tmp_path), "asks": "refuses", **more}], False)

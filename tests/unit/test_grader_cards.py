@@ -1,0 +1,146 @@
+"""Cards of graders: the answers that they are measured on, their figures, and whom they let decide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data.labelled import read_labelled
+from align.data.sources import DataSource
+from align.errors import CorruptFile, InputError
+from align.evals.card_gate import read_card, shortfall
+from align.evals.grader_card import grader_figures
+from align.evals.judge_identity import JudgeIdentity
+from align.evals.known_answers import KnownAnswer, answers_digest, known_answers
+from align.evals.llm_grader import Grade
+from align.ops.calibration import SURE, log_odds
+from align.ops.intervals import proportion
+from align.types import Feedback, Message
+
+
+def labelled(prompt: str, answer: str, label: bool, id: str = "") -> Feedback:
+    return Feedback((Message("user", prompt),), (Message("assistant", answer),), label, id)
+
+
+def known(*labelled: Feedback) -> list[KnownAnswer]:
+    return known_answers(labelled)[0]
+
+
+def test_an_answer_counts_once_and_most_labels_decide():
+    found, unclear = known_answers([
+        labelled("q", "a", False, "1"), labelled("q", "a", True, "2"), labelled("q", "a", True, "3"),
+        labelled("q", "b", False, "4"), labelled("r", "a", True, "4"), labelled("r", "c", True),
+        labelled("r", "c", False),
+    ])  # fmt: skip
+    assert [(one.item.id, one.label) for one in found] == [("1", True), ("4", False), ("4#2", True)]
+    assert unclear == 1, "as many yes as no"
+    assert found[0].item.cluster == found[1].item.cluster != found[2].item.cluster
+
+
+def test_the_digest_is_of_what_was_labelled_and_not_of_its_order():
+    rows = [labelled("q", "a", True, "1"), labelled("r", "b", False, "2")]
+    digest = answers_digest(known(*rows))
+    assert digest == answers_digest(known(*rows[::-1])) == answers_digest(known(labelled("q", "a", True, "9"), rows[1]))
+    others = [
+        [labelled("q", "a", False), rows[1]], [labelled("q!", "a", True), rows[1]],
+        [labelled("q", "a!", True), rows[1]], rows[:1],
+    ]  # fmt: skip
+    assert len({digest, *(answers_digest(known(*other)) for other in others)}) == 5
+
+
+def test_the_figures_of_ten_answers_by_hand():
+    """Six labelled yes, of which four are found and one is an error; four labelled no, of which three are found."""
+    answers = known(*(labelled(f"q{i}", "a", i < 6) for i in range(10)))
+    scores = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0]
+    grades = [Grade(score, None if score == 0.5 else abs(score - 0.2), "?" if score == 0.5 else "") for score in scores]
+    found = grader_figures(answers, grades)
+    assert found["by_label"]["yes"] == proportion([1, 1, 1, 1, 0, 0]).as_dict()
+    assert found["by_label"]["no"] == proportion([1, 1, 1, 0]).as_dict()
+    assert found["agreement"]["raw"]["value"] == 0.7
+    assert (found["labels"], found["said"], found["errors"]) == ({"yes": 6, "no": 4}, {"yes": 5, "no": 4}, 1)
+    right, wrong = 0.2**2, 0.8**2
+    assert found["calibration"]["brier"]["value"] == pytest.approx((7 * right + 2 * wrong) / 9)
+    assert found["calibration"]["brier"]["n"] == 9
+    assert "calibration" not in grader_figures(answers, [Grade(1.0)] * 10)
+
+
+def test_answers_of_one_prompt_are_one_piece_of_evidence():
+    answers = known(
+        *(labelled("q", str(i), True) for i in range(9)), labelled("r", "a", True), labelled("s", "a", False)
+    )
+    found = grader_figures(answers, [*[Grade(1.0)] * 9, Grade(0.0), Grade(0.0)])
+    assert found["by_label"]["yes"]["n"] == 2
+    assert found["by_label"]["yes"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(("p", "odds"), [(0.5, 0.0), (0.75, 1.0986), (1.0, 20.723), (0.0, -20.723)])
+def test_log_odds_are_bounded(p: float, odds: float):
+    assert log_odds(p) == pytest.approx(odds, abs=1e-3)
+    assert 0 < SURE < 1e-6
+
+
+GRADER = JudgeIdentity("m at http://h/v1", {"url": "http://h/v1", "asks": "Is it rude?"})
+FIGURE = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 60}
+WHOLE: dict[str, Any] = {
+    "schema_version": 1, "judge": GRADER.as_dict(), "reference": "l.jsonl", "level": 0.95, "swap": None,
+    "agreement": {"raw": FIGURE, "kappa": FIGURE, "verdicts": 120}, "by_label": {"yes": FIGURE, "no": FIGURE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "low", "least", "why"),
+    [
+        ("no", 0.9, 0.8, 0.6, ""), ("no", 0.9, 0.8, 0.79, ""), ("yes", 0.9, 0.8, 0.8, "labelled yes is 0.90 [0.80"),
+        ("no", 0.7, 0.6, 0.6, "labelled no is 0.70 [0.60, 0.95], whose lower end is not above 0.6"),
+        ("no", 0.0, 0.0, 0.6, "it never says no where it should"),
+        ("yes", 0.0, 0.0, 0.6, "it never says yes where it should"),
+    ],
+)  # fmt: skip
+def test_both_labels_decide(tmp_path: Path, label: str, value: float, low: float, least: float, why: str):
+    """Whatever the agreement over all answers is: that of a grader that always says yes is the share labelled so."""
+    path = tmp_path / "card.json"
+    by_label = {**WHOLE["by_label"], label: {**FIGURE, "value": value, "low": low}}
+    for raw in (FIGURE, {**FIGURE, "low": 0.99}, {**FIGURE, "low": 0.1}):
+        path.write_text(json.dumps({**WHOLE, "by_label": by_label, "agreement": {**WHOLE["agreement"], "raw": raw}}))
+        found = shortfall(read_card(path), least)
+        assert bool(found) == bool(why)
+        assert why in found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"by_label": {}}, {"by_label": {"yes": FIGURE}}, {"by_label": None}, {"by_label": {"yes": 1, "no": 1}},
+        {"by_label": {"yes": FIGURE, "no": {**FIGURE, "low": float("nan")}}},
+        {"judge": {**GRADER.as_dict(), "made_of": {"url": "http://h/v1"}}},
+        {"judge": {**GRADER.as_dict(), "made_of": {**GRADER.made_of, "asks": "Is it kind?"}}},
+    ],
+)  # fmt: skip
+def test_what_is_no_card_of_a_grader(tmp_path: Path, change: dict[str, Any]):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(WHOLE))
+    assert read_card(path).as_dict()["agreement_by_label"] == {"yes": FIGURE, "no": FIGURE}
+    path.write_text(json.dumps(WHOLE | change))
+    with pytest.raises(CorruptFile, match="is no card of a judge"):
+        read_card(path)
+
+
+def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):
+    path = tmp_path / "l.jsonl"
+    rows = [
+        {"id": 7, "prompt": "q", "completion": "<think>\nhm\n</think>\n\na", "label": True},
+        {"prompt": "q", "completion": "", "label": False}, {"prompt": "q", "completion": "b", "label": "no"},
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = DataSource("jsonl", str(path), system="Be kind.", hide_reasoning=True, skips=True)
+    found = read_labelled(source)
+    assert [(one.id, one.completion[0].content, one.label) for one in found] == [
+        ("7", "a", True),
+        ("l.jsonl:2", "", False),
+    ]
+    assert [turn.role for turn in found[0].prompt] == ["system", "user"]
+    with pytest.raises(InputError, match="it is no answer with a label"):
+        read_labelled(DataSource("jsonl", str(path)))
