@@ -17,7 +17,7 @@ from align.models.plain_path import route_of
 from align.ops.logprobs import rows_for
 
 LEAST = 32
-"""Tokens of the longest row, and of a product with the head, at least. Libraries compute short ones in another order of
+"""Tokens of a pass's width, and of a product with the head, at least. Libraries compute others in another order of
 addition, and a row's last bits would depend on the rows beside it."""
 
 
@@ -39,18 +39,38 @@ class Likelihood:
         return cls(float(record["logprob"]), bool(record["greedy"]))
 
 
-@torch.no_grad()
-def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int) -> list[Likelihood]:
-    """The likelihood of each row, in one pass of the model under whatever adapter is active.
+def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) -> list[Likelihood]:
+    """The likelihood of each row, under whatever adapter is active. The width of the pass that a row is in follows from
+    its own length, so that in fp32 no bit of it depends on the other rows.
 
     Args:
         rows: each with a token that is scored, and at most as long as the model's context.
         pad_id: fills the rectangle.
+        context: the most tokens of a row.
     """
+    widths = [width_of(len(row.input_ids), context) for row in rows]
+    found: dict[int, Likelihood] = {}
+    for width in {*widths}:
+        places = [i for i, one in enumerate(widths) if one == width]
+        found |= zip(places, of_width(model, [rows[i] for i in places], pad_id, width), strict=True)
+    return [found[i] for i in range(len(rows))]
+
+
+def width_of(tokens: int, context: int) -> int:
+    """The width of the pass for a row of so many tokens: `LEAST`, doubled as often as it takes."""
+    width = LEAST
+    while width < tokens:
+        width *= 2
+    return max(tokens, min(width, context))
+
+
+@torch.no_grad()
+def of_width(model: Any, rows: Sequence[Encoded], pad_id: int, width: int) -> list[Likelihood]:
+    """The likelihoods of rows in one pass of this width, which a row of padding gives it."""
     device = next(model.parameters()).device
     ids, labels = [row.input_ids for row in rows], [row.labels for row in rows]
-    if max(map(len, ids)) < LEAST:
-        ids, labels = [*ids, [pad_id] * LEAST], [*labels, [IGNORED] * LEAST]
+    if max(map(len, ids)) < width:
+        ids, labels = [*ids, [pad_id] * width], [*labels, [IGNORED] * width]
     tokens, mask = pad(ids, pad_id).to(device), pad([[1] * len(row) for row in ids], 0).bool().to(device)
     picked = (pad(labels, IGNORED) != IGNORED).to(device)
     picked[:, 0] = False  # nothing stands before a first token

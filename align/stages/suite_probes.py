@@ -47,6 +47,7 @@ class Reader(NamedTuple):
 
     system: System
     tokenizer: Any
+    context: int
     rows: Sequence[Sequence[Encoded] | None]
 
 
@@ -88,7 +89,8 @@ def reader_of(config: Config, system: System, asked: Sequence[tuple[Task, Item]]
     assert system.base is not None, "inputs() lets no such system pass"
     tokenizer, context = tokenizer_of(config, system), context_length(describe(system.base))
     window = max(min(context, config.data.max_length), 2)  # a token, and one before it
-    return Reader(system, tokenizer, [rows_of(tokenizer, task, item, context, window) for task, item in asked])
+    rows = [rows_of(tokenizer, task, item, context, window) for task, item in asked]
+    return Reader(system, tokenizer, context, rows)
 
 
 def rows_of(tokenizer: Any, task: Task, item: Item, context: int, window: int) -> list[Encoded] | None:
@@ -201,7 +203,10 @@ def weigh(
             for first in range(0, len(batches), ranks.world()):
                 share = batches[first : first + ranks.world()]
                 pad_id = reader.tokenizer.pad_token_id
-                mine = [likelihoods(model, [row for _, row in batch], pad_id) for batch in ranks.dealt(share)]
+                mine = [
+                    likelihoods(model, [row for _, row in batch], pad_id, reader.context)
+                    for batch in ranks.dealt(share)
+                ]
                 found = ranks.gathered(mine, len(share))
                 made = [(a, one) for batch, of in zip(share, found, strict=True)
                         for (a, _), one in zip(batch, of, strict=True)]  # fmt: skip
