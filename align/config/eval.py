@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
+from align.errors import require
 
 
 @dataclass
@@ -22,6 +24,11 @@ class EvalConfig(Settings):
         "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}; "
         "{url: http://127.0.0.1:8000/v1, model: NAME} is a model behind a server. "
         "The first is compared with each other one. Empty: `artifact` and what it started from.",
+        later=True,
+    )
+    first: str = setting(
+        "",
+        "The system that is compared with the others and that gates are about. Empty: the first of `systems`.",
         later=True,
     )
     judge: Any = setting(
@@ -77,3 +84,13 @@ class EvalConfig(Settings):
     allow_proxy: bool = setting(
         False, "Accept a judge that the policy was optimised against. Its score is then called a proxy."
     )
+
+    def check_together(self) -> None:
+        if isinstance(self.systems, Mapping) and self.systems:
+            # A mapping in JSON has no order: what says who is judged is part of the run's identity by itself.
+            object.__setattr__(self, "first", self.first or str(next(iter(self.systems))))
+            problem, remedy = "is none of the systems", f"They are {', '.join(map(str, self.systems))}."
+            require(self.first in self.systems, "stage.first", self.first, problem, remedy)
+        elif self.systems is None:
+            problem = "is of several systems, and none are named"
+            require(not self.first, "stage.first", self.first, problem, "Add stage.systems={new: …, old: …}.")

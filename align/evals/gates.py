@@ -20,7 +20,7 @@ from align.evals.probes import LOSS
 from align.evals.questions import yes_to
 from align.evals.results import SHARES, Scored, own_mean
 from align.evals.spec import known, listed, number, one_of, whole
-from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_share, score_difference
+from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
 from align.ops.intervals import Interval, grouped
@@ -134,14 +134,17 @@ def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
     if gate.against:
         won = task.wins(gate.against) if task.verdicts else []
         pair = (won, [1 - one for one in won]) if won else task.pair(gate.against)
-        return decided(gate.rule, bounded_difference(*pair, task.clusters, level))
-    found = decided(gate.rule, own_mean(task, first, level))
-    if found.outcome != "undecided" or task.role not in SHARES:
+        found = decided(gate.rule, bounded_difference(*pair, task.clusters, level))
+        n = needed_pairs(*pair, found.bound, task.clusters, level)
+    else:
+        found = decided(gate.rule, own_mean(task, first, level))
+        if task.role not in SHARES:
+            return found
+        means, p = grouped(task.clusters, task.scores(first))[0], found.figure.value
+        dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
+        n = needed_share(p, found.bound, dispersion, level)
+    if found.outcome != "undecided":
         return found
-    means = grouped(task.clusters, task.scores(first))[0]
-    p = found.figure.value
-    dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
-    n = needed_share(p, found.bound, dispersion, level)
     return replace(found, n_to_decide=None if n is None else max(n, gate.rule.least_n))
 
 

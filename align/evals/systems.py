@@ -85,13 +85,20 @@ def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, Any]]:
 
 
 def opened_systems(
-    given: Any, root: Path, *, path: str | None = None, revision: str | None = None, method: str = "auto"
+    given: Any,
+    root: Path,
+    *,
+    first: str = "",
+    path: str | None = None,
+    revision: str | None = None,
+    method: str = "auto",
 ) -> Sequence[System]:
     """The systems, found. `base` alone is the base of `model=`, or else of the first artifact that has one.
 
     Args:
         given: see `parsed_systems`.
         root: the folder of runs.
+        first: who comes first; the others keep their order.
         path, revision, method: of `model=` and `method=`, where they are given.
 
     Raises:
@@ -114,7 +121,7 @@ def opened_systems(
         same = by_digest.setdefault(key, name)
         problem = f"is the same as {same} ({key[0][:12]})"
         require(same == name, f"{FIELD}.{name}", found[name].ref, problem, "Leave one of the two out.")
-    return [found[name] for name in systems]
+    return [found[name] for name in sorted(systems, key=lambda name: name != first)]
 
 
 def of_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:

@@ -107,8 +107,8 @@ FIGURES = (
     _figure("most_risen_word.word most_risen_word.ref most_risen_word.policy", "Word that rose most", "",
             "Share of the answers that hold it, start and policy. One word in most answers is the first sign of a "
             "gamed reward.", _risen),
-    _figure("agreement", "Agreement of the judge", PERCENT, "Share of its verdicts that are those of people, or of "
-            "whoever it was compared with, by prompt."),
+    _figure("judge_agreement", "Agreement of the judge", PERCENT, "Share of its verdicts that are those of people, or "
+            "of whoever it was compared with, by prompt."),
     _figure("accuracy", "Accuracy on held-out pairs", PERCENT, "Share of the pairs whose better answer gets the higher "
             "score, by prompt; a coin has 50 %."),
     _figure("accuracy_noiseless", "Accuracy without the labels' noise", PERCENT, "The same against the order that the "

@@ -40,7 +40,7 @@ def verdict(seen: Seen) -> str:
         yes, no = (percent(metrics["card"]["by_label"][label]) for label in ("yes", "no"))
         right = f"right on {yes} of those labelled yes and {no} of those labelled no in {metrics['reference']}"
         return f"{metrics['judge']} says which answer {metrics['yes']}: {right}. {may}"
-    agreed, verdicts = percent(metrics["agreement"]), metrics["card"]["agreement"]["verdicts"]
+    agreed, verdicts = percent(metrics["judge_agreement"]), metrics["card"]["agreement"]["verdicts"]
     return f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {counted(verdicts, 'verdict')}. {may}"
 
 

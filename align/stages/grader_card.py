@@ -37,8 +37,8 @@ def run(run: Run, config: Config, known: KnownAnswers) -> Result:
     why, notes = shortfall(read_card(path)), [*known.notes, *errors_of(known.grader, grades)]
     metrics = {
         "judge": judge.title, "asks": known.grader.asks, "yes": yes_to(known.grader.asks),
-        "reference": known.reference, "agreement": figures["agreement"]["raw"], "card": figures, "decides": not why,
-        "why_not": why, "judge_notes": notes, "peak_rss_mb": peak_rss_mb(),
+        "reference": known.reference, "judge_agreement": figures["agreement"]["raw"], "card": figures,
+        "decides": not why, "why_not": why, "judge_notes": notes, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     return Result(metrics, (*in_lines(metrics), *notes))
 
@@ -74,7 +74,7 @@ def in_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     by_label = ", ".join(f"{in_words(card['by_label'][label], '.2f')} labelled {label}" for label in LABELS)
     labels = " and ".join(f"{card['labels'][label]:,} {label}" for label in LABELS)
     yield f"{metrics['judge']} is right on {by_label} ({labels}), {may}"
-    agreed, answers = in_words(metrics["agreement"], ".2f"), counted(card["agreement"]["verdicts"], "answer")
+    agreed, answers = in_words(metrics["judge_agreement"], ".2f"), counted(card["agreement"]["verdicts"], "answer")
     yield f"in all it agrees with {metrics['reference']} on {agreed} of {answers}"
     if "calibration" in card:
         yield calibration_in_words(card["calibration"])

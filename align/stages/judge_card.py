@@ -74,8 +74,8 @@ def run(run: Run, config: Config, known: KnownPairs) -> Result:
     why = shortfall(read_card(path))
     too_long, notes = len(known.pairs) - len(said.pairs), [*known.notes, *said.notes]
     metrics = {
-        "judge": judge.title, "reference": known.reference, "agreement": figures["agreement"]["raw"], "card": figures,
-        "decides": not why, "why_not": why, "dropped_too_long": too_long,
+        "judge": judge.title, "reference": known.reference, "judge_agreement": figures["agreement"]["raw"],
+        "card": figures, "decides": not why, "why_not": why, "dropped_too_long": too_long,
         "judge_notes": notes, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
     left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []
@@ -180,7 +180,7 @@ def in_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """The card in words, what it decides first."""
     card, why = metrics["card"], metrics["why_not"]
     may = f"enough to decide gates ({MIN_AGREEMENT:g})" if not why else f"too little to decide gates: {why}"
-    agreed, verdicts = in_words(metrics["agreement"], ".2f"), card["agreement"]["verdicts"]
+    agreed, verdicts = in_words(metrics["judge_agreement"], ".2f"), card["agreement"]["verdicts"]
     yield f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {counted(verdicts, 'verdict')}, {may}"
     if "accuracy" in card:
         by = {key: found for key, found in card["by_length"].items() if key in (LONGER, SHORTER)}

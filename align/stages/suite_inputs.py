@@ -101,8 +101,9 @@ def found_suite(config: Config) -> Found:
     """
     root, given = Path(config.run.root).expanduser(), config.model
     systems = opened_systems(
-        config.stage.systems, root, path=given.path, revision=given.revision, method=config.method.name
-    )
+        config.stage.systems, root, first=config.stage.first, path=given.path, revision=given.revision,
+        method=config.method.name,
+    )  # fmt: skip
     tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
     gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
     check_weighable(systems, tasks)

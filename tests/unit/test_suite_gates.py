@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from align.errors import InputError
 from align.evals.checkers import checker
-from align.evals.gates import decision, in_a_line, junit, parsed_gates, verdict_file
+from align.evals.gates import Gate, decision, in_a_line, junit, parsed_gates, verdict_file
 from align.evals.results import Said, Scored
+from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
 from align.evals.tasks import Item, Task
 from align.registry.verdicts import read_verdict
 from align.run import write_json
@@ -136,3 +138,27 @@ def test_gates_that_are_refused(gates: Any, named: str):
     with pytest.raises(InputError) as error:
         parsed_gates(gates, TASKS, SYSTEMS)
     assert error.value.field == named
+
+
+@pytest.mark.parametrize("n", [2, 20, 100])
+def test_where_none_differ_the_number_that_decides_is_the_same_however_many_there_are(n: int) -> None:
+    """1.96² / (n + 1.96²) is below the margin from 189 on, and of fewer none decides."""
+    gate = Gate("keeps", "asked", "old", Rule("not_worse", 0.02))
+    told = [1.0] * n
+    assert decision(gate, [scored(told, told)]).n_to_decide == 189, "not less for few, and not more"
+    assert decision(gate, [scored([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
+    assert decision(gate, [scored([1.0] * 189, [1.0] * 189)]).outcome == "pass"
+
+
+def test_the_number_that_would_decide_does_in_four_of_five() -> None:
+    draw = np.random.default_rng(0)
+
+    def told(n: int) -> tuple[list[float], list[float]]:
+        u = draw.random(n)
+        return (u >= 0.1).astype(float).tolist(), ((u < 0.1) | (u >= 0.22)).astype(float).tolist()
+
+    few, rule = told(100_000), Rule("superior", 0.0)
+    n = needed_pairs(*few, 0.0)
+    assert n is not None
+    found = [decided(rule, bounded_difference(*told(n))).outcome == "pass" for _ in range(300)]
+    assert 0.72 < sum(found) / 300 < 0.92

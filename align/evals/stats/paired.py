@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.evals.stats.observed import Clusters, cluster_means, columns, places, within
+from align.evals.stats.power import MOST, POWER
 from align.ops.intervals import PRIOR, Interval, mean, normal_quantile, proportion
 
 ENUMERATED = 13
@@ -105,6 +106,40 @@ def bounded_difference(
     return _tango(a - b, level)
 
 
+def needed_pairs(
+    first: ArrayLike, second: ArrayLike, bound: float, clusters: Clusters | None = None, level: float = 0.95
+) -> int | None:
+    """The fewest clusters whose `bounded_difference` would leave a bound in four of five cases if as large a share of
+    them is won and lost: those with which it just leaves it, times ((z₁ + z₂)/z₁)², as for a mean. Where no cluster
+    differs none is expected to, and nothing is left to chance. None where the difference is at the bound, or it takes
+    more than 10⁹.
+
+    Args:
+        first, second, clusters: as of `paired_shares`.
+    """
+    a, b = _means(first, second, clusters, shares=True)
+    d = a - b
+    won, lost = float(np.maximum(d, 0).mean()), float(np.maximum(-d, 0).mean())
+    z = normal_quantile(level)
+    chance = ((z + normal_quantile(2 * POWER - 1)) / z) ** 2 if won or lost else 1.0
+
+    def leaves(n: int) -> bool:
+        found = _tango_of(won * n, lost * n, n, level)
+        assert found.low is not None
+        assert found.high is not None
+        return not found.low <= bound <= found.high
+
+    most = 1
+    while not leaves(most):
+        if (most := 2 * most) > MOST:
+            return None
+    least = most // 2
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if leaves(middle) else (middle, most)
+    return math.ceil(most * chance)
+
+
 def _end(beyond: Callable[[float], bool], inside: float, outside: float) -> float:
     """Where it begins to hold, between a point inside and one outside; the latter, where it never does."""
     if not beyond(outside):
@@ -145,14 +180,17 @@ def _of_shares(d: NDArray[np.float64], level: float) -> Interval:
 
 
 def _tango(d: NDArray[np.float64], level: float) -> Interval:
+    return _tango_of(float(d[d > 0].sum()), float(-d[d < 0].sum()), d.size, level)
+
+
+def _tango_of(won: float, lost: float, n: int, level: float) -> Interval:
     """Of n differences, b the sum of those above 0 and c of those below, it holds all δ with
     |b − c − nδ| ≤ z·√(n·(2q + δ(1 − δ))), q being the likeliest share of losses under δ.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design".
     """
-    won, lost, n = float(d[d > 0].sum()), float(-d[d < 0].sum()), d.size
-    value, z = float(d.mean()), normal_quantile(level)
+    value, z = (won - lost) / n, normal_quantile(level)
 
     def beyond(delta: float) -> bool:
         """Whether the differences are too far from δ."""
