@@ -23,6 +23,7 @@ from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
+from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
 from align.report.words import counted, in_words
 
@@ -123,12 +124,25 @@ NOTHING = Interval(0.0, None, None, 0)
 
 
 def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
-    """What the answers say of a gate. A judge decides by wins less losses, whatever units its scores have."""
+    """What the answers say of a gate. Where a judge said nothing of some, the gate is decided only if whatever it might
+    have said comes to the same; and not at all by a judge of which no verdict survived a swap of the answers."""
     task = next(task for task in tasks if task.name == gate.task)
+    part = task.compared_with(gate.against) if gate.against else task
+    found, why = decision_on(gate, part), ""
+    if part.unsaid:
+        outcomes = {decision_on(gate, part.if_unsaid(value)).outcome for value in (0.0, 1.0)}
+        why = f"{counted(part.unsaid, 'judgement')} without a verdict could change it" if len(outcomes) > 1 else ""
+    both = in_both_orders(part.verdicts.get(gate.against, ())).values()
+    if both and not any(one == other for one, other in both):
+        why = "no verdict survives a swap of the two answers: the judge goes by their place"
+    return replace(found, outcome="undecided", n_to_decide=None, why=why) if why else found
+
+
+def decision_on(gate: Gate, task: Scored) -> Decision:
+    """The same of verdicts as they are. A judge decides by wins less losses, whatever units its scores have."""
     first, level = next(iter(task.said)), gate.rule.level
-    task = task.compared_with(gate.against) if gate.against else task
     if not task.items:  # nobody has judged one yet
-        return decided(gate.rule, NOTHING)
+        return replace(decided(gate.rule, NOTHING), n_to_decide=None)
     if gate.against and task.role == "measured":
         return decided(gate.rule, score_difference(*task.pair(gate.against), task.clusters, level))
     if gate.against:
@@ -152,7 +166,8 @@ def in_a_line(gate: Gate, found: Decision) -> str:
     """What came of a gate."""
     figure, n = f"{in_words(found.figure.as_dict())} on {found.figure.n}", found.n_to_decide
     if found.outcome == "undecided":
-        would = f"{counted(n, 'item')} would decide, if the figure is what it seems" if n else "no number would decide"
+        seems = f"{counted(n, 'item')} would decide, if the figure is what it seems" if n else "no number would decide"
+        would = found.why or ("nothing is judged yet" if not found.figure.n else seems)
         figure = f"{figure}; {would}"
     return f"gate {gate.name}: {found.outcome} ({gate.words}: {figure})"
 
@@ -168,7 +183,7 @@ def verdict_file(
     """
     return {
         "schema_version": 1, "gate": gate.name, "verdict": found.outcome, "figure": found.figure.as_dict(),
-        "asked": gate.words, "n_to_decide": found.n_to_decide, "inputs": dict(inputs),
+        "asked": gate.words, "n_to_decide": found.n_to_decide, "why": found.why, "inputs": dict(inputs),
         **(judged_by or {}),
     }  # fmt: skip
 

@@ -161,6 +161,27 @@ class Scored:
             return self.scores(next(iter(self.said))), self.scores(other)
         return self.wins(other), [1 - won for won in self.wins(other)]
 
+    @property
+    def unsaid(self) -> int:
+        """How many answers, or judgements of a pair, a judge said nothing readable of."""
+        graded = sum(bool(one.error) for said in self.said.values() for one in said)
+        return graded + sum(bool(one.error) for said in self.verdicts.values() for one in said)
+
+    def if_unsaid(self, for_first: float) -> Scored:
+        """The same if each answer or pair without a verdict had been this good for the first system: 1, or 0."""
+        first = next(iter(self.said))
+        said = {
+            name: [
+                replace(one, score=for_first if name == first else 1 - for_first) if one.error else one for one in of
+            ]
+            for name, of in self.said.items()
+        }
+        verdicts = dict[str, Sequence[Verdict]]()
+        for other, of in self.verdicts.items():
+            failed = {one.prompt for one in of if one.error}
+            verdicts[other] = [one._replace(verdict=for_first) if one.prompt in failed else one for one in of]
+        return replace(self, said=said, verdicts=verdicts)
+
     def lengths(self, system: str) -> list[int]:
         """Characters of all turns: systems have tokens of their own."""
         return [sum(map(len, one.answers)) for one in self.said[system]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from align.evals.gates import Gate, decision, in_a_line
 from align.evals.results import Said, Scored, results_of
+from align.evals.stats import Rule
 from align.evals.tasks import Item
 from align.evals.verdicts import FIRST, SECOND, Verdict, in_both_orders, of_scores, settled
 from align.types import Conversation, Message
@@ -78,3 +80,37 @@ def test_judgements_without_a_verdict_are_ties_and_counted():
 def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
     with pytest.raises(ValueError, match="compares the answers to chat"):
         task(both("1", 1, 1)).scores("new")
+
+
+CHAT = Gate("keeps", "chat", "old", Rule("not_worse", 0.15))
+
+
+def test_a_gate_is_not_passed_by_a_judge_that_says_nothing():
+    nothing = [Verdict(str(i), order, 0.5, error="prose") for i in range(200) for order in (FIRST, SECOND)]
+    found = decision(CHAT, [task(nothing)])
+    assert (found.outcome, found.n_to_decide) == ("undecided", None)
+    assert "400 judgements without a verdict could change it" in in_a_line(CHAT, found)
+
+
+@pytest.mark.parametrize(("won", "failed", "outcome"), [(190, 5, "pass"), (60, 140, "undecided"), (0, 5, "fail")])
+def test_it_is_decided_where_no_missing_verdict_could_change_it(won: int, failed: int, outcome: str):
+    said = [one for i in range(200 - failed) for one in both(str(i), *((1, 1) if i < won else (0, 0)))]
+    lost = [
+        one for i in range(failed) for one in (Verdict(f"x{i}", FIRST, 0.5, error="cut"), Verdict(f"x{i}", SECOND, 1))
+    ]
+    assert decision(CHAT, [task([*said, *lost])]).outcome == outcome
+
+
+def test_a_gate_is_not_passed_by_a_judge_of_places():
+    found = decision(CHAT, [task([one for i in range(200) for one in both(str(i), 1, 0)])])
+    assert found.outcome == "undecided"
+    assert "their place" in found.why
+
+
+def test_a_gate_of_shares_is_not_passed_by_answers_that_nobody_graded():
+    graded = [Said("", "x", 1.0) for _ in range(60)] + [Said("", "x", 0.5, error="cut") for _ in range(40)]
+    items = [Item(str(i), str(i), "", PROMPT, None) for i in range(100)]
+    of = Scored("chat", "a judge", "graded", items, {"new": graded, "old": graded})
+    gate = Gate("refuses", "chat", "", Rule("superior", 0.7))
+    assert decision(gate, [of]).outcome == "undecided"
+    assert decision(Gate("refuses", "chat", "", Rule("superior", 0.4)), [of]).outcome == "pass"

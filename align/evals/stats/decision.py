@@ -65,12 +65,14 @@ class Decision:
         bound: where the figure passes or fails.
         n_to_decide: of what is undecided, the clusters with which an interval would leave the bound in four of five
             cases if the figure is what it seems; None of what is decided, and where no number would do.
+        why: of what is undecided, the reason where the figure does not say it.
     """
 
     outcome: Outcome
     figure: Interval
     bound: float
     n_to_decide: int | None
+    why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
