@@ -37,7 +37,8 @@ class SuiteConfig(Settings):
         "`path` a task asks the held-out prompts of `data=`; `set: harmful` and `set: harmless` are prompts that align "
         "has. With `asks: QUESTION` a language model answers a yes/no question about each answer (`asks: refuses`). "
         "Without `asks`, without `check`, and without one in its rows, the judge of `reward=` scores. With `probe: "
-        "choice` or `probe: loss` it asks for no answers and measures log-likelihoods. Empty: one task with a judge.",
+        "choice` or `probe: loss` it asks for no answers and measures log-likelihoods; {name: NAME, lm_eval: TASK, "
+        "include: FOLDER} is a task of lm-eval. Empty: one task with a judge.",
         later=True,
     )
     gates: Any = setting(

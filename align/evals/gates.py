@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
 from align.errors import require
-from align.evals.probes import LOSS
+from align.evals.probes import LM_EVAL, LOSS
 from align.evals.questions import yes_to
 from align.evals.results import SHARES, Scored, own_mean
 from align.evals.spec import known, listed, number, one_of, whole
@@ -29,6 +29,8 @@ from align.report.words import counted, in_words
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
+UNITS = {LOSS: "bits per byte", LM_EVAL: "the scale of some metric"}
+"""Of probes whose score is no share, or need not be one."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOWEST_LEVEL = COIN = 0.5
 """The least level of a gate's interval, and the least `min_agreement`: what a coin has where no verdict is a tie."""
@@ -86,9 +88,10 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     found: dict[str, Gate] = {}
     for at, gate in listed(given, FIELD, HELP):
         one = parsed_gate(gate, at, {task.name: task.asks for task in tasks}, systems)
-        measured = any(task.name == one.task and task.probe is not None and task.probe.kind == LOSS for task in tasks)
-        problem = "has bits per byte, of which no number is good by itself"
-        require(bool(one.against) or not measured, f"{at}.task", one.task, problem, "Name another system: against.")
+        probe = next((task.probe for task in tasks if task.name == one.task), None)
+        unit = UNITS.get(probe.kind, "") if probe is not None else ""
+        problem = f"has {unit}, of which no number is good by itself"
+        require(bool(one.against) or not unit, f"{at}.task", one.task, problem, "Name another system: against.")
         require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
         found[one.name] = one
     return [*found.values()]

@@ -3,6 +3,7 @@ needed. Imports no torch.
 
     {name: arc, path: arc.jsonl, probe: choice}      the likeliest of some choices has to be the right one
     {name: wiki, path: texts.jsonl, probe: loss}     how many bits a byte of a text takes
+    {name: mine, lm_eval: TASK, include: FOLDER}     what a task of lm-eval asks, see `align.evals.harness`
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from align.data.records.documents import document_of
 from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
+from align.evals.harness import Harness, Requests, parsed_harness
 from align.evals.spec import filled, flag, one_of, written
 from align.types import Conversation, Document, Message
 
-CHOICE, LOSS = "choice", "loss"
+CHOICE, LOSS, LM_EVAL = "choice", "loss", "lm-eval"
 SUM, CHARACTERS, BYTES = "none", "characters", "bytes"
 NORMS = {SUM: "acc", CHARACTERS: "acc_norm", BYTES: "acc_bytes"}
 """What the log-likelihood of a choice is divided by → lm-eval's name of the accuracy."""
@@ -35,14 +37,16 @@ class Probe:
     """What a task asks of likelihoods.
 
     Attributes:
-        kind: `choice` or `loss`.
+        kind: `choice`, `loss` or `lm-eval`.
         norm: what decides for a choice: the log-likelihood itself, or that by character or byte of the choice.
         template: a choice is the answer to a chat; without, it continues a plain text.
+        harness: the task of lm-eval; None of the other kinds.
     """
 
     kind: str
     norm: str = SUM
     template: bool = False
+    harness: Harness | None = None
 
 
 class Choices(NamedTuple):
@@ -57,8 +61,8 @@ class Choices(NamedTuple):
     answer: int
 
 
-Asked = Choices | Document
-"""What a probe asks: one of some choices, or a text."""
+Asked = Choices | Document | Requests
+"""What a probe asks: one of some choices, a text, or what lm-eval asks."""
 
 
 def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
@@ -67,6 +71,9 @@ def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
     Raises:
         InputError: it is wrong.
     """
+    harness = parsed_harness(task, at)
+    if harness is not None:
+        return Probe(LM_EVAL, harness=harness)
     chosen = task.get("probe") == CHOICE
     for key in ("norm", "template"):
         require(chosen or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")

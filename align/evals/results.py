@@ -107,6 +107,7 @@ class Scored:
         verdicts: of a judge, other system → what is said of the first system's answers beside its own.
         dropped: items that some system could not be asked, whose prompt is too long for it.
         asks: the question of what is graded; else empty.
+        figures: of a task of lm-eval, system → lm-eval's own figures, by its name of the metric.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Scored:
     verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
     dropped: int = 0
     asks: str = ""
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def clusters(self) -> list[str]:
@@ -232,8 +234,10 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
 
 def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     """Figures of one system: its mean score; of checks, the share of items whose checks all hold, and IFEval's others
-    beside it; of a probe its own."""
+    beside it; of a probe its own, or lm-eval's."""
     said = task.said[name]
+    if task.figures:
+        return {**task.figures[name], "score": own_mean(task, name, level).as_dict()}
     weighed = [one.weighed for one in said if one.weighed is not None]
     if weighed:
         return {"score": own_mean(task, name, level).as_dict(), **figures_of(weighed)}

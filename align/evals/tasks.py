@@ -23,6 +23,7 @@ from align.evals.spec import known, listed, one_of, whole, written
 from align.types import Conversation
 
 FIELD = "eval.tasks"
+KEYS = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template", "lm_eval", "include", "metric")
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
@@ -55,6 +56,11 @@ class Task:
     @property
     def field(self) -> str:
         return f"{FIELD}, {self.name}"
+
+    @property
+    def own(self) -> bool:
+        """Whether it has prompts of its own, and asks none of `data=`."""
+        return bool(self.path) or (self.probe is not None and self.probe.harness is not None)
 
 
 class Item(NamedTuple):
@@ -105,8 +111,7 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
 
 
 def parsed_task(given: Any, at: str, allow_code: bool) -> Task:
-    keys = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template")
-    task = known(given, at, ("name",), keys)
+    task = known(given, at, ("name",), KEYS)
     name, path, check = task["name"], task.get("path") or "", task.get("check")
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
     require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)

@@ -35,7 +35,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
     stage: EvalConfig = config.stage
     models = [system for system in work.systems if system.base is not None]
     said, made, notes = scored_answers(run, config, work, [each for each in work.tasks if each[0].probe is None])
-    weighed, computed = probed(config, models, work.tasks)
+    weighed, computed = probed(run, config, models, work.tasks)
     by_name = {each.name: each for each in said} | weighed
     scored = [by_name[task.name] for task, _ in work.tasks]
     write_lines(run.artifact / "answers.jsonl", evidence(scored))

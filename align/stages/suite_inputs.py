@@ -19,6 +19,7 @@ from align.evals import judges
 from align.evals.card_gate import Card, found_cards
 from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
+from align.evals.harness import harness_record
 from align.evals.judge_identity import grader_identity, identity_of
 from align.evals.llm_grader import grader_of
 from align.evals.llm_judge import LLMJudge, parsed_judge
@@ -110,8 +111,8 @@ def found_suite(config: Config) -> Found:
     first, problem = systems[0], "is no artifact, and gates are about one"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
-    records |= {f"tasks.{task.name}": files_record(task.path, task.field) for task in tasks if task.path}
-    if any(not task.path for task in tasks):
+    records |= {f"tasks.{task.name}": record_of(task) for task in tasks if task.own}
+    if not all(task.own for task in tasks):
         records |= data_records(source_of(config))
     base = next((system.base for system in systems if system.base is not None), None)
     judge = parsed_judge(config.stage.judge)
@@ -223,8 +224,18 @@ def standings_of(config: Config, found: Found, root: Path) -> list[judges.Standi
     return standings
 
 
+def record_of(task: Task) -> Input:
+    """What a task reads, as an input of the run."""
+    harness = task.probe.harness if task.probe is not None else None
+    return files_record(task.path, task.field) if harness is None else harness_record(harness, task.field)
+
+
 def items_of(config: Config, task: Task) -> Sequence[Item]:
     """All items of a task."""
+    if task.probe is not None and task.probe.harness is not None:
+        from align.evals.lm_eval_tasks import items_of_harness  # lm-eval is an extra
+
+        return items_of_harness(task, task.probe.harness)
     if task.path:
         return items_of_file(task, config.data.system or None, config.stage.allow_code)
     asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
@@ -238,4 +249,4 @@ def drawn(config: Config, task: Task, items: Sequence[Item]) -> Sequence[Item]:
 
 def most_of(config: Config, task: Task) -> int | None:
     """How many of them are asked at most; None for all."""
-    return task.prompts or (None if task.path else min(config.stage.prompts, config.data.limit or config.stage.prompts))
+    return task.prompts or (None if task.own else min(config.stage.prompts, config.data.limit or config.stage.prompts))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from align.config.root import Config
 from align.data.chat import Encoded, encode_conversation, surely_too_long
 from align.data.continuations import answered, continued, windows
 from align.errors import require
+from align.evals.harness import Requests
 from align.evals.likelihoods import Likelihood, likelihoods
 from align.evals.probes import BY, CHOICE, NORMS, Choices, Probe, bits_per_byte, chosen, size_of
 from align.evals.results import Said, Scored
@@ -30,9 +32,11 @@ from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, name_of
 from align.report.words import counted
 from align.rollout.kept import FILE, AnswerStore, Weighed
-from align.run import json_digest
+from align.run import Run, json_digest
 from align.stages.suite_answers import Made, actors_of, computed_by, tokenizer_of
+from align.stages.suite_lm_eval import by_lm_eval, request_rows
 from align.track import progress
+from align.types import Conversation
 
 TABLE = "likelihoods"
 
@@ -51,7 +55,7 @@ class Reader(NamedTuple):
     rows: Sequence[Sequence[Encoded] | None]
 
 
-def probed(config: Config, systems: Sequence[System], tasks: Tasks) -> tuple[dict[str, Scored], Made]:
+def probed(run: Run, config: Config, systems: Sequence[System], tasks: Tasks) -> tuple[dict[str, Scored], Made]:
     """The probes among the tasks, by name, and how many log-likelihoods were computed.
 
     Raises:
@@ -74,6 +78,11 @@ def probed(config: Config, systems: Sequence[System], tasks: Tasks) -> tuple[dic
     for name, those in places.items():
         kept, probe = [i for i in those if fits[i]], asked[those[0]][0].probe
         assert probe is not None
+        if probe.harness is not None:
+            which = {reader.system.name: [weighed[reader.system.name][i] for i in kept] for reader in readers}
+            part = by_lm_eval(run, config, systems, asked[those[0]][0], [asked[i][1] for i in kept], which)
+            found[name] = replace(part, dropped=len(those) - len(kept))
+            continue
         said = {
             reader.system.name: [
                 said_of(probe, asked[i][1], reader.rows[i] or (), weighed[reader.system.name][i]) for i in kept
@@ -103,7 +112,9 @@ def rows_of(tokenizer: Any, task: Task, item: Item, context: int, window: int) -
         rows = windows(tokenizer, item.probe, window)
         require(bool(rows), f"{task.field}, id", item.id, "has no token", "Leave the row out.")
         return rows
-    if isinstance(item.probe, Choices):
+    if isinstance(item.probe, Requests):
+        rows = request_rows(tokenizer, item.probe, window)
+    elif isinstance(item.probe, Choices):
         assert task.probe is not None
         rows = choice_rows(tokenizer, task.probe, item, item.probe)
     else:
@@ -134,7 +145,7 @@ def said_of(probe: Probe, item: Item, rows: Sequence[Encoded], found: Sequence[L
         weighed = chosen(item.probe, logprobs)
         name = NORMS[probe.norm]
         return Said("", item.probe.texts[weighed[f"{name}_choice"]], weighed[name], weighed=weighed)
-    assert item.probe is not None
+    assert isinstance(item.probe, str | Conversation)
     nats, size = -sum(logprobs), size_of(item.probe)
     weighed = {"nats": nats, "tokens": sum(row.trained for row in rows), "bytes": size}
     return Said("", "", -bits_per_byte(nats, size), weighed=weighed)

@@ -172,6 +172,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "suite_people",
         "grader_card",
         "grader_card_inputs",
+        "suite_lm_eval",
         "suite_people_inputs",
         "suite_inputs",
         *named,

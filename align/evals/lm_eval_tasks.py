@@ -1,0 +1,225 @@
+"""What lm-eval asks and makes of the answers. Its tasks are built once, before anything is computed; its own evaluation
+then runs for each system over an `LM` that knows the log-likelihoods already.
+
+Import this where lm-eval is needed and known to be installed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lm_eval.api.model import LM
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable
+
+from align.errors import AlignError, InputError, require
+from align.evals.harness import Found, Harness, Requests
+from align.evals.tasks import Item, Task, clustered
+from align.report.words import counted
+from align.types import Conversation, Message
+
+ROLLING = "loglikelihood_rolling"
+KINDS = ("multiple_choice", "loglikelihood", ROLLING)
+SEEDS = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "fewshot_seed": DEFAULT_OTHER_SEED}
+"""Of few-shot examples and of code in a folder of tasks: those of lm-eval's command line."""
+
+
+class Known(LM):
+    """A model whose log-likelihoods are known."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__()
+        self.found = found
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return [self.found[request.args] for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        return [self.found[request.args][0] for request in requests]
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        raise NotImplementedError("built() refuses tasks that generate")
+
+
+class Outcome(NamedTuple):
+    """What lm-eval makes of a system's log-likelihoods.
+
+    Attributes:
+        results: as lm-eval writes them.
+        metrics: of each item, in their order; of some metrics an item has no number.
+    """
+
+    results: dict[str, Any]
+    metrics: Sequence[Mapping[str, float]]
+
+
+@contextmanager
+def within(harness: Harness, field: str) -> Iterator[None]:
+    """Whatever of lm-eval's is run: by its seeds and without its progress bars; the process's own random state stays.
+
+    Raises:
+        InputError: it fails. YAML, templates and functions of a task are the user's, and may fail in any way.
+    """
+    states = random.getstate(), np.random.get_state()
+    random.seed(SEEDS["random_seed"])
+    np.random.seed(SEEDS["numpy_seed"])
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    except AlignError:
+        raise
+    except Exception as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # datasets says what is wrong only there
+            reason = reason.__cause__
+        problem = f"fails in lm-eval ({type(reason).__name__}: {reason})"
+        raise InputError(f"{field}.lm_eval", harness.task, problem, f"Mend it in {harness.include}.") from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def built(harness: Harness, field: str) -> dict[str, Any]:
+    """lm-eval's tasks with their requests, as its `TaskManager` loads them. The same each time.
+
+    Raises:
+        InputError: the folder has no such task, lm-eval cannot read it, or it generates answers.
+    """
+    with within(harness, field):
+        return loaded(harness, field)
+
+
+def loaded(harness: Harness, field: str) -> dict[str, Any]:
+    """The same, with lm-eval's errors as they are."""
+    manager = TaskManager(include_path=str(Path(harness.include).expanduser()), include_defaults=False)
+    known = manager.all_tasks
+    problem = f"is no task of {harness.include}"
+    remedy = f"Its tasks are {', '.join(known)}." if known else "No YAML file there is a task of lm-eval."
+    require(harness.task in known, f"{field}.lm_eval", harness.task, problem, remedy)
+    found: dict[str, Any] = {**manager.load([harness.task])}
+    for name, task in found["tasks"].items():
+        kind = task.get_config("output_type")
+        problem = f"asks for {kind} in {name}, and only log-likelihoods are asked of systems here"
+        remedy = "Give its prompts as rows with checks: {path: FILE, check: …}; see docs/checkers.md."
+        require(kind in KINDS, f"{field}.lm_eval", harness.task, problem, remedy)
+        metrics = [*task.higher_is_better()]
+        problem = f"is no metric of {name}"
+        right = not harness.metric or harness.metric in metrics
+        require(right, f"{field}.metric", harness.metric, problem, f"Its metrics are {', '.join(metrics)}.")
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(SEEDS["fewshot_seed"])
+        task.build_all_requests()
+    return found
+
+
+def items_of_harness(task: Task, harness: Harness) -> Sequence[Item]:
+    """The items of a task of lm-eval; of a group those of all its tasks, each a category.
+
+    Raises:
+        InputError: see `built`.
+    """
+    tasks, found = built(harness, task.field)["tasks"], list[Item]()
+    for name, of in tasks.items():
+        requests = dict[int, list[Any]]()
+        for instance in of.instances:
+            requests.setdefault(instance.doc_id, []).append(instance)
+        with within(harness, task.field):
+            asked = {doc: question_of(of, those) for doc, those in requests.items()}
+        for doc, those in requests.items():
+            id = f"{name}/{doc}" if len(tasks) > 1 else str(doc)
+            prompt = Conversation((Message("user", asked[doc]),), id)
+            probe = Requests(name, doc, tuple(tuple(map(str, one.args)) for one in those))
+            found.append(Item(id, id, name if len(tasks) > 1 else "", prompt, None, probe=probe))
+    return clustered(found)
+
+
+def question_of(task: Any, requests: Sequence[Any]) -> str:
+    """What an item asks, without few-shot examples, where lm-eval has it as a text; else all of the first request's
+    context."""
+    asked = task.doc_to_text(requests[0].doc)
+    return asked if isinstance(asked, str) and asked.strip() else str(requests[0].args[0])
+
+
+def outcome_of(task: Task, harness: Harness, tasks: Mapping[str, Any], items: Sequence[Item], found: Found) -> Outcome:
+    """What lm-eval's own evaluation makes of some of the items.
+
+    Args:
+        tasks: see `built`. Filters and metrics run on them, and the next call starts anew.
+
+    Raises:
+        InputError: a metric fails.
+    """
+    kept = dict[str, list[int]]()
+    for item in items:
+        assert isinstance(item.probe, Requests)
+        kept.setdefault(item.probe.task, []).append(item.probe.doc)
+    with within(harness, task.field):
+        chosen = {name: reduced(tasks["tasks"][name], docs) for name, docs in kept.items()}
+        whole = len(chosen) == len(tasks["tasks"])  # lm-eval has no figures of a group that lacks a task
+        given: Any = {**tasks, "tasks": chosen} if whole else {"tasks": chosen, "groups": {}, "group_map": {}}
+        results: Any = evaluate(lm=Known(found), task_dict=given, bootstrap_iters=0, log_samples=True)
+    samples = dict[tuple[str, int], Mapping[str, float]]()
+    for name, rows in results.pop("samples").items():
+        rolling = chosen[name].get_config("output_type") == ROLLING
+        for row in rows:  # of several filters the first counts
+            samples.setdefault((name, row["doc_id"]), numbers_of(row, rolling))
+    metrics = [samples[item.probe.task, item.probe.doc] for item in items if isinstance(item.probe, Requests)]
+    return Outcome(json.loads(json.dumps(results, default=handle_non_serializable)), metrics)
+
+
+def reduced(task: Any, docs: Sequence[int]) -> Any:
+    """A task that asks about some of its data. What it asks was built of all of them: lm-eval draws few-shot examples
+    for one row after another, so that a choice of rows would change those of the rows behind."""
+    wanted = {*docs}
+    rows = [(doc, row) for doc, row in type(task).doc_iterator(task) if doc in wanted]
+    instances = [one for one in task.instances if one.doc_id in wanted]
+    for one in instances:
+        one.resps, one.filtered_resps = [], {}
+    task._instances = instances
+    task.build_all_requests = lambda **_: None
+    task.doc_iterator = lambda **_: iter(rows)
+    return task
+
+
+def numbers_of(sample: Mapping[str, Any], rolling: bool) -> dict[str, float]:
+    """The metrics of an item that are a number: 0 or 1 of an accuracy; of a text, whose metrics are a log-likelihood
+    and a count of bytes or words, their ratio."""
+    found = dict[str, float]()
+    for name in sample["metrics"]:
+        value = sample[name]
+        if rolling and isinstance(value, tuple) and len(value) == 2:
+            value = value[0] / value[1]
+        if isinstance(value, Real | np.bool_):
+            found[name] = float(value)
+    return found
+
+
+def scoring_metric(task: Task, harness: Harness, tasks: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """The metric that scores items: the one that is named, else the first of which more is better and every item has a
+    number.
+
+    Raises:
+        InputError: there is none, or the named one scores no item by itself.
+    """
+    better = list[str]()
+    for of in tasks["tasks"].values():
+        rolling = of.get_config("output_type") == ROLLING  # of a text's metrics, more is better of what items have
+        better += [name for name, more in of.higher_is_better().items() if more or rolling]
+    every = [metrics for outcome in outcomes for metrics in outcome.metrics]
+    can = [name for name in dict.fromkeys(better) if all(name in metrics for metrics in every)]
+    chosen = harness.metric or (can[0] if can else "")
+    problem = f"scores no item by itself, of {counted(len(every), 'item')}"
+    remedy = f"Name one of {', '.join(can)}." if can else "Add acc to its metric_list."
+    require(chosen in can, f"{task.field}.metric", chosen or [*dict.fromkeys(better)], problem, remedy)
+    return chosen

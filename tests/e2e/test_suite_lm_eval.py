@@ -1,0 +1,172 @@
+"""Tasks of lm-eval among the tasks of a suite: the figures are those that lm-eval finds by itself, of the base and of
+an adapter; what is computed once; and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benches import Bench, lines, results
+from lm_eval_folder import written
+from pages import ROOT, blocks
+from processes import Forks
+from ranked import ranked
+
+from align.__main__ import main
+from align.run import read_manifest
+
+WINDOW = 256
+"""Of texts: all that the model reads at once."""
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align[evals]")')
+TWO = ("stage.systems={s: sft:s, base: base}", "dtype=float32")
+
+
+def tasks_of(folder: Path, *names: str, more: str = "") -> str:
+    return f"eval.tasks=[{', '.join(f'{{name: {n}, lm_eval: {n}, include: {folder}{more}}}' for n in names)}]"
+
+
+def theirs(model: Path, folder: Path, *names: str, **more: Any) -> Any:
+    """What lm-eval finds by itself, with its own loading of the model, in windows as long as ours."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    given = {"pretrained": str(model), "dtype": "float32", "device": "cpu", "max_length": WINDOW - 1, **more}
+    return simple_evaluate("hf", given, [*names], batch_size=4, bootstrap_iters=0, task_manager=manager)
+
+
+def numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
+
+
+@needs_lm_eval
+def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_model: Path) -> None:
+    folder, root = written(tmp_path / "tasks"), bench.ready.root
+    trained = [
+        "stage=sft",
+        "model=hub",
+        f"model.path={tiny_model}",
+        "method=lora",
+        "stage.max_steps=2",
+        "stage.lr=0.01",
+    ]
+    assert main([*trained, *bench.ready.data, f"run.root={root}", "run.name=plain", "stage.eval_size=2"]) == 0
+    names = ("choose", "more", "guess", "reading")
+    systems = ("stage.systems={plain: sft:plain, base: base}", "dtype=float32", f"data.max_length={WINDOW}")
+    run = bench.run(*systems, tasks_of(folder, *names), "run.name=parity")
+    rows = lines(run)
+    for who, more in (("base", {}), ("plain", {"peft": str(root / "sft" / "plain" / "artifact")})):
+        found = theirs(tiny_model, folder, *names, **more)
+        for name in names:
+            mine = json.loads((run / "artifact" / "lm_eval" / name / f"{who}.json").read_text())
+            assert numbers(mine["results"][name]) == pytest.approx(numbers(found["results"][name]), rel=1e-4)
+            assert mine["n-samples"] == {name: found["n-samples"][name]}
+            assert mine["n-shot"] == {name: found["n-shot"][name]}
+            said = [row["answers"][who]["weighed"] for row in rows if row["task"] == name]
+            samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+            for one, sample in zip(said, samples, strict=True):
+                if name != "reading":
+                    logprobs = [float(logprob) for [[logprob, _]] in sample["resps"]]
+                    assert [logprob for _, logprob in one["requests"]] == pytest.approx(logprobs, abs=1e-3)
+                    assert one["metrics"] == pytest.approx({m: sample[m] for m in sample["metrics"]}, abs=1e-3)
+
+
+@needs_lm_eval
+def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path: Path) -> None:
+    folder = written(tmp_path / "tasks")
+    run = bench.run(*TWO, tasks_of(folder, "choose", "both"), "run.name=once")
+    assert "the report could not be made" not in (run / "log.txt").read_text()
+    told = {
+        who: json.loads((run / "artifact" / "lm_eval" / "choose" / f"{who}.json").read_text()) for who in ("s", "base")
+    }
+    s, base = told["s"]["align"], told["base"]["align"]
+    assert s["base"] == base["base"] == told["base"]["config"]["model_sha"]
+    assert s["adapter"] == told["s"]["config"]["model_sha"] != base["adapter"] == ""
+    assert (s["requests"], s["dtype"]) == (base["requests"], "float32")
+    found = results(run)["tasks"]
+    for who in ("s", "base"):
+        acc = told[who]["results"]["choose"]["acc,none"]
+        assert found["choose"]["systems"][who]["acc"] == acc == found["choose"]["systems"][who]["score"]["value"]
+        group = json.loads((run / "artifact" / "lm_eval" / "both" / f"{who}.json").read_text())
+        assert found["both"]["systems"][who]["acc"] == group["groups"]["both"]["acc,none"]
+    assert {*found["both"]["categories"]} == {"choose", "more"}
+    assert read_manifest(run).metrics["likelihoods_made"] > 0
+    again = bench.run(*TWO, tasks_of(folder, "choose", more=", metric: acc_norm"), "run.name=again")
+    assert read_manifest(again).metrics["likelihoods_made"] == 0
+    assert {row["answers"]["s"]["score"] for row in lines(again)} <= {0.0, 1.0}
+    assert results(again)["tasks"]["choose"]["by"] == "lm-eval's acc_norm"
+
+
+@needs_lm_eval
+def test_an_item_that_is_too_long_changes_no_other(bench: Bench, tmp_path: Path) -> None:
+    """Its few-shot examples are drawn all the same, so the rows behind it keep theirs."""
+    folder = written(tmp_path / "tasks")
+    whole = bench.run(*TWO, tasks_of(folder, "choose"), "run.name=whole")
+    data = folder / "choose.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[2]["prompt"] *= 60
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    less = bench.run(*TWO, tasks_of(folder, "choose"), "run.name=less")
+    assert (results(less)["tasks"]["choose"]["items"], results(less)["tasks"]["choose"]["dropped"]) == (5, 1)
+    assert lines(less) == [row for row in lines(whole) if row["id"] != "2"]
+    counts = json.loads((less / "artifact" / "lm_eval" / "choose" / "s.json").read_text())["n-samples"]
+    assert counts == {"choose": {"original": 6, "effective": 5}}
+
+
+@needs_lm_eval
+def test_two_ranks_find_the_same(bench: Bench, forks: Forks, tmp_path: Path) -> None:
+    folder = written(tmp_path / "tasks")
+    words = (*TWO, tasks_of(folder, "choose", "reading"), "rollout.batch_size=2")
+    one = lines(bench.run(*words, "run.name=one"))
+    (bench.ready.root / "answers.db").unlink()
+    ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=ranks"))
+    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
+    assert lines(bench.ready.root / "eval" / "ranks") == one
+
+
+@needs_lm_eval
+def test_a_gate_against_forgetting(bench: Bench, tmp_path: Path) -> None:
+    folder, gate = written(tmp_path / "tasks"), "name: keeps, task: choose, is: not_worse, margin: 0.9, against: base"
+    words = (*TWO, tasks_of(folder, "choose"), "run.name=gated")
+    assert main(bench.words(*words, f"eval.gates=[{{{gate}}}]")) in (0, 3)
+    run = bench.ready.root / "eval" / "gated"
+    said = json.loads((run / "artifact" / "verdicts" / "keeps.json").read_text())
+    by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in lines(run)]
+    assert said["figure"]["value"] == pytest.approx(sum(by_row) / len(by_row))
+    alone = "eval.gates=[{name: keeps, task: choose, is: superior, margin: 0.5}]"
+    assert "Name another system: against." in bench.refused(*words, alone)
+
+
+@needs_lm_eval
+def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: Path) -> None:
+    folder, before = written(tmp_path / "tasks"), {*bench.ready.root.glob("eval/*")}
+    assert "asks for generate_until in write" in bench.refused(*TWO, tasks_of(folder, "write"))
+    assert "choose, guess" in bench.refused(*TWO, tasks_of(folder, "nothing"))
+    assert "docs/checkers.md" in bench.refused(*TWO, tasks_of(folder, "leaderboard_ifeval"))
+    assert "Its metrics are perplexity, acc." in bench.refused(*TWO, tasks_of(folder, "guess", more=", metric: f1"))
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text('{"id": "0", "answer": "e"}\n')
+    systems = f"stage.systems={{s: sft:s, theirs: {{file: {theirs}}}}}"
+    assert "gives answers and no log-likelihoods" in bench.refused(systems, tasks_of(folder, "choose"))
+    broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
+    (folder / "choose.jsonl").write_text(broken + "\n")
+    assert "fails in lm-eval (" in bench.refused(*TWO, tasks_of(folder, "choose"))
+    kept = {*bench.ready.root.glob("eval/*")} - before
+    assert not any((run / "artifact").exists() for run in kept)
+
+
+@needs_lm_eval
+def test_the_page_shows_a_command_that_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval")
+    files, _, command = block.text.partition("python -m align ")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-ec", files], check=True)
+    run = bench.run(*shlex.split(command), "run.name=page")
+    assert results(run)["tasks"]["facts"]["items"] == 2
+    assert {path.name for path in (run / "artifact" / "lm_eval" / "facts").iterdir()} == {"new.json", "base.json"}

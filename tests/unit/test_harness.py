@@ -1,0 +1,112 @@
+"""How tasks of lm-eval are named, and what their digest covers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval_folder import written
+
+from align.errors import CorruptFile, InputError
+from align.evals import harness
+from align.evals.harness import Harness, harness_record
+from align.evals.probes import LM_EVAL, Probe
+from align.evals.tasks import parsed_tasks
+
+GIVEN = {"name": "arc", "lm_eval": "arc_easy", "include": "tasks"}
+pytest.importorskip("lm_eval")
+
+
+def digest(folder: Path, task: str = "choose") -> str:
+    return harness_record(Harness(task, str(folder)), "eval.tasks, arc").digest
+
+
+def test_a_task_names_one_of_lm_evals() -> None:
+    (task,) = parsed_tasks([{**GIVEN, "metric": "acc_norm", "prompts": 7}], allow_code=False)
+    assert task.probe == Probe(LM_EVAL, harness=Harness("arc_easy", "tasks", "acc_norm"))
+    assert (task.own, task.path, task.prompts) == (True, "", 7)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"include": None}, "include"),
+        ({"include": ""}, "include"),
+        ({"lm_eval": 3}, "lm_eval"),
+        ({"metric": ""}, "metric"),
+        ({"path": "rows.jsonl"}, "path"),
+        ({"probe": "choice"}, "probe"),
+        ({"check": {"kind": "regex", "pattern": "a"}}, "check"),
+        ({"template": True}, "template"),
+        ({"lm_eval": "ifeval"}, "docs/checkers.md"),
+        ({"lm_eval": None}, "include"),
+    ],
+)
+def test_a_wrong_one_is_refused_by_its_key(more: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parsed_tasks([{**GIVEN, **more}], allow_code=False)
+
+
+def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path) -> None:
+    folder = written(tmp_path / "tasks")
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    (folder / "more.jsonl").rename(elsewhere)
+    (folder / "more.yaml").write_text(
+        (folder / "more.yaml").read_text().replace(f"{folder}/more.jsonl", str(elsewhere))
+    )
+    found = [digest(folder), digest(folder, "more")]
+    assert digest(folder) == found[0]
+    for path in (elsewhere, folder / "shots.jsonl", folder / "choose.yaml"):
+        path.write_text(path.read_text() + "\n")
+        found.append(digest(folder))
+    (folder / "utils.py").write_text("a = 1\n")
+    found.append(digest(folder))
+    assert len({*found}) == len(found)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "utils.pyc").write_bytes(b"a")
+    assert digest(folder) == found[-1]
+
+
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ("dataset_path: allenai/ai2_arc", "is of a hub"),
+        ("group: g\ntask: [{task: t, dataset_path: allenai/ai2_arc}]", "is of a hub"),
+        ("dataset_kwargs: {data_files: {test: there/*.jsonl}}", "is no file"),
+        ("dataset_kwargs: {data_files: {}}", "names no file"),
+        ("dataset_kwargs: {data_dir: there}", "no digest covers"),
+        ("custom_dataset: !function utils.rows", "no digest covers"),
+        ("class: !function task.Mine", "no digest covers"),
+        ("include: ../other.yaml", "is no YAML file of the folder"),
+        ("include: template", "is no YAML file of the folder"),
+    ],
+)
+def test_data_that_no_digest_would_cover_are_refused(asks: str, said: str, tmp_path: Path) -> None:
+    folder = written(tmp_path / "tasks")
+    (folder / "_other_yaml").write_text(asks)
+    with pytest.raises(InputError, match=said) as refused:
+        digest(folder)
+    assert "_other_yaml" in str(refused.value)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    folder = written(tmp_path / "tasks")
+    (folder / "choose.yaml").write_text("task: [")
+    with pytest.raises(CorruptFile, match=r"choose\.yaml"):
+        digest(folder)
+    (folder / "choose.yaml").write_text("task: !!python/object/apply:os.getcwd []")
+    with pytest.raises(CorruptFile, match=r"choose\.yaml"):
+        digest(folder)
+
+
+def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "find_spec", {"lm_eval": None}.__getitem__)
+    with pytest.raises(InputError, match=r'pip install "align\[evals\]"'):
+        digest(written(tmp_path / "tasks"))
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        digest(tmp_path / "nowhere")
