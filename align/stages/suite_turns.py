@@ -77,28 +77,45 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
     turns = 1 + max(len(item.then) for item in items) if asking else 0  # files were answered before
     for turn in range(turns):
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
-        for talk, before in ((talks[name], told[name]) for name in talks if turn):
-            for i in due:
-                talk[i] = continued(talk[i], before[i].said.text, items[i].then[turn - 1])
         asked = {name: [items[i]._replace(prompt=talk[i]) for i in due] for name, talk in talks.items()}
         there, found, now = one_turn(run, config, asking, asked)
         made = Made(made.before + now.before, made.now + now.now)
         for i, fit in zip(due, there, strict=True):
             fits[i] = fit
-        for name, of_turn in found.items():
-            told[name] |= zip((i for i, fit in zip(due, there, strict=True) if fit), of_turn, strict=True)
-    tasks, dropped = those_that_fit(tasks, fits)
-    kept = [i for i, fit in enumerate(fits) if fit]
-    said = {name: [whole(items[i], talks[name][i], turns[i]) for i in kept] for name, turns in told.items()}
-    hides = config.rollout.reasoning == "hide"
-    said |= {name: read_file(answers, tasks, hides) for name, answers in work.files.items()}
-    rollouts = {
-        system.name: rollout_of(pad, [told[system.name][i] for i in kept])
-        for system in asking
-        if system.base is not None
-        for pad in [tokenizer_of(config, system).pad_token_id]
+        answered_now = [i for i in due if fits[i]]
+        for name, answers in found.items():
+            for i, answer in zip(answered_now, answers, strict=True):
+                told[name][i] = answer
+                if len(items[i].then) > turn:
+                    talks[name][i] = continued(talks[name][i], answer.said.text, items[i].then[turn])
+    kept, dropped = those_that_fit(tasks, fits)
+    last = {name: [turns[i] for i in range(len(items)) if fits[i]] for name, turns in told.items()}
+    before = {name: [talk[i] for i in range(len(items)) if fits[i]] for name, talk in talks.items()}
+    return Heard(kept, dropped, all_said(config, work, kept, before, last), as_tokens(config, asking, last), made)
+
+
+def all_said(
+    config: Config, work: Work, tasks: Tasks, talks: Mapping[str, Sequence[Conversation]],
+    last: Mapping[str, Sequence[Turn]],
+) -> dict[str, Sequence[Said]]:  # fmt: skip
+    """Every system's last answers with what was said before them, those of files too.
+
+    Args:
+        talks: system → of each item the conversation up to the last answer.
+    """
+    items = [item for _, items in tasks for item in items]
+    said: dict[str, Sequence[Said]] = {
+        name: [whole(*each) for each in zip(items, talks[name], turns, strict=True)] for name, turns in last.items()
     }
-    return Heard(tasks, dropped, said, rollouts, made)
+    hides = config.rollout.reasoning == "hide"
+    return said | {name: read_file(answers, tasks, hides) for name, answers in work.files.items()}
+
+
+def as_tokens(config: Config, systems: Sequence[System], last: Mapping[str, Sequence[Turn]]) -> dict[str, Rollout]:
+    """The last answers of the systems that answer here."""
+    here = [system for system in systems if system.base is not None]
+    pads = {system.name: tokenizer_of(config, system).pad_token_id for system in here}
+    return {name: rollout_of(pad, last[name]) for name, pad in pads.items()}
 
 
 def continued(talk: Conversation, answer: str, question: str) -> Conversation:
