@@ -87,39 +87,36 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
         return []
     found: dict[str, Gate] = {}
     for at, gate in listed(given, FIELD, HELP):
-        one = parsed_gate(gate, at, {task.name: task.asks for task in tasks}, systems)
-        probe = next((task.probe for task in tasks if task.name == one.task), None)
-        unit = UNITS.get(probe.kind, "") if probe is not None else ""
-        problem = f"has {unit}, of which no number is good by itself"
-        require(bool(one.against) or not unit, f"{at}.task", one.task, problem, "Name another system: against.")
+        one = parsed_gate(gate, at, {task.name: task for task in tasks}, systems)
         require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
         found[one.name] = one
     return [*found.values()]
 
 
-def parsed_gate(given: Any, at: str, tasks: Mapping[str, str], systems: Sequence[str]) -> Gate:
-    """
-    Args:
-        tasks: name → its question, empty where it asks none.
-    """
+def parsed_gate(given: Any, at: str, tasks: Mapping[str, Task], systems: Sequence[str]) -> Gate:
     gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n", "min_agreement"))
     name = gate["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
-    task, kind = one_of(gate, at, "task", [*tasks]), one_of(gate, at, "is", KINDS)
+    task, kind = tasks[one_of(gate, at, "task", [*tasks])], one_of(gate, at, "is", KINDS)
     other = one_of(gate, at, "against", systems[1:]) if gate.get("against") is not None else ""
     problem = "is about two systems, and `against` names no other one"
     require(kind != "not_worse" or bool(other), f"{at}.is", kind, problem, HELP)
+    unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
+    problem = f"has {unit}, of which no number is good by itself"
+    require(bool(other) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
     margin, level = number(gate, at, "margin", 0.0, 0), number(gate, at, "level", 0.95, 0)
-    require(margin < 1, f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
+    require(margin < 1 or bool(unit), f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
     problem = f"is not above {LOWEST_LEVEL} and below 1"
     require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
     problem = "is 0, and two equal systems can never be shown to be so"
     require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
     rule = Rule(KINDS[KINDS.index(kind)], margin, level, whole(gate, at, "least_n", 1, 1))
     agreement = number(gate, at, "min_agreement", None, COIN, 1) if gate.get("min_agreement") is not None else None
+    problem = f"is of judges, and task {task.name} is a probe"
+    require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
     problem = "is 1, which no agreement is above"
     require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
-    return Gate(name, task, other, rule, agreement, tasks[task])
+    return Gate(name, task.name, other, rule, agreement, task.asks)
 
 
 NOTHING = Interval(0.0, None, None, 0)

@@ -123,20 +123,27 @@ def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise InputError(f"{row.where}, choices", choices, "is no list of at least two texts", CHOICE_HELP)
     texts = tuple(filled(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
+    twice = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
+    problem = f"has {twice} twice, and equal choices are equally likely"
+    require(twice is None, f"{row.where}, choices", choices, problem, "Write each choice once.")
     return prompt, Choices(texts, place_of(row, len(texts)))
 
 
 def place_of(row: Row, choices: int) -> int:
-    """The right choice of a row: its place from 0, or its letter from A."""
+    """The right choice of a row: its place from 0, or its letter from A. A cell of a table has the place as a text."""
     answer = row.data.get("answer")
+    at, remedy = f"{row.where}, answer", f"Write its place from 0 to {choices - 1}, or its letter from A."
+    require(answer is not None and answer != "", at, "(missing)", "is missing", remedy)
     place: Any = answer
     if isinstance(answer, str) and len(answer) == 1 and "A" <= answer.upper() <= "Z":
         place = ord(answer.upper()) - ord("A")
     elif row.texts and isinstance(answer, str) and answer.isdecimal():
         place = int(answer)
-    right = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < choices
-    remedy = f"Write its place from 0 to {choices - 1}, or its letter from A."
-    require(right, f"{row.where}, answer", answer, f"names none of {choices} choices", remedy)
+    kinds = ((bool, "true or false"), (str, "a text"), (float, "a number with a decimal point"))
+    kind = next((words for of, words in kinds if isinstance(place, of)), "")
+    require(not kind, at, answer, f"is {kind}, and a place is a whole number", remedy)
+    if not isinstance(place, int) or not 0 <= place < choices:
+        raise InputError(at, answer, f"names none of {choices} choices", remedy)
     return place
 
 

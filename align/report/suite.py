@@ -24,8 +24,7 @@ def verdict(seen: Seen) -> str:
     """What the gates say, and the differences that were shown."""
     names, gates = names_of(seen), seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
-    passed = [name for name, outcome in gates.items() if outcome == "pass"]
-    gated = [f"{len(passed)} of {counted(len(gates), 'gate')} passed."] if gates else []
+    gated = [outcomes([*gates.values()])] if gates else []
     every = [
         (name, task, other)
         for name, task in in_order(seen, seen.metrics)
@@ -39,6 +38,19 @@ def verdict(seen: Seen) -> str:
     none = f"No difference between {first} and {' or '.join(others)} was shown."
     rest = "No other difference was shown." if clear else none
     return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
+
+
+def outcomes(found: Sequence[str]) -> str:
+    """How many gates passed, failed and are undecided.
+
+    Args:
+        found: of each gate `pass`, `fail` or `undecided`.
+    """
+    failed, undecided = found.count("fail"), found.count("undecided")
+    said = [f"{found.count('pass')} of {counted(len(found), 'gate')} passed"]
+    said += [f"{failed} failed"] if failed else []
+    said += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] if undecided else []
+    return f"{', '.join(said)}."
 
 
 def names_of(seen: Seen) -> list[str]:
@@ -86,7 +98,8 @@ def overview(report: Report, seen: Seen) -> None:
         report.text(f"**{name}**, {about(task)}")
         against_table(report, name, names, task)
         near_table(report, name, names, task)
-    report.text(READING.format(level=100 * seen.settings["level"]))
+    if any(task["against"] for task in results["tasks"].values()):
+        report.text(READING.format(level=100 * seen.settings["level"]))
     if people := seen.mapping("artifact/people.json"):
         people_table(report, people)
 
@@ -109,7 +122,8 @@ def people_table(report: Report, people: Mapping[str, Any]) -> None:
         for one in people["people"]
     ]  # fmt: skip
     heads = ("who", "votes", "skips", "known answers met", "the same on a repeat", "first one preferred")
-    report.table(heads, rows, "People: each of them")
+    if rows:
+        report.table(heads, rows, "People: each of them")
 
 
 def told(figure: Mapping[str, Any] | str) -> str:
@@ -238,14 +252,17 @@ def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[s
     if there:
         report.text(f"Where {first} and {other} differ:" if graded else f"Where {first} lost most against {other}:")
     for row in there:
-        sides = [
-            Said(
-                f"{who}{grade(one) if graded else scored(one)}{missed(one)}", transcript(one), one.get("reasoning", "")
-            )
-            for who in (first, other)
-            for one in [row["answers"][who]]
-        ]
-        report.side_by_side(row["prompt"], sides)
+        report.side_by_side(row["prompt"], [side(who, row["answers"][who], graded) for who in (first, other)])
+
+
+def side(who: str, answer: Mapping[str, Any], graded: bool) -> Said:
+    """What a system said to an item; of a probe the choice that it picked, or the bits per byte of the text."""
+    if (weighed := answer.get("weighed")) is None:
+        label = f"{who}{grade(answer) if graded else scored(answer)}{missed(answer)}"
+        return Said(label, transcript(answer), answer.get("reasoning", ""))
+    if "logprobs" in weighed:
+        return Said(f"{who}, {'right' if answer['score'] else 'wrong'} choice", answer["text"])
+    return Said(who, f"{-answer['score']:.4f} bits per byte")
 
 
 def transcript(answer: Mapping[str, Any]) -> str:

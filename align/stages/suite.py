@@ -201,8 +201,6 @@ def in_lines(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
             f"p after Holm {found['p_holm']:.2g} on {items}"
         )
-        if unsaid := found.get("no_verdict"):
-            yield f"{name}: no verdict in {counted(unsaid, 'judgement')} against {other}, counted as ties"
     for other in task["systems"]:
         if other != first and other not in task["against"]:
             yield f"{name}: nobody has judged {first} against {other} yet"

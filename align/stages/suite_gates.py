@@ -20,6 +20,7 @@ def check_gates(
     """The cards by which judges decide gates, by gate.
 
     Args:
+        gates: all of `eval.gates`, in their order there.
         judges: task → who judges its answers, of the tasks that have no checks; None of people, who need no card.
         cards: those that are named.
         proxy: some system was optimised against the judge.
@@ -30,13 +31,13 @@ def check_gates(
     by_judge = [gate for gate in gates if gate.task in judges]
     with_card = [(gate, judge) for gate in by_judge if (judge := judges[gate.task]) is not None]
     named = {gate.name for gate, _ in with_card}
-    for gate in gates:
+    for i, gate in enumerate(gates):
         problem = f"is of judges, and task {gate.task} has {'checks' if gate not in by_judge else 'people'}"
         said = gate.name in named or gate.min_agreement is None
-        require(said, f"{FIELD}, {gate.name}, min_agreement", gate.min_agreement, problem, DROP)
-    for gate in by_judge:
+        require(said, f"{FIELD}[{i}].min_agreement", gate.min_agreement, problem, DROP)
         problem, remedy = "asks for a mean score of a judge, which has units of its own", "Name a system in `against`."
-        require(bool(gate.against or gate.asks), f"{FIELD}, {gate.name}", gate.task, problem, remedy)
+        compared = gate.task not in judges or bool(gate.against or gate.asks)
+        require(compared, f"{FIELD}[{i}].task", gate.task, problem, remedy)
     problem = "is the card of a judge, and no gate is decided by one"
     require(bool(with_card) or not config.stage.card, "stage.card", config.stage.card, problem, DROP)
     found = dict[str, Card]()

@@ -166,6 +166,8 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     left, near_unknown = with_near(config, found, left, root)
     tasks = [(task, drawn(config, task, items[: most_of(config, task)])) for task, items in left]
     judged = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
+    problem, remedy = "has no task to judge: all have checks or are probes", "Drop it, or add a task without checks."
+    require(bool(judged) or found.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
     proxy = False
     if judged and isinstance(found.judge, LLMJudge):
         api_key(found.judge.endpoint)

@@ -109,7 +109,8 @@ def opened(
 ) -> dict[str, tuple[Question, str]]:
     """Open the project where it is not there, and add the pairs that so many votes are to be on.
 
-    All is added in one transaction: a run that is cut off leaves nothing half done. What is there keeps its side.
+    All is added in one transaction: a run that is cut off leaves nothing half done. Items that are there keep the order
+    of their two answers.
 
     Args:
         votes: that are asked for; None for one of each pair and some more.

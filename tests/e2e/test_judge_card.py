@@ -171,7 +171,7 @@ def test_a_card_needs_a_hundred_verdicts(bench: Bench):
         (("stage.card=eval:weak",), "its agreement with weak.jsonl is 0.62 [0.53, 0.70], whose lower end is not above"),
         (("stage.card=eval:wide",), "its agreement has an interval at level 0.6, and 0.95 is needed"),
         (("stage.card=eval:blind", "reward=rules", "reward.rules=[{rule: regex, pattern: Z}]"), "is 0.00 [0.00, 0.03]"),
-        (("stage.card=eval:sure", "eval.gates=[{name: g, task: chat, is: superior}]"), "asks for a mean score"),
+        (("stage.card=eval:sure", "eval.gates=[{name: g, task: chat, is: superior}]"), "[0].task=chat: asks for"),
         (("stage.card=eval:sure", f"eval.gates=[{GATE[:-1]}, min_agreement: 0.98}}]"), "is not above 0.98"),
         (("stage.card=eval:sure", f"eval.gates=[{GATE[:-1]}, min_agreement: 0.4}}]"), "min_agreement=0.4"),
         (("stage.card=eval:sure", f"eval.gates=[{GATE[:-1]}, min_agreement: 1}}]"), "which no agreement is above"),
@@ -179,7 +179,7 @@ def test_a_card_needs_a_hundred_verdicts(bench: Bench):
         (
             ("eval.tasks=[{name: chat, prompts: 8, check: {kind: regex, pattern: e}}]",
              f"eval.gates=[{GATE[:-1]}, min_agreement: 0.7}}]"),
-            "is of judges, and task chat has checks",
+            "eval.gates[0].min_agreement=0.7: is of judges, and task chat has checks",
         ),
     ],
 )  # fmt: skip

@@ -22,6 +22,9 @@ from annotate.store import Candidate, Judgement, Settings, Store
 from annotate.store.about import projects_in
 from annotate.store.projects import settings_of
 
+TABLES = ("People: each of them", "p after Holm")
+"""What the page has once somebody has voted."""
+
 
 @pytest.fixture
 def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
@@ -103,7 +106,9 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> Non
     first = bench.run(words)
     assert against(first) == {}
     assert "nobody has judged zebra against okapi yet" in bench.said
-    assert "Nobody has judged" in (first / "report.html").read_text()
+    page = (first / "report.html").read_text()
+    assert "Nobody has judged" in page
+    assert not any(text in page for text in TABLES)  # which would be empty
     assert bench.run(words) == first
     bench.run([*words, "resume=never"])
     with bench.served() as served:
@@ -113,6 +118,7 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> Non
     assert "this command, given again, reads them" in bench.said
     assert against(part)["okapi"]["win_rate"]["value"] == 1.0
     assert against(part)["okapi"]["items"] == 3
+    assert all(text in (part / "report.html").read_text() for text in TABLES)
     with store_of(bench.folder) as store:
         assert len(list(store.items(bench.project))) == 10  # three runs, one project
 
@@ -206,6 +212,11 @@ def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     assert "stage.votes=401: are too many on 4 pairs" in bench.said
     assert bench.status(*words, "stage.judge=reward", "stage.votes=4") == 2
     assert "stage.votes=4: is asked of people, and others judge" in bench.said
+    file = bench.folder / "checked.jsonl"
+    rows = [{"id": f"p{i}", "prompt": f"Question {i}?", "check": {"kind": "regex", "pattern": "R"}} for i in range(4)]
+    checked = f"eval.tasks=[{{name: chat, path: {written(file, rows)}}}]"
+    assert bench.status(*words, checked) == 2
+    assert "stage.judge=people: has no task to judge" in bench.said
     assert bench.status("stage=eval", "stage.judge=people") == 2
     assert "stage.judge=people: is of several systems, and none are named" in bench.said
     assert bench.status(*words, "stage.gold=none.jsonl") == 2

@@ -57,7 +57,8 @@ class Place:
 
     def run(self, *words: str) -> Path:
         assert main([*words]) == 0, self.capsys.readouterr().err
-        return Path(self.capsys.readouterr().out.strip().splitlines()[-1])
+        self.said = self.capsys.readouterr().out
+        return Path(self.said.strip().splitlines()[-1])
 
     def refused(self, *words: str) -> str:
         assert main([*words]) == 2
@@ -294,4 +295,6 @@ def test_a_server_of_ours_judges(forks: Forks, place: Place):
         run = place.run(*place.words(judge, ["yes"] * 3, ["no"] * 3))
         assert [row["status"] for row in server.log] == [200] * 6
     assert {row["error"] for row in verdicts(run)} <= {"the judge gives no verdict", "the judge's answer was cut"}
+    assert "6 of 6 verdicts by" in place.said
+    assert "no verdict in" not in place.said, "it is said once"
     assert results(run)["tasks"]["asked"]["against"]["old"]["win_rate"]["value"] == 0.5

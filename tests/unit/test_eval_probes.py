@@ -44,9 +44,15 @@ def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
         ({**ROW, "answer": 2}, "names none of 2 choices"),
         ({**ROW, "answer": -1}, "names none of 2 choices"),
         ({**ROW, "answer": "C"}, "names none of 2 choices"),
-        ({**ROW, "answer": True}, "names none of 2 choices"),
-        ({**ROW, "answer": "Paris"}, "names none of 2 choices"),
-        ({**ROW, "answer": None}, "names none of 2 choices"),
+        ({**ROW, "answer": [0]}, "names none of 2 choices"),
+        ({**ROW, "answer": True}, "is true or false, and a place is a whole number"),
+        ({**ROW, "answer": "Paris"}, "is a text, and a place is a whole number"),
+        ({**ROW, "answer": "1"}, "is a text, and a place is a whole number"),
+        ({**ROW, "answer": 1.0}, "is a number with a decimal point, and a place is a whole number"),
+        ({**ROW, "answer": None}, "is missing"),
+        ({"prompt": "a", "choices": ["b", "c"]}, "is missing"),
+        ({**ROW, "choices": ["Rome", "Paris", "Rome"]}, "has Rome twice"),
+        ({**ROW, "choices": ["1", 1]}, "has 1 twice"),
         ({**ROW, "choices": ["Paris"]}, "at least two texts"),
         ({**ROW, "choices": "Paris"}, "at least two texts"),
         ({**ROW, "choices": ["Paris", " "]}, "is blank"),
@@ -155,3 +161,19 @@ def test_a_loss_has_gates_against_another_system_alone() -> None:
     assert parsed_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
     with pytest.raises(InputError, match="of which no number is good by itself"):
         parsed_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))
+
+
+def test_a_margin_in_bits_per_byte_may_be_above_1_and_one_of_shares_may_not() -> None:
+    gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 1.5, "against": "b"}
+    loss, choice = ([Task("t", "t.jsonl", probe=Probe(kind))] for kind in (LOSS, CHOICE))
+    assert parsed_gates([gate], loss, ("a", "b"))[0].rule.margin == 1.5
+    with pytest.raises(InputError, match="is beyond every share"):
+        parsed_gates([gate], choice, ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", [LOSS, CHOICE])
+def test_a_probe_has_no_agreement(kind: str) -> None:
+    gate = {"name": "g", "task": "t", "is": "superior", "against": "b", "min_agreement": 0.7}
+    with pytest.raises(InputError, match="is of judges, and task t is a probe") as error:
+        parsed_gates([gate], [Task("t", "t.jsonl", probe=Probe(kind))], ("a", "b"))
+    assert error.value.field == "eval.gates[0].min_agreement"
