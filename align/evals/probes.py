@@ -209,12 +209,3 @@ def figures_of(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "bits_per_byte": bits_per_byte(nats, size), "nats_per_token": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
     }  # fmt: skip
-
-
-def check_weighable(systems: Sequence[Any], tasks: Sequence[Any]) -> None:
-    """Raises: InputError: a task is a probe, and a system gives answers alone."""
-    probed = next((task.name for task in tasks if task.probe is not None), None)
-    for system in systems:
-        if probed is not None and system.base is None:
-            problem = f"gives answers and no log-likelihoods, and task {probed} is a probe, which needs them"
-            raise InputError(system.field, system.ref, problem, "Leave out the system, or the task.")

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from align.config.compose import plain
-from align.config.root import Config, store_url
+from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.near_training import nearly_trained_on
-from align.data.sources import data_records, files_record, prompts
-from align.data.trained_ids import seen_by
+from align.data.sources import data_records
 from align.errors import require
 from align.evals import judges
 from align.evals.card_gate import Card, found_cards
 from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
-from align.evals.harness import harness_record
 from align.evals.judge_identity import grader_identity, identity_of
 from align.evals.llm_grader import grader_of
 from align.evals.llm_judge import LLMJudge, parsed_judge
-from align.evals.probes import check_weighable
 from align.evals.questions import shortened
-from align.evals.suite import Tasks, Work, unseen
+from align.evals.suite import Tasks, Work
 from align.evals.systems import System, matched, opened_systems
-from align.evals.tasks import JUDGED, Item, Task, answered_often, items_of_file, items_of_prompts, parsed_tasks
+from align.evals.tasks import JUDGED, Task, parsed_tasks
 from align.models.start import label
-from align.report.words import counted
 from align.run import Base, Input, json_digest
-from align.stages.rows import key_of, source_of
+from align.stages.rows import source_of
 from align.stages.suite_gates import check_gates
+from align.stages.suite_items import items_to_ask, record_of
 from align.stages.suite_people_inputs import PEOPLE, check_people, people_inputs
-from align.types import Conversation, Message
 from reward.inputs import models_of, read_alike, reward_inputs
 
 
@@ -150,21 +143,29 @@ def judge_inputs(
 
 
 def work_of(config: Config, found: Found) -> tuple[Work]:
-    """The items that systems are asked, without those that one of them was trained on.
+    """The items that systems are asked, once it is known that who scores them may.
 
     Raises:
         InputError: a task has no item, or none that is left; a judge would score what was optimised against it, or
             decide a gate; an endpoint cannot be asked.
     """
-    root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
-    artifacts = [system.artifact for system in found.systems if system.artifact is not None]
-    seen = [seen_by(artifact, root, partial(key_of, config), system_turn) for artifact in artifacts]
-    left, counts = unseen([(task, items_of(config, task)) for task in found.tasks], seen)
-    for name, count in counts.items():
-        if count:
-            print(f"{name}: {counted(count, 'item')} left out: training saw them")
-    left, near_unknown = with_near(config, found, left, root)
-    tasks = [(task, drawn(config, task, items[: most_of(config, task)])) for task, items in left]
+    tasks, seen, unknown = items_to_ask(config, found.tasks, found.systems)
+    cards = cards_that_decide(config, found, tasks)
+    for system in found.systems:
+        if system.endpoint is not None:
+            check_askable(system, system.endpoint, tasks)
+    items = [(task.name, item) for task, items in tasks for item in items]
+    files = {system.name: matched(system, items) for system in found.systems if system.is_file}
+    return (Work(found.systems, tasks, files, seen, unknown, found.gates, found.judge, cards),)
+
+
+def cards_that_decide(config: Config, found: Found, tasks: Tasks) -> Mapping[str, Card]:
+    """The card behind each gate that a judge decides.
+
+    Raises:
+        InputError: the judge cannot be asked, was a system's reward, or may not decide a gate; or people have nothing
+            to judge.
+    """
     judged = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
     problem, remedy = "has no task to judge: all have checks or are probes", "Drop it, or add a task without checks."
     require(bool(judged) or found.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
@@ -172,18 +173,20 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     if judged and isinstance(found.judge, LLMJudge):
         api_key(found.judge.endpoint)
     elif judged and found.judge != PEOPLE:
-        proxy = any(of.proxy for of in standings_of(config, found, root))
+        proxy = any(of.proxy for of in standings_of(config, found))
     judges_of = {name: identity_of(found.judge, reward_spec(config.reward), found.records) for name in judged}
     if isinstance(found.judge, LLMJudge):
         judges_of |= {task.name: grader_identity(grader_of(found.judge, task.asks)) for task, _ in tasks if task.asks}
-    cards = check_gates(config, found.gates, judges_of, found.cards, proxy)
-    items = [(task.name, item) for task, items in tasks for item in items]
-    for system in found.systems:
-        if system.endpoint is not None:
-            check_askable(system, system.endpoint, tasks)
-    files = {system.name: matched(system, items) for system in found.systems if system.is_file}
-    unknown = [*dict.fromkeys([*(sentence for one in seen for sentence in one.unknown), *near_unknown])]
-    return (Work(found.systems, tasks, files, counts, unknown, found.gates, found.judge, cards),)
+    return check_gates(config, found.gates, judges_of, found.cards, proxy)
+
+
+def check_weighable(systems: Sequence[System], tasks: Sequence[Task]) -> None:
+    """Raises: InputError: a task is a probe, and a system gives answers alone."""
+    probed = next((task.name for task in tasks if task.probe is not None), None)
+    for system in systems:
+        problem = f"gives answers and no log-likelihoods, and task {probed} is a probe, which needs them"
+        remedy = "Leave out the system, or the task."
+        require(probed is None or system.base is not None, system.field, system.ref, problem, remedy)
 
 
 def check_askable(system: System, endpoint: Endpoint, tasks: Tasks) -> None:
@@ -194,29 +197,13 @@ def check_askable(system: System, endpoint: Endpoint, tasks: Tasks) -> None:
     require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
 
 
-def with_near(config: Config, found: Found, tasks: Tasks, root: Path) -> tuple[Tasks, Sequence[str]]:
-    """The items, with who was nearly trained on each; and what is not known of that."""
-    if config.stage.near is None:
-        return tasks, []
-    asked = [all_asked(item) for _, items in tasks for item in items]
-    artifacts = {system.name: system.artifact for system in found.systems if system.artifact is not None}
-    near, unknown = nearly_trained_on(artifacts, root, store_url(config), asked, config.stage.near)
-    told = iter({name: ", ".join(one) for name, one in of.items()} for of in near)
-    return [(task, [item._replace(near=next(told)) for item in items]) for task, items in tasks], unknown
-
-
-def all_asked(item: Item) -> Conversation:
-    """An item's prompt with what the user says afterwards."""
-    return replace(item.prompt, messages=(*item.prompt.messages, *(Message("user", text) for text in item.then)))
-
-
-def standings_of(config: Config, found: Found, root: Path) -> list[judges.Standing]:
+def standings_of(config: Config, found: Found) -> list[judges.Standing]:
     """What the judge is to each system that is an artifact.
 
     Raises:
         InputError: one was optimised against the judge, and nobody asked for that.
     """
-    reward = plain(config)["reward"]
+    reward, root = plain(config)["reward"], Path(config.run.root).expanduser()
     title, identities = judges.title(reward, found.records), judges.identities(reward, found.records)
     standings = list[judges.Standing]()
     for system in found.systems:
@@ -224,31 +211,3 @@ def standings_of(config: Config, found: Found, root: Path) -> list[judges.Standi
             standings.append(judges.standing_of(system.artifact, identities, root))
             judges.independent(standings[-1], title, system.ref, config.stage.allow_proxy)
     return standings
-
-
-def record_of(task: Task) -> Input:
-    """What a task reads, as an input of the run."""
-    harness = task.probe.harness if task.probe is not None else None
-    return files_record(task.path, task.field) if harness is None else harness_record(harness, task.field)
-
-
-def items_of(config: Config, task: Task) -> Sequence[Item]:
-    """All items of a task."""
-    if task.probe is not None and task.probe.harness is not None:
-        from align.evals.lm_eval_tasks import items_of_harness  # lm-eval is an extra
-
-        return items_of_harness(task, task.probe.harness)
-    if task.path:
-        return items_of_file(task, config.data.system or None, config.stage.allow_code)
-    asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
-    return items_of_prompts(task, asked, config.stage.allow_code)
-
-
-def drawn(config: Config, task: Task, items: Sequence[Item]) -> Sequence[Item]:
-    """Each item as often as it is answered. A probe draws nothing."""
-    return items if task.probe is not None else answered_often(items, config.stage.answers)
-
-
-def most_of(config: Config, task: Task) -> int | None:
-    """How many of them are asked at most; None for all."""
-    return task.prompts or (None if task.own else min(config.stage.prompts, config.data.limit or config.stage.prompts))

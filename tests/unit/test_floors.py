@@ -167,6 +167,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "suite_answers",
         "suite_gates",
         "suite_probes",
+        "suite_items",
         "suite_scores",
         "suite_turns",
         "suite_people",
