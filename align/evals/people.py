@@ -10,12 +10,13 @@ from __future__ import annotations
 import hmac
 import random
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from align.chain import canonical
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
+from align.types import Conversation
 from annotate.store import Candidate, Item, Vote, storable
-from annotate.store.records import shuffle_of
 
 ONCE, VOTES = 5, 6
 """Of so many votes, those on pairs that nobody has judged: the others are a second person's, and show how far people
@@ -37,8 +38,14 @@ class Question(NamedTuple):
     ended: tuple[bool, bool] = (True, True)
 
     @property
-    def name(self) -> list[str]:
-        return [self.task, self.other, self.pair.id]
+    def name(self) -> tuple[str, str, str]:
+        return self.task, self.other, self.pair.id
+
+    @property
+    def prompt(self) -> Conversation:
+        """As people are shown it, with the characters alone that a database keeps."""
+        prompt = self.pair.prompt
+        return replace(prompt, messages=tuple(replace(m, content=storable(m.content)) for m in prompt.messages))
 
     @property
     def alike(self) -> bool:
@@ -47,11 +54,15 @@ class Question(NamedTuple):
 
     def key(self, secret: bytes) -> str:
         """What the project knows it by. Without the project's key it says nothing, and cannot be guessed."""
-        return f"pair/{hmac.digest(secret, canonical(self.name).encode(), 'sha256').hex()[:32]}"
+        return f"pair/{keyed(secret, *self.name).hex()[:32]}"
 
-    def draw(self, seed: int) -> float:
-        """When it is asked, drawn from [0, 1): the lowest is the first."""
-        return shuffle_of(canonical([seed, *self.name]))
+    def draw(self, key: bytes) -> float:
+        """When it is asked, drawn from [0, 1): the lowest is the first.
+
+        Args:
+            key: see `order_key`.
+        """
+        return int.from_bytes(keyed(key, *self.name)[:6]) / 2**48
 
     def candidates(self, first_first: bool) -> tuple[Candidate, Candidate]:
         """Both answers in the order in which they are shown.
@@ -64,10 +75,27 @@ class Question(NamedTuple):
         return (first, second) if first_first else (second, first)
 
     def first_in(self, item: Item) -> str | None:
-        """The id of the first system's answer; None where the item holds other answers."""
+        """The id of the first system's answer; None where the item holds another prompt or other answers."""
+        if item.prompt.as_dicts() != self.prompt.as_dicts():
+            return None
         by_text = {candidate.text: candidate.id for candidate in item.candidates}
         first, second = storable(self.pair.first), storable(self.pair.second)
         return by_text[first] if by_text.keys() == {first, second} else None
+
+
+def keyed(secret: bytes, *what: str | int) -> bytes:
+    """32 bytes that these words decide, and that nobody can tell who has no secret."""
+    return hmac.digest(secret, canonical(what).encode(), "sha256")
+
+
+def order_key(secret: bytes, seed: int) -> bytes:
+    """What decides the order in which a project's pairs are asked."""
+    return keyed(secret, "order", seed)
+
+
+def sides_key(secret: bytes, seed: int, there: int) -> bytes:
+    """What decides the sides of the pairs that a project is given beside those that are there."""
+    return keyed(secret, "sides", seed, there)
 
 
 def votes_asked(votes: int | None, pairs: int) -> int:
@@ -75,28 +103,30 @@ def votes_asked(votes: int | None, pairs: int) -> int:
     return votes or pairs + -(-pairs * (VOTES - ONCE) // ONCE)
 
 
-def chosen(questions: Mapping[str, Question], there: Collection[str], votes: int, seed: int) -> list[str]:
+def chosen(questions: Mapping[str, Question], there: Collection[str], votes: int, key: bytes) -> list[str]:
     """The items that so many votes are to be on, in the order in which they are asked; those that the project has are
     among them.
 
     Args:
         questions: by the id of their item; there are some.
         there: the ids of those that the project has.
+        key: see `order_key`.
     """
     enough = max(1, -(-votes * ONCE // VOTES))
-    drawn = sorted(questions, key=lambda id: (id not in there, questions[id].draw(seed)))
+    drawn = sorted(questions, key=lambda id: (id not in there, questions[id].draw(key)))
     return drawn[: max(enough, len(there))]
 
 
-def drawn_sides(groups: Sequence[Hashable], seed: int, ahead: int = 0) -> list[bool]:
+def drawn_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
     """Of each item whether the first system's answer stands first: balanced within one over all items, and within one
     in each group.
 
     Args:
         groups: of each item, in the order in which they are asked. Two in a row of one group stand either way.
+        key: see `sides_key`.
         ahead: how many more of the items before them have the first system's answer first, less those that have not.
     """
-    rng = random.Random(f"sides/{seed}")
+    rng = random.Random(key)
     sides, waiting = [True] * len(groups), dict[Hashable, int]()
     for i, group in enumerate(groups):
         if group not in waiting:
@@ -125,21 +155,44 @@ def verdict_of(vote: Vote, prompt: str, first: str) -> Verdict:
 
 
 def verdicts_of(
-    questions: Iterable[Question], asked: Mapping[str, tuple[Question, str]], votes: Iterable[Vote]
+    questions: Sequence[Question], asked: Mapping[str, tuple[Question, str]], votes: Iterable[Vote], key: bytes
 ) -> dict[tuple[str, str], list[Verdict]]:
-    """The verdicts by task and other system. A pair of the same text twice is a tie that nobody is asked about; of one
-    that nobody judged there is none.
+    """The verdicts by task and other system. Of a pair that nobody judged there is none.
 
     Args:
         asked: item of the project → the question, and the id of the first system's answer.
         votes: on these items.
+        key: see `order_key`.
     """
-    found: dict[tuple[str, str], list[Verdict]] = {}
-    for question in questions:
-        same = [Verdict(question.pair.id, "", 0.5)] if question.alike else []
-        found.setdefault((question.task, question.other), []).extend(same)
+    found: dict[tuple[str, str], list[Verdict]] = {(task, other): [] for task, other, *_ in questions}
+    judged = set[tuple[str, str, str]]()
     for vote in votes:
         if vote.item in asked:
             question, first = asked[vote.item]
+            judged.add(question.name)
             found[question.task, question.other].append(verdict_of(vote, question.pair.id, first))
+    for question in alike_counted(questions, judged, key):
+        found[question.task, question.other].append(Verdict(question.pair.id, "", 0.5))
+    return found
+
+
+def alike_counted(
+    questions: Iterable[Question], judged: Collection[tuple[str, str, str]], key: bytes
+) -> list[Question]:
+    """The pairs of the same text twice that count as ties. People are asked about a sample of the other pairs, and with
+    all of the ties beside it every figure would be drawn to a tie. So as large a share of them counts as was judged of
+    the other pairs of the same task and systems, to the nearest number: the first ones by their draw. Where there are
+    no other pairs, all count.
+
+    Args:
+        judged: names of pairs that have a vote.
+        key: see `order_key`.
+    """
+    groups: dict[tuple[str, str], tuple[list[Question], list[Question]]] = {}
+    for question in questions:
+        groups.setdefault((question.task, question.other), ([], []))[question.alike].append(question)
+    found = []
+    for others, alike in groups.values():
+        share = sum(question.name in judged for question in others) / len(others) if others else 1
+        found += sorted(alike, key=lambda question: question.draw(key))[: round(share * len(alike))]
     return found

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
 
 from align import ranks
 from align.config.root import Config
 from align.data.reasoning import without_reasoning
 from align.errors import InputError, require
-from align.evals.people import Question, chosen, drawn_sides, verdicts_of, votes_asked
+from align.evals.people import Question, chosen, drawn_sides, order_key, sides_key, verdicts_of, votes_asked
 from align.evals.results import Scored
 from align.evals.verdicts import Pair, Verdict
 from align.redaction import masked
@@ -23,23 +25,22 @@ from align.run import Run, write_json
 from align.stages.rows import open_store
 from align.stages.suite_people_inputs import PEOPLE, known_answers
 from align.stages.suite_scores import Judge, Told
-from align.types import Conversation
 from annotate.exchange.importing import Row, add
 from annotate.figures.estimates import as_json
 from annotate.figures.people import consistency, gold_accuracy
 from annotate.figures.project import figures_of
 from annotate.figures.view import View, read
-from annotate.store import Item, Store, configure, storable
+from annotate.store import Item, Store, configure
 from annotate.store.items import id_of
 from annotate.store.preference_pairs import counted_rankings
-from annotate.store.projects import MOST_PEOPLE, overlap_for, settings_of
+from annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
 
 FILE = "people.json"
 """Of a run's artifact: how many votes there are, and how far they can be believed."""
 OPENED_WITH = {
     "title": "Two answers", "order": "priority", "turned_by_item": True, "gold_share": 0.1, "repeat_share": 0.1,
 }  # fmt: skip
-"""Settings of a project that is opened. Whoever changes them afterwards is not overruled."""
+"""Settings of a project that is opened. Whoever changes them afterwards is not overruled; see also `wants_more`."""
 
 
 # The judge
@@ -74,7 +75,7 @@ class Heard(NamedTuple):
 def people_asked(run: Run, config: Config, tolds: Sequence[Told]) -> Heard:
     """
     Raises:
-        InputError: the project was erased, or holds items or answers of something else.
+        InputError: the project was erased, or holds items, prompts or answers of something else.
     """
     votes, hides = run.inputs["votes"], config.rollout.reasoning == "hide"
     every = [question for told in tolds for question in questions_of(told, hides)]
@@ -83,15 +84,22 @@ def people_asked(run: Run, config: Config, tolds: Sequence[Told]) -> Heard:
     gold = known_answers(Path(config.stage.gold).expanduser()) if config.stage.gold else []
     about = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
     if not questions:
-        return Heard(verdicts_of(shown, {}, ()), [*kept_back(about), "no pair is left to ask people about"])
+        found = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order
+        return Heard(found, [*kept_back(about, about["same_text"]), "no pair is left to ask people about"])
     with open_store(config) as store:
-        asked = opened(store, votes.project, questions, config.stage.votes, gold, config.seed)
+        configure(store, votes.project)
+        secret = store.key(votes.project)
+        assert secret is not None, "configure() lets no erased project pass"
+        asked = opened(store, votes.project, secret, questions, config.stage.votes, gold, config.seed)
         with store.reading():  # one view for all of it
             view = read(store, votes.project).through(votes.seq)
             rankings = counted_rankings(store, votes.project, config.data.allow_simulated, votes.seq)
-    figures = {"project": votes.project, **about, "asked": len(asked), **heard(view, votes.project)}
+    found = verdicts_of(shown, asked, rankings, order_key(secret, config.seed))
+    ties = sum(not verdict.by for verdicts in found.values() for verdict in verdicts)
+    about |= {"same_text_counted": ties, "asked": len(asked)}
+    figures = {"project": votes.project, **about, **heard(view, votes.project)}
     write_json(run.artifact / FILE, figures)
-    return Heard(verdicts_of(shown, asked, rankings), [*kept_back(about), *in_lines(figures, config)])
+    return Heard(found, [*kept_back(about, ties), *in_lines(figures, config)])
 
 
 def questions_of(told: Told, hides: bool) -> Iterator[Question]:
@@ -105,22 +113,21 @@ def questions_of(told: Told, hides: bool) -> Iterator[Question]:
 
 
 def opened(
-    store: Store, project: str, questions: Sequence[Question], votes: int | None, gold: Sequence[Row], seed: int
-) -> dict[str, tuple[Question, str]]:
+    store: Store, project: str, secret: bytes, questions: Sequence[Question], votes: int | None, gold: Sequence[Row],
+    seed: int,
+) -> dict[str, tuple[Question, str]]:  # fmt: skip
     """Open the project where it is not there, and add the pairs that so many votes are to be on.
 
     All is added in one transaction: a run that is cut off leaves nothing half done. Items that are there keep the order
     of their two answers.
 
     Args:
+        secret: the project's key.
         votes: that are asked for; None for one of each pair and some more.
 
     Returns:
         Item of the project → its question, and the id of the first system's answer.
     """
-    configure(store, project)
-    secret = store.key(project)
-    assert secret is not None, "configure() lets no erased project pass"
     by_item = {id_of(project, question.key(secret)): question for question in questions}
     there = {item.id: item for item in store.items(project)}
     check_ours(project, there.keys() - by_item.keys() - read(store, project).expected.keys())
@@ -130,25 +137,41 @@ def opened(
     most = MOST_PEOPLE * len(by_item)
     remedy = f"Ask for up to {most:,}, or about more prompts."
     require(wanted <= most, "stage.votes", votes, f"are too many on {counted(len(by_item), 'pair')}", remedy)
-    asked = chosen(by_item, before, wanted, seed)
-    new = [id for id in asked if id not in before and store.first_row(project, item=id) is None]  # nor erased
+    order = order_key(secret, seed)
+    absent = [id for id in chosen(by_item, before, wanted, order) if id not in before]
+    erased = [id for id in absent if store.first_row(project, item=id) is not None]
+    new = [id for id in absent if id not in erased]
     fresh_gold = [row for row in gold if id_of(project, row.key) not in there]
     with store.transaction() as db:
-        settings = settings_of(db, project)
-        if not before:
+        if not before and not erased:
             configure(store, project, OPENED_WITH)
-        if new or sum(map(settings.wanted, before)) < wanted:
-            settings = configure(store, project, overlap_for([*before, *new], wanted))
+        if new or wants_more(db, project, before, erased, wanted):
+            configure(store, project, overlap_for([*before, *new], wanted))
+        settings = settings_of(db, project)
         ahead = sum(1 if first.endswith("-0") else -1 for first in before.values())
         groups = [(by_item[id].other, settings.wanted(id)) for id in new]
-        for id, side in zip(new, drawn_sides(groups, seed, ahead), strict=True):
+        for id, side in zip(new, drawn_sides(groups, sides_key(secret, seed, len(before)), ahead), strict=True):
             question = by_item[id]
-            prompt, answers = as_shown(question.pair.prompt), question.candidates(side)
-            store.add_item(project, question.key(secret), prompt, answers, priority=1 - question.draw(seed))
+            priority = 1 - question.draw(order)
+            store.add_item(project, question.key(secret), question.prompt, question.candidates(side), priority=priority)
         for row in fresh_gold:
             add(store, project, row)
     ours = ((item, by_item[item.id]) for item in store.items(project) if item.id in by_item)
     return {item.id: (question, first_of(project, question, item)) for item, question in ours}
+
+
+def wants_more(db: Connection, project: str, there: Collection[str], erased: Collection[str], votes: int) -> bool:
+    """Whether more votes are asked for than the items want that a project has, and than an evaluation asked for before:
+    settings that somebody changed since are not overruled.
+
+    Args:
+        there: ids of its items.
+        erased: those that it had.
+    """
+    if not there or sum(map(settings_of(db, project).wanted, there)) >= votes:
+        return False
+    ours = overlap_for([*there, *erased], votes).items()
+    return not any(ours <= asdict(settings).items() for _, settings in history(db, project))
 
 
 def check_ours(project: str, strangers: Collection[str]) -> None:
@@ -158,17 +181,12 @@ def check_ours(project: str, strangers: Collection[str]) -> None:
 
 
 def first_of(project: str, question: Question, item: Item) -> str:
-    """The id of the first system's answer. Raises: InputError: the item holds other answers."""
+    """The id of the first system's answer. Raises: InputError: the item holds another prompt or other answers."""
     first = question.first_in(item)
     if first is None:
-        problem = f"people were shown other answers to item {question.pair.id} of task {question.task}"
+        problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers there"
         raise InputError("project", project, problem, "Name another project: project=NAME.")
     return first
-
-
-def as_shown(prompt: Conversation) -> Conversation:
-    """A prompt with the characters alone that a database keeps."""
-    return replace(prompt, messages=tuple(replace(m, content=storable(m.content)) for m in prompt.messages))
 
 
 # What came of it
@@ -200,11 +218,16 @@ def read_of(view: View) -> dict[str, Any]:
     return as_json(found)
 
 
-def kept_back(about: Mapping[str, int]) -> list[str]:
-    """What is to be said of pairs that nobody is asked about."""
+def kept_back(about: Mapping[str, int], ties: int) -> list[str]:
+    """What is to be said of pairs that nobody is asked about.
+
+    Args:
+        ties: how many pairs of the same answer twice count.
+    """
     lines = []
-    if about["same_text"]:
-        lines.append(f"{counted(about['same_text'], 'pair')} of the same answer twice: a tie, without a question")
+    if same := about["same_text"]:
+        some = "" if ties == same else f"; {ties:,} of them count, in proportion to the pairs that were judged"
+        lines.append(f"{counted(same, 'pair')} of the same answer twice: a tie, without a question{some}")
     if about["with_tools"]:
         lines.append(f"{counted(about['with_tools'], 'pair')} with tools, which the page does not show: not asked")
     return lines
@@ -225,7 +248,7 @@ def in_lines(figures: Mapping[str, Any], config: Config) -> Iterator[str]:
         yield f"people: {', '.join(f'{name} {words_of(value)}' for name, value in told.items())}"
     if votes < wanted:
         yield f"to ask for the votes: {served_by(config, figures['project'])}"
-        yield "this command, given again, reads them"
+        yield f"this command, given again{' with another run.name' if config.run.name else ''}, reads them"
 
 
 def words_of(figure: Any) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from align.config.compose import plain
 from align.config.identity import identifying
 from align.config.root import Config, store_url
@@ -17,12 +19,13 @@ from align.redaction import masked, unmarked
 from align.run import Input, json_digest
 from align.stages.rows import open_store
 from annotate.exchange.importing import Row, items_in
-from annotate.store.queries import head_of_votes
+from annotate.store.queries import head_of_votes, project_erasure
 
 PEOPLE = "people"
 """What `stage.judge` calls them."""
 DECIDE = ("seed", "device", "dtype", "model", "method", "data", "rollout")
 """Parts of the configuration that decide the answers and the prompts."""
+WORD = re.compile(r"[^\W_]+")
 GOLD_HELP = 'Write {"prompt": "…", "answers": ["…", "…"], "expected": [[0], [1]]}.'
 
 
@@ -42,11 +45,11 @@ def people_inputs(config: Config, records: Mapping[str, Input], systems: Sequenc
         systems: their names, which people must not read.
 
     Raises:
-        InputError: the project's name tells a system's, or `stage.gold` is no file of pairs with known answers.
+        InputError: the project's name tells a system's, it was erased, or `stage.gold` is no file of pairs with known
+            answers.
     """
     stage, project = config.stage, project_of(config, records)
-    words = re.split(r"[^a-z0-9]+", project.lower())
-    told = next((name for name in systems if name.lower() in words), None)
+    told = next((name for name in systems if in_plain_words(name) in in_plain_words(project)), None)
     problem = f"the people who judge can read it, and it names the system {told}"
     require(told is None, "project", project, problem, "Choose a name that says nothing of the systems.")
     known = {}
@@ -54,10 +57,24 @@ def people_inputs(config: Config, records: Mapping[str, Input], systems: Sequenc
         known_answers(Path(stage.gold).expanduser())
         known = {"gold": files_record(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
+        check_not_erased(db, config, project)
         head = head_of_votes(db, project)
     # Without a vote yet, it is the place that tells one project from another.
     place = json_digest([unmarked(masked(store_url(config))), project])
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}
+
+
+def in_plain_words(name: str) -> str:
+    """The words of a name in small letters, each between blanks."""
+    return f" {' '.join(WORD.findall(name.lower()))} "
+
+
+def check_not_erased(db: Connection, config: Config, project: str) -> None:
+    """Raises: InputError: the project was erased, and no other one can have its name."""
+    row, own = project_erasure(db, project), config.project == Config().project
+    problem = f"it was erased (row {row} of the ledger), and its name is not used again"
+    problem += "; without project=, this evaluation always has this name" if own else ""
+    require(row is None, "project", project, problem, "Name another project: project=NAME.")
 
 
 def project_of(config: Config, records: Mapping[str, Input]) -> str:

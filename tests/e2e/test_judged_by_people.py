@@ -241,7 +241,7 @@ def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     assert "project=other: it holds 1 item that this evaluation does not ask" in bench.said
     written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
     assert bench.status(*words, "project=mine") == 2
-    assert "project=mine: people were shown other answers to item p" in bench.said
+    assert "of task chat has another prompt or other answers there" in bench.said
     bench.run(
         [
             "stage=annotate",

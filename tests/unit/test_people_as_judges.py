@@ -12,8 +12,23 @@ from hypothesis import strategies as st
 from votes import voted
 
 from align.chain import GENESIS, Head
-from align.evals.people import Question, chosen, drawn_sides, verdict_of, verdicts_of, votes_asked
+from align.evals.gates import Gate, decision
+from align.evals.people import (
+    Question,
+    alike_counted,
+    chosen,
+    drawn_sides,
+    order_key,
+    sides_key,
+    verdict_of,
+    verdicts_of,
+    votes_asked,
+)
+from align.evals.results import Said, Scored
+from align.evals.stats import Rule
+from align.evals.tasks import Item as EvalItem
 from align.evals.verdicts import Pair, Verdict
+from align.types import Conversation, Message
 from annotate.assignment.orders import turned
 from annotate.figures.estimates import as_json
 from annotate.figures.people import consistency
@@ -34,16 +49,16 @@ def question(id: str = "1", first: str = "yes", second: str = "no", **more) -> Q
     return Question(more.pop("task", "t"), more.pop("other", "old"), Pair(id, ask(), first, second), **more)
 
 
-def item(*texts: str) -> Item:
-    return Item("i", ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
+def item(*texts: str, prompt: Conversation | None = None) -> Item:
+    return Item("i", prompt or ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
 
 
 # Where answers stand
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(0, 99), st.integers(-1, 1))
-def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, seed, ahead):
-    sides = drawn_sides(groups, seed, ahead)
+@given(st.lists(st.sampled_from("abc"), max_size=60), st.binary(max_size=9), st.integers(-1, 1))
+def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, key, ahead):
+    sides = drawn_sides(groups, key, ahead)
     assert abs(ahead + sum(1 if side else -1 for side in sides)) <= 1
     for group in set(groups):
         told = [1 if side else -1 for side, of in zip(sides, groups, strict=True) if of == group]
@@ -51,15 +66,26 @@ def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, seed, 
         assert all(abs(sum(told[:n])) <= 1 for n in range(len(told)))  # also while people are at it
 
 
-def test_sides_are_drawn_with_the_seed():
-    assert drawn_sides("a" * 40, 1) == drawn_sides("a" * 40, 1)
-    assert drawn_sides("a" * 40, 1) != drawn_sides("a" * 40, 2)
-    assert {drawn_sides("a", seed)[0] for seed in range(20)} == {True, False}
+def test_sides_are_drawn_with_the_projects_key_and_the_seed():
+    keys = [sides_key(secret, seed, there) for secret in (b"a", b"b") for seed in (1, 2) for there in (0, 40)]
+    assert len({tuple(drawn_sides("a" * 40, key)) for key in keys}) == len(keys)
+    assert drawn_sides("a" * 40, keys[0]) == drawn_sides("a" * 40, sides_key(b"a", 1, 0))
+    assert {drawn_sides("a", bytes([n]))[0] for n in range(20)} == {True, False}
+
+
+def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
+    asked = [question(str(n)) for n in range(40)]
+    keys = [order_key(secret, seed) for secret in (b"a", b"b") for seed in (1, 2)]
+    orders = {tuple(one.pair.id for one in sorted(asked, key=lambda q: q.draw(key))) for key in keys}
+    assert len(orders) == len(keys)
+    draws = [question(str(n)).draw(keys[0]) for n in range(2000)]
+    assert 0 <= min(draws) < 0.01 < 0.99 < max(draws) < 1
+    assert sum(draws) / 2000 == pytest.approx(0.5, abs=0.03)
 
 
 def test_what_was_ahead_before_is_made_up_for():
-    assert sum(drawn_sides("abcdef", 0, ahead=-4)) == 5
-    assert sum(drawn_sides("abcdef", 0, ahead=6)) == 0
+    assert sum(drawn_sides("abcdef", b"k", ahead=-4)) == 5
+    assert sum(drawn_sides("abcdef", b"k", ahead=6)) == 0
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
@@ -117,13 +143,13 @@ def test_each_pair_has_a_vote_and_a_fifth_a_second_one(votes, pairs, expected):
 
 def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
     questions = {str(i): question(str(i)) for i in range(100)}
-    found = chosen(questions, (), 40, seed=3)
+    found = chosen(questions, (), 40, b"three")
     settings = Settings(**overlap_for(found, 40))
     assert (len(found), Counter(map(settings.wanted, found))) == (34, {1: 28, 2: 6})
-    more = chosen(questions, found, 80, seed=3)
+    more = chosen(questions, found, 80, b"three")
     assert more[:34] == found  # who is asked for more is asked about the same ones first
-    assert chosen(questions, found, 3, seed=3) == found
-    assert chosen(questions, (), 40, seed=4) != found
+    assert chosen(questions, found, 3, b"three") == found
+    assert chosen(questions, (), 40, b"four") != found
 
 
 # What an item says, and what it does not
@@ -144,6 +170,15 @@ def test_the_first_systems_answer_is_known_by_its_text():
     assert asked.first_in(item("bad\ufffd", "good")) == "i-1"
     assert asked.first_in(item("good", "bad\ufffd")) == "i-0"
     assert asked.first_in(item("good", "other")) is None
+
+
+def test_an_item_of_another_prompt_is_another():
+    said = Conversation((Message("user", "Why\x00?"), Message("assistant", "So.", trained=False)))
+    asked = Question("t", "old", Pair("1", said, "good", "bad"))
+    kept = Conversation.of([{"role": "user", "content": "Why\ufffd?"}, {"role": "assistant", "content": "So."}], "i")
+    assert asked.first_in(item("bad", "good", prompt=kept)) == "i-1"
+    assert asked.first_in(item("bad", "good", prompt=kept.turns(1))) is None
+    assert asked.first_in(item("bad", "good", prompt=Conversation((Message("user", "Why?"),)))) is None
 
 
 @pytest.mark.parametrize(("first", "second", "alike"), [("a", "a\n", True), ("", " ", True), ("a", "b", False)])
@@ -174,12 +209,47 @@ def test_a_vote_is_a_verdict_on_systems_and_not_on_places(order, screen, expecte
 
 def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
     one, same, unasked = question("1"), question("2", "a", "a"), question("3", other="older")
+    alone = question("2", "a", "a", other="twin")
     votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("gold", "0>1")]
-    found = verdicts_of([one, same, unasked], {"i": (one, "i-0")}, votes)
+    found = verdicts_of([one, same, unasked, alone], {"i": (one, "i-0")}, votes, b"key")
     assert found == {
-        ("t", "old"): [Verdict("2", "", 0.5), Verdict("1", "", 1.0, by="ann"), Verdict("1", "", 0.0, by="bob")],
+        ("t", "old"): [Verdict("1", "", 1.0, by="ann"), Verdict("1", "", 0.0, by="bob"), Verdict("2", "", 0.5)],
         ("t", "older"): [],
+        ("t", "twin"): [Verdict("2", "", 0.5)],  # nobody can be asked anything about these systems
     }
+
+
+@given(st.integers(0, 30), st.integers(1, 30), st.data())
+def test_pairs_of_the_same_text_count_as_the_judged_pairs_stand_for_them(alike, others, data):
+    questions = [question(f"s{n}", "a", "a") for n in range(alike)] + [question(f"d{n}") for n in range(others)]
+    judged = data.draw(st.lists(st.sampled_from([q.name for q in questions if not q.alike]), unique=True))
+    found = alike_counted(questions, judged, b"key")
+    assert all(one.alike for one in found)
+    assert abs(len(found) - alike * len(judged) / others) <= 0.5  # their share is that of all pairs
+    assert len(found) in {0: {0}, others: {alike}}.get(len(judged), range(alike + 1))
+    fewer = alike_counted(questions, judged[:-1], b"key")
+    assert fewer == found[: len(fewer)]  # more votes take none away
+
+
+def test_which_pairs_of_the_same_text_count_is_drawn():
+    questions = [question(f"s{n}", "a", "a") for n in range(20)] + [question(f"d{n}") for n in range(20)]
+    judged = [("t", "old", f"d{n}") for n in range(5)]
+    met = Counter(q.pair.id for k in range(400) for q in alike_counted(questions, judged, bytes([k % 256, k // 256])))
+    assert len(met) == 20
+    assert all(60 < n < 140 for n in met.values())  # 100 each, of 400 draws
+
+
+@pytest.mark.parametrize(("judged", "n", "outcome"), [(0, 0, "undecided"), (5, 10, "undecided"), (100, 200, "pass")])
+def test_pairs_of_the_same_text_decide_no_gate_that_nobody_judged(judged, n, outcome):
+    questions = [question(f"s{k}", "a", "a") for k in range(100)] + [question(f"d{k}") for k in range(100)]
+    asked = {f"d{k}": (question(f"d{k}"), f"d{k}-0") for k in range(100)}
+    votes = [voted(f"d{k}", "0>1" if k % 2 else "1>0") for k in range(judged)]
+    found = verdicts_of(questions, asked, votes, b"key")
+    items = [EvalItem(q.pair.id, q.pair.id, "", q.pair.prompt, None) for q in questions]
+    said = {"new": [Said("", q.pair.first, None) for q in questions], "old": [Said("", "", None) for _ in questions]}
+    gate = Gate("safe", "t", "old", Rule("not_worse", margin=0.2, least_n=100))
+    decided = decision(gate, [Scored("t", "people", "people", items, said, {"old": found["t", "old"]})])
+    assert (decided.outcome, decided.figure.n) == (outcome, n)
 
 
 def test_repeats_are_held_against_ones_own_votes():
