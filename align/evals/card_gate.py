@@ -11,7 +11,7 @@ from typing import Any
 
 from align.errors import CorruptFile, InputError, require
 from align.evals.judge_identity import JudgeIdentity, difference, differing
-from align.report.words import in_words
+from align.report.words import counted, in_words
 from align.run import Input, file_digest, json_object, resolve
 
 FIELD = "stage.card"
@@ -43,6 +43,7 @@ class Card:
         consistency: the share of verdicts that survive a swap of the answers; None where the judge sees no order.
         level: of the intervals.
         sides: of a grader, `yes` and `no` → its agreement on the answers with this label.
+        errors: how many of `verdicts` the judge did not give; 0 of a card that is older than this count.
     """
 
     judge: JudgeIdentity
@@ -54,11 +55,13 @@ class Card:
     consistency: float | None
     level: float
     sides: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    errors: int = 0
 
     @property
     def words(self) -> str:
         """Its agreement, for people."""
-        return f"agrees with {self.reference} on {in_words(self.agreement, '.2f')} of {self.verdicts:,} verdicts"
+        agreed = in_words(self.agreement, ".2f")
+        return f"agrees with {self.reference} on {agreed} of {counted(self.verdicts, 'verdict')}"
 
     def as_dict(self) -> dict[str, Any]:
         """As a verdict file has it."""
@@ -121,6 +124,7 @@ def read_card(path: Path) -> Card:
         card = Card(
             judge, file_digest(path), str(found["reference"]), agreement, chance, verdicts,
             swap and float(swap["consistency"]["value"]), float(found["level"]), sides,
+            int(found.get("errors", 0)),
         )  # fmt: skip
         every = [value for one in (agreement, *sides.values()) for value in one.values()]
         numbers = [*every, card.level, card.consistency or 0.0, chance or 0.0]
@@ -144,10 +148,12 @@ def shortfall(card: Card, least: float = MIN_AGREEMENT) -> str:
         least: what the agreement has to be above.
     """
     agreement = in_words(card.agreement, ".2f")
+    if card.errors >= card.verdicts:
+        return "it gives no verdict"
     if card.consistency == 0:
         return "no verdict of it survives a swap of the two answers: it goes by their place"
     if card.verdicts < LEAST_VERDICTS:
-        return f"its card has {card.verdicts:,} verdicts, and {LEAST_VERDICTS} are needed"
+        return f"its card has {counted(card.verdicts, 'verdict')}, and {LEAST_VERDICTS} are needed"
     if card.level < LEVEL:
         return f"its agreement has an interval at level {card.level:g}, and {LEVEL:g} is needed"
     for label, found in card.sides.items():

@@ -26,7 +26,7 @@ import httpx
 from align.data.reasoning import with_reasoning
 from align.errors import InputError, readable, require
 from align.evals.spec import filled, known, number, whole
-from align.redaction import MASK, remember
+from align.redaction import MASK, SHORTEST, remember
 from align.rollout.kept import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, asked_of, async_transport, bytes_of
 from align.run import Input, json_digest
@@ -43,7 +43,9 @@ TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 4, 1.0, 60.0
 """How often a request is made, and the pauses between: doubled each time, or as long as the server says."""
 AGAIN = (408, 429, 500, 502, 503, 504, 529)
 """Statuses after which the same request may be answered."""
-TOO_LONG = re.compile(r"context|too long|too many tokens|max_new_tokens", re.IGNORECASE)
+TOO_LONG = re.compile(
+    r"context[ _-]?(length|window|size)|maximum context|too long|too many tokens|max_new_tokens", re.IGNORECASE
+)
 """What servers say of a prompt that does not fit, beside the status 400, 413 or 422."""
 MOST_TOKENS = 1 << 16
 """Tokens of an answer where nobody says."""
@@ -90,14 +92,15 @@ class Endpoint:
         """
         return Input(digest, ref=self.title, details={"server": self.url})
 
-    def question(self, messages: Sequence[Mapping[str, Any]], **drawn: Any) -> Question:
+    def question(self, messages: Sequence[Mapping[str, Any]], draw: int = 0, **drawn: Any) -> Question:
         """
         Args:
             messages: in OpenAI's form.
+            draw: which answer to them it is, from 0.
             drawn: how the answer is drawn, such as `max_tokens`.
         """
         body = {"model": self.model, "messages": [*messages], **drawn, **self.extra_body}
-        return Question(self.url, {name: value for name, value in body.items() if value is not None})
+        return Question(self.url, {name: value for name, value in body.items() if value is not None}, draw)
 
 
 class Failure(NamedTuple):
@@ -186,13 +189,14 @@ def in_openai_form(message: Message) -> dict[str, Any]:
 
 def answers_from(
     endpoint: Endpoint, questions: Sequence[Question], store: AnswerStore, label: str,
-    watch: Callable[[Answer | Failure], None],
+    watch: Callable[[Answer | Failure], None], keeps: Callable[[Answer], bool] = lambda _: True,
 ) -> tuple[dict[str, Answer | Failure], int]:  # fmt: skip
     """What an endpoint says to questions: what it said before, and the rest, each kept as soon as it is there.
 
     Args:
         label: of the progress that is shown.
         watch: is told what came of each question; what it raises ends the asking.
+        keeps: whether an answer is worth keeping; another run asks again for one that is not.
 
     Returns:
         by the question's id; and how many were answered before.
@@ -208,7 +212,7 @@ def answers_from(
     with progress(label, len(wanted), before) as bar:
 
         def heard(question: Question, found: Answer | Failure) -> None:
-            if isinstance(found, Answer):
+            if isinstance(found, Answer) and keeps(found):
                 store.add([(question, found)])
             watch(found)
             said[question.id] = found
@@ -304,9 +308,10 @@ def answer_in(endpoint: Endpoint, told: httpx.Response) -> Answer | Failure:
         return Failure(kind, f"answers by status {status}{words}")
     try:
         choice = json.loads(told.content)["choices"][0]
-        return Answer((), text_of(choice["message"]), choice.get("finish_reason") != "length", last_tokens(choice))
+        made = Answer((), text_of(choice["message"]), choice.get("finish_reason") != "length", last_tokens(choice))
     except MISREAD as error:
         return Failure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
+    return without_key(made, api_key(endpoint))
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -315,8 +320,7 @@ def text_of(message: Mapping[str, Any]) -> str:
     content = message.get("refusal") or "" if content is None else content
     if not isinstance(content, str):
         raise TypeError("a content that is no text")
-    text = with_reasoning(content, thought) if isinstance(thought, str) else content
-    return text.encode("utf-8", "replace").decode()  # half a character can be written nowhere
+    return written(with_reasoning(content, thought) if isinstance(thought, str) else content)
 
 
 def last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
@@ -324,11 +328,31 @@ def last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
     try:
         told = (choice.get("logprobs") or {}).get("content") or []
         return tuple(
-            Token(one["token"], {each["token"]: float(each["logprob"]) for each in (*one["top_logprobs"], one)})
+            Token(
+                written(one["token"]),
+                {written(each["token"]): float(each["logprob"]) for each in (*one["top_logprobs"], one)},
+            )
             for one in told[-LAST:]
         )
     except MISREAD:
         return ()
+
+
+def written(text: Any) -> str:
+    """Text as a file can have it. Raises: TypeError: it is none."""
+    if not isinstance(text, str):
+        raise TypeError("a token that is no text")
+    return text.encode("utf-8", "replace").decode()  # half a character can be written nowhere
+
+
+def without_key(answer: Answer, key: str) -> Answer:
+    """An answer with the mask in place of the key that its server repeats, and then without tokens: each may be a piece
+    of the key. A key of few letters is a word like another."""
+    names = (name for token in answer.last for name in token.likely)
+    texts = (answer.text, "".join(token.text for token in answer.last), *names)
+    if len(key) < SHORTEST or not any(key in text for text in texts):
+        return answer
+    return dataclasses.replace(answer, text=answer.text.replace(key, MASK), last=())
 
 
 def words_of(told: httpx.Response) -> str:

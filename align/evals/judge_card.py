@@ -21,7 +21,7 @@ LONGER, SHORTER, EQUAL = "longer", "shorter", "equal"
 
 def card_figures(
     pairs: Sequence[KnownPair], verdicts: Sequence[float], swapped: Sequence[float] | None = None,
-    log_odds: Sequence[float | None] | None = None, level: float = 0.95,
+    log_odds: Sequence[float | None] | None = None, level: float = 0.95, failed: Sequence[bool] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a judge on pairs, each with its interval over prompts.
 
@@ -31,19 +31,24 @@ def card_figures(
             what survives the swap.
         log_odds: that the first answer is the better one, in nats; None where the judge says nothing of odds.
         level: of the intervals.
+        failed: True for a pair on which the judge gave no verdict, or only in one order. It counts as wrong: it agrees
+            with no verdict, not even a tie, survives no swap, and is no tie of the judge.
 
     Returns:
         `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.Card`; `accuracy` on pairs
         that were decided, also `by_source` and `by_length` (whether the better answer is the longer one); `ties`, of
-        the reference and of the judge; `best_of`, by number of answers; `calibration`; `between_people`.
+        the reference and of the judge; `errors`, how many pairs failed; `best_of`, by number of answers; `calibration`;
+        `between_people`.
 
     Raises:
         ValueError: there are no pairs, or numbers of rows that differ.
     """
-    settled = np.asarray(verdicts if swapped is None else surviving(verdicts, swapped), dtype=np.float64)
+    none = np.zeros(len(pairs), dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
+    # nan equals nothing: no verdict of the reference, no tie.
+    settled = np.where(none, np.nan, verdicts if swapped is None else surviving(verdicts, swapped))
     reference = [pair.verdict for pair in pairs]
     clusters, lengths = [pair.item.cluster for pair in pairs], [*zip(*(pair.lengths for pair in pairs), strict=True)]
-    found = judge_card(verdicts, reference, swapped, (lengths[0], lengths[1]), clusters, level).as_dict()
+    found = judge_card(verdicts, reference, swapped, (lengths[0], lengths[1]), clusters, level, none).as_dict()
     decided = [i for i, pair in enumerate(pairs) if not pair.tied]
     if decided:
         found |= of_decided([pairs[i] for i in decided], settled[decided], level)
@@ -51,6 +56,7 @@ def card_figures(
         "pairs": len(pairs) - len(decided), "judge": int((settled == 0.5).sum()),
         "both": sum(pair.tied and said == 0.5 for pair, said in zip(pairs, settled.tolist(), strict=True)),
     }  # fmt: skip
+    found["errors"] = int(none.sum())
     if best := credits(pairs, settled):
         found["best_of"] = {n: proportion(values, level=level).as_dict() for n, values in sorted(best.items())}
     told = [
@@ -68,7 +74,7 @@ def card_figures(
 
 def of_decided(pairs: Sequence[KnownPair], verdicts: NDArray[np.float64], level: float) -> dict[str, Any]:
     """How often the judge prefers the better answer, of all pairs, by source and by length. A tie of the judge is no
-    preference."""
+    preference, and neither is nan, no verdict."""
     right = verdicts == [pair.verdict for pair in pairs]
 
     def accuracy(rows: Iterable[int]) -> dict[str, Any]:
@@ -95,12 +101,13 @@ def length_of_better(pair: KnownPair) -> str:
 
 def credits(pairs: Sequence[KnownPair], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
     """Of prompts whose best answer is known among n: n → 1 where the judge prefers it to each other one, 1/k where it
-    puts k answers level at the top, else 0. A judge that calls everything equal has 1/n, as chance has."""
+    puts k answers level at the top, else 0. A judge that calls everything equal has 1/n, as chance has. One with no
+    verdict, nan, on some of them has 0."""
     said = {pair.item.id: verdict for pair, verdict in zip(pairs, verdicts.tolist(), strict=True)}
     found: dict[str, list[float]] = {}
     for won in best_of(pairs).values():
         for_best = [said[pair.item.id] if first else 1 - said[pair.item.id] for pair, first in won]
-        credit = 0.0 if min(for_best) == 0 else 1 / (1 + for_best.count(0.5))
+        credit = 1 / (1 + for_best.count(0.5)) if all(won > 0 for won in for_best) else 0.0
         found.setdefault(str(len(won) + 1), []).append(credit)
     return found
 

@@ -99,13 +99,13 @@ def asked(grader: LLMGrader, answer: Graded) -> Question:
 
 
 def grades_by_llm(grader: LLMGrader, answers: Sequence[Graded], store: AnswerStore) -> list[Grade]:
-    """What the grader says of each answer. What it said before is not asked again.
+    """What the grader says of each answer. What it decided before is not asked again.
 
     Raises:
         InputError: the server gives no answers.
         CorruptFile, StorageError: the store cannot be used.
     """
-    said = said_by(grader.endpoint, [asked(grader, answer) for answer in answers], store, "grades")
+    said = said_by(grader.endpoint, [asked(grader, answer) for answer in answers], store, "grades", [YES, NO])
     return [grade_in(one) for one in said]
 
 

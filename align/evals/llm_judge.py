@@ -131,15 +131,15 @@ def asked(judge: LLMJudge, pair: Pair, order: str) -> Question:
 
 
 def verdicts_by_llm(judge: LLMJudge, pairs: Sequence[Pair], store: AnswerStore) -> list[Verdict]:
-    """The judge's verdicts on pairs, two on each: the first system's answer is shown first, then second. What it said
-    before is not asked again.
+    """The judge's verdicts on pairs, two on each: the first system's answer is shown first, then second. What it
+    decided before is not asked again.
 
     Raises:
         InputError: the server gives no answers.
         CorruptFile, StorageError: the store cannot be used.
     """
     orders = [(pair, order) for pair in pairs for order in ("first", "second")]
-    said = said_by(judge.endpoint, [asked(judge, *each) for each in orders], store, "verdicts")
+    said = said_by(judge.endpoint, [asked(judge, *each) for each in orders], store, "verdicts", [*LETTERS])
     return [verdict_in(one, pair.id, order) for one, (pair, order) in zip(said, orders, strict=True)]
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -71,18 +72,21 @@ def question(endpoint: Endpoint, text: str, temperature: float, max_tokens: int)
 
 
 def said_by(
-    endpoint: Endpoint, questions: Sequence[Question], store: AnswerStore, label: str
+    endpoint: Endpoint, questions: Sequence[Question], store: AnswerStore, label: str, words: Sequence[str]
 ) -> list[Answer | Failure]:
-    """What a judge says to each question. What it said before is not asked again.
+    """What a judge says to each question. What it chose before is not asked again; an answer without a choice is not
+    kept, so that it does not come back for ever.
 
     Args:
         label: of the progress that is shown.
+        words: that it may choose.
 
     Raises:
         InputError: the server gives no answers.
         CorruptFile, StorageError: the store cannot be used.
     """
-    said, _ = answers_from(endpoint, questions, store, label, patience(endpoint))
+    keeps = partial(chooses, words=words)
+    said, _ = answers_from(endpoint, questions, store, label, patience(endpoint), keeps)
     failures = [found for found in said.values() if isinstance(found, Failure)]
     if failures and len(failures) == len(said) and failures[0].kind != "unreadable":
         raise lost(endpoint, failures[0])
@@ -118,6 +122,15 @@ def choice_in(said: Answer | Failure, words: Sequence[str]) -> tuple[str, float 
         raise ValueError(f"the judge {said.said}")
     word = word_of(said, words)
     return word, first_likelier(said, word, words[0], words[1])
+
+
+def chooses(said: Answer, words: Sequence[str]) -> bool:
+    """Whether an answer has a choice, see `choice_in`."""
+    try:
+        choice_in(said, words)
+    except ValueError:
+        return False
+    return True
 
 
 def word_of(said: Answer, words: Sequence[str]) -> str:

@@ -58,6 +58,9 @@ def shown(report: Report, seen: Seen) -> None:
             f"Called equal: {counted(ties['pairs'], 'pair')} by the reference, {ties['judge']:,} by the judge, "
             f"{ties['both']:,} by both."
         )
+    if card.get("errors"):
+        pairs = counted(card["errors"], "pair")
+        report.text(f"The judge gives no verdict, or one in one order alone, on {pairs}: counted as wrong.")
     if len(card.get("by_source", {})) > 1:
         rows = [row(source or "(none)", found) for source, found in card["by_source"].items()]
         report.table(("source", "accuracy", "prompts"), rows, "Accuracy by source")

@@ -67,15 +67,17 @@ class Question:
     Attributes:
         url: of the server, up to its `/v1`.
         body: the model's name, the messages, and how tokens are drawn.
+        draw: which answer to this very request it is, from 0. The server is not told.
     """
 
     url: str
     body: Mapping[str, Any]
+    draw: int = 0
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it."""
-        return json_digest(asdict(self))
+        """SHA-256 of all of it; of the first answer without its 0."""
+        return json_digest({name: value for name, value in asdict(self).items() if name != "draw" or value})
 
 
 class Token(NamedTuple):

@@ -17,10 +17,11 @@ from align.evals.card_gate import FILE, MIN_AGREEMENT, SCHEMA, read_card, shortf
 from align.evals.judge_card import LONGER, SHORTER, card_figures
 from align.evals.judge_identity import JudgeIdentity, identity_of
 from align.evals.known_pairs import KnownPair, pairs_digest
-from align.evals.llm_judge import LLMJudge, errors_of, verdicts_by_llm
+from align.evals.llm_judge import LLMJudge, verdicts_by_llm
+from align.evals.llm_words import errors_in_words
 from align.evals.pair_accuracy import pref_text, write_held_out
 from align.evals.stats import win_rate
-from align.evals.verdicts import Pair, in_both_orders
+from align.evals.verdicts import FIRST, SECOND, Pair
 from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype
 from align.ops.calibration import log_odds as odds_of
@@ -48,6 +49,7 @@ class Said(NamedTuple):
         swapped: the same with the second answer shown first; None of a judge that sees no order.
         scores: of the first and the second answers [n, 2]; None of a judge that compares answers.
         log_odds: that the first answer is the better one, in nats [n]; None where the judge says nothing of odds.
+        errors: why there is no verdict in both orders, empty where there is [n]; None of a judge that always gives one.
         notes: what is to be said of the verdicts.
     """
 
@@ -56,6 +58,7 @@ class Said(NamedTuple):
     swapped: Sequence[float] | None = None
     scores: torch.Tensor | None = None
     log_odds: Sequence[float | None] | None = None
+    errors: Sequence[str] | None = None
     notes: Sequence[str] = ()
 
 
@@ -66,7 +69,8 @@ def run(run: Run, config: Config, known: KnownPairs) -> Result:
         said = by_llm(config, known.judge, known.pairs)
     else:
         said = by_scorer(run, config, known.pairs)
-    figures = card_figures(said.pairs, said.verdicts, said.swapped, said.log_odds, config.stage.level)
+    failed = None if said.errors is None else [bool(error) for error in said.errors]
+    figures = card_figures(said.pairs, said.verdicts, said.swapped, said.log_odds, config.stage.level, failed)
     path = run.artifact / FILE
     write_json(path, card_of(judge, known, said, figures, config.stage.level))
     write_text(run.artifact / "verdicts.jsonl", "".join(f"{json.dumps(row)}\n" for row in evidence(said)))
@@ -87,13 +91,14 @@ def by_llm(config: Config, judge: LLMJudge, pairs: Sequence[KnownPair]) -> Said:
     asked = [Pair(pair.item.id, pair.item.prompt, pref_text(pair.first), pref_text(pair.second)) for pair in pairs]
     store = AnswerStore(Path(config.run.root).expanduser() / ANSWERS)
     verdicts = ranks.from_main(verdicts_by_llm(judge, asked, store) if ranks.is_main() else [])
-    both = in_both_orders(verdicts)
-    first, second = ([both[pair.item.id][order] for pair in pairs] for order in (0, 1))
-    said: dict[str, list[float]] = {}
-    for one in verdicts:
-        said.setdefault(one.prompt, []).extend([] if one.p is None else [one.p])
-    odds = [log_odds(said[pair.item.id]) for pair in pairs]
-    return Said(pairs, first, second, log_odds=odds, notes=errors_of(judge, verdicts))
+    found = {(one.prompt, one.order): one for one in verdicts}
+    both = [(found[pair.item.id, FIRST], found[pair.item.id, SECOND]) for pair in pairs]
+    first, second = ([each[order].verdict for each in both] for order in (0, 1))
+    odds = [log_odds([one.p for one in each if one.p is not None]) for each in both]
+    errors = [one.error or other.error for one, other in both]
+    why = [one.error for one in verdicts]
+    notes = errors_in_words(why, f"verdicts by {judge.title}", "wrong", "its card says nothing")
+    return Said(pairs, first, second, log_odds=odds, errors=errors, notes=notes)
 
 
 def log_odds(p: Sequence[float]) -> float | None:
@@ -160,6 +165,7 @@ def evidence(said: Said) -> Iterator[dict[str, Any]]:
             "votes": pair.votes, "verdict": said.verdicts[i], "characters": [first, second],
         }  # fmt: skip
         row |= {"swapped": said.swapped[i]} if said.swapped is not None else {}
+        row |= {"error": said.errors[i]} if said.errors is not None and said.errors[i] else {}
         yield row | ({"scores": said.scores[i].tolist()} if said.scores is not None else {})
 
 
@@ -190,6 +196,9 @@ def in_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if card["swap"]:
         consistent, first = (in_words(card["swap"][key], ".2f") for key in ("consistency", "shown_first"))
         yield f"{consistent} of its verdicts survive a swap; the answer that is shown first wins {first}"
+    if card["errors"]:
+        pairs = counted(card["errors"], "pair")
+        yield f"it gives no verdict, or one in one order alone, on {pairs}: counted as wrong"
     for n, found in card.get("best_of", {}).items():
         yield f"it finds the best of {n} answers in {in_words(found, '.2f')} of {counted(found['n'], 'prompt')}"
     if "calibration" in card:

@@ -57,11 +57,13 @@ class Elsewhere(NamedTuple):
     Attributes:
         asked, answers: of every item; an answer is None where nobody asked, or where the server found the prompt too
             long.
+        refusals: what the server said of each prompt that was too long for it; else empty.
     """
 
     system: System
     asked: Sequence[Question]
     answers: Sequence[Answer | None]
+    refusals: Sequence[str]
 
 
 class Prompts(NamedTuple):
@@ -202,8 +204,10 @@ def answers_elsewhere(
             if ranks.is_main()
             else ({}, 0)
         )
-        answers = [answer if isinstance(answer := said.get(q.id), Answer) else None for q in asked]
-        found.append(Elsewhere(system, asked, answers))
+        told = [said.get(question.id) for question in asked]
+        answers = [one if isinstance(one, Answer) else None for one in told]
+        refusals = [f"{system.name} {one.said}" if isinstance(one, Failure) else "" for one in told]
+        found.append(Elsewhere(system, asked, answers, refusals))
         made = sum(isinstance(one, Answer) for one in said.values())
         before, now = before + kept, now + made - kept
     return found, Made(before, now)
@@ -213,7 +217,7 @@ def question_of(config: Config, endpoint: Endpoint, item: Item) -> Question:
     """A prompt with the settings of sampling. Servers take 31 bits of its seed."""
     rollout, seed = config.rollout, seed_of(config.seed, item.prompt, item.draw) % 2**31
     drawn = {"max_tokens": rollout.max_new_tokens, "temperature": rollout.temperature, "seed": seed}
-    return endpoint.question(messages_of(item.prompt), **drawn)
+    return endpoint.question(messages_of(item.prompt), item.draw, **drawn)
 
 
 def seed_of(seed: int, prompt: Conversation, draw: int) -> int:

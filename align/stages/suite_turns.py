@@ -73,22 +73,22 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
     items = [item for _, items in tasks for item in items]
     talks = {system.name: [item.prompt for item in items] for system in asking}
     told: dict[str, dict[int, Turn]] = {system.name: {} for system in asking}
-    fits, made = [True] * len(items), Made(0, 0)
+    fits, refusals, made = [True] * len(items), [""] * len(items), Made(0, 0)
     turns = 1 + max(len(item.then) for item in items) if asking else 0  # files were answered before
     for turn in range(turns):
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
         asked = {name: [items[i]._replace(prompt=talk[i]) for i in due] for name, talk in talks.items()}
-        there, found, now = one_turn(run, config, asking, asked)
+        there, why, found, now = one_turn(run, config, asking, asked)
         made = Made(made.before + now.before, made.now + now.now)
-        for i, fit in zip(due, there, strict=True):
-            fits[i] = fit
+        for i, fit, refusal in zip(due, there, why, strict=True):
+            fits[i], refusals[i] = fit, refusal
         answered_now = [i for i in due if fits[i]]
         for name, answers in found.items():
             for i, answer in zip(answered_now, answers, strict=True):
                 told[name][i] = answer
                 if len(items[i].then) > turn:
                     talks[name][i] = continued(talks[name][i], answer.said.text, items[i].then[turn])
-    kept, dropped = those_that_fit(tasks, fits)
+    kept, dropped = those_that_fit(tasks, fits, refusals)
     last = {name: [turns[i] for i in range(len(items)) if fits[i]] for name, turns in told.items()}
     before = {name: [talk[i] for i in range(len(items)) if fits[i]] for name, talk in talks.items()}
     return Heard(kept, dropped, all_said(config, work, kept, before, last), as_tokens(config, asking, last), made)
@@ -125,14 +125,15 @@ def continued(talk: Conversation, answer: str, question: str) -> Conversation:
 
 def one_turn(
     run: Run, config: Config, systems: Sequence[System], asked: Mapping[str, Sequence[Item]]
-) -> tuple[Sequence[bool], dict[str, list[Turn]], Made]:
+) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]], Made]:
     """The next answers of all systems.
 
     Args:
         asked: system → the items with the conversation so far.
 
     Returns:
-        which items fit every system; system → its answers to these; how many were made.
+        which items fit every system; what a server said of each that it found too long; system → its answers to those
+        that fit; how many were made.
     """
     hides = config.rollout.reasoning == "hide"
     prompts = [prompts_of(config, system, asked[system.name]) for system in systems if system.base is not None]
@@ -140,32 +141,37 @@ def one_turn(
     for each in prompts:
         fits = [fit and ids is not None for fit, ids in zip(fits, each.tokens, strict=True)]
     elsewhere, there = answers_elsewhere(config, systems, asked, fits)
+    why = [""] * len(fits)
     for each in elsewhere:
         fits = [fit and answer is not None for fit, answer in zip(fits, each.answers, strict=True)]
+        why = [refusal or before for refusal, before in zip(each.refusals, why, strict=True)]
     if not any(fits):
-        return fits, {system.name: [] for system in systems}, there
+        return fits, why, {system.name: [] for system in systems}, there
     speakers = [speaker_of(config, each, asked[each.system.name], fits) for each in prompts]
     answers, here = answers_of(run, config, speakers)
     found = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
     found |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
-    return fits, found, Made(there.before + here.before, there.now + here.now)
+    return fits, why, found, Made(there.before + here.before, there.now + here.now)
 
 
-def those_that_fit(tasks: Tasks, fits: Sequence[bool]) -> tuple[Tasks, dict[str, int]]:
+def those_that_fit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:
     """The items whose prompts fit every system, and how many do not, by task.
 
     Args:
         fits: of every item, one task behind another.
+        refusals: what a server said of each that it found too long; else empty.
 
     Raises:
-        InputError: none of a task's fits.
+        InputError: none of a task's fits. It has the last words of a server: what is meant may be something else.
     """
     found, dropped, first = list[tuple[Task, Sequence[Item]]](), dict[str, int](), 0
     for task, items in tasks:
-        those = fits[first : first + len(items)]
-        first += len(items)
+        rows = slice(first, first + len(items))
+        those, words = fits[rows], [refusal for refusal in refusals[rows] if refusal]
+        first = rows.stop
         kept = [item for item, fit in zip(items, those, strict=True) if fit]
         problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
+        problem += f": {words[-1]}" if words else ""
         require(bool(kept), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
         found.append((task, kept))
         dropped[task.name] = len(items) - len(kept)

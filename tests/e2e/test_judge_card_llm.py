@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Reply, chatting, said
+from chat_server import ChatServer, Reply, chatting, error, said
 from workshop import Ready
 
 from align.__main__ import main
@@ -103,6 +103,43 @@ def test_a_judge_that_agrees_decides(bench: Bench):
     assert found["judge"] == f"judge at {bench.server.url}"
     assert found["card"] == read_manifest(run).inputs["card"].digest
     assert read_manifest(run).inputs["judge"].ref == found["judge"]
+
+
+def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
+    """One pair has prose in both orders, one prose where the better answer stands second, and one a refusal."""
+    right = likes(lambda text: "good" in text)
+
+    def says(body: dict[str, Any]) -> Reply:
+        text = body["messages"][0]["content"]
+        if "number 3." in text or ("number 5." in text and text.index("5 5 5") < text.index("number 5.")):
+            return said("I like both.")
+        return error(400, "no") if "number 7." in text else right(body)
+
+    bench.server.says = says
+    card = bench.card("some")
+    assert card["errors"] == 3
+    assert card["agreement"]["raw"]["value"] == card["accuracy"]["value"] == (ROWS - 3) / ROWS
+    assert card["swap"]["consistency"]["value"] == (ROWS - 3) / ROWS
+    assert card["ties"] == {"pairs": 0, "judge": 0, "both": 0}
+    assert "it gives no verdict, or one in one order alone, on 3 pairs: counted as wrong" in bench.said
+    assert f"5 of {2 * ROWS} verdicts by judge at {bench.server.url} are errors and count as wrong" in bench.said
+    run = bench.ready.root / "eval" / "some"
+    rows = [json.loads(line) for line in (run / "artifact" / "verdicts.jsonl").read_text().splitlines()]
+    assert sum("error" in row for row in rows) == 3
+    assert "on 3 pairs: counted as wrong" in (run / "report.html").read_text()
+    asked = len(bench.server.asked)
+    bench.server.says = right
+    assert bench.card("mended")["errors"] == 0
+    assert len(bench.server.asked) == asked + 5
+
+
+def test_a_judge_that_says_nothing_has_a_card(bench: Bench):
+    """On ties as well, with which an error is no agreement."""
+    bench.server.says = lambda _: said("I like both.")
+    card = bench.card("prose")
+    assert (card["errors"], card["agreement"]["raw"]["value"], card["ties"]["judge"]) == (ROWS, 0, 0)
+    assert "too little to decide gates: it gives no verdict" in bench.said
+    assert "with so many, its card says nothing" in bench.said
 
 
 def test_another_prompt_is_another_judge(bench: Bench, tmp_path: Path):

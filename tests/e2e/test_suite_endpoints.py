@@ -218,8 +218,25 @@ def test_prompts_that_are_too_long_for_a_server_are_counted(place: Place):
         task = results(place.run(*place.words(server.url, 6)))["tasks"]["asked"]
         assert (task["items"], task["dropped"]) == (4, 2)
         assert task["systems"]["file"]["score"]["value"] == 0.5, "of the items that are left"
-        server.says = lambda _: error(400, "too long")
-        assert "data.max_length" in place.refused(*place.words(server.url, 6, system="model: n"))
+        server.says = lambda _: error(400, "the prompt is too long, or so")
+        told = place.refused(*place.words(server.url, 6, system="model: n"))
+        assert "data.max_length=asked: is longer than what a prompt may have, for all 6 items of asked" in told
+        assert "far answers by status 400 (the prompt is too long, or so)" in told
+        server.says = lambda _: error(400, "max_tokens is not supported in this context")
+        told = place.refused(*place.words(server.url, 6, system="model: o"))
+        assert f"far.url={server.url}: answers by status 400 (max_tokens is not supported in this context)" in told
+
+
+@pytest.mark.parametrize("seed", ["null", "5"])
+def test_each_of_several_answers_is_asked_for(seed: str, place: Place):
+    turns = itertools.count()
+    with chatting(lambda _: said(f"e{next(turns)}")) as server:
+        words = place.words(server.url, 2, system=f"model: m, extra_body: {{seed: {seed}}}")
+        place.file("theirs.jsonl", [{"id": f"{i}{k}", "answer": "e"} for i in range(2) for k in ("", "~2", "~3")])
+        run = place.run(*words, "stage.answers=3")
+        assert len({one["text"] for one in answers(run, "far").values()}) == len(server.asked) == 6
+        place.run(*words, "stage.answers=3", "resume=never", "run.name=again")
+        assert len(server.asked) == 6
 
 
 @pytest.mark.parametrize(
@@ -243,7 +260,7 @@ def test_a_server_that_does_not_answer_ends_the_run(reply: Reply, problem: str, 
 def test_the_key_stands_nowhere(place: Place, monkeypatch: pytest.MonkeyPatch):
     key = "pl4nted-of-the-judges"
     monkeypatch.setenv("THEIR_SECRET_WORD", key)
-    with chatting(lambda _: said(f"e {key[:5]}")) as server:
+    with chatting(lambda _: said(f"e {key}")) as server:
         words = place.words(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
         place.run(*words)
         assert {heard["authorization"] for heard in server.heard} == {f"Bearer {key}"}

@@ -19,7 +19,8 @@ from align.errors import InputError, StorageError
 from align.evals import endpoint as module
 from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
 from align.redaction import redacted
-from align.rollout.kept import Answer, AnswerStore, Question
+from align.rollout.kept import Answer, AnswerStore, Question, Token
+from align.run import json_digest
 from align.types import Conversation, Message, ToolCall
 
 FIELD = "stage.systems.theirs"
@@ -136,10 +137,18 @@ def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
 
 
 @pytest.mark.parametrize("logprobs", [3, {"content": 3}, {"content": [{"token": "a"}]}, {"content": [{"token": "a",
-    "logprob": None, "top_logprobs": []}]}, {"tokens": ["a"], "token_logprobs": [-1]}])  # fmt: skip
+    "logprob": None, "top_logprobs": []}]}, {"content": [{"token": 5, "logprob": 0, "top_logprobs": []}]}, {"content": [
+    {"token": "a", "logprob": 0, "top_logprobs": [{"token": None, "logprob": -1}]}]}, {"content": {"a": 1}},
+    {"tokens": ["a"], "token_logprobs": [-1]}])  # fmt: skip
 def test_logprobs_in_another_form_are_none(logprobs: Any, server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply({"choices": [{"message": {"content": "a"}, "logprobs": logprobs}]})
     assert answer(at(server), store) == Answer((), "a", True)
+
+
+def test_half_a_character_in_a_token_is_written_as_in_a_text(server: ChatServer, store: AnswerStore):
+    server.says = lambda _: said("a \ud800", ("\ud800", {"\ud800": -0.5}))
+    assert answer(at(server), store) == Answer((), "a ?", True, (Token("?", {"?": -0.5}),))
+    assert answer(at(server), store) == Answer((), "a ?", True, (Token("?", {"?": -0.5}),)), "as it was kept"
 
 
 def in_turn(*replies: Reply) -> Callable[[Any], Reply]:
@@ -223,6 +232,8 @@ def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
         (error(400, "the request exceeds the available context size"), "too long"),
         (error(400, "logprobs are not supported"), "refused"), (error(402, "pay"), "refused"),
         (Reply({"object": "error", "message": "prompt too long"}, 400), "too long"), (error(418, "tea"), "refused"),
+        (error(400, "Unsupported parameter: 'max_tokens' is not supported in this context."), "refused"),
+        (error(400, "this exceeds the context window"), "too long"), (error(400, "too many tokens: 9"), "too long"),
     ],
 )  # fmt: skip
 def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, server: ChatServer, store: AnswerStore):
@@ -276,6 +287,31 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
     assert redacted(f"a {key}") == "a ***"
     assert key.encode() not in store.path.read_bytes()
     assert key not in repr(endpoint)
+
+
+def test_a_key_that_the_server_repeats_is_not_kept(
+    server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch
+):
+    key, likely = "s3cret-of-the-judges", {"x": -0.5}
+    monkeypatch.setenv("WHERE_IT_IS", key)
+    endpoint = at(server, key_env="WHERE_IT_IS")
+    replies = [
+        said(f"You sent {key}.", ("s3cret-of-", likely), ("the-judges", likely)), said("Hm.", ("x", {f"{key}!": -1.0})),
+        said("Hm.", reasoning_content=f"I got {key}"), said("Hm.", ("s3cret-of-", likely), ("the-judges", likely)),
+        said("Hm.", ("x", likely)),
+    ]  # fmt: skip
+    server.says = lambda body: replies[body["seed"]]
+    found, _ = answers_from(endpoint, asked(endpoint, 5), store, "x", lambda _: None)
+    texts = ["You sent ***.", "Hm.", "<think>\nI got ***\n</think>\n\nHm.", "Hm.", "Hm."]
+    made = [found[question.id] for question in asked(endpoint, 5)]
+    assert made == [*(Answer((), text, True) for text in texts[:4]), Answer((), "Hm.", True, (Token("x", likely),))]
+    assert b"s3cret" not in store.path.read_bytes()
+
+
+def test_a_key_of_few_letters_is_a_word(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WHERE_IT_IS", "EMPTY")
+    server.says = lambda _: said("The set is EMPTY.")
+    assert answer(at(server, key_env="WHERE_IT_IS"), store) == Answer((), "The set is EMPTY.", True)
 
 
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "é"])
@@ -343,4 +379,15 @@ def test_the_store_has_questions_as_they_were_asked(server: ChatServer, store: A
     answer(at(server), store)
     with closing(sqlite3.connect(store.path)) as db:
         rows: Sequence[tuple[str, str, str]] = db.execute("SELECT * FROM answers").fetchall()
-    assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.asked[0]}]
+    assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.asked[0], "draw": 0}]
+
+
+def test_each_further_answer_to_one_request_is_asked_for(server: ChatServer, store: AnswerStore):
+    endpoint = at(server, extra_body={"seed": None})
+    questions = [endpoint.question(HELLO, draw, seed=7 + draw) for draw in range(3)]
+    assert questions[0].id == json_digest({"url": server.url, "body": questions[0].body}), "as before there were draws"
+    found, _ = answers_from(endpoint, questions, store, "x", lambda _: None)
+    assert len(found) == len(server.asked) == 3
+    assert {json.dumps(body) for body in server.asked} == {json.dumps({"model": "m", "messages": HELLO})}
+    answers_from(endpoint, questions, store, "x", lambda _: None)
+    assert len(server.asked) == 3

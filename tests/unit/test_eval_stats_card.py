@@ -96,6 +96,33 @@ def test_half_a_change_is_one():
     assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (0.0, 0.75, 0.5)
 
 
+# What is no verdict
+
+
+def test_no_verdict_equals_none_and_is_never_alike_by_chance():
+    """Of ten pairs six alike, two of these ties; then the judge fails on one of the ties and on one that differs."""
+    judge, people = [1, 1, 0, 0, 0.5, 0.5, 1, 0, 0.5, 1.0], [1, 1, 0, 0, 0.5, 0.5, 0, 1, 1, 0.5]
+    assert agreement(judge, people).raw.value == 0.6
+    failed = [i in (5, 8) for i in range(10)]
+    found = agreement(judge, people, failed=failed)
+    assert (found.raw.value, found.verdicts) == (0.5, 10)
+    assert found.kappa is not None
+    # By chance: 1 said by 4 and 4 of ten, 0 by 3 and 3, a tie by 1 and 3, no verdict by 2 and none.
+    assert found.kappa.value == pytest.approx(1 - 0.5 / (1 - 0.16 - 0.09 - 0.03))
+    every = agreement([0.5] * 9, [0.5] * 6 + [1.0] * 3, failed=[True] * 9)
+    assert every.raw.value == 0
+    assert every.kappa is not None
+    assert every.kappa.value == 0
+
+
+def test_what_has_no_two_verdicts_survives_no_swap():
+    found = swap([1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 1], failed=[False, False, True, True])
+    assert found.consistency.value == 0.5
+    for of in (agreement, swap):
+        with pytest.raises(ValueError, match="1 failures for 2 verdicts"):
+            of([1, 0], [1, 0], failed=[True])
+
+
 # All of it
 
 

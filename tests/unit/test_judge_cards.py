@@ -184,6 +184,34 @@ def test_a_judge_that_calls_everything_equal_agrees_with_ties_and_is_no_better_t
     assert "chance would do as well" in shortfall(Card(JUDGE, "c", "people", raw, low, 120, 1.0, 0.95))
 
 
+def test_a_pair_without_a_verdict_is_wrong_and_no_tie():
+    """Six decided and two ties, all right but for a failure on one of each."""
+    decided = [pref(f"q{i}", "good", "bad", id=str(i)) for i in range(6)]
+    pairs = known_pairs(decided, [pref(f"t{i}", "some", "more", id=f"t{i}") for i in range(2)])
+    which = {"0", "t0"}
+    failed = [pair.item.id in which for pair in pairs]
+    first = [0.5 if bad else pair.verdict for pair, bad in zip(pairs, failed, strict=True)]
+    second = [pair.verdict for pair in pairs]  # the other order is there, and right
+    found = card_figures(pairs, first, second, failed=failed)
+    assert found["errors"] == 2
+    assert found["agreement"]["raw"]["value"] == 6 / 8
+    assert found["agreement"]["verdicts"] == 8
+    assert found["accuracy"]["value"] == 5 / 6
+    assert found["swap"]["consistency"]["value"] == 6 / 8
+    assert found["ties"] == {"pairs": 2, "judge": 1, "both": 1}
+    assert card_figures(pairs, second, second)["errors"] == 0
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_judge_that_fails_on_one_of_three_has_not_found_the_best():
+    pairs = known_pairs([pref("q", "a", "b", id="1"), pref("q", "a", "c", id="2")])
+    says = [pair.verdict for pair in pairs]
+    assert card_figures(pairs, says, says)["best_of"]["3"]["value"] == 1
+    assert card_figures(pairs, [0.5, 0.5], [0.5, 0.5])["best_of"]["3"]["value"] == pytest.approx(1 / 3)
+    found = card_figures(pairs, [0.5, says[1]], [0.5, says[1]], failed=[True, False])
+    assert found["best_of"]["3"]["value"] == 0
+
+
 def identity(inputs: Mapping[str, Any] | None = None, **reward: Any) -> JudgeIdentity:
     known = {name: input_from(given, Path()) for name, given in (inputs or {}).items()}
     name = reward.pop("name")
@@ -236,10 +264,10 @@ JUDGE, ANOTHER = identity(name="sentiment"), identity(name="rules", rules=[RULE]
 
 def card(
     low: float = 0.61, verdicts: int = 100, consistency: float | None = None, level: float = 0.95,
-    chance: float | None = 0.2,
+    chance: float | None = 0.2, errors: int = 0,
 ) -> Card:  # fmt: skip
     agreement = {"value": 0.7, "low": low, "high": 0.8, "n": verdicts}
-    return Card(JUDGE, "c" * 64, "people", agreement, chance, verdicts, consistency, level)
+    return Card(JUDGE, "c" * 64, "people", agreement, chance, verdicts, consistency, level, errors=errors)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +276,9 @@ def card(
         (card(), 0.6, ""),
         (card(consistency=0.01), 0.6, ""),
         (card(consistency=0.0), 0.6, "no verdict of it survives a swap"),
+        (card(verdicts=1), 0.6, "its card has 1 verdict, and 100 are needed"),
+        (card(consistency=0.0, errors=100), 0.6, "it gives no verdict"),
+        (card(errors=99), 0.6, ""),
         (card(verdicts=99), 0.6, "its card has 99 verdicts, and 100 are needed"),
         (card(low=0.6), 0.6, "its agreement with people is 0.70 [0.60, 0.80], whose lower end is not above 0.6"),
         (card(), 0.65, "is not above 0.65"),
@@ -293,8 +324,9 @@ def test_a_card_is_read_again(tmp_path: Path):
     assert (found.judge.digest, found.verdicts, found.consistency) == (JUDGE.digest, 130, None)
     assert found.chance == 0.4
     assert found.words == "agrees with people on 0.80 [0.70, 0.90] of 130 verdicts"
-    path.write_text(json.dumps({**WHOLE, "swap": {"consistency": {"value": 0.0}}}))
-    assert read_card(path).consistency == 0.0
+    assert found.errors == 0, "of a card that is older than the count"
+    path.write_text(json.dumps({**WHOLE, "errors": 3, "swap": {"consistency": {"value": 0.0}}}))
+    assert (read_card(path).consistency, read_card(path).errors) == (0.0, 3)
 
 
 @pytest.mark.parametrize(

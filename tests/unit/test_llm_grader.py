@@ -138,6 +138,16 @@ def test_each_answer_is_asked_about_once(server: ChatServer, store: AnswerStore)
     assert len(server.asked) == 6
 
 
+def test_what_is_no_grade_is_not_kept(server: ChatServer, store: AnswerStore):
+    server.says = lambda body: said("Perhaps." if "well" in body["messages"][0]["content"] else "[[NO]]")
+    grader = grader_of(judge_at(server.url), "refuses it?")
+    answers = [Graded(PROMPT, "gladly"), Graded(PROMPT, "well")]
+    assert [bool(grade.error) for grade in grades_by_llm(grader, answers, store)] == [False, True]
+    server.says = lambda _: said("[[YES]]")
+    assert [grade.score for grade in grades_by_llm(grader, answers, store)] == [0.0, 1.0]
+    assert len(server.asked) == 3
+
+
 def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, store: AnswerStore):
     server.says = lambda _: error(500, "fell over")
     with pytest.raises(InputError) as refused:

@@ -268,12 +268,28 @@ def test_a_judge_that_always_says_a(server: ChatServer, store: AnswerStore):
     assert [v.verdict for v in found] == [1.0, 0.0] * 5
 
 
-def test_a_nan_stays_one_in_the_store(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: said("[[A]]", ("[[", {"[[": 0.0}), ("A", {"A": math.nan, "B": -1.0}), ("]]", {"]]": 0.0}))
+NOT_A_NUMBER = said("[[A]]", ("[[", {"[[": 0.0}), ("A", {"A": math.nan, "B": -1.0}), ("]]", {"]]": 0.0}))
+
+
+@pytest.mark.parametrize("reply", [NOT_A_NUMBER, said("Both."), said("[[A]] [[B]]"), said("")])
+def test_what_is_no_verdict_is_not_kept(reply: Reply, server: ChatServer, store: AnswerStore):
+    server.says = lambda body: reply if "It is 1." in body["messages"][0]["content"] else said("[[A]]")
     found = verdicts_by_llm(judge_at(server.url), pairs(2), store)
-    assert {(v.verdict, v.p, bool(v.error)) for v in found} == {(0.5, None, True)}
-    assert verdicts_by_llm(judge_at(server.url), pairs(2), store) == found
-    assert len(server.asked) == 4
+    assert [(v.verdict, v.p, bool(v.error)) for v in found[2:]] == [(0.5, None, True)] * 2
+    server.says = lambda _: said("[[A]]")
+    assert [v.error for v in verdicts_by_llm(judge_at(server.url), pairs(2), store)] == [""] * 4
+    assert len(server.asked) == 4 + 2, "the two that were none"
+    verdicts_by_llm(judge_at(server.url), pairs(2), store)
+    assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize("token", [5, None, True, [1], {"a": 1}])
+def test_a_token_that_is_no_text_leaves_the_verdict(token: Any, server: ChatServer, store: AnswerStore):
+    content = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in ("[[", "A", token)]
+    choice = {"message": {"content": "[[A]]"}, "logprobs": {"content": content}}
+    server.says = lambda _: Reply({"choices": [choice]})
+    found = verdicts_by_llm(judge_at(server.url), pairs(1), store)
+    assert [(v.verdict, v.p, v.error) for v in found] == [(1.0, None, ""), (0.0, None, "")]
 
 
 @pytest.mark.parametrize("reply", [error(500, "fell over"), error(400, "logprobs are not supported")])
@@ -306,8 +322,8 @@ def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerSt
     assert "say nothing" not in note
     server.says = lambda _: said("[[A]]")
     again = verdicts_by_llm(judge, pairs(8), store)
-    assert [v.error for v in again if v.error] == ["the judge gives no verdict"] * 2, "an answer that was kept"
-    assert len(server.asked) == 14 + 2 * module.TRIES + 2
+    assert not any(v.error for v in again)
+    assert len(server.asked) == 14 + 2 * module.TRIES + 4, "the two that failed, and the two that were prose"
 
 
 def test_prose_alone_is_no_reason_to_stop_but_said_loudly(server: ChatServer, store: AnswerStore):

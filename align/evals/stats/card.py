@@ -36,7 +36,7 @@ class Swap:
     """What becomes of a judge's verdicts when the two answers change places.
 
     Attributes:
-        consistency: the share of verdicts that are the same in both orders. A judge that always says "A" has 0.
+        consistency: the share of pairs with the same verdict in both orders. A judge that always says "A" has 0.
         shown_first: the share won by the answer that is shown first, a tie counted as half; ½ is no taste for place.
         win_rate: of the first system, verdicts that change with the order counted as ties.
     """
@@ -77,6 +77,7 @@ def judge_card(
     lengths: tuple[ArrayLike, ArrayLike] | None = None,
     clusters: Clusters | None = None,
     level: float = 0.95,
+    failed: ArrayLike | None = None,
 ) -> Card:
     """A judge beside people or gold on the same pairs.
 
@@ -86,21 +87,26 @@ def judge_card(
             compared with the reference is then what survives the swap.
         lengths: of the first and of the second answers.
         clusters: the prompt, or what prompts share, of each pair.
+        failed: True for a pair on which the judge gave no verdict in some order, shape [n]; in its place `judge` or
+            `swapped` has ½. It agrees with no verdict and survives no swap; to the slope it is a tie.
 
     Raises:
         ValueError: no verdicts, numbers of rows that differ, or a value that is no verdict or not finite.
     """
     verdicts = judge if swapped is None else surviving(judge, swapped)
-    agreed = agreement(verdicts, reference, clusters, level)
+    agreed = agreement(verdicts, reference, clusters, level, failed)
     slope, reference_slope = (
         length_controlled(of, *lengths, clusters=clusters, level=level).slope if lengths else None
         for of in (verdicts, reference)
     )
-    swaps = None if swapped is None else swap(judge, swapped, clusters, level)
+    swaps = None if swapped is None else swap(judge, swapped, clusters, level, failed)
     return Card(agreed, swaps, slope, reference_slope, agreed.raw.n)
 
 
-def agreement(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Agreement:
+def agreement(
+    first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95,
+    failed: ArrayLike | None = None,
+) -> Agreement:  # fmt: skip
     """Raw agreement with Wilson's interval at the effective number of clusters, and Cohen's kappa with an interval of
     ln(1 − κ) by the jackknife over clusters (`align.ops.agreement.below_one`).
 
@@ -109,15 +115,17 @@ def agreement(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = N
 
     Args:
         first, second: verdicts of two raters on the same pairs, each 0, ½ or 1, shape [n].
+        failed: True where the first rater gave no verdict, which equals none of the second's, shape [n].
 
     Raises:
         ValueError: no verdicts, numbers of rows that differ, or a value other than 0, ½ and 1.
     """
     a, b = verdicts_of(first, second)
-    at = places(clusters, a.size)
-    same = proportion(cluster_means(at, (a == b).astype(np.float64)), level=level)
-    tables = np.zeros((int(at.max()) + 1, 3, 3))
-    np.add.at(tables, (at, (2 * a).astype(int), (2 * b).astype(int)), 1.0)
+    at, none = places(clusters, a.size), failures(failed, a.size)
+    same = proportion(cluster_means(at, ((a == b) & ~none).astype(np.float64)), level=level)
+    tables = np.zeros((int(at.max()) + 1, 4, 4))
+    # The fourth value is "no verdict". The second rater never says it, so the two never share it, nor by chance.
+    np.add.at(tables, (at, np.where(none, 3, 2 * a).astype(int), (2 * b).astype(int)), 1.0)
     whole = tables.sum(axis=0, keepdims=True)
     value = float(cohen_kappas(whole)[0])
     if np.isnan(value):
@@ -129,24 +137,36 @@ def agreement(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = N
     return Agreement(same, Interval(value, *below_one(value, cohen_kappas(whole - tables), level), len(tables)), a.size)
 
 
-def swap(verdicts: ArrayLike, swapped: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Swap:
+def swap(
+    verdicts: ArrayLike, swapped: ArrayLike, clusters: Clusters | None = None, level: float = 0.95,
+    failed: ArrayLike | None = None,
+) -> Swap:  # fmt: skip
     """What the order of the answers does to a judge.
 
     Args:
         verdicts, swapped: with the first system's answer shown first, and shown second; 1 is for the first *system* in
             both, each 0, ½ or 1, shape [n].
+        failed: True where there is no verdict in some order, so that no two are the same, shape [n].
 
     Raises:
         ValueError: as of `agreement`.
     """
     one, other = verdicts_of(verdicts, swapped)
-    at = places(clusters, one.size)
-    consistent = proportion(cluster_means(at, (one == other).astype(np.float64)), level=level)
+    at, none = places(clusters, one.size), failures(failed, one.size)
+    consistent = proportion(cluster_means(at, ((one == other) & ~none).astype(np.float64)), level=level)
     return Swap(
         consistent,
         share_won((one + 1 - other) / 2, clusters, level),
         share_won(surviving(one, other), clusters, level),
     )
+
+
+def failures(failed: ArrayLike | None, rows: int) -> NDArray[np.bool_]:
+    """Raises: ValueError: another number of rows."""
+    found = np.zeros(rows, dtype=bool) if failed is None else np.asarray(failed, dtype=bool)
+    if found.shape != (rows,):
+        raise ValueError(f"{found.size} failures for {rows} verdicts")
+    return found
 
 
 def verdicts_of(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
