@@ -201,7 +201,7 @@ def against_table(report: Report, name: str, names: Sequence[str], task: Mapping
         report.text("Nobody has judged these yet.")
         return
     some = task["against"][others[0]]
-    wins, orders = "win_rate" in some, "swap" in some
+    wins, orders = "win_rate" in some, any("swap" in one for one in task["against"].values())
     unsaid = any(one.get("no_verdict") for one in task["against"].values())
     heads = ("against", "scores", "difference", "p after Holm", "would show", "items")
     heads += ("win rate", "at equal lengths") if wins else ()
@@ -216,10 +216,18 @@ def against_table(report: Report, name: str, names: Sequence[str], task: Mapping
         row = [other, scores, in_words(found["difference"]), f"{found['p_holm']:.2g}", size, f"{n:,}{few(n)}"]
         if wins:
             row += [percent(found["win_rate"]), percent(found["win_rate_at_equal_lengths"])]
-        row += [percent(found["swap"]["consistency"])] if orders else []
+        row += [same_in_both(found.get("swap"))] if orders else []
         row += [found["no_verdict"]] if unsaid else []
         rows.append(row)
     report.table(heads, rows, f"{name}: the first against others")
+
+
+def same_in_both(swap: Mapping[str, Any] | None) -> str:
+    """The share of items with one verdict in both orders, and of how many: those without an error in either."""
+    if swap is None:
+        return "–"
+    n = swap["consistency"]["n"]
+    return f"{percent(swap['consistency'])} (n={n:,}{few(n)})"
 
 
 def near_table(report: Report, name: str, names: Sequence[str], task: Mapping[str, Any]) -> None:

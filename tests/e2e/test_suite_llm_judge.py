@@ -200,6 +200,7 @@ def test_bad_answers_are_ties_and_are_counted(place: Place, server: ChatServer):
         f"asked: 10 of 16 verdicts by judge at {server.url} are errors and count as ties (most often:"
     )
     assert note.endswith("its win rates say nothing")
+    assert "(n=3, fewer than" in (run / "report.html").read_text(), "how many verdicts a consistency of 1.0 is of"
 
 
 @pytest.mark.parametrize("reply", [error(400, "logprobs are not supported"), error(500, "fell over", retry_after="0")])
