@@ -62,6 +62,8 @@ def test_what_many_rows_share_is_a_phrase():
     question = pa.array([f"{phrase} {' '.join(f'other{i}' for i in range(60))}"])
     assert near_ones(rows[:COMMON], question, 0.7) == {0: "ngram"}
     assert near_ones(rows, question, 0.7) == {}
+    shared = " ".join(f"other{i}" for i in range(30, 42))  # which makes a row worth asking about, and is no leak
+    assert near_ones([*rows, chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}
 
 
 def test_system_turns_tell_nothing_and_pairs_are_read_whole():
