@@ -60,7 +60,7 @@ def rows() -> list[dict[str, Any]]:
             (f"Über {thing} — naïve café, 你好 🙂:", ["Größe 🙂", "日本語", "plain words"]),
             (f"I think that {thing}", ["'s fine", "s are fine", ", well", "ish"]),
             (shots + asked, ["yes", "no"]),
-            (f"{asked} again, {thing}", [thing, thing, f" {thing}", f"{thing} "]),
+            (f"{asked} again, {thing}", [thing, f"{thing}.", f" {thing}", f"{thing} "]),
             (LONG * 20 + asked, ["Yes, I do.", "No, I do not."]),
             (f"2 + {i} =", [str(2 + i), str(3 + i), "seven", "\u0663"]),
             (f"<s>{asked}", ["</s>", "<s>", "It is <b>bold</b>."]),

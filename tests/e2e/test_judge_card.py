@@ -103,7 +103,7 @@ def test_the_card_says_what_the_verdicts_say(bench: Bench):
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "It may decide gates." in page
     assert "accuracy where the better answer is the longer one" in page
-    assert read_manifest(run).metrics["agreement"]["value"] == pytest.approx(100 / 130)
+    assert read_manifest(run).metrics["judge_agreement"]["value"] == pytest.approx(100 / 130)
 
 
 def better_is_longer(row: dict[str, Any]) -> bool:
