@@ -100,7 +100,8 @@ def ran(folder: Path, *words: str) -> float:
 def ours(folder: Path, model: str) -> Mapping[str, Weighed]:
     """By `probe: choice`: of the base, and of an adapter that is trained for it."""
     short = ("method=lora", "dtype=float32", f"model={model}", "device=cpu", f"run.root={folder / 'runs'}")
-    ran(folder, "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=4", "run.name=s")
+    ran(folder, "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=4", "run.name=s",
+        "stage.batch_size=4", "stage.micro_batch=1", "data.max_length=128")  # fmt: skip
     seconds = ran(
         folder, "align", "stage=eval", *short, "stage.systems={adapter: sft:s, base: base}", "run.name=e",
         "eval.tasks=[{name: asked, path: rows.jsonl, probe: choice}]",
@@ -134,9 +135,9 @@ def theirs(folder: Path, model: str) -> Mapping[str, Weighed]:
     return found
 
 
-def compared(folder: Path, model: str) -> dict[str, Any]:
-    """Both, beside each other."""
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()), encoding="utf-8")
+def compared(folder: Path, model: str, most: int | None = None) -> dict[str, Any]:
+    """Both, beside each other, on so many rows; None for all."""
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()[:most]), encoding="utf-8")
     mine, other = ours(folder, model), theirs(folder, model)
     found = dict[str, Any]()
     for who, one in mine.items():
