@@ -32,8 +32,10 @@ HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_wor
 UNITS = {LOSS: "bits per byte", LM_EVAL: "the scale of some metric"}
 """Of probes whose score is no share, or need not be one."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-LOWEST_LEVEL = COIN = 0.5
-"""The least level of a gate's interval, and the least `min_agreement`: what a coin has where no verdict is a tie."""
+LOWEST_LEVEL = 0.5
+"""The least level of a gate's interval, exclusive."""
+COIN = 0.5
+"""The least `min_agreement`: what a coin has where no verdict is a tie."""
 
 
 @dataclass(frozen=True, slots=True)

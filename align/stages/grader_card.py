@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from align import ranks
@@ -18,11 +17,10 @@ from align.evals.pair_accuracy import pref_text
 from align.evals.questions import yes_to
 from align.report import in_words
 from align.report.words import calibration_in_words, counted
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import AnswerStore
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.grader_card_inputs import KnownAnswers
+from align.stages.suite_answers import answer_store
 from align.track import peak_rss_mb
 from align.types import Result
 
@@ -46,7 +44,7 @@ def run(run: Run, config: Config, known: KnownAnswers) -> Result:
 def graded(config: Config, known: KnownAnswers) -> list[Grade]:
     """What the grader says of each answer. The first rank asks it."""
     asked = [Graded(one.item.prompt, pref_text(one.answer)) for one in known.answers]
-    store = AnswerStore(Path(config.run.root).expanduser() / ANSWERS)
+    store = answer_store(config)
     return ranks.from_main(grades_by_llm(known.grader, asked, store) if ranks.is_main() else [])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,12 +26,11 @@ from align.models.load import choose_device, choose_dtype
 from align.ops.calibration import log_odds as odds_of
 from align.report import in_words
 from align.report.words import calibration_in_words, counted
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import AnswerStore
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.judge_card_inputs import KnownPairs
 from align.stages.scores import fits_all
+from align.stages.suite_answers import answer_store
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.build import build, on_its_own_base
@@ -89,7 +87,7 @@ def run(run: Run, config: Config, known: KnownPairs) -> Result:
 def by_llm(config: Config, judge: LLMJudge, pairs: Sequence[KnownPair]) -> Said:
     """The verdicts of a language model, in both orders. The first rank asks it."""
     asked = [Pair(pair.item.id, pair.item.prompt, pref_text(pair.first), pref_text(pair.second)) for pair in pairs]
-    store = AnswerStore(Path(config.run.root).expanduser() / ANSWERS)
+    store = answer_store(config)
     verdicts = ranks.from_main(verdicts_by_llm(judge, asked, store) if ranks.is_main() else [])
     found = {(one.prompt, one.order): one for one in verdicts}
     both = [(found[pair.item.id, FIRST], found[pair.item.id, SECOND]) for pair in pairs]

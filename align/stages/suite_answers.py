@@ -37,6 +37,11 @@ from align.types import Conversation
 COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
+def answer_store(config: Config) -> AnswerStore:
+    """The answers that are kept among the runs, those of judges too."""
+    return AnswerStore(Path(config.run.root).expanduser() / FILE)
+
+
 class Speaker(NamedTuple):
     """A system that answers here, and what it is asked.
 
@@ -162,7 +167,7 @@ def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[d
     Raises:
         InputError: a system has no distribution to draw from.
     """
-    store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+    store = answer_store(config)
     every = {asked.id for speaker in speakers for asked in speaker.asked}
     known = ranks.from_main(store.found(every) if ranks.is_main() else {})
     before = len(known)
@@ -192,7 +197,7 @@ def answers_elsewhere(
     Raises:
         InputError: a server does not answer, or refuses for another reason.
     """
-    store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+    store = answer_store(config)
     found, before, now = list[Elsewhere](), 0, 0
     for system in systems:
         if system.endpoint is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +13,17 @@ from sqlalchemy import Connection
 
 from align import ranks
 from align.config.root import Config
-from align.data.reasoning import without_reasoning
 from align.errors import InputError, require
 from align.evals.people import Question, chosen, drawn_sides, order_key, sides_key, verdicts_of, votes_asked
 from align.evals.results import Scored
-from align.evals.verdicts import Pair, Verdict
+from align.evals.verdicts import Verdict
 from align.redaction import masked
 from align.report import in_words
 from align.report.words import counted
 from align.run import Run, write_json
 from align.stages.rows import open_store
 from align.stages.suite_people_inputs import PEOPLE, known_answers
-from align.stages.suite_scores import Judge, Told
+from align.stages.suite_scores import Judge, Told, pairs_of
 from annotate.exchange.importing import Row, add
 from annotate.figures.estimates import as_json
 from annotate.figures.people import consistency, gold_accuracy
@@ -106,9 +105,8 @@ def questions_of(told: Told, hides: bool) -> Iterator[Question]:
     """The pairs of a task: the first system's answers beside those of each other one."""
     for other in told.answers:
         if other != told.first:
-            for item, first, second in zip(told.items, told.answers[told.first], told.answers[other], strict=True):
-                messages = without_reasoning(item.prompt.messages) if hides else item.prompt.messages
-                pair = Pair(item.id, replace(item.prompt, messages=messages), first.transcript, second.transcript)
+            pairs = pairs_of(told, other, hides)
+            for pair, first, second in zip(pairs, told.answers[told.first], told.answers[other], strict=True):
                 yield Question(told.task, other, pair, (first.ended is not False, second.ended is not False))
 
 

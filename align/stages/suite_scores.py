@@ -23,8 +23,9 @@ from align.evals.suite import Work
 from align.evals.tasks import Item
 from align.evals.verdicts import Pair, of_scores
 from align.models.load import choose_device, choose_dtype
-from align.rollout.kept import FILE, AnswerStore
+from align.rollout.kept import AnswerStore
 from align.run import Run
+from align.stages.suite_answers import answer_store
 from align.types import Conversation, Rollout
 from reward.build import build, on_its_own_base
 from reward.combined import comparable
@@ -69,7 +70,7 @@ def judge_of(run: Run, config: Config, work: Work) -> Judge:
     """The judge of the evaluation, loaded."""
     hides = config.rollout.reasoning == "hide"
     if isinstance(work.judge, LLMJudge):
-        store = AnswerStore(Path(config.run.root).expanduser() / FILE)
+        store = answer_store(config)
         return Judge(partial(by_llm, work.judge, store, hides), judges_itself(work.judge, work.systems))
     return judge_of_reward(run, config, work)
 
