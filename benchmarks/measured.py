@@ -30,8 +30,10 @@ from align.models.plain_path import decoder_of
 from align.models.pocket import pocket_folder
 from align.models.roles import Roles
 from align.ops.moments import Moments
+from align.ppo.advantages import Estimator
 from align.ppo.estimates import estimated
 from align.ppo.experience import experience, shaped_scores
+from align.ppo.update import Losses as PolicyLosses
 from align.ppo.update import update
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
@@ -303,14 +305,12 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
     estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
     shaped = shaped_scores(scores, rollout, Moments(1, 0.0, 1.0), **shaping)
     made, _ = experience(
-        rollout, shaped, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
-        whiten_rewards=False,
+        rollout, shaped, *estimates, estimator=Estimator(), kl_coef=0.05, kl_estimator="k1", kl_in_reward=True,
     )  # fmt: skip
     optimiser = torch.optim.AdamW([{"params": roles.parameters_of(r), "lr": 1e-3} for r in ("policy", "value")])
     learned = update(
         roles, optimiser, made, cached, epochs=2, minibatch_count=1, max_grad_norm=1.0,
-        generator=torch.Generator().manual_seed(0), micro_batch=1, temperature=1.0, clip_range=0.2,
-        value_clip_range=None, kl_loss_coef=0.0, kl_estimator="k1",
+        generator=torch.Generator().manual_seed(0), micro_batch=1, temperature=1.0, losses=PolicyLosses(),
     )  # fmt: skip
     off = learned["first_log_ratio"]
     if off > 1e-3:

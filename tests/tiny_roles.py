@@ -55,8 +55,9 @@ class World(NamedTuple):
     def roles(self, method: str = "qlora", fresh: bool = False, backbone: str = "own") -> Roles:
         torch.manual_seed(0)
         roles = Roles(self.load(method), None if fresh else self.init, [self.reward], Lora(4, 8), backbone)
-        with torch.no_grad():  # at 0 it would pass no gradient to the value adapter
-            roles.value_head.weight.copy_(0.1 * torch.randn(roles.value_head.weight.shape))
+        if roles.value_head is not None:
+            with torch.no_grad():  # at 0 it would pass no gradient to the value adapter
+                roles.value_head.weight.copy_(0.1 * torch.randn(roles.value_head.weight.shape))
         return roles
 
 

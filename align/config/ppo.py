@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 
 ADAPTER_LR = 5e-4
+GROUPED, GROUP = ("rloo", "grpo"), 8
+"""Estimators that compare the answers to a prompt; and how many these are where nobody says."""
+OF_CRITIC = ("value_backbone", "value_lr", "value_clip_range", "lam", "bootstrap_truncated", "whiten_rewards")
+"""Settings that only an estimator with a critic has."""
 
 
 @dataclass
@@ -65,7 +69,8 @@ class FirstRatioConfig(Settings):
 @dataclass
 class PpoConfig(Settings):
     """PPO as in Ziegler et al. (2019) and Huang et al. (2024): KL to the reference as a per-token cost, the score at
-    the last response token, GAE, clipped policy and value losses."""
+    the last response token, GAE, clipped policy and value losses. `stage.advantage` makes it RLOO, GRPO or
+    REINFORCE++."""
 
     AT: ClassVar[str] = "stage"
 
@@ -82,6 +87,29 @@ class PpoConfig(Settings):
         'Learning rate of the policy. Empty: 5e-4 for an adapter, and a tenth of it if every weight trains ("LoRA '
         'Without Regret", 2025).', above=0,
     )  # fmt: skip
+    advantage: str = setting(
+        "gae",
+        "How advantages are estimated. `gae`: with a critic (PPO). `rloo`: the reward less the mean of the other "
+        "answers to the prompt. `grpo`: the reward less the mean of all answers to the prompt, divided as "
+        "scale_rewards says. `reinforce_pp` (REINFORCE++): what is yet to come, whitened over the batch. Only `gae` "
+        "has a value role.",
+        choices=("gae", "rloo", "grpo", "reinforce_pp"), later=True,
+    )  # fmt: skip
+    group_size: int | None = setting(
+        None,
+        "Answers to each prompt. Empty: 8 with advantage=rloo or grpo, else 1. With advantage=reinforce_pp and more "
+        "than one, the mean of a prompt's answers is the baseline.", above=0, later=True,
+    )  # fmt: skip
+    scale_rewards: str = setting(
+        "group",
+        "What divides the advantages of advantage=grpo: the standard deviation of the rewards of the prompt's answers, "
+        "that of the whole batch, or nothing (Dr. GRPO).", choices=("group", "batch", "none"), later=True,
+    )  # fmt: skip
+    max_draws: int = setting(
+        1,
+        "How often an update may ask. With more than 1 it asks other prompts in place of those whose answers all "
+        "earned the same (dynamic sampling, DAPO).", above=0, later=True,
+    )  # fmt: skip
     value_backbone: str = setting(
         "own",
         "What the value head reads. `own`: a separate adapter, which starts as a copy of the reward model's. "
@@ -93,6 +121,21 @@ class PpoConfig(Settings):
     warmup: float = training.warmup(0.05, most=1)
     schedule: str = training.schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
+    clip_range_high: float | None = setting(
+        None, "Upper bound of the ratio, as 1 + clip_range_high (clip-higher, DAPO). Empty: clip_range.", above=0,
+        later=True,
+    )  # fmt: skip
+    importance_level: str = setting(
+        "token", "What has a ratio π_new/π_old: a token, or a whole answer (`sequence`, GSPO).",
+        choices=("token", "sequence"), later=True,
+    )  # fmt: skip
+    loss_mean: str | None = setting(
+        None,
+        "What the policy loss is a mean over. `token`: all tokens of a minibatch. `sequence`: its answers, each with "
+        "the mean of its tokens. `constant`: the sum over tokens is divided by rollout.max_new_tokens for each answer, "
+        "which is unbiased. Empty: `constant` with advantage=rloo, else `token`.",
+        choices=("token", "sequence", "constant"), later=True,
+    )  # fmt: skip
     value_clip_range: float | None = setting(None, "Largest change of a value in one update. Empty: no limit.", above=0)
     importance_cap: float = setting(
         2.0,
@@ -117,12 +160,16 @@ class PpoConfig(Settings):
     )
     kl_target: float = setting(6.0, "KL that kl_control=adaptive aims at.", unit="nats a response", above=0)
     kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive changes kl_coef.", unit="responses", above=0)
-    kl_estimator: str = setting(
-        "k1", "Which of Schulman's estimators computes the KL from samples.", choices=("k1", "k3")
-    )
-    kl_in: str = setting(
-        "reward", "Where the KL penalty is: in each token's reward, or in the loss.", choices=("reward", "loss")
-    )
+    kl_estimator: str | None = setting(
+        None,
+        "Which of Schulman's estimators computes the KL from samples. Empty: `k1` with kl_in=reward, `k3` with "
+        "kl_in=loss.", choices=("k1", "k2", "k3"),
+    )  # fmt: skip
+    kl_in: str | None = setting(
+        None,
+        "Where the KL penalty is: in each token's reward, or in the loss. Empty: in the loss with advantage=grpo, else "
+        "in the reward.", choices=("reward", "loss"),
+    )  # fmt: skip
     score_scale: float = setting(
         0.4,
         "Factor on the standardised score (mean 0, variance 1 over reference samples). Together with kl_coef it sets "
@@ -166,11 +213,32 @@ class PpoConfig(Settings):
     first_ratio: FirstRatioConfig = field(default_factory=FirstRatioConfig)
     tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether there is a value role."""
+        return self.advantage == "gae"
+
+    @property
+    def answers(self) -> int:
+        """To each prompt, K."""
+        return self.group_size or (GROUP if self.advantage in GROUPED else 1)
+
+    @property
+    def prices_in(self) -> str:
+        """Where the KL penalty is, whether somebody chose that or not."""
+        return self.kl_in or ("loss" if self.advantage == "grpo" else "reward")
+
     def check_together(self) -> None:
+        self.check_groups()
+        self.check_estimator()
         require(
-            self.kl_in != "loss" or self.kl_estimator == "k3", "stage.kl_estimator", self.kl_estimator,
+            self.prices_in != "loss" or self.kl_estimator != "k1", "stage.kl_estimator", self.kl_estimator,
             "has a gradient of expectation zero, so in the loss it would hold nothing back",
-            "Add stage.kl_estimator=k3.",
+            "Add stage.kl_estimator=k3 or k2.",
+        )  # fmt: skip
+        require(
+            self.prices_in == "loss" or self.kl_estimator != "k2", "stage.kl_estimator", "k2",
+            "is biased as a part of the reward", "Use k1 or k3, or add stage.kl_in=loss.",
         )  # fmt: skip
         if self.kl_control == "adaptive":
             require(
@@ -197,10 +265,65 @@ class PpoConfig(Settings):
             f"does not divide the minibatch of {minibatch}", "Choose a divisor.",
         )  # fmt: skip
 
+    def check_groups(self) -> None:
+        """Raises InputError where a batch has no whole groups, or a group cannot tell its answers apart."""
+        one = self.advantage in GROUPED and self.answers == 1
+        require(
+            not one, "stage.group_size", self.group_size,
+            f"leaves no other answer that advantage={self.advantage} could compare with",
+            "Use 2 or more, or stage.advantage=gae or reinforce_pp.",
+        )  # fmt: skip
+        require(
+            self.batch_size % self.answers == 0, "stage.batch_size", self.batch_size,
+            f"is not a multiple of stage.group_size={self.answers}",
+            "Make it one, so that every prompt has all its answers.",
+        )  # fmt: skip
+        grpo = self.advantage == "grpo"
+        require(
+            grpo or self.scale_rewards == PpoConfig.scale_rewards, "stage.scale_rewards", self.scale_rewards,
+            f"is of advantage=grpo, and this is {self.advantage}", "Leave it out.",
+        )  # fmt: skip
+        require(
+            not grpo or self.scale_rewards == "none" or self.prices_in == "loss" or not self.kl_coef, "stage.kl_in",
+            "reward", "makes answers of one score differ by their KL alone, and the spread that divides would blow "
+            "that up to a full advantage", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
+        )  # fmt: skip
+        draws = self.max_draws > 1
+        require(
+            not draws or self.answers > 1, "stage.max_draws", self.max_draws,
+            "looks for prompts whose answers differ in their score, and each has one answer", "Raise stage.group_size.",
+        )  # fmt: skip
+        require(
+            not draws or not self.max_staleness, "stage.max_draws", self.max_draws,
+            "asks again once answers are scored, and stage.max_staleness=1 asks before that", "Leave one of them out.",
+        )  # fmt: skip
+
+    def check_estimator(self) -> None:
+        """Raises InputError where a setting is of another estimator."""
+        for name in OF_CRITIC if not self.has_critic else ():
+            value = getattr(self, name)
+            require(
+                value == getattr(PpoConfig, name), f"stage.{name}", value,
+                f"is of advantage=gae, and this is {self.advantage}", "Leave it out.",
+            )  # fmt: skip
+        require(
+            self.advantage not in GROUPED or self.gamma == 1, "stage.gamma", self.gamma,
+            f"discounts tokens, and advantage={self.advantage} rewards whole answers", "Leave it out.",
+        )  # fmt: skip
+        require(
+            self.importance_level == "token" or self.advantage in GROUPED, "stage.importance_level",
+            self.importance_level, f"needs one advantage for a whole answer; advantage={self.advantage} has one for "
+            "each token", "Use stage.advantage=grpo or rloo.",
+        )  # fmt: skip
+
     def filled(self, config: Config) -> PpoConfig:
-        """With a learning rate, which depends on what trains."""
+        """With a learning rate, which depends on what trains, and what follows from the estimator."""
         lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
-        return self if self.lr is not None else replace(self, lr=lr)
+        return replace(
+            self, lr=lr if self.lr is None else self.lr, group_size=self.answers, kl_in=self.prices_in,
+            kl_estimator=self.kl_estimator or ("k3" if self.prices_in == "loss" else "k1"),
+            loss_mean=self.loss_mean or ("constant" if self.advantage == "rloo" else "token"),
+        )  # fmt: skip
 
     def check(self, config: Config) -> None:
         require(

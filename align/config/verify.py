@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from align.config.ppo import PpoConfig
 from align.config.settings import setting
+from align.errors import require
 
 
 @dataclass
@@ -16,3 +17,10 @@ class VerifyConfig(PpoConfig):
 
     name: str = "verify"
     rows: int = setting(8, "Number of answers in the measured batch.", at_least=2)
+
+    def check_groups(self) -> None:
+        super().check_groups()
+        require(
+            self.rows % self.answers == 0, "stage.rows", self.rows, f"is not a multiple of group_size={self.answers}",
+            "Make it one.",
+        )  # fmt: skip

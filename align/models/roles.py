@@ -1,4 +1,5 @@
-"""Policy, value, reward and reference on one base: four adapters, two heads, one set of base weights in memory.
+"""Policy, value, reward and reference on one base: four adapters, two heads, one set of base weights in memory. Where
+the advantages need no critic, nobody has the value role.
 
 Where every weight of the policy trains, it is a second model, and the others share the frozen one it started from. A
 role is entered with `use`; what trains in it is asserted every time.
@@ -53,10 +54,10 @@ class ForwardOutput(NamedTuple):
 
 
 class CachedForward(NamedTuple):
-    """What policy and value say of a rollout, with the graphs behind it."""
+    """What policy and, where there is one, value say of a rollout, with the graphs behind it."""
 
     output: ForwardOutput
-    values_BT: Tensor
+    values_BT: Tensor | None
 
 
 class Roles:
@@ -72,13 +73,15 @@ class Roles:
         value_backbone: `own`: an adapter of its own under the value head, which starts from the reward adapter and
             trains; `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it
             reads the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
+            `none`: nobody has the role.
         policy: a second model with the weights of `base`, all of which train, where the policy is no adapter.
         autocast: the dtype that the second model computes in, if not that of its weights.
 
     Attributes:
         model: the model that holds all adapters.
-        value_head: hidden → value, bias-free, fp32; starts at 0.
-        value_backbone: the role whose states it reads.
+        trainable: the roles that train, of `TRAINABLE`.
+        value_head: hidden → value, bias-free, fp32; starts at 0. None where nobody values.
+        value_backbone: the role whose states it reads; empty where nobody values.
         score_heads: hidden → score, frozen, one a reward model.
         reference_is_base: the policy started from the base as it is.
         device: that everybody here computes on.
@@ -114,9 +117,11 @@ class Roles:
             else:
                 self._add("value", fresh)
         frozen = "reward" if rewards else "reference"
-        self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen}[value_backbone]
+        self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen, "none": ""}[value_backbone]
+        self.trainable = TRAINABLE if self.value_backbone else TRAINABLE[:1]
         self.reference_is_base = init is None
-        self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(self.device)
+        no_value = torch.zeros(1, hidden_size(self.model))
+        self.value_head = linear_head(no_value).to(self.device) if self.value_backbone else None
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -145,7 +150,8 @@ class Roles:
 
     def named_parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
         """The same by their names, in the same order."""
-        head = {f"value_head.{n}": p for n, p in self.value_head.named_parameters()} if role == "value" else {}
+        valued = self.value_head if role == "value" else None
+        head = {} if valued is None else {f"value_head.{n}": p for n, p in valued.named_parameters()}
         return {**self._weights[role], **head}
 
     def actor(self, role: Role) -> RoleActor:
@@ -179,7 +185,8 @@ class Roles:
         for trainable in TRAINABLE:
             for parameter in self._weights[trainable].values():
                 parameter.requires_grad_(train and trainable == role)
-        self.value_head.requires_grad_(train and role == "value")
+        if self.value_head is not None:
+            self.value_head.requires_grad_(train and role == "value")
         expected = self._weights[role].keys() if train else set()
         trains = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
@@ -188,7 +195,8 @@ class Roles:
         """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
         if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
-        self.value_head.requires_grad_(role == "value")
+        if self.value_head is not None:
+            self.value_head.requires_grad_(role == "value")
 
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         """The response tokens under `role`."""
@@ -203,6 +211,7 @@ class Roles:
             policy_states_BTD: the policy's states on this rollout where they are known: a head on the policy's backbone
                 needs no pass of its own then.
         """
+        assert self.value_head is not None, "nobody has the value role"
         trained = train and self.value_backbone == "value"
         states = policy_states_BTD if self.value_backbone == "policy" else None
         if states is None:
@@ -214,16 +223,21 @@ class Roles:
 
     def cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
         """A pass of policy and value with their graphs, for a backward pass later, whoever plays in between."""
-        output = self.logprobs("policy", rollout, temperature, train=True)
-        return CachedForward(output, self.values(rollout, train=True, policy_states_BTD=output.states_BTD))
+        output, values = self.logprobs("policy", rollout, temperature, train=True), None
+        if "value" in self.trainable:
+            values = self.values(rollout, train=True, policy_states_BTD=output.states_BTD)
+        return CachedForward(output, values)
 
-    def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """What a batch is learned from besides its scores: logprobs of policy and reference, values; each [B, T]."""
+    def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, ...]:
+        """What a batch is learned from besides its scores: logprobs of policy and reference, and values where somebody
+        has that role; each [B, T]."""
         own, reference = (self.logprobs(role, rollout, temperature) for role in ("policy", "reference"))
-        return own.logprobs_BT, reference.logprobs_BT, self.values(rollout, policy_states_BTD=own.states_BTD)
+        told = own.logprobs_BT, reference.logprobs_BT
+        return (*told, self.values(rollout, policy_states_BTD=own.states_BTD)) if "value" in self.trainable else told
 
     def values_behind(self, rollout: Rollout) -> Tensor:
         """V of the state behind each response [B]: what is yet to come where it was cut."""
+        assert self.value_head is not None, "nobody has the value role"
         return self._at_the_end(self.value_backbone, self.value_head, rollout)
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
@@ -258,6 +272,7 @@ class Roles:
         folder.mkdir(parents=True, exist_ok=True)
         if self.value_backbone == "value":
             save_adapter(self.model, folder, base, "value")
+        assert self.value_head is not None, "nobody has the value role"
         save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
         (folder / VALUE_HEAD_FILE).chmod(0o644)
 

@@ -4,6 +4,7 @@ Estimators after Schulman, "Approximating KL divergence" (2020), from samples of
 d = log π − log π_ref of the sampled token:
 
     k1 = d                 unbiased, may be negative
+    k2 = d² / 2            biased, never negative; differentiated at samples of π it gives the gradient of KL
     k3 = exp(−d) − 1 + d   unbiased, never negative, lower variance
 
 The controller is that of Ziegler et al., "Fine-tuning language models from human preferences" (2019), section 2.2.
@@ -24,13 +25,18 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(log π − log π_ref)² / 2, elementwise, in nats."""
+    return (logprobs - ref_logprobs).square() / 2
+
+
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
     d = logprobs - ref_logprobs
     return (-d).expm1() + d
 
 
-ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
+ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 def update_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, samples: int) -> float:

@@ -1,8 +1,8 @@
 """The two losses of PPO, each with its figures (Schulman et al., "Proximal policy optimization algorithms", 2017), and
 DPO's.
 
-PPO's are *sums* over tokens divided by a count that the caller gives: the tokens of the whole minibatch. Summing
-over micro-batches then gives the same gradient however the minibatch was cut.
+PPO's are *sums* over tokens divided by a number that the caller gives, of the whole minibatch: its tokens, or another
+(`loss_divisor`). Summing over micro-batches then gives the same gradient however the minibatch was cut.
 """
 
 from __future__ import annotations
@@ -31,32 +31,65 @@ def policy_loss(
     advantages_BT: Tensor,
     mask_BT: Tensor,
     clip_range: float,
-    count: float,
+    divisor: float,
     weights_BT: Tensor | None = None,
+    clip_range_high: float | None = None,
+    importance_level: str = "token",
 ) -> Loss:
     """The clipped surrogate (eq. 7), negated.
 
-        ρ = exp(log π − log π_old),    L = −Σ w min(ρ A, clip(ρ, 1−ε, 1+ε) A) / count
+        ρ = exp(log π − log π_old),    L = −Σ w min(ρ A, clip(ρ, 1−ε, 1+ε) A) / divisor
 
     Args:
-        weights_BT: w of each token, see `importance_weights`; without them 1.
+        divisor: see `loss_divisor`.
+        weights_BT: w of each token, see `importance_weights` and `loss_weights`; without them 1.
+        clip_range_high: ε of the upper bound, where it is another (Yu et al., DAPO, 2025, eq. 10).
+        importance_level: `sequence` takes one ratio for a response, exp of the mean of log π − log π_old over its
+            tokens (Zheng et al., GSPO, 2025, eq. 7).
 
-    Sums: `ratio`, `log_ratio` (|log ρ|, nats), `clip_fraction` (tokens where the clipped branch is the smaller),
-    `approx_kl` (k3 of the step).
+    Sums: `ratio`, `log_ratio` (|log ρ| of tokens, nats), `clip_fraction` (tokens where the clipped branch is the
+    smaller), `approx_kl` (k3 of the step, of tokens).
     """
     log_ratio = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, torch.zeros_like(logprobs_BT))
-    ratio = log_ratio.exp()
+    level = log_ratio
+    if importance_level == "sequence":
+        level = (log_ratio.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True)).expand_as(log_ratio)
+    ratio = level.exp()
     free = ratio * advantages_BT
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages_BT
+    above = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1 - clip_range, 1 + above) * advantages_BT
     with torch.no_grad():
         sums = {
             "ratio": masked_sum(ratio, mask_BT),
             "log_ratio": masked_sum(log_ratio.abs(), mask_BT),
             "clip_fraction": masked_sum((clipped < free).to(ratio.dtype), mask_BT),
-            "approx_kl": masked_sum(ratio - 1 - log_ratio, mask_BT),
+            "approx_kl": masked_sum(log_ratio.exp() - 1 - log_ratio, mask_BT),
         }
     gain = torch.minimum(free, clipped)
-    return Loss(-masked_sum(gain if weights_BT is None else weights_BT * gain, mask_BT) / count, sums)
+    return Loss(-masked_sum(gain if weights_BT is None else weights_BT * gain, mask_BT) / divisor, sums)
+
+
+def loss_divisor(mask_BT: Tensor, loss_mean: str, longest: int) -> float:
+    """What a sum over the tokens of a minibatch is divided by, with `loss_weights`.
+
+        token      Σ over all tokens / tokens                       every token counts alike (DAPO, 2025)
+        sequence   Σ over responses of the mean over tokens / rows  every response counts alike (GRPO, 2024)
+        constant   Σ over all tokens / (rows · longest)             the gradient is unbiased (Dr. GRPO, 2025)
+
+    Args:
+        mask_BT: of the whole minibatch.
+        longest: tokens that a response may have.
+    """
+    if loss_mean == "token":
+        return float(mask_BT.sum())
+    return float(mask_BT.shape[0] * (longest if loss_mean == "constant" else 1))
+
+
+def loss_weights(mask_BT: Tensor, loss_mean: str) -> Tensor | None:
+    """1 / length of each token's response, where `loss_mean` takes the mean of each response first; else None."""
+    if loss_mean != "sequence":
+        return None
+    return (1 / mask_BT.sum(1, keepdim=True)).expand(mask_BT.shape)
 
 
 def importance_weights(old_logprobs_BT: Tensor, drawn_logprobs_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
@@ -108,10 +141,14 @@ def value_loss(
     return Loss(0.5 * masked_sum(worst, mask_BT) / count, sums)
 
 
-def kl_loss(kl_BT: Tensor, mask_BT: Tensor, count: float) -> Tensor:
-    """Mean KL to the reference as a term of the loss, for `kl_in=loss`. k3 is the estimator to differentiate here:
-    the gradient of k1 is that of log π alone, which has expectation zero."""
-    return masked_sum(kl_BT, mask_BT) / count
+def kl_loss(kl_BT: Tensor, mask_BT: Tensor, divisor: float, weights_BT: Tensor | None = None) -> Tensor:
+    """Mean KL to the reference as a term of the loss, for `kl_in=loss`. The gradient of k1 is that of log π alone,
+    which has expectation zero; that of k2 is, token by token, KL(π ‖ π_ref)'s, and that of k3 KL(π_ref ‖ π)'s.
+
+    Args:
+        divisor, weights_BT: see `loss_divisor` and `loss_weights`.
+    """
+    return masked_sum(kl_BT if weights_BT is None else weights_BT * kl_BT, mask_BT) / divisor
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.planning.memory import ADAM, adapter_bytes
+from align.planning.memory import ADAM, adapter_bytes, value_bytes
 from align.planning.shapes import Shape
 from align.planning.workload import Workload
 
@@ -13,7 +13,7 @@ def disk_bytes(shape: Shape, work: Workload) -> tuple[float, float]:
     adapter = float(adapter_bytes(shape, work))
     if work.stage == "ppo":
         policy = 4.0 * shape.weights if work.method == "full" else adapter
-        value = (adapter if work.value_backbone == "own" else 0) + head
+        value = value_bytes(shape, work)
         kept = (policy + value) * (1 + ADAM / 4) + policy * work.keeps_best
         return kept, (work.size * float(shape.weights) if work.method == "full" else adapter) + value
     if work.method == "full":

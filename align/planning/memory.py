@@ -85,12 +85,13 @@ def of_ppo(shape: Shape, work: Workload) -> Footprint:
     whole, adapter, head = work.method == "full", adapter_bytes(shape, work), shape.width * FP32
     policy = base_bytes(shape, "full", FP32) if whole else float(adapter)
     frozen = base_bytes(shape, "lora" if whole else work.method, work.size)
-    value = (adapter if work.value_backbone == "own" else 0) + head
+    value = value_bytes(shape, work)
     always = [
         Part("base", "weights", frozen), Part("policy", "weights" if whole else "adapter", policy),
-        Part("policy", "moments", ADAM / FP32 * policy), Part("value", "adapter and head", value),
-        Part("value", "moments", ADAM / FP32 * value),
+        Part("policy", "moments", ADAM / FP32 * policy),
     ]  # fmt: skip
+    if value:
+        always += [Part("value", "adapter and head", value), Part("value", "moments", ADAM / FP32 * value)]
     if work.from_adapter and not whole:
         always.append(Part("reference", "adapter", adapter))
     if work.rewards:
@@ -100,6 +101,13 @@ def of_ppo(shape: Shape, work: Workload) -> Footprint:
     if work.bank:
         always.append(Part("base", "copy that samples", work.size * float(shape.weights)))
     return Footprint(tuple(always), tuple(ppo_phases(shape, work, policy, value)))
+
+
+def value_bytes(shape: Shape, work: Workload) -> float:
+    """What the value role trains, in fp32."""
+    if work.value_backbone == "none":
+        return 0.0
+    return (adapter_bytes(shape, work) if work.value_backbone == "own" else 0.0) + shape.width * FP32
 
 
 def ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:

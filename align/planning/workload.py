@@ -27,7 +27,7 @@ class Workload:
         moments: bytes of the optimiser for each trained weight.
         from_adapter: it starts from an adapter, which is kept beside it as reference.
         packing: several texts share a row.
-        value_backbone: of PPO, `own`, `policy` or `frozen`.
+        value_backbone: of PPO, `own`, `policy` or `frozen`; `none` where its estimator has no critic.
         rewards: reward models on the policy's base.
         rollout_rows: answers that are generated together.
         whole_batch: PPO's batch is one minibatch.

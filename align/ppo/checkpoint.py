@@ -72,7 +72,7 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
 
 def weights(roles: Roles) -> dict[str, Tensor]:
     """Everything that trains, by role and place."""
-    return {f"{role}.{i}": p for role in TRAINABLE for i, p in enumerate(roles.parameters_of(role))}
+    return {f"{role}.{i}": p for role in roles.trainable for i, p in enumerate(roles.parameters_of(role))}
 
 
 def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:

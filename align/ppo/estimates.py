@@ -13,11 +13,12 @@ from align.types import Rollout
 
 
 class Estimates(NamedTuple):
-    """Each [B, T] or [B], without a gradient; `behind_B` where responses that were cut are to be valued."""
+    """Each [B, T] or [B], without a gradient; values where there is a critic, and `behind_B` where responses that were
+    cut are to be valued."""
 
     old_logprobs_BT: Tensor
     ref_logprobs_BT: Tensor
-    values_BT: Tensor
+    values_BT: Tensor | None
     behind_B: Tensor | None
 
 
@@ -36,8 +37,9 @@ def estimated(
     behind = in_chunks(roles.values_behind, rollout, micro_batch) if bootstrap else None
     if minibatches > 1 or micro_batch < len(rollout.ended_B):
         estimates = partial(roles.estimates, temperature=temperature)
-        old, reference, values = several_in_chunks(estimates, rollout, micro_batch)
-        return Estimates(old, reference, values, behind), None
+        old, reference, *values = several_in_chunks(estimates, rollout, micro_batch)
+        return Estimates(old, reference, values[0] if values else None, behind), None
     cached = roles.cached_forward(rollout, temperature)
     reference = in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
-    return Estimates(cached.output.logprobs_BT.detach(), reference, cached.values_BT.detach(), behind), cached
+    values_BT = None if cached.values_BT is None else cached.values_BT.detach()
+    return Estimates(cached.output.logprobs_BT.detach(), reference, values_BT, behind), cached

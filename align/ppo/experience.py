@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.ops.gae import gae, token_rewards
+from align.ops.gae import token_rewards
 from align.ops.kl import ESTIMATORS, kl_k1, kl_k3
 from align.ops.losses import explained_variance, importance_weights
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
+from align.ppo.advantages import Estimator, estimate
 from align.types import Rollout
 
 
@@ -24,8 +25,8 @@ class Experience:
         rollout: the tokens.
         old_logprobs_BT: of the policy that sampled, from the training model's own forward pass.
         ref_logprobs_BT: of the reference.
-        values_BT: of the value role before this update.
-        advantages_BT: whitened over the whole batch.
+        advantages_BT: by the estimator of the run.
+        values_BT: of the value role before this update; None where there is none.
         returns_BT: what the values are fitted to.
         weights_BT: of the policy loss, where another than the learner drew the tokens.
     """
@@ -33,9 +34,9 @@ class Experience:
     rollout: Rollout
     old_logprobs_BT: Tensor
     ref_logprobs_BT: Tensor
-    values_BT: Tensor
     advantages_BT: Tensor
-    returns_BT: Tensor
+    values_BT: Tensor | None = None
+    returns_BT: Tensor | None = None
     weights_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -53,9 +54,15 @@ class Experience:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each [B, T] that there is, by its name."""
-        for name in ("old_logprobs_BT", "ref_logprobs_BT", "values_BT", "advantages_BT", "returns_BT", "weights_BT"):
+        for name in ("old_logprobs_BT", "ref_logprobs_BT", "advantages_BT", "values_BT", "returns_BT", "weights_BT"):
             if (tensor := getattr(self, name)) is not None:
                 yield name, tensor
+
+    def teaching(self) -> Experience:
+        """The rows that a policy learns something from, or all where there is none: an answer whose group earned one
+        and the same has no advantage."""
+        teaches_B = (self.advantages_BT != 0).any(1)
+        return self if bool(teaches_B.all()) or not bool(teaches_B.any()) else self.rows(teaches_B.nonzero()[:, 0])
 
 
 def shaped_scores(
@@ -80,29 +87,30 @@ def experience(
     scores_B: Tensor,
     old_logprobs_BT: Tensor,
     ref_logprobs_BT: Tensor,
-    values_BT: Tensor,
+    values_BT: Tensor | None = None,
     behind_B: Tensor | None = None,
     *,
+    estimator: Estimator,
     kl_coef: float,
     kl_estimator: str,
     kl_in_reward: bool,
-    gamma: float,
-    lam: float,
-    whiten_rewards: bool,
+    whiten_rewards: bool = False,
     importance_cap: float | None = None,
 ) -> tuple[Experience, dict[str, float]]:
     """Rewards, advantages and returns of a batch, and the figures that describe it.
 
     Args:
-        scores_B: what each response earns at its last token.
+        scores_B: what each response earns at its last token. Those to one prompt stand together.
+        values_BT: of the value role, where the estimator has a critic.
         behind_B: V of the state behind each response, where one that was cut is worth what would have followed; without
             it the cut is taken for an end.
         importance_cap: see `importance_weights`, for a sampler that is not the learner; None for one that is.
 
     Returns:
         the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
-        `eos_rate`, `explained_variance`; and, where the sampler says its own logprobs, `sampler_kl`: how far the
-        learner stood from what sampled, KL(sampler ‖ learner) by k3, the mean over tokens, nats.
+        `eos_rate`; with a critic `value` and `explained_variance`; and, where the sampler says its own logprobs,
+        `sampler_kl`: how far the learner stood from what sampled, KL(sampler ‖ learner) by k3, the mean over tokens,
+        nats.
     """
     mask = rollout.response_mask_BT
     kl_BT = ESTIMATORS[kl_estimator](old_logprobs_BT, ref_logprobs_BT)
@@ -110,15 +118,15 @@ def experience(
     total = masked_sum(rewards_BT, mask) / mask.shape[0]
     if whiten_rewards:
         rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
-    values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
+    if values_BT is not None:
+        values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
     lengths_B = rollout.lengths_B
     bootstrap_B = None if behind_B is None else torch.where(rollout.ended_B, torch.zeros_like(behind_B), behind_B)
-    advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask, gamma, lam, bootstrap_B)
+    advantages_BT, returns_BT = estimate(estimator, rewards_BT, mask, values_BT, bootstrap_B)
     weights_BT = None
     if importance_cap is not None and rollout.logprobs_BT is not None:
         weights_BT = importance_weights(old_logprobs_BT, rollout.logprobs_BT, mask, importance_cap)
-    advantages_BT = masked_whiten(advantages_BT, mask)
-    made = Experience(rollout, old_logprobs_BT, ref_logprobs_BT, values_BT, advantages_BT, returns_BT, weights_BT)
+    made = Experience(rollout, old_logprobs_BT, ref_logprobs_BT, advantages_BT, values_BT, returns_BT, weights_BT)
     figures = {
         "kl": masked_sum(kl_k1(old_logprobs_BT, ref_logprobs_BT), mask) / mask.shape[0],
         "score": scores_B.mean(),
@@ -127,9 +135,10 @@ def experience(
         "length": lengths_B.float().mean(),
         "eos_rate": rollout.ended_B.float().mean(),
         "score_length_correlation": correlation(scores_B, lengths_B.float()),
-        "value": masked_mean(values_BT, mask),
-        "explained_variance": explained_variance(values_BT, returns_BT, mask),
     }
+    if values_BT is not None and returns_BT is not None:
+        figures["value"] = masked_mean(values_BT, mask)
+        figures["explained_variance"] = explained_variance(values_BT, returns_BT, mask)
     if rollout.logprobs_BT is not None:
         figures["sampler_kl"] = masked_mean(kl_k3(rollout.logprobs_BT, old_logprobs_BT), mask)
     return made, {k: float(v) for k, v in figures.items()}

@@ -20,7 +20,7 @@ from align.ops.finite import not_finite
 from align.ops.moments import Moments
 from align.rollout.answers_alone import Judged, whole
 from align.rollout.dealt import FirstRankEngine
-from align.rollout.engine import Engine, response_texts
+from align.rollout.engine import Engine, joined, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base
 from align.types import Conversation, Rollout
@@ -45,6 +45,32 @@ class Answers(NamedTuple):
     def read(self) -> list[str]:
         """The answers as they are judged."""
         return [conversation.messages[-1].content for conversation in self.conversations]
+
+    def rows(self, index: Sequence[int]) -> Answers:
+        """Some of them, in this order."""
+        taken = torch.tensor(index, device=self.rollout.tokens_BS.device)
+        told, tokens, reasoning = self.judged
+        judged = Judged(
+            [told[i] for i in index], tokens.rows(taken.to(tokens.tokens_BS.device)), [reasoning[i] for i in index]
+        )
+        return Answers(
+            [self.prompts[i] for i in index], self.rollout.rows(taken), [self.texts[i] for i in index], judged
+        )
+
+
+def together(parts: Sequence[Answers], pad_id: int) -> Answers:
+    """The answers of several, one part behind another."""
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.arange(sum(len(part.prompts) for part in parts))
+    rollout, judged = (
+        joined(of, order.to(of[0].tokens_BS.device), pad_id)
+        for of in ([p.rollout for p in parts], [p.judged.rollout for p in parts])
+    )
+    told = Judged(
+        [each for p in parts for each in p.conversations], judged, [each for p in parts for each in p.judged.reasoning]
+    )
+    return Answers([x for p in parts for x in p.prompts], rollout, [x for p in parts for x in p.texts], told)
 
 
 Read = Callable[[Sequence[Prompt], list[str], Rollout], Judged]

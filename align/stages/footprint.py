@@ -153,7 +153,7 @@ def of_ppo(config: Config, shape: Shape, work: Workload) -> Workload:
     together = max(stage.batch_size, stage.normalise_on, stage.eval_prompts if stage.eval_every else 0)
     return replace(
         work, micro_batch=min(stage.micro_batch, step), step=step, prompt=prompt,
-        length=prompt + rollout.max_new_tokens, value_backbone=stage.value_backbone,
+        length=prompt + rollout.max_new_tokens, value_backbone=stage.value_backbone if stage.has_critic else "none",
         rollout_rows=min(rollout.batch_size, together),
         whole_batch=stage.minibatches == 1, bank=rollout.engine == "bank", remote=rollout.engine == "vllm",
         keeps_best=bool(stage.eval_every) and stage.publish == "best",

@@ -21,13 +21,14 @@ from align.models.adapters import save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
-from align.models.roles import TRAINABLE, Roles
+from align.models.roles import Roles
 from align.models.start import frozen_as
 from align.planning.live import LiveBytes
 from align.planning.workload import Workload
+from align.ppo.advantages import Estimator
 from align.ppo.estimates import estimated
 from align.ppo.experience import experience
-from align.ppo.update import accumulate, gradient_step
+from align.ppo.update import Losses, accumulate, gradient_step
 from align.ppo.workers import roles_on
 from align.rollout.hf import HfEngine
 from align.run import Base
@@ -35,8 +36,6 @@ from align.trainers.common import Training, train
 from align.trainers.dpo import dpo_trainer
 from align.trainers.reward import Ranking, reward_trainer
 from align.trainers.sft import sft_trainer
-
-LOSS: dict[str, Any] = {"clip_range": 0.2, "value_clip_range": None, "kl_loss_coef": 0.0, "kl_estimator": "k1"}
 
 
 def measured(base: Base, work: Workload, training: Training | None, device: torch.device) -> dict[str, int]:
@@ -93,7 +92,7 @@ def of_ppo(base: Base, work: Workload, device: torch.device) -> dict[str, int]:
         )  # fmt: skip
     if work.recompute:
         roles.recompute_layers()
-    optimiser = torch.optim.AdamW([{"params": roles.parameters_of(role)} for role in TRAINABLE], lr=0.0)
+    optimiser = torch.optim.AdamW([{"params": roles.parameters_of(role)} for role in roles.trainable], lr=0.0)
     engine = HfEngine((), 0, work.answer, 1.0, work.rollout_rows)
     found: dict[str, int] = {}
     with counted(device, roles.model, roles.policy, roles.value_head, *roles.score_heads) as lap:
@@ -130,10 +129,12 @@ def one_update(
     estimates, cached = estimated(
         roles, rollout, temperature=1.0, micro_batch=work.micro_batch, minibatches=minibatches
     )  # fmt: skip
-    arguments = {"kl_coef": 0.05, "kl_in_reward": True, "kl_estimator": "k1", "gamma": 1.0, "lam": 0.95}
-    made, _ = experience(rollout, scores, *estimates, **arguments, whiten_rewards=False)
+    estimator = Estimator("gae" if "value" in roles.trainable else "reinforce_pp")
+    made, _ = experience(
+        rollout, scores, *estimates, estimator=estimator, kl_coef=0.05, kl_in_reward=True, kl_estimator="k1"
+    )
     found["estimate"] = lap()
-    accumulate(roles, made, cached, micro_batch=work.micro_batch, temperature=1.0, **LOSS)
+    accumulate(roles, made, cached, micro_batch=work.micro_batch, temperature=1.0, losses=Losses())
     found["update"] = lap()
     gradient_step(roles, optimiser, 1.0)
     found["optimiser"] = lap()

@@ -38,10 +38,11 @@ from align.models.load import (
     own_tokenizer,
     save_tokenizer,
 )
-from align.models.roles import TRAINABLE, CachedForward, Role, Roles
+from align.models.roles import CachedForward, Role, Roles
 from align.models.start import adapter_folder, frozen_as
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
+from align.ppo.advantages import Estimator
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience, shaped_scores
@@ -49,7 +50,7 @@ from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspec
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
-from align.ppo.update import check_first_ratio, update
+from align.ppo.update import Losses, check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
 from align.rollout.answers_alone import answers_alone, empty_answers
@@ -66,6 +67,7 @@ from align.stages.ppo_rollouts import (
     drawing_ahead,
     roll_out,
     sampled_by_policy,
+    shaping_arguments,
     wait_for,
 )
 from align.stages.rollouts import engine_for
@@ -84,7 +86,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
 def optimise(run: Run, config: Config, workers: Workers) -> Result:
     """The algorithm of this file's first lines, from the newest checkpoint on."""
     stage, roles = config.stage, workers.roles
-    groups = [{"params": roles.parameters_of(role)} for role in TRAINABLE]
+    groups = [{"params": roles.parameters_of(role)} for role in roles.trainable]
     optimiser = torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
     workers, moments = calibrate(workers, config)
     checkpoint = newest_checkpoint(run)
@@ -95,7 +97,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
             track.log(0, measure(workers, moments, config, 0, track))
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
-            answers, raw, figures = roll_out(workers, config, number, draw, state.sampler, clock)
+            answers, raw, figures = roll_out(workers, config, number, draw, state, clock)
             draw, sampler = drawing_ahead(workers, config, number)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
@@ -173,7 +175,7 @@ def learn(
             workers.roles, optimiser, made, cached, epochs=stage.epochs, minibatch_count=stage.minibatches,
             max_grad_norm=stage.max_grad_norm, max_approx_kl=stage.max_approx_kl,
             generator=generator_for(torch.device("cpu"), config.seed, "minibatches", number),
-            micro_batch=stage.micro_batch, temperature=config.rollout.temperature, **loss_arguments(stage, kl_coef),
+            micro_batch=stage.micro_batch, temperature=config.rollout.temperature, losses=losses_of(config, kl_coef),
         )  # fmt: skip
     if number == 0:
         dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
@@ -209,7 +211,8 @@ def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> N
     if not ranks.is_main():
         return
     workers.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
-    workers.roles.save_critic(run.artifact / "value", run.base)
+    if config.stage.has_critic:
+        workers.roles.save_critic(run.artifact / "value", run.base)
     save_tokenizer(workers.tokenizer, run.artifact)
 
 
@@ -302,17 +305,12 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     stage, method, device = config.stage, config.method, choose_device(config.device)
     roles = roles_on(
         base, adapter_folder(artifact), [m.path for m in on_base(models, base)], method=method.name,
-        frozen=frozen_as(method.name), fresh=lora_of(config), value_backbone=stage.value_backbone,
+        frozen=frozen_as(method.name), fresh=lora_of(config), value_backbone=valued_by(stage),
         device=device, dtype=choose_dtype(config.dtype, device), seed=config.seed,
     )  # fmt: skip
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
     return roles
-
-
-def shaping_arguments(stage: PpoConfig) -> dict[str, Any]:
-    """Arguments of `shaped_scores`."""
-    return {key: getattr(stage, key) for key in ("score_scale", "score_clip", "missing_eos_penalty")}
 
 
 def estimate_arguments(config: Config) -> dict[str, Any]:
@@ -323,14 +321,31 @@ def estimate_arguments(config: Config) -> dict[str, Any]:
 
 def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
     """Arguments of `experience`, from a configuration, with the present coefficient of KL."""
-    chosen = {key: getattr(stage, key) for key in ("kl_estimator", "gamma", "lam", "whiten_rewards")}
-    return {"kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", **chosen}
+    chosen = {key: getattr(stage, key) for key in ("kl_estimator", "whiten_rewards")}
+    return {
+        "kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", "estimator": estimator_of(stage), **chosen
+    }  # fmt: skip
 
 
-def loss_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
-    """Arguments of `accumulate` for its losses."""
-    chosen = {key: getattr(stage, key) for key in ("clip_range", "value_clip_range", "kl_estimator")}
-    return {"kl_loss_coef": kl_coef if stage.kl_in == "loss" else 0.0, **chosen}
+def estimator_of(stage: PpoConfig) -> Estimator:
+    return Estimator(stage.advantage, stage.answers, stage.scale_rewards, stage.gamma, stage.lam)
+
+
+def valued_by(stage: PpoConfig) -> str:
+    """What the value head reads, see `Roles`."""
+    return stage.value_backbone if stage.has_critic else "none"
+
+
+def losses_of(config: Config, kl_coef: float) -> Losses:
+    """What is minimised, with the present coefficient of KL."""
+    stage: PpoConfig = config.stage
+    assert stage.loss_mean is not None
+    assert stage.kl_estimator is not None
+    return Losses(
+        stage.clip_range, stage.clip_range_high, stage.importance_level, stage.loss_mean,
+        config.rollout.max_new_tokens, stage.value_clip_range, kl_coef if stage.kl_in == "loss" else 0.0,
+        stage.kl_estimator,
+    )  # fmt: skip
 
 
 def calibrate(workers: Workers, config: Config) -> tuple[Workers, Moments]:
@@ -356,7 +371,8 @@ def calibrate(workers: Workers, config: Config) -> tuple[Workers, Moments]:
 def set_rates(optimiser: torch.optim.Optimizer, stage: PpoConfig, number: int) -> None:
     """The learning rates of policy and value at an update."""
     factor = lr_factor(number, stage.updates, stage.warmup, stage.schedule)
-    for group, lr in zip(optimiser.param_groups, (stage.lr, stage.value_lr), strict=True):
+    rates = (stage.lr, stage.value_lr) if stage.has_critic else (stage.lr,)
+    for group, lr in zip(optimiser.param_groups, rates, strict=True):
         assert lr is not None  # the configuration has chosen
         group["lr"] = lr * factor
 

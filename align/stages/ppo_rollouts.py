@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
+from align.data.chat import Prompt
 from align.errors import InputError
+from align.ops.advantages import equal_groups
+from align.ppo.experience import shaped_scores
 from align.ppo.sampler import check_gap, in_background, sampler_figures
 from align.ppo.schedule import prompt_indices
-from align.ppo.workers import Answers, Workers
+from align.ppo.state import State
+from align.ppo.workers import Answers, Workers, together
 from align.rollout.answers_alone import empty
 from align.stages.rollouts import allowed_gap
 from align.track import Clock
@@ -42,15 +48,27 @@ def by_server(config: Config) -> bool:
     return config.rollout.engine == "vllm"
 
 
+def prompts_of(workers: Workers, config: Config, number: int, time: int = 0, groups: int | None = None) -> list[Prompt]:
+    """The prompts of an update, each as often as it is answered; a function of these numbers alone.
+
+    Args:
+        time: how often the update has asked before.
+        groups: so many different prompts; all of a batch by default.
+    """
+    stage: PpoConfig = config.stage
+    whole = stage.batch_size // stage.answers
+    chosen = prompt_indices(number * stage.max_draws + time, whole, len(workers.prompts), config.seed)
+    return [workers.prompts[i] for i in chosen[:groups] for _ in range(stage.answers)]
+
+
 def drawing(workers: Workers, config: Config, number: int, sampler: tuple[Tensor, ...]) -> Draw:
     """Draws the answers of an update.
 
     Args:
         sampler: the weights that the policy answers with; empty for those that it has.
     """
-    chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
     with at_update(number + 1, "rollout"), workers.as_was(sampler):
-        made = workers.drawing("policy", [workers.prompts[i] for i in chosen], "rollout", number)
+        made = workers.drawing("policy", prompts_of(workers, config, number), "rollout", number)
 
     def draw() -> Rollout | None:
         with at_update(number + 1, "rollout"):
@@ -76,23 +94,80 @@ def wait_for(draw: Draw | None, clock: Clock) -> None:
 
 
 def roll_out(
-    workers: Workers, config: Config, number: int, ahead: Draw | None, sampler: tuple[Tensor, ...], clock: Clock
+    workers: Workers, config: Config, number: int, ahead: Draw | None, state: State, clock: Clock
 ) -> tuple[Answers, Tensor, dict[str, float]]:
     """The policy's answers to the prompts of an update; a raw score for each [B], and what the scorer says of them.
 
+    Answers to one prompt stand together. Where groups may be drawn again, those whose answers differ in what they earn
+    come first, in the order of drawing; groups that do not fill up the batch where no more are drawn.
+
     Args:
         ahead: what was begun; None where these answers were not.
-        sampler: see `drawing`.
+        state: which weights draw, and on which scale scores are.
+
+    Returns:
+        beside the scorer's own figures, with several answers a prompt `equal_groups`, the share of prompts whose
+        answers all earned the same, and `draws`, how often the update asked.
     """
-    draw = ahead or drawing(workers, config, number, sampler)
-    chosen = prompt_indices(number, config.stage.batch_size, len(workers.prompts), config.seed)
-    answers = workers.heard([workers.prompts[i] for i in chosen], draw())
+    stage: PpoConfig = config.stage
+    draw = ahead or drawing(workers, config, number, state.sampler)
+    found = [scored_answers(workers, config, number, prompts_of(workers, config, number), draw(), clock)]
+    if stage.answers == 1:
+        return found[0]
+    groups, equal = stage.batch_size // stage.answers, [equal_in(found[0], config, state)]
+    while (missing := groups - sum(each.count(False) for each in equal)) and len(found) < stage.max_draws:
+        time = len(found)
+        prompts = prompts_of(workers, config, number, time, missing)
+        with at_update(number + 1, "rollout"):
+            drawn = workers.drawing("policy", prompts, "rollout", number, time)()
+        found.append(scored_answers(workers, config, number, prompts, drawn, clock))
+        equal.append(equal_in(found[-1], config, state))
+    says_nothing = [flag for each in equal for flag in each]
+    chosen = sorted(range(len(says_nothing)), key=says_nothing.__getitem__)[:groups]  # a stable order
+    rows = [group * stage.answers + k for group in chosen for k in range(stage.answers)]
+    answers = together([part for part, _, _ in found], workers.tokenizer.pad_token_id)
+    raw = torch.cat([scores for _, scores, _ in found])
+    figures = mean_figures([(len(scores), own) for _, scores, own in found])
+    figures |= {"equal_groups": sum(says_nothing) / len(says_nothing), "draws": float(len(found))}
+    if rows == list(range(len(raw))):
+        return answers, raw, figures
+    return answers.rows(rows), raw[torch.tensor(rows, device=raw.device)], figures
+
+
+Scored = tuple[Answers, Tensor, dict[str, float]]
+"""Answers, a raw score for each [B], and what the scorer says of them."""
+
+
+def scored_answers(
+    workers: Workers, config: Config, number: int, prompts: Sequence[Prompt], drawn: Rollout | None, clock: Clock
+) -> Scored:
+    """What was drawn, as it is judged."""
+    answers = workers.heard(prompts, drawn)
     clock.lap("rollout_s")
     with at_update(number + 1, "scores"):
         raw, figures = workers.score(answers)
+    clock.lap("score_s")
     if config.rollout.reasoning == "hide":
         figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
     return answers, raw, figures
+
+
+def equal_in(found: Scored, config: Config, state: State) -> list[bool]:
+    """Of each prompt, whether its answers all earn the same."""
+    answers, raw, _ = found
+    scores_B = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(config.stage))
+    return equal_groups(scores_B, config.stage.answers).tolist()
+
+
+def mean_figures(found: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Of several parts the means, by their answers."""
+    total = sum(rows for rows, _ in found)
+    return {name: sum(rows * figures[name] for rows, figures in found) / total for name in found[0][1]}
+
+
+def shaping_arguments(stage: PpoConfig) -> dict[str, Any]:
+    """Arguments of `shaped_scores`."""
+    return {key: getattr(stage, key) for key in ("score_scale", "score_clip", "missing_eos_penalty")}
 
 
 def sampled_by_policy(

@@ -1,10 +1,11 @@
-"""Is PPO right here? The anchors of `align/ppo` on the user's own base, method, precision and settings."""
+"""Is PPO right here? The anchors of `align/ppo` on the user's own base, method, precision and settings; and how far the
+gradient of each estimator is from unbiased."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import torch
@@ -18,12 +19,13 @@ from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.roles import Roles
 from align.models.start import frozen_as
 from align.ppo.verify.anchors import Anchor, maths
+from align.ppo.verify.enumerated import SIZE, biases, unbiased
 from align.ppo.verify.on_model import Setting, on_model
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
 from align.stages.inputs import start
-from align.stages.ppo import experience_arguments, load_roles, loss_arguments
+from align.stages.ppo import experience_arguments, load_roles, losses_of
 from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
@@ -53,6 +55,12 @@ def run(run: Run, config: Config) -> Result:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 
+    bias = biases()
+    found += proven(unbiased(bias))
+    print(f"biased, on average over every batch of {SIZE} answers to a problem that is enumerated (docs/ppo.md):")
+    for name, (angle, _) in bias.items():
+        print(f"  {angle:>7.2f}°  {name}")
+    write_json(run.artifact / "estimators.json", {name: one._asdict() for name, one in bias.items()})
     write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in found])
     if failed := [a.name for a in found if not a.holds]:
         raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
@@ -90,11 +98,16 @@ def measured(
     print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
     setting = Setting(
         roles, batch, temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
-        experience_arguments(stage, stage.kl_coef), loss_arguments(stage, stage.kl_coef), stage.bootstrap_truncated,
+        experience_arguments(stage, stage.kl_coef), losses_of(config, stage.kl_coef), stage.bootstrap_truncated,
     )  # fmt: skip
 
+    return proven(every(setting, lambda: draw(ANSWERS)))
+
+
+def proven(anchors: Iterable[Anchor]) -> list[Anchor]:
+    """Each of them, printed as it is found."""
     found: list[Anchor] = []
-    for anchor in every(setting, lambda: draw(ANSWERS)):
+    for anchor in anchors:
         found.append(anchor)
         figure = f"{anchor.measured:>9.1e} of {anchor.tolerance:<6g}"
         print(f"  {VERDICTS[anchor.holds]}  {anchor.name:<15}{figure}  {anchor.claim}")
@@ -110,6 +123,6 @@ def every(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
 @torch.no_grad()
 def shake(roles: Roles) -> None:
     """Move what trains: a fresh adapter and a fresh head say nothing, and hide a swapped role."""
-    for role in ("policy", "value"):
+    for role in roles.trainable:
         for parameter in roles.parameters_of(role):
             parameter.add_(0.02 * torch.randn_like(parameter))

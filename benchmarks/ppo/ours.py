@@ -23,9 +23,10 @@ from align.models.load import load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
+from align.ppo.advantages import Estimator
 from align.ppo.estimates import estimated
 from align.ppo.experience import experience
-from align.ppo.update import update
+from align.ppo.update import Losses, update
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.track import peak_rss_mb
@@ -102,14 +103,13 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
         scores = in_chunks(roles.scores, rollout, size)
         estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
         made, _ = experience(
-            rollout, scores, *estimates, kl_coef=0.05, kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=0.95,
-            whiten_rewards=False,
+            rollout, scores, *estimates, estimator=Estimator(), kl_coef=0.05, kl_estimator="k1", kl_in_reward=True,
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
         update(
             roles, optimiser, made, cached, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
-            generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0, clip_range=0.2,
-            value_clip_range=0.2, kl_loss_coef=0.0, kl_estimator="k1",
+            generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0,
+            losses=Losses(value_clip_range=0.2),
         )  # fmt: skip
         laps["update_s"] = time.perf_counter()
         times = list(laps.values())

@@ -14,8 +14,9 @@ from tiny_roles import CPU, World, make_world, ragged_rollout
 from torch.testing import assert_close
 
 from align import ranks
+from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
-from align.ppo.update import accumulate
+from align.ppo.update import Losses, accumulate
 from align.run import Base
 
 ROWS = 6
@@ -38,11 +39,11 @@ def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
     old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=draw, device=CPU)
     made, _ = experience(
         rollout, torch.randn(ROWS, generator=draw, device=CPU), old - 5, reference - 5, values, kl_coef=0.2,
-        kl_estimator="k1", kl_in_reward=True, gamma=1.0, lam=1.0, whiten_rewards=False,
+        kl_estimator="k1", kl_in_reward=True, estimator=Estimator(lam=1.0),
     )  # fmt: skip
     figures = accumulate(
-        roles, made, micro_batch=micro_batch, temperature=0.8, clip_range=0.2, value_clip_range=0.3, kl_loss_coef=0.1,
-        kl_estimator="k3",
+        roles, made, micro_batch=micro_batch, temperature=0.8,
+        losses=Losses(value_clip_range=0.3, kl_coef=0.1, kl_estimator="k3"),
     )  # fmt: skip
     found = {
         f"{role} {name}": p.grad

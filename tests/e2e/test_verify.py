@@ -18,7 +18,7 @@ SHORT = ["rollout.max_new_tokens=8", "device=cpu"]
 def verified(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> dict[str, float]:
     assert main(["stage=verify", *words, *SHORT, f"run.root={root}"]) == 0, capfd.readouterr()
     out = capfd.readouterr().out
-    assert "all 12 anchors hold" in out
+    assert "all 15 anchors hold" in out
     assert "about" in out.splitlines()[1]  # how long it will take
     return read_manifest(Path(out.splitlines()[-1])).metrics
 

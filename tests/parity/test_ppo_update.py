@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from align.models.roles import ForwardOutput
+from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
-from align.ppo.update import accumulate
+from align.ppo.update import Losses, accumulate
 from align.types import Rollout
 
 VOCABULARY, PROMPT, WIDTH, ROWS = 11, 3, 6, 8
@@ -25,6 +26,8 @@ CLOSE = {"atol": 1e-6, "rtol": 0}
 
 class Bigram:
     """The smallest policy and value function: one row of logits and one value for each previous token."""
+
+    trainable = ("policy", "value")
 
     def __init__(self, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -150,12 +153,15 @@ def test_an_update_is_the_published_one(seed: int, estimate: dict[str, Any], los
         learner.logits.add_(0.3 * shift.logits)
         learner.value.add_(0.3 * shift.value)
 
-    made, _ = experience(rollout, scores, old, ref, values, behind, **estimate)
+    estimator = Estimator(gamma=estimate["gamma"], lam=estimate["lam"])
+    told = {name: value for name, value in estimate.items() if name not in ("gamma", "lam")}
+    made, _ = experience(rollout, scores, old, ref, values, behind, estimator=estimator, **told)
     advantages, returns = published_advantages(rollout, scores, old, ref, values, behind, estimate)
     assert_close(made.advantages_BT, advantages, **CLOSE)
     assert_close(made.returns_BT, returns, **CLOSE)
 
-    figures = accumulate(learner, made, micro_batch=3, kl_estimator="k3", **loss)  # pyright: ignore[reportArgumentType]
+    losses = Losses(0.2, value_clip_range=loss["value_clip_range"], kl_coef=loss["kl_loss_coef"], kl_estimator="k3")
+    figures = accumulate(learner, made, micro_batch=3, temperature=loss["temperature"], losses=losses)
     policy, value = published_losses(learner, rollout, old, ref, values, advantages, returns, loss)
     expected = torch.autograd.grad(policy + value, (learner.logits, learner.value))
     assert 0 < figures["clip_fraction"] < 1

@@ -14,6 +14,7 @@ from torch import Tensor
 import align.models.roles
 import align.ops.gae
 import align.ops.losses
+import align.ppo.advantages
 import align.ppo.estimates
 import align.ppo.experience
 import align.ppo.update
@@ -22,10 +23,13 @@ import align.ppo.verify.closed_form
 import align.ppo.verify.on_model
 import align.rollout.hf
 from align.models.roles import ForwardOutput, Roles
+from align.ppo.advantages import Estimator
+from align.ppo.update import Losses
 from align.ppo.verify.anchors import (
     Anchor,
     advantages_by_definition,
     closed_form,
+    closed_form_without_critic,
     losses_by_hand,
     maths,
     rewards_by_hand,
@@ -47,14 +51,16 @@ from align.rollout.randomness import row_seeds
 from align.types import Rollout
 
 MODULES = (
-    align.ops.gae, align.ops.losses, align.ppo.verify.anchors, align.ppo.verify.closed_form, align.ppo.experience,
+    align.ops.gae, align.ops.losses, align.ppo.advantages, align.ppo.verify.anchors, align.ppo.verify.closed_form,
+    align.ppo.experience,
     align.ppo.update, align.ppo.verify.on_model, align.ppo.estimates, align.models.roles, align.rollout.hf,
 )  # fmt: skip
 TEMPERATURE = 0.8
 REWARDING = {
-    "kl_coef": 0.1, "kl_estimator": "k1", "kl_in_reward": True, "gamma": 0.9, "lam": 0.95, "whiten_rewards": False,
+    "kl_coef": 0.1, "kl_estimator": "k1", "kl_in_reward": True, "estimator": Estimator(gamma=0.9),
+    "whiten_rewards": False,
 }  # fmt: skip
-LEARNING = {"clip_range": 0.2, "value_clip_range": 0.2, "kl_loss_coef": 0.0, "kl_estimator": "k1"}
+LEARNING = Losses(value_clip_range=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 
 MATHS = {
     "gae": advantages_by_definition, "rewards": rewards_by_hand, "scores": scores_by_hand, "losses": losses_by_hand,
-    "closed form": closed_form,
+    "closed form": closed_form, "no critic": closed_form_without_critic,
 }  # fmt: skip
 ON_MODEL = {
     "first ratio": first_ratio, "experience": by_definition, "first gradient": first_gradient,
@@ -72,12 +78,13 @@ ON_MODEL = {
 }  # fmt: skip
 
 
-def batch(world: World, backbone: str = "own", bootstrap: bool = False, **changes: Any) -> tuple[Setting, Any]:
-    """A batch of a policy that has learned, and what draws another. `changes` go into what `experience` and the losses
-    are told."""
+def batch(
+    world: World, backbone: str = "own", losses: Losses = LEARNING, bootstrap: bool = False, **changes: Any
+) -> tuple[Setting, Any]:
+    """A batch of a policy that has learned, and what draws another. `changes` go into what `experience` is told."""
     roles = world.roles(backbone=backbone)
     with torch.no_grad():  # as after some updates: a policy that is the reference would hide a swap
-        for parameter in (p for role in ("policy", "value") for p in roles.parameters_of(role)):
+        for parameter in (p for role in roles.trainable for p in roles.parameters_of(role)):
             parameter += 0.02 * torch.randn_like(parameter)
     engine = HfEngine(STOPS, PAD, 8, TEMPERATURE)
     drawn = 0
@@ -88,8 +95,7 @@ def batch(world: World, backbone: str = "own", bootstrap: bool = False, **change
         seeds = row_seeds(range(len(PROMPTS) * times), drawn)
         return engine.generate(PROMPTS * times, roles.actor("policy"), seeds)
 
-    told = [{key: changes.get(key, value) for key, value in given.items()} for given in (REWARDING, LEARNING)]
-    return Setting(roles, draw(1), TEMPERATURE, 3, False, *told, bootstrap), draw
+    return Setting(roles, draw(1), TEMPERATURE, 3, False, REWARDING | changes, losses, bootstrap), draw
 
 
 def anchor(name: str, world: World, backbone: str = "own", **how: Any) -> Anchor:
@@ -121,8 +127,8 @@ def test_those_on_a_model_hold(world: World, backbone: str):
 
 def test_they_hold_of_other_settings(world: World):
     assert failing(on_model(*batch(world, bootstrap=True, kl_estimator="k3", whiten_rewards=True))) == set()
-    how = {"kl_in_reward": False, "kl_loss_coef": 0.3, "kl_estimator": "k3"}
-    assert failing(on_model(*batch(world, "policy", **how))) == set()
+    losses = Losses(kl_coef=0.3, kl_estimator="k3")
+    assert failing(on_model(*batch(world, "policy", losses, kl_in_reward=False))) == set()
 
 
 def test_the_roles_are_left_as_they_were(world: World):

@@ -13,6 +13,7 @@ from torch import tensor
 from align.config.compose import check, compose_raw
 from align.errors import InputError
 from align.ops.losses import importance_weights, policy_loss
+from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.ppo.sampler import check_gap, in_background, sampler_figures
 from align.types import Rollout
@@ -59,7 +60,7 @@ def rollout(drawn: torch.Tensor | None = DRAWN) -> Rollout:
 
 
 def made(drawn: torch.Tensor | None, cap: float | None) -> Any:
-    chosen = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": True, "gamma": 1.0, "lam": 1.0}
+    chosen = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": True, "estimator": Estimator(lam=1.0)}
     zeros = torch.zeros(1, 3)
     return experience(
         rollout(drawn), tensor([1.0]), OLD, OLD, zeros, **chosen, whiten_rewards=False, importance_cap=cap

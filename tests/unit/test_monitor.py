@@ -11,6 +11,7 @@ from torch import Tensor, tensor
 
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
+from align.ppo.advantages import Estimator
 from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.monitor import per_answer, ranked
 from align.ppo.state import Best, State
@@ -107,8 +108,8 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
     told = [Conversation((Message("user", "?"), Message("assistant", text))) for text in TEXTS]
     old, ref = tensor([[-1.0], [-2.0], [-1.5], [-0.5]]) * MASK, tensor([[-4.0], [-1.0], [-2.0], [-3.0]]) * MASK
     made, figures = experience(
-        rollout, SCORES, old, ref, torch.zeros(4, 4), kl_coef=0.1, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
-        lam=0.95, whiten_rewards=False,
+        rollout, SCORES, old, ref, torch.zeros(4, 4), estimator=Estimator(), kl_coef=0.1, kl_estimator="k1",
+        kl_in_reward=True,
     )  # fmt: skip
     return Answers([], rollout, list(TEXTS), Judged(told, rollout, [None] * 4)), made, figures
 

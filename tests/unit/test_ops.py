@@ -169,7 +169,7 @@ def test_garbage_behind_a_response_changes_nothing(bootstrapped: bool):
 )
 def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, slope: float):
     logprobs = tensor([[-1.0 + math.log(ratio)]], requires_grad=True)
-    found = policy_loss(logprobs, tensor([[-1.0]]), tensor([[advantage]]), tensor([[True]]), 0.2, count=1.0)
+    found = policy_loss(logprobs, tensor([[-1.0]]), tensor([[advantage]]), tensor([[True]]), 0.2, divisor=1.0)
     (gradient,) = torch.autograd.grad(found.loss, logprobs)
     assert_close(found.loss, tensor(loss))
     assert_close(gradient, tensor([[slope]]))
@@ -181,13 +181,13 @@ def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, slope:
 def test_losses_are_sums_over_the_mask_divided_by_the_count_given():
     old = torch.zeros(2, 3)
     advantages = tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]])
-    found = policy_loss(torch.zeros(2, 3), old, advantages, MASK, 0.2, count=8.0)
+    found = policy_loss(torch.zeros(2, 3), old, advantages, MASK, 0.2, divisor=8.0)
     assert found.loss == -10 / 8
     assert found.sums["ratio"] == 4
     found = value_loss(tensor([[2.0, 2.0, 2.0], [2.0, NAN, NAN]]), old, advantages, MASK, count=8.0)
     assert found.loss == 0.5 * (1 + 0 + 1 + 4) / 8
     assert found.sums["value_error"] == 6
-    assert kl_loss(tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]), MASK, count=8.0) == 10 / 8
+    assert kl_loss(tensor([[1.0, 2.0, 3.0], [4.0, NAN, NAN]]), MASK, divisor=8.0) == 10 / 8
 
 
 def test_garbage_outside_the_mask_reaches_no_gradient():

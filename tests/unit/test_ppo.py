@@ -17,10 +17,11 @@ from torch.testing import assert_close
 from align.errors import InputError
 from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
+from align.ppo.advantages import Estimator
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, correlation, experience
 from align.ppo.schedule import lr_factor, prompt_indices
-from align.ppo.update import accumulate, gradient_step, minibatches, update
+from align.ppo.update import Losses, accumulate, gradient_step, minibatches, update
 from align.rollout.randomness import generator_for
 from align.types import Rollout
 
@@ -29,17 +30,13 @@ TEMPERATURE = 0.8
 LOSS: dict[str, Any] = {
     "micro_batch": 6,
     "temperature": TEMPERATURE,
-    "clip_range": 0.2,
-    "value_clip_range": 0.3,
-    "kl_loss_coef": 0.0,
-    "kl_estimator": "k3",
+    "losses": Losses(value_clip_range=0.3, kl_estimator="k3"),
 }
 ESTIMATE: dict[str, Any] = {
     "kl_coef": 0.2,
     "kl_estimator": "k1",
     "kl_in_reward": True,
-    "gamma": 1.0,
-    "lam": 1.0,
+    "estimator": Estimator(lam=1.0),
     "whiten_rewards": False,
 }
 
@@ -170,13 +167,12 @@ def test_the_first_gradient_is_reinforce_with_a_baseline(world: World, shared: R
 # However the batch is cut.
 
 
-@pytest.mark.parametrize("kl_loss_coef", [0.0, 0.5])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_micro_batches_do_not_change_the_gradient(
-    shared: Roles, stale: Experience, micro_batch: int, kl_loss_coef: float
-):
-    expected, whole = gradient(shared, stale, kl_loss_coef=kl_loss_coef)
-    found, figures = gradient(shared, stale, kl_loss_coef=kl_loss_coef, micro_batch=micro_batch)
+def test_micro_batches_do_not_change_the_gradient(shared: Roles, stale: Experience, micro_batch: int, kl_coef: float):
+    losses = LOSS["losses"]._replace(kl_coef=kl_coef)
+    expected, whole = gradient(shared, stale, losses=losses)
+    found, figures = gradient(shared, stale, losses=losses, micro_batch=micro_batch)
     assert 0 < whole["clip_fraction"] < 1
     assert 0 < whole["value_clip_fraction"] < 1
     assert_same(found, expected)
@@ -340,7 +336,9 @@ def test_a_response_that_was_cut_may_be_bootstrapped():
 
 
 def test_whitened_rewards_keep_their_mean():
-    made, figures = by_hand(whiten_rewards=True, gamma=0.0)  # a return is then the reward itself
+    made, figures = by_hand(
+        whiten_rewards=True, estimator=Estimator(gamma=0.0, lam=1.0)
+    )  # a return is then the reward itself
     returns = made.returns_BT[BATCH.response_mask_BT]
     assert_close(returns.mean(), tensor(5.6 / 3))
     assert_close(returns.var(unbiased=False), tensor(1.0))

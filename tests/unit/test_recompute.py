@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.models.fastpath import llama
 from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ppo.experience import Experience
-from align.ppo.update import accumulate
+from align.ppo.update import Losses, accumulate
 
 ROLLOUT, TEMPERATURE = ragged_rollout(), 0.8
 
@@ -33,7 +33,7 @@ def experience(roles: Roles) -> Experience:
     generator, mask = torch.Generator().manual_seed(4), ROLLOUT.response_mask_BT
     old, reference, values = roles.estimates(ROLLOUT, TEMPERATURE)
     noise = [0.3 * torch.randn(mask.shape, generator=generator) * mask for _ in range(4)]
-    return Experience(ROLLOUT, old + noise[0], reference, values * mask + noise[1], noise[2], noise[3])
+    return Experience(ROLLOUT, old + noise[0], reference, noise[2], values * mask + noise[1], noise[3])
 
 
 def interrupted(roles: Roles, by_reward: bool) -> None:
@@ -55,8 +55,8 @@ def interrupted(roles: Roles, by_reward: bool) -> None:
 def gradients(roles: Roles, made: Experience, cached: CachedForward | None, micro_batch: int) -> dict[str, Tensor]:
     """What one minibatch adds to each role, as one vector a role; 0 where nothing arrived."""
     accumulate(
-        roles, made, cached, micro_batch=micro_batch, temperature=TEMPERATURE, clip_range=0.2, value_clip_range=0.3,
-        kl_loss_coef=0.5, kl_estimator="k3",
+        roles, made, cached, micro_batch=micro_batch, temperature=TEMPERATURE,
+        losses=Losses(value_clip_range=0.3, kl_coef=0.5, kl_estimator="k3"),
     )  # fmt: skip
     found = {}
     for role in TRAINABLE:

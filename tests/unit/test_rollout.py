@@ -17,6 +17,7 @@ from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
+from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw_tokens
@@ -201,8 +202,8 @@ def sampler_kl(rollout: Rollout, learner_BT: Tensor) -> float:
     """As PPO logs it."""
     zero_B, zero_BT = torch.zeros(len(rollout.ended_B)), torch.zeros_like(learner_BT)
     _, figures = experience(
-        rollout, zero_B, learner_BT, learner_BT, zero_BT, kl_coef=0.0, kl_estimator="k1", kl_in_reward=True, gamma=1.0,
-        lam=1.0, whiten_rewards=False,
+        rollout, zero_B, learner_BT, learner_BT, zero_BT, estimator=Estimator(), kl_coef=0.0, kl_estimator="k1",
+        kl_in_reward=True,
     )  # fmt: skip
     return figures["sampler_kl"]
 

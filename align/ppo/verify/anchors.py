@@ -17,7 +17,9 @@ from align.ops.gae import gae, token_rewards
 from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
+from align.ppo.advantages import Estimator
 from align.ppo.experience import shaped_scores
+from align.ppo.update import Losses
 from align.ppo.verify.closed_form import Problem, solved
 from align.types import Rollout
 
@@ -50,6 +52,7 @@ def maths() -> Iterator[Anchor]:
     yield scores_by_hand()
     yield losses_by_hand()
     yield closed_form()
+    yield closed_form_without_critic()
 
 
 def farthest(*pairs: tuple[Tensor, Tensor]) -> float:
@@ -121,3 +124,11 @@ def closed_form() -> Anchor:
     problem = Problem(vocabulary=6, length=2, beta=0.5)
     off = abs(problem.optimum() - solved(problem).reached)
     return Anchor("closed form", "PPO reaches the known optimum J* of an enumerable problem", off, 1e-3)
+
+
+def closed_form_without_critic() -> Anchor:
+    """The same by groups of answers, of which each is compared with the others."""
+    problem = Problem(vocabulary=6, length=2, beta=0.5)
+    rloo, whole = Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)
+    off = abs(problem.optimum() - solved(problem, rloo, whole).reached)
+    return Anchor("no critic", "so does RLOO", off, 1e-3)

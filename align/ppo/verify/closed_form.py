@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from align.models.roles import ForwardOutput
+from align.models.roles import TRAINABLE, ForwardOutput
+from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
-from align.ppo.update import update
+from align.ppo.update import Losses, update
 from align.types import Rollout
 
 STOP = 0  # ends a sequence, so that lengths differ
+PPO, CLIPPED = Estimator(), Losses()
 
 
 class Problem:
@@ -83,6 +85,7 @@ class Tables:
     """Policy, reference and value as tables over prefixes, in the places of `align.models.roles.Roles`."""
 
     value_backbone = "value"
+    trainable = TRAINABLE
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -109,15 +112,19 @@ class Tables:
 
 
 class Solved(NamedTuple):
-    """J of the reference, J that PPO reached, and its value of the first state, which at the optimum is J* too."""
+    """J of the reference, J that the learner reached, and its value of the first state, which at PPO's optimum is J*
+    too."""
 
     start: float
     reached: float
     entry: float
 
 
-def solved(problem: Problem, lam: float = 0.95, updates: int = 300, batch: int = 512) -> Solved:
-    """PPO on the problem, by the very functions that train: `experience` and `update`."""
+def solved(
+    problem: Problem, estimator: Estimator = PPO, losses: Losses = CLIPPED, *, updates: int = 300, batch: int = 512
+) -> Solved:
+    """The learner on the problem, by the very functions that train: `experience` and `update`. The price of KL is in
+    the reward, or where `losses` has it."""
     g = torch.Generator().manual_seed(1)
     tables: Any = Tables(problem)
     optimiser = torch.optim.Adam([tables.policy, tables.value], lr=0.05)
@@ -127,13 +134,15 @@ def solved(problem: Problem, lam: float = 0.95, updates: int = 300, batch: int =
         rows = torch.multinomial(chances, batch, replacement=True, generator=g)
         rollout = problem.rollout(rows)
         old, ref = (tables.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
+        values = tables.values(rollout) if estimator.has_critic else None
         made, _ = experience(
-            rollout, problem.reward[rows], old, ref, tables.values(rollout), kl_coef=problem.beta, kl_estimator="k1",
-            kl_in_reward=True, gamma=1.0, lam=lam, whiten_rewards=False,
+            rollout, problem.reward[rows], old, ref, values, estimator=estimator, kl_coef=problem.beta,
+            kl_estimator="k1", kl_in_reward=not losses.kl_coef,
         )  # fmt: skip
+        tables.trainable = TRAINABLE if estimator.has_critic else TRAINABLE[:1]
         update(
             tables, optimiser, made, epochs=2, minibatch_count=1, max_grad_norm=100.0, generator=g, micro_batch=batch,
-            temperature=1.0, clip_range=0.2, value_clip_range=None, kl_loss_coef=0.0, kl_estimator="k1",
+            temperature=1.0, losses=losses,
         )  # fmt: skip
         decay.step()
     first = int(problem.states[0, 0])

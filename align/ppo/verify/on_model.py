@@ -7,6 +7,7 @@ tokens written out), with itself cut another way, and with identities that the f
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from align.models.chunks import by_length
 from align.models.fastpath import without_fast_path
 from align.models.plain_path import decoder_of
 from align.models.roles import CachedForward, Roles
+from align.ops.advantages import EPSILON
 from align.ops.losses import value_loss
+from align.ppo.advantages import Estimator
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience
-from align.ppo.update import accumulate, gradient_step
+from align.ppo.update import Losses, accumulate, gradient_step
 from align.ppo.verify.anchors import Anchor
 from align.types import Rollout
 
@@ -36,7 +39,7 @@ class Setting:
         micro_batch: fewer rows than the batch has.
         loose: True where it computes in less than fp32: identities then hold to its rounding alone.
         experience_arguments: what `experience` takes.
-        loss_arguments: what `accumulate` takes of its losses.
+        losses: what is minimised.
         bootstrap: whether responses that were cut are worth the value behind them.
     """
 
@@ -46,7 +49,7 @@ class Setting:
     micro_batch: int
     loose: bool
     experience_arguments: dict[str, Any]
-    loss_arguments: dict[str, Any]
+    losses: Losses
     bootstrap: bool = False
 
     @property
@@ -68,9 +71,9 @@ class Setting:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """What one minibatch adds to each role, as one vector a role; and its figures. Nothing is left behind."""
         figures = accumulate(
-            self.roles, made, cached, micro_batch=micro_batch, temperature=self.temperature, **self.loss_arguments
+            self.roles, made, cached, micro_batch=micro_batch, temperature=self.temperature, losses=self.losses
         )
-        return {role: taken(self.roles, role) for role in ("policy", "value")}, figures
+        return {role: taken(self.roles, role) for role in self.roles.trainable}, figures
 
     def without_fast_path(self) -> AbstractContextManager[None]:
         """With transformers' and PEFT's own forwards, backward passes too: these may make layers again."""
@@ -82,11 +85,12 @@ class Setting:
 
 
 def on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
-    """The anchors on the user's own model."""
+    """The anchors on the user's own model; without a critic, those of the policy alone."""
     yield first_ratio(setting)
     yield by_definition(setting)
     yield first_gradient(setting)
-    yield value_gradient(setting)
+    if "value" in setting.roles.trainable:
+        yield value_gradient(setting)
     yield invariance(setting)
     yield isolation(setting)
     yield sampling(setting, draw)
@@ -123,6 +127,7 @@ def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
     ids, length = tokens_of(setting.rollout, row)
     roles = setting.roles
     trained = train and roles.value_backbone == "value"
+    assert roles.value_head is not None
     with roles.use(roles.value_backbone, trained) as model, torch.set_grad_enabled(trained):
         states = decoder_of(model)(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
     roles.value_head.requires_grad_(train)
@@ -136,11 +141,11 @@ def tokens_of(rollout: Rollout, row: int) -> tuple[Tensor, int]:
 
 
 class Targets(NamedTuple):
-    """What the batch teaches, token by token, all rows one after another [N]."""
+    """What the batch teaches, token by token, all rows one after another [N]; returns where a critic learns them."""
 
     old: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None = None
 
 
 def targets(setting: Setting) -> Targets:
@@ -156,17 +161,54 @@ def targets(setting: Setting) -> Targets:
     if given["whiten_rewards"]:
         every = torch.cat(rewards)
         rewards = [(r - every.mean()) / every.std(unbiased=False) + every.mean() for r in rewards]
+    estimator: Estimator = given["estimator"]
+    if not estimator.has_critic:
+        return Targets(torch.cat(old), torch.cat(without_critic(estimator, rewards)))
     advantages, returns = [], []
     for b, paid in enumerate(rewards):
         values = plain_values(setting, b).double()
         values[-1] *= setting.bootstrap and not bool(rollout.ended_B[b])
-        surprise = paid + given["gamma"] * values[1:] - values[:-1]
-        fading = given["gamma"] * given["lam"]
-        gained = [sum(fading ** (k - t) * surprise[k] for k in range(t, len(paid))) for t in range(len(paid))]
-        advantages.append(torch.stack([torch.as_tensor(g) for g in gained]))
+        surprise = paid + estimator.gamma * values[1:] - values[:-1]
+        advantages.append(faded(surprise, estimator.gamma * estimator.lam))
         returns.append(advantages[-1] + values[:-1])
-    every = torch.cat(advantages)
-    return Targets(torch.cat(old), (every - every.mean()) / every.std(unbiased=False), torch.cat(returns))
+    return Targets(torch.cat(old), whitened(torch.cat(advantages)), torch.cat(returns))
+
+
+def without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
+    """The advantages of each row's tokens, an answer compared with the others of its group one by one.
+
+    Args:
+        rewards: of each row's tokens.
+    """
+    size = estimator.group_size
+    earned = [float(paid.sum()) for paid in rewards]
+    groups = [earned[first : first + size] for first in range(0, len(earned), size)]
+    if estimator.name == "reinforce_pp":
+        ahead = [faded(paid, estimator.gamma) for paid in rewards]
+        if size > 1:
+            ahead = [row - sum(groups[b // size]) / size for b, row in enumerate(ahead)]
+        return list(whitened(torch.cat(ahead)).split([len(row) for row in rewards]))
+    told = []
+    for b, reward in enumerate(earned):
+        group = groups[b // size]
+        if estimator.name == "rloo":
+            others = [other for k, other in enumerate(group) if k != b % size]
+            told.append(reward - sum(others) / len(others))
+            continue
+        spreads = {"group": group, "batch": earned}
+        spread = statistics.stdev(spreads[estimator.scale]) + EPSILON if estimator.scale in spreads else 1.0
+        told.append((reward - sum(group) / size) / spread)
+    return [torch.full_like(paid, one) for paid, one in zip(rewards, told, strict=True)]
+
+
+def faded(row: Tensor, factor: float) -> Tensor:
+    """Σ_k factor^(k−t) row_k from each t on [T]."""
+    gained = [sum(factor ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
+    return torch.stack([torch.as_tensor(each) for each in gained])
+
+
+def whitened(every: Tensor) -> Tensor:
+    return (every - every.mean()) / every.std(unbiased=False)
 
 
 # The anchors.
@@ -191,31 +233,31 @@ def by_definition(setting: Setting) -> Anchor:
     (made, _), mask = setting.experience(), setting.rollout.response_mask_BT
     with setting.without_fast_path():
         expected = targets(setting)
-    off = max(
-        relative(found[mask].double(), right)
-        for found, right in (
-            (made.old_logprobs_BT, expected.old), (made.advantages_BT, expected.advantages),
-            (made.returns_BT, expected.returns),
-        )
-    )  # fmt: skip
+    pairs = [(made.old_logprobs_BT, expected.old), (made.advantages_BT, expected.advantages)]
+    if made.returns_BT is not None and expected.returns is not None:
+        pairs.append((made.returns_BT, expected.returns))
+    off = max(relative(found[mask].double(), right) for found, right in pairs)
     claim = "logprobs, advantages and returns are those of plain logits and of their definitions"
     return Anchor("experience", claim, off, setting.within(1e-4, 0.1))
 
 
 def first_gradient(setting: Setting) -> Anchor:
-    """Before the first step PPO's gradient is REINFORCE's with a baseline, −Σ A ∇ log π / n, and that of the price of
-    KL where it is in the loss."""
+    """Before the first step PPO's gradient is REINFORCE's with a baseline, −Σ w A ∇ log π, and that of the price of
+    KL where it is in the loss; w is 1 / tokens, or what `loss_mean` has in its place."""
     roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
     found = setting.gradients(made, setting.micro_batch)[0]["policy"]
-    count = float(rollout.response_mask_BT.sum())
+    losses, lengths = setting.losses, rollout.lengths_B.tolist()
     with setting.without_fast_path():
-        for b in range(len(rollout.ended_B)):
+        for b, length in enumerate(lengths):
             reference = plain_logprobs(setting, "reference", b)
             log_p = plain_logprobs(setting, "policy", b, train=True)
             gap = log_p - reference
-            price = setting.loss_arguments["kl_loss_coef"] * ((-gap).exp() - 1 + gap)
+            price = losses.kl_coef * (gap.square() / 2 if losses.kl_estimator == "k2" else (-gap).exp() - 1 + gap)
+            whole = {
+                "token": sum(lengths), "sequence": len(lengths) * length, "constant": len(lengths) * losses.longest
+            }[losses.loss_mean]  # fmt: skip
             roles.trains("policy")
-            ((price - made.advantages_BT[b, : len(log_p)] * log_p).sum() / count).backward()
+            ((price - made.advantages_BT[b, : len(log_p)] * log_p).sum() / whole).backward()
     expected = taken(roles, "policy")
     claim = "the policy's first gradient is REINFORCE's with a baseline"
     return Anchor("first gradient", claim, relative(found, expected), setting.within(1e-4, 0.2))
@@ -224,6 +266,7 @@ def first_gradient(setting: Setting) -> Anchor:
 def value_gradient(setting: Setting) -> Anchor:
     """Before the first step no value has moved, so none is clipped: its gradient is Σ (V − R) ∇V / n."""
     roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
+    assert made.returns_BT is not None
     found = setting.gradients(made, setting.micro_batch)[0]["value"]
     count = float(rollout.response_mask_BT.sum())
     with setting.without_fast_path():
@@ -253,23 +296,23 @@ def isolation(setting: Setting) -> Anchor:
     """The value loss reaches no weight of the policy, and two steps of both leave the reference as it was."""
     roles, rollout = setting.roles, setting.rollout
     mask = rollout.response_mask_BT
-    output = roles.logprobs("policy", rollout, setting.temperature, train=True)
-    values = roles.values(rollout, train=True, policy_states_BTD=output.states_BTD)
-    value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
-    leaked = float(taken(roles, "policy").abs().sum())
-    moved = taken(roles, "value").norm() == 0  # then the value loss reached nothing at all
+    leaked, unmoved = 0.0, False
+    if "value" in roles.trainable:
+        output = roles.logprobs("policy", rollout, setting.temperature, train=True)
+        values = roles.values(rollout, train=True, policy_states_BTD=output.states_BTD)
+        value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
+        leaked = float(taken(roles, "policy").abs().sum())
+        unmoved = bool(taken(roles, "value").norm() == 0)  # then the value loss reached nothing at all
     before = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     kept = [p.detach().clone() for p in all_parameters(roles)]
     optimiser = torch.optim.AdamW(all_parameters(roles), lr=1e-3)
     made, _ = setting.experience()
     for _ in range(2):
-        accumulate(
-            roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, **setting.loss_arguments
-        )
+        accumulate(roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, losses=setting.losses)
         gradient_step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     put_back(roles, kept)
-    off = leaked + float((before - after).abs().max()) + float(moved)
+    off = leaked + float((before - after).abs().max()) + float(unmoved)
     return Anchor("isolation", "the value loss reaches no policy weight, the reference never moves", off, 0.0)
 
 
@@ -291,7 +334,7 @@ def sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
 
 
 def all_parameters(roles: Roles) -> list[Any]:
-    return [*roles.parameters_of("policy"), *roles.parameters_of("value")]
+    return [parameter for role in roles.trainable for parameter in roles.parameters_of(role)]
 
 
 @torch.no_grad()

@@ -1,0 +1,235 @@
+"""Advantages without a critic, beside second implementations; their mean gradients; and what follows for an update."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_anchors import LEARNING, batch, failing
+from tiny_roles import World, make_world
+from torch import Tensor, tensor
+from torch.testing import assert_close
+
+from align.models.chunks import in_chunks
+from align.models.lora import Lora
+from align.models.roles import Roles
+from align.ops.advantages import equal_groups, group_relative, leave_one_out, less_group_mean
+from align.ops.losses import loss_divisor, loss_weights, policy_loss
+from align.ppo.advantages import Estimator, estimate
+from align.ppo.experience import Experience, experience
+from align.ppo.update import Losses, accumulate, update
+from align.ppo.verify.enumerated import biases, choices, unbiased
+from align.ppo.verify.on_model import on_model
+
+ESTIMATORS = [
+    Estimator("rloo", 2), Estimator("rloo", 3), Estimator("grpo", 2), Estimator("grpo", 3, "batch"),
+    Estimator("grpo", 6, "none"), Estimator("reinforce_pp"), Estimator("reinforce_pp", 3, gamma=0.9),
+]  # fmt: skip
+MEANS = ("token", "sequence", "constant")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_tokenizer: Any) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), tiny_model, tiny_tokenizer)
+
+
+def rewards(seed: int = 0, rows: int = 12) -> Tensor:
+    return torch.randn(rows, generator=torch.Generator().manual_seed(seed)) * 3 + 50
+
+
+# By loops over the answers.
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 12])
+def test_advantages_by_loops(size: int):
+    given = rewards()
+    rows = given.double().tolist()
+    groups = [rows[first : first + size] for first in range(0, 12, size)]
+    rloo = [one - sum(group[:k] + group[k + 1 :]) / (size - 1) for group in groups for k, one in enumerate(group)]
+    centred = [one - statistics.fmean(group) for group in groups for one in group]
+    own = [statistics.stdev(group) + 1e-4 for group in groups for _ in group]
+    whole = statistics.stdev(rows) + 1e-4
+    assert_close(leave_one_out(given, size), tensor(rloo), atol=1e-5, rtol=0)
+    assert_close(less_group_mean(given, size), tensor(centred, dtype=torch.double), atol=1e-9, rtol=0)
+    for scale, divisors in (("group", own), ("batch", [whole] * 12), ("none", [1.0] * 12)):
+        expected = [one / by for one, by in zip(centred, divisors, strict=True)]
+        assert_close(group_relative(given, size, scale), tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 8])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, -7.3e5, 1e-30])
+def test_answers_of_one_reward_have_no_advantage(size: int, value: float):
+    given = torch.full((size,), value)
+    assert bool(equal_groups(given, size).all())
+    for found in (leave_one_out(given, size), *(group_relative(given, size, s) for s in ("group", "batch", "none"))):
+        assert found.tolist() == [0.0] * size
+
+
+def test_equal_groups_by_hand():
+    assert equal_groups(tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), 2).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("rows", "size"), [(4, 1), (5, 2), (3, 4)])
+def test_no_whole_groups(rows: int, size: int):
+    with pytest.raises(ValueError, match="do not make groups"):
+        leave_one_out(torch.zeros(rows), size)
+
+
+def test_what_is_yet_to_come_by_hand():
+    """Two answers of two tokens and of one: rewards 1 2 | 3, to go 3 2 | 3; whitened over three tokens."""
+    paid, mask = tensor([[1.0, 2.0], [3.0, 0.0]]), tensor([[True, True], [True, False]])
+    ahead = tensor([3.0, 2.0, 3.0])
+    found = estimate(Estimator("reinforce_pp"), paid, mask)
+    assert_close(found.advantages_BT[mask], (ahead - ahead.mean()) / ahead.std(unbiased=False))
+    assert found.returns_BT is None
+    less = tensor([3.0 - 3.0, 2.0 - 3.0, 3.0 - 3.0])  # both are worth 3
+    found = estimate(Estimator("reinforce_pp", 2), paid, mask)
+    assert_close(found.advantages_BT[mask], (less - less.mean()) / less.std(unbiased=False))
+
+
+def test_a_critic_is_asked_for_values():
+    with pytest.raises(ValueError, match="needs values"):
+        estimate(Estimator(), torch.zeros(2, 2), torch.ones(2, 2).bool())
+
+
+# Means, ratios and bounds of the loss.
+
+
+MASK = tensor([[True, True, True], [True, False, False]])
+OLD = torch.zeros(2, 3)
+LOG_RATIO = tensor([[0.3, -0.1, 0.1], [0.5, 9.0, 9.0]])
+GAIN = tensor([[1.0, 1.0, 1.0], [-1.0, 5.0, 5.0]])
+
+
+@pytest.mark.parametrize(("loss_mean", "expected"), [
+    ("token", -(1.2 + 0.9048374 + 1.1051709 - 1.6487213) / 4),
+    ("sequence", -((1.2 + 0.9048374 + 1.1051709) / 3 - 1.6487213) / 2),
+    ("constant", -(1.2 + 0.9048374 + 1.1051709 - 1.6487213) / (2 * 5)),
+])  # fmt: skip
+def test_means_by_hand(loss_mean: str, expected: float):
+    divisor, weights = loss_divisor(MASK, loss_mean, 5), loss_weights(MASK, loss_mean)
+    assert float(policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, divisor, weights).loss) == pytest.approx(expected)
+
+
+def test_a_higher_upper_bound_by_hand():
+    found = policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, 1.0, clip_range_high=0.28)
+    assert float(found.loss) == pytest.approx(-(1.28 + 0.9048374 + 1.1051709 - 1.6487213))
+
+
+def test_one_ratio_for_a_response_by_hand():
+    """exp of the mean of 0.3, −0.1 and 0.1 is 1.105, and of the other row 1.649, whose loss is not bounded."""
+    found = policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, 1.0, importance_level="sequence")
+    assert float(found.loss) == pytest.approx(-(3 * 1.1051709 - 1.6487213))
+    assert float(found.sums["log_ratio"]) == pytest.approx(1.0)  # of tokens: what the check of the first ratio reads
+
+
+# On average over all batches.
+
+
+@pytest.fixture(scope="module")
+def biased() -> dict[str, Any]:
+    return biases(3)
+
+
+def test_what_should_be_unbiased_is(biased: dict[str, Any]):
+    found = list(unbiased(biased, 3))
+    assert len(found) == 2
+    assert failing(found) == set()
+    assert biased["rloo, constant"].scale == pytest.approx(0.5, abs=1e-4)  # of two tokens an answer may have
+    assert biased["grpo without spread, constant"].scale == pytest.approx(0.5 * 2 / 3, abs=1e-4)  # (K − 1) / K of it
+
+
+def test_what_is_biased_shows(biased: dict[str, Any]):
+    for name, choice in choices(3).items():
+        assert choice.unbiased or biased[name].angle > 0.2, name
+    assert biased["grpo, token"].angle > 10 * biased["rloo, token"].angle
+
+
+# On a model.
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: f"{one.name}-{one.group_size}-{one.scale}")
+@pytest.mark.parametrize("loss_mean", MEANS)
+def test_the_anchors_hold(world: World, estimator: Estimator, loss_mean: str):
+    losses = LEARNING._replace(loss_mean=loss_mean, longest=8)
+    setting, draw = batch(world, "none", losses, estimator=estimator)
+    found = list(on_model(setting, draw))
+    assert "value gradient" not in [anchor.name for anchor in found]
+    assert failing(found) == set()
+
+
+def test_the_anchors_hold_of_a_ratio_for_a_response_and_kl_in_the_loss(world: World):
+    losses = Losses(importance_level="sequence", loss_mean="sequence", kl_coef=0.3, kl_estimator="k2")
+    how = {"estimator": Estimator("grpo", 3), "kl_in_reward": False}
+    assert failing(on_model(*batch(world, "none", losses, **how))) == set()
+
+
+def test_nobody_has_the_value_role(world: World):
+    roles = Roles(world.load(), world.init, [world.reward], Lora(4, 8), "none")
+    assert roles.trainable == ("policy",)
+    assert roles.parameters_of("value") == []
+    assert not any(".value." in name for name, _ in roles.model.named_parameters())
+    with_one = world.roles()
+    count = [sum(p.numel() for p in each.model.parameters()) for each in (with_one, roles)]
+    assert count[0] - count[1] == sum(p.numel() for p in roles.parameters_of("policy"))
+
+
+def collected(roles: Roles, made: Any, scores: Tensor) -> Experience:
+    def logprobs(role: str) -> Tensor:
+        return in_chunks(lambda part: roles.logprobs(role, part, 0.8)[0], made, 6)
+
+    both = logprobs("policy"), logprobs("reference")
+    return experience(
+        made, scores, *both, estimator=Estimator("grpo", 3), kl_coef=0.1, kl_estimator="k1", kl_in_reward=False
+    )[0]
+
+
+def gradient(roles: Roles, made: Experience, losses: Losses) -> tuple[Tensor, dict[str, float]]:
+    for parameter in roles.parameters_of("policy"):
+        parameter.grad = None
+    figures = accumulate(roles, made, micro_batch=2, temperature=0.8, losses=losses)
+    return torch.cat([p.grad.flatten() for p in roles.parameters_of("policy") if p.grad is not None]), figures
+
+
+@pytest.mark.parametrize("loss_mean", MEANS)
+def test_rows_that_teach_nothing_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch, loss_mean: str):
+    """The second group has one score: the gradient is as if it had been read."""
+    setting, _ = batch(world, "none", estimator=Estimator("grpo", 3))
+    roles, losses = setting.roles, Losses(loss_mean=loss_mean, longest=8)
+    made = collected(roles, setting.rollout, tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
+    read, right = [], roles.logprobs
+    monkeypatch.setattr(
+        roles, "logprobs", lambda r, part, *a, **k: read.append(len(part.ended_B)) or right(r, part, *a, **k)
+    )
+    found, figures = gradient(roles, made, losses)
+    assert sum(read) == 3
+    assert figures["ratio"] == pytest.approx(1.0, abs=1e-4)
+    monkeypatch.setattr(Experience, "teaching", lambda self: self)
+    whole, _ = gradient(roles, made, losses)
+    assert sum(read) == 9
+    assert (found - whole).norm() / whole.norm() < 1e-5
+
+
+def test_a_batch_that_teaches_nothing_is_no_step(world: World):
+    """Not even with momentum from steps before; with a price of KL in the loss it is one."""
+    setting, _ = batch(world, "none", estimator=Estimator("grpo", 3))
+    roles = setting.roles
+    optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=1e-2)
+
+    def step(scores: Tensor, losses: Losses) -> tuple[float, bool]:
+        made = collected(roles, setting.rollout, scores)
+        before = [p.detach().clone() for p in roles.parameters_of("policy")]
+        figures = update(
+            roles, optimiser, made, epochs=1, minibatch_count=1, max_grad_norm=1.0, micro_batch=3, temperature=0.8,
+            generator=torch.Generator().manual_seed(0), losses=losses,
+        )  # fmt: skip
+        moved = not all(torch.equal(a, b) for a, b in zip(before, roles.parameters_of("policy"), strict=True))
+        return figures["steps"], moved
+
+    equal = torch.ones(6)
+    assert step(rewards(rows=6), Losses()) == (1.0, True)
+    assert step(equal, Losses()) == (0.0, False)
+    assert step(equal, Losses(kl_coef=0.1, kl_estimator="k3")) == (1.0, True)
