@@ -219,9 +219,14 @@ class PpoConfig(Settings):
         return self.advantage == "gae"
 
     @property
-    def answers(self) -> int:
+    def per_prompt(self) -> int:
         """To each prompt, K."""
         return self.group_size or (GROUP if self.advantage in GROUPED else 1)
+
+    @property
+    def averages_over(self) -> str:
+        """What the policy loss is a mean over, whether somebody chose that or not."""
+        return self.loss_mean or ("constant" if self.advantage == "rloo" else "token")
 
     @property
     def prices_in(self) -> str:
@@ -267,15 +272,15 @@ class PpoConfig(Settings):
 
     def check_groups(self) -> None:
         """Raises InputError where a batch has no whole groups, or a group cannot tell its answers apart."""
-        one = self.advantage in GROUPED and self.answers == 1
+        one = self.advantage in GROUPED and self.per_prompt == 1
         require(
             not one, "stage.group_size", self.group_size,
             f"leaves no other answer that advantage={self.advantage} could compare with",
             "Use 2 or more, or stage.advantage=gae or reinforce_pp.",
         )  # fmt: skip
         require(
-            self.batch_size % self.answers == 0, "stage.batch_size", self.batch_size,
-            f"is not a multiple of stage.group_size={self.answers}",
+            self.batch_size % self.per_prompt == 0, "stage.batch_size", self.batch_size,
+            f"is not a multiple of stage.group_size={self.per_prompt}",
             "Make it one, so that every prompt has all its answers.",
         )  # fmt: skip
         grpo = self.advantage == "grpo"
@@ -290,7 +295,7 @@ class PpoConfig(Settings):
         )  # fmt: skip
         draws = self.max_draws > 1
         require(
-            not draws or self.answers > 1, "stage.max_draws", self.max_draws,
+            not draws or self.per_prompt > 1, "stage.max_draws", self.max_draws,
             "looks for prompts whose answers differ in their score, and each has one answer", "Raise stage.group_size.",
         )  # fmt: skip
         require(
@@ -320,9 +325,8 @@ class PpoConfig(Settings):
         """With a learning rate, which depends on what trains, and what follows from the estimator."""
         lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
         return replace(
-            self, lr=lr if self.lr is None else self.lr, group_size=self.answers, kl_in=self.prices_in,
+            self, lr=lr if self.lr is None else self.lr, kl_in=self.prices_in,
             kl_estimator=self.kl_estimator or ("k3" if self.prices_in == "loss" else "k1"),
-            loss_mean=self.loss_mean or ("constant" if self.advantage == "rloo" else "token"),
         )  # fmt: skip
 
     def check(self, config: Config) -> None:

@@ -328,7 +328,7 @@ def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
 
 
 def estimator_of(stage: PpoConfig) -> Estimator:
-    return Estimator(stage.advantage, stage.answers, stage.scale_rewards, stage.gamma, stage.lam)
+    return Estimator(stage.advantage, stage.per_prompt, stage.scale_rewards, stage.gamma, stage.lam)
 
 
 def valued_by(stage: PpoConfig) -> str:
@@ -339,10 +339,9 @@ def valued_by(stage: PpoConfig) -> str:
 def losses_of(config: Config, kl_coef: float) -> Losses:
     """What is minimised, with the present coefficient of KL."""
     stage: PpoConfig = config.stage
-    assert stage.loss_mean is not None
     assert stage.kl_estimator is not None
     return Losses(
-        stage.clip_range, stage.clip_range_high, stage.importance_level, stage.loss_mean,
+        stage.clip_range, stage.clip_range_high, stage.importance_level, stage.averages_over,
         config.rollout.max_new_tokens, stage.value_clip_range, kl_coef if stage.kl_in == "loss" else 0.0,
         stage.kl_estimator,
     )  # fmt: skip

@@ -56,9 +56,9 @@ def prompts_of(workers: Workers, config: Config, number: int, time: int = 0, gro
         groups: so many different prompts; all of a batch by default.
     """
     stage: PpoConfig = config.stage
-    whole = stage.batch_size // stage.answers
+    whole = stage.batch_size // stage.per_prompt
     chosen = prompt_indices(number * stage.max_draws + time, whole, len(workers.prompts), config.seed)
-    return [workers.prompts[i] for i in chosen[:groups] for _ in range(stage.answers)]
+    return [workers.prompts[i] for i in chosen[:groups] for _ in range(stage.per_prompt)]
 
 
 def drawing(workers: Workers, config: Config, number: int, sampler: tuple[Tensor, ...]) -> Draw:
@@ -112,9 +112,9 @@ def roll_out(
     stage: PpoConfig = config.stage
     draw = ahead or drawing(workers, config, number, state.sampler)
     found = [scored_answers(workers, config, number, prompts_of(workers, config, number), draw(), clock)]
-    if stage.answers == 1:
+    if stage.per_prompt == 1:
         return found[0]
-    groups, equal = stage.batch_size // stage.answers, [equal_in(found[0], config, state)]
+    groups, equal = stage.batch_size // stage.per_prompt, [equal_in(found[0], config, state)]
     while (missing := groups - sum(each.count(False) for each in equal)) and len(found) < stage.max_draws:
         time = len(found)
         prompts = prompts_of(workers, config, number, time, missing)
@@ -124,7 +124,7 @@ def roll_out(
         equal.append(equal_in(found[-1], config, state))
     says_nothing = [flag for each in equal for flag in each]
     chosen = sorted(range(len(says_nothing)), key=says_nothing.__getitem__)[:groups]  # a stable order
-    rows = [group * stage.answers + k for group in chosen for k in range(stage.answers)]
+    rows = [group * stage.per_prompt + k for group in chosen for k in range(stage.per_prompt)]
     answers = together([part for part, _, _ in found], workers.tokenizer.pad_token_id)
     raw = torch.cat([scores for _, scores, _ in found])
     figures = mean_figures([(len(scores), own) for _, scores, own in found])
@@ -156,7 +156,7 @@ def equal_in(found: Scored, config: Config, state: State) -> list[bool]:
     """Of each prompt, whether its answers all earn the same."""
     answers, raw, _ = found
     scores_B = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(config.stage))
-    return equal_groups(scores_B, config.stage.answers).tolist()
+    return equal_groups(scores_B, config.stage.per_prompt).tolist()
 
 
 def mean_figures(found: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:

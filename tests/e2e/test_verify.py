@@ -46,5 +46,5 @@ def test_what_is_wrong_is_named(
     words = ["stage=verify", "model=hub", f"model.path={tiny_model}", *SHORT, f"run.root={tmp_path}"]
     assert main(words) == 1
     said = capfd.readouterr()
-    assert "PPO is not right here: closed form, first gradient" in said.err
+    assert "PPO is not right here: closed form, no critic, first gradient, unbiased, unbiased" in said.err
     assert "FAILS  first gradient" in said.out

@@ -1,0 +1,178 @@
+"""`stage.advantage=rloo`, `grpo` and `reinforce_pp` as commands: no critic, groups of answers, resume to the bit, and
+what is refused."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import copied, in_a_fork, killed_while_writing
+from workshop import Ready
+
+from align.__main__ import main
+from align.ppo.schedule import prompt_indices
+from align.run import file_digest, read_manifest
+from align.track import read_rows
+
+pytestmark = pytest.mark.usefixtures("no_network")
+WORDS = ("stage.lr=5e-3", "stage.save_every=2", "stage.updates=5", "stage.eval_every=null", "run.name=x")
+CHOICES = {
+    "rloo": ("stage.advantage=rloo", "stage.group_size=4"),
+    "grpo": ("stage.advantage=grpo", "stage.group_size=2", "stage.clip_range_high=0.28", "stage.loss_mean=sequence"),
+    "gspo": (
+        "stage.advantage=grpo", "stage.group_size=4", "stage.importance_level=sequence", "stage.loss_mean=sequence",
+        "stage.normalise=running", "stage.kl_control=adaptive", "stage.kl_horizon=50",
+    ),
+    "reinforce_pp": ("stage.advantage=reinforce_pp",),
+    "dapo": (
+        "stage.advantage=grpo", "stage.group_size=2", "stage.max_draws=3", "stage.kl_coef=0", "reward=fn",
+        "reward.fn=coins:heads", "stage.normalise=off", "stage.missing_eos_penalty=0", "stage.kl_control=fixed",
+    ),
+}  # fmt: skip
+COINS = """
+def heads(chats):
+    return [float(len(chat[-1]["content"]) % 3 == 0) for chat in chats]
+
+
+def nothing(chats):
+    return [1.0] * len(chats)
+"""
+
+
+@pytest.fixture(autouse=True)
+def coins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "coins.py").write_text(COINS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def words_of(name: str, words: list[str]) -> list[str]:
+    """A command of PPO by another estimator; `reward.ref` where a reward model scores."""
+    own = CHOICES[name]
+    return [*(w for w in words if "reward=fn" not in own or not w.startswith("reward.")), *WORDS, *own]
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_run_that_was_killed_goes_on_to_the_bit(ready: Ready, tmp_path: Path, name: str):
+    digests = []
+    for folder, killed in (("whole", False), ("cut", True)):
+        root, arguments = copied(ready, tmp_path / folder)
+        words = words_of(name, arguments)
+        if killed:
+            child = in_a_fork(killed_while_writing(words, "state.json", 2))
+            child.join()
+            assert child.exitcode == -signal.SIGKILL
+        child = in_a_fork(lambda words=words: main(words))
+        child.join()
+        assert child.exitcode == 0
+        run = root / "ppo" / "x"
+        assert not (run / "artifact" / "value").exists(), "nobody valued"
+        files = [*sorted(run.glob("artifact/*.safetensors")), run / "metrics.jsonl"]
+        assert len(files) == 2
+        digests.append([file_digest(file) for file in files])
+    assert digests[0] == digests[1]
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert not any({"explained_variance", "value", "value_error", "value_grad_norm"} & row.keys() for row in rows)
+    assert all(row["first_log_ratio"] < 1e-4 for row in rows)
+    assert max(abs(row["kl"]) for row in rows) > 0.01, "the policy moved"
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The prompts of each draw of the policy from here on."""
+    from align.ppo.workers import Workers
+
+    found: list[list[str]] = []
+    drawing = Workers.drawing
+
+    def seen(self: Any, role: str, prompts: Any, *where: Any) -> Any:
+        if where[0] == "rollout":
+            found.append([prompt.conversation.messages[-1].content for prompt in prompts])
+        return drawing(self, role, prompts, *where)
+
+    monkeypatch.setattr(Workers, "drawing", seen)
+    return found
+
+
+def ran(words: list[str], capfd: pytest.CaptureFixture[str]) -> Path:
+    assert main(words) == 0, capfd.readouterr().err
+    return Path(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_answers_to_a_prompt_stand_together(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    draws = asked(monkeypatch)
+    folder = ran([*words_of("rloo", ready.ppo), f"run.root={ready.root}", "run.name=groups"], capfd)
+    assert len(draws) == 5
+    for prompts in draws:
+        assert len(prompts) == 8
+        assert prompts[:4] == prompts[:1] * 4
+        assert prompts[4:] == prompts[4:5] * 4
+    rows = read_rows(folder / "metrics.jsonl")
+    assert all(row["draws"] == 1 for row in rows)
+    assert all(row["equal_groups"] == 0 for row in rows), "a reward model tells answers apart"
+
+
+def test_prompts_that_tell_nothing_are_replaced(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    draws = asked(monkeypatch)
+    folder = ran([*words_of("dapo", ready.ppo), f"run.root={ready.root}", "run.name=dapo"], capfd)
+    rows = read_rows(folder / "metrics.jsonl")
+    assert sum(row["draws"] for row in rows) == len(draws)
+    assert any(row["draws"] > 1 for row in rows)
+    assert any(len(prompts) < 8 for prompts in draws), "only what is missing is asked again"
+    assert any(row["equal_groups"] > 0 for row in rows)
+
+
+def test_a_reward_that_tells_no_answers_apart_moves_nothing(ready: Ready, capfd: pytest.CaptureFixture[str]):
+    words = [*words_of("dapo", ready.ppo), f"run.root={ready.root}", "run.name=none", "reward.fn=coins:nothing"]
+    rows = read_rows(ran(words, capfd) / "metrics.jsonl")
+    assert all(row["equal_groups"] == 1 and row["steps"] == 0 and row["draws"] == 3 for row in rows)
+    assert all(abs(row["kl"]) < 1e-5 for row in rows)
+
+
+def test_every_pass_over_the_prompts_is_whole_with_groups():
+    """Two prompts an update of eight answers: four updates see each of eight prompts once."""
+    seen = [i for update in range(4) for i in prompt_indices(update, 2, 8, seed=3)]
+    assert sorted(seen) == list(range(8))
+
+
+REFUSED = {
+    "one answer": (["stage.advantage=grpo", "stage.group_size=1"], "stage.group_size=1"),
+    "no whole groups": (["stage.advantage=rloo", "stage.group_size=3"], "stage.batch_size=8"),
+    "a critic's": (["stage.advantage=rloo", "stage.group_size=2", "stage.lam=0.9"], "stage.lam=0.9"),
+    "a discount": (["stage.advantage=rloo", "stage.group_size=2", "stage.gamma=0.9"], "stage.gamma=0.9"),
+    "a spread": (["stage.scale_rewards=none"], "stage.scale_rewards=none"),
+    "KL that a spread divides": (
+        ["stage.advantage=grpo", "stage.group_size=2", "stage.kl_in=reward"], "stage.kl_in=reward"
+    ),
+    "no groups to draw": (["stage.max_draws=2"], "stage.max_draws=2"),
+    "a ratio for a whole answer": (["stage.importance_level=sequence"], "stage.importance_level=sequence"),
+    "k1 in the loss": (
+        ["stage.advantage=grpo", "stage.group_size=2", "stage.kl_estimator=k1"], "stage.kl_estimator=k1"
+    ),
+    "k2 in the reward": (["stage.kl_estimator=k2"], "stage.kl_estimator=k2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_refused(ready: Ready, capfd: pytest.CaptureFixture[str], why: str):
+    words, said = REFUSED[why]
+    assert main([*ready.ppo, f"run.root={ready.root}", "run.name=refused", *words]) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce_pp"])
+def test_a_line_is_verified_as_it_stands(ready: Ready, capfd: pytest.CaptureFixture[str], estimator: str):
+    words = [word for word in ready.ppo if not word.startswith("stage=")]
+    folder = ran(
+        ["stage=verify", *words, f"stage.advantage={estimator}", "stage.group_size=4", f"run.root={ready.root}",
+         f"run.name={estimator}"], capfd
+    )  # fmt: skip
+    metrics = read_manifest(folder).metrics
+    assert metrics["experience"] < 1e-4
+    assert metrics["first_gradient"] < 1e-4
+    assert "value_gradient" not in metrics
