@@ -125,7 +125,7 @@ class PpoConfig(Settings):
         None, "Upper bound of the ratio, as 1 + clip_range_high (clip-higher, DAPO). Empty: clip_range.", above=0,
         later=True,
     )  # fmt: skip
-    importance_level: str = setting(
+    importance_sampling_level: str = setting(
         "token", "What has a ratio π_new/π_old: a token, or a whole answer (`sequence`, GSPO).",
         choices=("token", "sequence"), later=True,
     )  # fmt: skip
@@ -315,10 +315,11 @@ class PpoConfig(Settings):
             self.advantage not in GROUPED or self.gamma == 1, "stage.gamma", self.gamma,
             f"discounts tokens, and advantage={self.advantage} rewards whole answers", "Leave it out.",
         )  # fmt: skip
+        level = self.importance_sampling_level
         require(
-            self.importance_level == "token" or self.advantage in GROUPED, "stage.importance_level",
-            self.importance_level, f"needs one advantage for a whole answer; advantage={self.advantage} has one for "
-            "each token", "Use stage.advantage=grpo or rloo.",
+            level == "token" or self.advantage in GROUPED, "stage.importance_sampling_level", level,
+            f"needs one advantage for a whole answer; advantage={self.advantage} has one for each token",
+            "Use stage.advantage=grpo or rloo.",
         )  # fmt: skip
 
     def filled(self, config: Config) -> PpoConfig:

@@ -21,6 +21,6 @@ class VerifyConfig(PpoConfig):
     def check_groups(self) -> None:
         super().check_groups()
         require(
-            self.rows % self.per_prompt == 0, "stage.rows", self.rows, f"is not a multiple of group_size={self.per_prompt}",
-            "Make it one.",
+            self.rows % self.per_prompt == 0, "stage.rows", self.rows,
+            f"is not a multiple of stage.group_size={self.per_prompt}", "Make it one.",
         )  # fmt: skip

@@ -34,7 +34,7 @@ def policy_loss(
     divisor: float,
     weights_BT: Tensor | None = None,
     clip_range_high: float | None = None,
-    importance_level: str = "token",
+    importance_sampling_level: str = "token",
 ) -> Loss:
     """The clipped surrogate (eq. 7), negated.
 
@@ -44,15 +44,15 @@ def policy_loss(
         divisor: see `loss_divisor`.
         weights_BT: w of each token, see `importance_weights` and `loss_weights`; without them 1.
         clip_range_high: ε of the upper bound, where it is another (Yu et al., DAPO, 2025, eq. 10).
-        importance_level: `sequence` takes one ratio for a response, exp of the mean of log π − log π_old over its
-            tokens (Zheng et al., GSPO, 2025, eq. 7).
+        importance_sampling_level: `sequence` takes one ratio for a response, exp of the mean of log π − log π_old over
+            its tokens (Zheng et al., GSPO, 2025, eq. 7).
 
     Sums: `ratio`, `log_ratio` (|log ρ| of tokens, nats), `clip_fraction` (tokens where the clipped branch is the
     smaller), `approx_kl` (k3 of the step, of tokens).
     """
     log_ratio = torch.where(mask_BT, logprobs_BT - old_logprobs_BT, torch.zeros_like(logprobs_BT))
     level = log_ratio
-    if importance_level == "sequence":
+    if importance_sampling_level == "sequence":
         level = (log_ratio.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True)).expand_as(log_ratio)
     ratio = level.exp()
     free = ratio * advantages_BT

@@ -30,7 +30,7 @@ class Losses(NamedTuple):
     """What is minimised.
 
     Attributes:
-        clip_range, clip_range_high, importance_level: of `policy_loss`.
+        clip_range, clip_range_high, importance_sampling_level: of `policy_loss`.
         loss_mean, longest: see `loss_divisor`.
         value_clip_range: of `value_loss`.
         kl_coef, kl_estimator: of `kl_loss`; at 0 the loss has no such term.
@@ -38,7 +38,7 @@ class Losses(NamedTuple):
 
     clip_range: float = 0.2
     clip_range_high: float | None = None
-    importance_level: str = "token"
+    importance_sampling_level: str = "token"
     loss_mean: str = "token"
     longest: int = 0
     value_clip_range: float | None = None
@@ -111,7 +111,7 @@ def policy_part(output: ForwardOutput, part: Experience, divisor: float, losses:
         weights = of_rows if weights is None else weights * of_rows
     policy = policy_loss(
         logprobs, part.old_logprobs_BT, part.advantages_BT, mask, losses.clip_range, divisor, weights,
-        losses.clip_range_high, losses.importance_level,
+        losses.clip_range_high, losses.importance_sampling_level,
     )  # fmt: skip
     loss = policy.loss
     if losses.kl_coef:

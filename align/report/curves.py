@@ -77,6 +77,10 @@ EXPLAINED = Curve(
     "Explained variance", "share", {"explained_variance": "explained variance"}, 0.5,
     "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.", (-math.inf, 1.0),
 )  # fmt: skip
+EQUAL = Curve(
+    "Prompts that tell nothing", "share", {"equal_groups": "all answers earn the same"}, 0.2,
+    "Nothing is learned from them; stage.max_draws asks others in their place.", SHARE,
+)  # fmt: skip
 CLIPPED = Curve(
     "Steps that were clipped", "share of the tokens", {"clip_fraction": "clipped"}, 0.1,
     "Much above 0.3 the steps are too large.", SHARE,
@@ -102,7 +106,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "full": (LOSS, RATE, GRADIENT),
     "reward": (PAIR_LOSS, PAIR_ACCURACY, MARGIN, RATE, GRADIENT),
     "dpo": (PAIR_LOSS, PAIR_ACCURACY, LOGPROBS, GAIN, RATE, GRADIENT),
-    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, CLIPPED, APPROX_KL, SIGNS),
+    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, EQUAL, CLIPPED, APPROX_KL, SIGNS),
     "sample": (SAMPLED_LENGTH, ENDED),
 }
 UNITS = {"ppo": "update", "sample": "prompt", "data": "row"}

@@ -140,6 +140,8 @@ FIGURES = (
     _figure("last_empty_rate", "Empty answers", PERCENT, f"The mean {ENDING}. {EMPTY}"),
     _figure("last_entropy", "Entropy", "nats a token", f"How open the choice of each token is, {ENDING}; near 0 the "
             "policy says the same whatever is drawn."),
+    _figure("last_equal_groups", "Prompts that tell nothing", PERCENT, f"All their answers earned the same; the mean "
+            f"{ENDING}. Nothing was learned from them."),
     _figure("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
     _figure("published_update updates", "Update that is published", "", "The best one on held-out prompts, or the "
             "last; of so many.", lambda chosen, updates: f"{chosen} of {updates}"),

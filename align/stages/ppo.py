@@ -341,7 +341,7 @@ def losses_of(config: Config, kl_coef: float) -> Losses:
     stage: PpoConfig = config.stage
     assert stage.kl_estimator is not None
     return Losses(
-        stage.clip_range, stage.clip_range_high, stage.importance_level, stage.averages_over,
+        stage.clip_range, stage.clip_range_high, stage.importance_sampling_level, stage.averages_over,
         config.rollout.max_new_tokens, stage.value_clip_range, kl_coef if stage.kl_in == "loss" else 0.0,
         stage.kl_estimator,
     )  # fmt: skip
@@ -397,13 +397,17 @@ def send_to_annotators(
     print(f"{len(shown)} suspicious answers wait in project {config.project} for a person's verdict")
 
 
+ENDING = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
+"""Figures of an update whose means over the ending are the run's."""
+
+
 def summary(run: Run, rows: list[dict[str, Any]], state: State, config: Config, workers: Workers) -> dict[str, Any]:
     """The run's headline figures; `last_…` are means over its `ending`."""
     updates, stage = updates_of(rows), config.stage
     last = ending(updates)
     best = state.best if stage.publish == "best" else None
     wires = stage.tripwires
-    means = [k for k in ("score", "kl", "length", "eos_rate", "empty_rate", "entropy") if k in last[0]]
+    means = [k for k in ENDING if k in last[0]]
     return {
         **{f"last_{k}": sum(r[k] for r in last) / len(last) for k in means},
         "updates": len(updates), "published_update": (published := best.update if best else len(updates)),

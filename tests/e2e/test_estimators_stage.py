@@ -22,8 +22,8 @@ CHOICES = {
     "rloo": ("stage.advantage=rloo", "stage.group_size=4"),
     "grpo": ("stage.advantage=grpo", "stage.group_size=2", "stage.clip_range_high=0.28", "stage.loss_mean=sequence"),
     "gspo": (
-        "stage.advantage=grpo", "stage.group_size=4", "stage.importance_level=sequence", "stage.loss_mean=sequence",
-        "stage.normalise=running", "stage.kl_control=adaptive", "stage.kl_horizon=50",
+        "stage.advantage=grpo", "stage.group_size=4", "stage.importance_sampling_level=sequence",
+        "stage.loss_mean=sequence", "stage.normalise=running", "stage.kl_control=adaptive", "stage.kl_horizon=50",
     ),
     "reinforce_pp": ("stage.advantage=reinforce_pp",),
     "dapo": (
@@ -150,7 +150,9 @@ REFUSED = {
         ["stage.advantage=grpo", "stage.group_size=2", "stage.kl_in=reward"], "stage.kl_in=reward"
     ),
     "no groups to draw": (["stage.max_draws=2"], "stage.max_draws=2"),
-    "a ratio for a whole answer": (["stage.importance_level=sequence"], "stage.importance_level=sequence"),
+    "a ratio for a whole answer": (
+        ["stage.importance_sampling_level=sequence"], "stage.importance_sampling_level=sequence"
+    ),
     "k1 in the loss": (
         ["stage.advantage=grpo", "stage.group_size=2", "stage.kl_estimator=k1"], "stage.kl_estimator=k1"
     ),

@@ -23,7 +23,7 @@ def test_ppo_reaches_the_closed_form(vocabulary: int, length: int, lam: float):
 
 
 WHOLE = Losses(loss_mean="constant", longest=2)
-BY_SEQUENCE = Losses(loss_mean="sequence", importance_level="sequence")
+BY_SEQUENCE = Losses(loss_mean="sequence", importance_sampling_level="sequence")
 
 
 @pytest.mark.parametrize(

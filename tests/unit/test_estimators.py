@@ -121,7 +121,7 @@ def test_a_higher_upper_bound_by_hand():
 
 def test_one_ratio_for_a_response_by_hand():
     """exp of the mean of 0.3, −0.1 and 0.1 is 1.105, and of the other row 1.649, whose loss is not bounded."""
-    found = policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, 1.0, importance_level="sequence")
+    found = policy_loss(LOG_RATIO, OLD, GAIN, MASK, 0.2, 1.0, importance_sampling_level="sequence")
     assert float(found.loss) == pytest.approx(-(3 * 1.1051709 - 1.6487213))
     assert float(found.sums["log_ratio"]) == pytest.approx(1.0)  # of tokens: what the check of the first ratio reads
 
@@ -162,7 +162,7 @@ def test_the_anchors_hold(world: World, estimator: Estimator, loss_mean: str):
 
 
 def test_the_anchors_hold_of_a_ratio_for_a_response_and_kl_in_the_loss(world: World):
-    losses = Losses(importance_level="sequence", loss_mean="sequence", kl_coef=0.3, kl_estimator="k2")
+    losses = Losses(importance_sampling_level="sequence", loss_mean="sequence", kl_coef=0.3, kl_estimator="k2")
     how = {"estimator": Estimator("grpo", 3), "kl_in_reward": False}
     assert failing(on_model(*batch(world, "none", losses, **how))) == set()
 
