@@ -9,6 +9,8 @@ from typing import Any
 from align.run.lineage import Step
 from align.run.manifest import Input, Manifest
 
+ESTIMATORS = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
+"""`stage.advantage` → what it is called, without a critic."""
 SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
 """The columns of a card's table of runs, behind the run's name."""
 
@@ -94,8 +96,14 @@ def besides(name: str, config: Mapping[str, Any]) -> str:
     if name == "dpo":
         return f"beta {stage.get('beta')}"
     if name == "ppo":
-        return f"KL coefficient {stage.get('kl_coef')}; {sampling(config)}"
+        return f"{estimator(stage)}KL coefficient {stage.get('kl_coef')}; {sampling(config)}"
     return "packed rows" if stage.get("packing") else ""
+
+
+def estimator(stage: Mapping[str, Any]) -> str:
+    """How advantages were estimated, where that was not by a critic."""
+    name, answers = ESTIMATORS.get(stage.get("advantage", ""), ""), stage.get("group_size")
+    return f"advantages by {name}{f' from {answers} answers to each prompt' if answers else ''}; " if name else ""
 
 
 def sampling(config: Mapping[str, Any]) -> str:

@@ -153,10 +153,11 @@ def scored_answers(
 
 
 def equal_in(found: Scored, config: Config, state: State) -> list[bool]:
-    """Of each prompt, whether its answers all earn the same."""
+    """Of each prompt, whether its answers all earn the same. All ranks go by what the first one finds: how often they
+    ask follows from it."""
     answers, raw, _ = found
     scores_B = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(config.stage))
-    return equal_groups(scores_B, config.stage.per_prompt).tolist()
+    return ranks.from_main(equal_groups(scores_B, config.stage.per_prompt).tolist())
 
 
 def mean_figures(found: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from ranked import environments, ranked, started
 from workshop import Ready
 
 from align.run import read_manifest
+from align.track import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = """
@@ -32,6 +33,9 @@ def counted(chats):
     with open("asked", "a") as file:
         file.write(f"{RANK} {len(chats)}\\n")
     return length(chats)
+
+def ends_well(chats):
+    return [float(len(chat[-1]["content"]) % 3 == 0) for chat in chats]
 
 def refuses(chats):
     if RANK == "1":
@@ -87,6 +91,27 @@ def line(ready: Ready) -> list[str]:
 def same_files(one: Path, other: Path) -> None:
     for name in FILES:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_groups_that_are_drawn_again_on_two_ranks_have_the_bits_of_one_process(
+    desk: Path, line: list[str], forks: Forks
+):
+    """Which groups tell nothing decides how often all ranks ask."""
+    grpo = [
+        *line, "stage.advantage=grpo", "stage.group_size=2", "stage.max_draws=3", "stage.kl_coef=0", "reward=fn",
+        "reward.fn=judge:ends_well", "stage.normalise=off", "stage.missing_eos_penalty=0", "stage.kl_control=fixed",
+    ]  # fmt: skip
+    alone = forks.run(desk, *grpo, "run.name=groups-alone")
+    assert alone.status == 0, alone.err
+    both = ranked(forks, desk, *grpo, "run.name=groups-both")
+    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
+    weights = [(desk / each.folder / "artifact/adapter_model.safetensors").read_bytes() for each in (alone, both[0])]
+    assert weights[0] == weights[1]
+    rows, others = (read_rows(desk / each.folder / "metrics.jsonl") for each in (alone, both[0]))
+    for row in (*rows, *others):  # rounding of the sampler, which is dealt fewer rows at once where few are missing
+        assert row.pop("sampler_kl", 0.0) < 1e-9
+    assert rows == others
+    assert max(row.get("draws", 0) for row in rows) > 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
