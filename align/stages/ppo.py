@@ -42,7 +42,6 @@ from align.models.roles import CachedForward, Role, Roles
 from align.models.start import adapter_folder, frozen_as
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
-from align.ppo.advantages import Estimator
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
 from align.ppo.experience import Experience, experience, shaped_scores
@@ -50,7 +49,7 @@ from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspec
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, tripped_in
-from align.ppo.update import Losses, check_first_ratio, update
+from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
 from align.rollout.answers_alone import answers_alone, empty_answers
@@ -61,13 +60,19 @@ from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
 from align.stages.inputs import lora_of, start
+from align.stages.ppo_arguments import (
+    estimate_arguments,
+    experience_arguments,
+    losses_of,
+    shaping_arguments,
+    valued_by,
+)
 from align.stages.ppo_rollouts import (
     at_update,
     by_server,
     drawing_ahead,
     roll_out,
     sampled_by_policy,
-    shaping_arguments,
     wait_for,
 )
 from align.stages.rollouts import engine_for
@@ -311,40 +316,6 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     if choose_checkpointing(stage.gradient_checkpointing, device):
         roles.recompute_layers()
     return roles
-
-
-def estimate_arguments(config: Config) -> dict[str, Any]:
-    """Arguments of `estimated`."""
-    chosen = {key: getattr(config.stage, key) for key in ("micro_batch", "minibatches")}
-    return {"temperature": config.rollout.temperature, "bootstrap": config.stage.bootstrap_truncated, **chosen}
-
-
-def experience_arguments(stage: PpoConfig, kl_coef: float) -> dict[str, Any]:
-    """Arguments of `experience`, from a configuration, with the present coefficient of KL."""
-    chosen = {key: getattr(stage, key) for key in ("kl_estimator", "whiten_rewards")}
-    return {
-        "kl_coef": kl_coef, "kl_in_reward": stage.kl_in == "reward", "estimator": estimator_of(stage), **chosen
-    }  # fmt: skip
-
-
-def estimator_of(stage: PpoConfig) -> Estimator:
-    return Estimator(stage.advantage, stage.per_prompt, stage.scale_rewards, stage.gamma, stage.lam)
-
-
-def valued_by(stage: PpoConfig) -> str:
-    """What the value head reads, see `Roles`."""
-    return stage.value_backbone if stage.has_critic else "none"
-
-
-def losses_of(config: Config, kl_coef: float) -> Losses:
-    """What is minimised, with the present coefficient of KL."""
-    stage: PpoConfig = config.stage
-    assert stage.kl_estimator is not None
-    return Losses(
-        stage.clip_range, stage.clip_range_high, stage.importance_sampling_level, stage.averages_over,
-        config.rollout.max_new_tokens, stage.value_clip_range, kl_coef if stage.kl_in == "loss" else 0.0,
-        stage.kl_estimator,
-    )  # fmt: skip
 
 
 def calibrate(workers: Workers, config: Config) -> tuple[Workers, Moments]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from align.ppo.schedule import prompt_indices
 from align.ppo.state import State
 from align.ppo.workers import Answers, Workers, together
 from align.rollout.answers_alone import empty
+from align.stages.ppo_arguments import shaping_arguments
 from align.stages.rollouts import allowed_gap
 from align.track import Clock
 from align.types import Rollout
@@ -164,11 +164,6 @@ def mean_figures(found: Sequence[tuple[int, dict[str, float]]]) -> dict[str, flo
     """Of several parts the means, by their answers."""
     total = sum(rows for rows, _ in found)
     return {name: sum(rows * figures[name] for rows, figures in found) / total for name in found[0][1]}
-
-
-def shaping_arguments(stage: PpoConfig) -> dict[str, Any]:
-    """Arguments of `shaped_scores`."""
-    return {key: getattr(stage, key) for key in ("score_scale", "score_clip", "missing_eos_penalty")}
 
 
 def sampled_by_policy(

@@ -25,7 +25,8 @@ from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
 from align.stages.inputs import start
-from align.stages.ppo import experience_arguments, load_roles, losses_of
+from align.stages.ppo import load_roles
+from align.stages.ppo_arguments import experience_arguments, losses_of
 from align.stages.rollouts import engine_for
 from align.track import peak_rss_mb
 from align.types import Result, Rollout

@@ -158,6 +158,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "judge_card_inputs",
         "measuring",
         "mirroring",
+        "ppo_arguments",
         "ppo_rollouts",
         "printing",
         "rollouts",
