@@ -74,7 +74,7 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         config: as nested plain values.
         inputs: the inputs that the run knows by digest, `base` for its base weights among them.
     """
-    reads = (*ALWAYS, *STAGES[stage].reads)
+    reads = (*ALWAYS, *STAGES[stage].reads_with(config.get("stage")))
     kept = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items() if key in reads}
     for key, name in input_names().items():
         part, _, leaf = key.rpartition(".")

@@ -1,19 +1,59 @@
-"""`stage=sample`: several answers a prompt, into the annotation store."""
+"""`stage=sample`: several answers a prompt, into the annotation store, or ranked by a reward (best-of-n)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from align.config.settings import Settings, setting
+from align.config.scorers import RewardConfig, part_of
+from align.config.settings import Settings, defaults_of, setting
+from align.errors import require
 
 
 @dataclass
 class SampleConfig(Settings):
-    """Samples answers for people to rank."""
+    """Samples answers for people to rank, or ranks them by a reward."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "sample"
     prompts: int = setting(1200, "Number of prompts that are answered.", above=0)
     candidates: int = setting(4, "Number of answers to each prompt, for people to compare.", at_least=2, at_most=9)
+    best_of: int | None = setting(
+        None,
+        "Number of answers to each prompt, ranked by `reward=`. The best ones become rows for stage=sft, the best and "
+        "the worst ones pairs. Nothing goes to annotators. Empty: off.",
+        at_least=2,
+        at_most=4096,
+        later=True,
+    )
+    gold: Any = setting(
+        None,
+        "Second reward of `best_of`, as a mapping: {name: sentiment}. It measures the answers that `reward=` ranks "
+        "first, and ranks nothing.",
+        later=True,
+    )
+
+    def check_together(self) -> None:
+        usual = defaults_of(type(self))["candidates"]
+        require(
+            self.best_of is None or self.candidates == usual, "stage.candidates", self.candidates,
+            f"is the number of answers for people, and stage.best_of={self.best_of} hands out none", "Drop it.",
+        )  # fmt: skip
+        require(
+            self.gold is None or self.best_of is not None, "stage.gold", self.gold, "measures best-of-n alone",
+            "Add stage.best_of=N, or drop it.",
+        )  # fmt: skip
+        if self.gold is not None:
+            self.measured_by()
+
+    def measured_by(self) -> RewardConfig:
+        """The reward that `gold` describes.
+
+        Raises:
+            InputError: it describes none.
+        """
+        remedy = 'Write "stage.gold={name: sentiment}", with the settings of that reward behind its name.'
+        require(isinstance(self.gold, Mapping), "stage.gold", self.gold, "is no mapping", remedy)
+        return part_of("stage.gold", self.gold)

@@ -5,7 +5,8 @@ It imports nothing of ours, so that `--help` answers at once; what a row names i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +32,7 @@ class Stage:
         prints: its actions that are no runs: they print, and leave no folder.
         runs: whether it has others.
         spreads: whether it works on several ranks (`devices=N`).
+        only_with: part among `reads` → the key of the stage without which it is not read.
     """
 
     summary: str
@@ -41,6 +43,12 @@ class Stage:
     prints: tuple[str, ...] = ()
     runs: bool = True
     spreads: bool = False
+    only_with: Mapping[str, str] = field(default_factory=dict)
+
+    def reads_with(self, own: Any) -> tuple[str, ...]:
+        """The parts of `reads` that are read where the stage's own settings are these, as a configuration has them."""
+        given = own if isinstance(own, Mapping) else {}
+        return tuple(p for p in self.reads if p not in self.only_with or given.get(self.only_with[p]) is not None)
 
 
 STAGES = MappingProxyType({
@@ -53,8 +61,8 @@ STAGES = MappingProxyType({
     ),
     "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
     "sample": Stage(
-        "several answers a prompt into the annotation store", "sample:SampleConfig", "sample",
-        (*LEARNS, "store", "rollout"), spreads=True,
+        "several answers a prompt into the annotation store, or the best of them by a reward", "sample:SampleConfig",
+        "sample", (*LEARNS, "store", "rollout", "reward"), spreads=True, only_with={"reward": "best_of"},
     ),
     "annotate": Stage(
         "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.data.ranked_by import RANKED_BY
 from align.errors import InputError
-from align.run import Artifact, Input
+from align.run import Artifact, Input, Manifest
+from align.run.artifacts import readable
 from align.run.lineage import Gone, ancestors
 from reward.rules import Sentiment
 
@@ -26,7 +28,8 @@ class Standing:
     """What a judge is to the policy that it judges.
 
     Attributes:
-        proxy: the runs in which the policy, or what it came from, was optimised against the judge or a part of it.
+        proxy: the runs in which the policy, or what it came from, was optimised against the judge or a part of it: by
+            PPO, or by training on answers that it ranked (best-of-n).
         votes: the runs that learned from pairs which the judge, or a part of it, ranked with noise.
         unknown: what the lineage names and is no longer there, so that nobody can tell.
         pairs: the runs of DPO that learned from the very pairs that the judge learned from.
@@ -75,19 +78,40 @@ def standing_of(policy: Artifact, judge: set[str], root: Path, models: Sequence[
     proxy, votes, unknown, pairs = [], [], [], []
     if policy.manifest is None:
         return Standing(unknown=(policy.ref,))
+    for ref, by in optimised(policy.manifest, root):
+        if isinstance(by, Gone):
+            unknown.append(by.ref)
+        elif identities(by.config["reward"], by.inputs) & judge:
+            proxy.append(ref)
     for found in ancestors(policy.manifest, root, POLICY):
         if isinstance(found, Gone):
             continue
-        if found.stage == "ppo" and identities(found.config["reward"], found.inputs) & judge:
-            proxy.append(found.ref)
         if found.stage == "dpo" and "data" in found.inputs and found.inputs["data"].digest in taught:
             pairs.append(found.ref)
     for found in ancestors(policy.manifest, root):
         if isinstance(found, Gone):
             unknown.append(found.ref)
-        elif judge & set(found.metrics.get("simulated_by", ())):
+        elif judge & set(found.metrics.get("simulated_by", ())) and found.ref not in proxy:
             votes.append(found.ref)
     return Standing(*(tuple(dict.fromkeys(names)) for names in (proxy, votes, unknown, pairs)))
+
+
+def optimised(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | Gone]]:
+    """The runs in which a policy, or what it came from, was optimised against a reward, each with the run that had this
+    reward: itself, where it is PPO; of a run that was trained on answers which best-of-n ranked, the run of
+    `stage=sample`, and whatever the policy that gave these answers was optimised against."""
+    for found in ancestors(manifest, root, POLICY):
+        if isinstance(found, Gone):
+            continue
+        if found.stage == "ppo":
+            yield found.ref, found
+        rows = found.inputs.get("data")
+        for ref in rows.details.get(RANKED_BY, ()) if rows else ():
+            stage, _, name = str(ref).partition(":")
+            ranker = readable(root / stage / name)
+            yield found.ref, ranker or Gone(str(ref), "")
+            if ranker:
+                yield from optimised(ranker, root)
 
 
 def independent(of: Standing, judge: str, policy: str, allow_proxy: bool) -> None:

@@ -311,6 +311,7 @@ class Index:
     def filling(self, project: str) -> list[str]:
         """The done runs that sampled answers for an annotation project."""
         which = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
+        which += " and json_extract(own, '$.config.stage.best_of') is null"
         done = f"select run from runs where {which} and json_extract(own, '$.status') = 'done' order by run"
         return [run for (run,) in self.db.execute(done, (project,))]
 

@@ -83,7 +83,7 @@ def error_in(said: str) -> str | None:
 
 def settings_in(config: Mapping[str, Any], stage: str) -> Record:
     """The settings of a run that its stage reads, those of its base and method left to their own keys."""
-    parts = {"stage", *STAGES[stage].reads} - {"model", "method"}
+    parts = {"stage", *STAGES[stage].reads_with(config.get("stage"))} - {"model", "method"}
     return {part: config[part] for part in sorted(parts) if isinstance(config.get(part), Mapping)}
 
 
@@ -185,7 +185,8 @@ def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | N
         return ", ".join(dict.fromkeys(models))
     reward = config.get("reward", {})
     stage = config.get("stage", {}).get("name")
-    return reward.get("fn") or reward.get("name") if stage in ("ppo", "eval") else None
+    scored = stage in ("ppo", "eval") or config.get("stage", {}).get("best_of") is not None
+    return reward.get("fn") or reward.get("name") if scored else None
 
 
 def of_input(given: Input) -> Record:

@@ -98,7 +98,7 @@ EMPTY = Curve(
     "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.", SHARE,
 )  # fmt: skip
 SAMPLED_LENGTH = Curve(
-    "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over 64 prompts at a time.", POSITIVE
+    "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over prompts answered together.", POSITIVE
 )
 
 CURVES: Mapping[str, tuple[Curve, ...]] = {

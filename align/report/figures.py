@@ -151,13 +151,24 @@ FIGURES = (
     _figure("score_std", "Spread of the raw score", "", "The standard deviation of the same, by which scores are "
             "divided."),
     _figure("quantised_layers", "Layers in NF4", "", "Linear layers of the base that are kept in 4 bits."),
-    _figure("answers", "Answers", "", "Sampled into the annotation store."),
+    _figure("reward.one reward.best", "Reward, one answer and the best of n", "", "By what ranks the answers: no "
+            "evidence of quality."),
+    _figure("gold.one gold.best", "Gold, one answer and the best of n", "", "By stage.gold, which ranked nothing."),
+    _figure("not_first", "Best answer is not the first", PERCENT, "Share of the prompts."),
+    _figure("tokens.one tokens.best", "Answer length, one answer and the best of n", "tokens", "A reward that likes "
+            "length shows here."),
+    _figure("winners", "Winners", "", "The best answers that ended and hold text: rows for stage=sft."),
+    _figure("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
+    _figure("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
+    _figure("scorer", "Ranked by", "", "The reward that ranked the answers."),
+    _figure("measured_by", "Measured by", "", "The reward of stage.gold."),
+    _figure("answers", "Answers", "", "Drawn from the policy."),
     _figure("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
     _figure("empty_rate", "Empty answers", PERCENT, EMPTY),
     _figure("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
-    _figure("all_equal", "Prompts with equal answers alone", "", "They are not handed out to people either."),
-    _figure("with_tools", "Prompts with tools", "", "They are not handed out to people: the annotation page does not "
-            "show tools. samples.jsonl has the answers."),
+    _figure("all_equal", "Prompts with equal answers alone", "", "Nobody is handed them, and they give no pair."),
+    _figure("with_tools", "Prompts with tools", "", "They are not handed out to people, whose page shows no tools, and "
+            "give neither winners nor pairs. samples.jsonl has the answers."),
     _figure("mean_length", "Answer length", "tokens", "Mean over all answers."),
     _figure("kl", "KL from what was trained", "nats a token", "Of the export as it is loaded first, on fixed prompts; "
             "0 is the same model."),
@@ -226,7 +237,7 @@ ELSEWHERE = (
     "notes", "cut", "train_rows", "held_out_rows", "held_out_pairs", "held_out_too_long", "held_out_unanswered",
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
     "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts", "systems", "tasks", "gates",
-    "exit_status", "card", "reference", "decides", "why_not", "asks", "yes",
+    "exit_status", "card", "reference", "decides", "why_not", "asks", "yes", "best_of",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,16 @@ class Seen:
     def evidence(self, name: str) -> list[dict[str, Any]]:
         """The rows of another stream beside the report, or of the artifact's; none where there is no such file."""
         return read_rows(self.folder / name)
+
+    def each(self, name: str) -> Iterator[dict[str, Any]]:
+        """The same, one at a time: of a large file the first few are read. What a crash cut short is the end."""
+        path = self.folder / name
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    if not line.endswith("\n"):
+                        return
+                    yield json.loads(line)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """The same of a file that is one JSON object; empty where there is no such file."""

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from align.ops.calibration import Bin, calibration_bins
@@ -31,6 +32,10 @@ TRAINED_ON = {
     "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
 }
 SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
+BEST_OF = (
+    "The mean reward of the answer that the reward ranks first among n: over all subsets of n of the answers to a "
+    "prompt, with intervals over prompts. The KL from the policy is a bound, ln n − (n−1)/n, and was not measured."
+)
 RELIABILITY = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
@@ -191,8 +196,31 @@ def when(step: int) -> str:
     return f"Update {step}" if step else "The start"
 
 
+def best_of_shown(report: Report, seen: Seen) -> None:
+    """What each n is worth, and the best, the first and the worst answer to the first prompts."""
+    if lines := seen.metrics.get("best_of"):
+        measured = [name for name in ("reward", "gold") if name in lines[0]]
+        report.heading("Best of n").text(BEST_OF)
+        heads = ["n", *(name.capitalize() for name in measured), "Tokens", "KL at most, nats"]
+        rows = [
+            [line["n"], *(in_words(line[name]) for name in measured), f"{line['tokens']:.1f}",
+             f"{line['kl_bound']:.2f}"] for line in lines
+        ]  # fmt: skip
+        report.table(heads, rows, "best of n")
+    prompts = list(islice(seen.each("samples.jsonl"), SHOWN_PROMPTS))
+    if prompts:
+        report.heading("The first prompts")
+    for row in prompts:
+        ordered = sorted(row["answers"], key=lambda answer: -answer["score"])
+        shown = {"Best": ordered[0], "First drawn": row["answers"][0], "Worst": ordered[-1]}
+        report.side_by_side(row["prompt"], [said(a, f"{what}, {signed(a['score'])}") for what, a in shown.items()])
+
+
 def sampled_shown(report: Report, seen: Seen) -> None:
     """The answers to the first prompts."""
+    if seen.settings.get("best_of") is not None:
+        best_of_shown(report, seen)
+        return
     rows = seen.evidence("samples.jsonl")[: SHOWN_PROMPTS * seen.settings["candidates"]]
     if rows:
         report.heading("The first prompts")

@@ -149,7 +149,26 @@ def compared(seen: Seen) -> str:
     return joined(sentences)
 
 
+def best_of(seen: Seen) -> str:
+    """What best-of-n gained by the reward that ranked, and by the one that only measured."""
+    metrics, n = seen.metrics, seen.settings["best_of"]
+    gold = metrics.get("gold")
+    by_gold = f" By {metrics['measured_by']}, which ranked nothing: {_rise(gold)}." if gold else ""
+    what = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
+    rows = f"{counted(metrics['winners'], 'winner')} and {counted(metrics['pairs'], 'pair')}"
+    return (
+        f"{what}, ranked by {metrics['scorer']}: the mean reward goes from {_rise(metrics['reward'])} at the best of "
+        f"{n}.{by_gold} They give {rows}."
+    )
+
+
+def _rise(of: Mapping[str, Any]) -> str:
+    return f"{of['one']['value']:.3g} of one answer to {of['best']['value']:.3g}"
+
+
 def sampled(seen: Seen) -> str:
+    if seen.settings.get("best_of") is not None:
+        return best_of(seen)
     metrics = seen.metrics
     cut = 1 - metrics["eos_rate"]
     longest = seen.config["rollout"]["max_new_tokens"]

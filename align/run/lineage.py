@@ -228,7 +228,8 @@ def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[st
     used, unread = users_of(root, lambda read: read.project == project and first <= read.seq < last)
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
     filled = [f"sample/{folder.name}" for folder in folders
-              if (made := readable(folder)) and made.config.get("project") == project]  # fmt: skip
+              if (made := readable(folder)) and made.config.get("project") == project
+              and made.config.get("stage", {}).get("best_of") is None]  # fmt: skip
     return [*used, *(name for name in filled if name not in used)], unread
 
 

@@ -18,6 +18,7 @@ from align.config.compose import plain, resolved
 from align.config.root import Config
 from align.config.settings import changed
 from align.config.stages import STAGES
+from align.data.ranked_by import with_rankers
 from align.data.sets.known import remembered
 from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST
@@ -65,7 +66,8 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
     config = inputs.config
     values = plain(config)
-    with Run.open(values, called(inputs.records, given), inputs.base, inputs.label, config.resume, inputs.again) as run:
+    records = with_rankers(called(inputs.records, given), Path(config.run.root).expanduser())
+    with Run.open(values, records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
         if run.done:

@@ -58,6 +58,7 @@ from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
+from align.stages.best_of_inputs import best_of_inputs
 from align.stages.grader_card_inputs import grader_inputs, known_answers_of
 from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
 from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
@@ -120,6 +121,7 @@ def sft(config: Config) -> Inputs:
 def sample(config: Config) -> Inputs:
     artifact, base, config = start(config)
     records = {"init": artifact.as_input(), **data_records(source_of(config))}
+    records |= best_of_inputs(config, artifact, base) if config.stage.best_of else {}
     rows = partial(prompts_of, config, "train", config.stage.prompts)
     return Inputs(config, label(base, config.method.name), base, records, rows)
 

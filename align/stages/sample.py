@@ -1,4 +1,4 @@
-"""Several answers a prompt, from where PPO will start, into the annotation store."""
+"""Several answers a prompt, from where PPO will start, into the annotation store; or ranked by a reward (best-of-n)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from align.rollout.answers_alone import asked_alone, empty, empty_answers, parte
 from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
+from align.stages import best_of
 from align.stages.execution import tracker
 from align.stages.inputs import start
 from align.stages.rollouts import engine_for
@@ -41,6 +42,13 @@ SHOWN = 3
 
 
 def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    if config.stage.best_of is not None:
+        return best_of.run(run, config, prompts)
+    return for_people(run, config, prompts)
+
+
+def for_people(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    """Answers that the annotation store hands out."""
     stage: SampleConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)

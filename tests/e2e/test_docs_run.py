@@ -46,6 +46,8 @@ SMALL = {  # what makes a line quick; everything else is as the page has it
     "annotate": (),
     "data": (),
 }  # fmt: skip
+BEST_OF = ("stage.prompts=24", "rollout.max_new_tokens=40")
+"""For `stage=sample` with `stage.best_of`: some answers of a model that was hardly trained have to end."""
 OWN_DATA = ("data=jsonl", "data.path=chats.jsonl", "data.held_out=0.25", "data.max_length=128")
 REWARDS = """
 def polite(conversations):
@@ -187,7 +189,8 @@ def in_small(words: list[str]) -> list[str]:
     """A line with sizes that take a second or two, on data that is there."""
     (stage,) = (word.removeprefix("stage=") for word in words if word.startswith("stage="))
     data = () if stage in ("annotate", "export") or any(w.startswith("data=") for w in words) else OWN_DATA
-    return [*words, *data, *SMALL[stage]]
+    best_of = any(word.startswith("stage.best_of=") for word in words)
+    return [*words, *data, *(BEST_OF if best_of else SMALL[stage])]
 
 
 def long_blocks() -> list[Any]:

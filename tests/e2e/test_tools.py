@@ -108,6 +108,21 @@ def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Worksh
     assert told in shop.said
 
 
+def test_best_of_n_scores_their_answers_and_writes_no_row_of_them(shop: Workshop, made: Path) -> None:
+    on = ("data=manifest", f"data.path={made}", "data.held_out=0", "model=pocket", "init=base", "run.name=best")
+    best = ("stage.best_of=4", "reward=sentiment", f"run.root={shop.root}")
+    assert shop.ended("stage=sample", *on, *best, "rollout.max_new_tokens=40", "device=cpu") == 0, shop.said
+    folder = Path(shop.said.splitlines()[-1])
+    rows, metrics = read_rows(folder / "samples.jsonl"), read_manifest(folder).metrics
+    asked = {f"sample:best/{row['number']}": "tools" in row for row in rows}
+    written = [row["id"] for row in read_rows(folder / "artifact" / "winners.jsonl")]
+    assert all(len(row["answers"]) == 4 for row in rows)
+    assert metrics["with_tools"] == sum(asked.values()) > 0
+    assert 0 < metrics["winners"] == len(written) == len(rows) - metrics["with_tools"] - metrics["no_winner"]
+    assert not any(asked[id] for id in written)
+    assert "with tools, whose calls are no text to imitate" in shop.said
+
+
 def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     import torch
     from peft import PeftModel

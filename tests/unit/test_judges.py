@@ -152,6 +152,27 @@ def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
     assert standing_of(artifact(last), known("another"), tmp_path) == Standing()
 
 
+def test_who_ranked_what_a_policy_was_trained_on_is_a_proxy(tmp_path: Path) -> None:
+    """Answers of a policy of PPO on rules, the best of them by a model, imitated: both are what was optimised."""
+    optimised = made(tmp_path, "ppo", "p", {}, KINDS["rules"][0])
+    made(tmp_path, "sample", "best", {"init": optimised, "reward": MODEL_A}, KINDS["learned"][0])
+    rows = {"digest": "w" * 64, "path": "winners.jsonl", "ranked_by": ["sample:best"]}
+    imitates = made(tmp_path, "sft", "s", {"data": rows})
+    policy = artifact(made(tmp_path, "dpo", "d", {"init": imitates}))
+    for judge, proxy in (("learned", ("sft:s",)), ("sentiment", ("ppo:p",)), ("another", ()), ("json", ())):
+        assert standing_of(policy, known(judge), tmp_path).proxy == proxy, judge
+    shutil.rmtree(tmp_path / "sample")
+    of = standing_of(policy, known("learned"), tmp_path)
+    assert (of.proxy, of.unknown) == ((), ("sample:best",))
+
+
+def test_who_ranked_pairs_without_noise_is_not_called_noisy(tmp_path: Path) -> None:
+    made(tmp_path, "sample", "best", {}, KINDS["sentiment"][0])
+    rows = {"digest": "w" * 64, "path": "pairs.jsonl", "ranked_by": ["sample:best"]}
+    policy = artifact(made(tmp_path, "dpo", "d", {"data": rows}, metrics={"simulated_by": ["vader"]}))
+    assert standing_of(policy, known("sentiment"), tmp_path) == Standing(proxy=("dpo:d",))
+
+
 def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
     whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
     base = {"id": "x", "path": whole["path"], "revision": None, "digest": whole["digest"]}

@@ -126,7 +126,8 @@ HOW = {"stage.engine", "stage.workers", "stage.ray", "eval.name", *SERVERS}
 def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> None:
     """Every leaf of the configuration, changed: the identity follows what the table says that the stage reads."""
     reads = {"stage", "seed", "device", "dtype", "schema_version", *STAGES[stage].reads}
-    config = composed(f"stage={stage}", *(["stage.sources=[a.jsonl]"] if stage == "data" else []))
+    given = {"data": ["stage.sources=[a.jsonl]"], "sample": ["stage.best_of=4"]}
+    config = composed(f"stage={stage}", *given.get(stage, []))
     before = identifying(stage, config, ())
     for path in leaves(config):
         changed = json.loads(json.dumps(config))
@@ -136,6 +137,13 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
         inside[path[-1]] = "another"
         told = path[0] in reads and ".".join(path) not in HOW
         assert (identifying(stage, changed, ()) != before) == told, path
+
+
+def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:
+    told = [identifying("sample", composed("stage=sample", f"reward={name}"), ()) for name in ("learned", "sentiment")]
+    assert told[0] == told[1]
+    assert "reward" not in told[0]
+    assert not {"best_of", "gold"} & told[0]["stage"].keys()
 
 
 def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Which answer of a prompt wins, and what is written of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from align.data.records.documents import document_of
+from align.errors import InputError
+from align.evals.best_of import Chosen, chosen, figures, tallied
+from align.rollout.answers_alone import Judged
+from align.stages.best_of import checked
+from align.types import Conversation, Rollout
+
+ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
+
+
+def answers(*given: tuple[str, float, bool]) -> list[dict[str, Any]]:
+    return [
+        {"answer": text, "score": score, "ended": ended, "tokens": len(text) + ended} for text, score, ended in given
+    ]
+
+
+def row(*given: tuple[str, float, bool], number: int = 0, **more: Any) -> dict[str, Any]:
+    return {"step": 4, "number": number, "prompt": ASKED, "answers": answers(*given), **more}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([("x", 1, True), ("y", 3, True), ("z", 2, True)], Chosen(1, 0, "")),
+        ([("x", 3, True), ("y", 3, True), ("z", 1, True), ("w", 1, True)], Chosen(0, 3, "")),  # ties: the first drawn
+        ([("x", 9, False), ("y", 3, True), ("z", 5, True)], Chosen(2, 1, "")),  # cut: no winner
+        ([("x", 9, True), ("y", -3, False), ("z", 5, True)], Chosen(0, 1, "")),  # cut: a loser all the same
+        ([(" ", 9, True), ("y", 3, True), ("", -5, True), ("z", 1, True)], Chosen(1, 3, "")),  # empty: neither
+        ([("x", 9, False), ("", 3, True)], Chosen(None, None, "no_winner")),
+        ([("x", 1, True), (" x\n", 1, True), ("", 0, True)], Chosen(0, None, "all_equal")),
+        ([("x", 1, True), ("y", 1, True)], Chosen(0, None, "one_score")),
+        ([("x", 1, True), ("y", 5, False)], Chosen(0, None, "one_score")),  # nothing below the winner
+        ([("x", 2, True), ("x", 1, True), ("y", 1.5, True)], Chosen(0, 2, "")),  # the same text does not lose to itself
+    ],
+)
+def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: Chosen) -> None:
+    assert chosen(answers(*given), tools=False) == expected
+    assert chosen(answers(*given), tools=True) == Chosen(None, None, "with_tools")
+
+
+def test_only_the_winner_is_trained_on() -> None:
+    found = tallied([row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
+    (winner,) = found.winners
+    assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
+        "id": "sample:r/0", "score": 2, "rank": 2, "n": 3, "scorer": "vader",
+    }  # fmt: skip
+    read = document_of(winner, "winners.jsonl, row 1", "i", answered=True)
+    assert isinstance(read, Conversation)
+    assert [(m.content, m.trained) for m in read.messages if m.role == "assistant"] == [("A.", False), ("z", True)]
+
+
+def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
+    found = tallied([row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
+    (pair,) = found.pairs
+    assert [turn.content for turn in pair.prompt] == ["a?", "A.", "b?"]
+    assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == ("z", "x", 0.5)
+    assert (pair.id, pair.group_id, pair.annotator) == ("sample:r/7:1>0", "sample:r/7", "sample:r")
+    assert (pair.source, pair.scorer) == ("simulated", "vader")
+    assert (pair.chosen_ended, pair.rejected_ended) == (True, False)
+
+
+def test_every_prompt_is_counted_once() -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    rows = [
+        row(("x", 1, True), ("y", 2, True), number=0),
+        row(("x", 1, True), ("x", 1, True), number=1),
+        row(("x", 1, True), ("y", 1, True), number=2),
+        row(("x", 1, False), ("", 9, True), number=3),
+        row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
+    ]
+    made = figures(tallied(rows, "sample:r", "vader"))
+    assert (made["winners"], made["pairs"]) == (3, 1)
+    assert {why: made[why] for why in ("no_winner", "all_equal", "one_score", "with_tools")} == dict.fromkeys(
+        ("no_winner", "all_equal", "one_score", "with_tools"), 1
+    )
+    assert [line["n"] for line in made["best_of"]] == [1, 2]
+    # Of all answers, whether they can be imitated or not: the reward ranks them all.
+    assert made["reward"]["one"]["value"] == pytest.approx((1.5 + 1 + 1 + 5 + 1.5) / 5)
+    assert made["reward"]["best"]["value"] == pytest.approx((2 + 1 + 1 + 9 + 2) / 5)
+    assert made["not_first"]["value"] == pytest.approx(3 / 5)
+    assert made["tokens"] == {"one": pytest.approx((2 * 4 + 1) / 5), "best": pytest.approx((2 * 4 + 1) / 5)}
+
+
+def test_gold_is_that_of_the_answer_that_the_reward_ranks_first() -> None:
+    given = answers(("x", 1, True), ("y", 2, True), ("z", 0, True))
+    gold = [each | {"gold": value} for each, value in zip(given, (5.0, -1.0, 8.0), strict=True)]
+    made = figures(tallied([{"number": 0, "prompt": ASKED, "answers": gold}] * 2, "sample:r", "vader"))
+    assert [line["gold"]["value"] for line in made["best_of"]] == pytest.approx([4.0, (5 - 1 - 1) / 3, -1.0])
+    assert made["gold"]["best"]["value"] == -1.0
+
+
+@pytest.mark.parametrize(("name", "field"), [("score", "reward"), ("gold", "stage.gold")])
+def test_a_score_that_is_no_number_ends_the_run(name: str, field: str) -> None:
+    class Broken:
+        name = "broken"
+
+        def score(self, conversations: Any, rollout: Any = None) -> torch.Tensor:
+            return torch.tensor([0.0, float("nan")], device="cpu")
+
+    tokens = torch.ones((2, 3), dtype=torch.long, device="cpu")
+    rollout = Rollout(tokens, tokens.bool(), 1, torch.ones(2, dtype=torch.bool, device="cpu"))
+    with pytest.raises(InputError, match=rf"^{field}=broken: gives 1 of 2 answers a score that is nan"):
+        checked(Broken(), name, Judged([Conversation.of(ASKED)] * 2, rollout, [None, None]))
