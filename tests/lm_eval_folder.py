@@ -31,17 +31,21 @@ metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bit
 WRITE = """output_type: generate_until
 doc_to_text: "{{prompt}}"
 doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["\\n"]}
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
+DRAWS = WRITE.replace("max_gen_toks: 8", "do_sample: true, temperature: 0.7")
 GROUP = """group: both
 task: [choose, more]
 aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 """
+MIXED = """group: mixed
+task: [choose, write]
+"""
 
 
 def written(folder: Path) -> Path:
-    """A folder with tasks of each kind, and a group of two."""
+    """A folder with tasks of each kind, and groups of two."""
     folder.mkdir()
     things = ("my dog", "the rain", "a good book", "this soup", "the old town", "Über 🙂")
     rows = [{"prompt": f"What about {thing}?", "choices": [f"I like {thing}.", "No.", " It is late."], "answer": i % 3}
@@ -55,7 +59,7 @@ def written(folder: Path) -> Path:
     ]
     texts = [{"text": "I am tired, and the rain is here."}, {"text": "The rain is here, and my dog is late. " * 40}]
     kinds = {"choose": (rows, CHOOSE), "more": (more, CHOOSE), "guess": (guess, GUESS), "reading": (texts, READING),
-             "write": (rows, WRITE)}  # fmt: skip
+             "write": (rows, WRITE), "draws": (rows, DRAWS)}  # fmt: skip
     for name, (data, asks) in {**kinds, "shots": (shots, "")}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
         if asks:
@@ -63,4 +67,5 @@ def written(folder: Path) -> Path:
             read = READ.format(name=name, folder=folder, train=train)
             (folder / f"{name}.yaml").write_text(read + asks, encoding="utf-8")
     (folder / "both.yaml").write_text(GROUP, encoding="utf-8")
+    (folder / "mixed.yaml").write_text(MIXED, encoding="utf-8")
     return folder

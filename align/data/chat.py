@@ -309,9 +309,12 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
     return found, dropped
 
 
-def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every token that ends an answer: the tokenizer's EOS, the checkpoint's list, and what the template closes an
-    assistant turn with."""
+def eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Every token that ends a plain text: the tokenizer's EOS and the checkpoint's list.
+
+    Raises:
+        InputError: the checkpoint lists what is no token.
+    """
     listed = getattr(generation_config, "eos_token_id", None)
     found = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if strange := [stop for stop in found if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
@@ -321,6 +324,13 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, 
     stops = set(found)
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
+    return tuple(sorted(stops))
+
+
+def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Every token that ends an answer: those that end a plain text, and what the template closes an assistant turn
+    with."""
+    stops = {*eos_token_ids(tokenizer, generation_config)}
     if tokenizer.chat_template:
         probe = encode_conversation(tokenizer, Conversation((Message("user", "a"), Message("assistant", "b"))))
         last = next((label for label in reversed(probe.labels) if label != IGNORED), None)

@@ -38,6 +38,11 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False) if begun else tokenizer.encode(text))
 
 
+def following(tokenizer: Any, context: str) -> list[int]:
+    """What an answer to a plain text stands behind: the text as it is, or the prefix token of one without tokens."""
+    return encoded(tokenizer, context) or [prefix_id(tokenizer)]
+
+
 def continued(tokenizer: Any, context: str, continuation: str) -> Encoded:
     """A text and its continuation. White space at the end of the context is the continuation's, and the continuation is
     what the tokens of both have more than those of the context. Nothing is cut.

@@ -26,8 +26,8 @@ READERS = ("json", "csv", "parquet", "text")
 LOCAL = f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
 
 
-Found = Mapping[tuple[str, ...], tuple[float, bool]]
-"""Request → its log-likelihood in nats, and whether greedy decoding would say it."""
+Found = Mapping[tuple[Any, ...], Any]
+"""Request → its log-likelihood in nats, and whether greedy decoding would say it; of a `Completion`'s the text."""
 
 
 class Harness(NamedTuple):
@@ -57,6 +57,28 @@ class Requests(NamedTuple):
     texts: tuple[tuple[str, ...], ...]
 
 
+class Completion(NamedTuple):
+    """What lm-eval has a system write for an item.
+
+    Attributes:
+        task, doc: see `Requests`.
+        context: a text that is continued by the likeliest tokens.
+        until: texts that end the answer, which is cut before the first of them.
+        max_tokens: of the answer, at most.
+    """
+
+    task: str
+    doc: int
+    context: str
+    until: tuple[str, ...]
+    max_tokens: int
+
+    @property
+    def request(self) -> tuple[str, tuple[str, ...], int]:
+        """All that decides the answer of a system."""
+        return self.context, self.until, self.max_tokens
+
+
 def parsed_harness(task: Mapping[str, Any], at: str) -> Harness | None:
     """The task of lm-eval that a task as `eval.tasks` writes it names; None where it names none.
 
@@ -72,7 +94,7 @@ def parsed_harness(task: Mapping[str, Any], at: str) -> Harness | None:
         require(key not in task, f"{at}.{key}", task.get(key), "is of tasks that are not lm-eval's", "Drop it.")
     for key, value in (("lm_eval", name), ("include", task.get("include")), ("metric", task.get("metric", "acc"))):
         require(isinstance(value, str) and bool(value), f"{at}.{key}", value, "is no name", HELP)
-    problem = "downloads nltk's data and generates answers; align has checks of its own for it"
+    problem = "downloads nltk's data; align has checks of its own for it"
     remedy = "Write {name: ifeval, path: ifeval.jsonl} with IFEval's rows; see docs/checkers.md."
     require("ifeval" not in name.lower(), f"{at}.lm_eval", name, problem, remedy)
     return Harness(name, task["include"], task.get("metric", ""))

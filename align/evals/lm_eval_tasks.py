@@ -1,5 +1,5 @@
 """What lm-eval asks and makes of the answers. Its tasks are built once, before anything is computed; its own evaluation
-then runs for each system over an `LM` that knows the log-likelihoods already.
+then runs for each system over an `LM` that knows the log-likelihoods and the answers already.
 
 Import this where lm-eval is needed and known to be installed. Imports no torch.
 """
@@ -19,23 +19,31 @@ import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 from align.errors import AlignError, InputError, require
-from align.evals.harness import Found, Harness, Requests
+from align.evals.harness import Completion, Found, Harness, Requests
 from align.evals.tasks import Item, Task, clustered
 from align.report.words import counted
 from align.types import Conversation, Message
 
 ROLLING = "loglikelihood_rolling"
-KINDS = ("multiple_choice", "loglikelihood", ROLLING)
+WRITTEN = "generate_until"
+KINDS = ("multiple_choice", "loglikelihood", ROLLING, WRITTEN)
+MAX_TOKENS = 256
+"""Of an answer, where a task says nothing: as lm-eval's `hf` has it."""
+MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+DECIDES = ("until", *MOST, "do_sample", "temperature")
+OF_DRAWS = ("top_p", "top_k", "min_p")
+"""Of `generation_kwargs`: keys that change nothing where the likeliest token is taken."""
 SEEDS = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "fewshot_seed": DEFAULT_OTHER_SEED}
 """Of few-shot examples and of code in a folder of tasks: those of lm-eval's command line."""
 
 
 class Known(LM):
-    """A model whose log-likelihoods are known."""
+    """A model whose log-likelihoods and answers are known."""
 
     def __init__(self, found: Found) -> None:
         super().__init__()
@@ -48,11 +56,11 @@ class Known(LM):
         return [self.found[request.args][0] for request in requests]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        raise NotImplementedError("built() refuses tasks that generate")
+        return [self.found[context, *ending_of(kwargs)] for context, kwargs in (request.args for request in requests)]
 
 
 class Outcome(NamedTuple):
-    """What lm-eval makes of a system's log-likelihoods.
+    """What lm-eval makes of a system's log-likelihoods and answers.
 
     Attributes:
         results: as lm-eval writes them.
@@ -93,7 +101,7 @@ def built(harness: Harness, field: str) -> dict[str, Any]:
     """lm-eval's tasks with their requests, as its `TaskManager` loads them. The same each time.
 
     Raises:
-        InputError: the folder has no such task, lm-eval cannot read it, or it generates answers.
+        InputError: the folder has no such task, lm-eval cannot read it, or it draws answers.
     """
     with within(harness, field):
         return loaded(harness, field)
@@ -109,9 +117,10 @@ def loaded(harness: Harness, field: str) -> dict[str, Any]:
     found: dict[str, Any] = {**manager.load([harness.task])}
     for name, task in found["tasks"].items():
         kind = task.get_config("output_type")
-        problem = f"asks for {kind} in {name}, and only log-likelihoods are asked of systems here"
-        remedy = "Give its prompts as rows with checks: {path: FILE, check: …}; see docs/checkers.md."
+        problem, remedy = f"asks for {kind} in {name}", f"Its output_type can be one of {', '.join(KINDS)}."
         require(kind in KINDS, f"{field}.lm_eval", harness.task, problem, remedy)
+        if kind == WRITTEN:
+            check_greedy(task.get_config("generation_kwargs"), f"{field}, {name}, generation_kwargs")
         metrics = [*task.higher_is_better()]
         problem = f"is no metric of {name}"
         right = not harness.metric or harness.metric in metrics
@@ -121,6 +130,36 @@ def loaded(harness: Harness, field: str) -> dict[str, Any]:
         task.set_fewshot_seed(SEEDS["fewshot_seed"])
         task.build_all_requests()
     return found
+
+
+def check_greedy(kwargs: Mapping[str, Any], at: str) -> None:
+    """
+    Args:
+        at: the field of an error.
+
+    Raises:
+        InputError: a task's `generation_kwargs` ask for anything but the likeliest tokens up to some texts.
+    """
+    problem, remedy = "draws answers, and those of lm-eval's tasks are the likeliest tokens here", "Drop it, or write"
+    drawn = kwargs.get("do_sample") or False
+    require(drawn is False, f"{at}.do_sample", drawn, problem, f"{remedy} do_sample: false.")
+    temperature = kwargs.get("temperature") or 0.0
+    require(temperature == 0, f"{at}.temperature", temperature, problem, f"{remedy} temperature: 0.")
+    strange = next((key for key in kwargs if key not in (*DECIDES, *OF_DRAWS)), None)
+    problem, remedy = "is not known to greedy decoding here", f"Drop it: answers are made by {', '.join(DECIDES)}."
+    require(strange is None, f"{at}.{strange}", kwargs.get(strange or ""), problem, remedy)
+    until = kwargs.get("until")
+    for text in until if isinstance(until, list) else [until or ""]:
+        require(isinstance(text, str), f"{at}.until", text, "is no text", 'Write until: ["\\n"].')
+    most = next((kwargs[key] for key in MOST if kwargs.get(key) is not None), MAX_TOKENS)
+    right = isinstance(most, int) and not isinstance(most, bool) and most > 0
+    require(right, f"{at}.max_gen_toks", most, "is no number of tokens", f"Write max_gen_toks: {MAX_TOKENS}.")
+
+
+def ending_of(kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """The texts that end an answer, and the most tokens that it has, as lm-eval reads `generation_kwargs`."""
+    read: Any = normalize_gen_kwargs({**kwargs}, MAX_TOKENS)
+    return tuple(text for text in handle_stop_sequences(read.get("until"), None) if text), read["max_gen_toks"]
 
 
 def items_of_harness(task: Task, harness: Harness) -> Sequence[Item]:
@@ -139,9 +178,22 @@ def items_of_harness(task: Task, harness: Harness) -> Sequence[Item]:
         for doc, those in requests.items():
             id = f"{name}/{doc}" if len(tasks) > 1 else str(doc)
             prompt = Conversation((Message("user", asked[doc]),), id)
-            probe = Requests(name, doc, tuple(tuple(map(str, one.args)) for one in those))
-            found.append(Item(id, id, name if len(tasks) > 1 else "", prompt, None, probe=probe))
+            probe = completion_of if of.get_config("output_type") == WRITTEN else requests_of
+            asks = probe(name, doc, those, task.field)
+            found.append(Item(id, id, name if len(tasks) > 1 else "", prompt, None, probe=asks))
     return clustered(found)
+
+
+def requests_of(name: str, doc: int, instances: Sequence[Any], field: str) -> Requests:
+    return Requests(name, doc, tuple(tuple(map(str, one.args)) for one in instances))
+
+
+def completion_of(name: str, doc: int, instances: Sequence[Any], field: str) -> Completion:
+    """Raises: InputError: it is about more than a text."""
+    given = instances[0].args
+    problem = f"asks about more than a text in item {doc}"
+    require(len(instances) == 1 and len(given) == 2, f"{field}, {name}", name, problem, "Drop its images and sounds.")
+    return Completion(name, doc, str(given[0]), *ending_of(given[1]))
 
 
 def question_of(task: Any, requests: Sequence[Any]) -> str:
@@ -162,7 +214,7 @@ def outcome_of(task: Task, harness: Harness, tasks: Mapping[str, Any], items: Se
     """
     kept = dict[str, list[int]]()
     for item in items:
-        assert isinstance(item.probe, Requests)
+        assert isinstance(item.probe, Requests | Completion)
         kept.setdefault(item.probe.task, []).append(item.probe.doc)
     with within(harness, task.field):
         chosen = {name: reduced(tasks["tasks"][name], docs) for name, docs in kept.items()}
@@ -174,8 +226,14 @@ def outcome_of(task: Task, harness: Harness, tasks: Mapping[str, Any], items: Se
         rolling = chosen[name].get_config("output_type") == ROLLING
         for row in rows:  # of several filters the first counts
             samples.setdefault((name, row["doc_id"]), numbers_of(row, rolling))
-    metrics = [samples[item.probe.task, item.probe.doc] for item in items if isinstance(item.probe, Requests)]
+    metrics = [samples[place_of(item)] for item in items]
     return Outcome(json.loads(json.dumps(results, default=handle_non_serializable)), metrics)
+
+
+def place_of(item: Item) -> tuple[str, int]:
+    """lm-eval's name of an item's task, and its place in the data."""
+    assert isinstance(item.probe, Requests | Completion)
+    return item.probe.task, item.probe.doc
 
 
 def reduced(task: Any, docs: Sequence[int]) -> Any:
@@ -205,21 +263,39 @@ def numbers_of(sample: Mapping[str, Any], rolling: bool) -> dict[str, float]:
     return found
 
 
-def scoring_metric(task: Task, harness: Harness, tasks: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """The metric that scores items: the one that is named, else the first of which more is better and every item has a
-    number.
+def scoring_metrics(
+    task: Task, harness: Harness, tasks: Mapping[str, Any], items: Sequence[Item], outcomes: Sequence[Outcome]
+) -> dict[str, str]:
+    """lm-eval's task → the metric that scores its items: the one that is named, else the first of which more is better
+    and every item has a number. Where tasks of a group have none in common, each has its own first one, as long as all
+    of them are 0 or 1.
 
     Raises:
         InputError: there is none, or the named one scores no item by itself.
     """
-    better = list[str]()
-    for of in tasks["tasks"].values():
-        rolling = of.get_config("output_type") == ROLLING  # of a text's metrics, more is better of what items have
-        better += [name for name, more in of.higher_is_better().items() if more or rolling]
-    every = [metrics for outcome in outcomes for metrics in outcome.metrics]
-    can = [name for name in dict.fromkeys(better) if all(name in metrics for metrics in every)]
+    every = [(place_of(item)[0], of) for outcome in outcomes for item, of in zip(items, outcome.metrics, strict=True)]
+    names = [*dict.fromkeys(name for name, _ in every)]
+    can = counting(tasks, names, every)
     chosen = harness.metric or (can[0] if can else "")
+    if chosen in can:
+        return dict.fromkeys(names, chosen)
+    own = {name: first[0] for name in names if (first := counting(tasks, [name], every))}
+    if not harness.metric and len(own) == len(names) and all(of[own[name]] in (0.0, 1.0) for name, of in every):
+        return own
     problem = f"scores no item by itself, of {counted(len(every), 'item')}"
-    remedy = f"Name one of {', '.join(can)}." if can else "Add acc to its metric_list."
-    require(chosen in can, f"{task.field}.metric", chosen or [*dict.fromkeys(better)], problem, remedy)
-    return chosen
+    remedy = f"Name one of {', '.join(can)}." if can else "Add acc to its metric_list, or exact_match."
+    given = chosen or [*dict.fromkeys(metric for of in tasks["tasks"].values() for metric in of.higher_is_better())]
+    raise InputError(f"{task.field}.metric", given, problem, remedy)
+
+
+def counting(
+    tasks: Mapping[str, Any], names: Sequence[str], every: Sequence[tuple[str, Mapping[str, float]]]
+) -> list[str]:
+    """The metrics of some tasks of which more is better, and of which each of their items has a number."""
+    better = list[str]()
+    for name in names:
+        of = tasks["tasks"][name]
+        rolling = of.get_config("output_type") == ROLLING  # of a text's metrics, more is better of what items have
+        better += [metric for metric, more in of.higher_is_better().items() if more or rolling]
+    theirs = [of for name, of in every if name in names]
+    return [metric for metric in dict.fromkeys(better) if all(metric in of for of in theirs)]

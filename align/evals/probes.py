@@ -1,5 +1,5 @@
-"""Probes of forgetting: tasks that ask how likely texts are under a system. Nothing is generated, and no judge is
-needed. Imports no torch.
+"""Probes of forgetting: tasks that ask how likely texts are under a system, and need no judge. Nothing is generated but
+the answers that tasks of lm-eval ask for. Imports no torch.
 
     {name: arc, path: arc.jsonl, probe: choice}      the likeliest of some choices has to be the right one
     {name: wiki, path: texts.jsonl, probe: loss}     how many bits a byte of a text takes
@@ -18,7 +18,7 @@ from align.data.records.documents import document_of
 from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
-from align.evals.harness import Harness, Requests, parsed_harness
+from align.evals.harness import Completion, Harness, Requests, parsed_harness
 from align.evals.spec import filled, flag, one_of, written
 from align.types import Conversation, Document, Message
 
@@ -61,7 +61,7 @@ class Choices(NamedTuple):
     answer: int
 
 
-Asked = Choices | Document | Requests
+Asked = Choices | Document | Requests | Completion
 """What a probe asks: one of some choices, a text, or what lm-eval asks."""
 
 

@@ -264,12 +264,17 @@ def regressions(report: Report, first: str, other: str, rows: Sequence[Mapping[s
 
 
 def side(who: str, answer: Mapping[str, Any], graded: bool) -> Said:
-    """What a system said to an item; of a probe the choice that it picked, or the bits per byte of the text."""
+    """What a system said to an item; of a probe the choice that it picked, or the bits per byte of the text; of a task
+    of lm-eval its answer, or the likeliest continuation."""
     if (weighed := answer.get("weighed")) is None:
         label = f"{who}{grade(answer) if graded else scored(answer)}{missed(answer)}"
         return Said(label, transcript(answer), answer.get("reasoning", ""))
     if "logprobs" in weighed:
         return Said(f"{who}, {'right' if answer['score'] else 'wrong'} choice", answer["text"])
+    if "metrics" in weighed:
+        if weighed.get("requests") == []:  # of a whole text, which nothing continues
+            return Said(who, f"{answer['score']:.4f}")
+        return Said(f"{who}{scored(answer)}", answer["text"])
     return Said(who, f"{-answer['score']:.4f} bits per byte")
 
 

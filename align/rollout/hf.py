@@ -3,7 +3,7 @@ cache does not fit the architecture, transformers' own way (`align.rollout.plain
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ from align.run import Base
 from align.types import Rollout
 
 NO_NUMBERS = "its logits are nan or infinite"
+Ends = Callable[[int], bool]
+"""Is told each token of one response; True ends the response with it."""
 DROP_BELOW = 0.8
 """Finished rows are dropped once no more than this share of a batch goes on: dropping copies the cache."""
 
@@ -37,7 +39,7 @@ class HfEngine:
         stop_ids: tokens that end a response; kept as its last token.
         pad_id: fills the rectangle; never looked at, masks are kept.
         max_new_tokens: T at the most.
-        temperature: divides the logits.
+        temperature: divides the logits; 0 takes the likeliest token.
         batch_size: rows decoded at once; prompts are sorted by length first, so little padding is computed.
     """
 
@@ -57,8 +59,14 @@ class HfEngine:
         """Nothing was taken."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
-    ) -> Rollout:
+        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int],
+        ends: Sequence[Ends] = (),
+    ) -> Rollout:  # fmt: skip
+        """See `align.rollout.engine.Engine`.
+
+        Args:
+            ends: one a prompt; none where only `stop_ids` end a response.
+        """
         lengths = torch.tensor([len(p) for p in prompts])
         drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
         parts, orders = [], []
@@ -69,18 +77,20 @@ class HfEngine:
             with each.use() as model, evaluating(model):
                 padded = route_of(model).padding
                 chunks = order.split(self.batch_size) if padded else of_one_length(order, lengths, self.batch_size)
-                parts += [self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen]) for chosen in chunks]
+                for chosen in chunks:
+                    told = [ends[int(i)] for i in chosen] if ends else []
+                    parts.append(self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen], told))
         return joined(parts, torch.cat(orders), self.pad_id)
 
     @torch.no_grad()
-    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor) -> Rollout:
+    def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
         device = next(model.parameters()).device
         uniform_BT = uniform_BT.to(device)
         tokens = pad(prompts, self.pad_id, left=True).to(device)
         mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
         if not route_of(model).fast:
-            return self._continued(model, tokens, mask, uniform_BT)
+            return self._continued(model, tokens, mask, uniform_BT, ends)
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
         real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
@@ -94,12 +104,13 @@ class HfEngine:
         hidden = next_states(model, tokens, mask, positions, cache)
         last, mask_held = positions[:, -1], mask
         for t in range(self.max_new_tokens):
-            chances = self._distribution(lm_head(model)(hidden))
+            drawn, chances = self._drawn(lm_head(model)(hidden), uniform_BT[held, t])
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
-            drawn = draw_tokens(chances, uniform_BT[held, t])
             response[held, t], real[held, t] = drawn.where(live, self.pad_id), live
             chance_BT[held, t] = chance_of(drawn, chances).where(live, 1.0)
             stopped = live & torch.isin(drawn, stops)
+            if ends:
+                stopped |= ended_by(ends, held, drawn, live)
             ended[held] |= stopped
             live = live & ~stopped
             going = int(live.sum())  # the one thing that the host waits for at each token
@@ -118,31 +129,45 @@ class HfEngine:
         tokens, mask = torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1)
         return Rollout(tokens, mask, width, ended, chance_BT[:, :used].log())
 
-    def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor) -> Rollout:
+    def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
         """The same through transformers' own `generate`."""
         broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
         chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
         def chosen(logits_BV: Tensor, t: int) -> Tensor:
-            chances = self._distribution(logits_BV)
+            drawn, chances = self._drawn(logits_BV, uniform_BT[:, t])
             broken_BT[:, t] = chances[:, 0].isnan()
-            drawn = draw_tokens(chances, uniform_BT[:, t])
             chance_BT[:, t] = chance_of(drawn, chances)
             return drawn
 
         response, real, ended = continued(
-            model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id, max_new_tokens=self.max_new_tokens
-        )
+            model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens, ends=ends,
+        )  # fmt: skip
         if bool((broken_BT[:, : real.shape[1]] & real).any()):
             raise NotFinite(NO_NUMBERS)
         logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
         return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended, logprobs)
 
-    def _distribution(self, logits: Tensor) -> Tensor:
-        """softmax(logits / temperature) [B, V]."""
-        if self.temperature != 1.0:
-            logits = logits.float() / self.temperature
-        return logits.softmax(-1, dtype=torch.float32)
+    def _drawn(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+        """A token a row [B], and softmax(logits / temperature) [B, V]; at temperature 0 the softmax of the logits
+        as they are."""
+        if self.temperature not in (0.0, 1.0):
+            logits_BV = logits_BV.float() / self.temperature
+        chances_BV = logits_BV.softmax(-1, dtype=torch.float32)
+        if self.temperature == 0:  # of the logits, for two chances may round to one number
+            return logits_BV.argmax(-1), chances_BV
+        return draw_tokens(chances_BV, uniform_B), chances_BV
+
+
+def ended_by(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
+    """Which responses end with their new token [B]. Rows that ended before are told nothing.
+
+    Args:
+        rows: whose tokens they are, as places in `ends` [B].
+    """
+    told = zip(rows.tolist(), drawn_B.tolist(), live_B.tolist(), strict=True)
+    return torch.tensor([live and ends[row](id) for row, id, live in told], device=drawn_B.device)
 
 
 @contextmanager

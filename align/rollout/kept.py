@@ -37,9 +37,10 @@ class Asked:
         method, dtype: how the base is kept, and what is computed in.
         tokenizer: digest of the tokenizer, its chat template among it.
         prompt: the token ids of the rendered prompt.
-        max_new_tokens, temperature, stop_ids: how tokens are drawn.
+        max_new_tokens, temperature, stop_ids: how tokens are drawn; at temperature 0 each is the likeliest one.
         seed: of the draws.
         engine: what draws: its name, the device and the versions of what computes.
+        stops: texts that end the answer, which is cut before the first of them.
     """
 
     base: str
@@ -53,11 +54,12 @@ class Asked:
     stop_ids: tuple[int, ...]
     seed: int
     engine: str
+    stops: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it."""
-        return json_digest(asdict(self))
+        """SHA-256 of all of it; of an answer that no text ends without its `stops`."""
+        return json_digest({name: value for name, value in asdict(self).items() if name != "stops" or value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Answer:
 
     Attributes:
         ids: the tokens that were drawn, the one that ended the answer included; none of somebody's server.
-        text: the same without it.
+        text: the same without it; of one that a text ended what stands before that.
         ended: False where the answer was cut.
         last: the last tokens, where a server was asked for their logprobs and gave them.
     """

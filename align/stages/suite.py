@@ -35,7 +35,7 @@ def run(run: Run, config: Config, work: Work) -> Result:
     stage: EvalConfig = config.stage
     models = [system for system in work.systems if system.base is not None]
     said, made, notes = scored_answers(run, config, work, [each for each in work.tasks if each[0].probe is None])
-    weighed, computed = probed(run, config, models, work.tasks)
+    weighed, computed, written = probed(run, config, models, work.tasks)
     by_name = {each.name: each for each in said} | weighed
     scored = [by_name[task.name] for task, _ in work.tasks]
     write_lines(run.artifact / "answers.jsonl", evidence(scored))
@@ -43,7 +43,8 @@ def run(run: Run, config: Config, work: Work) -> Result:
     gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
     results = results_of(scored, stage.level, stage.shown)
     notes = [*dict.fromkeys([*notes, *work.unknown])]
-    return published(run, config, work, results, gates, {"answer": made, "log-likelihood": computed}, notes)
+    counts = {"answer": made.plus(written), "log-likelihood": computed}
+    return published(run, config, work, results, gates, counts, notes)
 
 
 def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[list[Scored], Made, list[str]]:

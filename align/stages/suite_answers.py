@@ -127,25 +127,33 @@ def asked_of(
     Args:
         draws: which answer to its prompt each one is, from 0.
     """
-    base, artifact, rollout = system.base, system.artifact, config.rollout
-    assert base is not None
-    assert artifact is not None
-    device = choose_device(config.device)
-    own = tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path))
-    drawn_by = [rollout.engine, *computed_by(device)]
+    rollout, who = config.rollout, speaks(config, system)
+    drawn_by = [rollout.engine, *computed_by(choose_device(config.device))]
     if rollout.engine == "vllm":  # of servers that run already nobody says the version; they are who they are
         servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
         drawn_by += [*servers, rollout.dtype, *rollout.words]
-    stops = stop_token_ids(tokenizer, describe(base).generation_config)
+    assert system.base is not None
+    stops = stop_token_ids(tokenizer, describe(system.base).generation_config)
     return [
         Asked(
-            base.digest, "" if artifact.whole else artifact.digest, system.method,
-            name_of(choose_dtype(config.dtype, device)), own, tuple(prompt.input_ids), rollout.max_new_tokens,
-            rollout.temperature, stops,
-            seed_of(config.seed, prompt.conversation, draw), " ".join(drawn_by),
+            **who, prompt=tuple(prompt.input_ids), max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature, stop_ids=stops, seed=seed_of(config.seed, prompt.conversation, draw),
+            engine=" ".join(drawn_by),
         )
         for prompt, draw in zip(prompts, draws, strict=True)
     ]  # fmt: skip
+
+
+def speaks(config: Config, system: System) -> dict[str, Any]:
+    """Who answers: those of `Asked` that are the system's."""
+    base, artifact = system.base, system.artifact
+    assert base is not None
+    assert artifact is not None
+    return {
+        "base": base.digest, "adapter": "" if artifact.whole else artifact.digest, "method": system.method,
+        "dtype": name_of(choose_dtype(config.dtype, choose_device(config.device))),
+        "tokenizer": tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path)),
+    }  # fmt: skip
 
 
 def computed_by(device: torch.device) -> list[str]:
@@ -159,6 +167,9 @@ class Made(NamedTuple):
 
     before: int
     now: int
+
+    def plus(self, other: Made) -> Made:
+        return Made(self.before + other.before, self.now + other.now)
 
 
 def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[dict[str, list[Answer]], Made]:

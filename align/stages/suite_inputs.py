@@ -184,7 +184,7 @@ def check_weighable(systems: Sequence[System], tasks: Sequence[Task]) -> None:
     """Raises: InputError: a task is a probe, and a system gives answers alone."""
     probed = next((task.name for task in tasks if task.probe is not None), None)
     for system in systems:
-        problem = f"gives answers and no log-likelihoods, and task {probed} is a probe, which needs them"
+        problem = f"gives answers to chats alone, and task {probed} is a probe, which needs the model itself"
         remedy = "Leave out the system, or the task."
         require(probed is None or system.base is not None, system.field, system.ref, problem, remedy)
 

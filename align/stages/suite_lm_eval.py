@@ -1,12 +1,12 @@
-"""Tasks of lm-eval in a suite. Their log-likelihoods are a probe's (`align.stages.suite_probes`); lm-eval's own
-evaluation makes figures of them, which say here what exactly was measured.
+"""Tasks of lm-eval in a suite. Log-likelihoods for them come from `align.stages.suite_probes`, and answers from
+`align.stages.suite_completions`. lm-eval's own evaluation makes figures of both, which say here what exactly was
+measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from align import ranks
@@ -14,16 +14,18 @@ from align.config.root import Config
 from align.data.chat import Encoded
 from align.data.continuations import behind, continued, encoded, prefix_id
 from align.errors import require
-from align.evals.harness import Found, Requests
+from align.evals.harness import Completion, Found, Requests
 from align.evals.likelihoods import Likelihood
 from align.evals.results import Said, Scored
 from align.evals.systems import System
 from align.evals.tasks import Item, Task
-from align.models.load import choose_device, choose_dtype, name_of
+from align.models.load import choose_device
 from align.run import Run, json_digest, write_json
-from align.run.weights import tokenizer_digest
-from align.stages.suite_answers import computed_by
+from align.stages.suite_answers import computed_by, speaks
+from align.stages.suite_completions import Written
 
+Told = Sequence[Likelihood] | Written
+"""What a system gives for an item: the likelihood of each row, or an answer."""
 FOLDER = "lm_eval"
 """Of a run's artifact: `TASK/SYSTEM.json`."""
 
@@ -51,33 +53,36 @@ def request_rows(tokenizer: Any, requests: Requests, window: int) -> list[Encode
 
 def by_lm_eval(
     run: Run, config: Config, systems: Sequence[System], task: Task, items: Sequence[Item],
-    weighed: Mapping[str, Sequence[Sequence[Likelihood]]],
+    given: Mapping[str, Sequence[Told]],
 ) -> Scored:  # fmt: skip
     """A task of lm-eval, scored; its results are written down for each system. The first rank asks lm-eval.
 
     Args:
-        weighed: system → of each item the likelihood of each row.
+        given: system → what it gives for each item.
 
     Raises:
         InputError: no metric scores items.
     """
-    from align.evals.lm_eval_tasks import built, outcome_of, scoring_metric  # lm-eval is an extra
+    from align.evals.lm_eval_tasks import built, outcome_of, scoring_metrics  # lm-eval is an extra
 
     assert task.probe is not None
     harness = task.probe.harness
     assert harness is not None
 
     def scored() -> Scored:
-        tasks, told = built(harness, task.field), {name: found_of(items, of) for name, of in weighed.items()}
+        tasks, told = built(harness, task.field), {name: found_of(items, of) for name, of in given.items()}
         outcomes = {
             name: outcome_of(task, harness, tasks, items, {key: one for of in each for key, one in of.items()})
             for name, each in told.items()
         }
-        metric = scoring_metric(task, harness, tasks, [*outcomes.values()])
+        metrics = scoring_metrics(task, harness, tasks, items, [*outcomes.values()])
         said = {
-            name: [said_of(*each, metric) for each in zip(items, told[name], outcome.metrics, strict=True)]
+            name: [
+                said_of(*each, metrics)
+                for each in zip(items, given[name], told[name], outcome.metrics, strict=True)
+            ]
             for name, outcome in outcomes.items()
-        }
+        }  # fmt: skip
         shares = all(one.score in (0.0, 1.0) for of in said.values() for one in of)
         figures = {name: figures_of(outcome.results["results"], harness.task) for name, outcome in outcomes.items()}
         folder = run.artifact / FOLDER / task.name
@@ -85,18 +90,23 @@ def by_lm_eval(
         for system in systems:
             results = identity_of(config, system, items) | outcomes[system.name].results
             write_json(folder / f"{system.name}.json", results)
-        by = f"lm-eval's {metric}"
+        by = f"lm-eval's {', '.join(dict.fromkeys(metrics.values()))}"
         return Scored(task.name, by, "exact" if shares else "measured", items, said, figures=figures)
 
     (found,) = ranks.from_main([scored()] if ranks.is_main() else list[Scored]())
     return found
 
 
-def found_of(items: Sequence[Item], weighed: Sequence[Sequence[Likelihood]]) -> list[Found]:
+def found_of(items: Sequence[Item], given: Sequence[Told]) -> list[Found]:
     """What lm-eval asked about each item, and was told."""
     found = list[Found]()
-    for item, rows in zip(items, weighed, strict=True):
+    for item, rows in zip(items, given, strict=True):
+        if isinstance(item.probe, Completion):
+            assert isinstance(rows, Written)
+            found.append({item.probe.request: rows.answer.text})
+            continue
         assert isinstance(item.probe, Requests)
+        assert not isinstance(rows, Written)
         texts = item.probe.texts
         parts = [rows] if len(texts[0]) == 1 else [[row] for row in rows]
         found.append({
@@ -106,14 +116,24 @@ def found_of(items: Sequence[Item], weighed: Sequence[Sequence[Likelihood]]) -> 
     return found
 
 
-def said_of(item: Item, found: Found, metrics: Mapping[str, float], metric: str) -> Said:
-    """What a system makes of an item: for people the likeliest continuation of its first context."""
+def said_of(
+    item: Item, given: Told, found: Found, metrics: Mapping[str, float], scored_by: Mapping[str, str]
+) -> Said:  # fmt: skip
+    """What a system makes of an item: its answer, or for people the likeliest continuation of its first context.
+
+    Args:
+        scored_by: lm-eval's task → the metric that scores its items.
+    """
+    assert isinstance(item.probe, Requests | Completion)
+    score = metrics[scored_by[item.probe.task]]
+    if isinstance(given, Written):
+        return Said(given.asked.id, given.answer.text, score, given.answer.ended, weighed={"metrics": {**metrics}})
     assert isinstance(item.probe, Requests)
     texts = [text for text in item.probe.texts if len(text) > 1]
     behind_first = [text for text in texts if text[0] == texts[0][0]]
     likeliest = max(behind_first, key=found.__getitem__)[-1].strip() if texts else ""
     weighed = {"requests": [[text[-1], found[text][0]] for text in texts], "metrics": {**metrics}}
-    return Said("", likeliest, metrics[metric], weighed=weighed)
+    return Said("", likeliest, score, weighed=weighed)
 
 
 def figures_of(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:
@@ -131,16 +151,16 @@ def figures_of(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str,
 
 def identity_of(config: Config, system: System, items: Sequence[Item]) -> dict[str, Any]:
     """What lm-eval's results do not say: who was measured, how it was computed, and on what."""
-    base, artifact, device = system.base, system.artifact, choose_device(config.device)
-    assert base is not None
-    assert artifact is not None
-    dtype = name_of(choose_dtype(config.dtype, device))
-    asked = [item.probe.texts for item in items if isinstance(item.probe, Requests)]
-    adapter = "" if artifact.whole else artifact.digest
-    tokenizer = tokenizer_digest(artifact.path) or tokenizer_digest(Path(base.path))
+    who = speaks(config, system)
+    asked = [
+        item.probe.request if isinstance(item.probe, Completion) else item.probe.texts
+        for item in items
+        if isinstance(item.probe, Requests | Completion)
+    ]
     align = {
-        "system": system.name, "ref": system.ref, "base": base.digest, "adapter": adapter, "tokenizer": tokenizer,
-        "method": system.method, "dtype": dtype, "computed_by": computed_by(device), "requests": json_digest(asked),
+        "system": system.name, "ref": system.ref, **who,
+        "computed_by": computed_by(choose_device(config.device)), "requests": json_digest(asked),
     }  # fmt: skip
-    about = {"model": "align", "model_args": None, "model_dtype": dtype, "model_sha": adapter or base.digest}
+    sha = who["adapter"] or who["base"]
+    about = {"model": "align", "model_args": None, "model_dtype": who["dtype"], "model_sha": sha}
     return {"align": align, "config": about, "lm_eval_version": version("lm_eval")}

@@ -1,5 +1,5 @@
-"""The probes of a suite: how likely every system finds choices and texts. What was computed before is not computed
-again.
+"""The probes of a suite: how likely every system finds choices and texts, and what it writes for tasks of lm-eval. What
+was computed before is not computed again.
 
 The model of each system computes this here, whatever `rollout=` is; adapters on one base in one load of it, one after
 another. Log-likelihoods are kept beside the answers (`align.rollout.kept`), batch by batch. The first rank keeps them;
@@ -19,9 +19,9 @@ import torch
 from align import ranks
 from align.config.root import Config
 from align.data.chat import Encoded, encode_conversation, surely_too_long
-from align.data.continuations import answered, continued, windows
+from align.data.continuations import answered, behind, continued, following, windows
 from align.errors import require
-from align.evals.harness import Requests
+from align.evals.harness import Completion, Requests
 from align.evals.likelihoods import Likelihood, likelihoods
 from align.evals.probes import BY, CHOICE, NORMS, Choices, Probe, bits_per_byte, chosen, size_of
 from align.evals.results import Said, Scored
@@ -34,6 +34,7 @@ from align.report.words import counted
 from align.rollout.kept import FILE, AnswerStore, Weighed
 from align.run import Run, json_digest
 from align.stages.suite_answers import Made, actors_of, computed_by, tokenizer_of
+from align.stages.suite_completions import Writer, Written, writer_of, written_by
 from align.stages.suite_lm_eval import by_lm_eval, request_rows
 from align.track import progress
 from align.types import Conversation
@@ -45,8 +46,8 @@ class Reader(NamedTuple):
     """A system that reads here, and what it reads.
 
     Attributes:
-        rows: of every task's items, one task behind another, the rows that are weighed; None of an item that is too
-            long for the system.
+        rows: of every task's items, one task behind another, the rows that are weighed, or a row of which nothing is,
+            the context of a completion; None of an item that is too long for the system.
     """
 
     system: System
@@ -55,15 +56,15 @@ class Reader(NamedTuple):
     rows: Sequence[Sequence[Encoded] | None]
 
 
-def probed(run: Run, config: Config, systems: Sequence[System], tasks: Tasks) -> tuple[dict[str, Scored], Made]:
-    """The probes among the tasks, by name, and how many log-likelihoods were computed.
+def probed(run: Run, config: Config, systems: Sequence[System], tasks: Tasks) -> tuple[dict[str, Scored], Made, Made]:
+    """The probes among the tasks, by name, how many log-likelihoods were computed, and how many answers were made.
 
     Raises:
         InputError: no item of a task fits; a row cannot be split into tokens; a system has no distribution.
     """
     asked = [(task, item) for task, items in tasks if task.probe is not None for item in items]
     if not asked:
-        return {}, Made(0, 0)
+        return {}, Made(0, 0), Made(0, 0)
     readers = [reader_of(config, system, asked) for system in systems]
     fits = [all(reader.rows[i] is not None for reader in readers) for i in range(len(asked))]
     places = dict[str, list[int]]()
@@ -72,14 +73,18 @@ def probed(run: Run, config: Config, systems: Sequence[System], tasks: Tasks) ->
     for task, items in tasks:
         problem = f"is longer than the context of some system, for all {counted(len(items), 'item')}"
         some = any(fits[i] for i in places.get(task.name, ()))
-        require(task.probe is None or some, task.field, task.path, problem, "Give shorter rows.")
-    weighed, made = weighed_by(config, readers, fits)
+        remedy = "Give shorter rows; an answer's max_gen_toks count with its context."
+        require(task.probe is None or some, task.field, task.path or task.name, problem, remedy)
+    weighed, made = weighed_by(config, readers, asked, fits)
+    written, answers = completions(config, readers, asked, fits)
     found = dict[str, Scored]()
     for name, those in places.items():
         kept, probe = [i for i in those if fits[i]], asked[those[0]][0].probe
         assert probe is not None
         if probe.harness is not None:
-            which = {reader.system.name: [weighed[reader.system.name][i] for i in kept] for reader in readers}
+            which = {
+                name: [written[name].get(i) or of[i] for i in kept] for name, of in weighed.items()
+            }  # fmt: skip
             part = by_lm_eval(run, config, systems, asked[those[0]][0], [asked[i][1] for i in kept], which)
             found[name] = replace(part, dropped=len(those) - len(kept))
             continue
@@ -91,7 +96,20 @@ def probed(run: Run, config: Config, systems: Sequence[System], tasks: Tasks) ->
         }
         role, items = "exact" if probe.kind == CHOICE else "measured", [asked[i][1] for i in kept]
         found[name] = Scored(name, BY[probe.kind], role, items, said, dropped=len(those) - len(kept))
-    return found, made
+    return found, made, answers
+
+
+def completions(
+    config: Config, readers: Sequence[Reader], asked: Sequence[tuple[Task, Item]], fits: Sequence[bool]
+) -> tuple[dict[str, dict[int, Written]], Made]:
+    """System → place of an item that asks for an answer → the answer; nothing of items that do not fit."""
+    those = {i: item.probe for i, (_, item) in enumerate(asked) if fits[i] and isinstance(item.probe, Completion)}
+    writers = list[Writer]()
+    for reader in readers:
+        prompts = [row.input_ids for i in those for row in reader.rows[i] or ()]
+        writers.append(writer_of(config, reader.system, reader.tokenizer, prompts, [*those.values()]))
+    found, made = written_by(config, writers)
+    return {name: dict(zip(those, of, strict=True)) for name, of in found.items()}, made
 
 
 def reader_of(config: Config, system: System, asked: Sequence[tuple[Task, Item]]) -> Reader:
@@ -103,7 +121,8 @@ def reader_of(config: Config, system: System, asked: Sequence[tuple[Task, Item]]
 
 
 def rows_of(tokenizer: Any, task: Task, item: Item, context: int, window: int) -> list[Encoded] | None:
-    """What is weighed of an item: each of its choices, or its text in windows; None where one is too long.
+    """What is read of an item: each of its choices, its text in windows, or the context of a completion; None where
+    one is too long.
 
     Args:
         context, window: the most tokens of a row, and of a window of text.
@@ -112,6 +131,9 @@ def rows_of(tokenizer: Any, task: Task, item: Item, context: int, window: int) -
         rows = windows(tokenizer, item.probe, window)
         require(bool(rows), f"{task.field}, id", item.id, "has no token", "Leave the row out.")
         return rows
+    if isinstance(item.probe, Completion):
+        given = following(tokenizer, item.probe.context)
+        return None if len(given) + item.probe.max_tokens > context else [behind(given, [])]
     if isinstance(item.probe, Requests):
         rows = request_rows(tokenizer, item.probe, window)
     elif isinstance(item.probe, Choices):
@@ -152,9 +174,10 @@ def said_of(probe: Probe, item: Item, rows: Sequence[Encoded], found: Sequence[L
 
 
 def weighed_by(
-    config: Config, readers: Sequence[Reader], fits: Sequence[bool]
+    config: Config, readers: Sequence[Reader], items: Sequence[tuple[Task, Item]], fits: Sequence[bool]
 ) -> tuple[dict[str, list[list[Likelihood]]], Made]:
-    """How likely each system finds each row, by its name; nothing of items that do not fit."""
+    """How likely each system finds each row, by its name; nothing of items that do not fit, or ask for an answer."""
+    fits = [fit and not isinstance(item.probe, Completion) for (_, item), fit in zip(items, fits, strict=True)]
     device = choose_device(config.device)
     dtype, engine = choose_dtype(config.dtype, device), " ".join(computed_by(device))
     rows = {
@@ -165,6 +188,8 @@ def weighed_by(
         for reader in readers
     }
     every = {asked.id for of_system in rows.values() for of_item in of_system for asked, _ in of_item}
+    if not every:
+        return {name: [[] for _ in of_system] for name, of_system in rows.items()}, Made(0, 0)
     store = AnswerStore(Path(config.run.root).expanduser() / FILE, Likelihood, TABLE)
     known: dict[str, Likelihood] = ranks.from_main(store.found(every) if ranks.is_main() else {})
     before, groups = len(known), dict[Any, list[Reader]]()

@@ -79,7 +79,7 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
         asked = {name: [items[i]._replace(prompt=talk[i]) for i in due] for name, talk in talks.items()}
         there, why, found, now = one_turn(run, config, asking, asked)
-        made = Made(made.before + now.before, made.now + now.now)
+        made = made.plus(now)
         for i, fit, refusal in zip(due, there, why, strict=True):
             fits[i], refusals[i] = fit, refusal
         answered_now = [i for i in due if fits[i]]
@@ -151,7 +151,7 @@ def one_turn(
     answers, here = answers_of(run, config, speakers)
     found = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
     found |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
-    return fits, why, found, Made(there.before + here.before, there.now + here.now)
+    return fits, why, found, there.plus(here)
 
 
 def those_that_fit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:

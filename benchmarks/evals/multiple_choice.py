@@ -1,11 +1,11 @@
-"""Multiple choice beside lm-eval's: the same log-likelihoods and the same picks, on rows that are hard to split into
-tokens.
+"""Multiple choice and answers beside lm-eval's: the same log-likelihoods and the same picks, on rows that are hard to
+split into tokens, and the same texts.
 
     python benchmarks/evals/multiple_choice.py [--save multiple_choice.json] [--only pocket|smollm2]
 
 `probe: choice` and lm-eval's `hf` backend weigh the choices of sixty rows by the base and by an adapter on it, in fp32,
-unquantised. Reported are the largest difference of a log-likelihood, how many picks differ, and the processor seconds
-of both commands.
+unquantised, and write the answers of `generating.py`. Reported are the largest difference of a log-likelihood, how many
+picks, texts and figures differ, and the processor seconds of both commands by system.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from generating import TASKS, folder_of_tasks  # noqa: E402
+
+from align.data.chat import render  # noqa: E402
 from align.models.base import find_base  # noqa: E402
+from align.models.load import load_tokenizer  # noqa: E402
+from align.types import Conversation, Message  # noqa: E402
 
 THINGS = ("the rain", "a good book", "this soup", "my dog", "the old town")
 ROUND = 5
@@ -43,6 +48,21 @@ doc_to_target: answer
 metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
 """
 NORMS = ("acc", "acc_norm", "acc_bytes")
+ALONE = """
+import json, sys
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+path, adapter, folder = sys.argv[1:]
+for who, more in (("base", {}), ("adapter", {"peft": adapter})):
+    given = {"pretrained": path, "dtype": "float32", "device": "cpu", **more}
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    found = simple_evaluate("hf", given, ["asked", "writing"], batch_size=8, bootstrap_iters=0, task_manager=manager)
+    with open(f"lm-eval-{who}.json", "w") as file:
+        json.dump({"results": found["results"], "samples": found["samples"]}, file, default=str)
+"""
+"""What lm-eval finds by itself."""
+CHATS = ("What is the capital of France?", "Say yes in one word.", "Hello?")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -76,20 +96,24 @@ class Weighed(NamedTuple):
     Attributes:
         logprobs: of each row's choices, in nats.
         right: by each norm, whether each row's pick is right.
+        answers: to the rows of `generating.py`, by task and row.
+        figures: lm-eval's, of each of its tasks.
         seconds: of a processor.
     """
 
     logprobs: list[list[float]]
     right: list[list[float]]
+    answers: Mapping[str, str]
+    figures: Mapping[str, Mapping[str, float]]
     seconds: float
 
 
 def ran(folder: Path, *words: str) -> float:
-    """Processor seconds of a Python command."""
+    """Processor seconds of a command of Python's."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
@@ -100,44 +124,59 @@ def ran(folder: Path, *words: str) -> float:
 def ours(folder: Path, model: str) -> Mapping[str, Weighed]:
     """By `probe: choice`: of the base, and of an adapter that is trained for it."""
     short = ("method=lora", "dtype=float32", f"model={model}", "device=cpu", f"run.root={folder / 'runs'}")
-    ran(folder, "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=4", "run.name=s",
-        "stage.batch_size=4", "stage.micro_batch=1", "data.max_length=128")  # fmt: skip
-    seconds = ran(
-        folder, "align", "stage=eval", *short, "stage.systems={adapter: sft:s, base: base}", "run.name=e",
-        "eval.tasks=[{name: asked, path: rows.jsonl, probe: choice}]",
+    ran(
+        folder, "-m", "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=2",
+        "run.name=s", "data=jsonl", "data.path=said.jsonl", "data.held_out=0.4", "data.max_length=128",
+        "stage.batch_size=1", "stage.micro_batch=1",
     )  # fmt: skip
-    lines = (folder / "runs" / "eval" / "e" / "artifact" / "answers.jsonl").read_text().splitlines()
-    found = sorted(map(json.loads, lines), key=lambda line: int(line["id"]))
+    seconds = ran(
+        folder, "-m", "align", "stage=eval", *short, "stage.systems={adapter: sft:s, base: base}", "run.name=e",
+        "eval.tasks=[{name: asked, path: rows.jsonl, probe: choice}, {name: w, lm_eval: writing, include: tasks}]",
+    )  # fmt: skip
+    artifact = folder / "runs" / "eval" / "e" / "artifact"
+    lines = [json.loads(line) for line in (artifact / "answers.jsonl").read_text().splitlines()]
+    found = sorted((line for line in lines if line["task"] == "asked"), key=lambda line: int(line["id"]))
     return {
         who: Weighed(
             [line["answers"][who]["weighed"]["logprobs"] for line in found],
             [[line["answers"][who]["weighed"][norm] for norm in NORMS] for line in found],
+            {line["id"]: line["answers"][who]["text"] for line in lines if line["task"] == "w"},
+            figures(json.loads((artifact / "lm_eval" / "w" / f"{who}.json").read_text())),
             seconds / 2,
         )
         for who in ("base", "adapter")
     }
 
 
+def figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of lm-eval's results those of the tasks that ask for answers."""
+    of = {name: results["results"][name] for name in TASKS}
+    return {name: {key: x for key, x in one.items() if isinstance(x, float)} for name, one in of.items()}
+
+
 def theirs(folder: Path, model: str) -> Mapping[str, Weighed]:
-    """By lm-eval's `hf`."""
-    (folder / "asked.yaml").write_text(TASK.replace("DATA", str(folder / "rows.jsonl")))
-    path, found = find_base(model).path, dict[str, Weighed]()
-    for who, more in (("base", ""), ("adapter", f",peft={folder / 'runs' / 'sft' / 's' / 'artifact'}")):
-        seconds = ran(
-            folder, "lm_eval", "--model", "hf", "--model_args", f"pretrained={path},dtype=float32{more}", "--tasks",
-            "asked", "--include_path", str(folder), "--batch_size", "8", "--device", "cpu", "--log_samples",
-            "--output_path", str(folder / f"lm-eval-{who}"),
-        )  # fmt: skip
-        (samples,) = (folder / f"lm-eval-{who}").glob("*/samples_asked_*.jsonl")
-        told = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+    """By lm-eval's `hf`, of which one process asks both."""
+    seconds = ran(folder, "-c", ALONE, find_base(model).path, "runs/sft/s/artifact", "tasks")
+    found = dict[str, Weighed]()
+    for who in ("base", "adapter"):
+        results = json.loads((folder / f"lm-eval-{who}.json").read_text())
+        samples = results["samples"]
+        told = sorted(samples["asked"], key=lambda row: row["doc_id"])
         logprobs = [[float(logprob) for [[logprob, _]] in row["resps"]] for row in told]
-        found[who] = Weighed(logprobs, [[row[norm] for norm in NORMS] for row in told], seconds)
+        right = [[row[norm] for norm in NORMS] for row in told]
+        answers = {f"{name}/{row['doc_id']}": row["resps"][0][0] for name in TASKS for row in samples[name]}
+        found[who] = Weighed(logprobs, right, answers, figures(results), seconds / 2)
     return found
 
 
 def compared(folder: Path, model: str, most: int | None = None) -> dict[str, Any]:
     """Both, beside each other, on so many rows; None for all."""
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()[:most]), encoding="utf-8")
+    said = [{"prompt": f"What about {thing}?", "completion": f"I like {thing}, and so do you."} for thing in THINGS]
+    (folder / "said.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in said))
+    tasks, tokenizer = folder / "tasks", load_tokenizer(find_base(model))
+    folder_of_tasks(tasks, [render(tokenizer, Conversation((Message("user", said),)), True) for said in CHATS])
+    (tasks / "asked.yaml").write_text(TASK.replace("DATA", str(folder / "rows.jsonl")))
     mine, other = ours(folder, model), theirs(folder, model)
     found = dict[str, Any]()
     for who, one in mine.items():
@@ -150,6 +189,9 @@ def compared(folder: Path, model: str, most: int | None = None) -> dict[str, Any
             "rows": len(one.logprobs), "choices": len(pairs), "largest_difference": max(abs(a - b) for a, b in pairs),
             "rows_judged_otherwise": differ,
             "acc": sum(right[0] for right in one.right) / len(one.right),
+            "answers": len(one.answers),
+            "answers_that_differ": sum(text != other[who].answers[id] for id, text in one.answers.items()),
+            "figures_that_differ": sum(of != other[who].figures[name] for name, of in one.figures.items()),
             "seconds": round(one.seconds, 1), "seconds_lm_eval": round(other[who].seconds, 1),
         }  # fmt: skip
     return found

@@ -146,14 +146,13 @@ def test_a_gate_against_forgetting(bench: Bench, tmp_path: Path) -> None:
 @needs_lm_eval
 def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: Path) -> None:
     folder, before = written(tmp_path / "tasks"), {*bench.ready.root.glob("eval/*")}
-    assert "asks for generate_until in write" in bench.refused(*TWO, tasks_of(folder, "write"))
-    assert "choose, guess" in bench.refused(*TWO, tasks_of(folder, "nothing"))
+    assert "choose, draws, guess" in bench.refused(*TWO, tasks_of(folder, "nothing"))
     assert "docs/checkers.md" in bench.refused(*TWO, tasks_of(folder, "leaderboard_ifeval"))
     assert "Its metrics are perplexity, acc." in bench.refused(*TWO, tasks_of(folder, "guess", more=", metric: f1"))
     theirs = tmp_path / "theirs.jsonl"
     theirs.write_text('{"id": "0", "answer": "e"}\n')
     systems = f"stage.systems={{s: sft:s, theirs: {{file: {theirs}}}}}"
-    assert "gives answers and no log-likelihoods" in bench.refused(systems, tasks_of(folder, "choose"))
+    assert "is a probe, which needs the model itself" in bench.refused(systems, tasks_of(folder, "choose"))
     broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
     (folder / "choose.jsonl").write_text(broken + "\n")
     assert "fails in lm-eval (" in bench.refused(*TWO, tasks_of(folder, "choose"))
@@ -162,11 +161,17 @@ def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: 
 
 
 @needs_lm_eval
-def test_the_page_shows_a_command_that_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval")
-    files, _, command = block.text.partition("python -m align ")
+def test_the_page_shows_commands_that_run(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["bash", "-ec", files], check=True)
-    run = bench.run(*shlex.split(command), "run.name=page")
-    assert results(run)["tasks"]["facts"]["items"] == 2
-    assert {path.name for path in (run / "artifact" / "lm_eval" / "facts").iterdir()} == {"new.json", "base.json"}
+    shown = dict(
+        zip(("facts", "sums"), blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval"), strict=True)
+    )
+    for name, block in shown.items():
+        files, _, command = block.text.partition("python -m align ")
+        subprocess.run(["bash", "-ec", files], check=True)
+        run = bench.run(*shlex.split(command), f"run.name=page-{name}")
+        assert results(run)["tasks"][name]["items"] == 2
+        assert {path.name for path in (run / "artifact" / "lm_eval" / name).iterdir()} == {"new.json", "base.json"}
+    assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= {
+        *results(run)["tasks"][name]["systems"]["new"]
+    }

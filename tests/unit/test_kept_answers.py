@@ -18,7 +18,7 @@ OTHER = {
     "base": "b" * 63 + "c", "adapter": "a" * 63 + "b", "method": "lora", "dtype": "bfloat16",
     "tokenizer": "t" * 63 + "u", "prompt": (5, 6, 8), "max_new_tokens": 13,
     "temperature": 1.1, "stop_ids": (3,), "seed": 4,
-    "engine": "hf cpu torch 2.13.1",
+    "engine": "hf cpu torch 2.13.1", "stops": ("\n",),
 }  # fmt: skip
 SAID = Answer((8, 9, 2), "two words \u2028 é", True)
 
@@ -29,6 +29,11 @@ def test_whatever_decides_an_answer_is_in_its_name():
     shorter = replace(ASKED, prompt=(5, 6)).id
     assert len({ASKED.id, shorter, *changed}) == len(OTHER) + 2
     assert replace(ASKED, seed=3).id == ASKED.id
+
+
+def test_an_answer_that_no_text_ends_is_called_what_it_was_called_before_there_were_such_texts():
+    assert ASKED.id == "3a1d343c4613f46fa99fe92b8e8713cbea018b39d26e3c6a2ea4224d399be32f"
+    assert len({replace(ASKED, stops=stops).id for stops in ((), ("a", "b"), ("b", "a"), ("ab",))}) == 4
 
 
 def test_an_answer_is_found_again_and_stays_what_it_was(tmp_path: Path):

@@ -93,13 +93,13 @@ def test_what_scores_an_item(folder: Path) -> None:
     """Of `guess` a smaller perplexity is better; of a text nothing is 0 or 1, and its nats by word or byte are read."""
     task, harness, items, tasks = asked(folder, "guess")
     outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
-    assert lm.scoring_metric(task, harness, tasks, [outcome]) == "acc"
+    assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == {"guess": "acc"}
     task, harness, items, tasks = asked(folder, "guess", "perplexity")
     with pytest.raises(InputError, match="Name one of acc"):
-        lm.scoring_metric(task, harness, tasks, [outcome])
+        lm.scoring_metrics(task, harness, tasks, items, [outcome])
     task, harness, items, tasks = asked(folder, "reading", "bits_per_byte")
     outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
-    assert lm.scoring_metric(task, harness, tasks, [outcome]) == "bits_per_byte"
+    assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == {"reading": "bits_per_byte"}
     assert outcome.metrics[0]["bits_per_byte"] == pytest.approx(-1 / len("I am tired, and the rain is here."))
     size = sum(len(item.prompt.messages[0].content) for item in items)
     assert outcome.results["results"]["reading"]["bits_per_byte,none"] == pytest.approx(2 / size / math.log(2))
@@ -112,7 +112,7 @@ def test_a_metric_of_all_items_together_scores_none(folder: Path) -> None:
     outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
     assert isinstance(outcome.results["results"]["choose"]["mcc,none"], float)
     with pytest.raises(InputError, match="metric=mcc: scores no item by itself"):
-        lm.scoring_metric(task, harness, tasks, [outcome])
+        lm.scoring_metrics(task, harness, tasks, items, [outcome])
 
 
 def test_a_metric_that_fails_is_the_users_to_mend(folder: Path) -> None:

@@ -45,6 +45,12 @@ def test_a_probe_shows_what_it_found() -> None:
         answer = Answer("", picked, weighed["acc"], weighed=weighed).as_dict()
         assert side("new", answer, False) == Side(label, picked)
     assert side("new", Answer("", "an answer", 0.5).as_dict(), False) == Side("new, score 0.50", "an answer")
+    answer = Answer("", " 4\n#### 4", 1.0, weighed={"metrics": {"exact_match": 1.0}}).as_dict()
+    assert side("new", answer, False) == Side("new, score 1.00", " 4\n#### 4")
+    weighed = {"requests": [["Paris", -1.0]], "metrics": {"acc": 0.0}}
+    assert side("new", Answer("", "Paris", 0.0, weighed=weighed).as_dict(), False) == Side("new, score 0.00", "Paris")
+    text = Answer("", "", -0.75, weighed={"requests": [], "metrics": {"bits_per_byte": -0.75}}).as_dict()
+    assert side("new", text, False) == Side("new", "-0.7500")
 
 
 def test_texts_whose_scores_are_nearly_equal_are_told_apart() -> None:

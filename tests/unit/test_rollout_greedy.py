@@ -1,0 +1,106 @@
+"""The likeliest tokens, up to one that somebody says ends the answer: on the fast path and through `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from align.models.actor import ModelActor
+from align.models.architectures import FAST, Route
+from align.rollout import hf
+from align.rollout.engine import response_ids
+from align.rollout.hf import HfEngine
+
+PAD = 0
+PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50, 51], [1, 70, 71]] * 2
+PLAIN = Route(False, False, False)
+
+
+@pytest.fixture(params=[FAST, PLAIN], ids=["fast", "plain"])
+def model(tiny_model: Path, request: pytest.FixtureRequest) -> Any:
+    """The tiny model with larger weights, so that its answers do not repeat one token."""
+    model: Any = LlamaForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(8)
+    model.align_route = request.param
+    return model.requires_grad_(False).eval()
+
+
+def free(model: Any, tokens: int = 12) -> list[list[int]]:
+    """The likeliest tokens by transformers alone, row by row, without an end."""
+    found = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, eos_token_id=None
+        )
+        found.append(made[0, len(prompt) :].tolist())
+    return found
+
+
+def answers(model: Any, stop_ids: tuple[int, ...], ends: Any = (), size: int = 128) -> tuple[list[list[int]], Any]:
+    engine = HfEngine(stop_ids, PAD, 12, 0.0, size)
+    rollout = engine.generate(PROMPTS, ModelActor(model), [0] * len(PROMPTS), ends)
+    return response_ids(rollout), rollout.ended_B.tolist()
+
+
+class Told:
+    """Ends a row behind so many of its tokens, and keeps what it was told."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.ids = most, list[int]()
+
+    def __call__(self, id: int) -> bool:
+        self.ids.append(id)
+        return len(self.ids) == self.most
+
+
+@pytest.mark.parametrize("size", [1, 2, 128])
+def test_at_temperature_0_each_token_is_the_likeliest(model: Any, size: int) -> None:
+    expected = free(model)
+    assert len({id for row in expected for id in row}) > 10
+    assert answers(model, (), size=size) == (expected, [False] * 10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 128])
+def test_each_row_ends_where_it_is_told_to_and_hears_no_more(model: Any, size: int) -> None:
+    expected = free(model)
+    told = [Told(most) for most in (1, 4, 12, 99, 2, *[99] * 5)]  # a row that ends stays in its batch for a while
+    stop = expected[3][6]
+    cut = [row[: one.most] for row, one in zip(expected, told, strict=True)]
+    whole = [row[: row.index(stop) + 1] if stop in row else row for row in cut]
+    ids, ended = answers(model, (stop,), told, size)
+    assert ids == whole
+    assert [one.ids for one in told] == [
+        row if row[-1] != stop else one.ids for row, one in zip(ids, told, strict=True)
+    ]
+    assert ended == [stop in row or len(row) == one.most for row, one in zip(ids, told, strict=True)]
+    assert ended.count(True) >= 4
+
+
+def test_no_step_is_made_behind_the_last_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = LlamaForCausalLM.from_pretrained(tiny_model).eval(), list[int]()
+    states: Callable[..., Any] = hf.next_states
+
+    def counted(model: Any, tokens: Any, *more: Any) -> Any:
+        steps.append(len(tokens))
+        return states(model, tokens, *more)
+
+    monkeypatch.setattr(hf, "next_states", counted)
+    answers(model, (), [Told(most) for most in (1, 2, 2, 3, 3) * 2])
+    assert steps == [10, 8, 4]
+
+
+def test_a_model_without_a_likeliest_token_says_so(tiny_model: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(hf.NotFinite):
+        answers(model, ())
