@@ -156,11 +156,15 @@ class Conversation:
         messages: at least one message.
         id: stable within its data set; goes into samples and lineage.
         tools: what the assistant may call.
+        row: the columns of its row that the prompt is not made of, such as `answer`, as JSON; empty where there are
+            none. What checks an answer reads them, and no model does: they are no part of what the conversation says,
+            so neither its digests nor data sets nor the annotation store have them.
     """
 
     messages: tuple[Message, ...]
     id: str = ""
     tools: tuple[Tool, ...] = ()
+    row: str = ""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -177,6 +181,11 @@ class Conversation:
     def uses_tools(self) -> bool:
         """Whether a tool is offered, called or answers."""
         return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What `row` holds, by the name of the column."""
+        return json.loads(self.row) if self.row else {}
 
     def as_dicts(self) -> list[dict[str, Any]]:
         return [m.as_dict() for m in self.messages]

@@ -26,6 +26,7 @@ FLOORS = {
         "align.merkle",
         "align.aliases",
         "align.functions",
+        "align.spec",
         "align.ranks",
     ),
     1: ("align.ops", "align.run", "align.track", "annotate.store"),

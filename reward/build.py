@@ -18,6 +18,7 @@ from align.models.load import load_base, load_tokenizer, own_tokenizer
 from align.models.roles import Roles, linear_head, score_weight
 from align.models.start import method_of
 from align.run import Artifact, Base
+from reward.check import Checks
 from reward.combined import Ensemble, Sum
 from reward.function import FIELD, Function
 from reward.inputs import leaves, on_base
@@ -42,6 +43,8 @@ def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
             return Sum(tuple((float(part["weight"]), build(part, made)) for part in reward["parts"]))
         case "fn":
             return Function(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
+        case "check":
+            return Checks(reward["check"], reward["score"] == "parts", reward["allow_code"])
         case "sentiment":
             return Sentiment()
         case "rules":

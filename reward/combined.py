@@ -11,6 +11,7 @@ from torch import Tensor
 from align.errors import InputError
 from align.ops.moments import Moments
 from align.types import Conversation, Rollout
+from reward.check import Checks
 from reward.scorer import Scorer
 
 COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -76,7 +77,11 @@ class Sum:
 def scored(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """The scores [B]; of an ensemble also `disagreement`, the mean over answers of its members' standard deviation."""
+    """The scores [B]; of an ensemble also `disagreement`, the mean over answers of its members' standard deviation; of
+    checks also `check_errors`, the share of answers that a check could not decide about."""
+    if isinstance(scorer, Checks):
+        checked = scorer.checked(conversations)
+        return scorer.scores(checked), {"check_errors": sum(bool(one.error) for one in checked) / len(checked)}
     if not isinstance(scorer, Ensemble):
         return scorer.score(conversations, rollout), {}
     scores_BE = scorer.member_scores(conversations, rollout)

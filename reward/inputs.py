@@ -15,6 +15,9 @@ from align.errors import InputError, require
 from align.functions import defined, load_function, source_of
 from align.models.start import same_method
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
+from align.types import Conversation
+from reward.check import Checks
+from reward.checkers import checks_of
 from reward.function import FIELD
 
 
@@ -61,10 +64,26 @@ def reward_inputs(
             places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
             digest = file_digest(source) if source else spec
             files.append(Input(digest, ref=spec, details={"defined": places}))
+        elif leaf["name"] == "check" and leaf["check"] is not None:
+            checks_of(leaf["check"], 1, f"{field}.check", allow_code=leaf["allow_code"])
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
     }
+
+
+def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
+    """Raise where the row of a prompt does not say what a reward needs to know of it: `reward=check` needs a check.
+    Which columns a function reads, nobody knows before it is called.
+
+    Raises:
+        InputError: names the row.
+    """
+    for _, leaf in leaves(reward):
+        if leaf["name"] == "check":
+            checks = Checks(leaf["check"], allow_code=leaf["allow_code"])
+            for prompt in prompts:
+                checks.checkers(prompt)
 
 
 def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str) -> Artifact:

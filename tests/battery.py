@@ -225,6 +225,8 @@ CASES = [
     line("ppo", "reward=fn reward.fn=json", "reward.fn=json", "package.module:name"),
     line("ppo", "reward=fn reward.fn=json:dumps reward.timeout=0", "reward.timeout=0"),
     line("ppo", "reward=fn reward.fn=json:dumps", "reward.fn=json:dumps", "not a number for each"),
+    line("ppo", "reward=check reward.check={kind:exakt}", "reward.check.kind=exakt", "exact"),
+    line("ppo", "reward=check", "check=(missing)", "the row does not say"),
     line("eval", "artifact=ppo:nothing", "artifact=ppo:nothing", "python -m align stage=ppo"),
     line("eval", "artifact=reward:a", "artifact=reward:a"),
     line("eval", "stage.prompts=0", "stage.prompts=0"),

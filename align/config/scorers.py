@@ -34,7 +34,8 @@ class LearnedReward(RewardConfig):
 @dataclass
 class FunctionReward(RewardConfig):
     """Your function. It gets a list of conversations, each a list of `{role, content}` that ends with the answer, and
-    returns one number for each."""
+    returns one number for each. A second argument is the rows: for each conversation the other columns of its prompt's
+    row, a dict."""
 
     name: str = "fn"
     fn: str | None = setting(None, "The function, as package.module:name.")
@@ -45,6 +46,22 @@ class FunctionReward(RewardConfig):
             re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None, "reward.fn", self.fn or "(empty)",
             "names no function", "Write reward.fn=package.module:name.",
         )  # fmt: skip
+
+
+@dataclass
+class CheckReward(RewardConfig):
+    """1 for an answer that has all that its check asks for, and 0 for any other: the check in the column `check` of the
+    prompt's row, as a task of `stage=eval` has it."""
+
+    name: str = "check"
+    check: Any = setting(
+        None, "The check of rows that have none, such as {kind: regex, pattern: yes}. See docs/checkers.md."
+    )
+    score: str = setting(
+        "all", "`all`: 1 if all parts of the check hold, else 0. `parts`: the share of parts that hold.",
+        choices=("all", "parts"),
+    )  # fmt: skip
+    allow_code: bool = setting(False, "Run the code that answers hold, for checks by unit tests.")
 
 
 @dataclass
@@ -109,6 +126,7 @@ class SumReward(RewardConfig):
 CHOICES: dict[str, type[RewardConfig]] = {
     "learned": LearnedReward,
     "fn": FunctionReward,
+    "check": CheckReward,
     "sentiment": SentimentReward,
     "rules": RulesReward,
     "ensemble": EnsembleReward,

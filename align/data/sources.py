@@ -122,7 +122,7 @@ def held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
 
 
 def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
-    """Conversations that end where an answer is due.
+    """Conversations that end where an answer is due. Those of files have the other columns of their rows.
 
     Args:
         split: `train` for sampling and PPO, `test` for evaluation.
@@ -188,10 +188,11 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
 
 
 def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """What `data.path` holds, as it is; of a data set, what is to train on."""
+    """What `data.path` holds, as it is; of a data set, what is to train on. Prompts of files keep the other columns of
+    their rows (`Conversation.row`); of what is imitated nobody reads them."""
     if data.name == MANIFEST:
         return documents_in(data, "train", answered)
-    return read_documents(data.path or "", "data.path", data.skips, answered)
+    return read_documents(data.path or "", "data.path", data.skips, answered, rows=not answered)
 
 
 def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
@@ -214,7 +215,7 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
 
 def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(data.eval_path or "", "data.eval_path", data.skips, answered)
+    return read_documents(data.eval_path or "", "data.eval_path", data.skips, answered, rows=not answered)
 
 
 def prepared(document: T, data: DataSource) -> T:

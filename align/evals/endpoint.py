@@ -25,11 +25,11 @@ import httpx
 
 from align.data.reasoning import with_reasoning
 from align.errors import InputError, readable, require
-from align.evals.spec import filled, known, number, whole
 from align.redaction import MASK, SHORTEST, remember
 from align.rollout.kept import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, asked_of, async_transport, bytes_of
 from align.run import Input, json_digest
+from align.spec import filled, known, number, whole
 from align.track import progress
 from align.types import Conversation, Message
 

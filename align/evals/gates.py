@@ -19,13 +19,13 @@ from align.errors import require
 from align.evals.probes import LM_EVAL, LOSS
 from align.evals.questions import yes_to
 from align.evals.results import SHARES, Scored, own_mean
-from align.evals.spec import known, listed, number, one_of, whole
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.tasks import Task
 from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
 from align.report.words import counted, in_words
+from align.spec import known, listed, number, one_of, whole
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'

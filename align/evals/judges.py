@@ -147,6 +147,8 @@ def identities(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[st
                 yield from of_function(next(functions))
             case "sentiment":
                 yield Sentiment.name
+            case "check":
+                yield "check"  # whatever it asks: the rows say that
             case "rules":
                 yield from (of_rule(rule) for rule in part["rules"] if rule.get("weight", 1.0))
             case "sum":
@@ -184,6 +186,8 @@ def title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
     match reward["name"]:
         case "sentiment":
             return Sentiment.name
+        case "check":
+            return "the checks of the rows"
         case "learned" | "fn":
             return refs[0]
         case "rules":

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from align.errors import InputError, require
 from align.evals.endpoint import Endpoint, Failure, parsed_endpoint
 from align.evals.llm_words import PLACE, choice_in, errors_in_words, filled_in, framed, question, said_by
-from align.evals.spec import filled, number, whole
 from align.evals.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.report.words import counted
 from align.rollout.kept import Answer, AnswerStore, Question
 from align.run import json_digest
+from align.spec import filled, number, whole
 
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")

@@ -19,7 +19,7 @@ from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
 from align.evals.harness import Completion, Harness, Requests, parsed_harness
-from align.evals.spec import filled, flag, one_of, written
+from align.spec import filled, flag, one_of, written
 from align.types import Conversation, Document, Message
 
 CHOICE, LOSS, LM_EVAL = "choice", "loss", "lm-eval"

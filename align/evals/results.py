@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from align.evals.checkers import Checked, accuracy
 from align.evals.probes import figures_of
 from align.evals.questions import yes_to
 from align.evals.stats import (
@@ -31,6 +30,7 @@ from align.evals.tasks import Item
 from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
 from align.types import Message
+from reward.checkers import Checked, accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 
 from align.aliases import NAME, NAMED
 from align.data.formats.rows import Row, checked_rows
-from align.data.records.documents import document_of
+from align.data.records.documents import document_of, row_text, shape_column
 from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
-from align.evals.checkers import checks_of
-from align.evals.checkers.following import of_row
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
 from align.evals.questions import question_in, shortened
-from align.evals.spec import known, listed, one_of, whole, written
+from align.spec import known, listed, one_of, whole, written
 from align.types import Conversation
+from reward.checkers import IFEVAL, checks_of, spec_of
 
 FIELD = "eval.tasks"
 KEYS = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template", "lm_eval", "include", "metric")
@@ -72,7 +71,7 @@ class Item(NamedTuple):
             count as one piece of evidence. Its own id where it shares nothing.
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
-        check: what scores the answers, as `align.evals.checkers.checks_of` reads it; None where the judge does.
+        check: what scores the answers, as `reward.checkers.checks_of` reads it; None where the judge does.
         draw: which answer to the prompt it is, from 0, where each is answered several times.
         then: what the user says afterwards, behind each answer of the system's own.
         near: system that was nearly trained on it → the run and the rule that says so.
@@ -225,8 +224,9 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
     prompt = question(document_of(asked, row.where, id))
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
-    prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
-    spec = spec_of(row)
+    messages = with_default_system(prompt.messages, system)
+    prompt = replace(prompt, messages=messages, row=row_text(row.data, shape_column(asked, row.where)))
+    spec = spec_of(row.data, row.where, row.texts)
     spec = task.check if spec is None else spec
     if spec is not None:
         checks_of(spec, 1 + len(then), f"{row.where}, check", allow_code=allow_code)
@@ -250,7 +250,6 @@ def turns_of(row: Row) -> Sequence[str]:
     return given
 
 
-IFEVAL = ("instruction_id_list", "kwargs")
 OURS = ("check", "category", "source", "turns")
 
 
@@ -261,16 +260,6 @@ def check_columns(row: Row) -> None:
         problem = f"is not read, and nearly called {near[0]}" if near else ""
         remedy = "A row has one check, of one answer." if key == "checks" else "Call it that, or something else."
         require(not near, f"{row.where}, {key}", row.data[key], problem, remedy)
-
-
-def spec_of(row: Row) -> Any:
-    """What a row says of its check; None where it says nothing. A cell of a table may hold it as JSON."""
-    check, given = row.data.get("check"), {key: row.data.get(key) for key in IFEVAL}
-    if row.texts:
-        check, given = written(check), {key: written(value) for key, value in given.items()}
-    if check is not None:
-        return check
-    return None if given[IFEVAL[0]] is None else of_row(given, row.where)
 
 
 def text(row: Row, key: str) -> str:

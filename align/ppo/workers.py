@@ -62,9 +62,9 @@ def together(parts: Sequence[Answers], pad_id: int) -> Answers:
     """The answers of several, one part behind another."""
     if len(parts) == 1:
         return parts[0]
-    order = torch.arange(sum(len(part.prompts) for part in parts))
+    rows = sum(len(part.prompts) for part in parts)
     rollout, judged = (
-        joined(of, order.to(of[0].tokens_BS.device), pad_id)
+        joined(of, torch.arange(rows, device=of[0].tokens_BS.device), pad_id)
         for of in ([p.rollout for p in parts], [p.judged.rollout for p in parts])
     )
     told = Judged(

@@ -36,7 +36,6 @@ from align.data.sets.votes import standing
 from align.data.sources import (
     data_records,
     divided_documents,
-    divided_prompts,
     files_record,
     held_out_sources,
 )
@@ -61,7 +60,7 @@ from align.serve.opening import opened
 from align.stages.best_of_inputs import best_of_inputs
 from align.stages.grader_card_inputs import grader_inputs, known_answers_of
 from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
-from align.stages.rows import open_store, pairs_of, prompts_of, source_of, unseen_prompts
+from align.stages.rows import open_store, pairs_of, prompts_of, prompts_of_both, source_of, unseen_prompts
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 from annotate.accounts import Accounts
 from reward.inputs import models_of, read_alike, reward_inputs
@@ -177,7 +176,7 @@ def ppo(config: Config) -> Inputs:
 
     def rows() -> tuple[Any, ...]:
         if config.data.eval_path and config.stage.eval_every:
-            return divided_prompts(source_of(config), config.seed)
+            return prompts_of_both(config)
         return *prompts_of(config, "train"), []
 
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import Config, store_url
+from align.config.scorers import reward_spec
 from align.config.training import held_out_for
 from align.data.pairs import divided_pairs, prepared, read_pairs
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
 from align.data.sets.votes import key_in
-from align.data.sources import MANIFEST, DataSource, prompts
+from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
 from align.data.tally import tally
 from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require
@@ -22,6 +23,7 @@ from align.report.words import counted
 from align.run import Artifact
 from align.types import Record
 from annotate.store import Store
+from reward.inputs import check_rows
 
 SEEN = "dropped_seen"
 """Counts the prompts that are not asked because training saw them."""
@@ -38,8 +40,18 @@ def source_of(config: Config) -> DataSource:
 
 
 def prompts_of(config: Config, side: str, most: int | None = None) -> tuple[Any, ...]:
-    """The prompts of one side of the data, `train` or `test`."""
-    return (prompts(source_of(config), side, config.seed)[:most],)
+    """The prompts of one side of the data, `train` or `test`, whose rows say what the reward needs to know."""
+    found = prompts(source_of(config), side, config.seed)[:most]
+    check_rows(reward_spec(config.reward), found)
+    return (found,)
+
+
+def prompts_of_both(config: Config) -> tuple[Any, ...]:
+    """The prompts to train on, and those to measure on, of two files, see `prompts_of`."""
+    both = divided_prompts(source_of(config), config.seed)
+    for side in both:
+        check_rows(reward_spec(config.reward), side)
+    return both
 
 
 def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any, ...]:
@@ -59,7 +71,9 @@ def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any,
         if len(unseen) < len(found):
             print(f"{len(found) - len(unseen)} of {counted(len(found), 'prompt')} left out: training saw them")
         found = unseen
-    return found[: config.data.limit][: config.stage.prompts], seen
+    found = found[: config.data.limit][: config.stage.prompts]
+    check_rows(reward_spec(config.reward), found)
+    return found, seen
 
 
 def naming_of(config: Config) -> Naming:

@@ -14,7 +14,6 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.reasoning import without_reasoning
 from align.evals import judges
-from align.evals.checkers import check_turns, checks_of
 from align.evals.llm_grader import Graded, LLMGrader, grader_of, grades_by_llm
 from align.evals.llm_grader import errors_of as errors_of_grader
 from align.evals.llm_judge import LLMJudge, errors_of, judges_itself, verdicts_by_llm
@@ -28,6 +27,7 @@ from align.run import Run
 from align.stages.suite_answers import answer_store
 from align.types import Conversation, Rollout
 from reward.build import build, on_its_own_base
+from reward.checkers import check_turns, checks_of
 from reward.combined import comparable
 from reward.inputs import models_of
 from reward.scorer import Scorer

@@ -212,6 +212,7 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),
+        ("docs/recipes.md", "recipes/arithmetic/figures.py", "recipes/arithmetic/expected.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from align.evals.checkers import Checked, checker, code, sandbox
-from align.evals.checkers.code import program
+from reward.checkers import Checked, checker, code, sandbox
+from reward.checkers.code import program
 
 SQUARE = "def f(x):\n    return x * x\n"
 HUMAN_EVAL = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from align.evals.checkers import Checked, checker
-from align.evals.checkers.exact import plain
+from reward.checkers import Checked, checker
+from reward.checkers.exact import plain
 
 
 def exact(text: str, /, **spec: Any) -> Checked:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from align.evals.checkers import Checked, checker
+from reward.checkers import Checked, checker
 
 SCHEMA = {
     "type": "object",

@@ -38,6 +38,7 @@ ON_THE_CPU = {
     "align/rollout/engine_process.py": "logits that an engine's process sends as arrays",
     "reward/rules.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
+    "reward/check.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "align/trainers/row_order.py": "numbers of rows, which become a list",
     "align/ppo/schedule.py": "numbers of prompts, which become a list",
     "align/ppo/update.py: minibatches": "numbers of rows, by a generator of the CPU; they are indices",

@@ -29,6 +29,7 @@ ALLOWED = {
     ("align.errors", "align.redaction"),
     ("align.functions", "align.errors"),
     ("align.ranks", "align.errors"),
+    ("align.spec", "align.errors"),
 }
 LONG = {"annotate.store.migrations.versions.0002_assignment.upgrade"}  # one table after another
 """Functions of more than 60 lines."""

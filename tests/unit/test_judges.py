@@ -67,6 +67,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "another regex": ({"name": "rules", "rules": [{"rule": "regex", "pattern": "b"}]}, {}, {"regex b"}),
     "json": ({"name": "rules", "rules": [{"rule": "json"}]}, {}, {"json"}),
     "sentiment": ({"name": "sentiment"}, {}, {"vader"}),
+    "check": ({"name": "check", "check": None, "score": "all", "allow_code": False}, {}, {"check"}),
+    "check of all rows": (
+        {"name": "check", "check": {"kind": "regex", "pattern": "a"}, "score": "parts", "allow_code": False}, {},
+        {"check"},
+    ),
     "sentiment in a sum": (
         {"name": "sum", "parts": [{"name": "rules", "rules": [{"rule": "sentiment"}]}]}, {}, {"vader"},
     ),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from align.errors import InputError
-from align.evals.checkers import checker
 from align.evals.gates import Gate, decision, in_a_line, junit, parsed_gates, verdict_file
 from align.evals.results import Said, Scored
 from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
@@ -19,6 +18,7 @@ from align.evals.tasks import Item, Task
 from align.registry.verdicts import read_verdict
 from align.run import write_json
 from align.types import Conversation, Message
+from reward.checkers import checker
 
 TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}

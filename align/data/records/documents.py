@@ -13,6 +13,7 @@ A row is recognised by its columns:
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows, is_tree_message
 from align.data.records.messages import (
     EMPTY,
+    SYSTEM,
     check_row,
     check_weight,
     message_of,
@@ -35,7 +37,7 @@ from align.data.records.messages import (
 )
 from align.data.records.refusals import refused
 from align.data.records.shapes import CONVERSATIONS, HELP, nearest
-from align.data.records.tools import check_calls, tools_of, value_of
+from align.data.records.tools import OFFERED, check_calls, tools_of, value_of
 from align.data.records.trees import flat_tree_of, is_tree, tree_of
 from align.errors import InputError, require
 from align.types import Conversation, Document, Message
@@ -52,7 +54,7 @@ BESIDE = ("context", "passage", "choices", "options")
 
 
 def read_documents(
-    path: str | Path, field: str = "data.path", skips: bool = False, answered: bool = False
+    path: str | Path, field: str = "data.path", skips: bool = False, answered: bool = False, rows: bool = False
 ) -> list[Document]:
     """The documents of a data set, in its order, see `align.data.formats.files.files_of`.
 
@@ -61,6 +63,7 @@ def read_documents(
         skips: rows that are refused are left out. Without, the data set is refused.
         answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
             would make questions of rows to train on.
+        rows: conversations keep the other columns of their rows, for what checks answers.
 
     Raises:
         InputError: there is no row, or rows say nothing to learn from, or what cannot be kept: names file and row.
@@ -77,7 +80,7 @@ def read_documents(
             continue
         for row in group:
             with bad_rows:
-                found.append(document_of(row.data, row.where, id_of(row), answered))
+                found.append(document_of(row.data, row.where, id_of(row), answered, rows))
     bad_rows.settle(path, len(found))
     require(bool(found), field, str(path), "is empty", "Give at least one row.")
     for drop, count in drops.items():
@@ -90,7 +93,7 @@ def id_of(row: Row) -> str:
     return f"{row.file.name}:{row.place}"
 
 
-def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = False) -> Document:
+def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = False, rows: bool = False) -> Document:
     """One row as a document, see `read_documents`. Where a row has `text` beside a conversation, that is its rendering,
     and the conversation counts."""
     column = shape_column(row, where)
@@ -104,7 +107,20 @@ def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = Fa
         raise refused(where, "label", False, problem, "Leave the row out.")
     tools = tools_of(row, where)
     check_calls(placed, tools, where)
-    return Conversation(with_system_column(tuple(message for _, message in placed), row, where), id, tools)
+    messages = with_system_column(tuple(message for _, message in placed), row, where)
+    return Conversation(messages, id, tools, row_text(row, column) if rows else "")
+
+
+def row_text(row: Mapping[str, Any], column: str) -> str:
+    """The columns of a row that its prompt is not made of, as JSON; empty where none says anything. Columns of answers
+    are among them: they are what an answer to the prompt is checked by.
+
+    Args:
+        column: that the row's shape is recognised by.
+    """
+    asked = {column, *SYSTEM, *OFFERED, *(("input", "history") if column == "instruction" else ())}
+    others = {name: value for name, value in row.items() if name not in asked and value is not None}
+    return json.dumps(others, ensure_ascii=False, default=lambda value: None) if others else ""  # JSON has no bytes
 
 
 def shape_column(row: Mapping[str, Any], where: str) -> str:

@@ -15,12 +15,12 @@ from inspect import signature
 from typing import Any
 
 from align.errors import InputError, require
-from align.evals.checkers import verdicts
-from align.evals.checkers.checked import Checker, Part, part
-from align.evals.checkers.languages import LANGUAGES, in_language
-from align.evals.checkers.sentences import count_sentences
-from align.evals.checkers.verdicts import COMPARED, compare
-from align.evals.spec import filled, known, one_of, quoted, text, texts, whole
+from align.spec import filled, known, one_of, quoted, text, texts, whole
+from reward.checkers import verdicts
+from reward.checkers.checked import Checker, Part, part
+from reward.checkers.languages import LANGUAGES, in_language
+from reward.checkers.sentences import count_sentences
+from reward.checkers.verdicts import COMPARED, compare
 
 KIND = "instructions"
 

@@ -8,10 +8,13 @@ from functools import partial
 from typing import Any
 
 from align.errors import require
-from align.evals.checkers import code, exact, following, json_schema, pattern
-from align.evals.checkers.checked import Checked, Checker
-from align.evals.spec import one_of
+from align.spec import one_of, written
+from reward.checkers import code, exact, following, json_schema, pattern
+from reward.checkers.checked import Checked, Checker
 
+CHECK = "check"
+IFEVAL = ("instruction_id_list", "kwargs")
+"""Columns of a row that say what its answer has to do: ours, and those of IFEval's file."""
 KINDS: dict[str, Callable[[Any, str], Checker]] = {
     following.KIND: following.build,
     exact.KIND: exact.build,
@@ -58,6 +61,21 @@ def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: bool = Fa
         None if each is None else checker(each, f"{field}[{turn}]", allow_code=allow_code)
         for turn, each in enumerate(spec)
     )
+
+
+def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
+    """What a row says of its check, in its column `check` or as a row of IFEval's; None where it says nothing.
+
+    Args:
+        where: the row, for errors.
+        texts: a text stands for the JSON that it writes, as in cells of tables.
+    """
+    check, given = columns.get(CHECK), {key: columns.get(key) for key in IFEVAL}
+    if texts:
+        check, given = written(check), {key: written(value) for key, value in given.items()}
+    if check is not None:
+        return check
+    return None if given[IFEVAL[0]] is None else following.of_row(given, where)
 
 
 def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:

@@ -7,16 +7,19 @@ import re
 from typing import Any
 
 from align.errors import require
-from align.evals.checkers.checked import Checker, Part, part
-from align.evals.checkers.fences import blocks
-from align.evals.checkers.sandbox import Limits, isolation, run_tests
-from align.evals.spec import known, number, text, texts, whole
+from align.spec import known, number, text, texts, whole
+from reward.checkers.checked import Checker, Part, part
+from reward.checkers.fences import blocks
+from reward.checkers.sandbox import Limits, isolation, run_tests
 
 KIND = "code"
 USUAL = Limits()
 PYTHON = ("python", "py", "python3", "")
 """Labels of a block that may be Python."""
-REMEDY = "Add stage.allow_code=true if this machine may run programs that a model wrote."
+REMEDY = (
+    "If this machine may run programs that a model wrote, add stage.allow_code=true (tasks of an evaluation) or "
+    "reward.allow_code=true (reward=check)."
+)
 OPEN_NETWORK = (
     "code runs with the machine's network and files: neither bubblewrap nor user namespaces work here, and limits of "
     "time and memory are no sandbox"

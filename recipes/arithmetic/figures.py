@@ -1,0 +1,82 @@
+"""The figures of finished runs of this recipe, and the table of them that docs/recipes.md shows.
+
+Usage: python recipes/arithmetic/figures.py RUN_ROOT… [--save FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from align.run import Manifest, read_manifest
+
+STAGES = ("full", "ppo", "eval")
+
+
+def finished(root: Path) -> dict[str, tuple[Path, Manifest]]:
+    """The newest finished run of each stage."""
+    found: dict[str, tuple[Path, Manifest]] = {}
+    for stage in STAGES:
+        folders = [path.parent for path in root.glob(f"{stage}/*/manifest.json")]
+        runs = [(folder, run) for folder in folders if (run := read_manifest(folder)).status == "done"]
+        found[stage] = max(runs, key=lambda one: one[1].publication)
+    return found
+
+
+def figures(root: Path) -> dict[str, Any]:
+    """What one seed reached on the sums that nothing was trained on; accuracies with their intervals."""
+    runs = finished(root)
+    task = json.loads((runs["eval"][0] / "artifact" / "results.json").read_text(encoding="utf-8"))["tasks"]["sums"]
+    ppo = runs["ppo"][1].metrics
+    keys = ("value", "low", "high")
+    return {
+        "seed": runs["ppo"][1].seed,
+        "sums": task["items"],
+        "taught": {key: task["systems"]["taught"]["score"][key] for key in keys},
+        "practised": {key: task["systems"]["practised"]["score"][key] for key in keys},
+        "difference": {key: task["against"]["taught"]["difference"][key] for key in keys},
+        "reward": ppo["last_score"],
+        "kl": ppo["last_kl"],
+        "minutes": {stage: seconds(run) / 60 for stage, (_, run) in runs.items()},
+        "peak_rss_mb": max(run.metrics["peak_rss_mb"] for stage, (_, run) in runs.items() if stage != "eval"),
+    }
+
+
+def seconds(run: Manifest) -> float:
+    started, finished = (datetime.fromisoformat(run.times[key]) for key in ("started", "finished"))
+    return (finished - started).total_seconds()
+
+
+def interval(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row a seed."""
+    lines = [
+        "| seed | sums | taught by examples | after GRPO | difference | KL, nats an answer | minutes |",
+        "|" + "---|" * 7,
+    ]
+    for row in rows:
+        cells = (row["seed"], row["sums"], *(interval(row[name]) for name in ("taught", "practised", "difference")))
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['kl']:.2f} | {sum(row['minutes'].values()):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", type=Path, nargs="+")
+    parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
+    given = parser.parse_args()
+    rows = sorted(map(figures, given.roots), key=lambda row: row["seed"])
+    print(markdown(rows), end="")
+    if given.save:
+        given.save.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The columns beside a prompt: which are kept, for whom, and what they change nothing of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from align.data.records.bad_rows import BadRows
+from align.data.records.content import DOCUMENTS, content_id, row_bytes
+from align.data.records.read import read_records
+from align.data.sets.columns import columns_of, records_of
+from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
+from align.data.split import question_key
+from align.evals.tasks import items_of_file, parsed_task
+from align.stages.rows import check_rows
+from align.types import Conversation, Message
+from reward.check import Checks
+
+CHECK = {"kind": "exact", "answer": "4"}
+SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level": 1}
+BESIDE = {"answer": "4", "check": CHECK, "level": 1}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, **settings: Any) -> list[Conversation]:
+    return prompts(DataSource("jsonl", str(path), **settings), "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "beside"),
+    [
+        (SUM, BESIDE),
+        ({"prompt": "Hi"}, {}),
+        ({"prompt": "Hi", "answer": None, "note": ""}, {"note": ""}),
+        ({"question": "2 + 2?", "answer": "#### 4"}, {"answer": "#### 4"}),  # as GSM8K has it
+        ({"prompt": "Hi", "completion": "Hello", "system": "Be brief.", "tools": []}, {"completion": "Hello"}),
+        ({"instruction": "Add.", "input": "2 2", "history": [], "output": "4"}, {"output": "4"}),
+        ({"input": "x", "prompt": "Hi"}, {"input": "x"}),
+        (
+            {"messages": [{"role": "user", "content": "é?"}], "prompt": "é?", "tests": ["assert f(2) == 4"]},
+            {"prompt": "é?", "tests": ["assert f(2) == 4"]},
+        ),
+    ],
+)
+def test_a_prompt_keeps_the_columns_that_it_is_not_made_of(
+    tmp_path: Path, row: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    (prompt,) = read(write(tmp_path / "p.jsonl", row))
+    assert prompt.columns == beside
+    assert bool(prompt.row) == bool(beside)
+    hash(prompt)
+
+
+def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
+    """Through the default system turn, hidden reasoning, an answer, and a file of its own to measure on."""
+    answered = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>a</think>b"},
+                             {"role": "user", "content": "2 + 2?"}], "answer": "4"}  # fmt: skip
+    path = write(tmp_path / "p.jsonl", answered)
+    (prompt,) = read(path, system="Add.", hide_reasoning=True)
+    assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
+    assert prompt.answered("4").turns(1).columns == {"answer": "4"}
+    other = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
+    both = divided_prompts(DataSource("jsonl", str(path), eval_path=str(other)))
+    assert [[one.columns for one in side] for side in both] == [[{"answer": "4"}], [{"answer": "6"}]]
+
+
+def test_tables_and_parquet(tmp_path: Path) -> None:
+    """A cell of a table is a text; a check that stands in one as JSON is a check all the same."""
+    (tmp_path / "t.csv").write_text('prompt,check,empty\n2 + 2?,"{""kind"": ""exact"", ""answer"": ""4""}",\n')
+    (prompt,) = read(tmp_path / "t.csv")
+    assert prompt.columns == {"check": json.dumps(CHECK)}
+    assert Checks().score([prompt.answered("4"), prompt.answered("5")]).tolist() == [1, 0]
+    table = pa.table({"prompt": ["2 + 2?"], "x": [float("nan")], "raw": [b"\xff"], "check": [CHECK]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    (prompt,) = read(tmp_path / "t.parquet")
+    assert prompt.columns["check"] == CHECK
+    assert prompt.columns["raw"] is None  # JSON has no bytes
+    assert prompt.columns["x"] != prompt.columns["x"]
+
+
+def test_rows_that_differ_are_two_prompts_that_ask_the_same(tmp_path: Path) -> None:
+    one, two = read(write(tmp_path / "p.jsonl", {**SUM, "answer": "4"}, {**SUM, "answer": "four"}))
+    assert one != replace(two, id=one.id)
+    assert len({one, two}) == 2
+    assert question_key(one) == question_key(two)  # so that they never stand on both sides
+
+
+def test_what_is_imitated_keeps_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"prompt": "Hi", "completion": "Hello", "answer": "x"})
+    train, _ = divided_documents(DataSource("jsonl", str(path)))
+    assert [one.row for one in train if isinstance(one, Conversation)] == [""]
+
+
+def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
+    bare = Conversation((Message("user", "2 + 2?"),), "p:1")
+    rich = replace(bare, row=json.dumps(BESIDE))
+    assert row_bytes(bare) == row_bytes(rich) == b'{"messages":[{"content":"2 + 2?","role":"user"}]}'
+    assert content_id(bare) == content_id(rich)
+    assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
+    columns = columns_of(DOCUMENTS, [rich])
+    assert records_of(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]
+    path, bad_rows = write(tmp_path / "p.jsonl", {"prompt": "2 + 2?", "check": CHECK, "level": 1}), BadRows()
+    (read_back,) = read_records(str(path), bad_rows=bad_rows)
+    assert read_back.record == replace(bare, id="p.jsonl:1")
+
+
+def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
+    """A judge by a function reads it too, `category` and `source` included."""
+    path = write(tmp_path / "p.jsonl", {"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"})
+    (item,) = items_of_file(parsed_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
+    assert item.prompt.columns == {"id": "a", "answer": "4", "category": "sums"}
+
+
+def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    reward = {"name": "sum", "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False}]}
+    check_rows(reward, read(write(tmp_path / "p.jsonl", SUM)))
+    check_rows({"name": "sentiment"}, read(write(tmp_path / "q.jsonl", {"prompt": "Hi"})))
+    for row, said in (
+        ({"prompt": "Hi"}, r"q\.jsonl:1, check=\(missing\): the row does not say"),
+        ({**SUM, "check": {"kind": "exact"}}, r"q\.jsonl:1, check\.answers=\(missing\): either"),
+        ({**SUM, "check": {"kind": "code", "tests": ["assert f(2) == 4"]}}, r"q\.jsonl:1, check\.kind=code: runs"),
+        ({**SUM, "check": [CHECK, CHECK]}, r"q\.jsonl:1, check=.*2 checks for 1 turns"),
+    ):
+        with pytest.raises(Exception, match=said) as error:
+            check_rows(reward, read(write(tmp_path / "q.jsonl", row)))
+        assert getattr(error.value, "exit_status", None) == 2
