@@ -113,10 +113,10 @@ CASES = [
     file("sft", chat("a" * 100, "b") | {HALF: 1}, "row 2", "half a character"),
     file("sft", '{"messages": 1, "messages": 2}\n', "row 2", "messages"),
     file("sft", "".join(json.dumps(chat(f"only asks {i}")) + "\n" for i in range(40)), "nothing to train on"),
-    # --- Pairs, for a reward model and for DPO
+    # --- Pairs, for a reward model, for DPO and for KTO
     *(
         file(command, row, *says)
-        for command in ("reward", "dpo")
+        for command in ("reward", "dpo", "kto")
         for row, says in (
             (chat("a", "b"), ("row 2, chosen", "missing")),
             ({"prompt": "a", "chosen": "b"}, ("row 2", "rejected")),

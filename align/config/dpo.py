@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from align.config import training
@@ -12,18 +14,36 @@ from align.errors import require
 if TYPE_CHECKING:
     from align.config.root import Config
 
+BETAS: Mapping[str, float] = MappingProxyType({"sigmoid": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
+"""Loss → its beta where nobody gives one."""
+REFERENCED = ("sigmoid", "ipo")
+"""The losses that compare the policy with its start, which is kept beside it. The others need no reference."""
+GAMMA = 1.0
+
 
 @dataclass
 class DpoConfig(Settings):
     """Direct preference optimisation (Rafailov et al., 2023). The reward is the policy's own logprobs minus those of
     its start, and the loss is Bradley–Terry on these rewards. `ipo` (Azar et al., 2023) does not push pairs
-    apart without end."""
+    apart without end. `orpo` (Hong et al., 2024) and `simpo` (Meng et al., 2024) need no reference."""
 
     AT: ClassVar[str] = "stage"
 
     name: str = "dpo"
-    beta: float = setting(0.1, "Price of moving away from the start, like `kl_coef` in PPO.", above=0)
-    loss: str = setting("sigmoid", "The loss on a pair.", choices=("sigmoid", "ipo"))
+    beta: float | None = setting(
+        None,
+        "Price of moving away from the start, like `kl_coef` in PPO. Of `orpo` it is the weight of the odds ratio "
+        "(lambda in the paper), of `simpo` the scale of the reward. Empty: 0.1, and 2 with `simpo`.", above=0,
+    )  # fmt: skip
+    loss: str = setting("sigmoid", "The loss on a pair.", choices=tuple(BETAS))
+    label_smoothing: float = setting(
+        0.0, "Share of the pairs that are taken to be labelled the wrong way round (cDPO); for `sigmoid` alone.",
+        at_least=0, below=0.5, later=True,
+    )  # fmt: skip
+    simpo_gamma: float = setting(
+        GAMMA, "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
+        at_least=0, later=True,
+    )  # fmt: skip
     lr: float = setting(1e-4, "Learning rate at its highest.", above=0)
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Pairs")
@@ -44,6 +64,14 @@ class DpoConfig(Settings):
     gradient_checkpointing: str = training.gradient_checkpointing()
 
     def check_together(self) -> None:
+        for key, usual, loss in (("label_smoothing", 0.0, "sigmoid"), ("simpo_gamma", GAMMA, "simpo")):
+            value = getattr(self, key)
+            require(
+                value == usual or self.loss == loss, f"stage.{key}", value, f"is not read by stage.loss={self.loss}",
+                f"Drop it, or use stage.loss={loss}.",
+            )  # fmt: skip
+        if self.beta is None:  # a run that was given the usual one is the same run
+            object.__setattr__(self, "beta", BETAS[self.loss])
         training.settled_batch(self)
         training.measured_on_the_way(self.eval_every, self.publish, self.patience)
 

@@ -51,7 +51,7 @@ class MethodConfig(Settings):
     alpha: int = setting(32, "Scale of a new adapter: its output is multiplied by alpha / r.", above=0)
     dropout: float = setting(
         0.0,
-        "Dropout on an adapter's inputs, in supervised training only. Reward models, DPO and PPO use none.",
+        "Dropout on an adapter's inputs, in supervised training only. Reward models, DPO, KTO and PPO use none.",
         at_least=0, below=1,
     )  # fmt: skip
     targets: Any = setting(

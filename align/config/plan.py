@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
 
-PLANNED = ("sft", "full", "reward", "ppo", "dpo")
+PLANNED = ("sft", "full", "reward", "ppo", "dpo", "kto")
 """Stages whose memory is predicted."""
 
 

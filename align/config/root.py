@@ -172,7 +172,7 @@ class Config(Settings):
         require(
             alone, "devices", self.devices, f"stage={name} works in one process", f"Leave it out; it is for {listed}."
         )
-        from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "ppo")
+        from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "kto", "ppo")
         require(
             not from_base or self.data.name not in BY_PATH or self.model.path is not None, "model", "(not given)",
             f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",

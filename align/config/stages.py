@@ -79,6 +79,10 @@ STAGES = MappingProxyType({
         "preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS,
         ("store",), spreads=True,
     ),
+    "kto": Stage(
+        "answers with a label, wanted or not, straight into the adapter", "kto:KtoConfig", "kto", LEARNS,
+        ("store",), spreads=True,
+    ),
     "eval": Stage(
         "an artifact against what it started from, several systems, or a judge", "eval:EvalConfig", "eval",
         (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"), ("store", "project"), spreads=True,

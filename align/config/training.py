@@ -207,7 +207,7 @@ def check_ranks(stage: Any, world: int) -> None:
     Raises:
         InputError: they cannot be divided so.
     """
-    if world == 1 or stage.name not in ("sft", "full", "reward", "dpo", "ppo"):
+    if world == 1 or stage.name not in ("sft", "full", "reward", "dpo", "kto", "ppo"):
         return
     rows = stage.batch_size // getattr(stage, "minibatches", 1)
     which = "stage.batch_size" if not hasattr(stage, "minibatches") else "stage.batch_size / stage.minibatches"

@@ -28,31 +28,39 @@ def read_labelled(data: DataSource) -> list[Feedback]:
         InputError: there is none, or a row is something else.
         CorruptFile: a file was cut or is damaged.
     """
-    found = held_out_answers(data) if data.name == MANIFEST else answers_of_file(data)
+    if data.name != MANIFEST:
+        return [prepared(one, data) for one in answers_of_file(data.path or "", "data.path", data.skips)]
+    found = answers_in(data, "test")
+    problem = "has no answer to measure on"
+    require(bool(found), "data.path", data.path, problem, "Make it with data.held_out above 0.")
     return [prepared(one, data) for one in found]
 
 
-def held_out_answers(data: DataSource) -> list[Feedback]:
+def answers_in(data: DataSource, side: str) -> list[Feedback]:
+    """The answers of one side of a data set."""
     there = data_set(Path(data.path or ""))
     problem = f"holds {there.kind}, and answers with labels are read"
     require(there.kind == FEEDBACK, "data.path", data.path, problem, "Name a data set that was made of such.")
-    found = [record for record in there.records("test") if isinstance(record, Feedback)]
-    problem = "has no answer to measure on"
-    require(bool(found), "data.path", data.path, problem, "Make it with data.held_out above 0.")
-    return found
+    return [record for record in there.records(side) if isinstance(record, Feedback)]
 
 
-def answers_of_file(data: DataSource) -> list[Feedback]:
-    bad_rows, found = BadRows(data.skips), list[Feedback]()
-    for read in read_records(data.path or "", bad_rows=bad_rows, drops=Counter[Drop]()):
+def answers_of_file(path: str, field: str, skips: bool) -> list[Feedback]:
+    """The answers of a file.
+
+    Args:
+        field: what the user calls it.
+        skips: rows that are refused are left out.
+    """
+    bad_rows, found = BadRows(skips), list[Feedback]()
+    for read in read_records(path, field=field, bad_rows=bad_rows, drops=Counter[Drop]()):
         if isinstance(read.record, Feedback):
             id = read.extra.get("id")
             found.append(read.record if id is None else replace(read.record, id=str(id)))
         else:
-            where = f"{data.path}, row {read.number}, label"
+            where = f"{path}, row {read.number}, label"
             bad_rows.take(InputError(where, "(none)", "it is no answer with a label, true or false", HELP))
-    bad_rows.settle(data.path or "", len(found))
-    require(bool(found), "data.path", data.path, "holds no answer with a label", HELP)
+    bad_rows.settle(path, len(found))
+    require(bool(found), field, path, "holds no answer with a label", HELP)
     return found
 
 

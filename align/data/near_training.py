@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.prefilter import Prefilter
+from align.data.feedback import divided_judgements
 from align.data.pairs import divided_pairs, read_pairs
 from align.data.records.content import turns
 from align.data.sources import DataSource, data_record, documents, prompts
@@ -96,9 +97,11 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
         raise AlignError(f"{read.path} has changed since")
     if manifest.stage == "ppo":
         return prompts(source, "train", seed)
-    if manifest.stage not in ("reward", "dpo"):
+    if manifest.stage not in ("reward", "dpo", "kto"):
         return documents(source, "train", seed)
     simulated = data.get("allow_simulated", False)
+    if manifest.stage == "kto":
+        return divided_judgements(source, store, read.project or "", simulated, stage["held_out"], seed)[0]
     pairs = read_pairs(source, store, read.project or "", simulated, seed)
     return divided_pairs(pairs, source, stage["held_out"], seed)[0]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.reasoning import without_reasoning
@@ -15,11 +15,11 @@ from align.data.records.messages import with_default_system
 from align.data.records.preferences import read_preferences
 from align.data.sets.published import data_set
 from align.data.sources import MANIFEST, DataSource, data_records
-from align.data.split import IN_EVAL, held_back, question_key, split_by_group
+from align.data.split import IN_EVAL, Judged, held_back, question_key, split_by_group
 from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input
-from align.types import Conversation, Preference
+from align.types import Conversation, Message, Preference
 from annotate.store import Store, preferences, verdicts_of_people
 
 
@@ -125,39 +125,58 @@ def prepared(pref: Preference, data: DataSource) -> Preference:
     return pref if prompt == pref.prompt else replace(pref, prompt=prompt)
 
 
+class Kind(NamedTuple):
+    """How records of one kind are called and read.
+
+    Attributes:
+        called: `pairs` or `answers`.
+        of_file: path, what the user calls it, whether rows that are refused are left out → its records.
+        of_set: a data set, `train` or `test` → its records.
+    """
+
+    called: str
+    of_file: Callable[[str, str, bool], list[Any]]
+    of_set: Callable[[DataSource, str], list[Any]]
+
+
 def divided_pairs(
-    prefs: Sequence[Preference], data: DataSource, held_out: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
+    prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: Kind | None = None
+) -> tuple[list[Judged], list[Judged]]:
     """Pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides; or
     measured on a file of their own (`data.eval_path`). A data set has sides of its own. Of a file, what `stage=eval`
     will ask must not have taught anything either.
 
+    Args:
+        kind: of records that are no pairs.
+
     Raises:
         InputError: there is nothing to train on.
     """
+    called, of_file, of_set = kind or Kind("pairs", read_preferences, pairs_in)
+    one = called.removesuffix("s")
     if data.eval_path:
-        test = drawn(read_preferences(data.eval_path or "", "data.eval_path", data.skips), data.limit, seed)
+        test = drawn(of_file(data.eval_path, "data.eval_path", data.skips), data.limit, seed)
         asked = {question_key(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
-        problem = f"asks everything that {data.path} asks, which leaves no pair to train on"
-        require(bool(train), "data.eval_path", data.eval_path, problem, "Give other pairs to measure on.")
+        problem = f"asks everything that {data.path} asks, which leaves no {one} to train on"
+        require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {called} to measure on.")
         tally(IN_EVAL, len(prefs) - len(train))
         if len(train) < len(prefs):
-            print(f"{len(prefs) - len(train)} pairs ask what data.eval_path asks, and are left out of training")
+            print(f"{len(prefs) - len(train)} {called} ask what data.eval_path asks, and are left out of training")
         return train, test
     if data.name == MANIFEST:  # it is divided already
-        test = drawn(pairs_in(data, "test"), data.limit, seed)
-        remedy = "Make it with data.held_out above 0, or name pairs in data.eval_path."
-        require(bool(test), "data.path", data.path, "has no pair to measure on", remedy)
+        test = drawn(of_set(data, "test"), data.limit, seed)
+        remedy = f"Make it with data.held_out above 0, or name {called} in data.eval_path."
+        require(bool(test), "data.path", data.path, f"has no {one} to measure on", remedy)
         return list(prefs), test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == "jsonl":
         asked = held_back([question_key(Conversation(pref.prompt)) for pref in prefs], data.held_out)
-        sides: dict[bool, list[Preference]] = {True: test, False: []}
+        sides: dict[bool, list[Judged]] = {True: test, False: []}
         for pref in train:
             sides[question_key(Conversation(pref.prompt)) in asked].append(pref)
         train = sides[False]
-        require(bool(train), "data.held_out", data.held_out, "leaves no pair to train on", "Lower it.")
+        require(bool(train), "data.held_out", data.held_out, f"leaves no {one} to train on", "Lower it.")
     return train, test
 
 
@@ -184,7 +203,8 @@ def encoded_pairs(
     def answer(pref: Preference, side: str) -> tuple[list[int], int]:
         text = (pref.prompt, pref.tools, getattr(pref, side), getattr(pref, f"{side}_ended"))
         if text not in known:
-            known[text] = judged_ids(tokenizer, pref, side, stops)
+            asked = Conversation(pref.prompt, pref.id, pref.tools)
+            known[text] = judged_ids(tokenizer, asked, getattr(pref, side), getattr(pref, f"{side}_ended"), stops)
         return known[text]
 
     for pref in prefs:
@@ -201,10 +221,17 @@ def encoded_pairs(
     return kept, len(prefs) - len(kept)
 
 
-def judged_ids(tokenizer: Any, pref: Preference, side: str, stops: tuple[int, ...]) -> tuple[list[int], int]:
-    """One side of a pair as it is judged, and where its answer begins."""
-    turns, ended = getattr(pref, side), getattr(pref, f"{side}_ended")
+def judged_ids(
+    tokenizer: Any, asked: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
+) -> tuple[list[int], int]:
+    """An answer as it is judged, and where it begins.
+
+    Args:
+        asked: ends where the answer is due.
+        turns: the answer, with the turns before its last one.
+        ended, stops: see `encode_judged`.
+    """
     *before, last = turns
-    prompt = Conversation((*pref.prompt, *before), pref.id, pref.tools)
+    prompt = replace(asked, messages=(*asked.messages, *before))
     ids = encode_judged(tokenizer, prompt, replace(last, trained=True), ended, stops)
     return ids, prompt_length(tokenizer, prompt, ids)

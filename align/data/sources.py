@@ -207,7 +207,7 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
     found = data_set(Path(data.path or ""))
     remedy = "Name a data set of conversations or texts."
     if found.kind == PREFERENCES:
-        remedy = f"Use it with stage=reward or stage=dpo, or n{remedy[1:]}"
+        remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
     problem = f"holds {found.kind}, and conversations or texts are imitated"
     require(found.kind == DOCUMENTS or not answered, "data.path", data.path, problem, remedy)
     return [asked(record) for record in found.records(side)]

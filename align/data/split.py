@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from align.data.tally import tally
 from align.errors import require
-from align.types import Conversation, Document, Message, Preference
+from align.types import Conversation, Document, Feedback, Message, Preference
 
 IN_EVAL = "dropped_in_eval"
 """Counts what is not trained on because `data.eval_path` asks the same."""
@@ -75,10 +76,12 @@ def unasked(found: list[Document], test: list[Document], name: str) -> list[Docu
     return kept
 
 
-def split_by_group(
-    prefs: Sequence[Preference], held_out: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
-    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept.
+Judged = TypeVar("Judged", Preference, Feedback)
+
+
+def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple[list[Judged], list[Judged]]:
+    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept. Answers
+    with a label have no group.
 
     Groups that share a prompt (one prompt ranked by two people, or listed twice) are joined; without a `group_id` the
     prompt alone joins. The joined groups with the lowest hashes of `(seed, prompt)` are held out, so that a pair's side
@@ -102,18 +105,20 @@ def split_by_group(
         return node
 
     for pref, prompt in zip(prefs, prompts, strict=True):
-        if pref.group_id:
-            parent[root(("group", pref.group_id))] = root(("prompt", prompt))
+        if group := getattr(pref, "group_id", ""):
+            parent[root(("group", group))] = root(("prompt", prompt))
     hash_of: dict[tuple[str, str], str] = {}
     for prompt in prompts:
         joined = root(("prompt", prompt))
         hash_of[joined] = min(prompt, hash_of.get(joined, prompt))
-    remedy = "Gather more prompts, or give the test pairs in a file of their own."
-    problem = f"too few groups of pairs to split: the {len(prefs)} pairs are on {len(hash_of)} prompt"
+    what = "answers" if prefs and isinstance(prefs[0], Feedback) else "pairs"
+    remedy = f"Gather more prompts, or give the test {what} in a file of their own."
+    few = "too few prompts to split" if what == "answers" else "too few groups of pairs to split"
+    problem = f"{few}: the {len(prefs)} {what} are on {len(hash_of)} prompt"
     require(len(hash_of) >= 2, "stage.held_out", held_out, problem, remedy)
     size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
     test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
-    sides: tuple[list[Preference], list[Preference]] = ([], [])
+    sides: tuple[list[Judged], list[Judged]] = ([], [])
     for pref, prompt in zip(prefs, prompts, strict=True):
         sides[root(("prompt", prompt)) in test].append(pref)
     return sides

@@ -35,7 +35,7 @@ from align.run.lineage import Gone, folders_behind
 from align.types import Conversation, Feedback, Message, Record
 
 FILE = "trained_ids.parquet"
-TRAINS = ("sft", "full", "reward", "dpo", "ppo")
+TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """The stages that learn from rows."""
 ID = pa.binary(32)
 SCHEMA = pa.schema([

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.chat import IGNORED, Encoded
+from align.data.feedback import Labelled
 from align.data.pairs import Pair
 from align.data.tokens import special_ids
 from align.run.files import write_text
@@ -40,6 +41,18 @@ def write_pair(folder: Path, tokenizer: Any, pair: Pair, answers: bool) -> None:
         (
             shown(tokenizer, side, ids, [i >= (start if answers else len(ids) - 1) for i in range(len(ids))])
             for side, ids, start in sides
+        ),
+    )
+
+
+def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[Labelled]) -> None:
+    """`trained_on.jsonl` of a stage that learns from answers with a label, of both kinds: the first one of each."""
+    firsts = {row.wanted: row for row in reversed(rows)}
+    write(
+        folder,
+        (
+            shown(tokenizer, what, row.ids, [i >= row.start for i in range(len(row.ids))])
+            for what, row in (("wanted", firsts[True]), ("unwanted", firsts[False]))
         ),
     )
 

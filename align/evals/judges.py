@@ -32,7 +32,7 @@ class Standing:
             PPO, or by training on answers that it ranked (best-of-n).
         votes: the runs that learned from pairs which the judge, or a part of it, ranked with noise.
         unknown: what the lineage names and is no longer there, so that nobody can tell.
-        pairs: the runs of DPO that learned from the very pairs that the judge learned from.
+        pairs: the runs of DPO and KTO that learned from the very pairs that the judge learned from.
     """
 
     proxy: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def standing_of(policy: Artifact, judge: set[str], root: Path, models: Sequence[
     for found in ancestors(policy.manifest, root, POLICY):
         if isinstance(found, Gone):
             continue
-        if found.stage == "dpo" and "data" in found.inputs and found.inputs["data"].digest in taught:
+        if found.stage in ("dpo", "kto") and "data" in found.inputs and found.inputs["data"].digest in taught:
             pairs.append(found.ref)
     for found in ancestors(policy.manifest, root):
         if isinstance(found, Gone):

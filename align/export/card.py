@@ -45,6 +45,7 @@ TITLES = {
     "reward": "Reward model on preferences",
     "ppo": "PPO against the reward model",
     "dpo": "Direct preference optimisation",
+    "kto": "KTO on labelled answers",
 }
 
 

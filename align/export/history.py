@@ -93,8 +93,9 @@ def weights(method: Mapping[str, Any]) -> str:
 def besides(name: str, config: Mapping[str, Any]) -> str:
     """What else decides the result: the price of leaving the start, and how answers were sampled."""
     stage = config.get("stage", {})
-    if name == "dpo":
-        return f"beta {stage.get('beta')}"
+    if name in ("dpo", "kto"):
+        loss = stage.get("loss", "sigmoid")
+        return f"beta {stage.get('beta')}" + ("" if loss == "sigmoid" else f", loss {loss}")
     if name == "ppo":
         return f"{estimator(stage)}KL coefficient {stage.get('kl_coef')}; {sampling(config)}"
     return "packed rows" if stage.get("packing") else ""

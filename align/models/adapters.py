@@ -128,7 +128,7 @@ def attached(model: Any, folder: Path, name: str, given: Collection[str], traina
     if strangers := sorted(set(given) - placed):
         raise CorruptFile(
             field, str(folder), f"has tensors that this model has no place for ({some(strangers)})",
-            "A reward model is no policy: name an adapter of stage=sft, stage=dpo or stage=ppo.",
+            "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo.",
         )  # fmt: skip
     if absent := sorted(placed - set(given) - {SCORE_KEY}):  # PEFT leaves them as they were made, and says nothing
         raise CorruptFile(

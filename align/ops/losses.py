@@ -1,5 +1,5 @@
 """The two losses of PPO, each with its figures (Schulman et al., "Proximal policy optimization algorithms", 2017), and
-DPO's.
+those of learning from preferences directly: DPO and its kin.
 
 PPO's are *sums* over tokens divided by a number that the caller gives, of the whole minibatch: its tokens, or another
 (`loss_divisor`). Summing over micro-batches then gives the same gradient however the minibatch was cut.
@@ -158,11 +158,77 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     return torch.zeros_like(spread) if spread == 0 else 1 - (returns - values).var(unbiased=False) / spread
 
 
-def dpo_loss(gap_M: Tensor, beta: float, kind: str) -> Tensor:
+def dpo_loss(gap_M: Tensor, beta: float, kind: str, label_smoothing: float = 0.0) -> Tensor:
     """The loss of M pairs, their mean. With the gap of a pair, log (π/π_ref)(chosen) − log (π/π_ref)(rejected):
 
-    sigmoid:  −log σ(β · gap)          (Rafailov et al., DPO, 2023, eq. 7)
+    sigmoid:  −(1 − ε) log σ(β · gap) − ε log σ(−β · gap)    (Rafailov et al., DPO, 2023, eq. 7, where ε = 0)
     ipo:      (gap − 1 / 2β)²          (Azar et al., 2023, eq. 17), the logs being means over an answer's tokens
+
+    Args:
+        label_smoothing: ε, the share of the pairs that are labelled the wrong way round (Mitchell, "A note on DPO with
+            noisy preferences and relationship to IPO", 2023, eq. 3).
     """
-    losses_M = -logsigmoid(beta * gap_M) if kind == "sigmoid" else (gap_M - 1 / (2 * beta)).square()
-    return losses_M.mean()
+    if kind == "ipo":
+        return (gap_M - 1 / (2 * beta)).square().mean()
+    right, wrong = logsigmoid(beta * gap_M), logsigmoid(-beta * gap_M)
+    return -((1 - label_smoothing) * right + label_smoothing * wrong).mean()
+
+
+def orpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float) -> Tensor:
+    """The loss of M pairs without a reference, their mean (Hong et al., ORPO, 2024, eq. 3 to 7). With p the geometric
+    mean of the probabilities of an answer's tokens, and odds = p / (1 − p):
+
+        −log p(chosen) − β log σ(log odds(chosen) − log odds(rejected))
+
+    Args:
+        chosen_M, rejected_M: log p of the answers of each pair, below 0.
+    """
+    odds_M = log_odds(chosen_M) - log_odds(rejected_M)
+    return -(chosen_M + beta * logsigmoid(odds_M)).mean()
+
+
+def log_odds(logprobs: Tensor) -> Tensor:
+    """log p − log (1 − p)."""
+    return logprobs - (-torch.expm1(logprobs)).log()
+
+
+def simpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float, gamma: float) -> Tensor:
+    """The loss of M pairs without a reference, their mean (Meng et al., SimPO, 2024, eq. 6):
+
+        −log σ(β (log p(chosen) − log p(rejected)) − γ)
+
+    Args:
+        chosen_M, rejected_M: see `orpo_loss`.
+        gamma: by how much the reward of the better answer is to exceed the other's.
+    """
+    return -logsigmoid(beta * (chosen_M - rejected_M) - gamma).mean()
+
+
+def kto_loss(
+    rewards_N: Tensor,
+    wanted_N: Tensor,
+    reference: Tensor,
+    beta: float,
+    desirable: float,
+    undesirable: float,
+) -> Tensor:
+    """The loss of N answers with a label, their mean (Ethayarajh et al., KTO, 2024, eq. 8 without its constant):
+
+        wanted:    λ_D (1 − σ(β (r − z)))
+        unwanted:  λ_U (1 − σ(β (z − r)))
+
+    Args:
+        rewards_N: r, log (π/π_ref) of each answer, in nats.
+        wanted_N: True where the answer was wanted.
+        reference: z, see `kto_reference`.
+        desirable, undesirable: λ_D and λ_U.
+    """
+    above_N = torch.where(wanted_N, rewards_N - reference, reference - rewards_N)
+    weights_N = torch.where(wanted_N, torch.full_like(above_N, desirable), torch.full_like(above_N, undesirable))
+    return (weights_N * torch.sigmoid(-beta * above_N)).mean()
+
+
+def kto_reference(mismatched_N: Tensor) -> Tensor:
+    """What KTO compares rewards with: the KL of the policy from its start, estimated as the mean of log (π/π_ref) of
+    answers to other prompts [N], and at least 0."""
+    return mismatched_N.mean().clamp_min(0)

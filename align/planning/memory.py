@@ -49,7 +49,7 @@ def adapter_bytes(shape: Shape, work: Workload) -> int:
 
 
 def of_trainer(shape: Shape, work: Workload) -> Footprint:
-    """SFT, reward and DPO: what trains is the base itself, or one adapter of it."""
+    """SFT, reward, DPO and KTO: what trains is the base itself, or one adapter of it."""
     whole, ranks = work.method == "full", work.ranks
     head = shape.width * FP32 if work.stage == "reward" else 0
     base = base_bytes(shape, work.method, work.size, work.stage != "reward")
@@ -58,7 +58,7 @@ def of_trainer(shape: Shape, work: Workload) -> Footprint:
     always = [Part("base", "weights", base / share)]
     if not whole:
         always.append(Part("policy", "adapter", trained))
-    if work.stage == "dpo":
+    if work.reference:
         always.append(Part("reference", "adapter", adapter_bytes(shape, work)))
     always.append(Part("policy", "moments", trained / FP32 * work.moments / share))
     one = pass_of(shape, work, whole)

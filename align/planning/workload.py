@@ -14,7 +14,7 @@ class Workload:
     """The worst that a stage does at once: every row as long as it may be.
 
     Attributes:
-        stage: `sft`, `full`, `reward`, `ppo` or `dpo`.
+        stage: `sft`, `full`, `reward`, `ppo`, `dpo` or `kto`.
         method: `qlora`, `lora` or `full`.
         dtype: of the computation.
         cuda: on a GPU, where nothing takes the fast path of a CPU.
@@ -25,6 +25,7 @@ class Workload:
         rank, targets, dora, dropout: of an adapter.
         recompute: activations are computed again in the backward pass.
         moments: bytes of the optimiser for each trained weight.
+        reference: a copy of the adapter that trains is kept as it starts.
         from_adapter: it starts from an adapter, which is kept beside it as reference.
         packing: several texts share a row.
         value_backbone: of PPO, `own`, `policy` or `frozen`; `none` where its estimator has no critic.
@@ -52,6 +53,7 @@ class Workload:
     dropout: float = 0.0
     recompute: bool = False
     moments: int = 8
+    reference: bool = False
     from_adapter: bool = False
     packing: bool = False
     value_backbone: str = "own"

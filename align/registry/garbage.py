@@ -31,7 +31,7 @@ from align.run.folder import locked
 LOG = "removed.jsonl"
 """Beside the runs: what was taken away, a line each time."""
 BY = "stage=registry stage.action=gc"
-TRAINS = ("sft", "full", "dpo", "ppo", "reward")
+TRAINS = ("sft", "full", "dpo", "kto", "ppo", "reward")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 OWNED = re.compile(r"\.(?P<target>.+)\.(?:(?P<host>[^.]+(?:\.[^.]+)*)-)?(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|old)")
 """The name of a file or a folder that is being written, with the process that writes it."""

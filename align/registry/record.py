@@ -22,6 +22,7 @@ Record = dict[str, Any]
 
 SCORES = {
     "sft": ("loss_after",), "full": ("loss_after",), "reward": ("accuracy",), "dpo": ("win_rate", "accuracy"),
+    "kto": ("win_rate", "accuracy", "auc"),
     "ppo": ("win_rate", "held_out_score_after", "last_score"), "eval": ("win_rate", "difference", "judge_agreement"),
     "export": ("kl",), "data": ("train_rows",), "sample": ("answers",),
     "annotate": ("rankings",), "serve": ("requests",), "verify": (),

@@ -22,7 +22,7 @@ from align.run.lineage import base_made_in, made_in
 from align.run.manifest import Input, Manifest, read_manifest
 from align.track import read_rows
 
-REPLAYED = ("sft", "full", "reward", "dpo", "ppo")
+REPLAYED = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """The stages that log step by step."""
 LOOK_S, TOLD_S = 0.2, 10.0
 NAME = "replay"

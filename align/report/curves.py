@@ -41,6 +41,9 @@ GRADIENT = Curve(
     "Before clipping. A rise by a factor of ten or more is training coming apart.", POSITIVE,
 )  # fmt: skip
 PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "A coin has 0.69; lower is better.", POSITIVE)
+DIRECT_LOSS = Curve(
+    "Loss", "loss of a pair", LOSSES, 0.3, "Lower is better; with stage.loss=sigmoid a coin has 0.69.", POSITIVE
+)
 PAIR_ACCURACY = Curve(
     "Accuracy in training", "share of the pairs", {"accuracy": "pairs"}, 0.3,
     "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.", SHARE,
@@ -51,6 +54,22 @@ LOGPROBS = Curve(
     "Logprobs of the answers", "nats an answer",
     {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"}, 10.0,
     "Both may fall; what counts is that the worse one's falls faster.",
+)  # fmt: skip
+TOKEN_LOGPROBS = Curve(
+    "Logprobs of the answers' tokens", "nats a token",
+    {"chosen_token_logprob": "better answer", "rejected_token_logprob": "worse answer"}, 0.5,
+    "Both may fall; what counts is that the worse one's falls faster.",
+)  # fmt: skip
+LABEL_LOSS = Curve(
+    "Loss", "KTO's loss", LOSSES, 0.2, "0.5 at the start, times the weights of the labels; lower is better.", POSITIVE
+)
+REWARDS = Curve(
+    "Rewards of the answers", "beta times nats", {"wanted_reward": "wanted", "unwanted_reward": "unwanted"}, 0.5,
+    "Beside the start; what is wanted is to rise above what is not.",
+)  # fmt: skip
+KL_ESTIMATE = Curve(
+    "KL from the start, estimated", "nats an answer", {"kl": "KL"}, 1.0,
+    "What rewards are compared with: the reward of answers to other prompts, at least 0.", POSITIVE,
 )  # fmt: skip
 SCORE = Curve(
     "Score", "score", {"score": "score"}, 0.5,
@@ -105,7 +124,8 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "sft": (LOSS, RATE, GRADIENT),
     "full": (LOSS, RATE, GRADIENT),
     "reward": (PAIR_LOSS, PAIR_ACCURACY, MARGIN, RATE, GRADIENT),
-    "dpo": (PAIR_LOSS, PAIR_ACCURACY, LOGPROBS, GAIN, RATE, GRADIENT),
+    "dpo": (DIRECT_LOSS, PAIR_ACCURACY, LOGPROBS, TOKEN_LOGPROBS, GAIN, RATE, GRADIENT),
+    "kto": (LABEL_LOSS, REWARDS, KL_ESTIMATE, RATE, GRADIENT),
     "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, EQUAL, CLIPPED, APPROX_KL, SIGNS),
     "sample": (SAMPLED_LENGTH, ENDED),
 }

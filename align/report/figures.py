@@ -111,6 +111,8 @@ FIGURES = (
             "of whoever it was compared with, by prompt."),
     _figure("accuracy", "Accuracy on held-out pairs", PERCENT, "Share of the pairs whose better answer gets the higher "
             "score, by prompt; a coin has 50 %."),
+    _figure("auc", "Wanted above unwanted", PERCENT, "How often a held-out answer that was wanted gained more on the "
+            "start than one that was not (the area under the ROC curve); a coin has 50 %."),
     _figure("accuracy_noiseless", "Accuracy without the labels' noise", PERCENT, "The same against the order that the "
             "simulated annotator had before its noise."),
     _figure("ceiling", "Ceiling of the labels", PERCENT, "How often the noisy labels agree with that order: more than "
@@ -121,7 +123,7 @@ FIGURES = (
             "interval that holds 0 shows no change."),
     _figure("perplexity_before perplexity_after", "Held-out perplexity", "", "exp of the loss: among how many equally "
             "likely tokens the model is torn."),
-    _figure("loss_before loss", "Held-out loss", "nats a pair", "The training loss on held-out pairs, at the start and "
+    _figure("loss_before loss", "Held-out loss", "", "The training loss on held-out pairs or answers, at the start and "
             "now; lower is better."),
     _figure("loss", "Held-out loss", "nats a pair", "Bradley–Terry's loss on held-out pairs; a coin has 0.69."),
     _figure("objective_before objective_after", "Objective on held-out prompts", "", "Score less stage.kl_coef times "
@@ -191,6 +193,8 @@ FIGURES = (
     _figure("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
     _figure("added", "New in the store", "", "Those that were not there before."),
     _figure("pairs", "Pairs", "", "Preferences that follow from the rankings."),
+    _figure("wanted", "Wanted answers", "", "With this label, or chosen in a pair."),
+    _figure("unwanted", "Unwanted answers", "", "With this label, or rejected in a pair."),
     _figure("tie_share", "Ties", PERCENT, "Pairs of answers that stand equal."),
     _figure("agreement", "Agreement with the noiseless order", PERCENT, "Share of the untied pairs that the noise left "
             "as they were."),

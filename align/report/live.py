@@ -42,6 +42,7 @@ PATIENCE_S = 2.0
 TITLES = {
     "sft": "Supervised fine-tuning", "full": "Supervised fine-tuning of every weight", "sample": "Sampled answers",
     "annotate": "Annotation", "reward": "Reward model", "dpo": "Direct preference optimisation (DPO)",
+    "kto": "Kahneman-Tversky optimisation (KTO)",
     "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
     "serve": "Server", "data": "Data set",
 }  # fmt: skip

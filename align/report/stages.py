@@ -29,6 +29,7 @@ TRAINED_ON = {
     "sft": ROWS,
     "full": ROWS,
     "dpo": ROWS.replace("rows", "pair").replace("the loss is taken on", "the loss compares"),
+    "kto": ROWS.replace("rows", "answer that was wanted and the first that was not").replace("is taken on", "reads"),
     "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
 }
 SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
@@ -156,6 +157,29 @@ def pairs_shown(report: Report, seen: Seen) -> None:
             report.heading(title)
         for pair in list(widest.values())[:SHOWN_PAIRS]:
             report.side_by_side(pair["prompt"], [labelled(pair, "chosen"), labelled(pair, "rejected")])
+
+
+def labelled_shown(report: Report, seen: Seen) -> None:
+    """Held-out pairs; or answers with a label: how their rewards lie, and those that were judged best and worst."""
+    answers = seen.evidence("held_out.jsonl")
+    if not answers or "reward" not in answers[0]:
+        pairs_shown(report, seen)
+        return
+    from align.report.plots import histogram_pair, render
+
+    wanted, others = ([one["reward"] for one in answers if one["label"] is label] for label in (True, False))
+    if wanted and others:
+        figure = histogram_pair(wanted, others, ("wanted", "unwanted"), "nats", "Rewards of held-out answers")
+        report.plot(
+            render(figure, transparent=True), "The less the two overlap, the better they are told apart.",
+            f"Histograms of the rewards of {len(wanted)} wanted and {len(others)} unwanted answers.",
+        )  # fmt: skip
+    ordered = sorted(answers, key=lambda one: -one["reward"])
+    for title, found in (("Raised the most", ordered), ("Lowered the most", ordered[::-1])):
+        report.heading(title)
+        for one in found[:SHOWN_PAIRS]:
+            label = "Wanted" if one["label"] else "Unwanted"
+            report.side_by_side(one["prompt"], [Said(f"{label}, reward {signed(one['reward'])} nats", one["answer"])])
 
 
 def labelled(pair: Mapping[str, Any], side: str) -> Said:
@@ -322,7 +346,8 @@ def sources_shown(report: Report, seen: Seen) -> None:
 
 
 SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
-    "reward": pairs_shown, "dpo": pairs_shown, "sample": sampled_shown, "ppo": answers_shown, "eval": comparison_shown,
+    "reward": pairs_shown, "dpo": pairs_shown, "kto": labelled_shown, "sample": sampled_shown, "ppo": answers_shown,
+    "eval": comparison_shown,
     "sft": sources_shown, "full": sources_shown, "export": receipt_shown, "verify": anchors_shown,
     "data": data_set.shown,
 }  # fmt: skip

@@ -48,7 +48,7 @@ def absolute(change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def judged(seen: Seen) -> str:
-    metrics, dpo = seen.metrics, seen.manifest.stage == "dpo"
+    metrics, dpo = seen.metrics, seen.manifest.stage in ("dpo", "kto")
     right = metrics["accuracy"]
     what = "Beside its start, the policy raised the better answer in" if dpo else "The better answer scores higher in"
     simulated = metrics.get("simulated_by")
@@ -58,6 +58,21 @@ def judged(seen: Seen) -> str:
         f"{what} {percent(right)} of the held-out pairs of {counted(right['n'], 'prompt')}{who}; a coin has 50 %.",
         unsure(right, 0.5, "50 %: no more than a coin would do was shown"), scarce(right["n"], "prompt"),
         f"The noise in the labels leaves {percent(ceiling['value'])} to reach." if ceiling else "",
+    ]  # fmt: skip
+    return joined(sentences)
+
+
+def labelled(seen: Seen) -> str:
+    """KTO's: of held-out pairs, or of answers with a label."""
+    if "accuracy" in seen.metrics:
+        return judged(seen)
+    above = seen.metrics.get("auc")
+    if above is None:
+        return "The held-out answers have one label, so that nothing says whether it tells wanted from unwanted ones."
+    sentences = [
+        f"Beside its start, the policy raised a wanted answer above an unwanted one in {percent(above)} of the cases.",
+        f"The held-out answers are to {counted(above['n'], 'prompt')}; a coin has 50 %.",
+        unsure(above, 0.5, "50 %: no more than a coin would do was shown"), scarce(above["n"], "prompt"),
     ]  # fmt: skip
     return joined(sentences)
 
@@ -247,8 +262,8 @@ DONE = {
 }  # fmt: skip
 
 VERDICTS: Mapping[str, Callable[[Seen], str]] = {
-    "sft": trained, "full": trained, "reward": judged, "dpo": judged, "ppo": optimised, "eval": compared,
-    "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
+    "sft": trained, "full": trained, "reward": judged, "dpo": judged, "kto": labelled, "ppo": optimised,
+    "eval": compared,    "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
     "serve": served, "data": data_set.verdict,
 }  # fmt: skip
 

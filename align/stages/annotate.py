@@ -224,5 +224,5 @@ def head_in(ref: str | None, root: Path, project: str) -> Head | None:
     found = next((read for read in inputs if read.project == project and read.seq >= 0), None)
     if found is None:
         problem = f"it did not read project {project}"
-        raise InputError("stage.head", ref, problem, "Name a run of stage=reward or stage=dpo that did.")
+        raise InputError("stage.head", ref, problem, "Name a run of stage=reward, stage=dpo or stage=kto that did.")
     return Head(found.seq, found.digest)

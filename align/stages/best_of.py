@@ -42,8 +42,8 @@ from align.rollout.randomness import row_seeds
 from align.run import Run, write_json, write_text
 from align.stages.best_of_inputs import of_gold
 from align.stages.execution import tracker
-from align.stages.inputs import lora_of, start
 from align.stages.rollouts import engine_for
+from align.stages.starting import lora_of, start
 from align.track import line_of, peak_memory, progress, read_rows
 from align.types import Conversation, Result, Rollout
 from annotate.store import storable

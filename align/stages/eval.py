@@ -36,8 +36,8 @@ from align.rollout.engine import Engine, cut_answers, divergence_as_input_error,
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
 from align.stages import grader_card, judge_card, suite
-from align.stages.inputs import start
 from align.stages.rollouts import engine_for
+from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
 from reward.build import build, on_its_own_base

@@ -40,7 +40,7 @@ from align.run.lineage import data_behind, evaluated_by, origin_of, trained_thro
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PrivateKey, PublicKey, base_beside, sign, verified
 from align.run.weights import brings_scores
-from align.stages.inputs import start
+from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Result
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align import ranks
+from align.config.dpo import REFERENCED
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -140,8 +141,9 @@ def workload_of(config: Config, shape: Shape, from_adapter: bool, rewards: int, 
     optimiser = ("paged_adamw_8bit" if cuda else "adamw") if stage.optimiser == "auto" else stage.optimiser
     texts = getattr(stage, "answers", 2) if stage.name == "reward" else TEXTS.get(stage.name, 1)
     supervised = stage.name in ("sft", "full")
+    reference = stage.name == "kto" or getattr(stage, "loss", None) in REFERENCED
     return replace(
-        work, texts=texts, moments=MOMENTS[optimiser], packing=supervised and stage.packing,
+        work, texts=texts, reference=reference, moments=MOMENTS[optimiser], packing=supervised and stage.packing,
         dropout=method.dropout if supervised and method.name != "full" else 0.0,
     )  # fmt: skip
 

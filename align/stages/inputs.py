@@ -17,7 +17,6 @@ from align.aliases import parsed_aliases
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
 from align.config.data import FORGET, NOT_KEPT, REWARD, DataStageConfig
-from align.config.groups import ALL_LINEAR
 from align.config.root import Config, store_url
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.serve import ServeConfig
@@ -46,11 +45,10 @@ from align.export.converters import converters_in
 from align.functions import defined, load_function
 from align.functions import source_of as source_of_function
 from align.models.base import base_of, find_base
-from align.models.lora import Lora, settings_in
-from align.models.start import BASE, find, label, start_from, started_from
+from align.models.start import BASE, find, label, started_from
 from align.redaction import masked, unmarked
 from align.rollout.engine_process import LLAMA_CPP, VLLM
-from align.run import Artifact, Base, Input, file_digest, json_digest
+from align.run import Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluation_of
 from align.run.signing import PrivateKey, PublicKey, private_key, public_key
@@ -60,8 +58,18 @@ from align.serve.opening import opened
 from align.stages.best_of_inputs import best_of_inputs
 from align.stages.grader_card_inputs import grader_inputs, known_answers_of
 from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
-from align.stages.rows import open_store, pairs_of, prompts_of, prompts_of_both, source_of, unseen_prompts
+from align.stages.rows import (
+    judgements_of,
+    open_store,
+    pairs_of,
+    prompts_of,
+    prompts_of_both,
+    source_of,
+    unseen_prompts,
+)
+from align.stages.starting import start, starting_point
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
+from align.trainers.available import check_trainer
 from annotate.accounts import Accounts
 from reward.inputs import models_of, read_alike, reward_inputs
 
@@ -152,19 +160,22 @@ def annotate(config: Config) -> Inputs:
 
 
 def reward(config: Config) -> Inputs:
-    artifact, base, config = start(config)
-    pairs = pairs_records(source_of(config), store_url(config), config.project)
-    records = {"init": artifact.as_input(), **pairs}
+    found = judged(config, pairs_of)
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
-        records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
-    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config), trains=True)
+        found.records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
+    return found
 
 
 def dpo(config: Config) -> Inputs:
+    check_trainer(config.stage.loss)
+    return judged(config, pairs_of)
+
+
+def judged(config: Config, rows: Callable[[Config], tuple[Any, ...]]) -> Inputs:
+    """A stage that learns from judgements: pairs, or answers with a label."""
     artifact, base, config = start(config)
-    pairs = pairs_records(source_of(config), store_url(config), config.project)
-    records = {"init": artifact.as_input(), **pairs}
-    return Inputs(config, label(base, config.method.name), base, records, partial(pairs_of, config), trains=True)
+    records = {"init": artifact.as_input(), **pairs_records(source_of(config), store_url(config), config.project)}
+    return Inputs(config, label(base, config.method.name), base, records, partial(rows, config), trains=True)
 
 
 def ppo(config: Config) -> Inputs:
@@ -282,68 +293,6 @@ def verify(config: Config) -> Inputs:
     return Inputs(config, label(base, config.method.name), base, read)
 
 
-def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
-    """What the policy starts from, and its base.
-
-    Raises:
-        InputError: every weight is to train of what is an adapter.
-    """
-    artifact, base, config = start(config)
-    require(
-        config.method.name != "full" or artifact.whole, "method", "full", f"{artifact.ref} is an adapter",
-        "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=.",
-    )  # fmt: skip
-    return artifact, base, config
-
-
-def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
-    """What a stage starts from, see `align.models.start.start_from`; and the configuration with the method that this
-    belongs to and the system prompt that it was trained with.
-
-    Args:
-        ref: the reference; None for what the configuration has as `field`.
-
-    Raises:
-        InputError: it is a reward model, where the stage is not one that exports it.
-    """
-    ref = ref if ref is not None else str(getattr(config, field))
-    root, model = Path(config.run.root).expanduser(), config.model
-    found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
-    if config.stage.name != "export" and not found.artifact.whole and brings_scores(found.artifact.path):
-        remedy = "Name an adapter of stage=sft, stage=dpo or stage=ppo."
-        raise InputError(field, ref, "is a reward model, and no policy", remedy)
-    method = changed(config.method, name=found.method)
-    if field == "init" and not found.artifact.whole and found.method != "full":
-        made = settings_in(found.artifact.path)
-        why = f"{found.artifact.ref} is an adapter already, and goes on as it is"
-        method.refuse_others(made, why, "Drop it, or start from a whole model.")
-        method = changed(method, **carried_on(made, method, found.artifact))
-    asked_with = found.artifact.manifest.config["data"].get("system") if found.artifact.manifest else None
-    if config.data.system is None and asked_with:  # what was taught under a system prompt is asked under it
-        config = changed(config, data=changed(config.data, system=asked_with))
-    return found.artifact, found.base, changed(config, method=method)
-
-
-def carried_on(made: Mapping[str, Any], method: Any, adapter: Artifact) -> dict[str, Any]:
-    """The settings of an adapter that a run goes on with, for its manifest. What is of another kind than a setting may
-    be (of an adapter that was made elsewhere) stays at its default.
-
-    Args:
-        made: see `settings_in`. Its targets are names of layers, which `all-linear` stood for where its run says so.
-    """
-    found = {key: value for key, value in made.items() if type(value) is type(getattr(method, key))}
-    said = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
-    targets = ALL_LINEAR if said == ALL_LINEAR else made["targets"]
-    return {**found, "targets": targets if isinstance(targets, list) and targets else ALL_LINEAR}
-
-
-def lora_of(config: Config) -> Lora:
-    """How a fresh adapter is made."""
-    method, targets = config.method, config.method.targets
-    names = () if targets == ALL_LINEAR else tuple(targets)
-    return Lora(method.r, method.alpha, method.dropout, names, method.rslora, method.dora)
-
-
 def data(config: Config) -> Inputs:
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
@@ -391,6 +340,7 @@ def forgetting(config: Config) -> Inputs:
 
 OF: Mapping[str, Callable[[Config], Inputs]] = MappingProxyType({
     "data": data, "sft": sft, "full": sft, "sample": sample, "annotate": annotate, "reward": reward, "ppo": ppo,
-    "dpo": dpo, "eval": evaluate, "export": export, "serve": serve, "verify": verify,
+    "dpo": dpo, "kto": partial(judged, rows=judgements_of), "eval": evaluate, "export": export, "serve": serve,
+    "verify": verify,
 })  # fmt: skip
 """Stage → what goes into it."""

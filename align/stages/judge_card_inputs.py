@@ -25,7 +25,7 @@ from align.stages.rows import SEEN, key_of, source_of
 from align.types import Preference
 from reward.inputs import models_of, read_alike, reward_inputs
 
-LEARNS_VERDICTS = ("reward", "dpo")
+LEARNS_VERDICTS = ("reward", "dpo", "kto")
 """Stages that learn from pairs: what they saw says nothing of how a judge does elsewhere. Who imitated an answer
 has learned no verdict."""
 APPLY = {"eval": ("name", "measures", "asks"), "stage": ("judge", "level"), "model": (), "method": (), "rollout": ()}

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from align.config.root import Config
 from align.data.chat import Encoded
+from align.data.feedback import Labelled
 from align.data.pairs import Pair
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
@@ -34,6 +35,7 @@ from align.rollout.hf import HfEngine
 from align.run import Base
 from align.trainers.common import Training, train
 from align.trainers.dpo import dpo_trainer
+from align.trainers.kto import kto_trainer
 from align.trainers.reward import Ranking, reward_trainer
 from align.trainers.sft import sft_trainer
 
@@ -182,7 +184,13 @@ def trainer_of(
     start, rows = len(row) // 2, 2 * training.batch_size
     if work.stage == "dpo":
         pairs = [Pair(row, row, start, start)] * rows
-        return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid")
+        return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
+    if work.stage == "kto":
+        labelled = [Labelled([*row[: start - 1], i % 2, *row[start:]], start, i % 2 == 0) for i in range(rows)]
+        return kto_trainer(
+            model, tokenizer, labelled, arguments, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0,
+            max_length=len(row),
+        )  # fmt: skip
     if work.stage == "reward":
         other = [[*row[:-1], 4 + i] for i in range(work.texts)]
         judged = [Ranking(other, [(0, i) for i in range(1, work.texts)])] * rows

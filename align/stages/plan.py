@@ -47,7 +47,7 @@ PRINTS: Mapping[str, Callable[[Config], Iterator[str]]] = MappingProxyType({"pla
 
 
 def heading(start: Planned, shape: Shape, work: Workload) -> str:
-    rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs"}.get(work.stage, "rows")
+    rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs", "kto": "answers"}.get(work.stage, "rows")
     of = f" ({work.prompt} of the prompt)" if work.prompt else ""
     layers = ", activations computed again" if work.recompute else ""
     where = "a GPU" if work.cuda else "a CPU"

@@ -59,7 +59,6 @@ from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
-from align.stages.inputs import lora_of, start
 from align.stages.ppo_arguments import (
     estimate_arguments,
     experience_arguments,
@@ -77,6 +76,7 @@ from align.stages.ppo_rollouts import (
 )
 from align.stages.rollouts import engine_for
 from align.stages.rows import open_store
+from align.stages.starting import lora_of, start
 from align.track import Clock, Tracker, peak_memory, progress
 from align.types import Conversation, Result
 from reward.build import build_beside_policy, same_template

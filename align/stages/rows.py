@@ -11,6 +11,7 @@ from typing import Any
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.training import held_out_for
+from align.data.feedback import divided_judgements
 from align.data.pairs import divided_pairs, prepared, read_pairs
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
@@ -122,6 +123,16 @@ def pairs_of(config: Config) -> tuple[Any, ...]:
     both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
     held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
     return tuple([prepared(pref, source) for pref in side] for side in both)
+
+
+def judgements_of(config: Config) -> tuple[Any, ...]:
+    """Answers with a label to train on and to measure on, or preference pairs where the data has these."""
+    both = divided_judgements(
+        source_of(config), store_url(config), config.project, config.data.allow_simulated, config.stage.held_out,
+        config.seed,
+    )  # fmt: skip
+    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
+    return both
 
 
 def open_store(config: Config, create: bool = True) -> Store:

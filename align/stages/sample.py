@@ -22,9 +22,9 @@ from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
 from align.stages import best_of
 from align.stages.execution import tracker
-from align.stages.inputs import start
 from align.stages.rollouts import engine_for
 from align.stages.rows import open_store
+from align.stages.starting import start
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
 from annotate.store import Candidate, Store, storable

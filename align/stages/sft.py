@@ -37,7 +37,7 @@ from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
-from align.stages.inputs import lora_of, start
+from align.stages.starting import lora_of, start
 from align.track import peak_memory
 from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring

@@ -24,10 +24,10 @@ from align.ppo.verify.on_model import Setting, on_model
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
-from align.stages.inputs import start
 from align.stages.ppo import load_roles
 from align.stages.ppo_arguments import experience_arguments, losses_of
 from align.stages.rollouts import engine_for
+from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
 from reward.inputs import models_of

@@ -41,7 +41,7 @@ CHECKPOINTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a trainer trains: the settings that SFT, reward and DPO share, by the names of their configurations.
+    """How a trainer trains: the settings that SFT, reward, DPO and KTO share, by the names of their configurations.
 
     Attributes:
         max_steps: ends before the epochs do; None where they decide.
@@ -270,6 +270,21 @@ def configuration_kept(model: nn.Module) -> Iterator[None]:
         for config, said in kept:
             vars(config).clear()
             vars(config).update(said)
+
+
+def reference_in_words(model: nn.Module, kept: bool) -> str:
+    """What the reference costs, for the line that a run prints.
+
+    Args:
+        kept: the adapter that trains is compared with a copy of what it was at the start.
+    """
+    if not kept:
+        return "no reference is kept: the loss reads the policy alone, once a batch"
+    adapter = sum(p.numel() * p.element_size() for p in trained_in(model).values())
+    return (
+        f"the start is kept as the reference: a second adapter of {adapter / 1e6:,.1f} MB, and a second pass over each "
+        "batch"
+    )
 
 
 def put_back(trainer: Trainer, checkpoint: Path) -> None:

@@ -30,6 +30,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "annotate": ("stage.action=simulate",),
     "reward": (*FEW, "stage.micro_batch=8"),
     "dpo": FEW,
+    "kto": FEW,
     "ppo": (*PPO, "stage.eval_prompts=4", "stage.shown=2"),
     "eval": ("stage.prompts=8",),
     "export": (),
@@ -123,7 +124,7 @@ def test_what_a_report_holds(page: Any, pages: dict[str, Path]) -> None:
     assert "held out" in page.locator("figure.plot img").first.get_attribute("alt")
     page.goto(pages["data"].as_uri())
     assert "are dropped" in page.locator("figure.plot img").first.get_attribute("alt")
-    for name in ("sft", "sft failed", "full", "reward", "dpo", "data"):
+    for name in ("sft", "sft failed", "full", "reward", "dpo", "kto", "data"):
         page.goto(pages[name].as_uri())
         assert page.locator(".tokens mark").count() >= 2, name
         line = page.locator(".tokens mark").first.evaluate("mark => getComputedStyle(mark).borderBottomWidth")

@@ -35,6 +35,7 @@ REFUSED = {
     "full": {("method", "auto"), ("method", "qlora"), ("method", "lora"), ("data", "annotations")},
     "reward": {("data", "chitchat"), ("method", "full")},
     "dpo": {("data", "chitchat"), ("method", "full")},
+    "kto": {("data", "chitchat"), ("method", "full")},
 }
 GRID = [
     (stage, group, choice)

@@ -54,13 +54,13 @@ def lines(ready: Ready, model: Path, chats: Path) -> dict[str, list[str]]:
     short = ["stage.prompts=2", "rollout.max_new_tokens=4"]
     return {
         **conversations, "sample": [*conversations["sample"], *short], "eval": [*conversations["eval"], *short],
-        "reward": ["stage=reward", *pairs], "dpo": ["stage=dpo", *pairs],
+        "reward": ["stage=reward", *pairs], "dpo": ["stage=dpo", *pairs], "kto": ["stage=kto", *pairs],
         "export": ["stage=export", "artifact=sft:s", "export.vllm=none", "export.base=none"],
         "verify": ["stage=verify", "init=sft:s", "reward.ref=reward:a", "stage.rows=2", "rollout.max_new_tokens=4"],
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "ppo", "eval", "export", "verify"])
+@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval", "export", "verify"])
 def test_a_finished_run_answers_at_once(
     ready: Ready, tiny_model: Path, chats: Path, shop: Workshop, composed: float, stage: str
 ):
@@ -72,13 +72,13 @@ def test_a_finished_run_answers_at_once(
     assert seconds < TIMES * composed
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "ppo", "eval"])
+@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval"])
 def test_a_mistake_in_a_row_is_said_at_once(
     ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, shop: Workshop, composed: float, stage: str
 ):
     path = tmp_path / "rows.jsonl"
     pairs = [json.dumps({"prompt": f"hello {i}", "chosen": "hi", "rejected": "go"}) for i in range(40)]
-    rows = pairs if stage in ("reward", "dpo") else chats.read_text().splitlines()
+    rows = pairs if stage in ("reward", "dpo", "kto") else chats.read_text().splitlines()
     path.write_text("\n".join([*rows[:-1], '{"messages": 3']) + "\n")
     words = [*lines(ready, tiny_model, path)[stage], "data=jsonl", f"data.path={path}"]
     said, seconds = asked([*words, f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"])

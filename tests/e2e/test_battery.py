@@ -23,6 +23,7 @@ GOOD = {
     "sft": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
     "reward": {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No idea."},
     "dpo": {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No idea."},
+    "kto": {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No idea."},
     "import": {"prompt": "Is it open?", "answers": ["Yes, until six.", "No idea."]},
 }
 """The first row of every file whose second is wrong."""
@@ -39,6 +40,7 @@ def command(case: Case, ready: Ready, model: Path, rows: Path) -> list[str]:
         "sample": ["stage=sample", "init=sft:s", *short],
         "reward": ["stage=reward", "init=sft:s", *data],
         "dpo": ["stage=dpo", "init=sft:s", *data],
+        "kto": ["stage=kto", "init=sft:s", *data],
         "ppo": [word for word in ready.ppo if not (scored and word.startswith("reward."))],
         "eval": ["stage=eval", "artifact=sft:s", *short],
         "export": ["stage=export", "artifact=sft:s"],

@@ -22,11 +22,11 @@ def weights_are_read(*given: object, **more: object) -> None:
     raise AssertionError("weights are read")
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "sample", "eval", "ppo", "reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "full", "sample", "eval", "ppo", "reward", "dpo", "kto"])
 def test_a_broken_row_is_said_before_weights_are_read(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, monkeypatch: Any, stage: str
 ) -> None:
-    path, pairs = tmp_path / "rows.jsonl", stage in ("reward", "dpo")
+    path, pairs = tmp_path / "rows.jsonl", stage in ("reward", "dpo", "kto")
     words = readers(ready, tiny_model, path).get(stage) or [
         f"stage={stage}", "init=sft:s", "data=jsonl", f"data.path={path}", "stage.held_out=0.3", *CHATS[1:3],
     ]  # fmt: skip

@@ -35,6 +35,7 @@ SMALL = {  # what makes a line quick; everything else is as the page has it
     "full": ("stage.max_steps=2", "stage.batch_size=8", "stage.eval_size=2"),
     "reward": ("stage.batch_size=8", "stage.micro_batch=8", "stage.epochs=1"),
     "dpo": ("stage.batch_size=8",),
+    "kto": (),
     "ppo": (
         "stage.updates=2", "stage.batch_size=8", "stage.minibatches=2", "stage.micro_batch=4", "stage.normalise_on=8",
         "stage.eval_prompts=4", "rollout.max_new_tokens=8",

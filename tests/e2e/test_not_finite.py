@@ -87,6 +87,7 @@ def stage_line(stage: str, place: Place) -> list[str]:
         "sample": [*place.data, "stage.prompts=8", "init=sft:s", "project=other"],
         "reward": judged,
         "dpo": judged,
+        "kto": judged,
         "ppo": [
             *place.data, *small, "stage.updates=3", "stage.normalise_on=16", "init=sft:s", "reward.ref=reward:a",
         ],
@@ -116,7 +117,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return command
 
 
-READERS = ("sft", "full", "sample", "reward", "dpo", "ppo", "eval", "export", "verify")
+READERS = ("sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval", "export", "verify")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_base_that_its_dtype_cannot_hold(place: Place, refused: Callable[..., 
     assert f"dtype=float16: {key} in model.safetensors holds 2 values beyond what it can hold" in said
 
 
-@pytest.mark.parametrize("stage", ["sample", "reward", "dpo", "ppo", "eval", "export", "verify"])
+@pytest.mark.parametrize("stage", ["sample", "reward", "dpo", "kto", "ppo", "eval", "export", "verify"])
 def test_in_the_adapter(place: Place, refused: Callable[..., str], stage: str) -> None:
     key = plant(place.root / "sft" / "s" / "artifact" / WEIGHTS["adapter"], NAN)
     rehash(place.root / "sft" / "s")
@@ -159,7 +160,7 @@ def test_in_the_reward_model(place: Place, refused: Callable[..., str], stage: s
 
 
 @pytest.mark.parametrize("what", ["weights", "optimiser"])
-@pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "kto", "ppo"])
 def test_in_a_checkpoint(
     place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, stage: str, what: str
 ) -> None:
@@ -196,7 +197,7 @@ DIVERGES = "stage.lr=1e37"
 """One step of it, and no product of two weights is a number in fp32."""
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "full", "reward", "dpo", "kto", "ppo"])
 def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> None:
     """The first step moves every weight by the learning rate, and the next one finds out; PPO takes several a batch."""
     more = {"ppo": [], "reward": ["stage.warmup=0", "stage.epochs=32", "stage.schedule=constant"]}
@@ -210,13 +211,13 @@ def test_in_training(place: Place, refused: Callable[..., str], stage: str) -> N
     try:
         assert resolve(f"{stage}:latest", place.root).manifest.name != "x"
     except MissingArtifact:
-        assert stage in ("full", "dpo", "ppo")  # of which there is no earlier run
+        assert stage in ("full", "dpo", "kto", "ppo")  # of which there is no earlier run
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
 def test_after_the_last_step(place: Place, refused: Callable[..., str], stage: str) -> None:
     """The last step's loss and gradient were good, and what it left says nothing that is a number."""
-    one = {"sft": "stage.max_steps=1", "dpo": "stage.epochs=0.01"}[stage]
+    one = {"sft": "stage.max_steps=1", "dpo": "stage.epochs=0.01", "kto": "stage.epochs=0.01"}[stage]
     said = refused([*stage_line(stage, place), one, "stage.warmup=0", DIVERGES])
     assert said.startswith("align: stage.lr=1e+37: ")
     assert "after step 1" in said

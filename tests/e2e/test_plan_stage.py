@@ -20,7 +20,8 @@ WRONG = (
     "sft stage.batch_size=6", "ppo rollout.max_new_tokens=many", "sft model=hub model.path=./none init=base",
 )  # fmt: skip
 
-PLANNED = "Choose one of: dpo, full, ppo, reward, sft."
+DIRECT = ("dpo", "dpo stage.loss=simpo", "kto")
+PLANNED = "Choose one of: dpo, full, kto, ppo, reward, sft."
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_its_own_keys_are_checked(line: str, said: str, here: Path, capsys: pyte
     assert (status, error.startswith(f"align: {said}")) == (2, True), error
 
 
-@pytest.mark.parametrize("stage", ["sft init=base", "full", "reward", "ppo", "dpo data=annotations"])
+@pytest.mark.parametrize(
+    "stage", ["sft init=base", "full", "reward", "ppo", *(f"{each} data=annotations" for each in DIRECT)]
+)
 def test_it_says_memory_cards_disk_and_time_and_leaves_nothing(
     stage: str, here: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -127,7 +130,7 @@ def test_it_answers_without_torch(here: Path):
 
 def test_help_and_the_job_are_of_the_stage_that_is_planned(here: Path, capsys: pytest.CaptureFixture[str]):
     _, shown, _ = told("stage=plan stage.of=dpo --help", capsys)
-    assert "stage.beta=0.1" in shown
+    assert "stage.loss=sigmoid" in shown
     assert "stage.measure=false" in shown
     _, job, _ = told("stage=plan stage.of=dpo stage.beta=0.3 data=annotations --cfg job", capsys)
     assert "beta: 0.3" in job

@@ -26,7 +26,7 @@ pytestmark = [
 
 FP32 = ("dtype=float32",)
 """Trainers in bf16 count on autocast, which the pretended card has not."""
-WITH_TORCH = ("sft", "dpo", "reward", "ppo", "eval")
+WITH_TORCH = ("sft", "dpo", "kto", "reward", "ppo", "eval")
 
 
 class Cards:
@@ -75,13 +75,14 @@ STARTS = ("init=sft:sft-cuda", "reward.ref=reward:reward-cuda")
 PPO = ("stage.updates=1", "stage.batch_size=4", "stage.micro_batch=2", "stage.normalise_on=4", *STARTS)
 STAGES = {
     "dpo": ("stage.eval_every=1", "stage.publish=best"),
+    "kto": ("stage.eval_every=1", "stage.publish=best"),
     "ppo": (*PPO, "stage.eval_every=1", "stage.eval_prompts=2", "stage.shown=2", "dtype=auto"),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_on_a_card(cards: Cards, stage: str):
-    data = cards.pairs if stage == "dpo" else cards.data
+    data = cards.pairs if stage in ("dpo", "kto") else cards.data
     manifest = read_manifest(cards.run(stage, *data, *STAGES[stage], "method=lora"))
     assert manifest.hardware["device"] == "cuda"
     assert manifest.hardware["gpu"] == "a pretended card"

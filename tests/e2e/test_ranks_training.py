@@ -57,7 +57,7 @@ class Ranked:
         self.forks, self.root, self.cwd = forks, ready.root, cwd
         learn = (f"model.path={model}", "model=hub", *ready.data, *PACE, "stage.eval_size=5")
         voted = (*PACE, *VOTES, "init=sft:s")
-        self.stages = {"sft": learn, "full": learn, "reward": voted, "dpo": voted}
+        self.stages = {"sft": learn, "full": learn, "reward": voted, "dpo": voted, "kto": voted}
 
     def words(self, stage: str, name: str, *more: str) -> list[str]:
         return [f"stage={stage}", *self.stages[stage], *more, f"run.name={name}", f"run.root={self.root}"]
@@ -116,6 +116,8 @@ def same(one: Path, other: Path) -> None:
         ("sft", ("stage.packing=true", "stage.micro_batch=2", "stage.batch_size=4", "data.max_length=48")),
         ("reward", ("stage.prioritise=true", "data=annotations", "data.path=null")),
         ("dpo", ("data=annotations", "stage.eval_every=2")),
+        ("dpo", ("data=annotations", "stage.loss=simpo")),
+        ("kto", ("data=annotations", "stage.eval_every=2")),
     ],
 )
 def test_two_ranks_make_what_one_process_makes(ranked: Ranked, stage: str, more: tuple[str, ...]):

@@ -21,6 +21,7 @@ LINES = {
     "full": ["stage=full", *SHORT, "stage.max_steps=3"],
     "reward": ["stage=reward", "init=sft:s", *SHORT, "stage.micro_batch=8", "stage.epochs=1"],
     "dpo": ["stage=dpo", "init=sft:s", *SHORT, "stage.epochs=1"],
+    "kto": ["stage=kto", "init=sft:s", *SHORT, "stage.epochs=1"],
     "ppo": ["stage=ppo", "init=sft:s", "reward.ref=reward:a", "stage.updates=3"],
 }
 VOTES = ["data.allow_simulated=true", "stage.held_out=0.3"]
@@ -37,7 +38,7 @@ def home(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(home: Path, stage: str, name: str, model: Path, data: list[str], *more: str) -> Path:
     """A run of a stage, on chats, or on the votes that are there."""
-    shop, votes = Workshop(home / "runs", home), stage in ("reward", "dpo")
+    shop, votes = Workshop(home / "runs", home), stage in ("reward", "dpo", "kto")
     where = [*VOTES, *CHATS[1:3]] if votes else data
     base = ["model=hub", f"model.path={model}"] if stage in ("sft", "full") else []
     ppo = ["stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "rollout.max_new_tokens=8"]

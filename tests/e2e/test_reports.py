@@ -24,6 +24,7 @@ LIVE = [
     ("sft", []), ("full", []), ("sample", ["stage.prompts=24", "project=again"]),
     ("reward", ["data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3", "stage.epochs=2"]),
     ("dpo", ["data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]),
+    ("kto", ["data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]),
     ("ppo", ["stage.eval_every=1", "stage.eval_prompts=4", "stage.shown=2"]),
 ]  # fmt: skip
 
@@ -35,7 +36,7 @@ def page_of(folder: Path) -> str:
 def line(ready: Ready, tiny_model: Path, stage: str, words: list[str]) -> list[str]:
     if stage == "ppo":
         return [*ready.ppo, *words]
-    if stage in ("reward", "dpo"):
+    if stage in ("reward", "dpo", "kto"):
         return [f"stage={stage}", "init=sft:s", *words]
     base = ["init=sft:s"] if stage == "sample" else ["model=hub", f"model.path={tiny_model}", "stage.epochs=2"]
     return [f"stage={stage}", *base, *ready.data, "rollout.max_new_tokens=12", *words]

@@ -130,6 +130,10 @@ def stages(
         "full, dropout": ("stage=full", f"model.path={with_dropout}", *on_chats),
         "reward": ("stage=reward", *on_pairs),
         "dpo": ("stage=dpo", *on_pairs),
+        "orpo": ("stage=dpo", *on_pairs, "stage.loss=orpo"),
+        "simpo": ("stage=dpo", *on_pairs, "stage.loss=simpo"),
+        "cdpo": ("stage=dpo", *on_pairs, "stage.label_smoothing=0.1"),
+        "kto": ("stage=kto", *on_pairs),
         "reward, noisy": ("stage=reward", *on_noise),
         "dpo, noisy": ("stage=dpo", *on_noise),
     }
@@ -141,10 +145,13 @@ def stages(
     return stage
 
 
-KINDS = ("sft", "sft, packed", "sft, dropout", "full", "full, packed", "full, dropout", "reward", "dpo")
+KINDS = (
+    "sft", "sft, packed", "sft, dropout", "full", "full, packed", "full, dropout",
+    "reward", "dpo", "cdpo", "orpo", "simpo", "kto",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "reward", "orpo", "simpo", "kto"])
 def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[..., Stage], kind: str) -> None:
     whole, parts = stages(kind, "whole"), stages(kind, "parts")
     assert whole.run() == 0
@@ -300,7 +307,7 @@ def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_
 
 
 @pytest.mark.parametrize(
-    "kind", ["sft, dropout", "reward", "dpo", pytest.param("full, dropout", marks=pytest.mark.slow)]
+    "kind", ["sft, dropout", "reward", "dpo", "orpo", "kto", pytest.param("full, dropout", marks=pytest.mark.slow)]
 )
 def test_whoever_is_measured_trains_on_as_if_nobody_had_asked(
     stages: Callable[..., Stage], kind: str, monkeypatch: pytest.MonkeyPatch

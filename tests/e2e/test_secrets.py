@@ -132,7 +132,10 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         f"stage=full {model} {data} {sft} track=mlflow {given}",
         f"stage=sample {data} stage.prompts=24 init=sft:latest model=base track=mine",
         *(f"{annotate}{action} {given if i % 2 else ''}" for i, action in enumerate(actions)),
-        *(f"stage={stage} {votes} {SHORT} {url}" for stage, url in (("reward", "track=mine"), ("dpo", given))),
+        *(
+            f"stage={stage} {votes} {SHORT} {url}"
+            for stage, url in (("reward", "track=mine"), ("dpo", given), ("kto", given))
+        ),
         f"stage=ppo {data} {ppo} track=trackio {given}",
         f"stage=eval {data} stage.prompts=4 {given}",
         f"stage=export {given} device=cpu",
@@ -203,7 +206,7 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
         ]  # fmt: skip
         own = f"https://{PLANTED['ALIGN_STORE_URL']}:{secret}@h/x.git"
         wrong = [
-            *([f"stage={s}", f"store.url={url}", "data=annotations"] for s in ("reward", "dpo") for url in urls),
+            *([f"stage={s}", f"store.url={url}", "data=annotations"] for s in ("reward", "dpo", "kto") for url in urls),
             *(["stage=annotate", f"stage.action={a}", f"store.url={u}"] for a in ("verify", "migrate") for u in urls),
             ["stage=sample", "init=base", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}",
              f"store.url={urls[0]}"],

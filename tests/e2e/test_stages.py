@@ -351,7 +351,8 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     """Whatever a stage measures with an interval over fewer, its report and what it prints name it, each stage that the
     framework has among these runs or without any figure with an interval."""
     direct = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3")
-    found = [*runs.values(), shop.run("dpo", *direct), shop.run("verify", *PPO, "init=sft:latest")]
+    found = [*runs.values(), *(shop.run(each, *direct) for each in ("dpo", "kto"))]
+    found.append(shop.run("verify", *PPO, "init=sft:latest"))
     found.append(shop.run("data", f'stage.sources=[{{path: "{shop.data}"}}]'))
     without = {"serve", "registry", "plan"}  # which measure nothing
     assert {f.parent.name for f in found} == SCHEMAS["stage"].keys() - without
@@ -368,7 +369,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
         for name in scarce(read_manifest(folder).metrics, 20):
             assert name in page, (folder, name)
             assert "Fewer than 20 observations" in page, (folder, name)
-    assert marked == {"sft", "reward", "dpo", "eval"}
+    assert marked == {"sft", "reward", "dpo", "kto", "eval"}
 
 
 def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:

@@ -23,6 +23,8 @@ LINES = [
     "stage=reward data.allow_simulated=true stage.prioritise=true",
     "stage=reward data=jsonl data.path=pairs.jsonl",
     "stage=dpo stage.loss=ipo stage.beta=0.3",
+    "stage=dpo stage.loss=simpo stage.beta=2.5 stage.simpo_gamma=1.4",
+    "stage=kto stage.beta=0.2 stage.desirable_weight=1.33",
     "stage=ppo stage.lr=1e-4 stage.kl_control=adaptive stage.tripwires.kl=20 stage.first_ratio.bfloat16=0.1",
     "stage=ppo reward=rules \"reward.rules=[{rule: sentiment}, {rule: regex, pattern: '[aeiou], ', weight: 0.5}]\"",
     "stage=ppo reward=sum \"reward.parts=[{name: learned, ref: 'reward:a'}, {name: rules, rules: [{rule: json}]}]\"",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ from test_trainers import arguments
 from transformers import TrainerCallback
 
 from align.__main__ import main
+from align.config.compose import check, compose_raw, plain
+from align.config.identity import identifying
 from align.data.chat import encode_judged, prompt_length
 from align.data.pairs import Pair
+from align.errors import InputError
+from align.evals.implicit_reward import pair_logprobs
 from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
@@ -24,11 +31,12 @@ from align.models.load import load_base
 from align.models.lora import Lora
 from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
-from align.stages.dpo import margins
+from align.stages.dpo import check_answers
 from align.track import read_rows
+from align.trainers import available
 from align.trainers.common import train
 from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
-from align.types import Conversation, Message
+from align.types import Conversation, Message, Preference
 
 PAIRS = [
     Pair([1, 40, 41, 50, 51, 2], [1, 40, 41, 60, 2], 3, 3),
@@ -78,6 +86,17 @@ def tensors(model: Any, name: str) -> dict[str, torch.Tensor]:
     return {n.replace(f".{name}.", "."): p.detach() for n, p in model.named_parameters() if f".{name}." in n}
 
 
+def gaps(model: Any, by_token: bool = False) -> torch.Tensor:
+    """By how much the policy raised the better answer of each pair above the other, beside its reference."""
+
+    def margins(name: str) -> torch.Tensor:
+        with ModelActor(model, name).use():
+            chosen, rejected = pair_logprobs(model.eval(), PAIRS, 0, by_token).unbind(-1)
+        return chosen - rejected
+
+    return margins("default") - margins(REFERENCE)
+
+
 def test_answers_alone_are_scored():
     rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS[:2]]
     batch = collated_pairs(rows, 0)
@@ -102,8 +121,7 @@ def test_it_starts_at_log_2_and_learns_the_order(base: Base, adapter: Path, tiny
     model, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
     assert seen.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
     assert seen.rows[-1]["loss"] < 0.3
-    policy, reference = (margins(ModelActor(model, name), PAIRS, 0) for name in ("default", REFERENCE))
-    assert ((policy - reference) > 0).all()
+    assert (gaps(model) > 0).all()
 
 
 def test_the_reference_is_the_supervised_adapter_and_stays_it(
@@ -125,8 +143,7 @@ def test_held_out_pairs_are_measured_by_the_loss_that_training_lowers(
     """The trainer's own loss on its only batch, before its next step."""
     model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "a", steps=3, loss=loss)
     _, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "b", steps=4, loss=loss)
-    policy, reference = (margins(ModelActor(model, name), PAIRS, 0, loss == "ipo") for name in ("default", REFERENCE))
-    assert float(dpo_loss(policy - reference, 0.5, loss)) == pytest.approx(seen.rows[3]["loss"], rel=1e-3)
+    assert float(dpo_loss(gaps(model, loss == "ipo"), 0.5, loss)) == pytest.approx(seen.rows[3]["loss"], rel=1e-3)
     assert float(dpo_loss(torch.zeros(1), 0.5, loss)) == pytest.approx(seen.rows[0]["loss"], rel=1e-3)
 
 
@@ -180,10 +197,74 @@ def test_the_stage_publishes_an_adapter_that_others_go_on_with(
     assert main(["stage=export", "artifact=dpo:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
 
 
+@pytest.mark.parametrize("loss", ["orpo", "simpo"])
+def test_a_loss_without_a_reference_makes_a_policy_that_others_go_on_with(
+    tiny_model: Path, chats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], loss: str
+):
+    pairs, root = tmp_path / "pairs.jsonl", tmp_path / "runs"
+    asked = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    rows = [{"prompt": m[:1], "chosen": m[1:2], "rejected": [{"role": "assistant", "content": "No."}]} for m in asked]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "run.name=d", f"stage.loss={loss}"]
+    more = ["data=jsonl", f"data.path={pairs}", f"run.root={root}", "stage.log_every=1", "stage.eval_every=4"]
+    assert main([*words, *more, "stage.gradient_checkpointing=true"]) == 0, capfd.readouterr().err
+    out, metrics = capfd.readouterr().out, read_manifest(root / "dpo" / "d").metrics
+    assert "no reference is kept: the loss reads the policy alone, once a batch" in out
+    assert metrics["accuracy"]["value"] == 1  # beside the start, as with every loss
+    assert metrics["loss"] < metrics["loss_before"]
+    logged = read_rows(root / "dpo" / "d" / "metrics.jsonl")
+    assert {"loss", "accuracy", "margin", "chosen_token_logprob"} <= logged[0].keys()
+    assert logged[-1]["held_out_loss"] == metrics["loss"]
+    assert main(["stage=export", "artifact=dpo:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
+
+
+def identity(*words: str) -> dict[str, Any]:
+    return identifying("dpo", plain(check(compose_raw(["stage=dpo", *words]))), ["init", "data", "base"])["stage"]
+
+
+def test_runs_that_were_there_before_keep_their_names():
+    assert identity()["beta"] == 0.1
+    assert identity() == identity("stage.beta=0.1") == identity("stage.label_smoothing=0")
+    assert not {"label_smoothing", "simpo_gamma"} & identity("stage.loss=ipo").keys()
+    assert identity("stage.loss=simpo")["beta"] == 2.0
+    assert identity("stage.loss=simpo") != identity("stage.loss=simpo", "stage.simpo_gamma=0.5")
+
+
+def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(available, "EXPERIMENTAL", {"orpo": "gone"})
+    assert main(["stage=dpo", "stage.loss=orpo", f"init={tiny_model}", "data=jsonl", "data.path=no.jsonl"]) == 2
+    said = capfd.readouterr().err
+    assert f"stage.loss=orpo: is trained by trl.experimental.gone, which TRL {version('trl')} does not have" in said
+    assert "pip install 'trl==1.16.*'" in said
+
+
+def test_nothing_experimental_is_imported_unless_it_is_asked_for():
+    asked = "{'trl.experimental.orpo', 'trl.experimental.cpo'}"
+    code = f"import sys, align.stages.dpo, align.stages.kto; print({asked} & {{*sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_a_mean_over_the_tokens_of_an_answer_without_any_is_refused():
+    turn = (Message("assistant", "Yes."),)
+    pref = Preference((Message("user", "Hi"),), turn, (Message("assistant", ""),), id="p7")
+    check_answers("simpo", [(pref, Pair([1, 2, 3], [1, 2, 4], 2, 2))])
+    with pytest.raises(InputError, match=r"stage\.loss=simpo: .* an answer of pair p7 has none"):
+        check_answers("simpo", [(pref, Pair([1, 2, 3], [1, 2], 2, 2))])
+
+
 @pytest.mark.parametrize(
     ("word", "told"),
-    [("stage.beta=0", "stage.beta"), ("method=full", "an adapter"), ("data=chitchat", "preference pairs")],
+    [
+        ("stage.beta=0", "stage.beta"),
+        ("method=full", "an adapter"),
+        ("data=chitchat", "preference pairs"),
+        ("stage.loss=ipo stage.label_smoothing=0.1", "stage.label_smoothing=0.1: is not read by stage.loss=ipo"),
+        ("stage.simpo_gamma=2", "Drop it, or use stage.loss=simpo"),
+    ],
 )
 def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFixture[str]):
-    assert main(["stage=dpo", word]) == 2
+    assert main(["stage=dpo", *word.split()]) == 2
     assert told in capfd.readouterr().err

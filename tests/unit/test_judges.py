@@ -209,14 +209,15 @@ def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
     assert standing_of(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
 
 
-def test_a_judge_of_the_very_pairs_that_dpo_learned_from_is_no_stranger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp_path: Path, stage: str) -> None:
     same, others = {"digest": "p" * 64, "path": "pairs.jsonl"}, {"digest": "o" * 64, "path": "others.jsonl"}
     judge, stranger = (made(tmp_path, "reward", name, {"data": data}) for name, data in (("r", same), ("s", others)))
-    direct = made(tmp_path, "dpo", "d", {"data": same})
+    direct = made(tmp_path, stage, "d", {"data": same})
     policy = artifact(made(tmp_path, "ppo", "p", {"init": direct}, {"name": "sentiment"}))
     of = standing_of(policy, known("another"), tmp_path, [artifact(judge)])
-    assert (of, of.role) == (Standing(pairs=("dpo:d",)), "gold")
-    assert of.sentences("reward:r") == ["reward:r learned from the same pairs as dpo:d, and likes what they like"]
+    assert (of, of.role) == (Standing(pairs=(f"{stage}:d",)), "gold")
+    assert of.sentences("reward:r") == [f"reward:r learned from the same pairs as {stage}:d, and likes what they like"]
     assert standing_of(policy, known("another"), tmp_path, [artifact(stranger)]) == Standing()
 
 

@@ -17,7 +17,8 @@ from align.errors import InputError
 
 CHOICES = [
     "stage=data stage.sources=[a.jsonl]",
-    "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo", "stage=eval",
+    "stage=sft", "stage=full", "stage=sample", "stage=annotate", "stage=reward", "stage=ppo", "stage=dpo",
+    "stage=kto", "stage=eval",
     "stage=export", "stage=verify", "stage=serve", "stage=registry",
     "stage=plan stage.of=reward",
     "stage=ppo reward=rules reward.rules=[{rule:json}]",
@@ -71,6 +72,8 @@ def test_another_value_is_another_configuration() -> None:
         other.method.name = "qlora"
     with pytest.raises(InputError, match="DPO trains an adapter"):
         changed(composed("stage=dpo"), method=changed(config.method, name="full"))
+    with pytest.raises(InputError, match="KTO trains an adapter"):
+        changed(composed("stage=kto"), method=changed(config.method, name="full"))
 
 
 @pytest.mark.parametrize(

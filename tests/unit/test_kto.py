@@ -1,0 +1,315 @@
+"""KTO on rows of ours: its loss and gradients by hand, which answers make its KL, what it reads, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_dpo import PAIRS
+from test_preference_losses import answer, fresh, gradients, moved
+from test_trainers import arguments
+from torch import Tensor
+
+from align.__main__ import main
+from align.data.feedback import (
+    Labelled,
+    check_labels,
+    divided_judgements,
+    encoded_answers,
+    holds_labels,
+    labelled,
+    other_answers,
+)
+from align.data.near_training import trained_rows
+from align.data.sources import DataSource
+from align.errors import InputError
+from align.evals.implicit_reward import answer_logprobs
+from align.evals.label_accuracy import label_figures
+from align.ops.auc import auc
+from align.ops.losses import kto_loss, kto_reference
+from align.run import read_manifest
+from align.track import read_rows
+from align.trainers.common import train
+from align.trainers.kto import collated_answers, kto_trainer
+from align.types import Feedback, Message, Preference
+
+ROWS = [*labelled(PAIRS)]
+BETA, WEIGHTS = 0.7, {"desirable_weight": 1.3, "undesirable_weight": 0.8}
+LONGEST = 100
+
+
+def by_hand(model: Any, start: Any, rows: list[Labelled], others: list[list[int]]) -> Tensor:
+    """KTO's loss of a batch (Ethayarajh et al., 2024, eq. 8 without its constant), written out."""
+
+    def log_ratio(ids: list[int], first: int) -> Tensor:
+        now = answer(model, ids, first).sum()
+        with torch.no_grad():
+            return now - answer(start, ids, first).sum()
+
+    with torch.no_grad():
+        mixed = [row.ids[: row.start] + other for row, other in zip(rows, others, strict=True)]
+        z = max(0.0, sum(float(log_ratio(ids, r.start)) for ids, r in zip(mixed, rows, strict=True)) / len(rows))
+    total = torch.zeros(())
+    for row in rows:
+        now = answer(model, row.ids, row.start).sum()
+        reward = now - answer(start, row.ids, row.start).sum().detach()
+        value = 1 / (1 + (-BETA * (reward - z) * (1 if row.wanted else -1)).exp())
+        total = total + (1.3 if row.wanted else 0.8) * (1 - value)
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("seed", [5, 8])
+def test_the_loss_and_every_gradient_are_those_of_the_paper(
+    seed: int, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
+):
+    model, other, start = (fresh(tiny_model) for _ in range(3))
+    trainer: Any = kto_trainer(
+        model, tiny_tokenizer, ROWS, arguments(tmp_path, 1), beta=BETA, max_length=LONGEST, **WEIGHTS
+    )
+    places = [0, 3, 5, 6]
+    rows = [ROWS[place] for place in places]
+    moved(model, seed)
+    moved(other, seed)
+    batch = collated_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
+    loss = trainer.compute_loss(model.train(), batch)
+    loss.backward()
+    others = [rows[i - 1].ids[rows[i - 1].start :] for i in range(4)]
+    wanted = by_hand(other, start, rows, others)
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    found, right = gradients(model), gradients(other)
+    assert found.keys() == right.keys()
+    assert max(float(g.abs().max()) for g in right.values()) > 1e-4
+    for key, gradient in right.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-6)
+    # What is measured on held-out answers is the same number.
+    mixed = [(row.prompt + each, row.start) for row, each in zip(rows, others, strict=True)]
+    own = [(row.ids, row.start) for row in rows]
+    ratios = [answer_logprobs(other.eval(), x, 0) - answer_logprobs(start.eval(), x, 0) for x in (own, mixed)]
+    labels = torch.tensor([row.wanted for row in rows])
+    measured = kto_loss(ratios[0], labels, kto_reference(ratios[1]), BETA, *WEIGHTS.values())
+    assert float(measured) == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_kl_estimate_is_never_negative_and_moves_the_loss():
+    below, above = torch.tensor([-3.0, -1.0]), torch.tensor([1.0, 3.0])
+    assert (float(kto_reference(below)), float(kto_reference(above))) == (0.0, 2.0)
+    rewards, wanted = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
+    loss = kto_loss(rewards, wanted, torch.tensor(2.0), 1.0, 2.0, 1.0)
+    assert float(loss) == pytest.approx((2 / (1 + math.exp(-1)) + 1 / (1 + math.exp(1))) / 2)
+
+
+def test_each_row_gets_the_answer_of_the_one_before_it_that_has_another_prompt():
+    def row(prompt: int, said: int) -> Labelled:
+        return Labelled([1, prompt, said], 2, True)
+
+    rows = [row(10, 50), row(11, 51), row(11, 52), row(12, 53), row(10, 54)]
+    assert other_answers([0, 1, 3], rows) == [[53], [50], [51]]
+    assert other_answers([1, 2, 0], rows) == [[50], [50], [52]]  # 1 and 2 answer one prompt
+    assert other_answers([2], rows) == [[50]]  # alone: from the rest, the nearest in front
+    assert other_answers([0, 4], rows) == [[53], [53]]
+
+
+def test_a_batch_holds_both_pairings_and_cuts_what_grew_too_long():
+    rows = [Labelled([1, 40, 41, 50], 3, True), Labelled([1, 42, 60, 61, 62], 2, False)]
+    batch = collated_answers([{"place": 0}, {"place": 1}], rows, 0, 5)
+    assert batch["input_ids"].tolist() == [[1, 40, 41, 50, 0], [1, 42, 60, 61, 62]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]
+    assert batch["KL_input_ids"].tolist() == [[1, 40, 41, 60, 61], [1, 42, 50, 0, 0]]
+    assert batch["KL_completion_mask"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
+    assert batch["KL_attention_mask"].sum(1).tolist() == [5, 3]
+    assert batch["label"].tolist() == [True, False]
+
+
+def test_it_starts_at_a_half_and_learns_the_labels(tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path):
+    model, start = fresh(tiny_model), fresh(tiny_model)
+    given = arguments(tmp_path, 24, lr=1e-2)
+    settings = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    make = partial(kto_trainer, model, tiny_tokenizer, ROWS, given, beta=0.5, max_length=LONGEST, **settings)
+    trainer, _ = train(make, model)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[0] == pytest.approx(0.5, abs=1e-4)  # π is π_ref
+    assert losses[-1] < 0.26
+    rows = [(row.ids, row.start) for row in ROWS]
+    gained = answer_logprobs(model.eval(), rows, 0) - answer_logprobs(start.eval(), rows, 0)
+    assert ((gained > 0).tolist()) == [row.wanted for row in ROWS]
+
+
+# What it reads.
+
+
+def said(text: str, role: str = "assistant") -> tuple[Message, ...]:
+    return (Message(role, text),)
+
+
+def feedback(prompt: str, text: str, label: bool) -> Feedback:
+    return Feedback(said(prompt, "user"), said(text), label)
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> DataSource:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return DataSource("jsonl", str(path))
+
+
+def labels(n: int, wanted: Any = lambda i, good: good) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"Question {i}?", "completion": "Yes, gladly." if good else "No.", "label": wanted(i, good)}
+        for i in range(n)
+        for good in (True, False)
+    ]
+
+
+def test_a_file_is_read_by_its_first_row(tmp_path: Path):
+    both = written(tmp_path / "a.jsonl", labels(6))
+    pairs = written(tmp_path / "b.jsonl", [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)])
+    assert (holds_labels(both), holds_labels(pairs), holds_labels(DataSource("annotations"))) == (True, False, False)
+    for source, kind in ((both, Feedback), (pairs, Preference)):
+        train_side, test_side = divided_judgements(source, "", "p", False, 0.34, 0)
+        assert {type(one) for one in (*train_side, *test_side)} == {kind}
+        asked = [{one.prompt for one in side} for side in (train_side, test_side)]
+        assert len(asked[1]) == 2
+        assert not asked[0] & asked[1]
+
+
+def test_a_file_of_its_own_is_measured_on(tmp_path: Path):
+    written(tmp_path / "eval.jsonl", labels(2))
+    source = written(tmp_path / "train.jsonl", labels(6))
+    source = DataSource("jsonl", source.path, eval_path=str(tmp_path / "eval.jsonl"))
+    train_side, test_side = divided_judgements(source, "", "p", False, 0.1, 0)
+    assert (len(train_side), len(test_side)) == (8, 4)  # what is asked there is not trained on
+
+
+def test_a_row_without_a_label_is_named(tmp_path: Path):
+    source = written(tmp_path / "a.jsonl", [*labels(3), {"prompt": "Q?", "completion": "Yes."}])
+    with pytest.raises(InputError, match="row 7, label"):
+        divided_judgements(source, "", "p", False, 0.1, 0)
+
+
+def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: Any):
+    stops = (tiny_tokenizer.eos_token_id,)
+    found = [feedback("Hello?", "", False), feedback("Hello?", "Yes. " * 100, True), feedback("And?", "Yes.", True)]
+    kept, dropped = encoded_answers(tiny_tokenizer, found, stops, 60)
+    assert ([row.wanted for _, row in kept], dropped) == ([False, True], 1)
+    assert kept[0][1].ids[kept[0][1].start :] == [tiny_tokenizer.eos_token_id]
+    with pytest.raises(InputError, match=r"data\.max_length=5: all 3 answers are longer"):
+        encoded_answers(tiny_tokenizer, found, stops, 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([Labelled([1, 2, 3], 2, True), Labelled([1, 4, 3], 2, True)], "labels all 2 answers to train on as wanted"),
+        ([Labelled([1, 2, 3], 2, False), Labelled([1, 4, 3], 2, False)], "as unwanted: KTO learns from both"),
+        ([Labelled([1, 2, 3], 2, True), Labelled([1, 2, 4], 2, False)], "answers to one prompt alone"),
+    ],
+)
+def test_what_teaches_nothing_is_refused(rows: list[Labelled], told: str):
+    with pytest.raises(InputError, match=told):
+        check_labels([row.wanted for row in rows], [row.prompt for row in rows], "rows.jsonl")
+
+
+# How well it tells them apart.
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order():
+    found = auc([0.9, 0.4, 0.4, 0.1], [True, True, False, False], ["a", "b", "c", "d"])
+    assert found.value == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    perfect = auc([2.0, 1.0], [True, False], ["a", "b"])
+    assert perfect.value == 1
+    assert perfect.low is not None
+    assert perfect.low < 0.9  # two answers prove little
+    with pytest.raises(ValueError, match="one kind alone"):
+        auc([1.0, 2.0], [True, True], ["a", "b"])
+
+
+@pytest.mark.parametrize("shared", [0.5, 0.0])
+@pytest.mark.parametrize("prompts", [400, 40])
+def test_its_interval_covers_the_truth_whether_answers_to_a_prompt_are_alike_or_not(prompts: int, shared: float):
+    """The truth of N(0.8, 1) against N(0, 1), each with a share of a prompt's own: Φ(0.8 / √2)."""
+    rng, truth, hits = np.random.default_rng(0), 0.5 * (1 + math.erf(0.8 / 2)), 0
+    names = [str(i) for i in range(prompts) for _ in range(4)]
+    for _ in range(300):
+        own = rng.normal(size=prompts).repeat(4)
+        wanted = rng.random(prompts * 4) < 0.4
+        scores = math.sqrt(shared) * own + math.sqrt(1 - shared) * rng.normal(size=prompts * 4) + 0.8 * wanted
+        found = auc(scores, wanted, names)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= truth <= found.high
+    assert 0.92 < hits / 300 < 0.98
+
+
+def test_answers_of_one_label_have_no_figure():
+    rows = [feedback("a?", "Yes.", True), feedback("b?", "No.", True)]
+    assert label_figures(rows, torch.tensor([0.1, 0.2])) == {}
+
+
+# The stage.
+
+PACE = ("stage.lr=5e-3", "stage.epochs=6", "stage.log_every=1", "stage.batch_size=8", "stage.micro_batch=4")
+
+
+def stage_line(data: DataSource, tiny_model: Path, root: Path, *more: str) -> list[str]:
+    where = [f"data.path={data.path}", "data=jsonl", f"run.root={root}", f"init={tiny_model}"]
+    return ["stage=kto", *where, "stage.held_out=0.25", *PACE, *more]
+
+
+def test_the_stage_learns_from_answers_with_a_label(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    root, data = tmp_path / "runs", written(tmp_path / "rows.jsonl", labels(20))
+    assert main(stage_line(data, tiny_model, root, "run.name=k")) == 0, capfd.readouterr().err
+    out, folder = capfd.readouterr().out, root / "kto" / "k"
+    metrics = read_manifest(folder).metrics
+    assert "the start is kept as the reference: a second adapter of " in out
+    assert metrics["auc"]["value"] > 0.95
+    assert metrics["loss"] < metrics["loss_before"] == pytest.approx(0.5, abs=1e-4)
+    assert (metrics["wanted"], metrics["unwanted"], metrics["held_out_answers"]) == (14, 14, 12)
+    assert {"loss", "kl", "margin", "wanted_reward", "unwanted_reward"} <= read_rows(folder / "metrics.jsonl")[1].keys()
+    shown = [row["what"] for row in read_rows(folder / "trained_on.jsonl")]
+    assert shown == ["wanted", "unwanted"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "raised a wanted answer above an unwanted one in" in page
+    assert "Raised the most" in page
+    seen = trained_rows(read_manifest(folder), "")  # what an evaluation compares its questions with
+    assert {type(row) for row in seen} == {Feedback}
+    assert len(seen) == metrics["wanted"] + metrics["unwanted"]
+    assert main(["stage=export", "artifact=kto:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
+
+
+def test_the_stage_learns_from_pairs(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    rows = [{"prompt": f"Question {i}?", "chosen": "Yes, gladly.", "rejected": "No."} for i in range(20)]
+    root, data = tmp_path / "runs", written(tmp_path / "pairs.jsonl", rows)
+    assert main(stage_line(data, tiny_model, root, "run.name=k", "stage.eval_every=4", "stage.publish=best")) == 0
+    metrics = read_manifest(root / "kto" / "k").metrics
+    assert metrics["accuracy"]["value"] == 1
+    assert metrics["wanted"] == metrics["unwanted"]
+    assert "Judged right, by the widest margin" in (root / "kto" / "k" / "report.html").read_text(encoding="utf-8")
+    assert "held out: accuracy" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("stage.micro_batch=1", "stage.micro_batch=1: leaves no second answer"), ("method=full", "an adapter"),
+        ("data=chitchat", "preference pairs"), ("stage.desirable_weight=0", "stage.desirable_weight"),
+        ("stage.label_smoothing=0.1", "stage.label_smoothing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(word: str, told: str, capfd: pytest.CaptureFixture[str]):
+    assert main(["stage=kto", word]) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_answers_of_one_label_are_refused_with_what_would_do(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    data = written(tmp_path / "rows.jsonl", labels(6, lambda i, good: True))
+    assert main(stage_line(data, tiny_model, tmp_path / "runs")) == 2
+    assert "labels all 6 answers to train on as wanted: KTO learns from both kinds" in capfd.readouterr().err
