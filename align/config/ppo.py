@@ -19,6 +19,15 @@ GROUPED, GROUP = ("rloo", "grpo"), 8
 OF_CRITIC = ("value_backbone", "value_lr", "value_clip_range", "lam", "bootstrap_truncated", "whiten_rewards")
 """Settings that only an estimator with a critic has."""
 
+OF_REWARD = {
+    "k2": "is biased as a part of the reward",
+    "k3": "as a part of the reward holds nothing back: its gradient is that of KL(policy ‖ reference) less that of "
+    "KL(reference ‖ policy), and near the reference these are equal",
+}
+"""What is wrong with an estimator of KL as a part of the reward. A policy gradient takes a reward for a constant. That
+holds for k1 alone, whose own gradient has expectation zero (Tang and Munos, "On a few pitfalls in KL divergence
+gradient estimation for RL", 2025)."""
+
 
 @dataclass
 class TripwireConfig(Settings):
@@ -162,8 +171,8 @@ class PpoConfig(Settings):
     kl_horizon: float = setting(10_000.0, "How slowly kl_control=adaptive changes kl_coef.", unit="responses", above=0)
     kl_estimator: str | None = setting(
         None,
-        "Which of Schulman's estimators computes the KL from samples. Empty: `k1` with kl_in=reward, `k3` with "
-        "kl_in=loss.", choices=("k1", "k2", "k3"),
+        "Which of Schulman's estimators computes the KL from samples: `k1` with kl_in=reward, `k3` or `k2` with "
+        "kl_in=loss. Empty: the first of them.", choices=("k1", "k2", "k3"),
     )  # fmt: skip
     kl_in: str | None = setting(
         None,
@@ -242,8 +251,8 @@ class PpoConfig(Settings):
             "Add stage.kl_estimator=k3 or k2.",
         )  # fmt: skip
         require(
-            self.prices_in == "loss" or self.kl_estimator != "k2", "stage.kl_estimator", "k2",
-            "is biased as a part of the reward", "Use k1 or k3, or add stage.kl_in=loss.",
+            self.prices_in == "loss" or self.kl_estimator in (None, "k1"), "stage.kl_estimator", self.kl_estimator,
+            OF_REWARD.get(self.kl_estimator or "", ""), "Use k1, or add stage.kl_in=loss.",
         )  # fmt: skip
         if self.kl_control == "adaptive":
             require(
@@ -327,12 +336,22 @@ class PpoConfig(Settings):
         lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
         return replace(
             self, lr=lr if self.lr is None else self.lr, kl_in=self.prices_in,
-            kl_estimator=self.kl_estimator or ("k3" if self.prices_in == "loss" else "k1"),
+            kl_estimator=self.kl_estimator or ("k3" if self.prices_in == "loss" else "k1"), **self.named(),
         )  # fmt: skip
+
+    def named(self) -> dict[str, int | str | float | None]:
+        """One spelling of what may be written out or left empty, so that both are one run. One answer to a prompt is
+        the empty one, as in runs that are older than these settings."""
+        usual, high = replace(self, loss_mean=None).averages_over, self.clip_range_high
+        return {
+            "group_size": self.per_prompt if self.per_prompt > 1 else None,
+            "loss_mean": None if self.loss_mean == usual else self.loss_mean,
+            "clip_range_high": None if high == self.clip_range else high,
+        }  # fmt: skip
 
     def check(self, config: Config) -> None:
         require(
-            config.rollout.engine != "vllm" or config.method.name != "full", "rollout.engine", "vllm",
+            config.rollout.engine == "hf" or config.method.name != "full", "rollout.engine", config.rollout.engine,
             "answers by adapters alone, and method=full has none", "Use rollout=hf.",
         )  # fmt: skip
         require(

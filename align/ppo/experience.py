@@ -145,7 +145,8 @@ def experience(
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's r of two [B]; 0 where either does not vary."""
-    dx, dy = x - x.mean(), y - y.mean()
+    """Pearson's r of two [B], in fp64, which holds the squares of what fp32 holds; 0 where either does not vary."""
+    dx, dy = (each.double() - each.double().mean() for each in (x, y))
     norm = dx.norm() * dy.norm()
-    return torch.zeros_like(norm) if float(norm) == 0 else (dx * dy).sum() / norm
+    found = torch.zeros_like(norm) if float(norm) == 0 else (dx * dy).sum() / norm
+    return found.to(x.dtype)

@@ -98,7 +98,7 @@ EXPLAINED = Curve(
 )  # fmt: skip
 EQUAL = Curve(
     "Prompts that tell nothing", "share", {"equal_groups": "all answers earn the same"}, 0.2,
-    "Nothing is learned from them; stage.max_draws asks others in their place.", SHARE,
+    "They do not say which answer is better; stage.max_draws asks others in their place.", SHARE,
 )  # fmt: skip
 CLIPPED = Curve(
     "Steps that were clipped", "share of the tokens", {"clip_fraction": "clipped"}, 0.1,

@@ -44,7 +44,7 @@ from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.checkpoint import restore_state, save
 from align.ppo.estimates import estimated
-from align.ppo.experience import Experience, experience, shaped_scores
+from align.ppo.experience import Experience, experience
 from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspects, warn
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
@@ -72,6 +72,7 @@ from align.stages.ppo_rollouts import (
     drawing_ahead,
     roll_out,
     sampled_by_policy,
+    shaped,
     wait_for,
 )
 from align.stages.rollouts import engine_for
@@ -106,7 +107,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
             draw, sampler = drawing_ahead(workers, config, number)
             if stage.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
-            scores = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(stage))
+            scores = shaped(workers, config, answers, raw, state)
             clock.lap("score_s")
 
             made, cached, described = experienced(workers, config, answers, scores, state, number)

@@ -12,7 +12,7 @@ from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.data.chat import Prompt
-from align.errors import InputError
+from align.errors import InputError, require
 from align.ops.advantages import equal_groups
 from align.ppo.experience import shaped_scores
 from align.ppo.sampler import check_gap, in_background, sampler_figures
@@ -26,6 +26,8 @@ from align.track import Clock
 from align.types import Rollout
 
 Draw = Callable[[], Rollout | None]
+LARGEST = 1e15
+"""That an answer may earn. Whitening squares it and sums over a batch, in fp32."""
 
 
 @contextmanager
@@ -114,14 +116,14 @@ def roll_out(
     found = [scored_answers(workers, config, number, prompts_of(workers, config, number), draw(), clock)]
     if stage.per_prompt == 1:
         return found[0]
-    groups, equal = stage.batch_size // stage.per_prompt, [equal_in(found[0], config, state)]
+    groups, equal = stage.batch_size // stage.per_prompt, [equal_in(workers, found[0], config, state)]
     while (missing := groups - sum(each.count(False) for each in equal)) and len(found) < stage.max_draws:
         time = len(found)
         prompts = prompts_of(workers, config, number, time, missing)
         with at_update(number + 1, "rollout"):
             drawn = workers.drawing("policy", prompts, "rollout", number, time)()
         found.append(scored_answers(workers, config, number, prompts, drawn, clock))
-        equal.append(equal_in(found[-1], config, state))
+        equal.append(equal_in(workers, found[-1], config, state))
     says_nothing = [flag for each in equal for flag in each]
     chosen = sorted(range(len(says_nothing)), key=says_nothing.__getitem__)[:groups]  # a stable order
     rows = [group * stage.per_prompt + k for group in chosen for k in range(stage.per_prompt)]
@@ -152,12 +154,28 @@ def scored_answers(
     return answers, raw, figures
 
 
-def equal_in(found: Scored, config: Config, state: State) -> list[bool]:
+def equal_in(workers: Workers, found: Scored, config: Config, state: State) -> list[bool]:
     """Of each prompt, whether its answers all earn the same. All ranks go by what the first one finds: how often they
     ask follows from it."""
-    answers, raw, _ = found
-    scores_B = shaped_scores(raw, answers.rollout, state.moments, **shaping_arguments(config.stage))
+    scores_B = shaped(workers, config, *found[:2], state)
     return ranks.from_main(equal_groups(scores_B, config.stage.per_prompt).tolist())
+
+
+def shaped(workers: Workers, config: Config, answers: Answers, raw_B: Tensor, state: State) -> Tensor:
+    """What each answer earns [B], on the scale of `state`.
+
+    Raises:
+        InputError: more than can be computed with.
+    """
+    scores_B = shaped_scores(raw_B, answers.rollout, state.moments, **shaping_arguments(config.stage))
+    most = float(scores_B.abs().max())
+    require(
+        most <= LARGEST, "reward", workers.scorer.name,
+        f"gives scores up to ±{float(raw_B.abs().max()):.3g}, so that an answer earns ±{most:.3g}. {LARGEST:g} is the "
+        "most: fp32 cannot hold the squares of more",
+        "Scale the reward down, or use stage.normalise=once.",
+    )  # fmt: skip
+    return scores_B
 
 
 def mean_figures(found: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
