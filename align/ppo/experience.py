@@ -58,11 +58,12 @@ class Experience:
             if (tensor := getattr(self, name)) is not None:
                 yield name, tensor
 
-    def teaching(self) -> Experience:
-        """The rows that a policy learns something from, or all where there is none: an answer whose group earned one
-        and the same has no advantage."""
+    def divided(self) -> list[tuple[Experience, bool]]:
+        """The rows that a policy learns something from, with True, and the others, with False: an answer whose group
+        earned one and the same has no advantage. A part without rows is left out."""
         teaches_B = (self.advantages_BT != 0).any(1)
-        return self if bool(teaches_B.all()) or not bool(teaches_B.any()) else self.rows(teaches_B.nonzero()[:, 0])
+        parts = (teaches_B, True), (~teaches_B, False)
+        return [(self.rows(rows_B.nonzero()[:, 0]), learns) for rows_B, learns in parts if bool(rows_B.any())]
 
 
 def shaped_scores(

@@ -58,7 +58,8 @@ def accumulate(
     """Add the gradient of one minibatch to what trains, a micro-batch at a time.
 
     Each loss is a sum over tokens divided by a number of the *whole* minibatch, so that neither the size of the
-    micro-batches nor the padding in them changes the gradient. Rows that nothing is learned from are not read.
+    micro-batches nor the padding in them changes the gradient. Rows that nothing is learned from are read for the
+    figures, without a backward pass.
 
     Args:
         cached: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
@@ -66,21 +67,21 @@ def accumulate(
     Each rank adds its share of the micro-batches; the gradient and the figures are those of all ranks.
 
     Returns:
-        token means over the rows that were read.
+        token means over the minibatch.
     """
     whole = minibatch.rollout.response_mask_BT
-    divisor = loss_divisor(whole, losses.loss_mean, losses.longest)
-    if cached is None and by_advantages_alone(minibatch, losses):
-        minibatch = minibatch.teaching()
-    count = float(minibatch.rollout.response_mask_BT.sum())
-    indices = list(by_length(minibatch.rollout, micro_batch))
-    parts = [minibatch] if cached else map(minibatch.rows, ranks.dealt(indices))
+    divisor, count = loss_divisor(whole, losses.loss_mean, losses.longest), float(whole.sum())
+    divided = not cached and by_advantages_alone(minibatch, losses)
+    shares = minibatch.divided() if divided else [(minibatch, True)]
+    chunks = [(share, rows, learns) for share, learns in shares for rows in by_length(share.rollout, micro_batch)]
+    parts = ((share.rows(rows), learns) for share, rows, learns in ranks.dealt(chunks))
     found = []
-    for part in parts:
-        output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=True)
+    for part, learns in [(minibatch, True)] if cached else parts:
+        output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=learns)
         policy = policy_part(output, part, divisor, losses)
-        roles.trains("policy")
-        policy.loss.backward()
+        if learns:
+            roles.trains("policy")
+            policy.loss.backward()
         sums = {**policy.sums, "entropy": masked_sum(output.entropy_BT, part.rollout.response_mask_BT)}
         if part.values_BT is not None and part.returns_BT is not None:
             values = cached.values_BT if cached else None
@@ -93,7 +94,7 @@ def accumulate(
             sums |= value.sums
         found.append(sums)
     ranks.sum_gradients(p for role in roles.trainable for p in roles.parameters_of(role))
-    figures = summed(found, len(indices))
+    figures = summed(found, len(chunks))
     loss = figures.pop("policy_loss") / divisor
     return {**{name: total / count for name, total in figures.items()}, "policy_loss": loss}
 

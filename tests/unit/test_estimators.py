@@ -195,22 +195,25 @@ def gradient(roles: Roles, made: Experience, losses: Losses) -> tuple[Tensor, di
 
 
 @pytest.mark.parametrize("loss_mean", MEANS)
-def test_rows_that_teach_nothing_are_not_read(world: World, monkeypatch: pytest.MonkeyPatch, loss_mean: str):
-    """The second group has one score: the gradient is as if it had been read."""
+def test_rows_that_teach_nothing_get_no_backward_pass(world: World, monkeypatch: pytest.MonkeyPatch, loss_mean: str):
+    """The second group has one score: gradient and figures are as if it had one."""
     setting, _ = batch(world, "none", estimator=Estimator("grpo", 3))
     roles, losses = setting.roles, Losses(loss_mean=loss_mean, longest=8)
     made = collected(roles, setting.rollout, tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
-    read, right = [], roles.logprobs
-    monkeypatch.setattr(
-        roles, "logprobs", lambda r, part, *a, **k: read.append(len(part.ended_B)) or right(r, part, *a, **k)
-    )
+    read, right = {True: 0, False: 0}, roles.logprobs
+
+    def counted(role: str, part: Any, temperature: float, train: bool) -> Any:
+        read[train] += len(part.ended_B)
+        return right(role, part, temperature, train)
+
+    monkeypatch.setattr(roles, "logprobs", counted)
     found, figures = gradient(roles, made, losses)
-    assert sum(read) == 3
-    assert figures["ratio"] == pytest.approx(1.0, abs=1e-4)
-    monkeypatch.setattr(Experience, "teaching", lambda self: self)
-    whole, _ = gradient(roles, made, losses)
-    assert sum(read) == 9
+    assert read == {True: 3, False: 3}
+    monkeypatch.setattr(Experience, "divided", lambda self: [(self, True)])
+    whole, others = gradient(roles, made, losses)
+    assert read == {True: 9, False: 3}
     assert (found - whole).norm() / whole.norm() < 1e-5
+    assert figures == pytest.approx(others, abs=1e-5)
 
 
 def test_a_batch_that_teaches_nothing_is_no_step(world: World):

@@ -50,24 +50,33 @@ def experience(roles: Roles, tells_B: Tensor, weighted: bool = False) -> Experie
     return Experience(ROLLOUT, old + noise, reference, tells_B[:, None] * mask, weights_BT=weights)
 
 
-def learned(roles: Roles, made: Experience, losses: Losses, micro_batch: int, **kept: Any) -> Tensor:
+def learned(roles: Roles, made: Experience, losses: Losses, micro_batch: int, **kept: Any) -> tuple[Tensor, Any]:
     sizes = {"micro_batch": micro_batch, "temperature": TEMPERATURE, "losses": losses}
-    accumulate(roles, made, **kept, **sizes)
-    return taken(roles, "policy")
+    figures = accumulate(roles, made, **kept, **sizes)
+    return taken(roles, "policy"), figures
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_answers_that_tell_nothing_change_no_gradient(roles: Roles, loss_mean: str, level: str, weighted: bool):
-    """A pass that is kept has the backward pass of all rows; else those that tell nothing are left out."""
+def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
+    roles: Roles, loss_mean: str, level: str, weighted: bool
+):
+    """A pass that is kept has the backward pass of all rows; else those that tell nothing have none."""
     losses = Losses(importance_sampling_level=level, loss_mean=loss_mean, longest=9)
     made = experience(roles, TELLS, weighted)
     cached = roles.cached_forward(ROLLOUT, TEMPERATURE)
-    gradient = learned(roles, made, losses, 8, cached=cached)
+    gradient, figures = learned(roles, made, losses, 8, cached=cached)
     for micro_batch in (1, 3):
-        other = learned(roles, made, losses, micro_batch)
+        other, shown = learned(roles, made, losses, micro_batch)
         assert float((other - gradient).norm() / gradient.norm()) < 1e-5
+        assert shown == pytest.approx(figures, rel=1e-4, abs=1e-6)
+
+
+def test_no_backward_pass_where_no_answer_tells_anything(roles: Roles):
+    made = experience(roles, torch.zeros(8))
+    accumulate(roles, made, micro_batch=4, temperature=TEMPERATURE, losses=Losses())
+    assert all(p.grad is None for p in roles.parameters_of("policy"))
 
 
 def test_reinforce_pp_learns_from_answers_of_one_reward_too():
