@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from align.config.ppo import PpoConfig
 from align.config.settings import setting
-from align.errors import require
+
+if TYPE_CHECKING:
+    from align.config.root import Config
 
 
 @dataclass
@@ -16,11 +19,12 @@ class VerifyConfig(PpoConfig):
     run: by default (`init=base`) it makes new adapters, and moves them a little so that they have an effect."""
 
     name: str = "verify"
-    rows: int = setting(8, "Number of answers in the measured batch.", at_least=2)
+    rows: int = setting(
+        8, "Number of answers in the measured batch. It is rounded up to whole groups of stage.group_size.", at_least=2
+    )
 
-    def check_groups(self) -> None:
-        super().check_groups()
-        require(
-            self.rows % self.per_prompt == 0, "stage.rows", self.rows,
-            f"is not a multiple of stage.group_size={self.per_prompt}", "Make it one.",
-        )  # fmt: skip
+    def filled(self, config: Config) -> VerifyConfig:
+        """With as many answers as make whole groups."""
+        found, size = super().filled(config), self.per_prompt
+        assert isinstance(found, VerifyConfig)
+        return replace(found, rows=-(-self.rows // size) * size)
