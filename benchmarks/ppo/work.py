@@ -32,6 +32,9 @@ class Work:
         value_backbone: ours; the peer has a second model.
         micro_batch: ours; rows of one pass, all of them unless said.
         device: ours; the peer runs on the CPU.
+        advantage, group: `stage.advantage`, and how many answers a prompt has.
+        kl_coef: price of KL, as `stage.kl_coef`.
+        recompute, autocast: the peer's gradient checkpointing, and its autocast to bf16.
     """
 
     model: str
@@ -44,6 +47,11 @@ class Work:
     value_backbone: str = "own"
     micro_batch: int | None = None
     device: str = "cpu"
+    advantage: str = "gae"
+    group: int = 1
+    kl_coef: float = 0.05
+    recompute: bool = False
+    autocast: bool = False
 
     def text(self) -> str:
         return json.dumps(asdict(self))

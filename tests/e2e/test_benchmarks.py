@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from processes import Forks
 
-from align.__main__ import main
+from align.__main__ import composed, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +60,55 @@ def test_a_benchmark_of_the_engine_that_serves(script: str, forks: Forks, tmp_pa
     assert all(re.search(rf"^\| {re.escape(name)} \|", done.out, re.MULTILINE) for name in found["rows"])
     times = re.findall(r'"\w*_(?:s|ms|per_s)": ([-\d.]+)', json.dumps(found["rows"]))
     assert all(float(figure) > 0 for figure in times)
+
+
+PPO = ROOT / "benchmarks" / "ppo"
+
+
+@pytest.mark.slow
+def test_grpo_stands_beside_trls_own(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both sides of a row do as many updates of as many answers, and are timed by both clocks."""
+    monkeypatch.syspath_prepend(PPO)
+    run, work = import_module("run"), import_module("work")
+    asked = work.Work(str(tiny_model), 4, 6, 1, 3, "float32", advantage="grpo", group=2, value_backbone="none")
+    row = run.Row(asked, asked, 2.0, 0.5, ("grpo_peer.py", "ours.py"))
+    peer, ours = (run.median([run.measured(script, asked)]) for script in row.scripts)
+    for side in (peer, ours):
+        assert side["samples_per_s"] == pytest.approx(4 / side["s_per_update"], rel=0.01)
+        assert 0 < side["cpu_s_per_update"] < 60
+    found = run.compared(peer, ours, row)
+    assert found["ratio"]["processor"] == round(peer["cpu_s_per_update"] / ours["cpu_s_per_update"], 2)
+    told = run.markdown({"rows": {"tiny, GRPO": found}}).splitlines()
+    assert told[0].count("|") == told[1].count("|") == told[2].count("|") == 11
+
+
+@pytest.mark.slow
+def test_an_update_without_a_critic_keeps_fewer_bytes_alive(tiny_model: Path, tmp_path: Path):
+    saved = tmp_path / "live.json"
+    command = [sys.executable, str(PPO / "live.py"), str(tiny_model), "--rows", "8", "--dtype", "float32"]
+    done = subprocess.run([*command, "--save", str(saved)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(saved.read_text(encoding="utf-8"))["rows"]
+    own, shared, *without = found.values()
+    for row in without:
+        assert row["trained"] < shared["trained"] < own["trained"]
+        assert row["weights_mb"] < own["weights_mb"]
+        assert row["weights_mb"] < row["peak_mb"] < own["peak_mb"]
+    assert all(re.search(rf"^\| {re.escape(name)} \|", done.stdout, re.MULTILINE) for name in found)
+
+
+def test_the_estimators_differ_from_the_quickstarts_ppo_in_what_is_said_alone(monkeypatch: pytest.MonkeyPatch):
+    """Each line composes; nothing but the estimator, its groups, the number of updates and KL's price is another."""
+    monkeypatch.syspath_prepend(PPO)
+    script = import_module("estimators")
+    recipe, *changed = (composed(script.words(change)).stage for change in ("", *script.CHANGES.values()))
+    assert recipe.advantage == "gae"
+    assert {stage.advantage for stage in changed} == {"gae", "rloo", "grpo"}
+    said = {"advantage", "group_size", "updates", "kl_coef", "kl_in", "kl_estimator"}
+    for stage in changed:
+        other = {key for key, value in vars(stage).items() if value != getattr(recipe, key)}
+        assert other <= said
+        assert bool(other) == (not stage.has_critic)
 
 
 @pytest.mark.slow

@@ -170,10 +170,8 @@ def test_what_is_refused(ready: Ready, capfd: pytest.CaptureFixture[str], why: s
 @pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce_pp"])
 def test_a_line_is_verified_as_it_stands(ready: Ready, capfd: pytest.CaptureFixture[str], estimator: str):
     words = [word for word in ready.ppo if not word.startswith("stage=")]
-    folder = ran(
-        ["stage=verify", *words, f"stage.advantage={estimator}", "stage.group_size=4", "stage.rows=5", f"run.root={ready.root}",
-         f"run.name={estimator}"], capfd
-    )  # fmt: skip
+    own = [f"stage.advantage={estimator}", "stage.group_size=4", "stage.rows=5", f"run.name={estimator}"]
+    folder = ran(["stage=verify", *words, *own, f"run.root={ready.root}"], capfd)
     metrics = read_manifest(folder).metrics
     assert metrics["experience"] < 1e-4
     assert metrics["first_gradient"] < 1e-4

@@ -1,0 +1,70 @@
+"""The peer's side of GRPO: TRL's GRPOTrainer with transformers' `generate`, LoRA r = 8 on the policy. Run by `run.py`
+in our environment: python grpo_peer.py WORK-AS-JSON"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from work import PROMPTS, Work, report
+
+
+class Laps(TrainerCallback):
+    """Seconds and processor seconds of each step, from the end of the last one."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.last = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.seconds.append(now[0] - self.last[0])
+        self.cpu.append(now[1] - self.last[1])
+        self.last = now
+
+
+def main(work: Work) -> None:
+    torch.manual_seed(0)
+    dtype = getattr(torch, work.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(work.model, padding_side="left")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = tokenizer.unk_token or "<|endoftext|>"
+    policy = AutoModelForCausalLM.from_pretrained(work.model, dtype=dtype)
+    reward = AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=1, dtype=dtype)
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS * work.batch])
+    laps = Laps()
+    trainer = GRPOTrainer(
+        model=policy, reward_funcs=reward, reward_processing_classes=tokenizer, processing_class=tokenizer,
+        args=GRPOConfig(
+            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=work.batch, gradient_accumulation_steps=1,
+            num_generations=work.group, num_iterations=work.epochs, max_steps=work.updates, beta=work.kl_coef,
+            max_completion_length=work.tokens,
+            generation_kwargs={"min_new_tokens": work.tokens} if work.fixed else None,
+            bf16=work.autocast, gradient_checkpointing=work.recompute, use_cpu=True, learning_rate=1e-5,
+            report_to=[], save_strategy="no", logging_steps=1,
+        ),
+        train_dataset=data, callbacks=[laps],
+        peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    trainer.train()
+    report(work, laps.seconds, cpu_s_per_update=statistics.median(laps.cpu[1:]))
+
+
+if __name__ == "__main__":
+    main(Work.of(sys.argv[1]))
