@@ -36,6 +36,7 @@ def text(spec: Mapping[str, Any], field: str, name: str, default: str = "") -> s
 def filled(value: Any, field: str) -> str:
     """A text that is not blank. Numbers are taken as written, for YAML reads `answer: 42` as a number."""
     require(not isinstance(value, bool), field, value, "is true or false, not text", "Quote it.")
+    require(value == value, field, value, "is no number", "Write what is meant, or leave the row out.")
     made = str(value) if isinstance(value, int | float) else value
     require(isinstance(made, str), field, value, "is no text", "Write a text in quotes.")
     require(bool(made.strip()), field, made, "is blank", "Write the text that is meant.")

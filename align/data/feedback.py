@@ -13,8 +13,9 @@ from align.data.labelled import answers_in, answers_of_file
 from align.data.labelled import prepared as prepared_answer
 from align.data.pairs import Kind, Pair, divided_pairs, drawn, judged_ids, prepared, read_pairs
 from align.data.records.bad_rows import BadRows
-from align.data.records.content import FEEDBACK
-from align.data.records.read import read_records
+from align.data.records.content import FEEDBACK, PREFERENCES
+from align.data.records.grouping import grouped_rows
+from align.data.records.shapes import recognised
 from align.data.sets.published import data_set
 from align.data.sources import MANIFEST, DataSource
 from align.errors import InputError, require
@@ -59,13 +60,18 @@ def divided_judgements(
 
 
 def holds_labels(data: DataSource) -> bool:
-    """Whether the data has answers with a label: a data set by its kind, a file by its first row."""
+    """Whether the data has answers with a label: a data set by its kind, a file by the columns of its first row that
+    has those of some shape. A label or an answer that is wrong there is then an error of this kind."""
     if data.name == MANIFEST:
         return data_set(Path(data.path or "")).kind == FEEDBACK
     if data.name != "jsonl":
         return False
-    first = next(read_records(data.path or "", bad_rows=BadRows(skips=True)), None)
-    return first is not None and isinstance(first.record, Feedback)
+    there = False
+    for group in grouped_rows(data.path or "", "data.path", BadRows(skips=True)):
+        if shape := recognised(group[0].data):
+            return shape.kind != PREFERENCES
+        there = there or "label" in group[0].data
+    return there
 
 
 def labelled(pairs: Sequence[Pair]) -> Iterator[Labelled]:

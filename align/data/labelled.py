@@ -57,8 +57,9 @@ def answers_of_file(path: str, field: str, skips: bool) -> list[Feedback]:
             id = read.extra.get("id")
             found.append(read.record if id is None else replace(read.record, id=str(id)))
         else:
-            where = f"{path}, row {read.number}, label"
-            bad_rows.take(InputError(where, "(none)", "it is no answer with a label, true or false", HELP))
+            label, where = read.extra.get("label", "(none)"), f"{path}, row {read.number}"
+            lacks, told = ("completion", "(none)") if isinstance(label, bool) else ("label", label)
+            bad_rows.take(InputError(f"{where}, {lacks}", told, "it is no answer with a label, true or false", HELP))
     bad_rows.settle(path, len(found))
     require(bool(found), field, path, "holds no answer with a label", HELP)
     return found

@@ -187,8 +187,14 @@ def orpo_loss(chosen_M: Tensor, rejected_M: Tensor, beta: float) -> Tensor:
     return -(chosen_M + beta * logsigmoid(odds_M)).mean()
 
 
+CERTAIN = -1e-6
+"""A log p that no odds are computed above: at 0 they are infinite and their gradient is nan, and fp32 rounds the log p
+of a short answer that was learned by heart to 0 or beyond."""
+
+
 def log_odds(logprobs: Tensor) -> Tensor:
-    """log p − log (1 − p)."""
+    """log p − log (1 − p), for p up to `CERTAIN`."""
+    logprobs = logprobs.clamp(max=CERTAIN)
     return logprobs - (-torch.expm1(logprobs)).log()
 
 

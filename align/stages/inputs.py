@@ -71,7 +71,7 @@ from align.stages.starting import start, starting_point
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 from align.trainers.available import check_trainer
 from annotate.accounts import Accounts
-from reward.inputs import models_of, read_alike, reward_inputs
+from reward.inputs import check_rows, models_of, read_alike, reward_inputs
 
 INIT = Config().init
 LONGEST_LABEL = 60
@@ -129,7 +129,13 @@ def sample(config: Config) -> Inputs:
     artifact, base, config = start(config)
     records = {"init": artifact.as_input(), **data_records(source_of(config))}
     records |= best_of_inputs(config, artifact, base) if config.stage.best_of else {}
-    rows = partial(prompts_of, config, "train", config.stage.prompts)
+
+    def rows() -> tuple[Any, ...]:
+        (found,) = prompts_of(config, "train", config.stage.prompts)
+        if config.stage.gold is not None:
+            check_rows(reward_spec(config.stage.measured_by()), found)
+        return (found,)
+
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 

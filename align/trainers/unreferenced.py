@@ -15,6 +15,7 @@ from torch import Tensor
 from trl.import_utils import TRLExperimentalWarning
 from trl.trainer.utils import add_fused_lm_head
 
+from align.ops.losses import CERTAIN
 from align.trainers.common import on_one_gpu
 from align.trainers.dealt import Dealt
 
@@ -53,6 +54,10 @@ class OwnLogprobs(Dealt):
 
 class OddsTrainer(OwnLogprobs, ORPOTrainer):
     """ORPO."""
+
+    def odds_ratio_loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:
+        """TRL's, of logprobs whose odds are finite."""
+        return super().odds_ratio_loss(*(each.clamp(max=CERTAIN) for each in (chosen, rejected)))  # type: ignore[arg-type]
 
 
 class SimpleTrainer(OwnLogprobs, CPOTrainer):

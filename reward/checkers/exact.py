@@ -21,9 +21,13 @@ READS = {
     "last_number": "the last number",
 }
 IGNORES = ("case", "punctuation", "whitespace", "number_format")
-NUMBER = re.compile(r"(?:(?<![\w.)])[-+−])?(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?(?:[eE][-+]?\d{1,3}(?!\d))?")
-"""A number as people and programs write it: 1,000, -3.50, 6.02e23. A sign behind a letter or a digit is a dash."""
-WITHIN = re.compile(r"(?<=\d)[.,](?=\d)|-(?=\d)")
+NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|(?<![\w.)])\.\d++)"
+    r"(?:[eE][-+]?\d{1,3}(?!\d))?"
+)
+"""A number as people and programs write it: 1,000, -3.50, .5, 6.02e23. A sign behind a letter or a digit is a dash, and
+a point behind a letter or a point ends a sentence."""
+WITHIN = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.)])\.(?=\d)|-(?=\d)")
 """Punctuation that is part of a number."""
 
 
@@ -47,6 +51,10 @@ def build(spec: Any, field: str) -> Checker:
             require(numeric, f"{field}.answers[{i}]", each, "is no number", "Write a number, or another `read`.")
         ignored |= {"number_format"}
     wanted = {normal(each, ignored) for each in answers}
+    require(
+        "" not in wanted, f"{field}.ignore", sorted(ignored), "leaves nothing of an answer: an empty one is right",
+        "Ignore less.",
+    )  # fmt: skip
     where = READS[read] + (f' behind the last "{after}"' if after else "")
     shown = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
     asks = f"{where} is {quoted(answers)}" + (f", whatever its {shown}" if shown else "")

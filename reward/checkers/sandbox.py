@@ -90,7 +90,7 @@ def run_tests(program: str, tests: Sequence[str], limits: Limits) -> Ran:
         given.seek(0)
         ended = finished([*isolation()[1], *python("-c", DRIVER)], folder, given, told, limits.seconds)
         told.seek(0)
-        lines = told.read(READ_BYTES).decode("utf-8", "replace").split("\n")
+        lines = told.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
     found = dict(json.loads(line.removeprefix(token)) for line in lines if line.startswith(token))
     whole = len(found) == len(tests) + 1
     ended = ended or ("" if whole else "it ended the process")

@@ -300,6 +300,13 @@ def test_bad_input_is_named(shop: Workshop, words: tuple[str, ...], said: tuple[
     assert "Traceback" not in shop.said
 
 
+def test_the_checks_that_measure_are_read_before_any_weights(shop: Workshop) -> None:
+    given = ("init=sft:s", "stage.best_of=4", "reward=sentiment", "device=cpu", f"run.root={shop.root}")
+    assert shop.ended("stage=sample", *shop.on_file, *given, "stage.gold={name: check}") == 2, shop.said
+    assert "check=(missing)" in shop.said
+    assert "ranked by" not in shop.said  # which is said once they are loaded
+
+
 def test_one_score_for_all_gives_winners_and_no_pair(shop: Workshop) -> None:
     folder = sampled(shop, "reward=fn", "reward.fn=judges_of_best_of:alike", "run.name=alike", "init=sft:s")
     metrics = read_manifest(folder).metrics

@@ -68,6 +68,13 @@ def test_each_test_is_a_part():
     assert found.score == 0
 
 
+def test_tests_that_fail_at_length_leave_the_verdict_on_those_before_them():
+    long = "def f(x):\n    if x < 300: return 4\n    raise ValueError('\U0001f600' * 300)\n"
+    found = run(long, *(f"assert f({x}) == 4" for x in range(500)))
+    assert (found.score, found.error) == (0, "")
+    assert [part.held for part in found.parts] == [True] * 300 + [False] * 200
+
+
 @pytest.mark.parametrize(
     "answer",
     [

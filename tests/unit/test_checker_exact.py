@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -32,6 +33,9 @@ def exact(text: str, /, **spec: Any) -> Checked:
         ({"answer": "1000", "read": "last_number"}, ["5 or 1,000", "$1,000.0.", "so 10 - 9000, or 1e3"],
          ["1000 or 5", "-1000", "none", "x1000y2"]),
         ({"answer": "-3", "read": "last_number"}, ["it is -3", "−3.0", "x=-3"], ["5-3", "3"]),
+        ({"answer": "5", "read": "last_number"}, ["so...5", "item a).5", "x.5"], [".5", "it is .5", "$.5", "-.5"]),
+        ({"answer": 0.5, "read": "last_number"}, [".5", "(.50)", "+.5"], ["-.5", "so...5"]),
+        ({"answer": "5", "ignore": ["punctuation"]}, ["...5", "5."], [".5", "-5"]),
         ({"answer": "4", "after": "####"}, ["#### 5 no, #### 4"], ["4", "#### 4 apples"]),
         ({"answer": "4", "after": "####", "read": "last_number"}, ["#### 4 apples"], ["4 #### none"]),
     ],
@@ -77,6 +81,8 @@ def test_what_was_found_is_shown():
         ({"answer": "a", "read": "middle"}, "check.read", "none of the choices"),
         ({"answer": "four", "read": "last_number"}, "check.answers[0]", "is no number"),
         ({"answer": "a", "strip": True}, "check.strip", "is not a key"),
+        ({"answer": math.nan}, "check.answer[0]", "is no number"),
+        ({"answers": ["a", "…"], "ignore": ["punctuation"]}, "check.ignore", "an empty one"),
     ],
 )
 def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):

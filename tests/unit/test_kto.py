@@ -191,6 +191,33 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
         divided_judgements(source, "", "p", False, 0.1, 0)
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "Q?", "completion": "Yes.", "label": 1}, "row 1, label=1: it is no answer with a label"),
+        ({"prompt": "Q?", "completion": "Yes.", "label": "true"}, "row 1, label=true: it is no answer"),
+        ({"prompt": "Q?", "completion": "Yes."}, r"row 1, label=\(none\)"),
+        ({"prompt": "Q?", "label": True}, r"row 1, completion=\(none\)"),
+        ({"prompt": "Q?", "completion": "Yes.", "label": True, "weight": 3}, "row 1, weight=3"),
+    ],
+)
+def test_a_mistake_in_the_first_row_is_told_as_one_of_its_kind(row: dict[str, Any], told: str, tmp_path: Path):
+    with pytest.raises(InputError, match=told):
+        divided_judgements(written(tmp_path / "a.jsonl", [row, *labels(3)]), "", "p", False, 0.1, 0)
+
+
+def test_rows_of_no_shape_do_not_say_what_the_others_are(tmp_path: Path):
+    pairs = [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
+    assert not holds_labels(written(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
+    assert holds_labels(written(tmp_path / "b.jsonl", [{"note": 1}, *labels(3)]))
+    assert holds_labels(written(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
+
+
+def test_columns_of_pairs_that_are_null_make_no_pair(tmp_path: Path):
+    rows = [{**row, "chosen": None, "rejected": None} for row in labels(6)]
+    assert holds_labels(written(tmp_path / "a.jsonl", rows))
+
+
 def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: Any):
     stops = (tiny_tokenizer.eos_token_id,)
     found = [feedback("Hello?", "", False), feedback("Hello?", "Yes. " * 100, True), feedback("And?", "Yes.", True)]

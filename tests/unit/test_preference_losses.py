@@ -125,6 +125,23 @@ def test_what_is_measured_is_the_loss_that_trains(name: str, tiny_model: Path):
     assert float(measured[name]()) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("certain", [0.0, 1e-7])
+def test_an_answer_learned_by_heart_has_finite_odds(
+    certain: float, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
+):
+    """fp32 rounds the log p of a short answer to 0 and beyond. TRL's own odds give a gradient of nan there."""
+    trainer: Any = dpo_trainer(
+        fresh(tiny_model), tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, loss="orpo"
+    )  # fmt: skip
+    for of in (lambda a, b: -(a + trainer.odds_ratio_loss(a, b)[0]).mean(), lambda a, b: orpo_loss(a, b, BETA)):
+        chosen, rejected = (torch.tensor([value], requires_grad=True, device=CPU) for value in (certain, -8.0))
+        loss = of(chosen, rejected)
+        loss.backward()
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+        assert float(chosen.grad) == pytest.approx(-1, abs=1e-3)  # type: ignore[arg-type]
+        assert torch.isfinite(rejected.grad).all()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["cdpo", "orpo", "simpo"])
 def test_a_step_is_the_same_however_its_pairs_are_cut(name: str, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path):
     """A mean over pairs: micro-batches change nothing but the rounding."""

@@ -17,6 +17,7 @@ from align.data.records.read import read_records
 from align.data.sets.columns import columns_of, records_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
+from align.errors import InputError
 from align.evals.tasks import items_of_file, parsed_task
 from align.stages.rows import check_rows
 from align.types import Conversation, Message
@@ -34,6 +35,19 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def read(path: Path, **settings: Any) -> list[Conversation]:
     return prompts(DataSource("jsonl", str(path), **settings), "train")
+
+
+def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.jsonl", {"prompt": "Hi", "completion": "Go away.", "label": False})
+    (prompt,) = read(path)
+    assert (prompt.messages[0].content, prompt.columns) == ("Hi", {"completion": "Go away.", "label": False})
+    with pytest.raises(InputError, match="label=False"):  # to be imitated it would have to be wanted
+        divided_documents(DataSource("jsonl", str(path)), 0)
+
+
+def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'answer=4: is a number, .* Write "4"'):
+        read(write(tmp_path / "p.jsonl", {"question": "2 + 2?", "answer": 4}))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = Fa
     placed = placed_of(row, where, column, answered)
     for place, message in placed:
         check_said(place, message, where)
-    if row.get("label") is False:
+    if row.get("label") is False and not rows:  # a prompt is asked whatever became of its answer
         problem = "says that the answer is not wanted, and rows to imitate are"
         raise refused(where, "label", False, problem, "Leave the row out.")
     tools = tools_of(row, where)
@@ -238,7 +238,11 @@ def turns_of(value: Any, role: str, where: str, column: str) -> Placed:
     """Text as one turn of `role`, a list of messages as it is, nothing as no turn."""
     if value is None:
         return []
-    return [(column, Message(role, value))] if isinstance(value, str) else listed(value, where, column)
+    if isinstance(value, str):
+        return [(column, Message(role, value))]
+    if isinstance(value, int | float):
+        raise refused(where, column, value, "is a number, and a text is read here", f'Write "{value}".')
+    return listed(value, where, column)
 
 
 def alpaca(row: Mapping[str, Any], where: str) -> Placed:
