@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from align.errors import require
 from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:
@@ -28,3 +29,21 @@ class Scorer(Protocol):
                 tokenizer reads the very tokens, and any scorer may see which answers were cut.
         """
         ...
+
+
+def check_finite(scores_B: Tensor, name: str, field: str = "reward") -> None:
+    """
+    Args:
+        scores_B: of the scorer of this name.
+        field: what the user calls it.
+
+    Raises:
+        InputError: a score is nan or infinite.
+    """
+    from align.ops.finite import not_finite  # it imports torch
+
+    require(
+        not (count := not_finite(scores_B)), field, name,
+        f"gives {count} of {len(scores_B)} answers a score that is nan or infinite",
+        "Use dtype=float32. If it stays so, train the reward model again with a lower stage.lr.",
+    )  # fmt: skip

@@ -229,7 +229,7 @@ class PpoConfig(Settings):
 
     @property
     def per_prompt(self) -> int:
-        """To each prompt, K."""
+        """Answers to each prompt, K."""
         return self.group_size or (GROUP if self.advantage in GROUPED else 1)
 
     @property
@@ -295,12 +295,12 @@ class PpoConfig(Settings):
         grpo = self.advantage == "grpo"
         require(
             grpo or self.scale_rewards == PpoConfig.scale_rewards, "stage.scale_rewards", self.scale_rewards,
-            f"is of advantage=grpo, and this is {self.advantage}", "Leave it out.",
+            f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=grpo.",
         )  # fmt: skip
         require(
             not grpo or self.scale_rewards == "none" or self.prices_in == "loss" or not self.kl_coef, "stage.kl_in",
-            "reward", "makes answers of one score differ by their KL alone, and the spread that divides would blow "
-            "that up to a full advantage", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
+            "reward", "makes answers of one score differ by their KL alone, and the standard deviation that divides "
+            "would make full advantages of that", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
         )  # fmt: skip
         draws = self.max_draws > 1
         require(
@@ -318,7 +318,7 @@ class PpoConfig(Settings):
             value = getattr(self, name)
             require(
                 value == getattr(PpoConfig, name), f"stage.{name}", value,
-                f"is of advantage=gae, and this is {self.advantage}", "Leave it out.",
+                f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=gae.",
             )  # fmt: skip
         require(
             self.advantage not in GROUPED or self.gamma == 1, "stage.gamma", self.gamma,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.ops.best_of_n import best_first, best_of_n, kl_bound, sizes
-from align.ops.intervals import mean, proportion
+from align.ops.intervals import mean
 from align.rollout.answers_alone import empty
 from align.types import Conversation, Message, Preference, Tool
 
@@ -46,6 +46,7 @@ class Tally:
             reward.
         winners, pairs: what is written.
         reasons: key of `NO_ROW` → prompts.
+        outranked: winners that an answer with a higher score stands beside, which was cut or is empty.
     """
 
     scores: list[list[float]] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Tally:
     winners: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[Preference] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
+    outranked: int = 0
 
 
 def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
@@ -99,6 +101,7 @@ def tallied(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> Tally:
         winner, loser, why = chosen(answers, uses_tools(row))
         if winner is not None:
             found.winners.append(winner_row(row, winner, run, scorer))
+            found.outranked += answers[winner]["score"] < max(found.scores[-1])
         if winner is not None and loser is not None:
             found.pairs.append(pair_of(row, winner, loser, run, scorer))
         found.reasons.update([why] if why else [])
@@ -150,16 +153,18 @@ def curve(found: Tally) -> list[dict[str, Any]]:
 
 
 def figures(found: Tally) -> dict[str, Any]:
-    """A run's headline figures: `best_of`, see `curve`; `not_first`, the share of prompts whose best answer is not the
-    first one; what is written, and what is not."""
-    lines = curve(found)
+    """A run's headline figures: `best_of`, see `curve`; `winner_reward`, the mean of what is written to imitate, and
+    `outranked`, how many winners have a better answer beside them that was cut or is empty; what is written, and what
+    is not."""
+    lines, winners = curve(found), found.winners
     one, best = lines[0], lines[-1]
     measured = [name for name in ("reward", "gold") if name in one]
-    first = best_first(found.scores)[:, 0]
+    rewards = [row["score"] for row in winners]
     return {
         "best_of": lines,
         **{name: {"one": one[name], "best": best[name]} for name in measured},
-        "not_first": proportion((first != 0).astype(float)).as_dict(),
+        **({"winner_reward": sum(rewards) / len(rewards)} if rewards else {}),
+        "outranked": found.outranked,
         "tokens": {"one": one["tokens"], "best": best["tokens"]},
-        "winners": len(found.winners), "pairs": len(found.pairs), **{why: found.reasons[why] for why in NO_ROW},
+        "winners": len(winners), "pairs": len(found.pairs), **{why: found.reasons[why] for why in NO_ROW},
     }  # fmt: skip

@@ -103,8 +103,8 @@ def besides(name: str, config: Mapping[str, Any]) -> str:
 
 def estimator(stage: Mapping[str, Any]) -> str:
     """How advantages were estimated, where that was not by a critic."""
-    name, answers = ESTIMATORS.get(stage.get("advantage", ""), ""), stage.get("group_size")
-    return f"advantages by {name}{f' from {answers} answers to each prompt' if answers else ''}; " if name else ""
+    name, answers = ESTIMATORS.get(stage.get("advantage", ""), ""), stage.get("group_size") or 1
+    return f"advantages by {name}{f' from {answers} answers to each prompt' if answers > 1 else ''}; " if name else ""
 
 
 def sampling(config: Mapping[str, Any]) -> str:

@@ -109,7 +109,8 @@ def experience(
 
     Returns:
         the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length`,
-        `eos_rate`; with a critic `value` and `explained_variance`; and, where the sampler says its own logprobs,
+        `eos_rate`; with several answers a prompt `prompt_score_std`, how far the prompts' mean scores lie apart; with a
+        critic `value` and `explained_variance`; and, where the sampler says its own logprobs,
         `sampler_kl`: how far the learner stood from what sampled, KL(sampler ‖ learner) by k3, the mean over tokens,
         nats.
     """
@@ -121,28 +122,41 @@ def experience(
         rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
     if values_BT is not None:
         values_BT = torch.where(mask, values_BT, torch.zeros_like(values_BT))
-    lengths_B = rollout.lengths_B
     bootstrap_B = None if behind_B is None else torch.where(rollout.ended_B, torch.zeros_like(behind_B), behind_B)
     advantages_BT, returns_BT = estimate(estimator, rewards_BT, mask, values_BT, bootstrap_B)
     weights_BT = None
     if importance_cap is not None and rollout.logprobs_BT is not None:
         weights_BT = importance_weights(old_logprobs_BT, rollout.logprobs_BT, mask, importance_cap)
     made = Experience(rollout, old_logprobs_BT, ref_logprobs_BT, advantages_BT, values_BT, returns_BT, weights_BT)
+    return made, described(made, scores_B, total, estimator.group_size)
+
+
+def described(made: Experience, scores_B: Tensor, reward: Tensor, group_size: int) -> dict[str, float]:
+    """The figures of a batch, see `experience`.
+
+    Args:
+        reward: the mean over responses of what their tokens earned.
+        group_size: answers to a prompt, which stand together.
+    """
+    rollout, mask = made.rollout, made.rollout.response_mask_BT
+    lengths_B = rollout.lengths_B
     figures = {
-        "kl": masked_sum(kl_k1(old_logprobs_BT, ref_logprobs_BT), mask) / mask.shape[0],
+        "kl": masked_sum(kl_k1(made.old_logprobs_BT, made.ref_logprobs_BT), mask) / mask.shape[0],
         "score": scores_B.mean(),
         "score_std": scores_B.std(unbiased=False),
-        "reward": total,
+        "reward": reward,
         "length": lengths_B.float().mean(),
         "eos_rate": rollout.ended_B.float().mean(),
         "score_length_correlation": correlation(scores_B, lengths_B.float()),
     }
-    if values_BT is not None and returns_BT is not None:
-        figures["value"] = masked_mean(values_BT, mask)
-        figures["explained_variance"] = explained_variance(values_BT, returns_BT, mask)
+    if group_size > 1:
+        figures["prompt_score_std"] = scores_B.view(-1, group_size).mean(1).std(unbiased=False)
+    if made.values_BT is not None and made.returns_BT is not None:
+        figures["value"] = masked_mean(made.values_BT, mask)
+        figures["explained_variance"] = explained_variance(made.values_BT, made.returns_BT, mask)
     if rollout.logprobs_BT is not None:
-        figures["sampler_kl"] = masked_mean(kl_k3(rollout.logprobs_BT, old_logprobs_BT), mask)
-    return made, {k: float(v) for k, v in figures.items()}
+        figures["sampler_kl"] = masked_mean(kl_k3(rollout.logprobs_BT, made.old_logprobs_BT), mask)
+    return {name: float(figure) for name, figure in figures.items()}
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from align.errors import require
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import Role, Roles
-from align.ops.finite import not_finite
 from align.ops.moments import Moments
 from align.rollout.answers_alone import Judged, whole
 from align.rollout.dealt import FirstRankEngine
@@ -25,7 +24,7 @@ from align.rollout.randomness import row_seeds
 from align.run import Base
 from align.types import Conversation, Rollout
 from reward.combined import comparable, scored
-from reward.scorer import Scorer
+from reward.scorer import Scorer, check_finite
 
 
 class Answers(NamedTuple):
@@ -130,11 +129,7 @@ class Workers:
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
         scores, figures = scored(self.scorer, answers.conversations, answers.judged.rollout)
-        require(
-            not (count := not_finite(scores)), "reward", self.scorer.name,
-            f"gives {count} of {len(scores)} answers a score that is nan or infinite",
-            "Use dtype=float32; if it stays so, train the reward model again with a lower stage.lr.",
-        )  # fmt: skip
+        check_finite(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
     def calibrated(self, answers: Answers) -> tuple[Workers, Moments]:

@@ -143,7 +143,7 @@ FIGURES = (
     _figure("last_entropy", "Entropy", "nats a token", f"How open the choice of each token is, {ENDING}; near 0 the "
             "policy says the same whatever is drawn."),
     _figure("last_equal_groups", "Prompts that tell nothing", PERCENT, f"All their answers earned the same; the mean "
-            f"{ENDING}. Nothing was learned from them."),
+            f"{ENDING}. They do not say which answer is better."),
     _figure("tripped", "Tripwires", "", "Signs of a gamed reward that were crossed for several updates in a row."),
     _figure("published_update updates", "Update that is published", "", "The best one on held-out prompts, or the "
             "last; of so many.", lambda chosen, updates: f"{chosen} of {updates}"),
@@ -156,10 +156,12 @@ FIGURES = (
     _figure("reward.one reward.best", "Reward, one answer and the best of n", "", "By what ranks the answers: no "
             "evidence of quality."),
     _figure("gold.one gold.best", "Gold, one answer and the best of n", "", "By stage.gold, which ranked nothing."),
-    _figure("not_first", "Best answer is not the first", PERCENT, "Share of the prompts."),
     _figure("tokens.one tokens.best", "Answer length, one answer and the best of n", "tokens", "A reward that likes "
             "length shows here."),
     _figure("winners", "Winners", "", "The best answers that ended and hold text: rows for stage=sft."),
+    _figure("winner_reward", "Reward of the winners", "", "The mean over the rows for stage=sft."),
+    _figure("outranked", "Winners with a better answer beside them", "", "That one was cut or is empty, and is not "
+            "imitated."),
     _figure("no_winner", "Prompts without a winner", "", "None of their answers ended and holds text."),
     _figure("one_score", "Prompts with no answer below the winner's score", "", "They give no pair."),
     _figure("scorer", "Ranked by", "", "The reward that ranked the answers."),
@@ -193,8 +195,6 @@ FIGURES = (
     _figure("rankings", "Rankings", "", "One annotator's order of one prompt's answers."),
     _figure("added", "New in the store", "", "Those that were not there before."),
     _figure("pairs", "Pairs", "", "Preferences that follow from the rankings."),
-    _figure("wanted", "Wanted answers", "", "With this label, or chosen in a pair."),
-    _figure("unwanted", "Unwanted answers", "", "With this label, or rejected in a pair."),
     _figure("tie_share", "Ties", PERCENT, "Pairs of answers that stand equal."),
     _figure("agreement", "Agreement with the noiseless order", PERCENT, "Share of the untied pairs that the noise left "
             "as they were."),
@@ -242,6 +242,7 @@ ELSEWHERE = (
     "held_out_cut", "reasoning_lost_last", "reasoning_lost_earlier", "dropped_in_eval", "held_out_dropped",
     "dropped_undecided", "loss_by_source", "skipped_rows", "held_out_prompts", "systems", "tasks", "gates",
     "exit_status", "card", "reference", "decides", "why_not", "asks", "yes", "best_of",
+    "wanted", "unwanted", "held_out_answers",
 )  # fmt: skip
 """Keys that a page shows in another place."""
 

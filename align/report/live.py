@@ -26,6 +26,7 @@ from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_s
 from align.report.verdicts import verdict_of
 from align.report.words import duration
 from align.run.folder import Run, now
+from align.run.manifest import Manifest
 from align.track import Progress
 
 EVERY_S = 20.0
@@ -46,6 +47,12 @@ TITLES = {
     "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
     "serve": "Server", "data": "Data set",
 }  # fmt: skip
+OTHERWISE = {
+    "rloo": "Policy optimisation by RLOO", "grpo": "Group relative policy optimisation (GRPO)",
+    "reinforce_pp": "Policy optimisation by REINFORCE++", "ipo": "Identity preference optimisation (IPO)",
+    "orpo": "Odds ratio preference optimisation (ORPO)", "simpo": "Simple preference optimisation (SimPO)",
+}  # fmt: skip
+"""`stage.advantage` of PPO or `stage.loss` of DPO → the title of what is not called after its stage."""
 
 STATES: Mapping[str, Literal["done", "running", "failed"]] = {"done": "done", "running": "running"}
 """Status of a run → how its verdict is marked; of the others, as failed."""
@@ -151,7 +158,7 @@ class LivePage:
         return Seen(self.run.folder, known, self.command)
 
     def _titles(self) -> tuple[str, str]:
-        return TITLES[self.run.manifest.stage], self.run.name
+        return title_of(self.run.manifest), self.run.name
 
     def _write(self, report: Report) -> None:
         report.write(self.run.folder / "report.html")
@@ -163,10 +170,16 @@ class LivePage:
             log.warning("report.html could not be written", exc_info=True)
 
 
+def title_of(manifest: Manifest) -> str:
+    settings = manifest.config.get("stage", {})
+    chosen = {"ppo": "advantage", "dpo": "loss"}.get(manifest.stage, "")
+    return OTHERWISE.get(settings.get(chosen, ""), TITLES[manifest.stage])
+
+
 def finished_page(seen: Seen) -> Report:
     """The verdict; what the run was made of; its figures; its curves and what was said."""
     stage = seen.manifest.stage
-    report = Report(TITLES[stage], seen.manifest.name).verdict(verdict_of(seen))
+    report = Report(title_of(seen.manifest), seen.manifest.name).verdict(verdict_of(seen))
     if found := list(notes(seen)):
         report.text("\n".join(f"- {note}" for note in found))
     if "systems" in seen.metrics:

@@ -30,6 +30,7 @@ SIDES: tuple[tuple[str, str, str, Mapping[str, str], str], ...] = (
     ("held_out_rows", "row", " held out",
      {"held_out_too_long": "", "held_out_unanswered": " without an answer"}, "held_out_cut"),
     ("held_out_pairs", "pair", " held out", {"held_out_dropped": ""}, ""),
+    ("held_out_answers", "answer", " held out", {"held_out_dropped": ""}, ""),
 )  # fmt: skip
 """Of each side of the data: the metric that counts what was kept, what it counts, and to what end; the metrics of what
 was dropped, and why (empty: it was too long); the metric of what was cut."""
@@ -128,7 +129,9 @@ def about_data(seen: Seen) -> Iterator[str]:
     else:
         yield f"the corpus {data['name']}{', part ' + data['part'] if data.get('part') else ''}"
     yield from about_rendering(data)
-    yield from about_rows(seen.metrics, data.get("max_length"))
+    made = ("pairs",) if seen.manifest.stage == "sample" else ()  # by best-of-n, out of the answers
+    counts = {key: value for key, value in seen.metrics.items() if key not in made}
+    yield from about_rows(counts, data.get("max_length"))
 
 
 def about_rendering(data: Mapping[str, Any]) -> Iterator[str]:
@@ -148,6 +151,9 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
     limit = f" for being longer than {max_length:,} tokens" if max_length else " for their length"
     if is_interval(metrics.get("win_rate")):
         metrics = {"prompts": metrics["win_rate"]["n"], **metrics}
+    if "wanted" in metrics:
+        dropped = f"; dropped {metrics['dropped']:,}{limit}" if metrics.get("dropped") else ""
+        yield f"{metrics['wanted']:,} wanted and {metrics['unwanted']:,} unwanted answers to train on{dropped}"
     for key, what, then, reasons, cut in SIDES:
         if key in metrics:
             left = [f"{metrics[reason]:,}{why or limit}" for reason, why in reasons.items() if metrics.get(reason)]
@@ -172,7 +178,7 @@ def about_rate(settings: Mapping[str, Any]) -> Iterator[str]:
     course = f", {settings['schedule']} schedule" if settings.get("schedule") else ""
     risen = f", warmed up over {percent(settings['warmup'])} of the steps" if settings.get("warmup") else ""
     yield f"{settings['lr']:g}{course}{risen}"
-    if settings.get("value_lr") is not None:
+    if settings.get("value_lr") is not None and settings.get("advantage", "gae") == "gae":  # others have no critic
         yield f"{settings['value_lr']:g} for the value"
 
 
@@ -180,7 +186,8 @@ def about_batch(settings: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("batch_size") is not None:
         size, at_once = settings["batch_size"], settings.get("micro_batch")
         what = "answers an update" if "updates" in settings else "a step"
-        yield f"{size:,} {what}" + (f", {at_once:,} at once" if at_once else "")
+        each = f", {settings['group_size']:,} to each prompt" if (settings.get("group_size") or 1) > 1 else ""
+        yield f"{size:,} {what}{each}" + (f", {at_once:,} at once" if at_once else "")
 
 
 def first_started(manifest: Manifest) -> str:

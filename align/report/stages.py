@@ -37,6 +37,10 @@ BEST_OF = (
     "The mean reward of the answer that the reward ranks first among n: over all subsets of n of the answers to a "
     "prompt, with intervals over prompts. The KL from the policy is a bound, ln n − (n−1)/n, and was not measured."
 )
+ANGLES = (
+    "The angle between the gradient of J and an estimator's mean gradient over every batch of two answers to a small "
+    "problem. 0° is unbiased. docs/estimators.md explains the others."
+)
 RELIABILITY = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
@@ -237,7 +241,8 @@ def best_of_shown(report: Report, seen: Seen) -> None:
     for row in prompts:
         ordered = sorted(row["answers"], key=lambda answer: -answer["score"])
         shown = {"Best": ordered[0], "First drawn": row["answers"][0], "Worst": ordered[-1]}
-        report.side_by_side(row["prompt"], [said(a, f"{what}, {signed(a['score'])}") for what, a in shown.items()])
+        labels = [f"{what}, {signed(a['score'])}{'' if a['ended'] else ', cut'}" for what, a in shown.items()]
+        report.side_by_side(row["prompt"], list(map(said, shown.values(), labels)))
 
 
 def sampled_shown(report: Report, seen: Seen) -> None:
@@ -333,6 +338,10 @@ def anchors_shown(report: Report, seen: Seen) -> None:
     ]
     if rows:
         report.table(("fact", "verdict", "what must be true", "off by", "may be"), rows, "Facts about PPO")
+    if angles := seen.mapping("artifact/estimators.json"):
+        report.heading("How far each estimator is from unbiased").text(ANGLES)
+        rows = [(name, f"{found['angle']:.2f}°") for name, found in angles.items()]
+        report.table(("estimator, mean of the loss", "angle"), rows, "estimators")
 
 
 def sources_shown(report: Report, seen: Seen) -> None:

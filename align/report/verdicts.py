@@ -92,7 +92,7 @@ def optimised(seen: Seen) -> str:
     first, last = updates[:1], ending(updates)
     before, after = (mean(part, "score") for part in (first, last))
     verb = "rose" if after >= before else "fell"
-    by = gain(first, last, seen.settings["batch_size"])
+    by = gain(first, last, seen.settings["batch_size"] // (seen.settings.get("group_size") or 1))
     size = f", by {in_words(absolute(by), '.2f')}" if is_bounded(by) else ""
     tripped, cut = metrics.get("tripped"), 1 - metrics["last_eos_rate"]
     measured = published(seen)
@@ -129,15 +129,20 @@ def published(seen: Seen) -> str:
 
 
 def gain(first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
-    """The difference of two means of scores with its 95 % interval, from the spread inside each batch of `size` answers
-    (Welch's, with Satterthwaite's degrees of freedom)."""
+    """The difference of two means of scores with its 95 % interval, from the spread inside each batch of `size` prompts
+    (Welch's, with Satterthwaite's degrees of freedom). Answers to one prompt are one piece of evidence."""
     value = mean(last, "score") - mean(first, "score")
-    if first == last or size < 2 or not all(row.get("score_std") for row in (*first, *last)):
+    if first == last or size < 2 or not all(map(spread, (*first, *last))):
         return {"value": value, "low": None, "high": None}
-    parts = [row["score_std"] ** 2 / (size - 1) / len(part) ** 2 for part in (first, last) for row in part]
+    parts = [spread(row) ** 2 / (size - 1) / len(part) ** 2 for part in (first, last) for row in part]
     freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part in parts)
     half = t_quantile(freedom) * math.sqrt(sum(parts))
     return {"value": value, "low": value - half, "high": value + half}
+
+
+def spread(row: Mapping[str, Any]) -> float:
+    """The standard deviation of the scores of an update's prompts; 0 where nobody knows it."""
+    return row.get("prompt_score_std") or row.get("score_std") or 0.0
 
 
 def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -263,7 +268,7 @@ DONE = {
 
 VERDICTS: Mapping[str, Callable[[Seen], str]] = {
     "sft": trained, "full": trained, "reward": judged, "dpo": judged, "kto": labelled, "ppo": optimised,
-    "eval": compared,    "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
+    "eval": compared, "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
     "serve": served, "data": data_set.verdict,
 }  # fmt: skip
 

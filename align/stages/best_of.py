@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from align.evals.judges import title
 from align.models.actor import Actor
 from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer
 from align.models.start import adapter_folder, frozen_as
-from align.ops.finite import not_finite
 from align.ppo.workers import Read, roles_on
 from align.report.words import counted, in_words
 from align.rollout.answers_alone import Judged, answers_alone, empty, empty_answers, whole
@@ -50,7 +49,7 @@ from annotate.store import storable
 from reward.build import build, build_beside_policy, on_its_own_base, same_template
 from reward.combined import Ensemble, Sum, comparable
 from reward.inputs import models_of, on_base
-from reward.scorer import Scorer
+from reward.scorer import Scorer, check_finite
 
 ANSWERS_AT_ONCE = 1024
 """Answers that are in memory at a time; at least those to one prompt."""
@@ -163,8 +162,7 @@ def calibrated(work: Work, seed: int) -> Work:
     scaled = {
         name: comparable(scorer, judged.conversations, judged.rollout) for name, scorer in scorers(work).items()
     }  # fmt: skip
-    given = (work.prompts, work.tokenizer, work.device, work.engine, work.actor, work.read)
-    return Work(*given, scaled["score"], scaled.get("gold"))
+    return replace(work, scorer=scaled["score"], gold=scaled.get("gold"))
 
 
 def scorers(work: Work) -> dict[str, Scorer]:
@@ -179,11 +177,7 @@ def checked(scorer: Scorer, name: str, judged: Judged) -> Tensor:
         InputError: one is no number.
     """
     scores = scorer.score(judged.conversations, judged.rollout).float().cpu()
-    require(
-        not (count := not_finite(scores)), "stage.gold" if name == "gold" else "reward", scorer.name,
-        f"gives {count} of {len(scores)} answers a score that is nan or infinite",
-        "Use dtype=float32. If it stays so, train the reward model again with a lower stage.lr.",
-    )  # fmt: skip
+    check_finite(scores, scorer.name, "stage.gold" if name == "gold" else "reward")
     return scores
 
 
@@ -286,8 +280,10 @@ def lines_about(made: Mapping[str, Any]) -> list[str]:
     """What was written, and what was not."""
     none = [f"{counted(made[why], 'prompt')} {what}" for why, what in NO_ROW.items() if made[why]]
     winners, pairs = counted(made["winners"], "winner"), counted(made["pairs"], "pair")
+    beside = f"; a better answer beside {made['outranked']:,} of them was cut or is empty"
+    reward = f"the winners' mean reward is {made.get('winner_reward', 0.0):.3g}"
     return [
-        f"the best answer is not the first one at {in_words(made['not_first'])} of the prompts, by {made['scorer']}",
+        *([reward + (beside if made["outranked"] else "")] if made["winners"] else []),
         *([f"no pair of {', '.join(none)}"] if none else []),
         f"{winners} in artifact/winners.jsonl, {pairs} in artifact/pairs.jsonl; all answers in samples.jsonl",
     ]

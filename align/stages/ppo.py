@@ -52,6 +52,7 @@ from align.ppo.tripwires import crossed, strikes_after, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
+from align.report.words import counted
 from align.rollout.answers_alone import answers_alone, empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
@@ -289,7 +290,7 @@ def load_workers(
     measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{measured}; "
-        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}"
+        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}{learning_by(stage)}"
     )
 
     def speaks(role: Role) -> AbstractContextManager[None]:
@@ -304,6 +305,11 @@ def load_workers(
             stops = stop_token_ids(tokenizer, roles.model.generation_config)
             workers = replace(workers, read=partial(answers_alone, tokenizer=tokenizer, stops=stops))
         yield workers
+
+
+def learning_by(stage: PpoConfig) -> str:
+    """How advantages are estimated, for the line that a run prints; nothing of PPO's own way."""
+    return "" if stage.has_critic else f"; {stage.advantage}, {counted(stage.per_prompt, 'answer')} to each prompt"
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:

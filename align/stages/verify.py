@@ -58,7 +58,7 @@ def run(run: Run, config: Config) -> Result:
 
     bias = biases()
     found += proven(unbiased(bias))
-    print(f"biased, on average over every batch of {SIZE} answers to an enumerated problem (docs/estimators.md):")
+    print(f"angle of the mean gradient over every batch of {SIZE} answers to that of J (docs/estimators.md):")
     for name, (angle, _) in bias.items():
         print(f"  {angle:>7.2f}°  {name}")
     write_json(run.artifact / "estimators.json", {name: one._asdict() for name, one in bias.items()})

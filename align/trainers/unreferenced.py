@@ -52,7 +52,7 @@ class OwnLogprobs(Dealt):
         return chosen, rejected, chosen, rejected, -chosen.mean()
 
 
-class OddsTrainer(OwnLogprobs, ORPOTrainer):
+class OrpoTrainer(OwnLogprobs, ORPOTrainer):
     """ORPO."""
 
     def odds_ratio_loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:
@@ -60,7 +60,7 @@ class OddsTrainer(OwnLogprobs, ORPOTrainer):
         return super().odds_ratio_loss(*(each.clamp(max=CERTAIN) for each in (chosen, rejected)))  # type: ignore[arg-type]
 
 
-class SimpleTrainer(OwnLogprobs, CPOTrainer):
+class SimpoTrainer(OwnLogprobs, CPOTrainer):
     """SimPO."""
 
 
@@ -76,9 +76,9 @@ def unreferenced_trainer(
     rows = OwnRows(rows.data)
     common = {**keywords, "max_length": max(rows["length"]), "beta": beta}  # TRL warns where no length is given
     if loss == "orpo":
-        settings, kind = ORPOConfig(**common), OddsTrainer
+        settings, kind = ORPOConfig(**common), OrpoTrainer
     else:
-        settings, kind = CPOConfig(**common, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=simpo_gamma), SimpleTrainer
+        settings, kind = CPOConfig(**common, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=simpo_gamma), SimpoTrainer
     on_one_gpu(settings, model)
     trainer = kind(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, data_collator=collate)
     trainer.aux_loss_enabled = False  # the loss is that of the paper, for models of experts too

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from align.report import in_words
 from align.run import Manifest, read_manifest
 
 STAGES = ("full", "ppo", "eval")
@@ -51,10 +52,6 @@ def seconds(run: Manifest) -> float:
     return (finished - started).total_seconds()
 
 
-def interval(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One row a seed."""
     lines = [
@@ -62,7 +59,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         "|" + "---|" * 7,
     ]
     for row in rows:
-        cells = (row["seed"], row["sums"], *(interval(row[name]) for name in ("taught", "practised", "difference")))
+        cells = (
+            row["seed"],
+            row["sums"],
+            *(in_words(row[name], ".2f") for name in ("taught", "practised", "difference")),
+        )
         lines.append(f"| {' | '.join(map(str, cells))} | {row['kl']:.2f} | {sum(row['minutes'].values()):.1f} |")
     return "\n".join(lines) + "\n"
 

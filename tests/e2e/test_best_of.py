@@ -124,8 +124,9 @@ def test_the_figures_grow_with_n(shop: Workshop, best: Path) -> None:
     assert rewards == sorted(rewards)
     assert rewards[0] == pytest.approx(sum(map(sum, scores)) / (14 * N))
     assert rewards[-1] == pytest.approx(sum(map(max, scores)) / 14)
-    not_first = sum(row.index(max(row)) != 0 for row in scores) / 14
-    assert found["not_first"]["value"] == pytest.approx(not_first)
+    winners = read_rows(best / "artifact" / "winners.jsonl")
+    assert found["winner_reward"] == pytest.approx(sum(row["score"] for row in winners) / len(winners))
+    assert found["outranked"] == sum(row["score"] < max(scores[int(row["id"].split("/")[1])]) for row in winners)
     assert (found["scorer"], found["measured_by"]) == ("judges_of_best_of:vowels", "vader")
     assert "KL at most" in shop.told[best]
     assert "artifact/winners.jsonl" in shop.told[best]
@@ -312,7 +313,7 @@ def test_one_score_for_all_gives_winners_and_no_pair(shop: Workshop) -> None:
     metrics = read_manifest(folder).metrics
     assert (metrics["pairs"], (folder / "artifact" / "pairs.jsonl").read_bytes()) == (0, b"")
     assert metrics["one_score"] + metrics["all_equal"] == metrics["winners"] > 7
-    assert metrics["not_first"]["value"] == 0
+    assert metrics["winner_reward"] == 1.0
     assert metrics["reward"]["best"]["value"] == 1.0
     assert "with no answer below the winner's score" in shop.told[folder]
 

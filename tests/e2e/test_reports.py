@@ -72,7 +72,7 @@ def test_the_live_page_changes_nothing(
     far = r"Running, (step|update) \d of \d|Running: all 24 prompts are done"
     assert any(re.search(far, page) for page in running)
     assert "cpu, float32" in running[-1]
-    assert re.search(r"Data</dt><dd>((?!</dd>).)*\d (row|pair|prompt)s?", running[-1])
+    assert re.search(r"Data</dt><dd>((?!</dd>).)*\d (row|pair|prompt|unwanted answer)s?", running[-1])
     assert ("<img" in running[-1]) == (stage != "sample")  # which is logged once here
     assert "Figures so far" in running[-1]
     assert "refresh" not in last
@@ -158,5 +158,5 @@ def test_what_is_not_right_is_in_the_page(ready: Ready, monkeypatch: pytest.Monk
     words = ["stage=verify", "model=hub", f"model.path={tiny_model}", "rollout.max_new_tokens=8", "device=cpu"]
     assert main([*words, f"run.root={ready.root}", "run.name=wrong"]) == 1
     page = page_of(ready.root / "verify" / "wrong")
-    assert "Failed: PPO is not right here: closed form, first gradient" in page
+    assert "Failed: PPO is not right here: closed form, no critic, first gradient" in page
     assert page.count("<td>FAILS</td>") >= 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workshop import Ready
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 SHORT = ["rollout.max_new_tokens=8", "device=cpu"]
 
 
-def verified(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> dict[str, float]:
+def verified(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Mapping[str, Any]:
     assert main(["stage=verify", *words, *SHORT, f"run.root={root}"]) == 0, capfd.readouterr()
     out = capfd.readouterr().out
     assert "all 15 anchors hold" in out
@@ -27,6 +29,7 @@ def test_it_needs_nothing_that_was_trained(tiny_model: Path, tmp_path: Path, cap
     metrics = verified(["model=hub", f"model.path={tiny_model}"], tmp_path, capfd)  # NF4, as PPO would have it
     assert metrics["closed_form"] < 1e-3
     assert metrics["first_ratio"] == 0.0
+    assert {"rloo_unbiased", "grpo_unbiased"} <= metrics.keys()  # a figure for each, by a name of its own
 
 
 def test_a_line_of_ppo_is_verified_as_it_stands(ready: Ready, capfd: pytest.CaptureFixture[str]):
@@ -46,5 +49,5 @@ def test_what_is_wrong_is_named(
     words = ["stage=verify", "model=hub", f"model.path={tiny_model}", *SHORT, f"run.root={tmp_path}"]
     assert main(words) == 1
     said = capfd.readouterr()
-    assert "PPO is not right here: closed form, no critic, first gradient, unbiased, unbiased" in said.err
+    assert "PPO is not right here: closed form, no critic, first gradient, rloo unbiased, grpo unbiased" in said.err
     assert "FAILS  first gradient" in said.out

@@ -11,7 +11,7 @@ from align.data.records.documents import document_of
 from align.errors import InputError
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.answers_alone import Judged
-from align.stages.best_of import checked
+from align.stages.best_of import checked, lines_about
 from align.types import Conversation, Rollout
 
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
@@ -86,8 +86,21 @@ def test_every_prompt_is_counted_once() -> None:
     # Of all answers, whether they can be imitated or not: the reward ranks them all.
     assert made["reward"]["one"]["value"] == pytest.approx((1.5 + 1 + 1 + 5 + 1.5) / 5)
     assert made["reward"]["best"]["value"] == pytest.approx((2 + 1 + 1 + 9 + 2) / 5)
-    assert made["not_first"]["value"] == pytest.approx(3 / 5)
+    assert (made["winner_reward"], made["outranked"]) == (pytest.approx((2 + 1 + 1) / 3), 0)
     assert made["tokens"] == {"one": pytest.approx((2 * 4 + 1) / 5), "best": pytest.approx((2 * 4 + 1) / 5)}
+
+
+def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
+    """What is imitated may be worse than the mean of all answers, which the figures of all answers do not show."""
+    rows = [row(("x", 1, True), ("y", 9, False)), row(("x", 3, True), ("y", 2, True), number=1)]
+    made = figures(tallied(rows, "sample:r", "vader"))
+    assert (made["winner_reward"], made["outranked"]) == (2.0, 1)
+    tied = figures(tallied([row(("x", 1, False), ("y", 1, True))], "sample:r", "vader"))
+    assert tied["outranked"] == 0, "one that was drawn before with the same score is no better"
+    assert made["reward"]["one"]["value"] == pytest.approx(3.75)
+    assert lines_about(made)[0] == (
+        "the winners' mean reward is 2; a better answer beside 1 of them was cut or is empty"
+    )
 
 
 def test_gold_is_that_of_the_answer_that_the_reward_ranks_first() -> None:

@@ -95,6 +95,20 @@ def test_a_critic_is_asked_for_values():
         estimate(Estimator(), torch.zeros(2, 2), torch.ones(2, 2).bool())
 
 
+def test_how_far_prompts_lie_apart_by_hand(world: World):
+    """Mean scores 1 and 4 of two groups of three."""
+    setting, _ = batch(world, "none", estimator=Estimator("grpo", 3))
+    scores = tensor([0.0, 1.0, 2.0, 4.0, 4.0, 4.0])
+    zeros = torch.zeros_like(setting.rollout.response_mask_BT, dtype=torch.float32)
+
+    def figures(estimator: Estimator) -> dict[str, float]:
+        how: dict[str, Any] = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": False}
+        return experience(setting.rollout, scores, zeros, zeros, estimator=estimator, **how)[1]
+
+    assert figures(Estimator("grpo", 3))["prompt_score_std"] == 1.5
+    assert "prompt_score_std" not in figures(Estimator("reinforce_pp"))
+
+
 # Means, ratios and bounds of the loss.
 
 

@@ -194,6 +194,16 @@ def test_what_a_run_was_made_of(tmp_path: Path):
     assert all(parts and all(parts) for parts in found.values())
 
 
+def test_answers_with_a_label_are_counted_and_pairs_that_best_of_n_makes_are_not_its_data():
+    data = {"data": Input("d" * 64, path="/data/labels.jsonl")}
+    kto = {"wanted": 3, "unwanted": 2, "dropped": 1, "held_out_answers": 4, "held_out_dropped": 0}
+    assert dict(origins(seen("kto", kto, inputs=data)))["Data"][1:] == [
+        "3 wanted and 2 unwanted answers to train on; dropped 1 for being longer than 512 tokens", "4 answers held out",
+    ]  # fmt: skip
+    best = seen("sample", {"prompts": 24, "dropped": 0, "pairs": 20}, inputs=data, settings={"best_of": 16})
+    assert dict(origins(best))["Data"][1:] == ["24 prompts"]
+
+
 def test_what_was_left_out_of_either_side_is_said():
     metrics = {
         "train_rows": 1285, "dropped_too_long": 8, "dropped_unanswered": 0, "dropped_in_eval": 6, "cut": 0,

@@ -126,4 +126,5 @@ def unbiased(found: dict[str, Bias], size: int = SIZE) -> Iterator[Anchor]:
     for name, choice in choices(size).items():
         if choice.unbiased:
             off = found[name].angle if found[name].scale > 0 else math.inf
-            yield Anchor("unbiased", f"{name}: the mean gradient over every batch is J's (degrees)", off, 1e-2)
+            called = f"{choice.estimator.name} unbiased"
+            yield Anchor(called, f"{name}: the mean gradient over every batch is J's (degrees)", off, 1e-2)
