@@ -318,9 +318,9 @@ def test_one_score_for_all_gives_winners_and_no_pair(shop: Workshop) -> None:
     assert "with no answer below the winner's score" in shop.told[folder]
 
 
-def test_a_run_for_people_has_the_name_that_it_had(shop: Workshop) -> None:
+def test_a_run_for_people_has_the_name_that_it_had(shop: Workshop, best: Path) -> None:
     manifest = read_manifest(next(p for p in (shop.root / "sample").iterdir() if (p / "artifact/ledger.json").exists()))
     told = identifying("sample", manifest.config, manifest.inputs)
     assert "reward" not in told
     assert not {"best_of", "gold"} & told["stage"].keys()
-    assert "reward" in identifying("sample", read_manifest(shop.root / "sample" / "best").config, ())
+    assert "reward" in identifying("sample", read_manifest(best).config, ())
