@@ -293,7 +293,7 @@ def invariance(setting: Setting) -> Anchor:
 
 
 def isolation(setting: Setting) -> Anchor:
-    """The value loss reaches no weight of the policy, and two steps of both leave the reference as it was."""
+    """The value loss reaches no weight of the policy, and two steps of all that trains leave the reference as it was."""
     roles, rollout = setting.roles, setting.rollout
     mask = rollout.response_mask_BT
     leaked, unmoved = 0.0, False
@@ -313,7 +313,8 @@ def isolation(setting: Setting) -> Anchor:
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     put_back(roles, kept)
     off = leaked + float((before - after).abs().max()) + float(unmoved)
-    return Anchor("isolation", "the value loss reaches no policy weight, the reference never moves", off, 0.0)
+    claim = "the value loss reaches no policy weight, the reference never moves"
+    return Anchor("isolation", claim if "value" in roles.trainable else "the reference never moves", off, 0.0)
 
 
 def sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
