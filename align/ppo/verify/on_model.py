@@ -293,7 +293,7 @@ def invariance(setting: Setting) -> Anchor:
 
 
 def isolation(setting: Setting) -> Anchor:
-    """The value loss reaches no weight of the policy, and two steps of all that trains leave the reference as it was."""
+    """The value loss reaches no weight of the policy, and two steps of all that trains leave the reference alone."""
     roles, rollout = setting.roles, setting.rollout
     mask = rollout.response_mask_BT
     leaked, unmoved = 0.0, False
