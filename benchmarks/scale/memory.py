@@ -56,7 +56,7 @@ CASES: dict[str, tuple[str, Workload]] = {
     "SFT, dropout": ("pocket", replace(ROWS, dropout=0.05)),
     "SFT in bf16, recomputed": ("pocket", replace(ROWS, recompute=True, **BF16)),
     "reward": ("pocket", replace(ROWS, stage="reward", texts=4)),
-    "DPO": ("pocket", replace(ROWS, stage="dpo", texts=2)),
+    "DPO": ("pocket", replace(ROWS, stage="dpo", texts=2, reference=True)),
     "full": ("pocket", replace(ROWS, stage="full", method="full")),
     "PPO on NF4": ("smollm2", LARGE),
     "PPO on NF4, recomputed": ("smollm2", replace(LARGE, recompute=True)),

@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "sizes.md"
 BEGIN, END = "<!-- made by benchmarks/scale/sizes.py -->", "<!-- end -->"
 COLUMNS = ("model", "qlora SFT", "lora SFT", "full SFT", "qlora DPO", "qlora PPO", "four bf16 models, weights alone")
 ROW = Workload("sft", "qlora", "bfloat16", True, 8, 512, step=16, recompute=True, moments=2)
-PAIR = replace(ROW, stage="dpo", micro_batch=4, texts=2, step=16, from_adapter=True)
+PAIR = replace(ROW, stage="dpo", micro_batch=4, texts=2, step=16, from_adapter=True, reference=True)
 ANSWER = replace(
     ROW, stage="ppo", prompt=256, step=32, rewards=1, from_adapter=True, rollout_rows=32, keeps_best=False, moments=8
 )
