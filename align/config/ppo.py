@@ -233,12 +233,12 @@ class PpoConfig(Settings):
         return self.group_size or (GROUP if self.advantage in GROUPED else 1)
 
     @property
-    def averages_over(self) -> str:
+    def effective_loss_mean(self) -> str:
         """What the policy loss is a mean over, whether somebody chose that or not."""
         return self.loss_mean or ("constant" if self.advantage == "rloo" else "token")
 
     @property
-    def prices_in(self) -> str:
+    def effective_kl_in(self) -> str:
         """Where the KL penalty is, whether somebody chose that or not."""
         return self.kl_in or ("loss" if self.advantage == "grpo" else "reward")
 
@@ -246,13 +246,13 @@ class PpoConfig(Settings):
         self.check_groups()
         self.check_estimator()
         require(
-            self.prices_in != "loss" or self.kl_estimator != "k1", "stage.kl_estimator", self.kl_estimator,
+            self.effective_kl_in != "loss" or self.kl_estimator != "k1", "stage.kl_estimator", self.kl_estimator,
             "has a gradient of expectation zero, so in the loss it would hold nothing back",
             "Add stage.kl_estimator=k3 or k2.",
         )  # fmt: skip
         require(
-            self.prices_in == "loss" or self.kl_estimator in (None, "k1"), "stage.kl_estimator", self.kl_estimator,
-            OF_REWARD.get(self.kl_estimator or "", ""), "Use k1, or add stage.kl_in=loss.",
+            self.effective_kl_in == "loss" or self.kl_estimator in (None, "k1"), "stage.kl_estimator",
+            self.kl_estimator, OF_REWARD.get(self.kl_estimator or "", ""), "Use k1, or add stage.kl_in=loss.",
         )  # fmt: skip
         if self.kl_control == "adaptive":
             require(
@@ -298,9 +298,10 @@ class PpoConfig(Settings):
             f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=grpo.",
         )  # fmt: skip
         require(
-            not grpo or self.scale_rewards == "none" or self.prices_in == "loss" or not self.kl_coef, "stage.kl_in",
-            "reward", "makes answers of one score differ by their KL alone, and the standard deviation that divides "
-            "would make full advantages of that", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
+            not grpo or self.scale_rewards == "none" or self.effective_kl_in == "loss" or not self.kl_coef,
+            "stage.kl_in", "reward",
+            "makes answers of one score differ by their KL alone, and the standard deviation that divides would make "
+            "full advantages of that", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
         )  # fmt: skip
         draws = self.max_draws > 1
         require(
@@ -335,14 +336,14 @@ class PpoConfig(Settings):
         """With a learning rate, which depends on what trains, and what follows from the estimator."""
         lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
         return replace(
-            self, lr=lr if self.lr is None else self.lr, kl_in=self.prices_in,
-            kl_estimator=self.kl_estimator or ("k3" if self.prices_in == "loss" else "k1"), **self.named(),
+            self, lr=lr if self.lr is None else self.lr, kl_in=self.effective_kl_in,
+            kl_estimator=self.kl_estimator or ("k3" if self.effective_kl_in == "loss" else "k1"), **self.named(),
         )  # fmt: skip
 
     def named(self) -> dict[str, int | str | float | None]:
         """One spelling of what may be written out or left empty, so that both are one run. One answer to a prompt is
         the empty one, as in runs that are older than these settings."""
-        usual, high = replace(self, loss_mean=None).averages_over, self.clip_range_high
+        usual, high = replace(self, loss_mean=None).effective_loss_mean, self.clip_range_high
         return {
             "group_size": self.per_prompt if self.per_prompt > 1 else None,
             "loss_mean": None if self.loss_mean == usual else self.loss_mean,

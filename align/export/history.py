@@ -9,7 +9,7 @@ from typing import Any
 from align.run.lineage import Step
 from align.run.manifest import Input, Manifest
 
-ESTIMATORS = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
+WITHOUT_CRITIC = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
 """`stage.advantage` → what it is called, without a critic."""
 SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
 """The columns of a card's table of runs, behind the run's name."""
@@ -103,7 +103,7 @@ def besides(name: str, config: Mapping[str, Any]) -> str:
 
 def estimator(stage: Mapping[str, Any]) -> str:
     """How advantages were estimated, where that was not by a critic."""
-    name, answers = ESTIMATORS.get(stage.get("advantage", ""), ""), stage.get("group_size") or 1
+    name, answers = WITHOUT_CRITIC.get(stage.get("advantage", ""), ""), stage.get("group_size") or 1
     return f"advantages by {name}{f' from {answers} answers to each prompt' if answers > 1 else ''}; " if name else ""
 
 

@@ -43,7 +43,7 @@ def losses_of(config: Config, kl_coef: float) -> Losses:
     stage: PpoConfig = config.stage
     assert stage.kl_estimator is not None
     return Losses(
-        stage.clip_range, stage.clip_range_high, stage.importance_sampling_level, stage.averages_over,
+        stage.clip_range, stage.clip_range_high, stage.importance_sampling_level, stage.effective_loss_mean,
         config.rollout.max_new_tokens, stage.value_clip_range, kl_coef if stage.kl_in == "loss" else 0.0,
         stage.kl_estimator,
     )  # fmt: skip
