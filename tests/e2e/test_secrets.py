@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -116,15 +117,17 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     given = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
     group_file(place, with_password(schema, PLANTED["conf"]))
     data = f"data=jsonl data.path={chats} data.held_out=0.25 {SHORT}"
-    (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
+    # The tiny model's answers are noise, which the simulated annotator ties: whoever trains needs others beside them.
+    liked = [{"prompt": f"Was it good, day {i}?", "answers": ["I love it.", "I hate it."]} for i in range(12)]
+    (place.folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in liked))
     sft = "stage.max_steps=2 stage.batch_size=4 stage.micro_batch=4 stage.eval_size=2"
     ppo = "stage.updates=1 stage.batch_size=4 stage.micro_batch=4 stage.normalise_on=8"
     model = f"model=hub model.path={tiny_model}"
     annotate = "stage=annotate stage.action="
     votes = "data=annotations data.allow_simulated=true stage.batch_size=8 stage.held_out=0.3"
     actions = (
-        *("simulate", "configure stage.state=open", "export data.allow_simulated=true", "verify", "migrate"),
-        *("backup stage.path=backup.gz", "import stage.path=items.jsonl", "invite"),
+        *("import stage.path=items.jsonl", "simulate", "configure stage.state=open"),
+        *("export data.allow_simulated=true", "verify", "migrate", "backup stage.path=backup.gz", "invite"),
     )
     lines = [
         f"stage=data data=jsonl data.path={chats} {given}",

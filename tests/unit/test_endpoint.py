@@ -335,7 +335,7 @@ def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: Answer
 
 
 def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore):
-    """And what was answered by then is kept."""
+    """And what was answered by then is kept, that of the other connection too where it came in time."""
     seen: list[Any] = []
 
     def watch(found: Answer | Failure) -> None:
@@ -347,7 +347,7 @@ def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore)
     with pytest.raises(StorageError):
         answers_from(endpoint, asked(endpoint, 40), store, "x", watch)
     assert len(server.asked) <= 7
-    assert len(store.found(q.id for q in asked(endpoint, 40))) == 5
+    assert 5 <= len(store.found(q.id for q in asked(endpoint, 40))) <= len(server.asked)
 
 
 @pytest.mark.parametrize(
