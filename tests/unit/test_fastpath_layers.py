@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from align.models.fastpath.attention import PackedIndex, causal_attention
+from align.models.fastpath.attention import causal_attention
 from align.models.fastpath.layers import Again, LowRank, Matrix, projected, rms_norm, rotated, swiglu
+from align.models.fastpath.packed import PackedIndex
 from align.ops import linear as linear_module
 from align.ops.linear import linear, packed
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from align.models.fastpath.attention import PackedIndex, causal_attention
+from align.models.fastpath.attention import causal_attention
 from align.models.fastpath.cache import ReservedCache
 from align.models.fastpath.decoding import one_token, steady
 from align.models.fastpath.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
+from align.models.fastpath.packed import PackedIndex
 from align.models.fastpath.weights import Decoder, Layer, NotPlainError, read_decoder
 
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -103,10 +104,12 @@ def short(
 def whole_rows(
     self: Any, decoder: Decoder, ids_BS: Tensor, mask_BS: Tensor, positions_BS: Tensor, cache: ReservedCache | None
 ) -> Tensor:
-    """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle."""
-    places = PackedIndex.of(mask_BS)
+    """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle. Rows that
+    begin alike, such as the answers to one prompt, share the tokens that they begin with."""
+    positions_BS = positions_BS.expand_as(ids_BS)
+    places = PackedIndex.of(mask_BS, ids_BS, positions_BS)
     x_ND = self.embed_tokens(places.real(ids_BS))
-    at_N = places.real(positions_BS.expand_as(ids_BS))
+    at_N = places.real(positions_BS)
     cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=at_N[None]))
     for number, (layer, module) in enumerate(zip(decoder.layers, self.layers, strict=True)):
 

@@ -1,0 +1,142 @@
+"""Where the real tokens of a ragged batch stand, and which of them are the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEAST_SHARED = 1 / 8
+"""Of the real tokens. Sharing costs copies of keys and values, a few hundredths of a pass."""
+
+
+class PackedIndex(NamedTuple):
+    """Where the N tokens that are computed stand: in the rectangle [B, W] that they came in, where padding may be
+    anywhere, and in the rectangle [B, S] of the same rows pushed to the left, S being the longest.
+
+    N is the number M of real tokens, or smaller: rows that begin alike share the tokens that they begin with.
+
+    Attributes:
+        mask_BW: True on real tokens.
+        longest: S.
+        given_M, pushed_M: row · W + column and row · S + column of each real token; None where no row has any padding.
+        shared: None where every real token is computed.
+    """
+
+    mask_BW: Tensor
+    longest: int
+    given_M: Tensor | None
+    pushed_M: Tensor | None
+    shared: Shared | None = None
+
+    @classmethod
+    def of(cls, mask_BW: Tensor, *told_BW: Tensor) -> PackedIndex:
+        """Args: told_BW: all that a token of a row is known by, besides those before it; where none is told, nothing is
+        shared."""
+        longest = int(mask_BW.sum(-1).max())
+        if longest == mask_BW.shape[1] and bool(mask_BW.all()):
+            shared = Shared.of(mask_BW, *told_BW) if told_BW else None
+            return cls(mask_BW, longest, None, None, shared)
+        given_M = mask_BW.flatten().nonzero().squeeze(-1)
+        column_M = (mask_BW.long().cumsum(-1) - 1)[mask_BW]
+        pushed_M = given_M // mask_BW.shape[1] * longest + column_M
+        shared = None
+        if told_BW:
+            left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_M, True)
+            told = (x.new_zeros(left.shape).index_copy_(0, pushed_M, x.flatten()[given_M]) for x in told_BW)
+            shared = Shared.of(*(x.view(-1, longest) for x in (left, *told)))
+        return cls(mask_BW, longest, given_M, pushed_M, shared)
+
+    def real(self, x_BW: Tensor) -> Tensor:
+        """What stands at the tokens that are computed [N]."""
+        x_M = x_BW.reshape(-1) if self.given_M is None else x_BW.reshape(-1)[self.given_M]
+        return x_M if self.shared is None else x_M[self.shared.first_N]
+
+    def rectangle(self, x_ND: Tensor) -> Tensor:
+        """N tokens in every place that they have [B, W, …], 0 on padding."""
+        x_MD = self._each(x_ND)
+        shape = (*self.mask_BW.shape, *x_MD.shape[1:])
+        if self.given_M is None:
+            return x_MD.view(shape)
+        return x_MD.new_zeros(self.mask_BW.numel(), *x_MD.shape[1:]).index_copy(0, self.given_M, x_MD).view(shape)
+
+    def grouped(self, x_NHD: Tensor, groups: int) -> Tensor:
+        """[N, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
+        return self._pushed(self._each(x_NHD), groups)
+
+    def grouped_once(self, x_NHD: Tensor, groups: int) -> Tensor:
+        """The same with each token in one of its places, 0 in the others."""
+        if self.shared is None:
+            return self._pushed(x_NHD, groups)
+        x_MHD = x_NHD.new_zeros(len(self.shared.of_M), *x_NHD.shape[1:]).index_copy_(0, self.shared.first_N, x_NHD)
+        return self._pushed(x_MHD, groups)
+
+    def flat(self, x: Tensor, heads: int) -> Tensor:
+        """The inverse of `grouped`, and the transpose of `grouped_once`: [N, H, D]."""
+        x_MHD = self._flat(x, heads)
+        return x_MHD if self.shared is None else x_MHD[self.shared.first_N]
+
+    def flat_summed(self, x: Tensor, heads: int) -> Tensor:
+        """The transpose of `grouped`: the sum over all places of a token."""
+        x_MHD = self._flat(x, heads)
+        if self.shared is None:
+            return x_MHD
+        zeros = x_MHD.new_zeros(len(self.shared.first_N), *x_MHD.shape[1:])
+        return zeros.index_add_(0, self.shared.of_M, x_MHD)
+
+    def _each(self, x_ND: Tensor) -> Tensor:
+        return x_ND if self.shared is None else x_ND[self.shared.of_M]
+
+    def _pushed(self, x_MHD: Tensor, groups: int) -> Tensor:
+        rows, (heads, width) = len(self.mask_BW), x_MHD.shape[1:]
+        if self.pushed_M is not None:
+            x_MHD = x_MHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_M, x_MHD)
+        x = x_MHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+        return x.reshape(rows * groups, -1, width)
+
+    def _flat(self, x: Tensor, heads: int) -> Tensor:
+        rows, width = len(self.mask_BW), x.shape[-1]
+        x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
+        x_MHD = x.reshape(rows * self.longest, heads, width)
+        return x_MHD if self.pushed_M is None else x_MHD[self.pushed_M]
+
+
+class Shared(NamedTuple):
+    """The tokens of rows that begin alike: what a token becomes hangs on itself and those before it, so rows are one
+    row up to where they part.
+
+    Attributes:
+        of_M: which of the N tokens each real token is.
+        first_N: one of the M that each of the N stands for.
+    """
+
+    of_M: Tensor
+    first_N: Tensor
+
+    @classmethod
+    def of(cls, mask_BS: Tensor, *told_BS: Tensor) -> Shared | None:
+        """None where it would save less than `LEAST_SHARED`.
+
+        Args:
+            mask_BS: of rows that are pushed to the left.
+            told_BS: what a token is known by.
+        """
+        told_BSX = torch.stack(told_BS, -1)
+        # In the order of words in a dictionary, rows that begin alike stand together, so a row is compared with the one
+        # before it alone.
+        words = told_BSX.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
+        order = torch.tensor(sorted(range(len(words)), key=words.__getitem__), device=mask_BS.device)
+        mask, told = mask_BS[order], told_BSX[order]
+        alike = (told[1:] == told[:-1]).all(-1) & mask[1:] & mask[:-1]
+        known = torch.zeros_like(mask)
+        known[1:] = alike.long().cumprod(-1).bool()
+        real, saved = int(mask.sum()), int(known.sum())
+        if saved < LEAST_SHARED * real:
+            return None
+        new = mask & ~known
+        number = torch.where(new, (new.flatten().cumsum(0) - 1).view(new.shape), -1)
+        of_BS = torch.empty_like(number)
+        of_BS[order] = number.cummax(0).values  # of those above it in its column, the last new one is the one it is
+        place_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the M
+        return cls(of_BS[mask_BS], place_BS[order][new])

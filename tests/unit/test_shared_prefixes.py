@@ -1,0 +1,150 @@
+"""Rows that begin alike are computed once up to where they part, and nothing else of them changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_fastpath import FAMILIES, assert_same, made, outcome
+from test_fastpath_layers import one_by_one, random
+from tiny_roles import PAD, PROMPTS, STOPS, AsItStands
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from align.models.backbone import answered
+from align.models.chunks import by_length
+from align.models.fastpath import llama
+from align.models.fastpath.attention import causal_attention
+from align.models.fastpath.packed import LEAST_SHARED, PackedIndex
+from align.rollout.hf import HfEngine
+from align.types import Rollout
+
+CPU = torch.device("cpu")
+
+
+def drawn(seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of few words, so that many begin alike, with padding anywhere."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = tuple(int(torch.randint(1, most, (), generator=draw)) for most in (9, 7))
+    mask = torch.rand(shape, generator=draw) < 0.3 + 0.7 * torch.rand((), generator=draw)
+    mask[:, 0] |= ~mask.any(1)
+    return torch.randint(0, 2, shape, generator=draw), mask
+
+
+def prefixes(tokens: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """What each real token is: its row up to itself."""
+    rows = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+    return [tuple(row[: t + 1]) for row in rows for t in range(len(row))]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_tokens_with_the_same_before_them_are_one(seed: int):
+    tokens, mask = drawn(seed)
+    places, found = PackedIndex.of(mask, tokens), prefixes(tokens, mask)
+    real = len(found)
+    saved = real - len(set(found))
+    if places.shared is None:
+        assert saved < LEAST_SHARED * real
+        assert torch.equal(places.real(tokens), tokens[mask])
+        return
+    assert saved >= LEAST_SHARED * real
+    of, first = places.shared
+    assert len({(prefix, int(number)) for prefix, number in zip(found, of, strict=True)}) == len(set(found))
+    assert torch.equal(of[first], torch.arange(len(set(found))))
+    x = random(len(first), 2, 3)
+    assert torch.equal(places.rectangle(x)[mask], x[of])
+    assert not places.rectangle(x)[~mask].any()
+    assert torch.equal(places.real(places.rectangle(x[:, 0, 0])), x[:, 0, 0])
+    assert torch.equal(places.flat(places.grouped(x, 2), 2), x)
+    y = random(*places.grouped(x, 2).shape, seed=1)
+    assert_close((places.grouped(x, 2) * y).sum(), (x * places.flat_summed(y, 2)).sum())
+    assert_close((places.grouped_once(x, 2) * y).sum(), (x * places.flat(y, 2)).sum())
+
+
+def test_what_differs_in_anything_that_is_told_is_not_shared():
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    ids = torch.tensor([[7, 7, 7, 1], [7, 7, 7, 2]])
+    assert PackedIndex.of(mask).shared is None
+    assert PackedIndex.of(mask, ids, torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]])).shared is None
+    shared = PackedIndex.of(mask, ids, torch.tensor([[0, 1, 2, 3], [0, 1, 5, 6]])).shared
+    assert shared is not None
+    assert len(shared.first_N) == 6  # two tokens of eight
+
+
+@pytest.mark.parametrize("seed", [3, 5, 8])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_attention_over_shared_rows(seed: int, groups: int):
+    tokens, mask = drawn(seed)
+    places = PackedIndex.of(mask, tokens)
+    assert places.shared is not None, "this seed tests nothing"
+    of, first = places.shared
+    shapes = ((4, 6), (groups, 6), (groups, 6))
+    q, k, v = (random(len(first), *shape, seed=i).requires_grad_() for i, shape in enumerate(shapes))
+    with torch.no_grad():
+        expected = one_by_one(q[of], k[of], v[of], mask.sum(1).tolist(), 0.3)[first]
+        assert_close(causal_attention(q, k, v, places, 0.3), expected)
+    assert gradcheck(lambda *x: causal_attention(*x, places, 0.3), (q, k, v))
+
+
+# Whole decoders.
+
+
+def grouped_rollout() -> Rollout:
+    """Four answers to each of two prompts, one of which begins as the other does; one answer is a prefix of another."""
+    prompts = [[11, 12, 13, 14, 15]] * 4 + [[11, 12, 13, 21, 22, 23, 24]] * 4
+    answers = [[31], [31, 32, 33], [34, 35, 36, 37], [31, 32], [41, 42], [43], [41, 42], [44, 45, 46, 47, 48]]
+    return answered(prompts, answers, PAD, CPU)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens that go through each layer."""
+    counts, real = list[int](), llama.heads
+    monkeypatch.setattr(llama, "heads", lambda *given: counts.append(len(given[2])) or real(*given))
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoder_is_that_of_transformers_where_rows_begin_alike(family: str, computed: list[int]):
+    assert_same(made(FAMILIES[family]), grouped_rollout())
+    distinct = set(prefixes(grouped_rollout().tokens_BS, grouped_rollout().mask_BS))
+    assert computed[:2] == [len(distinct)] * 2
+    assert len(distinct) < grouped_rollout().mask_BS.sum() / 2
+
+
+def test_every_weight_may_train_where_rows_begin_alike():
+    assert_same(made(FAMILIES["qwen3"]).unload().requires_grad_(), grouped_rollout())
+
+
+def test_layers_that_are_made_again_share_too():
+    model = made(FAMILIES["qwen2"])
+    once, gradients = outcome(model, grouped_rollout())
+    for layer in model.get_base_model().get_decoder().layers:
+        layer.gradient_checkpointing = True
+    logprobs, again = outcome(model, grouped_rollout())
+    assert torch.equal(logprobs, once)
+    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(computed: list[int]):
+    """And what is drawn is what is drawn of each by itself."""
+    model = made(FAMILIES["llama, grouped keys"])
+    prompts = [prompt for prompt in PROMPTS for _ in range(5)]
+    found = HfEngine(STOPS, PAD, 9).generate(prompts, AsItStands(model), range(len(prompts)))
+    tokens = {tuple(prompt[: t + 1]) for prompt in PROMPTS for t in range(len(prompt))}
+    assert computed[0] == len(tokens) < sum(map(len, prompts)) / 4
+    for i, prompt in enumerate(prompts):
+        alone: Any = HfEngine(STOPS, PAD, 9).generate([prompt], AsItStands(model), [i])
+        answer = found.tokens_BS[i, found.prompt_width :][found.response_mask_BT[i]]
+        assert answer.tolist() == alone.tokens_BS[0, len(prompt) :][alone.response_mask_BT[0]].tolist()
+
+
+def test_answers_to_a_prompt_go_together():
+    prompts = [[1], [2, 2, 2], [1], [3, 3], [2, 2, 2], [1]]
+    answers = [[5] * length for length in (4, 1, 2, 3, 3, 1)]
+    chunks = list(by_length(answered(prompts, answers, PAD, CPU), 3))
+    assert [chunk.tolist() for chunk in chunks] == [[5, 2, 0], [3, 1, 4]]  # of 2, 3, 5 tokens; of 5; of 4, 6
+    alone = answered([[i] for i in range(6)], answers, PAD, CPU)
+    assert torch.cat(list(by_length(alone, 4))).tolist() == [1, 5, 2, 3, 4, 0]  # by length, in their order where equal
