@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +94,16 @@ def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
     assert check(compose_raw(split(line))).stage is not None, f"{recipe}: {line}"
 
 
-def test_the_lines_of_the_benchmark_compose() -> None:
-    lines = module_at(ROOT / "benchmarks" / "frontier.py").commands(Path("runs"))
-    assert len({check(compose_raw(split(line))).run.name for line in lines}) > 9
+def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "frontier")
+    compared = importlib.import_module("compared")
+    common = compared.common(Path("runs"), compared.TUNED_ON, "auto")
+    for stage in (*compared.MADE_FIRST, "ppo"):
+        assert check(compose_raw([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
+    for method, rate in product(compared.METHODS, compared.RATES):
+        runs = [check(compose_raw([*common, *method.line(rate, price)])) for price in method.prices]
+        assert {run.stage.name for run in runs} == {method.stage}
+        assert [getattr(run.stage, method.price) for run in runs] == [float(price) for price in method.prices]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -208,7 +217,7 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("page", "script", "figures"),
     [
-        ("docs/choosing.md", "benchmarks/frontier.py", "benchmarks/frontier.json"),
+        ("docs/choosing.md", "benchmarks/frontier/run.py", "benchmarks/frontier/results.json"),
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),

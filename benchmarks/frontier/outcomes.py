@@ -1,0 +1,126 @@
+"""What the runs of the frontier came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from align.evals.comparison import Sample, read_samples
+from align.evals.text import distinct_n, most_risen
+from align.models.load import choose_dtype
+from align.ops.best_of_n import kl_bound
+from align.ops.intervals import mean
+from align.run import read_manifest, resolve
+from align.types import Conversation, Message
+from reward.build import on_its_own_base
+
+Figures = dict[str, Any]
+NAT = 0.03
+"""Gold that a nat costs where learning rates are compared: about what PPO's line gains for one between 3 and 7 nats."""
+BEST_OF = (4, 16, 64)
+
+
+class Point(NamedTuple):
+    """One policy of one seed.
+
+    Attributes:
+        answers: to the held-out prompts, in the order of the evaluation.
+        scores: gold of each.
+        figures: gold, proxy, kl, distinct2, risen (the share of answers with the word that rose most), word, minutes;
+            what was not measured is not there.
+    """
+
+    answers: list[str]
+    scores: list[float]
+    figures: Figures
+
+
+def of_policy(root: Path, name: str) -> Point:
+    """Of the run of a method and its evaluation."""
+    folder = root / "eval" / name
+    samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder).metrics
+    scores = [s.score_policy for s in samples]
+    figures = {
+        "gold": sum(scores) / len(scores), "kl": metrics["kl"], "distinct2": metrics["distinct2"]["policy"],
+        "risen": metrics["most_risen_word"]["policy"], "word": metrics["most_risen_word"]["word"],
+        "minutes": took(root, name),
+    }  # fmt: skip
+    return Point([s.policy for s in samples], scores, figures)
+
+
+def of_start(root: Path, name: str) -> Point:
+    """Of the supervised model, as an evaluation of any method saw it."""
+    folder = root / "eval" / name
+    samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder).metrics
+    scores = [s.score_ref for s in samples]
+    figures = {"gold": sum(scores) / len(scores), "kl": 0.0, "distinct2": metrics["distinct2"]["ref"]}
+    return Point([s.ref for s in samples], scores, figures)
+
+
+def of_best(root: Path, name: str, samples: Sequence[Sample], n: int) -> Point:
+    """Of the best of the first n answers of each prompt, by the reward model; its KL is the bound."""
+    scores, winners = [], []
+    with (root / "sample" / name / "artifact" / "samples.jsonl").open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            best = max(row["answers"][:n], key=lambda answer: answer["score"])
+            scores.append(best["gold"])
+            winners.append(best["answer"])
+    risen = most_risen([s.ref for s in samples], winners)
+    figures = {
+        "gold": sum(scores) / len(scores), "kl": kl_bound(n), "distinct2": distinct_n(winners, 2),
+        "risen": risen.policy, "word": risen.word, "minutes": took(root, name) * n / max(BEST_OF),
+    }  # fmt: skip
+    return Point(winners, scores, figures)
+
+
+def proxies(root: Path, points: Mapping[str, Point], prompts: Sequence[Sample], dtype: str) -> dict[str, float]:
+    """The reward model's mean score of each policy's answers, in standard deviations of its scores of the supervised
+    model's, and from their mean."""
+    cpu = torch.device("cpu")
+    scorer = on_its_own_base(resolve("reward:latest", root), cpu, choose_dtype(dtype, cpu), 64)
+
+    def scores(answers: Sequence[str]) -> Tensor:
+        told = [Conversation((*s.prompt, Message("assistant", a))) for s, a in zip(prompts, answers, strict=True)]
+        return torch.cat([scorer.score(told[i : i + 64]) for i in range(0, len(told), 64)])
+
+    start = scores(points["SFT"].answers)
+    return {name: float((scores(p.answers).mean() - start.mean()) / start.std()) for name, p in points.items()}
+
+
+def took(root: Path, name: str) -> float:
+    """Minutes of the processor that a run took."""
+    return json.loads((root / "took" / f"{name}.json").read_text()) / 60
+
+
+def worth(root: Path, name: str, apart: set[str]) -> float:
+    """What a learning rate is judged by: gold, less what its KL costs, on prompts that no reported seed measures on.
+
+    Args:
+        apart: these prompts, as JSON.
+    """
+    samples = read_samples(root / "eval" / name / "artifact" / "samples.jsonl")
+    own = [s for s in samples if asked(s) not in apart]
+    assert own, "every prompt is one of a reported seed"
+    return sum(s.score_policy - NAT * s.kl for s in own) / len(own)
+
+
+def asked(sample: Sample) -> str:
+    return json.dumps([(m.role, m.content) for m in sample.prompt])
+
+
+def pooled(points: Sequence[Point]) -> Figures:
+    """Over the seeds: gold with an interval over all prompts, means of the others, the words that rose."""
+    interval = mean([score for point in points for score in point.scores])
+    first = points[0].figures
+    numbers = [key for key, value in first.items() if isinstance(value, float | int) and key != "gold"]
+    means = {key: sum(p.figures[key] for p in points) / len(points) for key in numbers}
+    words = {"words": [p.figures["word"] for p in points]} if "word" in first else {}
+    return {
+        "gold": interval.value, "low": interval.low, "high": interval.high,
+        "golds": [p.figures["gold"] for p in points], **means, **words,
+    }  # fmt: skip

@@ -1,0 +1,227 @@
+"""How much gold each method buys with how much KL: SFT, best-of-n, DPO, KTO, PPO, RLOO and GRPO on the quickstart's
+pairs, on the built-in model. The table and the plot of docs/choosing.md (the frontier of Gao, Schulman and Hilton,
+2022).
+
+    python benchmarks/frontier/run.py [--root runs/frontier] [--save benchmarks/frontier/results.json]
+        [--plot docs/frontier.svg] [--dtype bfloat16] [--jobs 1]
+
+Four simulated annotators rank four answers of the supervised model to each prompt. DPO and KTO read these pairs; a
+reward model is trained on them for the others. Every run of a method takes about three minutes of one processor. Each
+learning rate of `compared.RATES` is tried once for each method, on a seed of its own; the best one is run at two prices
+of KL on three other seeds. Each policy is evaluated on prompts that nothing trained on, by the sentiment that ranked
+the pairs without its noise. Finished runs are not made again. About four hours of one processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from compared import MADE_FIRST, METHODS, RATES, REPORTED, TUNED_ON, Method, common, of_recipe
+from outcomes import BEST_OF, Figures, Point, asked, of_best, of_policy, of_start, pooled, proxies, worth
+
+from align.evals.comparison import Sample, read_samples
+from align.report.plots import axes, render
+
+ALIVE = Path(__file__).resolve().parent / "alive.py"
+BEST = "best-of-64"
+RECIPE, LONGER = "quickstart", "PPO, twice as long"
+"""The recipe's own PPO: the name of its runs, and of its row."""
+
+
+class Runs:
+    """Makes runs, each in a process of its own, and notes what it took.
+
+    Attributes:
+        root: a folder of runs for each seed.
+    """
+
+    def __init__(self, root: Path, dtype: str) -> None:
+        self.root, self.dtype = root.resolve(), dtype
+
+    def make(self, seed: int, *words: str, name: str = "") -> None:
+        """One run, unless it is there; one with a name has its processor's seconds noted beside it."""
+        noted = self.root / str(seed) / "took" / f"{name}.json"
+        if name and noted.exists():
+            return
+        named = [f"run.name={name}"] if name else []
+        seconds = ended("-m", "align", *common(self.root, seed, self.dtype), *words, *named)
+        if name:
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            noted.write_text(json.dumps(seconds))
+
+    def alive(self, method: Method) -> None:
+        """MB of tensors in a run of a few steps."""
+        noted = self.root / "alive" / f"{method.name}.json"
+        if noted.exists():
+            return
+        noted.parent.mkdir(exist_ok=True)
+        words = method.line(RATES[0], method.prices[0], short=True)
+        name = f"run.name=alive-{method.name.lower()}"
+        ended(str(ALIVE), str(noted), *common(self.root, TUNED_ON, self.dtype), *words, name)
+
+    def first(self, seed: int) -> None:
+        """What all methods of a seed start from."""
+        for stage in MADE_FIRST:
+            self.make(seed, *of_recipe(stage, seed))
+
+    def policy(self, seed: int, method: Method, rate: str, price: str) -> None:
+        """A policy and its evaluation."""
+        name = method.run_name(rate, price)
+        self.make(seed, *method.line(rate, price), name=name)
+        self.judged(seed, method.stage, name)
+
+    def recipe(self, seed: int) -> None:
+        self.make(seed, *of_recipe("ppo", seed), name=RECIPE)
+        self.judged(seed, "ppo", RECIPE)
+
+    def judged(self, seed: int, stage: str, name: str) -> None:
+        if not (self.root / str(seed) / "eval" / name / "manifest.json").exists():
+            self.make(seed, "stage=eval", f"artifact={stage}:{name}", f"run.name={name}")
+
+    def best(self, seed: int) -> None:
+        """Best-of-n on the prompts of the evaluations."""
+        rows = [json.dumps({"messages": [m.as_dict() for m in s.prompt]}) for s in self.samples(seed)]
+        path = self.root / str(seed) / "prompts.jsonl"
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        asks = ["stage=sample", f"stage.best_of={max(BEST_OF)}", "stage.gold={name: sentiment}", "reward=model"]
+        self.make(seed, *asks, "data=jsonl", f"data.path={path}", "data.held_out=0", name=BEST)
+
+    def samples(self, seed: int) -> list[Sample]:
+        """Of an evaluation that every seed has."""
+        return read_samples(self.root / str(seed) / "eval" / RECIPE / "artifact" / "samples.jsonl")
+
+
+def ended(*words: str) -> float:
+    """Processor seconds of a command of Python's."""
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    return used.ru_utime + used.ru_stime
+
+
+def side_by_side(jobs: int, task: Callable[..., object], given: Iterable[Sequence[Any]]) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(task, *each) for each in given]:
+            done.result()
+
+
+def tuned(runs: Runs, jobs: int) -> dict[str, dict[str, float]]:
+    """Method → learning rate → what it is worth on the seed that tunes."""
+    tries = [(TUNED_ON, method, rate, method.prices[-1]) for method in METHODS for rate in RATES]
+    side_by_side(jobs, runs.policy, tries)
+    apart = {asked(sample) for seed in REPORTED for sample in runs.samples(seed)}
+    folder = runs.root / str(TUNED_ON)
+    return {
+        method.name: {rate: worth(folder, method.run_name(rate, method.prices[-1]), apart) for rate in RATES}
+        for method in METHODS
+    }
+
+
+def measured(runs: Runs, rates: dict[str, str]) -> dict[str, list[Point]]:
+    """Row of the table → its point of each seed."""
+    found = dict[str, list[Point]]()
+    for seed in REPORTED:
+        root, samples = runs.root / str(seed), runs.samples(seed)
+        points = {"SFT": of_start(root, RECIPE)}
+        points |= {f"best-of-{n}": of_best(root, BEST, samples, n) for n in BEST_OF}
+        for method in METHODS:
+            for price in method.prices:
+                point = of_policy(root, method.run_name(rates[method.name], price))
+                point.figures["live_mb"] = json.loads((runs.root / "alive" / f"{method.name}.json").read_text())
+                points[method.row(price)] = point
+        points[LONGER] = of_policy(root, RECIPE)
+        for name, proxy in proxies(root, points, samples, runs.dtype).items():
+            points[name].figures["proxy"] = proxy
+        for name, point in points.items():
+            found.setdefault(name, []).append(point)
+    return found
+
+
+COLUMNS = {
+    "kl": "KL, nats a response", "gold": "gold score", "proxy": "proxy", "distinct2": "distinct-2",
+    "risen": "most risen word", "minutes": "minutes", "live_mb": "live MB",
+}  # fmt: skip
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of docs/choosing.md."""
+    rows = found["rows"]
+    lines = [f"| method | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cell(row, key) for key in COLUMNS)} |" for name, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: Figures, key: str) -> str:
+    if row.get(key) is None:
+        return "–"
+    if key == "gold":
+        return f"{row['gold']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    if key == "risen":
+        return f"{row['risen']:.2f} ({', '.join(dict.fromkeys(row['words']))})"
+    return f"{row[key]:.{0 if key == 'live_mb' else 1 if key == 'minutes' else 2}f}"
+
+
+def plot(rows: dict[str, Figures]) -> bytes:
+    """A line for each method, from the supervised model on."""
+    figure, ax = axes("KL to the supervised model, nats a response", "gold score")
+    start = rows["SFT"]
+    lines = {method.name: [method.row(price) for price in method.prices] for method in METHODS}
+    lines = {"best-of-n (its bound)": [f"best-of-{n}" for n in BEST_OF], **lines}
+    lines["PPO"].append(LONGER)
+    for (name, points), marker in zip(lines.items(), "*sdo^v", strict=True):
+        line = [start, *sorted((rows[point] for point in points), key=lambda row: row["kl"])]
+        spread = [[row["gold"] - row["low"] for row in line], [row["high"] - row["gold"] for row in line]]
+        ax.errorbar(
+            [row["kl"] for row in line], [row["gold"] for row in line], spread, marker=marker, capsize=2, label=name
+        )
+    ax.annotate("SFT", (start["kl"], start["gold"]), textcoords="offset points", xytext=(6, -12))
+    ax.legend()
+    return render(figure)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
+    given = parser.parse_args()
+    runs = Runs(given.root, given.dtype)
+    side_by_side(given.jobs, runs.first, [(seed,) for seed in (TUNED_ON, *REPORTED)])
+    side_by_side(given.jobs, runs.recipe, [(seed,) for seed in REPORTED])
+    worths = tuned(runs, given.jobs)
+    rates = {name: max(tried, key=lambda rate: tried[rate]) for name, tried in worths.items()}
+    side_by_side(1, runs.alive, [(method,) for method in METHODS])
+    side_by_side(given.jobs, runs.best, [(seed,) for seed in REPORTED])
+    chosen = [(seed, m, rates[m.name], price) for m in METHODS for price in m.prices for seed in REPORTED]
+    side_by_side(given.jobs, runs.policy, chosen)
+    rows = {name: pooled(points) for name, points in measured(runs, rates).items()}
+    found = rounded({"tried": worths, "rates": rates, "rows": rows})
+    print("\n" + markdown(found))
+    if given.save:
+        given.save.write_text(json.dumps(found, indent=2) + "\n")
+    if given.plot:
+        given.plot.write_bytes(plot(rows))
+
+
+if __name__ == "__main__":
+    main()
