@@ -31,7 +31,7 @@ def main(work: Work, who: str) -> None:
         roles = roles_on(work, Path(folder))
     base = find_base(work.model)
     tokenizer = load_tokenizer(base)
-    asked = [Conversation((Message("user", text),)) for text in PROMPTS * (work.batch // len(PROMPTS))]
+    asked = [Conversation((Message("user", text),)) for text in (PROMPTS * work.batch)[: work.batch]]
     prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
     engine = (BankEngine if who == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
     engine.load(base, *precision(work))

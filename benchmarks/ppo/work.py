@@ -10,11 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PROMPTS = (
-    "Tell me about your day.",
-    "What is a good breakfast?",
-    "How do I make friends?",
-    "Why is the sky blue?",
-)
+    "Tell me about your day.", "What is a good breakfast?", "How do I make friends?", "Why is the sky blue?",
+    "Where do swallows go in winter?", "Which book should I read?", "When did people first sail?", "Who wrote Hamlet?",
+    "Is it going to rain?", "Can a dog eat rice?", "Do plants sleep at night?", "Name three rivers in Africa.",
+    "How long is a marathon?", "What makes bread rise?", "Why do cats purr?", "Describe the taste of honey.",
+    "How does a lock work?", "What is the moon made of?", "Should I learn to swim?", "Give me a riddle.",
+    "Why are leaves green?", "Where is the oldest bridge?", "What do owls eat?", "How old is the Earth?",
+    "Tell me a short joke.", "Which fruit has most sugar?", "When is harvest time?", "Who invented the zip?",
+    "Is glass a liquid?", "Can you count to ten?", "Do fish hear sounds?", "Name a famous painter.",
+)  # fmt: skip
+"""All different, as prompts are: rows that begin alike share what they begin with."""
 RESULT = "RESULT "
 
 
