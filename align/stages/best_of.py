@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,29 @@ from align.config.compose import plain
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.settings import changed
-from align.data.chat import Prompt, encode_prompts, prompt_room, stop_token_ids
+from align.data.chat import Prompt
 from align.data.records.preferences import write_preferences
-from align.data.template import use_template
 from align.errors import require
 from align.evals.best_of import NO_ROW, Tally, figures, tallied
 from align.evals.judges import title
 from align.models.actor import Actor
-from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer
+from align.models.load import choose_device, choose_dtype
 from align.models.start import adapter_folder, frozen_as
 from align.ppo.workers import Read, roles_on
 from align.report.words import counted, in_words
-from align.rollout.answers_alone import Judged, answers_alone, empty, empty_answers, whole
+from align.rollout.answers_alone import Judged, empty, empty_answers
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json, write_text
+from align.stages.asking import asked, reading
 from align.stages.best_of_inputs import of_gold
 from align.stages.execution import tracker
 from align.stages.rollouts import engine_for
-from align.stages.starting import lora_of, start
+from align.stages.starting import lora_of
 from align.track import line_of, peak_memory, progress, read_rows
 from align.types import Conversation, Result, Rollout
 from annotate.store import storable
-from reward.build import build, build_beside_policy, on_its_own_base, same_template
+from reward.build import build, build_beside_policy, on_its_own_base
 from reward.combined import Ensemble, Sum, comparable
 from reward.inputs import models_of, on_base
 from reward.scorer import Scorer, check_finite
@@ -121,17 +120,12 @@ def loaded(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterato
     Raises:
         InputError: a reward model on the policy's base was trained with another chat template.
     """
-    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
-    device, tokenizer = choose_device(config.device), own_tokenizer(artifact, base)
+    base, device = run.base, choose_device(config.device)
     dtype, kept_as = choose_dtype(config.dtype, device), frozen_as(config.method.name)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    reward, models = reward_spec(config.reward), models_of(run.inputs)
-    same_template(reward, models, base, tokenizer, config.init)
-    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts, room)
+    policy, tokenizer, found, room, dropped, reward, models = asked(run, config, prompts)
     run.known_metrics = {"prompts": len(found), "dropped": dropped}
     roles = roles_on(
-        base, adapter_folder(artifact), [m.path for m in on_base(models, base)], method=kept_as, frozen=kept_as,
+        base, adapter_folder(policy), [m.path for m in on_base(models, base)], method=kept_as, frozen=kept_as,
         fresh=lora_of(config), value_backbone="none", device=device, dtype=dtype, seed=config.seed,
     )  # fmt: skip
     scorer = build_beside_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)
@@ -144,10 +138,8 @@ def loaded(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterato
         f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {config.stage.best_of} answers each, "
         f"ranked by {scorer.name}{said}"
     )
-    read: Read = whole
     generation = roles.model.generation_config
-    if config.rollout.reasoning == "hide":
-        read = partial(answers_alone, tokenizer=tokenizer, stops=stop_token_ids(tokenizer, generation))
+    read = reading(config, tokenizer, generation)
     with engine_for(run, config, base, kept_as, dtype, tokenizer, generation) as engine:
         yield Work(found, tokenizer, device, engine, roles.actor("reference"), read, scorer, gold)
 

@@ -22,20 +22,15 @@ from torch import Tensor
 from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.config.scorers import reward_spec
-from align.data.chat import encode_prompts, prompt_room, stop_token_ids
+from align.data.chat import encode_prompts
 from align.data.ngrams import repetition
-from align.data.template import use_template
 from align.errors import require
 from align.models.backbone import base_model
 from align.models.load import (
     choose_checkpointing,
     choose_device,
     choose_dtype,
-    context_length,
-    describe,
     name_of,
-    own_tokenizer,
     save_tokenizer,
 )
 from align.models.roles import CachedForward, Role, Roles
@@ -53,11 +48,12 @@ from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
 from align.report.words import counted
-from align.rollout.answers_alone import answers_alone, empty_answers
+from align.rollout.answers_alone import empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
+from align.stages.asking import asked, reading
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
 from align.stages.ppo_arguments import (
@@ -78,11 +74,11 @@ from align.stages.ppo_rollouts import (
 )
 from align.stages.rollouts import engine_for
 from align.stages.rows import open_store
-from align.stages.starting import lora_of, start
+from align.stages.starting import lora_of
 from align.track import Clock, Tracker, peak_memory, progress
 from align.types import Conversation, Result
-from reward.build import build_beside_policy, same_template
-from reward.inputs import models_of, on_base
+from reward.build import build_beside_policy
+from reward.inputs import on_base
 
 
 def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> Result:
@@ -266,23 +262,15 @@ def load_workers(
         InputError: no prompt is left to train on.
     """
     stage: PpoConfig = config.stage
-    base, rollout = run.base, config.rollout
-    artifact = start(config, run.inputs["init"].path)[0]
-    tokenizer = own_tokenizer(artifact, base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    reward, models = reward_spec(config.reward), models_of(run.inputs)
-    same_template(reward, models, base, tokenizer, config.init)
-
-    # Prompts, before any weights.
-    room = prompt_room(context_length(describe(base)), config.data.max_length, rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts, room)
+    base = run.base
+    policy, tokenizer, found, room, dropped, reward, models = asked(run, config, prompts)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     apart = encode_prompts(tokenizer, measured_on, room)[0] if measured_on else []
     training, held_out = set_apart(found, apart, n_eval)
 
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
     run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
-    roles = load_roles(config, base, artifact, models)
+    roles = load_roles(config, base, policy, models)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
@@ -300,11 +288,8 @@ def load_workers(
 
     kept = frozen_as(config.method.name), dtype
     with engine_for(run, config, base, *kept, tokenizer, roles.model.generation_config) as engine:
-        workers = Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks)
-        if rollout.reasoning == "hide":
-            stops = stop_token_ids(tokenizer, roles.model.generation_config)
-            workers = replace(workers, read=partial(answers_alone, tokenizer=tokenizer, stops=stops))
-        yield workers
+        read = reading(config, tokenizer, roles.model.generation_config)
+        yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks, read)
 
 
 def learning_by(stage: PpoConfig) -> str:

@@ -150,6 +150,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
     named = {stage.module for stage in STAGES.values()}
     assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {
         "__init__",
+        "asking",
         "blame",
         "best_of",
         "best_of_inputs",
