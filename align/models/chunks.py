@@ -1,5 +1,5 @@
-"""A rollout a few rows at a time, rows that cost least together. Each rank computes its share of these chunks, and all
-have the whole in the end."""
+"""A rollout a few rows at a time, rows of like length together, so that little padding is computed. Each rank computes
+its share of these chunks, and all have the whole in the end."""
 
 from __future__ import annotations
 
@@ -14,16 +14,8 @@ from align.types import Rollout
 
 
 def by_length(rollout: Rollout, size: int) -> Iterator[Tensor]:
-    """Row indices in chunks of at most `size`, rows of like length together; on a CPU, where padding costs nothing and
-    rows share what they begin with (`align.models.fastpath`), answers to one prompt above all."""
-    lengths_B = rollout.mask_BS.sum(-1)
-    order = torch.argsort(lengths_B, stable=True)
-    if lengths_B.device.type == "cpu":
-        asked_BP = rollout.tokens_BS.masked_fill(~rollout.mask_BS, -1)[:, : rollout.prompt_width]
-        prompt_B = asked_BP.unique(dim=0, return_inverse=True)[1]
-        longest_B = torch.zeros_like(lengths_B).scatter_reduce_(0, prompt_B, lengths_B, "amax")[prompt_B]
-        for key_B in (prompt_B, longest_B):  # each sort keeps the order of those before it among equals
-            order = order[torch.argsort(key_B[order], stable=True)]
+    """Row indices in chunks of at most `size`, rows of like length together."""
+    order = torch.argsort(rollout.mask_BS.sum(-1), stable=True)
     yield from order.split(size)
 
 

@@ -48,10 +48,9 @@ class Method:
         return f"{self.name.lower()}-lr{rate}-{self.price.replace('_', '')}{price}"
 
 
-OF_PAIRS = ("stage.epochs=0.05", "stage.epochs=0.001", "beta", ("0.3", "0.1"))
 METHODS = (
-    Method("DPO", f"stage=dpo {PAIRS}", *OF_PAIRS),
-    Method("KTO", f"stage=kto {PAIRS}", *OF_PAIRS),
+    Method("DPO", f"stage=dpo {PAIRS}", "stage.epochs=0.05", "stage.epochs=0.001", "beta", ("0.3", "0.1")),
+    Method("KTO", f"stage=kto {PAIRS}", "stage.epochs=0.02", "stage.epochs=0.001", "beta", ("0.3", "0.1")),
     Method("PPO", SPLIT, "stage.updates=22", "stage.updates=2", "kl_coef", ("0.1", "0.05")),
     Method(
         "RLOO", f"{SPLIT} stage.advantage=rloo stage.group_size=4", "stage.updates=40", "stage.updates=2", "kl_coef",

@@ -14,8 +14,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from align.models.backbone import answered
-from align.models.chunks import by_length
-from align.models.fastpath import llama
+from align.models.fastpath import llama, packed
 from align.models.fastpath.attention import causal_attention
 from align.models.fastpath.packed import LEAST_SHARED, PackedIndex
 from align.rollout.hf import HfEngine
@@ -141,10 +140,42 @@ def test_a_prompt_is_read_once_for_all_its_answers(computed: list[int]):
         assert answer.tolist() == alone.tokens_BS[0, len(prompt) :][alone.response_mask_BT[0]].tolist()
 
 
-def test_answers_to_a_prompt_go_together():
-    prompts = [[1], [2, 2, 2], [1], [3, 3], [2, 2, 2], [1]]
-    answers = [[5] * length for length in (4, 1, 2, 3, 3, 1)]
-    chunks = list(by_length(answered(prompts, answers, PAD, CPU), 3))
-    assert [chunk.tolist() for chunk in chunks] == [[5, 2, 0], [3, 1, 4]]  # of 2, 3, 5 tokens; of 5; of 4, 6
-    alone = answered([[i] for i in range(6)], answers, PAD, CPU)
-    assert torch.cat(list(by_length(alone, 4))).tolist() == [1, 5, 2, 3, 4, 0]  # by length, in their order where equal
+@pytest.mark.parametrize("family", ["llama, grouped keys", "qwen3"])
+def test_in_bf16_many_rows_that_share_add_their_gradients_up_as_well_as_rows_by_themselves(
+    family: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Equal answers: every token is shared by all rows, and each row adds to its gradient."""
+    model, rows = made(FAMILIES[family]), 400
+    same = answered([[11, 12, 13]] * rows, [[31, 32, 33]] * rows, PAD, CPU)
+    exact = outcome(model, same)[1]
+    model.bfloat16()
+    shared = outcome(model, same)[1]
+    monkeypatch.setattr(packed, "LEAST_SHARED", 2)
+    apart = outcome(model, same)[1]
+
+    def off(found: dict[str, Tensor]) -> float:
+        """Relative to the gradient in fp32."""
+        square = sum(float((found[name].float() - exact[name]).square().sum()) for name in exact)
+        return (square / sum(float(exact[name].square().sum()) for name in exact)) ** 0.5
+
+    assert 0 < off(apart) < 0.05
+    assert off(shared) < 1.5 * off(apart)
+
+
+def test_under_several_threads_a_gradient_has_the_same_bits_each_time():
+    """Many rows with one beginning: several threads add to its tokens."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ids = torch.cat([torch.arange(60).expand(16, -1), torch.arange(320).view(16, 20) + 100], 1)
+        places = packed.PackedIndex.of(torch.ones_like(ids, dtype=torch.bool), ids)
+        assert places.shared is not None
+        given, found = random(16, 80, 256, dtype=torch.float32), set[bytes]()
+        for _ in range(50):
+            x = torch.zeros(len(places.shared.first_N), 256, requires_grad=True)
+            places.rectangle(x).backward(given)
+            assert x.grad is not None
+            found.add(x.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1

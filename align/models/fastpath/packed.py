@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 LEAST_SHARED = 1 / 8
-"""Of the real tokens. Sharing costs copies of keys and values, a few hundredths of a pass."""
+"""Share of the real tokens from which on rows share what they begin with. Each layer then copies queries, keys, values
+and what was read, which takes a few hundredths of a pass."""
 
 
 class PackedIndex(NamedTuple):
@@ -31,21 +32,25 @@ class PackedIndex(NamedTuple):
     shared: Shared | None = None
 
     @classmethod
-    def of(cls, mask_BW: Tensor, *told_BW: Tensor) -> PackedIndex:
-        """Args: told_BW: all that a token of a row is known by, besides those before it; where none is told, nothing is
-        shared."""
+    def of(cls, mask_BW: Tensor, *inputs_BW: Tensor) -> PackedIndex:
+        """The index of a batch.
+
+        Args:
+            inputs_BW: all that a token is computed from, besides those before it in its row: ids and positions. Where
+                none are given, nothing is shared.
+        """
+        if bool(mask_BW.all()):
+            shared = Shared.of(mask_BW, *inputs_BW) if inputs_BW else None
+            return cls(mask_BW, mask_BW.shape[1], None, None, shared)
         longest = int(mask_BW.sum(-1).max())
-        if longest == mask_BW.shape[1] and bool(mask_BW.all()):
-            shared = Shared.of(mask_BW, *told_BW) if told_BW else None
-            return cls(mask_BW, longest, None, None, shared)
         given_M = mask_BW.flatten().nonzero().squeeze(-1)
         column_M = (mask_BW.long().cumsum(-1) - 1)[mask_BW]
         pushed_M = given_M // mask_BW.shape[1] * longest + column_M
         shared = None
-        if told_BW:
+        if inputs_BW:
             left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_M, True)
-            told = (x.new_zeros(left.shape).index_copy_(0, pushed_M, x.flatten()[given_M]) for x in told_BW)
-            shared = Shared.of(*(x.view(-1, longest) for x in (left, *told)))
+            moved = (x.new_zeros(left.shape).index_copy_(0, pushed_M, x.flatten()[given_M]) for x in inputs_BW)
+            shared = Shared.of(*(x.view(-1, longest) for x in (left, *moved)))
         return cls(mask_BW, longest, given_M, pushed_M, shared)
 
     def real(self, x_BW: Tensor) -> Tensor:
@@ -86,7 +91,8 @@ class PackedIndex(NamedTuple):
         return zeros.index_add_(0, self.shared.of_M, x_MHD)
 
     def _each(self, x_ND: Tensor) -> Tensor:
-        return x_ND if self.shared is None else x_ND[self.shared.of_M]
+        # Not x[of_M]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
+        return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_M)
 
     def _pushed(self, x_MHD: Tensor, groups: int) -> Tensor:
         rows, (heads, width) = len(self.mask_BW), x_MHD.shape[1:]
@@ -103,40 +109,38 @@ class PackedIndex(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """The tokens of rows that begin alike: what a token becomes hangs on itself and those before it, so rows are one
+    """The tokens of rows that begin alike. What a token becomes depends on itself and those before it, so rows are one
     row up to where they part.
 
     Attributes:
         of_M: which of the N tokens each real token is.
-        first_N: one of the M that each of the N stands for.
+        first_N: the first of the M real tokens, in the order of the rows' ids, that is each of the N.
     """
 
     of_M: Tensor
     first_N: Tensor
 
     @classmethod
-    def of(cls, mask_BS: Tensor, *told_BS: Tensor) -> Shared | None:
-        """None where it would save less than `LEAST_SHARED`.
+    def of(cls, mask_BS: Tensor, *inputs_BS: Tensor) -> Shared | None:
+        """Which tokens are the same; None where sharing them would save less than `LEAST_SHARED`.
 
         Args:
             mask_BS: of rows that are pushed to the left.
-            told_BS: what a token is known by.
+            inputs_BS: what a token is computed from, no number below 0.
         """
-        told_BSX = torch.stack(told_BS, -1)
-        # In the order of words in a dictionary, rows that begin alike stand together, so a row is compared with the one
-        # before it alone.
-        words = told_BSX.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
+        inputs_BSX = torch.stack(inputs_BS, -1)
+        # Sorted as words are in a dictionary, a row shares the most with the row above it. Padding (−1) comes first.
+        words = inputs_BSX.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
         order = torch.tensor(sorted(range(len(words)), key=words.__getitem__), device=mask_BS.device)
-        mask, told = mask_BS[order], told_BSX[order]
-        alike = (told[1:] == told[:-1]).all(-1) & mask[1:] & mask[:-1]
-        known = torch.zeros_like(mask)
+        mask, inputs = mask_BS[order], inputs_BSX[order]
+        alike = (inputs[1:] == inputs[:-1]).all(-1) & mask[1:] & mask[:-1]
+        known = torch.zeros_like(mask)  # from the row above
         known[1:] = alike.long().cumprod(-1).bool()
-        real, saved = int(mask.sum()), int(known.sum())
-        if saved < LEAST_SHARED * real:
+        if int(known.sum()) < LEAST_SHARED * int(mask.sum()):
             return None
         new = mask & ~known
         number = torch.where(new, (new.flatten().cumsum(0) - 1).view(new.shape), -1)
         of_BS = torch.empty_like(number)
-        of_BS[order] = number.cummax(0).values  # of those above it in its column, the last new one is the one it is
+        of_BS[order] = number.cummax(0).values  # the last new token of the column; means nothing on padding
         place_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the M
         return cls(of_BS[mask_BS], place_BS[order][new])
