@@ -12,7 +12,7 @@ from align.ops.few import FEW
 from align.ops.intervals import t_quantile
 from align.report import data_set, judge_card, suite
 from align.report.seen import Seen
-from align.report.words import NO_BREAK, counted, format_figure, in_words, is_bounded, percent
+from align.report.words import NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
 
 LAST = 10
 """The most updates that the end of PPO is a mean over."""
@@ -30,11 +30,10 @@ def trained(seen: Seen) -> str:
     if "loss_after" not in metrics:
         return "Nothing was held out, so that nothing says how well it learned."
     before, after, rows = metrics["loss_before"], metrics["loss_after"], metrics["held_out_rows"]
-    verb = "fell" if after < before else "rose" if after > before else "stayed"
     change = metrics.get("loss_change")
     by = f", by {in_words(absolute(change), '.2f')}," if change and is_bounded(change) else ""
     sentences = [
-        f"Held-out loss {verb} from {before:.2f} to {after:.2f} nats a token{by} over {counted(rows, 'row')}.",
+        f"Held-out loss {from_to(before, after)} nats a token{by} over {counted(rows, 'row')}.",
         unsure(change, 0.0, "0: no change was shown"), scarce(rows, "row"),
     ]  # fmt: skip
     return joined(sentences)
@@ -91,7 +90,6 @@ def optimised(seen: Seen) -> str:
     updates, metrics = updates_of(seen.rows), seen.metrics
     first, last = updates[:1], ending(updates)
     before, after = (mean(part, "score") for part in (first, last))
-    verb = "rose" if after >= before else "fell"
     by = gain(first, last, seen.settings["batch_size"] // (seen.settings.get("group_size") or 1))
     size = f", by {in_words(absolute(by), '.2f')}" if is_bounded(by) else ""
     tripped, cut = metrics.get("tripped"), 1 - metrics["last_eos_rate"]
@@ -100,7 +98,7 @@ def optimised(seen: Seen) -> str:
     where = "In training the" if measured else "The"
     sentences = [
         measured,
-        f"{where} score of the reward {verb} from {before:.2f} to {after:.2f}{size}{moved}.",
+        f"{where} score of the reward {from_to(before, after)}{size}{moved}.",
         unsure(by, 0.0, "0: no change was shown"), scarce(seen.settings["batch_size"] * len(last), "answer"),
         f"{percent(cut)} of the answers were cut at {seen.config['rollout']['max_new_tokens']:,} tokens."
         if cut >= MOSTLY_CUT else "",

@@ -54,6 +54,16 @@ def calibration_in_words(found: Mapping[str, Any]) -> str:
     )
 
 
+def from_to(before: float, after: float) -> str:
+    """`rose from 0.10 to 0.25`, in as many decimals as it takes to tell them apart, from two to five; `stayed at 0.10`."""
+    verb = "fell" if after < before else "rose"
+    for digits in range(2, 6):
+        texts = f"{before:.{digits}f}", f"{after:.{digits}f}"
+        if texts[0] != texts[1]:
+            return f"{verb} from {texts[0]} to {texts[1]}"
+    return f"stayed at {before:.2f}"
+
+
 NO_BREAK = "\u00a0"
 """A blank at which no line breaks."""
 

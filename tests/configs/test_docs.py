@@ -227,7 +227,6 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
         ("benchmarks/ppo/README.md", "benchmarks/ppo/gold.py", "benchmarks/ppo/gold.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-grpo.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/live.py", "benchmarks/ppo/live.json"),
-        ("benchmarks/ppo/README.md", "benchmarks/ppo/estimators.py", "benchmarks/ppo/estimators.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/step.py", "benchmarks/serve/step.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/exact.py", "benchmarks/serve/exact.json"),
         ("benchmarks/serve/README.md", "benchmarks/serve/batching.py", "benchmarks/serve/batching.json"),

@@ -52,6 +52,8 @@ def test_every_stage_has_a_verdict_and_a_title():
             "rows stand behind this, so that it says little."),
         ),
         (sft(None), "Held-out loss fell from 4.78 to 4.36 nats a token over 256 rows."),
+        (sft(None, 4.7831), "Held-out loss rose from 4.780 to 4.783 nats a token over 256 rows."),
+        (sft(None, 4.78), "Held-out loss stayed at 4.78 nats a token over 256 rows."),
     ],
 )  # fmt: skip
 def test_supervised_tuning(metrics: dict[str, Any], sentence: str):
