@@ -24,6 +24,7 @@ class Method:
     length, short: the setting that says how long it learns, and one for a few steps.
     price: the setting that says what a nat of KL costs.
     prices: those that are reported; the last one is also the one that learning rates are tuned at.
+    rates: the learning rates that are tried, as many for each method.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Method:
     short: str
     price: str
     prices: tuple[str, ...]
+    rates: tuple[str, ...] = RATES
 
     @property
     def stage(self) -> str:
@@ -50,7 +52,10 @@ class Method:
 
 METHODS = (
     Method("DPO", f"stage=dpo {PAIRS}", "stage.epochs=0.05", "stage.epochs=0.001", "beta", ("0.3", "0.1")),
-    Method("KTO", f"stage=kto {PAIRS}", "stage.epochs=0.02", "stage.epochs=0.001", "beta", ("0.3", "0.1")),
+    Method(
+        "KTO", f"stage=kto {PAIRS}", "stage.epochs=0.02", "stage.epochs=0.001", "beta", ("0.3", "0.1"),
+        ("1e-4", "2e-4", "5e-4"),  # from 1e-3 on it moves 16 nats and more
+    ),
     Method("PPO", SPLIT, "stage.updates=22", "stage.updates=2", "kl_coef", ("0.1", "0.05")),
     Method(
         "RLOO", f"{SPLIT} stage.advantage=rloo stage.group_size=4", "stage.updates=40", "stage.updates=2", "kl_coef",

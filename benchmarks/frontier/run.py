@@ -6,9 +6,9 @@ pairs, on the built-in model. The table and the plot of docs/choosing.md (the fr
         [--plot docs/frontier.svg] [--dtype bfloat16] [--jobs 1]
 
 Four simulated annotators rank four answers of the supervised model to each prompt. DPO and KTO read these pairs; a
-reward model is trained on them for the others. Every run of a method takes about three minutes of one processor. Each
-learning rate of `compared.RATES` is tried once for each method, on a seed of its own; the best one is run at two prices
-of KL on three other seeds. Each policy is evaluated on prompts that nothing trained on, by the sentiment that ranked
+reward model is trained on them for the others. Every run of a method takes about three minutes of one processor. Three
+learning rates of each method are tried once, on a seed of their own; the best one is run at two prices of KL on three
+other seeds. Each policy is evaluated on prompts that nothing trained on, by the sentiment that ranked
 the pairs without its noise. Finished runs are not made again. About four hours of one processor.
 """
 
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compared import MADE_FIRST, METHODS, RATES, REPORTED, TUNED_ON, Method, common, of_recipe
+from compared import MADE_FIRST, METHODS, REPORTED, TUNED_ON, Method, common, of_recipe
 from outcomes import BEST_OF, Figures, Point, asked, of_best, of_policy, of_start, pooled, proxies, worth
 
 from align.evals.comparison import Sample, read_samples
@@ -63,7 +63,7 @@ class Runs:
         if noted.exists():
             return
         noted.parent.mkdir(exist_ok=True)
-        words = method.line(RATES[0], method.prices[0], short=True)
+        words = method.line(method.rates[0], method.prices[0], short=True)
         name = f"run.name=alive-{method.name.lower()}"
         ended(str(ALIVE), str(noted), *common(self.root, TUNED_ON, self.dtype), *words, name)
 
@@ -117,12 +117,12 @@ def side_by_side(jobs: int, task: Callable[..., object], given: Iterable[Sequenc
 
 def tuned(runs: Runs, jobs: int) -> dict[str, dict[str, float]]:
     """Method → learning rate → what it is worth on the seed that tunes."""
-    tries = [(TUNED_ON, method, rate, method.prices[-1]) for method in METHODS for rate in RATES]
+    tries = [(TUNED_ON, method, rate, method.prices[-1]) for method in METHODS for rate in method.rates]
     side_by_side(jobs, runs.policy, tries)
     apart = {asked(sample) for seed in REPORTED for sample in runs.samples(seed)}
     folder = runs.root / str(TUNED_ON)
     return {
-        method.name: {rate: worth(folder, method.run_name(rate, method.prices[-1]), apart) for rate in RATES}
+        method.name: {rate: worth(folder, method.run_name(rate, method.prices[-1]), apart) for rate in method.rates}
         for method in METHODS
     }
 

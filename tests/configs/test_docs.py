@@ -100,10 +100,12 @@ def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> N
     common = compared.common(Path("runs"), compared.TUNED_ON, "auto")
     for stage in (*compared.MADE_FIRST, "ppo"):
         assert check(compose_raw([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
-    for method, rate in product(compared.METHODS, compared.RATES):
-        runs = [check(compose_raw([*common, *method.line(rate, price)])) for price in method.prices]
-        assert {run.stage.name for run in runs} == {method.stage}
-        assert [getattr(run.stage, method.price) for run in runs] == [float(price) for price in method.prices]
+    assert len({len(method.rates) for method in compared.METHODS}) == 1
+    for method in compared.METHODS:
+        for rate, price in product(method.rates, method.prices):
+            run = check(compose_raw([*common, *method.line(rate, price)]))
+            assert (run.stage.name, run.stage.lr) == (method.stage, float(rate))
+            assert getattr(run.stage, method.price) == float(price)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
