@@ -78,6 +78,12 @@ def common(root: Path, seed: int, dtype: str) -> list[str]:
     ]  # fmt: skip
 
 
+def best_of(n: int, prompts: Path) -> list[str]:
+    """The words of best-of-n by the reward model, on a file of prompts."""
+    rows = ["data=jsonl", f"data.path={prompts}", "data.held_out=0"]
+    return ["stage=sample", f"stage.best_of={n}", "stage.gold={name: sentiment}", "reward=learned", *rows]
+
+
 def of_recipe(stage: str, seed: int) -> list[str]:
     """The words of the quickstart's line for a stage."""
     text = RECIPE.read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compared import MADE_FIRST, METHODS, REPORTED, TUNED_ON, Method, common, of_recipe
+from compared import MADE_FIRST, METHODS, REPORTED, TUNED_ON, Method, best_of, common, of_recipe
 from outcomes import BEST_OF, Figures, Point, asked, of_best, of_policy, of_start, pooled, proxies, worth
 
 from align.evals.comparison import Sample, read_samples
@@ -91,8 +91,7 @@ class Runs:
         rows = [json.dumps({"messages": [m.as_dict() for m in s.prompt]}) for s in self.samples(seed)]
         path = self.root / str(seed) / "prompts.jsonl"
         path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        asks = ["stage=sample", f"stage.best_of={max(BEST_OF)}", "stage.gold={name: sentiment}", "reward=model"]
-        self.make(seed, *asks, "data=jsonl", f"data.path={path}", "data.held_out=0", name=BEST)
+        self.make(seed, *best_of(max(BEST_OF), path), name=BEST)
 
     def samples(self, seed: int) -> list[Sample]:
         """Of an evaluation that every seed has."""

@@ -100,6 +100,7 @@ def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> N
     common = compared.common(Path("runs"), compared.TUNED_ON, "auto")
     for stage in (*compared.MADE_FIRST, "ppo"):
         assert check(compose_raw([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
+    assert check(compose_raw([*common, *compared.best_of(64, ROOT / "README.md")])).stage.best_of == 64
     assert len({len(method.rates) for method in compared.METHODS}) == 1
     for method in compared.METHODS:
         for rate, price in product(method.rates, method.prices):
