@@ -65,7 +65,7 @@ def of_start(root: Path, name: str) -> Point:
 def of_best(root: Path, name: str, samples: Sequence[Sample], n: int) -> Point:
     """Of the best of the first n answers of each prompt, by the reward model; its KL is the bound."""
     scores, winners = [], []
-    with (root / "sample" / name / "artifact" / "samples.jsonl").open(encoding="utf-8") as lines:
+    with (root / "sample" / name / "samples.jsonl").open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             best = max(row["answers"][:n], key=lambda answer: answer["score"])
             scores.append(best["gold"])
