@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.__main__ import composed
 from align.evals.comparison import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
 from align.ops.best_of_n import kl_bound
 from align.ops.intervals import mean
 from align.run import read_manifest, resolve
+from align.stages.rows import prompts_of
 from align.types import Conversation, Message
 from reward.build import on_its_own_base
 
@@ -85,8 +87,8 @@ def proxies(root: Path, points: Mapping[str, Point], prompts: Sequence[Sample], 
     scorer = on_its_own_base(resolve("reward:latest", root), cpu, choose_dtype(dtype, cpu), 64)
 
     def scores(answers: Sequence[str]) -> Tensor:
-        told = [Conversation((*s.prompt, Message("assistant", a))) for s, a in zip(prompts, answers, strict=True)]
-        return torch.cat([scorer.score(told[i : i + 64]) for i in range(0, len(told), 64)])
+        rows = [Conversation((*s.prompt, Message("assistant", a))) for s, a in zip(prompts, answers, strict=True)]
+        return torch.cat([scorer.score(rows[i : i + 64]) for i in range(0, len(rows), 64)])
 
     start = scores(points["SFT"].answers)
     return {name: float((scores(p.answers).mean() - start.mean()) / start.std()) for name, p in points.items()}
@@ -101,16 +103,22 @@ def worth(root: Path, name: str, apart: set[str]) -> float:
     """What a learning rate is judged by: gold, less what its KL costs, on prompts that no reported seed measures on.
 
     Args:
-        apart: these prompts, as JSON.
+        apart: these prompts, see `measured_on`.
     """
     samples = read_samples(root / "eval" / name / "artifact" / "samples.jsonl")
-    own = [s for s in samples if asked(s) not in apart]
+    own = [s for s in samples if told(s.prompt) not in apart]
     assert own, "every prompt is one of a reported seed"
     return sum(s.score_policy - NAT * s.kl for s in own) / len(own)
 
 
-def asked(sample: Sample) -> str:
-    return json.dumps([(m.role, m.content) for m in sample.prompt])
+def measured_on(words: Sequence[str]) -> set[str]:
+    """The prompts that evaluations with these words may ask, as `worth` compares them."""
+    config = composed(["stage=eval", *words])
+    return {told(prompt.messages) for prompt in prompts_of(config, "test", config.stage.prompts)[0]}
+
+
+def told(messages: Sequence[Message]) -> str:
+    return json.dumps([(m.role, m.content) for m in messages])
 
 
 def pooled(points: Sequence[Point]) -> Figures:

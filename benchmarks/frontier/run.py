@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from compared import MADE_FIRST, METHODS, REPORTED, TUNED_ON, Method, best_of, common, of_recipe
-from outcomes import BEST_OF, Figures, Point, asked, of_best, of_policy, of_start, pooled, proxies, worth
+from outcomes import BEST_OF, Figures, Point, measured_on, of_best, of_policy, of_start, pooled, proxies, worth
 
 from align.evals.comparison import Sample, read_samples
 from align.report.plots import axes, render
@@ -118,7 +118,7 @@ def tuned(runs: Runs, jobs: int) -> dict[str, dict[str, float]]:
     """Method → learning rate → what it is worth on the seed that tunes."""
     tries = [(TUNED_ON, method, rate, method.prices[-1]) for method in METHODS for rate in method.rates]
     side_by_side(jobs, runs.policy, tries)
-    apart = {asked(sample) for seed in REPORTED for sample in runs.samples(seed)}
+    apart = set[str]().union(*(measured_on(common(runs.root, seed, runs.dtype)) for seed in REPORTED))
     folder = runs.root / str(TUNED_ON)
     return {
         method.name: {rate: worth(folder, method.run_name(rate, method.prices[-1]), apart) for rate in method.rates}
@@ -126,10 +126,10 @@ def tuned(runs: Runs, jobs: int) -> dict[str, dict[str, float]]:
     }
 
 
-def measured(runs: Runs, rates: dict[str, str]) -> dict[str, list[Point]]:
+def measured(runs: Runs, rates: dict[str, str], seeds: Sequence[int]) -> dict[str, list[Point]]:
     """Row of the table → its point of each seed."""
     found = dict[str, list[Point]]()
-    for seed in REPORTED:
+    for seed in seeds:
         root, samples = runs.root / str(seed), runs.samples(seed)
         points = {"SFT": of_start(root, RECIPE)}
         points |= {f"best-of-{n}": of_best(root, BEST, samples, n) for n in BEST_OF}
@@ -203,18 +203,19 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=REPORTED, help="to report on, all of them unless said")
     given = parser.parse_args()
     runs = Runs(given.root, given.dtype)
-    side_by_side(given.jobs, runs.first, [(seed,) for seed in (TUNED_ON, *REPORTED)])
-    side_by_side(given.jobs, runs.recipe, [(seed,) for seed in REPORTED])
+    side_by_side(given.jobs, runs.first, [(seed,) for seed in (TUNED_ON, *given.seeds)])
+    side_by_side(given.jobs, runs.recipe, [(seed,) for seed in given.seeds])
     worths = tuned(runs, given.jobs)
     rates = {name: max(tried, key=lambda rate: tried[rate]) for name, tried in worths.items()}
     side_by_side(1, runs.alive, [(method,) for method in METHODS])
-    side_by_side(given.jobs, runs.best, [(seed,) for seed in REPORTED])
-    chosen = [(seed, m, rates[m.name], price) for m in METHODS for price in m.prices for seed in REPORTED]
+    side_by_side(given.jobs, runs.best, [(seed,) for seed in given.seeds])
+    chosen = [(seed, m, rates[m.name], price) for m in METHODS for price in m.prices for seed in given.seeds]
     side_by_side(given.jobs, runs.policy, chosen)
-    rows = {name: pooled(points) for name, points in measured(runs, rates).items()}
-    found = rounded({"tried": worths, "rates": rates, "rows": rows})
+    rows = {name: pooled(points) for name, points in measured(runs, rates, given.seeds).items()}
+    found = rounded({"seeds": list(given.seeds), "tried": worths, "rates": rates, "rows": rows})
     print("\n" + markdown(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
