@@ -55,7 +55,7 @@ def calibration_in_words(found: Mapping[str, Any]) -> str:
 
 
 def from_to(before: float, after: float) -> str:
-    """`rose from 0.10 to 0.25`, in as many decimals as it takes to tell them apart, two to five; or `stayed at 0.10`."""
+    """`rose from 0.10 to 0.25`, in as many decimals as tell them apart, two to five; or `stayed at 0.10`."""
     verb = "fell" if after < before else "rose"
     for digits in range(2, 6):
         texts = f"{before:.{digits}f}", f"{after:.{digits}f}"

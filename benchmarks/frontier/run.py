@@ -68,9 +68,13 @@ class Runs:
         ended(str(ALIVE), str(noted), *common(self.root, TUNED_ON, self.dtype), *words, name)
 
     def first(self, seed: int) -> None:
-        """What all methods of a seed start from."""
-        for stage in MADE_FIRST:
-            self.make(seed, *of_recipe(stage, seed))
+        """What all methods of a seed start from; once, for the annotators would vote again."""
+        noted = self.root / str(seed) / "took" / "first.json"
+        if not noted.exists():
+            for stage in MADE_FIRST:
+                self.make(seed, *of_recipe(stage, seed))
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            noted.write_text("{}")
 
     def policy(self, seed: int, method: Method, rate: str, price: str) -> None:
         """A policy and its evaluation."""

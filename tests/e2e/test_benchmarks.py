@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import Forks
 
-from align.__main__ import composed, main
+from align.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,20 +95,6 @@ def test_an_update_without_a_critic_keeps_fewer_bytes_alive(tiny_model: Path, tm
         assert row["weights_mb"] < own["weights_mb"]
         assert row["weights_mb"] < row["peak_mb"] < own["peak_mb"]
     assert all(re.search(rf"^\| {re.escape(name)} \|", done.stdout, re.MULTILINE) for name in found)
-
-
-def test_the_estimators_differ_from_the_quickstarts_ppo_in_what_is_said_alone(monkeypatch: pytest.MonkeyPatch):
-    """Each line composes; nothing but the estimator, its groups, the number of updates and KL's price is another."""
-    monkeypatch.syspath_prepend(PPO)
-    script = import_module("estimators")
-    recipe, *changed = (composed(script.words(change)).stage for change in ("", *script.CHANGES.values()))
-    assert recipe.advantage == "gae"
-    assert {stage.advantage for stage in changed} == {"gae", "rloo", "grpo"}
-    said = {"advantage", "group_size", "updates", "kl_coef", "kl_in", "kl_estimator"}
-    for stage in changed:
-        other = {key for key, value in vars(stage).items() if value != getattr(recipe, key)}
-        assert other <= said
-        assert bool(other) == (not stage.has_critic)
 
 
 @pytest.mark.slow
