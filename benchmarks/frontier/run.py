@@ -180,15 +180,16 @@ def plot(rows: dict[str, Figures]) -> bytes:
     start = rows["SFT"]
     lines = {method.name: [method.row(price) for price in method.prices] for method in METHODS}
     lines = {"best-of-n (its bound)": [f"best-of-{n}" for n in BEST_OF], **lines}
-    lines["PPO"].append(LONGER)
-    for (name, points), marker in zip(lines.items(), "*sdo^v", strict=True):
+    lines[LONGER] = [LONGER]
+    for (name, points), marker in zip(lines.items(), "*sdo^vP", strict=True):
         line = [start, *sorted((rows[point] for point in points), key=lambda row: row["kl"])]
         spread = [[row["gold"] - row["low"] for row in line], [row["high"] - row["gold"] for row in line]]
         ax.errorbar(
             [row["kl"] for row in line], [row["gold"] for row in line], spread, marker=marker, capsize=2, label=name
         )
     ax.annotate("SFT", (start["kl"], start["gold"]), textcoords="offset points", xytext=(6, -12))
-    ax.legend()
+    ax.set_xlim(right=1.6 * ax.get_xlim()[1])
+    ax.legend(loc="lower right")
     return render(figure)
 
 
