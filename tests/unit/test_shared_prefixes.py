@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fastpath import FAMILIES, assert_same, made, outcome
+from test_fastpath import FAMILIES, assert_same, fat, made, outcome
 from test_fastpath_layers import one_by_one, random
 from tiny_roles import PAD, PROMPTS, STOPS, AsItStands
 from torch import Tensor
@@ -115,6 +115,17 @@ def test_a_decoder_is_that_of_transformers_where_rows_begin_alike(family: str, c
 
 def test_every_weight_may_train_where_rows_begin_alike():
     assert_same(made(FAMILIES["qwen3"]).unload().requires_grad_(), grouped_rollout())
+
+
+def test_equal_ids_at_other_positions_are_other_tokens():
+    decoder = made(FAMILIES["qwen2"]).get_base_model().get_decoder()
+    ids, mask = torch.tensor([[11, 12, 13, 14]] * 3), torch.ones(3, 4, dtype=torch.long)
+    positions = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3], [0, 5, 9, 30]])
+    with torch.no_grad():
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+        found, expected = decoder(**given).last_hidden_state, fat(decoder)(**given).last_hidden_state
+    assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(found[0], found[2], atol=1e-3)
 
 
 def test_layers_that_are_made_again_share_too():
