@@ -84,7 +84,7 @@ def test_attention_over_shared_rows(seed: int, groups: int):
     with torch.no_grad():
         expected = one_by_one(q[of], k[of], v[of], mask.sum(1).tolist(), 0.3)[first]
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
-    assert gradcheck(lambda *x: causal_attention(*x, places, 0.3), (q, k, v))
+    assert gradcheck(lambda a, b, c: causal_attention(a, b, c, places, 0.3), (q, k, v))
 
 
 # Whole decoders.
