@@ -31,13 +31,13 @@ class Point(NamedTuple):
     """One policy of one seed.
 
     Attributes:
-        answers: to the held-out prompts, in the order of the evaluation.
+        answered: the held-out prompts, each with its answer.
         scores: gold of each.
         figures: gold, proxy, kl, distinct2, risen (the share of answers with the word that rose most), word, minutes;
             what was not measured is not there.
     """
 
-    answers: list[str]
+    answered: list[Conversation]
     scores: list[float]
     figures: Figures
 
@@ -52,7 +52,7 @@ def of_policy(root: Path, name: str) -> Point:
         "risen": metrics["most_risen_word"]["policy"], "word": metrics["most_risen_word"]["word"],
         "minutes": took(root, name),
     }  # fmt: skip
-    return Point([s.policy for s in samples], scores, figures)
+    return Point([with_answer(s.prompt, s.policy) for s in samples], scores, figures)
 
 
 def of_start(root: Path, name: str) -> Point:
@@ -61,7 +61,7 @@ def of_start(root: Path, name: str) -> Point:
     samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder).metrics
     scores = [s.score_ref for s in samples]
     figures = {"gold": sum(scores) / len(scores), "kl": 0.0, "distinct2": metrics["distinct2"]["ref"]}
-    return Point([s.ref for s in samples], scores, figures)
+    return Point([with_answer(s.prompt, s.ref) for s in samples], scores, figures)
 
 
 def of_best(root: Path, name: str, samples: Sequence[Sample], n: int) -> Point:
@@ -77,21 +77,25 @@ def of_best(root: Path, name: str, samples: Sequence[Sample], n: int) -> Point:
         "gold": sum(scores) / len(scores), "kl": kl_bound(n), "distinct2": distinct_n(winners, 2),
         "risen": risen.policy, "word": risen.word, "minutes": took(root, name) * n / max(BEST_OF),
     }  # fmt: skip
-    return Point(winners, scores, figures)
+    return Point([with_answer(s.prompt, winner) for s, winner in zip(samples, winners, strict=True)], scores, figures)
 
 
-def proxies(root: Path, points: Mapping[str, Point], prompts: Sequence[Sample], dtype: str) -> dict[str, float]:
+def with_answer(prompt: tuple[Message, ...], answer: str) -> Conversation:
+    return Conversation((*prompt, Message("assistant", answer)))
+
+
+def proxies(root: Path, points: Mapping[str, Point], dtype: str) -> dict[str, float]:
     """The reward model's mean score of each policy's answers, in standard deviations of its scores of the supervised
     model's, and from their mean."""
     cpu = torch.device("cpu")
     scorer = on_its_own_base(resolve("reward:latest", root), cpu, choose_dtype(dtype, cpu), 64)
 
-    def scores(answers: Sequence[str]) -> Tensor:
-        rows = [Conversation((*s.prompt, Message("assistant", a))) for s, a in zip(prompts, answers, strict=True)]
+    def scores(point: Point) -> Tensor:
+        rows = point.answered
         return torch.cat([scorer.score(rows[i : i + 64]) for i in range(0, len(rows), 64)])
 
-    start = scores(points["SFT"].answers)
-    return {name: float((scores(p.answers).mean() - start.mean()) / start.std()) for name, p in points.items()}
+    start = scores(points["SFT"])
+    return {name: float((scores(point).mean() - start.mean()) / start.std()) for name, point in points.items()}
 
 
 def took(root: Path, name: str) -> float:

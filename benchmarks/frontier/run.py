@@ -143,7 +143,7 @@ def measured(runs: Runs, rates: dict[str, str], seeds: Sequence[int]) -> dict[st
                 point.figures["live_mb"] = json.loads((runs.root / "alive" / f"{method.name}.json").read_text())
                 points[method.row(price)] = point
         points[LONGER] = of_policy(root, RECIPE)
-        for name, proxy in proxies(root, points, samples, runs.dtype).items():
+        for name, proxy in proxies(root, points, runs.dtype).items():
             points[name].figures["proxy"] = proxy
         for name, point in points.items():
             found.setdefault(name, []).append(point)
