@@ -80,6 +80,12 @@ def counted(device: torch.device, *models: nn.Module | None) -> Iterator[Callabl
         yield live.lap
 
 
+def full_rows(count: int, length: int) -> list[list[int]]:
+    """Rows of token ids that part at the first one, or, beyond a hundred rows, at the second: what rows begin with
+    alike is computed once, and a plan is of rows that share nothing."""
+    return [[1 + i % 100, *[1 + i // 100] * (length - 1)] for i in range(count)]
+
+
 def fresh(work: Workload) -> Lora:
     return Lora(work.rank, 2 * work.rank, work.dropout, work.targets, dora=work.dora)
 
@@ -119,7 +125,7 @@ def one_update(
     """One update of PPO on full rows; the most that was alive in each of its phases."""
     lap()
     rows = work.micro_batch * (2 if work.accumulates else 1)
-    prompts = [[1] * work.prompt] * max(work.rollout_rows, rows)
+    prompts = full_rows(max(work.rollout_rows, rows), work.prompt)
     rollout = engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
     found = {"rollout": lap()}
     rollout = rollout.rows(torch.arange(rows, device=rollout.tokens_BS.device))
@@ -168,32 +174,30 @@ def of_trainer(base: Base, work: Workload, training: Training, device: torch.dev
         model = with_new_adapter(model, fresh(work), classifier=work.stage == "reward")
     batch = training.micro_batch * (2 if work.accumulates else 1)
     training = replace(training, batch_size=batch, max_steps=2, save_every=100)
-    row = [1] * work.length
     with tempfile.TemporaryDirectory() as folder, counted(device, model) as lap:
         arguments = training.arguments(Path(folder), device, dtype, 2)
-        make = partial(trainer_of, work, model, tokenizer, row, training, arguments)
+        make = partial(trainer_of, work, model, tokenizer, training, arguments)
         laps = Laps(lap)
         train(make, model, laps)
     return laps.found
 
 
-def trainer_of(
-    work: Workload, model: Any, tokenizer: Any, row: list[int], training: Training, arguments: dict[str, Any]
-) -> Any:
-    """The stage's trainer on copies of a row, as many as two steps take."""
-    start, rows = len(row) // 2, 2 * training.batch_size
+def trainer_of(work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]) -> Any:
+    """The stage's trainer on full rows, as many as two steps take."""
+    start, count = work.length // 2, 2 * training.batch_size
+    rows = full_rows(count * work.texts, work.length)
     if work.stage == "dpo":
-        pairs = [Pair(row, row, start, start)] * rows
+        pairs = [Pair(chosen, rejected, start, start) for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)]
         return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
     if work.stage == "kto":
-        labelled = [Labelled([*row[: start - 1], i % 2, *row[start:]], start, i % 2 == 0) for i in range(rows)]
+        labelled = [Labelled(row, start, i % 2 == 0) for i, row in enumerate(rows)]
         return kto_trainer(
             model, tokenizer, labelled, arguments, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0,
-            max_length=len(row),
+            max_length=work.length,
         )  # fmt: skip
     if work.stage == "reward":
-        other = [[*row[:-1], 4 + i] for i in range(work.texts)]
-        judged = [Ranking(other, [(0, i) for i in range(1, work.texts)])] * rows
+        pairs_of_each = [(0, i) for i in range(1, work.texts)]
+        judged = [Ranking(rows[i::count], pairs_of_each) for i in range(count)]
         return reward_trainer(model, tokenizer, judged, arguments)
-    encoded = [Encoded(row, row)] * rows
-    return sft_trainer(model, tokenizer, encoded, arguments, max_length=len(row), packing=False)
+    encoded = [Encoded(row, row) for row in rows]
+    return sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)

@@ -16,6 +16,8 @@ from workshop import Ready, Workshop
 TIMES = 5
 """How many times the processor time of a composed configuration an answer may take. It takes some 3; with torch and
 what needs it, 8 to 12. A limit in seconds would measure the machine."""
+TRIES = 3
+"""What else runs on a machine may double the time of a process, but hardly thrice in a row."""
 ASKED = """
 import sys
 from align.__main__ import main
@@ -34,6 +36,15 @@ def asked(words: list[str]) -> tuple[str, float]:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.stdout + done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def asked_within(limit: float, words: list[str]) -> tuple[str, float]:
+    """The same; asked again where the answer takes longer than a limit, `TRIES` times at most in all."""
+    for _ in range(TRIES):
+        said, seconds = asked(words)
+        if seconds < limit:
+            break
+    return said, seconds
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +77,7 @@ def test_a_finished_run_answers_at_once(
 ):
     words = [*lines(ready, tiny_model, chats)[stage], f"run.root={ready.root}", "run.name=at-once", "device=cpu"]
     assert shop.ended(*words) == 0, shop.said
-    said, seconds = asked(words)
+    said, seconds = asked_within(TIMES * composed, words)
     assert "This run is finished already" in said, said
     assert "status 0, imported []\n" in said, said
     assert seconds < TIMES * composed
@@ -81,7 +92,8 @@ def test_a_mistake_in_a_row_is_said_at_once(
     rows = pairs if stage in ("reward", "dpo", "kto") else chats.read_text().splitlines()
     path.write_text("\n".join([*rows[:-1], '{"messages": 3']) + "\n")
     words = [*lines(ready, tiny_model, path)[stage], "data=jsonl", f"data.path={path}"]
-    said, seconds = asked([*words, f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"])
+    words += [f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"]
+    said, seconds = asked_within(TIMES * composed, words)
     assert f"rows.jsonl, row {len(rows)}=" in said, said
     assert "status 2, imported []\n" in said, said
     assert seconds < TIMES * composed

@@ -16,19 +16,19 @@ class PackedIndex(NamedTuple):
     """Where the N tokens that are computed stand: in the rectangle [B, W] that they came in, where padding may be
     anywhere, and in the rectangle [B, S] of the same rows pushed to the left, S being the longest.
 
-    N is the number M of real tokens, or smaller: rows that begin alike share the tokens that they begin with.
+    N is the number A of real tokens, or smaller: rows that begin alike share the tokens that they begin with.
 
     Attributes:
         mask_BW: True on real tokens.
         longest: S.
-        given_M, pushed_M: row · W + column and row · S + column of each real token; None where no row has any padding.
+        given_A, pushed_A: row · W + column and row · S + column of each real token; None where no row has any padding.
         shared: None where every real token is computed.
     """
 
     mask_BW: Tensor
     longest: int
-    given_M: Tensor | None
-    pushed_M: Tensor | None
+    given_A: Tensor | None
+    pushed_A: Tensor | None
     shared: Shared | None = None
 
     @classmethod
@@ -43,28 +43,28 @@ class PackedIndex(NamedTuple):
             shared = Shared.of(mask_BW, *inputs_BW) if inputs_BW else None
             return cls(mask_BW, mask_BW.shape[1], None, None, shared)
         longest = int(mask_BW.sum(-1).max())
-        given_M = mask_BW.flatten().nonzero().squeeze(-1)
-        column_M = (mask_BW.long().cumsum(-1) - 1)[mask_BW]
-        pushed_M = given_M // mask_BW.shape[1] * longest + column_M
+        given_A = mask_BW.flatten().nonzero().squeeze(-1)
+        column_A = (mask_BW.long().cumsum(-1) - 1)[mask_BW]
+        pushed_A = given_A // mask_BW.shape[1] * longest + column_A
         shared = None
         if inputs_BW:
-            left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_M, True)
-            moved = (x.new_zeros(left.shape).index_copy_(0, pushed_M, x.flatten()[given_M]) for x in inputs_BW)
+            left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_A, True)
+            moved = (x.new_zeros(left.shape).index_copy_(0, pushed_A, x.flatten()[given_A]) for x in inputs_BW)
             shared = Shared.of(*(x.view(-1, longest) for x in (left, *moved)))
-        return cls(mask_BW, longest, given_M, pushed_M, shared)
+        return cls(mask_BW, longest, given_A, pushed_A, shared)
 
     def real(self, x_BW: Tensor) -> Tensor:
         """What stands at the tokens that are computed [N]."""
-        x_M = x_BW.reshape(-1) if self.given_M is None else x_BW.reshape(-1)[self.given_M]
-        return x_M if self.shared is None else x_M[self.shared.first_N]
+        x_A = x_BW.reshape(-1) if self.given_A is None else x_BW.reshape(-1)[self.given_A]
+        return x_A if self.shared is None else x_A[self.shared.first_N]
 
     def rectangle(self, x_ND: Tensor) -> Tensor:
         """N tokens in every place that they have [B, W, …], 0 on padding."""
-        x_MD = self._each(x_ND)
-        shape = (*self.mask_BW.shape, *x_MD.shape[1:])
-        if self.given_M is None:
-            return x_MD.view(shape)
-        return x_MD.new_zeros(self.mask_BW.numel(), *x_MD.shape[1:]).index_copy(0, self.given_M, x_MD).view(shape)
+        x_AD = self._each(x_ND)
+        shape = (*self.mask_BW.shape, *x_AD.shape[1:])
+        if self.given_A is None:
+            return x_AD.view(shape)
+        return x_AD.new_zeros(self.mask_BW.numel(), *x_AD.shape[1:]).index_copy(0, self.given_A, x_AD).view(shape)
 
     def grouped(self, x_NHD: Tensor, groups: int) -> Tensor:
         """[N, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
@@ -74,38 +74,38 @@ class PackedIndex(NamedTuple):
         """The same with each token in one of its places, 0 in the others."""
         if self.shared is None:
             return self._pushed(x_NHD, groups)
-        x_MHD = x_NHD.new_zeros(len(self.shared.of_M), *x_NHD.shape[1:]).index_copy_(0, self.shared.first_N, x_NHD)
-        return self._pushed(x_MHD, groups)
+        x_AHD = x_NHD.new_zeros(len(self.shared.of_A), *x_NHD.shape[1:]).index_copy_(0, self.shared.first_N, x_NHD)
+        return self._pushed(x_AHD, groups)
 
     def flat(self, x: Tensor, heads: int) -> Tensor:
         """The inverse of `grouped`, and the transpose of `grouped_once`: [N, H, D]."""
-        x_MHD = self._flat(x, heads)
-        return x_MHD if self.shared is None else x_MHD[self.shared.first_N]
+        x_AHD = self._flat(x, heads)
+        return x_AHD if self.shared is None else x_AHD[self.shared.first_N]
 
     def flat_summed(self, x: Tensor, heads: int) -> Tensor:
         """The transpose of `grouped`: the sum over all places of a token."""
-        x_MHD = self._flat(x, heads)
+        x_AHD = self._flat(x, heads)
         if self.shared is None:
-            return x_MHD
-        zeros = x_MHD.new_zeros(len(self.shared.first_N), *x_MHD.shape[1:])
-        return zeros.index_add_(0, self.shared.of_M, x_MHD)
+            return x_AHD
+        zeros = x_AHD.new_zeros(len(self.shared.first_N), *x_AHD.shape[1:])
+        return zeros.index_add_(0, self.shared.of_A, x_AHD)
 
     def _each(self, x_ND: Tensor) -> Tensor:
-        # Not x[of_M]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
-        return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_M)
+        # Not x[of_A]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
+        return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_A)
 
-    def _pushed(self, x_MHD: Tensor, groups: int) -> Tensor:
-        rows, (heads, width) = len(self.mask_BW), x_MHD.shape[1:]
-        if self.pushed_M is not None:
-            x_MHD = x_MHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_M, x_MHD)
-        x = x_MHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+    def _pushed(self, x_AHD: Tensor, groups: int) -> Tensor:
+        rows, (heads, width) = len(self.mask_BW), x_AHD.shape[1:]
+        if self.pushed_A is not None:
+            x_AHD = x_AHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_A, x_AHD)
+        x = x_AHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
         return x.reshape(rows * groups, -1, width)
 
     def _flat(self, x: Tensor, heads: int) -> Tensor:
         rows, width = len(self.mask_BW), x.shape[-1]
         x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
-        x_MHD = x.reshape(rows * self.longest, heads, width)
-        return x_MHD if self.pushed_M is None else x_MHD[self.pushed_M]
+        x_AHD = x.reshape(rows * self.longest, heads, width)
+        return x_AHD if self.pushed_A is None else x_AHD[self.pushed_A]
 
 
 class Shared(NamedTuple):
@@ -113,11 +113,11 @@ class Shared(NamedTuple):
     row up to where they part.
 
     Attributes:
-        of_M: which of the N tokens each real token is.
-        first_N: the first of the M real tokens, in the order of the rows' ids, that is each of the N.
+        of_A: which of the N tokens each real token is.
+        first_N: the first of the A real tokens, in the order of the rows' ids, that is each of the N.
     """
 
-    of_M: Tensor
+    of_A: Tensor
     first_N: Tensor
 
     @classmethod
@@ -128,11 +128,11 @@ class Shared(NamedTuple):
             mask_BS: of rows that are pushed to the left.
             inputs_BS: what a token is computed from, no number below 0.
         """
-        inputs_BSX = torch.stack(inputs_BS, -1)
+        inputs_BSI = torch.stack(inputs_BS, -1)
         # Sorted as words are in a dictionary, a row shares the most with the row above it. Padding (−1) comes first.
-        words = inputs_BSX.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
+        words = inputs_BSI.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
         order = torch.tensor(sorted(range(len(words)), key=words.__getitem__), device=mask_BS.device)
-        mask, inputs = mask_BS[order], inputs_BSX[order]
+        mask, inputs = mask_BS[order], inputs_BSI[order]
         alike = (inputs[1:] == inputs[:-1]).all(-1) & mask[1:] & mask[:-1]
         known = torch.zeros_like(mask)  # from the row above
         known[1:] = alike.long().cumprod(-1).bool()
@@ -142,5 +142,5 @@ class Shared(NamedTuple):
         number = torch.where(new, (new.flatten().cumsum(0) - 1).view(new.shape), -1)
         of_BS = torch.empty_like(number)
         of_BS[order] = number.cummax(0).values  # the last new token of the column; means nothing on padding
-        place_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the M
+        place_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the A
         return cls(of_BS[mask_BS], place_BS[order][new])
