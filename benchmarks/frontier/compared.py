@@ -87,6 +87,13 @@ def best_of(n: int, prompts: Path) -> list[str]:
 def of_recipe(stage: str, seed: int) -> list[str]:
     """The words of the quickstart's line for a stage."""
     text = RECIPE.read_text(encoding="utf-8")
-    named = re.search(rf'^ *{seed}\) named="(.*)"$', text, re.MULTILINE)
     line = next(line for line in text.splitlines() if f" stage={stage} " in line)
-    return shlex.split(line.removeprefix("$common").replace("$named", named[1] if named else ""))
+    return shlex.split(line.removeprefix("$common").replace("$named", named(text, seed)))
+
+
+def named(text: str, seed: int) -> str:
+    """What the recipe's `case` makes of `$named`, which has a value before it."""
+    before = re.search(r'^named="(.*)"$', text, re.MULTILINE)
+    cases = re.findall(r'^ *(\S+)\) (?:(named=)"(.*)" )?;;$', text, re.MULTILINE)
+    given, value = next((given, value) for pattern, given, value in cases if pattern in (str(seed), "*"))
+    return value if given or before is None else before[1]

@@ -42,15 +42,19 @@ class Point(NamedTuple):
     figures: Figures
 
 
-def of_policy(root: Path, name: str) -> Point:
-    """Of the run of a method and its evaluation."""
+def of_policy(root: Path, name: str, minutes: float | None = None) -> Point:
+    """Of the run of a method and its evaluation.
+
+    Args:
+        minutes: that the policy took, where they are not those of one run.
+    """
     folder = root / "eval" / name
     samples, metrics = read_samples(folder / "artifact" / "samples.jsonl"), read_manifest(folder).metrics
     scores = [s.score_policy for s in samples]
     figures = {
         "gold": sum(scores) / len(scores), "kl": metrics["kl"], "distinct2": metrics["distinct2"]["policy"],
         "risen": metrics["most_risen_word"]["policy"], "word": metrics["most_risen_word"]["word"],
-        "minutes": took(root, name),
+        "minutes": took(root, name) if minutes is None else minutes,
     }  # fmt: skip
     return Point([with_answer(s.prompt, s.policy) for s in samples], scores, figures)
 
@@ -136,3 +140,14 @@ def pooled(points: Sequence[Point]) -> Figures:
         "gold": interval.value, "low": interval.low, "high": interval.high,
         "golds": [p.figures["gold"] for p in points], **means, **words,
     }  # fmt: skip
+
+
+def cell(row: Figures, key: str) -> str:
+    """A figure of a table's row."""
+    if row.get(key) is None:
+        return "–"
+    if key == "gold":
+        return f"{row['gold']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    if key == "risen":
+        return f"{row['risen']:.2f} ({', '.join(dict.fromkeys(row['words']))})"
+    return f"{row[key]:.{0 if key == 'live_mb' else 1 if key == 'minutes' else 2}f}"

@@ -16,106 +16,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compared import MADE_FIRST, METHODS, REPORTED, TUNED_ON, Method, best_of, common, of_recipe
-from outcomes import BEST_OF, Figures, Point, measured_on, of_best, of_policy, of_start, pooled, proxies, worth
+from compared import METHODS, REPORTED, TUNED_ON, common
+from outcomes import (
+    BEST_OF,
+    Figures,
+    Point,
+    cell,
+    measured_on,
+    of_best,
+    of_policy,
+    of_start,
+    pooled,
+    proxies,
+    worth,
+)
+from runs import BEST, RECIPE, Runs, rounded, side_by_side
 
-from align.evals.comparison import Sample, read_samples
 from align.report.plots import axes, render
 
-ALIVE = Path(__file__).resolve().parent / "alive.py"
-BEST = "best-of-64"
-RECIPE, LONGER = "quickstart", "PPO, twice as long"
-"""The recipe's own PPO: the name of its runs, and of its row."""
-
-
-class Runs:
-    """Makes runs, each in a process of its own, and notes what it took.
-
-    Attributes:
-        root: a folder of runs for each seed.
-    """
-
-    def __init__(self, root: Path, dtype: str) -> None:
-        self.root, self.dtype = root.resolve(), dtype
-
-    def make(self, seed: int, *words: str, name: str = "") -> None:
-        """One run, unless it is there; one with a name has its processor's seconds noted beside it."""
-        noted = self.root / str(seed) / "took" / f"{name}.json"
-        if name and noted.exists():
-            return
-        named = [f"run.name={name}"] if name else []
-        seconds = ended("-m", "align", *common(self.root, seed, self.dtype), *words, *named)
-        if name:
-            noted.parent.mkdir(parents=True, exist_ok=True)
-            noted.write_text(json.dumps(seconds))
-
-    def alive(self, method: Method) -> None:
-        """MB of tensors in a run of a few steps."""
-        noted = self.root / "alive" / f"{method.name}.json"
-        if noted.exists():
-            return
-        noted.parent.mkdir(exist_ok=True)
-        words = method.line(method.rates[0], method.prices[0], short=True)
-        name = f"run.name=alive-{method.name.lower()}"
-        ended(str(ALIVE), str(noted), *common(self.root, TUNED_ON, self.dtype), *words, name)
-
-    def first(self, seed: int) -> None:
-        """What all methods of a seed start from; once, for the annotators would vote again."""
-        noted = self.root / str(seed) / "took" / "first.json"
-        if not noted.exists():
-            for stage in MADE_FIRST:
-                self.make(seed, *of_recipe(stage, seed))
-            noted.parent.mkdir(parents=True, exist_ok=True)
-            noted.write_text("{}")
-
-    def policy(self, seed: int, method: Method, rate: str, price: str) -> None:
-        """A policy and its evaluation."""
-        name = method.run_name(rate, price)
-        self.make(seed, *method.line(rate, price), name=name)
-        self.judged(seed, method.stage, name)
-
-    def recipe(self, seed: int) -> None:
-        self.make(seed, *of_recipe("ppo", seed), name=RECIPE)
-        self.judged(seed, "ppo", RECIPE)
-
-    def judged(self, seed: int, stage: str, name: str) -> None:
-        if not (self.root / str(seed) / "eval" / name / "manifest.json").exists():
-            self.make(seed, "stage=eval", f"artifact={stage}:{name}", f"run.name={name}")
-
-    def best(self, seed: int) -> None:
-        """Best-of-n on the prompts of the evaluations."""
-        rows = [json.dumps({"messages": [m.as_dict() for m in s.prompt]}) for s in self.samples(seed)]
-        path = self.root / str(seed) / "prompts.jsonl"
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        self.make(seed, *best_of(max(BEST_OF), path), name=BEST)
-
-    def samples(self, seed: int) -> list[Sample]:
-        """Of an evaluation that every seed has."""
-        return read_samples(self.root / str(seed) / "eval" / RECIPE / "artifact" / "samples.jsonl")
-
-
-def ended(*words: str) -> float:
-    """Processor seconds of a command of Python's."""
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words)
-    return used.ru_utime + used.ru_stime
-
-
-def side_by_side(jobs: int, task: Callable[..., object], given: Iterable[Sequence[Any]]) -> None:
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(task, *each) for each in given]:
-            done.result()
+LONGER = "PPO, twice as long"
+"""The row of the recipe's own PPO."""
 
 
 def tuned(runs: Runs, jobs: int) -> dict[str, dict[str, float]]:
@@ -164,16 +88,6 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(row: Figures, key: str) -> str:
-    if row.get(key) is None:
-        return "–"
-    if key == "gold":
-        return f"{row['gold']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    if key == "risen":
-        return f"{row['risen']:.2f} ({', '.join(dict.fromkeys(row['words']))})"
-    return f"{row[key]:.{0 if key == 'live_mb' else 1 if key == 'minutes' else 2}f}"
-
-
 def plot(rows: dict[str, Figures]) -> bytes:
     """A line for each method, from the supervised model on."""
     figure, ax = axes("KL to the supervised model, nats a response", "gold score")
@@ -191,14 +105,6 @@ def plot(rows: dict[str, Figures]) -> bytes:
     ax.set_xlim(right=1.6 * ax.get_xlim()[1])
     ax.legend(loc="lower right")
     return render(figure)
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def main() -> None:
