@@ -107,6 +107,10 @@ def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> N
             run = check(compose_raw([*common, *method.line(rate, price)]))
             assert (run.stage.name, run.stage.lr) == (method.stage, float(rate))
             assert getattr(run.stage, method.price) == float(price)
+    spend, turn = importlib.import_module("spend"), importlib.import_module("turn")
+    for line in (*spend.LINES.values(), turn.CLIMB, turn.LEARNS):
+        rows = ["data.path=rows.jsonl", "init=sft:s"] if "data=jsonl" in line else []
+        assert check(compose_raw([*common, *line.split(), *rows])).stage.name in line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -221,6 +225,8 @@ def test_the_table_of_figures_is_what_the_recipe_reached(recipe: str) -> None:
     ("page", "script", "figures"),
     [
         ("docs/choosing.md", "benchmarks/frontier/run.py", "benchmarks/frontier/results.json"),
+        ("docs/choosing.md", "benchmarks/frontier/spend.py", "benchmarks/frontier/spend.json"),
+        ("docs/choosing.md", "benchmarks/frontier/turn.py", "benchmarks/frontier/turn.json"),
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),

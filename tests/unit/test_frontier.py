@@ -1,0 +1,100 @@
+"""What the scripts of benchmarks/frontier compute from runs: pairs by prompt, a peak that nothing chose for itself, and
+the quickstart's own lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from align.types import Conversation, Message
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "frontier")
+    return import_module
+
+
+def test_gold_is_compared_on_the_prompts_that_both_answered(script: Any) -> None:
+    outcomes, spend = script("outcomes"), script("spend")
+
+    def point(scores: dict[str, float]) -> Any:
+        told = [Conversation((Message("user", asked), Message("assistant", f"to {asked}"))) for asked in scores]
+        return outcomes.Point(told, list(scores.values()), {})
+
+    ours = [point({"a": 0.5, "b": 0.9, "c": 0.1}), point({"a": 1.0})]
+    theirs = [point({"b": 0.5, "a": 0.4, "d": 0.0}), point({"a": 0.7})]
+    found = spend.beside(ours, theirs)
+    value, low, high = found["all"]
+    assert value == pytest.approx((0.1 + 0.4 + 0.3) / 3)
+    assert low < value < high
+    assert (found["seeds"], found["prompts"]) == (pytest.approx([0.25, 0.3]), 3)
+
+
+def test_a_peak_is_chosen_on_one_half_of_the_prompts_and_measured_on_the_other(script: Any) -> None:
+    turn, kl = script("turn"), np.linspace(0, 8, 17)
+
+    def found(curve: np.ndarray, seed: int) -> dict[str, Any]:
+        gold = (curve[:, None] + np.random.default_rng(seed).normal(0, 0.5, (17, 400))).tolist()
+        return turn.turned([{"step": list(range(17)), "kl": kl.tolist(), "gold": gold, "proxy": gold}])
+
+    flat = [found(np.zeros(17), seed) for seed in range(20)]
+    assert abs(np.mean([each["peak"] for each in flat])) < 0.02  # of the very prompts that chose it, 0.06
+    assert sum(each["lost"][1] < 0 < each["lost"][2] for each in flat) >= 16
+    fell = found(0.5 - (kl - 4) ** 2 / 20, 0)
+    assert fell["lost"][2] < -0.5
+    assert 3 <= fell["peak_kl"] <= 5
+    assert fell["end_kl"] == 8
+
+
+def test_gold_that_never_turns_has_a_row_too(script: Any) -> None:
+    turn, gold = script("turn"), [[float(i)] * 4 for i in range(3)]
+    row = turn.turned([{"step": [0, 1, 2], "kl": [0.0, 1.0, 2.0], "gold": gold, "proxy": [[1.0, 2.0], [2.0, 3.0]]}])
+    assert turn.markdown({"rows": {"400": row}}).splitlines()[-1].endswith("| +0.00 |")
+
+
+def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def adapter(name: str, rank: int, alpha: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": alpha, "peft_type": "LORA"}))
+        tensors = {"x.lora_A.weight": torch.randn(rank, 5), "x.lora_B.weight": torch.randn(7, rank)}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        return folder
+
+    def added(folder: Path) -> torch.Tensor:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        return config["lora_alpha"] / config["r"] * tensors["x.lora_B.weight"] @ tensors["x.lora_A.weight"]
+
+    one, other = adapter("one", 2, 8), adapter("other", 3, 3)
+    script("averaged").average([one, other], tmp_path / "mean")
+    torch.testing.assert_close(added(tmp_path / "mean"), (added(one) + added(other)) / 2)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 7])
+def test_lines_of_the_recipe_are_those_that_it_runs(script: Any, seed: int, tmp_path: Path) -> None:
+    """`run.sh` with a python that prints what it is told."""
+    compared = script("compared")
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\ncase $2 in align) cat;; esac\n")
+    fake.chmod(0o755)
+    words = ["bash", str(ROOT / "recipes" / "quickstart" / "run.sh"), str(seed), str(tmp_path / "runs")]
+    said = subprocess.run(words, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True).stdout
+    for stage in (*compared.MADE_FIRST, "ppo"):
+        (line,) = (line for line in said.splitlines() if line.startswith("seed=") and f" stage={stage} " in line)
+        common, ours = line.split(" stage=")[0].split(), compared.of_recipe(stage, seed)
+        assert len(common) == len(compared.common(tmp_path, seed, "auto"))
+        assert line.split()[len(common) :] == ours
