@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from align.models.base import find_base
+from align.models.load import load_base
 
 
 def average(policies: Sequence[Path], out: Path) -> None:
-    """Write the adapter whose every B·A is the mean of those of the policies: its rank is the sum of theirs.
-
-    Args:
-        policies: folders of adapters on one base, with the same layers.
-    """
-    configs = [json.loads((folder / CONFIG).read_text(encoding="utf-8")) for folder in policies]
-    weights = [load_file(folder / WEIGHTS) for folder in policies]
-    scales = [config["lora_alpha"] / config["r"] / len(policies) for config in configs]
-    rank = sum(config["r"] for config in configs)
-    made = {}
-    for name in weights[0]:
-        parts = [each[name].float() for each in weights]
-        if ".lora_B." in name:
-            made[name] = torch.cat([scale * part for scale, part in zip(scales, parts, strict=True)], 1)
-        else:
-            assert ".lora_A." in name, f"{name} is no part of a LoRA"
-            made[name] = torch.cat(parts, 0)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(made, out / WEIGHTS, {"format": "pt"})
-    (out / CONFIG).write_text(json.dumps(configs[0] | {"r": rank, "lora_alpha": rank}), encoding="utf-8")
+    """Write the adapter whose every B·A is the mean of those of the policies, adapters of the built-in model: PEFT puts
+    them side by side, so its rank is the sum of theirs."""
+    base = load_base(find_base(), "lora", torch.device("cpu"), torch.float32)
+    # Not the number alone: PEFT would take the numbers of layers for it, and leave these out.
+    names = [f"policy{i}" for i in range(len(policies))]
+    model = PeftModel.from_pretrained(base, policies[0], names[0])
+    for name, folder in zip(names[1:], policies[1:], strict=True):
+        model.load_adapter(folder, name)
+    model.add_weighted_adapter(names, [1 / len(names)] * len(names), out.name, combination_type="cat")
+    model.save_pretrained(out.parent, selected_adapters=[out.name])

@@ -14,7 +14,6 @@ the pairs without its noise. Finished runs are not made again. About four hours 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from outcomes import (
     proxies,
     worth,
 )
-from runs import BEST, RECIPE, Runs, rounded, side_by_side
+from runs import BEST, RECIPE, Runs, arguments, rounded, side_by_side
 
 from align.report.plots import axes, render
 
@@ -108,13 +107,8 @@ def plot(rows: dict[str, Figures]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
-    parser.add_argument("--save", type=Path)
+    parser = arguments(__doc__, REPORTED)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
-    parser.add_argument("--seeds", type=int, nargs="+", default=REPORTED, help="to report on, all of them unless said")
     given = parser.parse_args()
     runs = Runs(given.root, given.dtype)
     side_by_side(given.jobs, runs.first, [(seed,) for seed in (TUNED_ON, *given.seeds)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -108,6 +109,21 @@ def side_by_side(jobs: int, task: Callable[..., object], given: Iterable[Sequenc
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(task, *each) for each in given]:
             done.result()
+
+
+def arguments(about: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """What every script here is told.
+
+    Args:
+        seeds: that are reported on, unless it is told others.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help="to report on")
+    return parser
 
 
 def rounded(value: Any) -> Any:

@@ -6,7 +6,7 @@ docs/choosing.md.
 
 One distils first: the best of 16 answers to each of 1,000 prompts become rows for SFT, and PPO goes on from there. The
 second samples more: RLOO on 512 answers an update, where the quickstart has 64. The third is the mean of the weights
-of that policy and the quickstart's. Settings were chosen on seed 3; seeds, held-out prompts and judge are those of
+of that policy and the quickstart's. Settings follow from runs on seed 3; seeds, held-out prompts and judge are those of
 `run.py`, whose runs are used where they are there.
 
 To reach, fixed beforehand: gold no worse than the quickstart's PPO and than best-of-16 (paired by prompt, margin 0.03);
@@ -16,17 +16,15 @@ distinct-2 no lower than that PPO's. About 40 minutes of one processor a seed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from averaged import average
 from compared import REPORTED, SPLIT
 from outcomes import Figures, Point, cell, of_best, of_policy, pooled, took
-from runs import BEST, RECIPE, Runs, rounded, side_by_side
+from runs import BEST, RECIPE, Runs, arguments, rounded, side_by_side
 
 from align.ops.intervals import mean
 
@@ -36,10 +34,10 @@ LINES = {
     "best": "stage=sample stage.best_of=16 reward=learned stage.prompts=1000 rollout.batch_size=512",
     "sft": "stage=sft data=jsonl data.max_length=256 stage.max_steps=80 method.lr=1e-3",
     "ppo": f"{SPLIT} stage.updates=44 stage.lr=1e-3 stage.kl_coef=0.1",
-    "more": f"{SPLIT.replace('16', '64')} stage.batch_size=512 stage.advantage=rloo stage.group_size=8 "
-    "stage.updates=50 stage.lr=1e-3 stage.kl_coef=0.08",
+    "more": f"{SPLIT.replace('micro_batch=16', 'micro_batch=64')} stage.batch_size=512 stage.advantage=rloo "
+    "stage.group_size=8 stage.updates=50 stage.lr=1e-3 stage.kl_coef=0.08",
 }  # fmt: skip
-"""What the stages of both ways are told."""
+"""What the stages of the first two ways are told."""
 
 
 def distil(runs: Runs, seed: int) -> None:
@@ -143,13 +141,7 @@ def signed(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
-    parser.add_argument("--save", type=Path)
-    parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
-    parser.add_argument("--seeds", type=int, nargs="+", default=REPORTED)
-    given = parser.parse_args()
+    given = arguments(__doc__, REPORTED).parse_args()
     runs, seeds = Runs(given.root, given.dtype), [(seed,) for seed in given.seeds]
     for task in (runs.first, runs.recipe, runs.best):
         side_by_side(given.jobs, task, seeds)

@@ -13,7 +13,6 @@ again. The interval is over prompts. About eight minutes of one processor a run.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from outcomes import with_answer
-from runs import Runs, rounded, side_by_side
+from runs import Runs, arguments, rounded, side_by_side
 
 from align.data.records.preferences import write_preferences
 from align.ops.intervals import mean
@@ -136,13 +135,8 @@ def plot(curves: Mapping[int, Sequence[Mapping[str, list[Any]]]]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
-    parser.add_argument("--save", type=Path)
+    parser = arguments(__doc__, SEEDS)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each a thread: OMP_NUM_THREADS=1")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--rankings", type=int, nargs="+", default=RANKINGS)
     given = parser.parse_args()
     runs = Runs(given.root, given.dtype)

@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from align.models.adapters import save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.load import load_base
+from align.models.lora import Lora
 from align.types import Conversation, Message
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,24 +68,30 @@ def test_gold_that_never_turns_has_a_row_too(script: Any) -> None:
 
 
 def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path: Path) -> None:
+    """In every layer."""
     torch.manual_seed(0)
+    base = find_base()
 
-    def adapter(name: str, rank: int, alpha: int) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": alpha, "peft_type": "LORA"}))
-        tensors = {"x.lora_A.weight": torch.randn(rank, 5), "x.lora_B.weight": torch.randn(7, rank)}
-        save_file(tensors, folder / "adapter_model.safetensors")
-        return folder
+    def adapter(name: str, lora: Lora) -> Path:
+        model = with_new_adapter(load_base(base, "lora", torch.device("cpu"), torch.float32), lora)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter)
+        save_adapter(model, tmp_path / name, base)
+        return tmp_path / name
 
-    def added(folder: Path) -> torch.Tensor:
+    def added(folder: Path) -> dict[str, torch.Tensor]:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
-        return config["lora_alpha"] / config["r"] * tensors["x.lora_B.weight"] @ tensors["x.lora_A.weight"]
+        scale, names = config["lora_alpha"] / config["r"], [name for name in tensors if "lora_B" in name]
+        return {name: scale * tensors[name] @ tensors[name.replace("lora_B", "lora_A")] for name in names}
 
-    one, other = adapter("one", 2, 8), adapter("other", 3, 3)
+    one, other = adapter("one", Lora(2, 8)), adapter("other", Lora(3, 3))
     script("averaged").average([one, other], tmp_path / "mean")
-    torch.testing.assert_close(added(tmp_path / "mean"), (added(one) + added(other)) / 2)
+    found, first, second = (added(folder) for folder in (tmp_path / "mean", one, other))
+    assert found.keys() == first.keys() == second.keys()
+    for name, product in found.items():
+        torch.testing.assert_close(product, (first[name] + second[name]) / 2)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 7])
