@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from align import ranks
 from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
+from align.distribution import DISTRIBUTION
 from align.errors import AlignError, require
 from align.redaction import excepthook, masked_argument
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            print(f"align {version('align')}")
+            print(f"align {version(DISTRIBUTION)}")
         except PackageNotFoundError:  # run from a checkout that was not installed
             print("align (not installed)")
         return 0
@@ -202,13 +203,13 @@ def lines_of(stream: TextIO) -> int:
 
 
 def shadow_free_path() -> None:
-    """Move the working folder, which `python -m` puts first, to the end: a user's own `reward.py` is then importable
-    as itself by `reward.fn` without replacing our package `reward`."""
-    here = os.getcwd()
-    if sys.path and sys.path[0] in ("", here):
-        sys.path.append(sys.path.pop(0) or here)
-    elif here not in sys.path:  # the installed command: a user's module is found as with `python -m align`
-        sys.path.append(here)
+    """Move the working folder, which `python -m` puts first, behind the installed libraries, so that a user's
+    `datasets.py` shadows none of them. A checkout's own folder goes last, so that its folder `reward` does not shadow a
+    user's `reward.py`."""
+    here, root = os.getcwd(), Path(__file__).resolve().parents[1]
+    checkout = [str(root)] if (root / "pyproject.toml").is_file() else []
+    sys.path[:] = [place for place in sys.path if (place or here) not in (here, *checkout)]
+    sys.path += [here, *(place for place in checkout if place != here)]
 
 
 def terminate(signum: int, frame: object) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.annotate.store import Store
 from align.data.chat import encode_judged
-from annotate.store import Store
-from reward.learned import score_rows
+from align.reward.learned import score_rows
 
 
 def answers_of(

@@ -21,9 +21,9 @@ from itertools import combinations, islice
 
 import numpy as np
 
+from align.annotate.store import Item, Judgement, Store, Vote
 from align.errors import require
-from annotate.store import Item, Judgement, Store, Vote
-from reward.scorer import Scorer
+from align.reward.scorer import Scorer
 
 COMMIT_EVERY = 200
 """Rankings in one transaction: what an interruption can cost."""

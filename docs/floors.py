@@ -15,10 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_suffix(".svg")
-OURS = ("align", "annotate", "reward")
+PACKAGES = ("align", "annotate", "reward")
+"""Folders at the top; the last two are `align.annotate` and `align.reward`, by links inside `align/`."""
 FLOORS = {
     0: (
         "align.types",
+        "align.distribution",
         "align.errors",
         "align.config",
         "align.redaction",
@@ -29,16 +31,24 @@ FLOORS = {
         "align.spec",
         "align.ranks",
     ),
-    1: ("align.ops", "align.run", "align.track", "annotate.store"),
+    1: ("align.ops", "align.run", "align.track", "align.annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web", "align.mirrors"),
-    3: ("reward", "align.rollout", "align.planning"),
-    4: ("align.trainers", "align.ppo", "align.evals", "align.export", "align.serve", "align.registry", "annotate"),
+    3: ("align.reward", "align.rollout", "align.planning"),
+    4: (
+        "align.trainers",
+        "align.ppo",
+        "align.evals",
+        "align.export",
+        "align.serve",
+        "align.registry",
+        "align.annotate",
+    ),
     5: ("align.stages",),
     6: ("align.batch", "align.launch"),
     7: ("align.__main__",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-MODULES = sorted(p for package in OURS for p in (ROOT / package).rglob("*.py"))
+MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 WIDTH, HEIGHT, BOX, TALL = 1180, 96, 196, 40
 """Of the picture, of a floor, of a room, in pixels."""
 COLOURS = ("#5b6770", "#2f6f8f", "#3b7d4f", "#8a6d1f", "#8f4a2f", "#6b4a8f", "#6b4a8f", "#6b4a8f")
@@ -47,11 +57,13 @@ COLOURS = ("#5b6770", "#2f6f8f", "#3b7d4f", "#8a6d1f", "#8f4a2f", "#6b4a8f", "#6
 def name_of(path: Path) -> str:
     """The dotted name of a module's file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "align":
+        parts = ("align", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def room_of(module: str) -> str | None:
-    """The room a module lies in; the longest match, so that `annotate.store` is not the rest of `annotate`."""
+    """Return the room of a module by the longest match: `align.annotate.store` is a room of its own."""
     return max((r for r in FLOOR_OF if module == r or module.startswith(f"{r}.")), key=len, default=None)
 
 
@@ -86,7 +98,7 @@ def rooms_in(path: Path) -> set[str]:
     """The rooms that a file of ours imports, other than its own."""
     module = name_of(path)
     found = imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
-    rooms = {room_of(name) for name in found if name.partition(".")[0] in OURS}
+    rooms = {room_of(name) for name in found if name.partition(".")[0] == "align"}
     return {room for room in rooms if room is not None} - {room_of(module)}
 
 

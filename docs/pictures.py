@@ -22,13 +22,13 @@ import uvicorn
 from playwright.sync_api import Page, sync_playwright
 
 from align.__main__ import main as align
+from align.annotate.accounts import Person
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.store import Judgement, Store, configure
+from align.annotate.web.queues import AssignmentQueues
+from align.annotate.web.server import application
 from align.web.key_link import KeyAuthenticator
 from align.web.listening import listening
-from annotate.accounts import Person
-from annotate.assignment import AssignmentQueue
-from annotate.store import Judgement, Store, configure
-from annotate.web.queues import AssignmentQueues
-from annotate.web.server import application
 
 HERE = Path(__file__).resolve().parent
 PROJECT, KEY = "household", "k" * 32

@@ -17,14 +17,14 @@ from align.models.base import base_of
 from align.models.load import load_base, load_tokenizer, own_tokenizer
 from align.models.roles import Roles, linear_head, score_weight
 from align.models.start import method_of
+from align.reward.check import Checks
+from align.reward.combined import Ensemble, Sum
+from align.reward.function import FIELD, Function
+from align.reward.inputs import leaves, on_base
+from align.reward.learned import LearnedReward, RoleReward
+from align.reward.rules import Rules, Sentiment, rule_of
+from align.reward.scorer import Scorer
 from align.run import Artifact, Base
-from reward.check import Checks
-from reward.combined import Ensemble, Sum
-from reward.function import FIELD, Function
-from reward.inputs import leaves, on_base
-from reward.learned import LearnedReward, RoleReward
-from reward.rules import Rules, Sentiment, rule_of
-from reward.scorer import Scorer
 
 
 def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.errors import require
+from align.reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
+from align.reward.rules import last_answer
 from align.types import Conversation, Rollout
-from reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
-from reward.rules import last_answer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from align.errors import InputError
 from align.ops.moments import Moments
+from align.reward.check import Checks
+from align.reward.scorer import Scorer
 from align.types import Conversation, Rollout
-from reward.check import Checks
-from reward.scorer import Scorer
 
 COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "mean": lambda scores_BE, k: scores_BE.mean(1),

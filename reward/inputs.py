@@ -14,11 +14,11 @@ from typing import Any
 from align.errors import InputError, require
 from align.functions import defined, load_function, source_of
 from align.models.start import same_method
+from align.reward.check import Checks
+from align.reward.checkers import checks_of
+from align.reward.function import FIELD
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from align.types import Conversation
-from reward.check import Checks
-from reward.checkers import checks_of
-from reward.function import FIELD
 
 
 def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -19,8 +19,8 @@ import pytest
 from argon2 import PasswordHasher
 
 from align.__main__ import main
-from annotate.accounts import Accounts
-from annotate.store import Store
+from align.annotate.accounts import Accounts
+from align.annotate.store import Store
 
 NAMES = ("zebra", "okapi")
 """The systems, the first one first. Their answers end in `!` and in `.`."""
@@ -71,9 +71,9 @@ def serving(store: Store, port: int) -> Iterator[Accounts]:
     """The app on a store, for people with accounts."""
     import uvicorn
 
-    from annotate.web.access import AccountAuthenticator
-    from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application
+    from align.annotate.web.access import AccountAuthenticator
+    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import application
 
     accounts = quick(store)
     authenticator = AccountAuthenticator(accounts, f"align_session_{port}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from align.distribution import install_command
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -34,7 +35,7 @@ def corpus_path() -> Path:
     spec = find_spec("chitchat_dataset")
     if spec is None or spec.origin is None:
         raise InputError(
-            "data", "chitchat", "the package chitchat-dataset is not installed", "Run: pip install 'align[demo]'"
+            "data", "chitchat", "the package chitchat-dataset is not installed", f"Run: {install_command('demo')}"
         )
     return Path(spec.origin).parent / "dataset.json"
 

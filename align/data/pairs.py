@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from align.annotate.store import Store, preferences, verdicts_of_people
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.reasoning import without_reasoning
 from align.data.records.content import PREFERENCES
@@ -20,7 +21,6 @@ from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Message, Preference
-from annotate.store import Store, preferences, verdicts_of_people
 
 
 @dataclass(frozen=True, slots=True)

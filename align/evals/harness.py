@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from align.distribution import install_command
 from align.errors import CorruptFile, InputError, require
 from align.run import Input, json_digest
 from align.run.digests import known_digest
 
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
-INSTALL = 'Run pip install "align[evals]".'
+INSTALL = f"Run: {install_command('evals')}"
 READERS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` that read files and ask no hub."""
 LOCAL = f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."

@@ -14,10 +14,10 @@ from typing import Any
 
 from align.data.ranked_by import RANKED_BY
 from align.errors import InputError
+from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest
 from align.run.artifacts import readable
 from align.run.lineage import Gone, ancestors
-from reward.rules import Sentiment
 
 POLICY = ("init", "artifact")
 """The inputs of a run that its policy came from: what it started from, or what it exports."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from align.evals.stats import per_prompt
 from align.ops.intervals import proportion
+from align.reward.rules import BY_NAME
 from align.run import write_text
 from align.track import line_of, turn_text
 from align.types import Conversation, Message, Preference
-from reward.rules import BY_NAME
 
 SIDES = ("chosen", "rejected")
 

@@ -13,10 +13,10 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from align.annotate.store import Candidate, Item, Vote, storable
 from align.chain import canonical
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
 from align.types import Conversation
-from annotate.store import Candidate, Item, Vote, storable
 
 ONCE, VOTES = 5, 6
 """Of so many votes, those on pairs that nobody has judged: the others are a second person's, and show how far people

@@ -29,8 +29,8 @@ from align.evals.stats import (
 from align.evals.tasks import Item
 from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
+from align.reward.checkers import Checked, accuracy
 from align.types import Message
-from reward.checkers import Checked, accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 

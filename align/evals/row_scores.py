@@ -13,9 +13,9 @@ from align.data.reasoning import without_reasoning
 from align.data.records.content import taught, with_answer
 from align.data.supervised import encode_text
 from align.evals.heldout import held_out_loss
+from align.reward.combined import comparable
+from align.reward.scorer import Scorer
 from align.types import Conversation, Preference, Record
-from reward.combined import comparable
-from reward.scorer import Scorer
 
 
 def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int) -> np.ndarray:

@@ -17,9 +17,9 @@ from align.data.split import question
 from align.errors import InputError, require
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
 from align.evals.questions import question_in, shortened
+from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.spec import known, listed, one_of, whole, written
 from align.types import Conversation
-from reward.checkers import IFEVAL, checks_of, spec_of
 
 FIELD = "eval.tasks"
 KEYS = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template", "lm_eval", "include", "metric")

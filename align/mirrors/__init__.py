@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from align.distribution import install_command
 from align.errors import InputError
 from align.mirrors.mirror import Artifact, Mirror, Table, Unmirrored, Watched
 from align.redaction import masked_tree, redacted
@@ -29,7 +30,7 @@ def require_installed(service: str) -> None:
         InputError: with the command that installs it.
     """
     if find_spec(service) is None:
-        raise InputError("track", service, "the package is not installed", f"Run: pip install 'align[{service}]'")
+        raise InputError("track", service, "the package is not installed", f"Run: {install_command(service)}")
 
 
 def opened(service: str, run: Watched) -> Guarded:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, tensor
 
+from align.annotate.store import Candidate, storable
 from align.data.ngrams import repetition
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
@@ -16,10 +17,9 @@ from align.ppo.experience import Experience, shaped_scores
 from align.ppo.state import Best
 from align.ppo.tripwires import WIRES
 from align.ppo.workers import Answers, Workers
+from align.reward.combined import Ensemble
 from align.rollout.answers_alone import sample_row
 from align.types import Conversation, Rollout
-from annotate.store import Candidate, storable
-from reward.combined import Ensemble
 
 
 def evaluate(

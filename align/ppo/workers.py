@@ -17,14 +17,14 @@ from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import Role, Roles
 from align.ops.moments import Moments
+from align.reward.combined import comparable, scored
+from align.reward.scorer import Scorer, check_finite
 from align.rollout.answers_alone import Judged, whole
 from align.rollout.dealt import FirstRankEngine
 from align.rollout.engine import Engine, joined, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base
 from align.types import Conversation, Rollout
-from reward.combined import comparable, scored
-from reward.scorer import Scorer, check_finite
 
 
 class Answers(NamedTuple):

@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from align.annotate.store import Store
+from align.annotate.store.about import erase
 from align.errors import AlignError, InputError, RunBusy
 from align.redaction import redacted
 from align.registry.downstream import Made, Words, downstream
@@ -40,8 +42,6 @@ from align.run.folder import locked
 from align.run.manifest import FILE as MANIFEST
 from align.run.manifest import read_manifest
 from align.run.stale import mark, stale_in
-from annotate.store import Store
-from annotate.store.about import erase
 
 PAGE, BASES = "report.html", "bases"
 NOT_LOOKED_AT = (

@@ -11,6 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.annotate.store import Store
+from align.annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
+from align.annotate.store.preference_pairs import pairs_of
 from align.data.records.content import row_bytes
 from align.data.records.content import texts as said_by
 from align.data.sets.columns import CONTENT, records_of
@@ -26,9 +29,6 @@ from align.registry.index import Index
 from align.registry.record import Record
 from align.run.artifacts import REPLACED
 from align.run.files import json_object
-from annotate.store import Store
-from annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
-from annotate.store.preference_pairs import pairs_of
 
 SOURCE, CONTENT_ID = "source", "content_id"
 KINDS = (ANNOTATOR, SOURCE, ITEM, CONTENT_ID)

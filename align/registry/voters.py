@@ -35,8 +35,8 @@ def votes_read(url: str, project: str, head: Head, full: bool) -> Votes:
     """
     from sqlalchemy import select
 
-    from annotate.store import Store
-    from annotate.store.tables import ledger
+    from align.annotate.store import Store
+    from align.annotate.store.tables import ledger
 
     try:
         with Store.open(url, create=False) as store, store.reading() as connection:

@@ -11,25 +11,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from align.distribution import DISTRIBUTION
 from align.redaction import redacted
 from align.run.digests import file_digest, json_digest
 
-PACKAGES = ("align", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
+PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000
 THREADS = "OMP_NUM_THREADS"
 """The variable that sets them; where it is empty, torch takes one a core."""
-OURS = ("align", "annotate", "reward", "conf")
-"""The packages of this distribution, and its group files, beside each other in a checkout; in a wheel `conf` lies in
-`align`."""
 TOP = Path(__file__).resolve().parents[2]
-"""The folder that they lie in."""
+"""The folder that holds the package `align`."""
+CODE = ("align", "align/annotate", "align/reward", "align/conf")
+"""Folders of code and group files. In a checkout all but the first lie beside `align`, where links lead to the
+second and the third."""
 
 
 @cache
 def code_digest() -> str:
-    """sha256 over the names and contents of the installed code and group files, hex."""
-    files = (p for name in OURS for kind in ("*.py", "*.yaml") for p in (TOP / name).rglob(kind))
-    return json_digest({p.relative_to(TOP).as_posix(): file_digest(p) for p in sorted(files)})
+    """Return the sha256 over the names and contents of the installed code and group files, in hex. A checkout and the
+    wheel that was built from it have the same digest."""
+    digests = {}
+    for name in CODE:
+        folder = TOP / name if (TOP / name).is_dir() else TOP / Path(name).name
+        for pattern in ("*.py", "*.yaml"):
+            for path in folder.rglob(pattern):
+                digests[f"{name}/{path.relative_to(folder).as_posix()}"] = file_digest(path)
+    return json_digest(dict(sorted(digests.items())))
 
 
 def machine() -> dict[str, Any]:
@@ -77,7 +84,7 @@ def own_commit(top: Path = TOP) -> str:
     try:
         if Path(git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top:  # a wheel in somebody's checkout
             return ""
-        changed = git(top, "status", "--porcelain", "--", *OURS)
+        changed = git(top, "status", "--porcelain", "--", *(Path(name).name for name in CODE))
         return git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return ""

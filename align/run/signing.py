@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from align.distribution import install_command
 from align.errors import CorruptFile, InputError, require
 from align.run.alias_log import regular
 from align.run.digests import file_digest
@@ -126,7 +127,7 @@ def package(setting: str, given: str) -> Any:
         import model_signing
     except ImportError as error:
         problem = f"needs the package model-signing ({error})"
-        raise InputError(setting, given, problem, "Run: pip install 'align[sign]'") from error
+        raise InputError(setting, given, problem, f"Run: {install_command('sign')}") from error
     return model_signing
 
 

@@ -8,6 +8,16 @@ from getpass import getuser
 from pathlib import Path
 from urllib.parse import quote
 
+from align.annotate.accounts import Accounts, Person
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.exchange.archive import backup, restore
+from align.annotate.exchange.exporting import export
+from align.annotate.exchange.importing import import_items
+from align.annotate.simulate import simulate
+from align.annotate.store import Head, Settings, configure, publish_guidelines
+from align.annotate.store.projects import state_of
+from align.annotate.store.queries import known_projects
+from align.annotate.store.schema import migrate
 from align.config.addresses import in_the_clear, origins
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
@@ -17,16 +27,6 @@ from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
 from align.stages.rows import open_store
 from align.types import Result
-from annotate.accounts import Accounts, Person
-from annotate.assignment import AssignmentQueue
-from annotate.exchange.archive import backup, restore
-from annotate.exchange.exporting import export
-from annotate.exchange.importing import import_items
-from annotate.simulate import simulate
-from annotate.store import Head, Settings, configure, publish_guidelines
-from annotate.store.projects import state_of
-from annotate.store.queries import known_projects
-from annotate.store.schema import migrate
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""
@@ -38,11 +38,11 @@ def run(run: Run, config: Config) -> Result:
 
 
 def served(run: Run, config: Config) -> Result:
+    from align.annotate.web.access import AccountAuthenticator
+    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import application  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, key_in
     from align.web.listening import serve
-    from annotate.web.access import AccountAuthenticator
-    from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application  # Gradio takes seconds to import
 
     stage: AnnotateConfig = config.stage
     url, others = origins(stage.host, stage.port, stage.url)
@@ -84,7 +84,7 @@ def invited(run: Run, config: Config) -> Result:
 
 
 def simulated(run: Run, config: Config) -> Result:
-    from reward.rules import Sentiment  # and torch with it, which serving the pages does without
+    from align.reward.rules import Sentiment  # and torch with it, which serving the pages does without
 
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:

@@ -12,12 +12,12 @@ from align.data.chat import Prompt, encode_prompts, prompt_room, stop_token_ids
 from align.data.template import use_template
 from align.models.load import context_length, describe, own_tokenizer
 from align.ppo.workers import Read
+from align.reward.build import same_template
+from align.reward.inputs import models_of
 from align.rollout.answers_alone import answers_alone, whole
 from align.run import Artifact, Run
 from align.stages.starting import start
 from align.types import Conversation
-from reward.build import same_template
-from reward.inputs import models_of
 
 
 class Asked(NamedTuple):

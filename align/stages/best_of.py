@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from align import ranks
+from align.annotate.store import storable
 from align.config.compose import plain
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -33,6 +34,10 @@ from align.models.load import choose_device, choose_dtype
 from align.models.start import adapter_folder, frozen_as
 from align.ppo.workers import Read, roles_on
 from align.report.words import counted, in_words
+from align.reward.build import build, build_beside_policy, on_its_own_base
+from align.reward.combined import Ensemble, Sum, comparable
+from align.reward.inputs import models_of, on_base
+from align.reward.scorer import Scorer, check_finite
 from align.rollout.answers_alone import Judged, empty, empty_answers
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
@@ -44,11 +49,6 @@ from align.stages.rollouts import engine_for
 from align.stages.starting import lora_of
 from align.track import line_of, peak_memory, progress, read_rows
 from align.types import Conversation, Result, Rollout
-from annotate.store import storable
-from reward.build import build, build_beside_policy, on_its_own_base
-from reward.combined import Ensemble, Sum, comparable
-from reward.inputs import models_of, on_base
-from reward.scorer import Scorer, check_finite
 
 ANSWERS_AT_ONCE = 1024
 """Answers that are in memory at a time; at least those to one prompt."""

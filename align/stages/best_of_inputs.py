@@ -11,8 +11,8 @@ from align.config.scorers import reward_spec
 from align.config.settings import changed
 from align.errors import InputError
 from align.evals.judges import identities, title
+from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Artifact, Base, Input
-from reward.inputs import models_of, read_alike, reward_inputs
 
 GOLD = "gold."
 """What the names of the second reward's inputs begin with."""

@@ -31,6 +31,10 @@ from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import in_words
 from align.report.words import counted
+from align.reward.build import build, on_its_own_base
+from align.reward.combined import comparable
+from align.reward.inputs import models_of
+from align.reward.scorer import Scorer
 from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
@@ -40,10 +44,6 @@ from align.stages.rollouts import engine_for
 from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
-from reward.build import build, on_its_own_base
-from reward.combined import comparable
-from reward.inputs import models_of
-from reward.scorer import Scorer
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:

@@ -22,9 +22,9 @@ from align.models.start import BASE, adapter_folder, method_of
 from align.planning.memory import footprint
 from align.planning.shapes import Shape, shape_of
 from align.planning.workload import Workload
+from align.reward.inputs import leaves, models_of, on_base
 from align.run import Artifact, Base, Run, artifact_in, hub_config, model_config, resolve
 from align.track import device_in_use
-from reward.inputs import leaves, models_of, on_base
 
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
 """Optimiser → bytes for each weight that it trains."""

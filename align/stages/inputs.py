@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from align.aliases import parsed_aliases
+from align.annotate.accounts import Accounts
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
 from align.config.data import FORGET, NOT_KEPT, REWARD, DataStageConfig
@@ -47,6 +48,7 @@ from align.functions import source_of as source_of_function
 from align.models.base import base_of, find_base
 from align.models.start import BASE, find, label, started_from
 from align.redaction import masked, unmarked
+from align.reward.inputs import check_rows, models_of, read_alike, reward_inputs
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
@@ -70,8 +72,6 @@ from align.stages.rows import (
 from align.stages.starting import start, starting_point
 from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 from align.trainers.available import check_trainer
-from annotate.accounts import Accounts
-from reward.inputs import check_rows, models_of, read_alike, reward_inputs
 
 INIT = Config().init
 LONGEST_LABEL = 60

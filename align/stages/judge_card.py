@@ -26,6 +26,9 @@ from align.models.load import choose_device, choose_dtype
 from align.ops.calibration import log_odds as odds_of
 from align.report import in_words
 from align.report.words import calibration_in_words, counted
+from align.reward.build import build, on_its_own_base
+from align.reward.combined import comparable
+from align.reward.inputs import models_of
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.judge_card_inputs import KnownPairs
@@ -33,9 +36,6 @@ from align.stages.scores import fits_all
 from align.stages.suite_answers import answer_store
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
-from reward.build import build, on_its_own_base
-from reward.combined import comparable
-from reward.inputs import models_of
 
 
 class Said(NamedTuple):

@@ -20,10 +20,10 @@ from align.evals.endpoint import api_key
 from align.evals.known_pairs import KnownPair, known_pairs, unlearned
 from align.evals.llm_judge import LLMJudge, parsed_judge
 from align.report.words import counted
+from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Artifact, Input
 from align.stages.rows import SEEN, key_of, source_of
 from align.types import Preference
-from reward.inputs import models_of, read_alike, reward_inputs
 
 LEARNS_VERDICTS = ("reward", "dpo", "kto")
 """Stages that learn from pairs: what they saw says nothing of how a judge does elsewhere. Who imitated an answer

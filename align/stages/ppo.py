@@ -48,6 +48,8 @@ from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
 from align.report.words import counted
+from align.reward.build import build_beside_policy
+from align.reward.inputs import on_base
 from align.rollout.answers_alone import empty_answers
 from align.rollout.engine import cut_answers, divergence_as_input_error
 from align.rollout.randomness import generator_for
@@ -77,8 +79,6 @@ from align.stages.rows import open_store
 from align.stages.starting import lora_of
 from align.track import Clock, Tracker, peak_memory, progress
 from align.types import Conversation, Result
-from reward.build import build_beside_policy
-from reward.inputs import on_base
 
 
 def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> Result:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align import ranks
+from align.annotate.priority import answers_of, uncertainties
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.training import held_out_for
@@ -36,6 +37,7 @@ from align.models.lora import LoraLike
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
 from align.report import in_words
+from align.reward.learned import score_rows
 from align.run import Run
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
@@ -46,8 +48,6 @@ from align.trainers.common import Training, fit
 from align.trainers.evaluation import Measuring
 from align.trainers.reward import FIGURES, Ranking, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
-from annotate.priority import answers_of, uncertainties
-from reward.learned import score_rows
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from align.annotate.store import Store
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.training import held_out_for
@@ -21,10 +22,9 @@ from align.data.tally import tally
 from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require
 from align.report.words import counted
+from align.reward.inputs import check_rows
 from align.run import Artifact
 from align.types import Record
-from annotate.store import Store
-from reward.inputs import check_rows
 
 SEEN = "dropped_seen"
 """Counts the prompts that are not asked because training saw them."""

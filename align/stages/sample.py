@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from align import ranks
+from align.annotate.store import Candidate, Store, storable
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.data.chat import Prompt, encode_prompts, prompt_room
@@ -27,7 +28,6 @@ from align.stages.rows import open_store
 from align.stages.starting import start
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
-from annotate.store import Candidate, Store, storable
 
 PROMPTS_AT_ONCE = 64
 MEANS = ("eos_rate", "mean_length", "empty_rate")

@@ -86,8 +86,8 @@ def reward_of(run: Run, config: Config, first: Sequence[Any]) -> scores.Score:
     """
     from align.evals.row_scores import on_one_scale, rewards
     from align.models.load import choose_device, choose_dtype
-    from reward.build import build, on_its_own_base
-    from reward.inputs import models_of
+    from align.reward.build import build, on_its_own_base
+    from align.reward.inputs import models_of
 
     device = choose_device(config.device)
     dtype, size, models = choose_dtype(config.dtype, device), config.stage.score.batch_size, models_of(run.inputs)

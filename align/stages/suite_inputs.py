@@ -23,12 +23,12 @@ from align.evals.suite import Tasks, Work
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Task, parsed_tasks
 from align.models.start import label
+from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Base, Input, json_digest
 from align.stages.rows import source_of
 from align.stages.suite_gates import check_gates
 from align.stages.suite_items import items_to_ask, record_of
 from align.stages.suite_people_inputs import PEOPLE, check_people, people_inputs
-from reward.inputs import models_of, read_alike, reward_inputs
 
 
 def check_one_kind(config: Config) -> None:

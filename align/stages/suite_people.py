@@ -12,6 +12,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from align import ranks
+from align.annotate.exchange.importing import Row, add
+from align.annotate.figures.estimates import as_json
+from align.annotate.figures.people import consistency, gold_accuracy
+from align.annotate.figures.project import figures_of
+from align.annotate.figures.view import View, read
+from align.annotate.store import Item, Store, configure
+from align.annotate.store.items import id_of
+from align.annotate.store.preference_pairs import counted_rankings
+from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
 from align.config.root import Config
 from align.errors import InputError, require
 from align.evals.people import Question, chosen, drawn_sides, order_key, sides_key, verdicts_of, votes_asked
@@ -24,15 +33,6 @@ from align.run import Run, write_json
 from align.stages.rows import open_store
 from align.stages.suite_people_inputs import PEOPLE, known_answers
 from align.stages.suite_scores import Judge, Told, pairs_of
-from annotate.exchange.importing import Row, add
-from annotate.figures.estimates import as_json
-from annotate.figures.people import consistency, gold_accuracy
-from annotate.figures.project import figures_of
-from annotate.figures.view import View, read
-from annotate.store import Item, Store, configure
-from annotate.store.items import id_of
-from annotate.store.preference_pairs import counted_rankings
-from annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
 
 FILE = "people.json"
 """Of a run's artifact: how many votes there are, and how far they can be believed."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from align.annotate.exchange.importing import Row, items_in
+from align.annotate.store.queries import head_of_votes, project_erasure
 from align.config.compose import plain
 from align.config.identity import identifying
 from align.config.root import Config, store_url
@@ -18,8 +20,6 @@ from align.errors import require
 from align.redaction import masked, unmarked
 from align.run import Input, json_digest
 from align.stages.rows import open_store
-from annotate.exchange.importing import Row, items_in
-from annotate.store.queries import head_of_votes, project_erasure
 
 PEOPLE = "people"
 """What `stage.judge` calls them."""

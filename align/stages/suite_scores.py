@@ -22,15 +22,15 @@ from align.evals.suite import Work
 from align.evals.tasks import Item
 from align.evals.verdicts import Pair, of_scores
 from align.models.load import choose_device, choose_dtype
+from align.reward.build import build, on_its_own_base
+from align.reward.checkers import check_turns, checks_of
+from align.reward.combined import comparable
+from align.reward.inputs import models_of
+from align.reward.scorer import Scorer
 from align.rollout.kept import AnswerStore
 from align.run import Run
 from align.stages.suite_answers import answer_store
 from align.types import Conversation, Rollout
-from reward.build import build, on_its_own_base
-from reward.checkers import check_turns, checks_of
-from reward.combined import comparable
-from reward.inputs import models_of
-from reward.scorer import Scorer
 
 
 class Told(NamedTuple):

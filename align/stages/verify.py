@@ -21,6 +21,7 @@ from align.models.start import frozen_as
 from align.ppo.verify.anchors import Anchor, maths
 from align.ppo.verify.enumerated import SIZE, biases, unbiased
 from align.ppo.verify.on_model import Setting, on_model
+from align.reward.inputs import models_of
 from align.rollout.engine import Engine, divergence_as_input_error
 from align.rollout.randomness import row_seeds
 from align.run import Run, write_json
@@ -30,7 +31,6 @@ from align.stages.rollouts import engine_for
 from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
-from reward.inputs import models_of
 
 PASSES, DRAWS = 70, 12
 """About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how

@@ -13,10 +13,10 @@ members    roles, and what stands for a name            invitations  links that 
 passwords  verified, after a wait; set
 """
 
-from annotate.accounts.accounts import Accounts
-from annotate.accounts.invitations import INVITATION_S, Invitation
-from annotate.accounts.members import ROLES, Person
-from annotate.accounts.passwords import TRIES, TRIES_MANY
-from annotate.accounts.sessions import SESSION_S
+from align.annotate.accounts.accounts import Accounts
+from align.annotate.accounts.invitations import INVITATION_S, Invitation
+from align.annotate.accounts.members import ROLES, Person
+from align.annotate.accounts.passwords import TRIES, TRIES_MANY
+from align.annotate.accounts.sessions import SESSION_S
 
 __all__ = ["INVITATION_S", "ROLES", "SESSION_S", "TRIES", "TRIES_MANY", "Accounts", "Invitation", "Person"]

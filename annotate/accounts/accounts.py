@@ -7,12 +7,9 @@ from collections.abc import Callable
 
 from argon2 import PasswordHasher
 
-from align.errors import InputError
-from align.web.credentials import Passwords, Refused, checked_name, checked_password, normalised_name
-from align.web.throttle import Throttle
-from annotate.accounts import invitations, sessions
-from annotate.accounts.invitations import INVITATION_S, Invitation, Pending
-from annotate.accounts.members import (
+from align.annotate.accounts import invitations, sessions
+from align.annotate.accounts.invitations import INVITATION_S, Invitation, Pending
+from align.annotate.accounts.members import (
     Person,
     annotator_named,
     assign_role,
@@ -24,11 +21,14 @@ from annotate.accounts.members import (
     promote,
     remove_member,
 )
-from annotate.accounts.passwords import new_user, replace_password, set_password, verified_user
-from annotate.store import Store
-from annotate.store.projects import check_not_erased
-from annotate.store.queries import check_project
-from annotate.store.users import number_of_admins, roles_of, user_named
+from align.annotate.accounts.passwords import new_user, replace_password, set_password, verified_user
+from align.annotate.store import Store
+from align.annotate.store.projects import check_not_erased
+from align.annotate.store.queries import check_project
+from align.annotate.store.users import number_of_admins, roles_of, user_named
+from align.errors import InputError
+from align.web.credentials import Passwords, Refused, checked_name, checked_password, normalised_name
+from align.web.throttle import Throttle
 
 
 class Accounts:

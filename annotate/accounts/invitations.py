@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
+from align.annotate.store.tables import invitations, users
+from align.annotate.store.users import is_annotator, roles_of, user_named
 from align.errors import InputError
 from align.web.credentials import Refused, digest, new_token
-from annotate.store.tables import invitations, users
-from annotate.store.users import is_annotator, roles_of, user_named
 
 INVITATION_S = 7 * 86400
 ID_LENGTH = 12

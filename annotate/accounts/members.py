@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
+from align.annotate.store.queries import annotator_of, close_leases, new_annotator
+from align.annotate.store.tables import annotators, invitations, leases, members, users
+from align.annotate.store.users import leave, number_of_admins, roles_of, user_named
 from align.errors import InputError, require
 from align.web.credentials import normalised_name
-from annotate.store.queries import annotator_of, close_leases, new_annotator
-from annotate.store.tables import annotators, invitations, leases, members, users
-from annotate.store.users import leave, number_of_admins, roles_of, user_named
 
 ROLES = ("annotator", "reviewer", "admin")
 """Each may do what those before it may: judge; see how all judge, and settle what they disagree on; manage."""

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 from sqlalchemy import Connection, Row, insert, update
 
+from align.annotate.store import Store
+from align.annotate.store.tables import users
+from align.annotate.store.users import user_named
 from align.web.credentials import Passwords, Refused, is_name, network, normalised_name
 from align.web.throttle import Throttle
-from annotate.store import Store
-from annotate.store.tables import users
-from annotate.store.users import user_named
 
 TRIES, TRIES_MANY = 5, 50
 """Wrong passwords that cost no wait: for a name from one network; for a name, or from a network, in all."""

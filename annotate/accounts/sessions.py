@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from align.annotate.store.tables import sessions, users
 from align.web.credentials import digest, new_token
-from annotate.store.tables import sessions, users
 
 SESSION_S = 14 * 86400
 """A session ends when nobody has come for so long."""

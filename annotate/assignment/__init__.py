@@ -15,7 +15,7 @@ tasks      what an annotator holds, with its draft     clock      what time it i
 progress   how far an annotator and the project are
 """
 
-from annotate.assignment.queue import AssignmentQueue
-from annotate.assignment.selection import REPEAT_AFTER
+from align.annotate.assignment.queue import AssignmentQueue
+from align.annotate.assignment.selection import REPEAT_AFTER
 
 __all__ = ["REPEAT_AFTER", "AssignmentQueue"]

@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
+from align.annotate.assignment.orders import counterbalanced_order, turned
+from align.annotate.store.items import one
+from align.annotate.store.projects import guidelines_of, settings_of
+from align.annotate.store.queries import count_work
+from align.annotate.store.tables import leases, work
 from align.chain import canonical
 from align.errors import InputError
-from annotate.assignment.orders import counterbalanced_order, turned
-from annotate.store.items import one
-from annotate.store.projects import guidelines_of, settings_of
-from annotate.store.queries import count_work
-from annotate.store.tables import leases, work
 
 
 def lease_of(db: Connection, project: str, who: str, token: str) -> Row[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from annotate.store.records import shuffle_of
+from align.annotate.store.records import shuffle_of
 
 
 def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:

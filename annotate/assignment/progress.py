@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, case, func, select
 
-from annotate.assignment.selection import fresh
-from annotate.store.projects import settings_of, state_of
-from annotate.store.queries import VOTES, stands
-from annotate.store.tables import ledger, work
+from align.annotate.assignment.selection import fresh
+from align.annotate.store.projects import settings_of, state_of
+from align.annotate.store.queries import VOTES, stands
+from align.annotate.store.tables import ledger, work
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, select, update
 
-from align.errors import InputError, require
-from annotate.assignment.clock import Clock
-from annotate.assignment.leases import (
+from align.annotate.assignment.clock import Clock
+from align.annotate.assignment.leases import (
     expiry,
     grant,
     lease_of,
@@ -22,16 +21,17 @@ from annotate.assignment.leases import (
     prolong,
     wanted_again,
 )
-from annotate.assignment.progress import Progress, guidelines_at_last_vote, judged_by, sums, why_idle
-from annotate.assignment.reviewing import contested
-from annotate.assignment.selection import choose, choose_review
-from annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
-from annotate.assignment.terms import Terms, check_terms
-from annotate.store import Judgement, Store
-from annotate.store.projects import settings_of, state_of
-from annotate.store.queries import VOTES, annotator_of, close_leases, new_annotator, remark_of, row_by_key
-from annotate.store.records import check_text, vote_of
-from annotate.store.tables import leases, ledger
+from align.annotate.assignment.progress import Progress, guidelines_at_last_vote, judged_by, sums, why_idle
+from align.annotate.assignment.reviewing import contested
+from align.annotate.assignment.selection import choose, choose_review
+from align.annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
+from align.annotate.assignment.terms import Terms, check_terms
+from align.annotate.store import Judgement, Store
+from align.annotate.store.projects import settings_of, state_of
+from align.annotate.store.queries import VOTES, annotator_of, close_leases, new_annotator, remark_of, row_by_key
+from align.annotate.store.records import check_text, vote_of
+from align.annotate.store.tables import leases, ledger
+from align.errors import InputError, require
 
 SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
 """Seconds for which what takes a look at every item, or at every vote, is not looked at again."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from annotate.figures.agreement import panels, ranked_by_contradictions
-from annotate.store import Vote
-from annotate.store.queries import remark_of, stands
-from annotate.store.records import vote_of
-from annotate.store.tables import ledger, work
+from align.annotate.figures.agreement import panels, ranked_by_contradictions
+from align.annotate.store import Vote
+from align.annotate.store.queries import remark_of, stands
+from align.annotate.store.records import vote_of
+from align.annotate.store.tables import ledger, work
 
 
 def contested(db: Connection, project: str) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, exists, select
 
-from annotate.assignment.orders import chance
-from annotate.store import Settings
-from annotate.store.queries import stands
-from annotate.store.tables import leases, ledger, work
+from align.annotate.assignment.orders import chance
+from align.annotate.store import Settings
+from align.annotate.store.queries import stands
+from align.annotate.store.tables import leases, ledger, work
 
 REPEAT_AFTER = 10
 """Other votes that lie between a vote and its repeat, at least."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select
 
+from align.annotate.store import Item, Judgement
+from align.annotate.store.items import one
+from align.annotate.store.tables import drafts, leases
 from align.chain import canonical
-from annotate.store import Item, Judgement
-from annotate.store.items import one
-from annotate.store.tables import drafts, leases
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from align.annotate.store import Settings
+from align.annotate.store.projects import guidelines_of, settings_of, version_of
 from align.errors import require
-from annotate.store import Settings
-from annotate.store.projects import guidelines_of, settings_of, version_of
 
 
 @dataclass(frozen=True, slots=True)

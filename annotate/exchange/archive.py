@@ -19,12 +19,12 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, Table, insert, select
 
+from align.annotate.store import Head, Store
+from align.annotate.store.counting import recount
+from align.annotate.store.schema import SCHEMA_VERSION
+from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.data.formats.rows import checked_rows
 from align.errors import CorruptFile, InputError, StorageError, require
-from annotate.store import Head, Store
-from annotate.store.counting import recount
-from annotate.store.schema import SCHEMA_VERSION
-from annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 
 FORMAT = "align annotation store"
 AT_ONCE = 500

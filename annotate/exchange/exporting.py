@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from align.annotate.store import Item, Store, Vote
+from align.annotate.store.preference_pairs import pairs_of, training_rankings
 from align.types import Message, Preference
-from annotate.store import Item, Store, Vote
-from annotate.store.preference_pairs import pairs_of, training_rankings
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.annotate.store import Candidate, Store
+from align.annotate.store.checks import check_expected
+from align.annotate.store.records import MOST_ANSWERS, check_text
 from align.chain import canonical
 from align.data.formats.rows import checked_rows, name_of
 from align.data.formats.tables import Cells
@@ -22,9 +25,6 @@ from align.data.records.messages import messages_of
 from align.data.records.refusals import displayed, refused
 from align.errors import InputError, require
 from align.types import Conversation, Message
-from annotate.store import Candidate, Store
-from annotate.store.checks import check_expected
-from annotate.store.records import MOST_ANSWERS, check_text
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")

@@ -13,7 +13,7 @@ project     all of it together
 plots       drawn from what `figures` returns
 """
 
-from annotate.figures.estimates import Undefined
-from annotate.figures.project import figures, people_csv
+from align.annotate.figures.estimates import Undefined
+from align.annotate.figures.project import figures, people_csv
 
 __all__ = ["Undefined", "figures", "people_csv"]

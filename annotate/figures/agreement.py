@@ -18,10 +18,10 @@ import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
+from align.annotate.figures.estimates import Figure, Undefined, share
+from align.annotate.store import Vote
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, wilson
-from annotate.figures.estimates import Figure, Undefined, share
-from annotate.store import Vote
 
 Level = Literal["nominal", "ordinal"]
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from annotate.figures.estimates import Figure, log_odds, share
-from annotate.store import Vote
+from align.annotate.figures.estimates import Figure, log_odds, share
+from align.annotate.store import Vote
 
 
 @dataclass(frozen=True, slots=True)

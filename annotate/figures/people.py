@@ -11,12 +11,12 @@ from operator import attrgetter
 from statistics import median
 from typing import Any
 
-from annotate.figures.agreement import directions
-from annotate.figures.bias import Bias, length_bias, position_bias
-from annotate.figures.estimates import Figure, Undefined, share
-from annotate.figures.view import View
-from annotate.store import Judgement, Vote
-from annotate.store.records import SKIPS
+from align.annotate.figures.agreement import directions
+from align.annotate.figures.bias import Bias, length_bias, position_bias
+from align.annotate.figures.estimates import Figure, Undefined, share
+from align.annotate.figures.view import View
+from align.annotate.store import Judgement, Vote
+from align.annotate.store.records import SKIPS
 
 CEILING_S = 600.0
 """Seconds of one vote that count as work at most: a tab stays open over lunch."""

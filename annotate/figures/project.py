@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate.figures.agreement import (
+from align.annotate.figures.agreement import (
     NO_STRENGTHS,
     Panel,
     alpha,
@@ -17,11 +17,11 @@ from annotate.figures.agreement import (
     ranked_by_contradictions,
     raw_agreement,
 )
-from annotate.figures.bias import length_bias, position_bias
-from annotate.figures.estimates import as_json
-from annotate.figures.people import CEILING_S, UNMEASURED, as_csv, people, skipped, ties
-from annotate.figures.view import View, read
-from annotate.store import Store
+from align.annotate.figures.bias import length_bias, position_bias
+from align.annotate.figures.estimates import as_json
+from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, people, skipped, ties
+from align.annotate.figures.view import View, read
+from align.annotate.store import Store
 
 SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """Where the bins of the histogram of seconds per item begin; the last has no end."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, func, select
 
-from annotate.store import Store, Vote
-from annotate.store.queries import VOTES, check_project
-from annotate.store.records import vote_of
-from annotate.store.tables import annotators, candidates, ledger, work
+from align.annotate.store import Store, Vote
+from align.annotate.store.queries import VOTES, check_project
+from align.annotate.store.records import vote_of
+from align.annotate.store.tables import annotators, candidates, ledger, work
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ users     accounts and what they may do where       preference_pairs     what ra
 counting  the counters of work, counted anew      about                what there is of one thing to forget
 """
 
+from align.annotate.store.checks import AlreadyJudged
+from align.annotate.store.configuring import configure, publish_guidelines
+from align.annotate.store.database import Store
+from align.annotate.store.preference_pairs import preferences, verdicts_of_people
+from align.annotate.store.projects import Settings
+from align.annotate.store.records import Candidate, Item, Judgement, Vote, storable
 from align.chain import Head
-from annotate.store.checks import AlreadyJudged
-from annotate.store.configuring import configure, publish_guidelines
-from annotate.store.database import Store
-from annotate.store.preference_pairs import preferences, verdicts_of_people
-from annotate.store.projects import Settings
-from annotate.store.records import Candidate, Item, Judgement, Vote, storable
 
 __all__ = [
     "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure", "preferences",

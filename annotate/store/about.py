@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, select
 
+from align.annotate.store.database import Store
+from align.annotate.store.queries import VOTES, check_item, check_project, erasure_of, known_projects, project_erasure
+from align.annotate.store.records import Item
+from align.annotate.store.tables import annotators, ledger, remarks
 from align.errors import InputError
-from annotate.store.database import Store
-from annotate.store.queries import VOTES, check_item, check_project, erasure_of, known_projects, project_erasure
-from annotate.store.records import Item
-from annotate.store.tables import annotators, ledger, remarks
 
 ITEM, ANNOTATOR, PROJECT = "item", "annotator", "project"
 

@@ -9,12 +9,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from align.annotate.store.projects import history
+from align.annotate.store.queries import check_item, erasure_of, stands
+from align.annotate.store.records import (
+    SKIPS,
+    Candidate,
+    Judgement,
+    candidate_row,
+    check_text,
+    item_payload,
+    prompt_row,
+)
+from align.annotate.store.tables import candidates, ledger, prompts
 from align.errors import InputError, require
 from align.types import Conversation
-from annotate.store.projects import history
-from annotate.store.queries import check_item, erasure_of, stands
-from annotate.store.records import SKIPS, Candidate, Judgement, candidate_row, check_text, item_payload, prompt_row
-from annotate.store.tables import candidates, ledger, prompts
 
 QUALITIES = ("", "good", "bad")
 SOURCES = ("human", "simulated")

@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from align.annotate.store.database import Store
+from align.annotate.store.projects import STATES, Settings, guidelines_of, met, state_of
+from align.annotate.store.queries import append
+from align.annotate.store.tables import guidelines, projects, work
 from align.chain import canonical
 from align.errors import require
-from annotate.store.database import Store
-from annotate.store.projects import STATES, Settings, guidelines_of, met, state_of
-from annotate.store.queries import append
-from annotate.store.tables import guidelines, projects, work
 
 
 def configure(

@@ -11,9 +11,8 @@ from typing import IO
 
 from sqlalchemy import Connection, Engine, select
 
-from align.errors import InputError
-from annotate.store.schema import LOCKED_S, explained
-from annotate.store.tables import (
+from align.annotate.store.schema import LOCKED_S, explained
+from align.annotate.store.tables import (
     annotators,
     candidates,
     drafts,
@@ -28,6 +27,7 @@ from annotate.store.tables import (
     store_meta,
     users,
 )
+from align.errors import InputError
 
 ERASABLE = (
     prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations, guidelines, keys,

@@ -11,10 +11,10 @@ from collections import Counter
 
 from sqlalchemy import Connection, insert, select, update
 
-from annotate.store.projects import met
-from annotate.store.queries import counts, stands, work_row
-from annotate.store.records import vote_of
-from annotate.store.tables import leases, ledger, prompts, work
+from align.annotate.store.projects import met
+from align.annotate.store.queries import counts, stands, work_row
+from align.annotate.store.records import vote_of
+from align.annotate.store.tables import leases, ledger, prompts, work
 
 
 def recount(connection: Connection, project: str) -> int:

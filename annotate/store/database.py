@@ -7,14 +7,11 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from align.chain import Head
-from align.errors import InputError, require
-from align.types import Conversation
-from annotate.store import erasure, items, votes
-from annotate.store.connections import Connections
-from annotate.store.integrity import verify
-from annotate.store.projects import key_of
-from annotate.store.queries import (
+from align.annotate.store import erasure, items, votes
+from align.annotate.store.connections import Connections
+from align.annotate.store.integrity import verify
+from align.annotate.store.projects import key_of
+from align.annotate.store.queries import (
     annotator_of,
     check_item,
     check_project,
@@ -23,9 +20,12 @@ from annotate.store.queries import (
     project_erasure,
     set_priority,
 )
-from annotate.store.records import Candidate, Item, Judgement, Vote, check_text
-from annotate.store.schema import connect
-from annotate.store.tables import ledger, work
+from align.annotate.store.records import Candidate, Item, Judgement, Vote, check_text
+from align.annotate.store.schema import connect
+from align.annotate.store.tables import ledger, work
+from align.chain import Head
+from align.errors import InputError, require
+from align.types import Conversation
 
 
 class Store:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select
 
-from align.errors import InputError
-from annotate.store.queries import append, check_project, close_leases
-from annotate.store.tables import (
+from align.annotate.store.queries import append, check_project, close_leases
+from align.annotate.store.tables import (
     annotators,
     candidates,
     drafts,
@@ -21,7 +20,8 @@ from annotate.store.tables import (
     users,
     work,
 )
-from annotate.store.users import leave
+from align.annotate.store.users import leave
+from align.errors import InputError
 
 
 def erase_item(connection: Connection, project: str, item: str) -> int:

@@ -11,13 +11,23 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from align.annotate.store.ledger import FIELD, RESTORE, Entry, corrupt
+from align.annotate.store.projects import Settings, settings_of
+from align.annotate.store.queries import VOTES
+from align.annotate.store.records import item_payload
+from align.annotate.store.tables import (
+    annotators,
+    candidates,
+    guidelines,
+    keys,
+    ledger,
+    projects,
+    prompts,
+    remarks,
+    work,
+)
 from align.chain import GENESIS, Head, advance, salted_digest
 from align.errors import CorruptFile
-from annotate.store.ledger import FIELD, RESTORE, Entry, corrupt
-from annotate.store.projects import Settings, settings_of
-from annotate.store.queries import VOTES
-from annotate.store.records import item_payload
-from annotate.store.tables import annotators, candidates, guidelines, keys, ledger, projects, prompts, remarks, work
 
 KEY = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]

@@ -9,13 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, exists, insert, select
 
-from align.chain import canonical
-from align.errors import InputError, require
-from align.types import Conversation
-from annotate.store.checks import check_expected, check_same_item
-from annotate.store.projects import met
-from annotate.store.queries import annotator_of, append, check_item, row_by_key, set_priority, stands, work_row
-from annotate.store.records import (
+from align.annotate.store.checks import check_expected, check_same_item
+from align.annotate.store.projects import met
+from align.annotate.store.queries import annotator_of, append, check_item, row_by_key, set_priority, stands, work_row
+from align.annotate.store.records import (
     MOST_ANSWERS,
     Candidate,
     Item,
@@ -25,7 +22,10 @@ from annotate.store.records import (
     item_payload,
     prompt_row,
 )
-from annotate.store.tables import candidates, ledger, prompts, work
+from align.annotate.store.tables import candidates, ledger, prompts, work
+from align.chain import canonical
+from align.errors import InputError, require
+from align.types import Conversation
 
 PAGE = 500
 """Items read in one transaction by `Store.items`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from align.annotate.store.database import Store
+from align.annotate.store.records import Item, Vote
 from align.errors import InputError, require
 from align.types import Message, Preference
-from annotate.store.database import Store
-from annotate.store.records import Item, Vote
 
 
 def pairs_of(ranking: Vote, item: Item) -> list[Preference]:

@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
+from align.annotate.store.ledger import RESTORE
+from align.annotate.store.queries import check_project, project_erasure
+from align.annotate.store.records import check_text, shuffle_of
+from align.annotate.store.tables import guidelines, keys, ledger, projects
 from align.errors import CorruptFile, InputError, require
-from annotate.store.ledger import RESTORE
-from annotate.store.queries import check_project, project_erasure
-from annotate.store.records import check_text, shuffle_of
-from annotate.store.tables import guidelines, keys, ledger, projects
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")

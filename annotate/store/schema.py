@@ -14,9 +14,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from align.annotate.store.tables import metadata, store_meta
+from align.distribution import DISTRIBUTION
 from align.errors import CorruptFile, InputError, StorageError
 from align.redaction import secret_url, value_of
-from annotate.store.tables import metadata, store_meta
 
 SCHEMA_VERSION = 4
 
@@ -164,7 +165,7 @@ def _ready(engine: Engine, masked_url: str, create: bool) -> None:
             version = _upgraded(connection, version) if version is None else version
     if version != SCHEMA_VERSION:
         age, remedy = (
-            ("a newer", "Upgrade align: pip install -U align.")
+            ("a newer", f"Upgrade it: pip install -U {DISTRIBUTION}")
             if version > SCHEMA_VERSION
             else ("an older", "Bring it up to date with stage=annotate stage.action=migrate; keep a copy of it first.")
         )
@@ -203,7 +204,7 @@ def _alone(engine: Engine) -> Iterator[Connection]:
 
 def _upgraded(connection: Connection, version: int | None) -> int:
     """The tables made or brought up to date; the version they have now."""
-    from annotate.store.migrations import upgrade  # alembic, which only this needs, takes a third of a second
+    from align.annotate.store.migrations import upgrade  # alembic, which only this needs, takes a third of a second
 
     upgrade(connection, version)
     return connection.execute(select(store_meta.c.schema_version)).scalar_one()

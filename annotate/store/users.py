@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Row, delete, exists, func, select, true
 
-from annotate.store.tables import annotators, invitations, members, users
+from align.annotate.store.tables import annotators, invitations, members, users
 
 
 def user_named(connection: Connection, name: str) -> Row | None:

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, exists, insert, select
 
-from align.chain import salted_digest
-from align.errors import InputError
-from annotate.store.checks import check_first, check_judgement
-from annotate.store.queries import (
+from align.annotate.store.checks import check_first, check_judgement
+from align.annotate.store.queries import (
     VOTES,
     annotator_of,
     append,
@@ -23,8 +21,10 @@ from annotate.store.queries import (
     same_vote,
     stands,
 )
-from annotate.store.records import Judgement, Vote, remark_row, vote_of
-from annotate.store.tables import ledger, prompts, remarks
+from align.annotate.store.records import Judgement, Vote, remark_row, vote_of
+from align.annotate.store.tables import ledger, prompts, remarks
+from align.chain import salted_digest
+from align.errors import InputError
 
 
 def record(connection: Connection, project: str, item: str, judgement: Judgement, annotator: str, key: str) -> int:

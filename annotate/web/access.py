@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, quote
 
 from starlette.types import ASGIApp
 
+from align.annotate.accounts import Accounts, Person
+from align.annotate.web.words import WORDS
 from align.web.gate import Answer, Authenticator, Gate, refusal
 from align.web.gradio_pages import POLICY, UNUSED
-from annotate.accounts import Accounts, Person
-from annotate.web.words import WORDS
 
 BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
 """Bytes of a request: of JSON, of a form."""

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.annotate.assignment.tasks import Task
+from align.annotate.store import Judgement, Vote, storable
+from align.annotate.web.markup import rendered, written
 from align.errors import require
-from annotate.assignment.tasks import Task
-from annotate.store import Judgement, Vote, storable
-from annotate.web.markup import rendered, written
 
 Place = int
 PROMPT = -1

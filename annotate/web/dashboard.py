@@ -13,12 +13,12 @@ import gradio
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
+from align.annotate.accounts import Person
+from align.annotate.figures import figures, people_csv, plots
+from align.annotate.store import Store
+from align.annotate.web.access import MANAGE
+from align.annotate.web.words import WORDS
 from align.report import few
-from annotate.accounts import Person
-from annotate.figures import figures, people_csv, plots
-from annotate.store import Store
-from annotate.web.access import MANAGE
-from annotate.web.words import WORDS
 
 PLOTS = ("per_day", "seconds", "position", "length")
 PEOPLE = (

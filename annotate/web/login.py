@@ -9,11 +9,11 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
+from align.annotate.web.words import WORDS
 from align.errors import InputError, StorageError
 from align.web.credentials import SHORTEST_PASSWORD, Refused, session_cookie
 from align.web.fair_queue import Busy
-from annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from annotate.web.words import WORDS
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>align: {title}</title>

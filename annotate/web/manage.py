@@ -15,14 +15,14 @@ from typing import Any
 
 import gradio
 
+from align.annotate.accounts import ROLES, Accounts, Person
+from align.annotate.store import Settings, configure, publish_guidelines
+from align.annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
+from align.annotate.web.dashboard import dashboard_tab, figures_page, table
+from align.annotate.web.queues import AssignmentQueues
+from align.annotate.web.words import WORDS
 from align.errors import InputError, require
 from align.web.gate import Authenticator
-from annotate.accounts import ROLES, Accounts, Person
-from annotate.store import Settings, configure, publish_guidelines
-from annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
-from annotate.web.dashboard import dashboard_tab, figures_page, table
-from annotate.web.queues import AssignmentQueues
-from annotate.web.words import WORDS
 
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/manage.css">"""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from hashlib import sha256
 
+from align.annotate.accounts import Person
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.store import Store
 from align.chain import canonical
-from annotate.accounts import Person
-from annotate.assignment import AssignmentQueue
-from annotate.store import Store
 
 
 class AssignmentQueues:

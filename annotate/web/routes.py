@@ -8,18 +8,18 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.annotate.accounts import Person
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.reviewing import opinions_of
+from align.annotate.assignment.tasks import Task
+from align.annotate.assignment.terms import Terms, mode_of, terms_now
+from align.annotate.store.projects import guidelines_of, settings_of
+from align.annotate.web.access import manages
+from align.annotate.web.cards import JudgementBody, card, judgement_of, opinion
+from align.annotate.web.markup import compared, rendered
+from align.annotate.web.queues import AssignmentQueues
+from align.annotate.web.words import WORDS
 from align.errors import require
-from annotate.accounts import Person
-from annotate.assignment import AssignmentQueue
-from annotate.assignment.reviewing import opinions_of
-from annotate.assignment.tasks import Task
-from annotate.assignment.terms import Terms, mode_of, terms_now
-from annotate.store.projects import guidelines_of, settings_of
-from annotate.web.access import manages
-from annotate.web.cards import JudgementBody, card, judgement_of, opinion
-from annotate.web.markup import compared, rendered
-from annotate.web.queues import AssignmentQueues
-from annotate.web.words import WORDS
 
 
 class Body(BaseModel):

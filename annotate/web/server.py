@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from align.annotate.accounts import Person
+from align.annotate.store import AlreadyJudged
 from align.errors import InputError, StorageError
 from align.web.credentials import Refused
-from annotate.accounts import Person
-from annotate.store import AlreadyJudged
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
 
@@ -17,18 +17,18 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from align.annotate.web.access import MANAGE, AccountAuthenticator, gated
+from align.annotate.web.dashboard import files
+from align.annotate.web.login import login_routes
+from align.annotate.web.manage import MANAGE_HEAD, Manager, manage_page
+from align.annotate.web.page import HEAD, page
+from align.annotate.web.queues import AssignmentQueues
+from align.annotate.web.routes import routes
+from align.annotate.web.words import STATIC
 from align.web.errors import explain_errors
 from align.web.gate import Authenticator
 from align.web.gradio_pages import QUIET
 from align.web.listening import connection_limit
-from annotate.web.access import MANAGE, AccountAuthenticator, gated
-from annotate.web.dashboard import files
-from annotate.web.login import login_routes
-from annotate.web.manage import MANAGE_HEAD, Manager, manage_page
-from annotate.web.page import HEAD, page
-from annotate.web.queues import AssignmentQueues
-from annotate.web.routes import routes
-from annotate.web.words import STATIC
 
 
 def application(queues: AssignmentQueues, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:

@@ -26,9 +26,9 @@ from typing import Any
 import httpx
 from argon2 import PasswordHasher
 
+from align.annotate.accounts import Accounts
+from align.annotate.store import Candidate, Store, configure
 from align.types import Conversation, Message
-from annotate.accounts import Accounts
-from annotate.store import Candidate, Store, configure
 
 PROJECT = "crowd"
 WORDS = ("the", "answer", "says", "what", "is", "asked", "first", "and", "then", "why", "in", "plain", "words")

@@ -19,7 +19,7 @@ from typing import Any
 
 from crowd import crowd, filled, free_port, hired, percentile, serving
 
-from annotate.store import Store
+from align.annotate.store import Store
 
 CROWDS = ((50, 5.0, 300), (50, 2.0, 300), (200, 20.0, 500))
 """Annotators, seconds between two votes of each, and the milliseconds that 95 % of the votes are to stay under."""

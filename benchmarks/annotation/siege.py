@@ -26,7 +26,7 @@ from typing import Any
 
 from crowd import Seen, crowd, filled, free_port, hired, percentile, serving
 
-from annotate.store import Store
+from align.annotate.store import Store
 
 DESCRIPTORS = 1024
 IDLE, BODIES, HEARTBEATS = 2000, 400, 1100

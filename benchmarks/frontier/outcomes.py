@@ -16,10 +16,10 @@ from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
 from align.ops.best_of_n import kl_bound
 from align.ops.intervals import mean
+from align.reward.build import on_its_own_base
 from align.run import read_manifest, resolve
 from align.stages.rows import prompts_of
 from align.types import Conversation, Message
-from reward.build import on_its_own_base
 
 Figures = dict[str, Any]
 NAT = 0.03

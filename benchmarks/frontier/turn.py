@@ -23,13 +23,13 @@ import numpy as np
 from outcomes import with_answer
 from runs import Runs, arguments, rounded, side_by_side
 
+from align.annotate.store import Store, preferences
 from align.data.records.preferences import write_preferences
 from align.ops.intervals import mean
 from align.report.plots import axes, render
+from align.reward.rules import Sentiment
 from align.track import read_rows
 from align.types import Message
-from annotate.store import Store, preferences
-from reward.rules import Sentiment
 
 RANKINGS = (25, 100, 400)
 """The quickstart has 8,800."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from reward.rules import sentiment
+from align.reward.rules import sentiment
 
 WAIT_MS = 60_000
 TEXTS = "[...document.querySelectorAll('.answer .text')].map(text => text.innerText)"

@@ -1,7 +1,7 @@
 """Checks of answers by rules: what a task or a row asks for under `check:`, and whether an answer has it."""
 
-from reward.checkers.build import IFEVAL, KINDS, check_turns, checker, checks_of, spec_of
-from reward.checkers.checked import Accuracy, Checked, Checker, Part, accuracy
+from align.reward.checkers.build import IFEVAL, KINDS, check_turns, checker, checks_of, spec_of
+from align.reward.checkers.checked import Accuracy, Checked, Checker, Part, accuracy
 
 __all__ = [
     "IFEVAL", "KINDS", "Accuracy", "Checked", "Checker", "Part", "accuracy", "check_turns", "checker", "checks_of",

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from align.errors import require
+from align.reward.checkers import code, exact, following, json_schema, pattern
+from align.reward.checkers.checked import Checked, Checker
 from align.spec import one_of, written
-from reward.checkers import code, exact, following, json_schema, pattern
-from reward.checkers.checked import Checked, Checker
 
 CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")

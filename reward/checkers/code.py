@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from align.errors import require
+from align.reward.checkers.checked import Checker, Part, part
+from align.reward.checkers.fences import blocks
+from align.reward.checkers.sandbox import Limits, isolation, run_tests
 from align.spec import known, number, text, texts, whole
-from reward.checkers.checked import Checker, Part, part
-from reward.checkers.fences import blocks
-from reward.checkers.sandbox import Limits, isolation, run_tests
 
 KIND = "code"
 USUAL = Limits()

@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from align.errors import require
+from align.reward.checkers.checked import Checker, Part, part
 from align.spec import known, one_of, quoted, text, texts
-from reward.checkers.checked import Checker, Part, part
 
 KIND = "exact"
 READS = {

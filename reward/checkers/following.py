@@ -15,12 +15,12 @@ from inspect import signature
 from typing import Any
 
 from align.errors import InputError, require
+from align.reward.checkers import verdicts
+from align.reward.checkers.checked import Checker, Part, part
+from align.reward.checkers.languages import LANGUAGES, in_language
+from align.reward.checkers.sentences import count_sentences
+from align.reward.checkers.verdicts import COMPARED, compare
 from align.spec import filled, known, one_of, quoted, text, texts, whole
-from reward.checkers import verdicts
-from reward.checkers.checked import Checker, Part, part
-from reward.checkers.languages import LANGUAGES, in_language
-from reward.checkers.sentences import count_sentences
-from reward.checkers.verdicts import COMPARED, compare
 
 KIND = "instructions"
 

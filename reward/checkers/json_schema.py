@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema_rs
 
 from align.errors import InputError, require
+from align.reward.checkers.checked import SHOWN, Checker, Part, part
+from align.reward.checkers.fences import blocks
 from align.spec import known
-from reward.checkers.checked import SHOWN, Checker, Part, part
-from reward.checkers.fences import blocks
 
 KIND = "json_schema"
 IS_JSON, FITS = "the answer is JSON, alone or in a fenced block", "it fits the schema"

@@ -7,8 +7,8 @@ from typing import Any
 import regex
 
 from align.errors import InputError, require
+from align.reward.checkers.checked import Checker, Part, part
 from align.spec import flag, known, quoted, text, texts
-from reward.checkers.checked import Checker, Part, part
 
 KIND = "regex"
 LIMIT_S = 0.25

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.annotate.accounts import Accounts
+from align.annotate.store import Candidate, Store, Vote, configure
 from align.types import Conversation, Message
-from annotate.accounts import Accounts
-from annotate.store import Candidate, Store, Vote, configure
 
 KEY = "k" * 32
 WHO = "ann"

@@ -13,8 +13,8 @@ import pytest
 from annotation_app import KEY, WHO, App, fill, free_port
 from argon2 import PasswordHasher
 
-from annotate.accounts import Accounts, Person
-from annotate.store import Store
+from align.annotate.accounts import Accounts, Person
+from align.annotate.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     """Starts the app on items with these answers, for whoever has the link or, with `accounts`, an account."""
     import uvicorn
 
+    from align.annotate.web.access import AccountAuthenticator
+    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import application
     from align.web.key_link import KeyAuthenticator
-    from annotate.web.access import AccountAuthenticator
-    from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application
 
     running: list[tuple[Any, threading.Thread, Store]] = []
 

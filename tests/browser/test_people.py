@@ -8,8 +8,8 @@ import pytest
 from annotation_app import LOST, until
 from test_report_pages import ground_and_drawn
 
-from annotate.store import Judgement
-from annotate.store.projects import guidelines_of, settings_of, state_of
+from align.annotate.store import Judgement
+from align.annotate.store.projects import guidelines_of, settings_of, state_of
 
 pytestmark = pytest.mark.slow
 GOOD = "correct horse battery"
@@ -246,8 +246,8 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
 
 def test_of_two_projects_one_is_chosen(serve, page):
     app = serve([("yes", "no")] * 2, accounts=True)
+    from align.annotate.store import Candidate
     from align.types import Conversation, Message
-    from annotate.store import Candidate
 
     prompt = Conversation((Message("user", "elsewhere"),))
     app.store.add_item("q", "0", prompt, [Candidate("a"), Candidate("b")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from annotation_app import next_one, question, send, until
 
-from annotate.store import publish_guidelines
+from align.annotate.store import publish_guidelines
 
 pytestmark = pytest.mark.slow
 PAIRS = [("yes", "no")] * 3

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from annotation_app import question, send
 
-from annotate.store import publish_guidelines
-from annotate.web.words import STATIC
+from align.annotate.store import publish_guidelines
+from align.annotate.web.words import STATIC
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def test_a_long_answer_folds_and_is_all_there(serve, page):
 def test_after_an_upgrade_no_script_of_before_is_run(serve, page, tmp_path, monkeypatch):
     served, scripts = tmp_path / "static", sorted(path.name for path in STATIC.glob("*.js"))
     shutil.copytree(STATIC, served)
-    monkeypatch.setattr("annotate.web.server.STATIC", served)
+    monkeypatch.setattr("align.annotate.web.server.STATIC", served)
     app = serve([("yes", "no")])
     for version in (1, 2):
         for name in scripts:

@@ -13,9 +13,9 @@ import pytest
 from annotation_app import free_port
 
 from align.__main__ import main
+from align.annotate.store import Store
+from align.reward.rules import sentiment
 from align.run import read_manifest, resolve
-from annotate.store import Store
-from reward.rules import sentiment
 
 pytestmark = pytest.mark.slow
 LABEL = Path(__file__).resolve().parents[2] / "recipes" / "forty" / "label.py"

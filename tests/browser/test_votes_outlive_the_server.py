@@ -15,7 +15,7 @@ import pytest
 from annotation_app import LOST, fill, free_port, until
 from sqlalchemy import event
 
-from annotate.store import Store, schema
+from align.annotate.store import Store, schema
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from annotation_app import LOST, question, send
 
-from annotate.store import Judgement, configure, publish_guidelines
-from annotate.store.projects import version_of
+from align.annotate.store import Judgement, configure, publish_guidelines
+from align.annotate.store.projects import version_of
 
 pytestmark = pytest.mark.slow
 PAIRS = [("yes", "no")] * 4

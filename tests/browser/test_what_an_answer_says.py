@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from annotation_app import question, send
 
-from annotate.web.markup import DEEPEST
+from align.annotate.web.markup import DEEPEST
 
 pytestmark = pytest.mark.slow
 

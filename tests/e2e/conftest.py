@@ -13,7 +13,7 @@ from processes import Forks, forking
 from workshop import Ready
 
 from align.__main__ import main
-from annotate.store import Store
+from align.annotate.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from data_sets import sentence, write
 from sqlalchemy import create_engine, text
 
+from align.annotate.store import Candidate, Judgement, Store
 from align.types import Conversation, Message
-from annotate.store import Candidate, Judgement, Store
 
 SECRET = "Ottilie Grünberg lives at the old mill"
 """A text of one person."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from align.annotate.accounts import Person
+from align.annotate.store import Candidate, Store
+from align.annotate.web.words import STATIC
 from align.errors import InputError
 from align.types import Conversation, Message
-from annotate.accounts import Person
-from annotate.store import Candidate, Store
-from annotate.web.words import STATIC
 
 PAGE = {"X-Align": "a page"}
 SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
@@ -23,9 +23,9 @@ SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
+    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import application
     from align.web.key_link import KeyAuthenticator
-    from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application
 
     folder: Path = tmp_path_factory.mktemp("gate")
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
@@ -243,9 +243,9 @@ def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client, star
 
 
 def test_no_page_of_ours_asks_for_a_heartbeat(client):
-    from annotate.web.manage import Manager, manage_page
-    from annotate.web.page import page
-    from annotate.web.queues import AssignmentQueues
+    from align.annotate.web.manage import Manager, manage_page
+    from align.annotate.web.page import page
+    from align.annotate.web.queues import AssignmentQueues
 
     assert page().get_config_file()["connect_heartbeat"] is False
     with Store.open("sqlite://") as store:
@@ -254,8 +254,8 @@ def test_no_page_of_ours_asks_for_a_heartbeat(client):
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
+    from align.annotate.web.access import STREAMS, gated
     from align.web.key_link import KeyAuthenticator
-    from annotate.web.access import STREAMS, gated
 
     async def endless(scope, receive, send):
         kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"

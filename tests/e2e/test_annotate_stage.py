@@ -13,13 +13,13 @@ import pytest
 from starlette.testclient import TestClient
 from workshop import EVERY_RUN, Workshop, files
 
+from align.annotate.accounts import Accounts
+from align.annotate.store import Store
 from align.config.addresses import origins
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
 from align.web.key_link import key_in
-from annotate.accounts import Accounts
-from annotate.store import Store
 
 ITEMS = [{"id": str(i), "prompt": f"q {i}", "answers": ["wonderful", "awful", "a table"]} for i in range(6)]
 

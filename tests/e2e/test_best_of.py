@@ -17,10 +17,10 @@ from align.config.identity import identifying
 from align.data.ranked_by import ranked_by
 from align.data.records.preferences import read_preferences
 from align.models import load
+from align.reward.build import on_its_own_base
+from align.reward.learned import RoleReward, score_rows
 from align.run import Input, artifact_in, read_manifest
 from align.track import Tracker, read_rows
-from reward.build import on_its_own_base
-from reward.learned import RoleReward, score_rows
 
 N = 6
 JUDGES = """
@@ -199,7 +199,7 @@ def test_a_reward_model_on_the_policys_base_is_one_more_adapter(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, scored = [], []
-    for module in ("align.ppo.workers", "reward.build"):
+    for module in ("align.ppo.workers", "align.reward.build"):
         monkeypatch.setattr(f"{module}.load_base", lambda *given: loaded.append(given) or load.load_base(*given))
     score = RoleReward.score
 

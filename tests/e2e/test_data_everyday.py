@@ -13,8 +13,8 @@ from data_of_votes import forget, making, rows_of
 from data_sets import chat, made, sentence, support, write
 from workshop import Workshop
 
+from align.annotate.store import Store
 from align.run.folder import locked
-from annotate.store import Store
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ from data_of_votes import (
 from data_sets import chat, made, sentence, write
 from workshop import Workshop
 
+from align.annotate.store import Candidate, Store
 from align.data.sets.proofs import holds, proof_of
 from align.data.sets.published import data_set
 from align.errors import CorruptFile
 from align.types import Conversation, Message
-from annotate.store import Candidate, Store
 
 
 def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(

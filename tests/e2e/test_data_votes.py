@@ -20,6 +20,7 @@ from data_of_votes import (
 from data_sets import made, write
 from workshop import Workshop
 
+from align.annotate.store import Candidate, Judgement, Store
 from align.data.pairs import read_pairs
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.published import data_set
@@ -27,7 +28,6 @@ from align.data.sets.votes import key_in, votes_of
 from align.data.sources import DataSource
 from align.errors import InputError
 from align.types import Conversation, Message, Preference
-from annotate.store import Candidate, Judgement, Store
 
 
 def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(

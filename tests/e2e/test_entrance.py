@@ -14,10 +14,10 @@ from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from align.annotate.accounts import Accounts
+from align.annotate.store import Candidate, Store, configure
 from align.errors import StorageError
 from align.types import Conversation, Message
-from annotate.accounts import Accounts
-from annotate.store import Candidate, Store, configure
 
 GOOD = "correct horse battery"
 URL = "https://annotate.example.org"
@@ -45,9 +45,9 @@ class Site(NamedTuple):
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Site]:
-    from annotate.web.access import AccountAuthenticator
-    from annotate.web.queues import AssignmentQueues
-    from annotate.web.server import application
+    from align.annotate.web.access import AccountAuthenticator
+    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import application
 
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
         for project in ("p", "q"):

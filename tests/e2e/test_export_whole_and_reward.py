@@ -21,10 +21,10 @@ from align.models.adapter_files import WEIGHTS_FILE
 from align.models.adapters import attach
 from align.models.load import in_fp32, load_base, own_tokenizer
 from align.models.roles import linear_head, score_weight
+from align.reward.learned import score_rows
 from align.run import artifact_in, read_manifest
 from align.run.receipt import RECEIPT
 from align.run.weights import SCORE_KEY
-from reward.learned import score_rows
 
 pytestmark = pytest.mark.usefixtures("no_network")
 CPU = torch.device("cpu")

@@ -16,11 +16,11 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.errors import InputError
+from align.reward.build import on_its_own_base
+from align.reward.learned import LearnedReward
 from align.run import artifact_in, read_manifest
 from align.track import read_rows
 from align.types import Conversation, Message, Rollout
-from reward.build import on_its_own_base
-from reward.learned import LearnedReward
 
 CONTEXT = 192
 

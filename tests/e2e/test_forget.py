@@ -21,13 +21,13 @@ from portfolio import given, made, one, records
 from workshop import Workshop
 
 from align.__main__ import main
+from align.annotate.store import Candidate, Store
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import Answer, AnswerStore, Asked
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import stale_in
 from align.types import Conversation, Message
-from annotate.store import Candidate, Store
 
 ANN = "ann@example.org"
 PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"

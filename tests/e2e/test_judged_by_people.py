@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 from workshop import Ready
 
 from align.__main__ import main
+from align.annotate.store import Candidate, Judgement, Settings, Store
+from align.annotate.store.about import projects_in
+from align.annotate.store.projects import settings_of
 from align.run import read_manifest
 from align.stages import suite_people
-from annotate.store import Candidate, Judgement, Settings, Store
-from annotate.store.about import projects_in
-from annotate.store.projects import settings_of
 
 TABLES = ("People: each of them", "p after Holm")
 """What the page has once somebody has voted."""
@@ -317,15 +317,15 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
 
 @pytest.mark.parametrize(
     "deadly",
-    ["annotate.store.database.Store.add_item", "align.stages.suite_people.counted_rankings"],
+    ["align.annotate.store.database.Store.add_item", "align.stages.suite_people.counted_rankings"],
     ids=["while pairs are added", "when they are there"],
 )
 def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: Forks, deadly: str) -> None:
     words = evaluation(bench.folder, items=12)
     module, _, name = deadly.rpartition(".")
-    owner = f"importlib.import_module('{module}')" if "Store" not in module else "annotate.store.Store"
+    owner = f"importlib.import_module('{module}')" if "Store" not in module else "align.annotate.store.Store"
     before = (
-        "import importlib, os, signal, annotate.store, align.stages.suite_people\n"
+        "import importlib, os, signal, align.annotate.store, align.stages.suite_people\n"
         f"owner = {owner}\nreal, calls = owner.{name}, []\n"
         "def dies(*given, **more):\n"
         "    calls.append(1)\n"

@@ -25,8 +25,8 @@ from align.export.reward import fixed_conversations, judged
 from align.models.adapters import attach
 from align.models.load import in_fp32, load_base, own_tokenizer
 from align.models.roles import linear_head, score_weight
+from align.reward.learned import score_rows
 from align.run import Artifact, artifact_in
-from reward.learned import score_rows
 
 pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow]
 BASES = {"relative": "qlora", "absolute": "lora", "pocket": "qlora", "hub": "qlora", "full": "lora"}

@@ -61,7 +61,7 @@ def test_packing_trains_on_fewer_longer_rows(tmp_path: Path, chats: Path, tiny_m
 def test_wandb_keeps_its_files_beside_ours_and_stays_offline(
     tmp_path: Path, chats: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align[wandb]'")
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'align-rlhf[wandb]'")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     shop = Workshop(tmp_path / "runs", chats)

@@ -11,7 +11,7 @@ from workshop import Workshop
 from align.run import read_manifest
 from align.track import Tracker, read_rows
 
-mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'align[mlflow]'")
+mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'align-rlhf[mlflow]'")
 SFT = ("stage.max_steps=4", "stage.save_every=2", "stage.log_every=1", "track=mlflow", "run.name=x")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from blind import Bench, against, artifact, better, evaluation, store_of, verdicts, written
 
-from annotate.store import Settings
-from annotate.store.projects import settings_of
+from align.annotate.store import Settings
+from align.annotate.store.projects import settings_of
 
 
 @pytest.fixture

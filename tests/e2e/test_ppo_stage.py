@@ -13,11 +13,11 @@ import torch
 from workshop import Ready
 
 from align.__main__ import main
+from align.annotate.store import Store
 from align.models.adapter_files import read_tensors
 from align.ppo.monitor import ranked
 from align.run import read_manifest
 from align.track import read_rows
-from annotate.store import Store
 
 Run = Callable[..., Path]
 

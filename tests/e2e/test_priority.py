@@ -10,11 +10,11 @@ import pytest
 import torch
 from workshop import SFT, Workshop
 
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.priority import uncertainty
+from align.annotate.store import Store, configure
+from align.annotate.store.tables import work
 from align.run import read_manifest
-from annotate.assignment import AssignmentQueue
-from annotate.priority import uncertainty
-from annotate.store import Store, configure
-from annotate.store.tables import work
 
 
 @pytest.mark.parametrize(

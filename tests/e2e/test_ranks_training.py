@@ -18,10 +18,10 @@ from ranked import NOTHING, started
 from safetensors.torch import load_file
 from workshop import Ready
 
+from align.annotate.store import Store
+from align.annotate.store.tables import work
 from align.run import read_manifest
 from align.track import read_rows
-from annotate.store import Store
-from annotate.store.tables import work
 
 pytestmark = pytest.mark.slow
 PACE = (

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
+from align.annotate.store import Store
 from align.run import read_manifest
 from align.track import read_rows
-from annotate.store import Store
 
 # It writes down what it reads, and likes some prompts more than others: an empty answer gets a score too.
 JUDGE = """

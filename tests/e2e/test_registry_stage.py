@@ -18,11 +18,11 @@ import pytest
 from portfolio import interval, made, small
 from workshop import Ready, Workshop
 
+from align.annotate.store import Store
 from align.registry.comparison import value_of
 from align.registry.index import INDEX
 from align.registry.shown import age, as_csv, as_table, clean
 from align.run import read_manifest
-from annotate.store import Store
 
 
 def asked(root: Path, *words: str) -> Workshop:

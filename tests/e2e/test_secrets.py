@@ -112,7 +112,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     """Each stage once, some at a service, with the store's URL from the command line, the environment or a group file,
     by turns."""
     for service in ("wandb", "mlflow", "trackio"):
-        pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align[{service}]'")
+        pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
     schema = new_schema(postgres, "secrets_of_stages")
     given = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
     group_file(place, with_password(schema, PLANTED["conf"]))

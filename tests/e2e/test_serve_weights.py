@@ -17,9 +17,9 @@ from align.models.base import find_base
 from align.models.dequantised import DEQUANTISED, dequantised
 from align.models.load import describe, load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
+from align.reward.learned import score_rows
 from align.run import write_json
 from align.types import Conversation, Message
-from reward.learned import score_rows
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from annotate.store import Store
+from align.annotate.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 ENOUGH, KILLS = 300, 3

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from align.annotate.store import Candidate, Store
 from align.types import Conversation, Message
-from annotate.store import Candidate, Store
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
 SERVED = """
@@ -41,4 +41,4 @@ def test_the_pages_are_served_without_torch(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     loaded = next(line for line in done.stdout.splitlines() if line.startswith("loaded ")).split()
     assert not HEAVY & set(loaded)
-    assert {"annotate.web.server", "align.stages.annotate", "matplotlib"} <= set(loaded)
+    assert {"align.annotate.web.server", "align.stages.annotate", "matplotlib"} <= set(loaded)

@@ -230,7 +230,7 @@ def test_sampling_goes_on_behind_what_the_store_has(
 def test_several_annotators_judge_every_item_each_in_their_own_way(
     tmp_path: Path, chats: Path, runs: dict[str, Path]
 ) -> None:
-    from annotate.store import Store
+    from align.annotate.store import Store
 
     shop = Workshop(tmp_path / "runs", chats)
     shop.run("sample", "stage.prompts=24", "stage.candidates=8", f"init={runs['sft']}", "data.held_out=0")

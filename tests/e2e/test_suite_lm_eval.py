@@ -23,7 +23,9 @@ from align.run import read_manifest
 
 WINDOW = 256
 """Of texts: all that the model reads at once."""
-needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align[evals]")')
+needs_lm_eval = pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")'
+)
 TWO = ("stage.systems={s: sft:s, base: base}", "dtype=float32")
 
 

@@ -21,7 +21,7 @@ from align.models.pocket import pocket_folder
 from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 
-pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align[evals]")')
+pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")')
 BESIDE = Path(__file__).parents[2] / "benchmarks" / "evals"
 TWO = ("stage.systems={s: sft:s, base: base}", "dtype=float32")
 CHATS = tuple(f"<|user|>{said}<|end|><|assistant|>" for said in ("Hello?", "My dog is late.", "How are you?"))

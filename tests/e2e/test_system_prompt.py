@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from workshop import Ready, Workshop
 
+from align.annotate.store import Store
 from align.config.compose import check, compose_raw
 from align.run import read_manifest
 from align.stages.inputs import OF
-from annotate.store import Store
 
 PROMPT = "You sell lamps."
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from uuid import uuid4
 
+from align.annotate.store import Candidate, Judgement, Store
 from align.types import Conversation, Message
-from annotate.store import Candidate, Judgement, Store
 
 TABLES = ("prompts", "candidates", "annotators", "ledger")
 UNGUARDED = {

@@ -2,9 +2,9 @@
 
 from annotation_store import add, said
 
-from annotate.assignment import AssignmentQueue
-from annotate.store import configure
-from annotate.store.tables import work
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.store import configure
+from align.annotate.store.tables import work
 
 
 class Hands:

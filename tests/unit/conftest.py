@@ -9,8 +9,8 @@ from annotation_store import add
 from argon2 import PasswordHasher
 from people import Time
 
-from annotate.accounts import Accounts
-from annotate.store import Store
+from align.annotate.accounts import Accounts
+from align.annotate.store import Store
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from annotate.accounts import Accounts
+from align.annotate.accounts import Accounts
 
 GOOD = "correct horse battery"
 

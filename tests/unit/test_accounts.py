@@ -7,12 +7,12 @@ from annotation_store import add
 from people import GOOD, member
 from sqlalchemy import select, text
 
+from align.annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.store import Judgement
+from align.annotate.store.tables import invitations, leases, members, sessions, users
 from align.errors import InputError
 from align.web.credentials import Refused
-from annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
-from annotate.assignment import AssignmentQueue
-from annotate.store import Judgement
-from annotate.store.tables import invitations, leases, members, sessions, users
 
 
 def test_nothing_in_the_database_lets_anybody_in(accounts, store):

@@ -8,12 +8,12 @@ import pytest
 from annotation_store import ask, said
 from assignment_queues import Hands, best_first, counters, judge, queue_of
 
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.clock import Clock
+from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
+from align.annotate.store.counting import recount
+from align.annotate.store.tables import leases, work
 from align.errors import InputError
-from annotate.assignment import AssignmentQueue
-from annotate.assignment.clock import Clock
-from annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
-from annotate.store.counting import recount
-from annotate.store.tables import leases, work
 
 
 @pytest.fixture

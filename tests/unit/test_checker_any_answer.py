@@ -13,10 +13,10 @@ import yaml
 from test_checker_following import EXAMPLES
 
 from align.errors import InputError
-from reward.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
-from reward.checkers.code import code_of
-from reward.checkers.fences import blocks
-from reward.checkers.following import INSTRUCTIONS, SHORT
+from align.reward.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
+from align.reward.checkers.code import code_of
+from align.reward.checkers.fences import blocks
+from align.reward.checkers.following import INSTRUCTIONS, SHORT
 
 PIECES = [
     "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।",

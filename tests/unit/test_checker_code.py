@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from reward.checkers import Checked, checker, code, sandbox
-from reward.checkers.code import program
+from align.reward.checkers import Checked, checker, code, sandbox
+from align.reward.checkers.code import program
 
 SQUARE = "def f(x):\n    return x * x\n"
 HUMAN_EVAL = {

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from reward.checkers import Checked, checker
-from reward.checkers.exact import plain
+from align.reward.checkers import Checked, checker
+from align.reward.checkers.exact import plain
 
 
 def exact(text: str, /, **spec: Any) -> Checked:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import InputError
-from reward.checkers import Checked, checker
+from align.reward.checkers import Checked, checker
 
 SCHEMA = {
     "type": "object",

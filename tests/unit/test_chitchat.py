@@ -14,7 +14,7 @@ from align.data.sources import DataSource, documents, prompts
 from align.errors import InputError
 
 pytestmark = pytest.mark.skipif(
-    find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed: pip install 'align[demo]'"
+    find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed: pip install 'align-rlhf[demo]'"
 )
 
 

@@ -12,10 +12,10 @@ import pytest
 from argon2 import PasswordHasher
 from people import GOOD, member
 
+from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
 from align.errors import StorageError
 from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
 from align.web.fair_queue import Busy, FairQueue
-from annotate.accounts import TRIES, TRIES_MANY, Accounts
 
 STRANGERS = 40
 
@@ -138,7 +138,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
         raise StorageError("store.url", "x", "it is locked", "Wait.")
 
     with monkeypatch.context() as patched:
-        patched.setattr("annotate.accounts.passwords.user_named", unreadable)
+        patched.setattr("align.annotate.accounts.passwords.user_named", unreadable)
         for _ in range(2 * TRIES_MANY):
             with pytest.raises(StorageError):
                 accounts.log_in("ann", GOOD, "here")

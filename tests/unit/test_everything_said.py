@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from annotation_store import add, rank
 
-from annotate.assignment import AssignmentQueue
-from annotate.assignment.reviewing import opinions_of
-from annotate.exchange.exporting import export
-from annotate.store import Candidate, Judgement, Store, configure, preferences
-from annotate.store.records import SKIPS
-from annotate.web.cards import opinion
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.reviewing import opinions_of
+from align.annotate.exchange.exporting import export
+from align.annotate.store import Candidate, Judgement, Store, configure, preferences
+from align.annotate.store.records import SKIPS
+from align.annotate.web.cards import opinion
 
 PEOPLE = ("ann", "bob", "cleo")
 

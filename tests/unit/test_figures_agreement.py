@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from votes import ids_of, voted
 
-from align.ops.intervals import Interval
-from annotate.figures.agreement import (
+from align.annotate.figures.agreement import (
     ALONE,
     NO_STRENGTHS,
     UNANIMOUS,
@@ -27,7 +26,8 @@ from annotate.figures.agreement import (
     panels,
     raw_agreement,
 )
-from annotate.figures.estimates import Undefined, as_json
+from align.annotate.figures.estimates import Undefined, as_json
+from align.ops.intervals import Interval
 
 # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section C and on: four observers, twelve units, the
 # last of which has one value and is no panel. He finds 0.743 (nominal) and 0.815 (ordinal).

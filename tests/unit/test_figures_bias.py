@@ -8,10 +8,10 @@ import random
 import pytest
 from votes import voted
 
+from align.annotate.assignment.orders import counterbalanced_order
+from align.annotate.figures.bias import length_bias, position_bias
+from align.annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
-from annotate.assignment.orders import counterbalanced_order
-from annotate.figures.bias import length_bias, position_bias
-from annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
 
 
 def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]:

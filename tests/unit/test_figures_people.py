@@ -9,11 +9,11 @@ import pytest
 from annotation_store import add, ask, rank
 from votes import voted
 
-from annotate.figures import Undefined, people_csv
-from annotate.figures.estimates import NOTHING, share
-from annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people, ties
-from annotate.figures.view import read
-from annotate.store import Candidate, Judgement, Store
+from align.annotate.figures import Undefined, people_csv
+from align.annotate.figures.estimates import NOTHING, share
+from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people, ties
+from align.annotate.figures.view import read
+from align.annotate.store import Candidate, Judgement, Store
 
 EXPECTED = {"g": (("g-0", "g-2"), ("g-1",)), "h": (("h-0",), ("h-1",)), "t": (("t-0", "t-1"),)}
 

@@ -14,11 +14,11 @@ from annotation_store import add, ask, rank
 from sqlalchemy.event import listen
 from votes import voted
 
+from align.annotate.figures import figures, plots
+from align.annotate.figures.project import SECONDS, disagreements, per_day
+from align.annotate.figures.view import View, read
+from align.annotate.store import Candidate, Judgement, Store, configure
 from align.errors import InputError
-from annotate.figures import figures, plots
-from annotate.figures.project import SECONDS, disagreements, per_day
-from annotate.figures.view import View, read
-from annotate.store import Candidate, Judgement, Store, configure
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOTS = (plots.per_day, plots.seconds, plots.position, plots.length)
@@ -235,7 +235,7 @@ def test_a_plot_names_no_identity(store):
 
 def test_what_the_figures_load():
     """A dashboard answers at once: no torch; and the page is no business of theirs."""
-    loaded = "import annotate.figures, annotate.figures.plots, sys; print(*sys.modules)"
+    loaded = "import align.annotate.figures, align.annotate.figures.plots, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "pandas", "sklearn", "matplotlib.pyplot", "annotate.web"}
+    heavy = {"torch", "transformers", "pandas", "sklearn", "matplotlib.pyplot", "align.annotate.web"}
     assert not heavy & set(done.stdout.split())

@@ -12,6 +12,8 @@ import pytest
 from annotation_store import add, rank
 from portfolio import given, made, one, refs
 
+from align.annotate.store import Store
+from align.annotate.store.about import about, erase
 from align.errors import InputError
 from align.registry.downstream import Made, downstream
 from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
@@ -24,8 +26,6 @@ from align.run.alias_log import Meant
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE, mark, stale_in
 from align.serve.events import tell_if_stale
-from annotate.store import Store
-from annotate.store.about import about, erase
 
 LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
 CUT = " ".join(LONG.split())[:59] + "…"

@@ -7,10 +7,10 @@ from annotation_store import add, ask, said
 from assignment_queues import judge, queue_of
 from sqlalchemy.event import listen
 
+from align.annotate.assignment import REPEAT_AFTER, AssignmentQueue
+from align.annotate.assignment.orders import chance, counterbalanced_order
+from align.annotate.store import Candidate, Store, configure, preferences
 from align.errors import InputError
-from annotate.assignment import REPEAT_AFTER, AssignmentQueue
-from annotate.assignment.orders import chance, counterbalanced_order
-from annotate.store import Candidate, Store, configure, preferences
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "find_spec", {"lm_eval": None}.__getitem__)
-    with pytest.raises(InputError, match=r'pip install "align\[evals\]"'):
+    with pytest.raises(InputError, match=r"align-rlhf\[evals\]"):
         digest(written(tmp_path / "tasks"))
 
 

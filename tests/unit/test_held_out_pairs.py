@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from align.evals.pair_accuracy import held_out_figures, simulated_by
+from align.reward.rules import BY_NAME, Sentiment, last_answer
 from align.types import Message, Preference
-from reward.rules import BY_NAME, Sentiment, last_answer
 
 
 class Shortest:

@@ -11,14 +11,14 @@ from datasets import Dataset, DatasetDict
 from postgres import new_schema
 from written import PACKERS, WRITERS, write
 
+from align.annotate.assignment import AssignmentQueue
+from align.annotate.exchange.archive import backup, restore
+from align.annotate.exchange.exporting import export
+from align.annotate.exchange.importing import Imported, import_items
+from align.annotate.store import Judgement, Store, configure, preferences, publish_guidelines
 from align.data.records.documents import read_documents
 from align.data.records.preferences import read_preferences
 from align.errors import CorruptFile, InputError
-from annotate.assignment import AssignmentQueue
-from annotate.exchange.archive import backup, restore
-from annotate.exchange.exporting import export
-from annotate.exchange.importing import Imported, import_items
-from annotate.store import Judgement, Store, configure, preferences, publish_guidelines
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_row_is_known_by_its_id_or_its_number_and_takes_a_new_priority(store, 
 
 
 def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("annotate.exchange.importing.AT_ONCE", 2)
+    monkeypatch.setattr("align.annotate.exchange.importing.AT_ONCE", 2)
     rows = [{"prompt": f"q{i}", "answers": ["x", "y"]} for i in range(5)]
     assert import_items(store, "p", written(tmp_path / "items.jsonl", rows)) == Imported(5, 5)
 

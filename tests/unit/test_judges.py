@@ -15,9 +15,9 @@ import pytest
 from align.config.scorers import CHOICES, part_of, reward_spec
 from align.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing_of, title
+from align.reward.inputs import read_alike, reward_inputs
 from align.run import Artifact, Base, Input, artifact_in, read_manifest
 from align.run.manifest import input_from
-from reward.inputs import read_alike, reward_inputs
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")

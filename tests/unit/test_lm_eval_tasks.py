@@ -19,7 +19,7 @@ from align.evals.probes import LM_EVAL, Probe
 from align.evals.tasks import Item, Task
 from align.stages.suite_lm_eval import request_rows
 
-lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align[evals]")')
+lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 
 
 @pytest.fixture

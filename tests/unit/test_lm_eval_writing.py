@@ -17,7 +17,7 @@ from align.evals.tasks import Item, Task
 from align.rollout.kept import Asked
 from align.stages.suite_completions import batches_of, text_of
 
-lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align[evals]")')
+lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 FILTERS = """filter_list:
   - {name: strict-match, filter: [{function: regex, regex_pattern: "#### (-?[0-9]+)"}, {function: take_first}]}
   - {name: flexible-extract, filter: [{function: regex, group_select: -1, regex_pattern: "(-?[0-9]+)"},

@@ -10,10 +10,10 @@ from argon2 import PasswordHasher
 from people import GOOD, Time, member
 from sqlalchemy import select
 
+from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
+from align.annotate.store.tables import users
 from align.web.credentials import Refused
 from align.web.throttle import Throttle
-from annotate.accounts import TRIES, TRIES_MANY, Accounts
-from annotate.store.tables import users
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from run_folders import BASE, manifest_of, opened, published
 
+from align.annotate.store import Store
+from align.annotate.store.schema import migrate
 from align.config.compose import check, compose_raw, plain
 from align.config.identity import identifying, input_names
 from align.config.schemas import SCHEMAS
@@ -22,8 +24,6 @@ from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, ver
 from align.run.environment import code_digest
 from align.run.lineage import Gone, ancestors, evaluation_of, readers_of, trained_through
 from align.run.manifest import FILE, Manifest, first_invalid_key, identity_of, manifest_from, write_manifest
-from annotate.store import Store
-from annotate.store.schema import migrate
 
 OLD = Path(__file__).parent / "runs_of_version_1.zip"
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}

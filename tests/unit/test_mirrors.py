@@ -48,7 +48,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, trackio_folder: Path, no_network: Non
 
 
 def needs(service: str) -> None:
-    pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align[{service}]'")
+    pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
 
 
 def run_of(root: Path, resumed: bool = False, **more: Any) -> Watched:
@@ -221,7 +221,7 @@ def test_a_missing_package_is_named_before_any_work(
     rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 9)
     words = ["stage=sft", "model=pocket", "data=jsonl", f"data.path={rows}", f"run.root={tmp_path / 'runs'}"]
     assert main([*words, f"track={service}"]) == 2
-    assert f"pip install 'align[{service}]'" in capsys.readouterr().err
+    assert f"pip install 'align-rlhf[{service}]'" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/*"))
 
 

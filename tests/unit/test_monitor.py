@@ -17,9 +17,9 @@ from align.ppo.monitor import per_answer, ranked
 from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
 from align.ppo.workers import Answers
+from align.reward.combined import Ensemble, scored
 from align.rollout.answers_alone import Judged
 from align.types import Conversation, Message, Rollout
-from reward.combined import Ensemble, scored
 
 
 def test_moments_of_parts_are_those_of_the_whole():

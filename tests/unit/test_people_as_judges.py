@@ -11,6 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from votes import voted
 
+from align.annotate.assignment.orders import turned
+from align.annotate.figures.estimates import as_json
+from align.annotate.figures.people import consistency
+from align.annotate.figures.view import read
+from align.annotate.store import Candidate, Item, Judgement, Settings, Store, configure
+from align.annotate.store.preference_pairs import counted_rankings
+from align.annotate.store.projects import overlap_draw, overlap_for
+from align.annotate.store.queries import head_of_votes
 from align.chain import GENESIS, Head
 from align.evals.gates import Gate, decision
 from align.evals.people import (
@@ -29,14 +37,6 @@ from align.evals.stats import Rule
 from align.evals.tasks import Item as EvalItem
 from align.evals.verdicts import Pair, Verdict
 from align.types import Conversation, Message
-from annotate.assignment.orders import turned
-from annotate.figures.estimates import as_json
-from annotate.figures.people import consistency
-from annotate.figures.view import read
-from annotate.store import Candidate, Item, Judgement, Settings, Store, configure
-from annotate.store.preference_pairs import counted_rankings
-from annotate.store.projects import overlap_draw, overlap_for
-from annotate.store.queries import head_of_votes
 
 
 @pytest.fixture

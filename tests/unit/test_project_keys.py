@@ -12,12 +12,12 @@ from people import member
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
+from align.annotate.accounts import Accounts
+from align.annotate.exchange.exporting import export
+from align.annotate.store import Candidate, Judgement, Store, configure, publish_guidelines
+from align.annotate.store.tables import keys
 from align.errors import CorruptFile, InputError
 from align.types import Conversation, Message
-from annotate.accounts import Accounts
-from annotate.exchange.exporting import export
-from annotate.store import Candidate, Judgement, Store, configure, publish_guidelines
-from annotate.store.tables import keys
 
 TABLES = (
     "prompts", "candidates", "annotators", "remarks", "drafts", "leases", "work", "projects", "project_keys",

@@ -10,13 +10,13 @@ from postgres import new_schema
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from align.annotate.store import Candidate, Settings, Store, configure, preferences, publish_guidelines
+from align.annotate.store.counting import recount
+from align.annotate.store.migrations import VERSION_TABLE
+from align.annotate.store.projects import guidelines_of, settings_of, state_of
+from align.annotate.store.schema import migrate
+from align.annotate.store.tables import metadata
 from align.errors import CorruptFile, InputError
-from annotate.store import Candidate, Settings, Store, configure, preferences, publish_guidelines
-from annotate.store.counting import recount
-from annotate.store.migrations import VERSION_TABLE
-from annotate.store.projects import guidelines_of, settings_of, state_of
-from annotate.store.schema import migrate
-from annotate.store.tables import metadata
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.sources import DataSource, prompts
-from reward.check import Checks
+from align.reward.check import Checks
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "arithmetic"
 

@@ -12,10 +12,10 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from align.annotate.store.schema import connect
 from align.config.root import StoreConfig
 from align.errors import InputError
 from align.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
-from annotate.store.schema import connect
 
 URL = "postgresql+psycopg://user:pl4nted@host:5432/name?sslmode=require"
 SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"

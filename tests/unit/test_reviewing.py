@@ -6,11 +6,11 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
+from align.annotate.assignment.reviewing import contested
+from align.annotate.figures import figures
+from align.annotate.store import AlreadyJudged, Store, preferences, verdicts_of_people
+from align.annotate.store.preference_pairs import training_rankings
 from align.errors import InputError
-from annotate.assignment.reviewing import contested
-from annotate.figures import figures
-from annotate.store import AlreadyJudged, Store, preferences, verdicts_of_people
-from annotate.store.preference_pairs import training_rankings
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from align.config.compose import check, compose_raw
 from align.config.scorers import parts_of, reward_spec
 from align.errors import InputError
 from align.evals.tasks import items_of_file, parsed_task
+from align.reward.build import build
+from align.reward.check import Checks
+from align.reward.checkers import check_turns, checks_of
+from align.reward.combined import scored
+from align.reward.function import Function, takes_rows
+from align.reward.inputs import reward_inputs
 from align.types import Conversation, Message
-from reward.build import build
-from reward.check import Checks
-from reward.checkers import check_turns, checks_of
-from reward.combined import scored
-from reward.function import Function, takes_rows
-from reward.inputs import reward_inputs
 
 
 def told(said: str, id: str = "sums.jsonl:1", **columns: Any) -> Conversation:

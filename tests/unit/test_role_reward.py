@@ -22,10 +22,10 @@ from align.data.template import CHATML
 from align.errors import InputError
 from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer
+from align.reward.build import build_beside_policy, same_template
+from align.reward.scorer import Scorer
 from align.run import Artifact
 from align.types import Conversation, Message, Rollout
-from reward.build import build_beside_policy, same_template
-from reward.scorer import Scorer
 
 ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tired. What about the rain?", "Why?")]
 SAID = ("yes!", "I like the rain when you are tired!", "no")

@@ -25,6 +25,7 @@ from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles, adapter_in, last_real
 from align.ops.losses import policy_loss, value_loss
+from align.reward.learned import LearnedReward, score_rows
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
@@ -32,7 +33,6 @@ from align.trainers import common
 from align.trainers.common import Training
 from align.trainers.reward import Ranking, copy_adapter_weights, reward_trainer, score_head
 from align.types import Conversation, Message, Rollout
-from reward.learned import LearnedReward, score_rows
 
 ROLES = ("policy", "reference", "reward", "value")
 

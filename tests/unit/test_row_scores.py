@@ -21,9 +21,9 @@ from align.data.sets.spool import Rows, Spool
 from align.data.template import use_template
 from align.evals.row_scores import losses, on_one_scale, rewards
 from align.models.load import load_tokenizer
+from align.reward.combined import Ensemble
+from align.reward.rules import Rules
 from align.types import Conversation, Message, Preference, Record
-from reward.combined import Ensemble
-from reward.rules import Rules
 
 NAN = float("nan")
 

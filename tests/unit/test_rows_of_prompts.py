@@ -19,9 +19,9 @@ from align.data.sources import DataSource, divided_documents, divided_prompts, p
 from align.data.split import question_key
 from align.errors import InputError
 from align.evals.tasks import items_of_file, parsed_task
+from align.reward.check import Checks
 from align.stages.rows import check_rows
 from align.types import Conversation, Message
-from reward.check import Checks
 
 CHECK = {"kind": "exact", "answer": "4"}
 SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level": 1}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from align.reward.rules import Sentiment
 from align.types import Conversation, Message
-from reward.rules import Sentiment
 
 
 def conversation(*contents: str) -> Conversation:

@@ -288,5 +288,5 @@ verified(Path({str(export)!r}), public_key({str(keys.public)!r}, "b"), "c", "d")
 
 def test_without_the_package(keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
-    with pytest.raises(InputError, match=r"pip install 'align\[sign\]'"):
+    with pytest.raises(InputError, match=r"pip install 'align-rlhf\[sign\]'"):
         private_key(str(keys.private), FIELD)

@@ -8,10 +8,10 @@ from itertools import combinations
 import pytest
 import torch
 
+from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
+from align.annotate.store import Candidate, Store, Vote, preferences
 from align.errors import InputError
 from align.types import Conversation, Message
-from annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
-from annotate.store import Candidate, Store, Vote, preferences
 
 torch.set_num_threads(1)
 
@@ -138,7 +138,7 @@ def test_everything_it_says_is_marked_simulated(store):
 
 
 def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("annotate.simulate.COMMIT_EVERY", 4)
+    monkeypatch.setattr("align.annotate.simulate.COMMIT_EVERY", 4)
     fill(store, 20)
     record, calls = store.record, []
 

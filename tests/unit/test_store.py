@@ -5,10 +5,10 @@ import sqlite3
 import pytest
 from annotation_store import add, ask, counts, rank, tamper, url_of
 
+from align.annotate.store import Candidate, Judgement, Store, preferences
+from align.annotate.store.schema import SCHEMA_VERSION
 from align.errors import CorruptFile, InputError, StorageError
 from align.types import Conversation, Message
-from annotate.store import Candidate, Judgement, Store, preferences
-from annotate.store.schema import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_items_come_back_as_they_were_added(store):
 
 
 def test_items_keep_their_order_over_pages_and_leave_out_what_an_annotator_ranked(store, monkeypatch):
-    monkeypatch.setattr("annotate.store.items.PAGE", 3)
+    monkeypatch.setattr("align.annotate.store.items.PAGE", 3)
     ids = [add(store, f"run/{i}") for i in range(8)]
     assert [item.id for item in store.items("p")] == ids
     seen = []

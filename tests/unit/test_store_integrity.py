@@ -11,10 +11,10 @@ from annotation_store import add, ask, asked, counts, rank, tamper, url_of
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
+from align.annotate.store import Candidate, Head, Store
+from align.annotate.store.ledger import FIELD, RESTORE, Entry, entry_hash
 from align.chain import GENESIS, advance, salted_digest
 from align.errors import CorruptFile, InputError
-from annotate.store import Candidate, Head, Store
-from annotate.store.ledger import FIELD, RESTORE, Entry, entry_hash
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from align.evals.results import Said, Scored
 from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
 from align.evals.tasks import Item, Task
 from align.registry.verdicts import read_verdict
+from align.reward.checkers import checker
 from align.run import write_json
 from align.types import Conversation, Message
-from reward.checkers import checker
 
 TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}

@@ -8,11 +8,11 @@ import pytest
 from annotation_store import add, asked, rank, said
 from assignment_queues import judge, queue_of
 
+from align.annotate.assignment.terms import Terms, mode_of, terms_now
+from align.annotate.store import Settings, Store, configure, publish_guidelines
+from align.annotate.store.checks import PURPOSES
+from align.annotate.store.projects import history, version_of
 from align.errors import InputError
-from annotate.assignment.terms import Terms, mode_of, terms_now
-from annotate.store import Settings, Store, configure, publish_guidelines
-from annotate.store.checks import PURPOSES
-from annotate.store.projects import history, version_of
 
 
 @pytest.fixture

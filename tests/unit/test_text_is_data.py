@@ -19,6 +19,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 import align
+from align.annotate.store import Candidate, Store, preferences, storable
 from align.data.chat import (
     IGNORED,
     encode_conversation,
@@ -38,7 +39,6 @@ from align.models.base import builtin_folder
 from align.models.smollm2 import INSTALL, gguf_in_wheel
 from align.rollout.engine import response_texts
 from align.types import Conversation, Message, Preference, Rollout
-from annotate.store import Candidate, Store, preferences, storable
 
 needs_wheel = pytest.mark.skipif(
     gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER, write
 
+from align.annotate.exchange.importing import import_items
+from align.annotate.store import Candidate, Store
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
@@ -22,8 +24,6 @@ from align.data.sets.evidence import as_text
 from align.data.sets.publishing import narrowed
 from align.errors import InputError
 from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
-from annotate.exchange.importing import import_items
-from annotate.store import Candidate, Store
 
 # What one record says is said behind every room.
 

@@ -4,7 +4,7 @@ from itertools import count
 
 from annotation_store import said
 
-from annotate.store import Vote
+from align.annotate.store import Vote
 
 SEQS = count(1)
 

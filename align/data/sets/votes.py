@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from align.annotate.store import Store, preferences
 from align.chain import Head
 from align.data.records.read import Read
 from align.data.sets.ids import IdKind, kind_under
 from align.errors import InputError, require
-from annotate.store import Store, preferences
 
 
 @dataclass(frozen=True, slots=True)

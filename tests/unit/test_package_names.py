@@ -1,0 +1,49 @@
+"""The parts of the package are imported as `align.annotate` and `align.reward`, never as folders of a checkout."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("align", "annotate", "reward", "tests", "benchmarks", "recipes", "docs")
+SOURCES = sorted(p for name in FOLDERS for p in (ROOT / name).rglob("*.py"))
+BARE = {"annotate", "reward"}
+
+
+def bare_imports(source: str) -> list[str]:
+    """Return the imports of `annotate` or `reward` in a module, and in the Python code inside its strings."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.append(node.module or "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += re.findall(r"(?m)(?:^|;)\s*from (\S+) import", node.value)
+    return [name for name in names if name.partition(".")[0] in BARE]
+
+
+def test_no_source_imports_a_top_level_folder():
+    bare = {str(path.relative_to(ROOT)): bare_imports(path.read_text(encoding="utf-8")) for path in SOURCES}
+    assert len(bare) > 900
+    assert not {path: names for path, names in bare.items() if names}
+
+
+def test_bare_imports_are_found():
+    module = "reward"
+    source = f"import annotate.web\nfrom {module} import x\nCODE = 'from {module}.rules import y'\nimport align.reward"
+    assert bare_imports(source) == ["annotate.web", "reward", "reward.rules"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "eval", "annotate", "registry"])
+def test_a_stage_loads_no_top_level_folder(stage: str):
+    """Modules load one another inside functions too, so the stage's inputs are loaded as well."""
+    code = f"import align.stages.{stage}, align.stages.inputs, align.stages.execution, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not BARE & set(done.stdout.split())
