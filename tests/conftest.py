@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from isolation import user_converters
 from postgres import new_schema, programs, server
 from templates import TOOL_TEMPLATE
 
@@ -31,20 +32,47 @@ OTHER_TEMPLATE = (
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64
 
+ROOT = Path(__file__).resolve().parents[1]
 MOODS = ("happy", "tired", "hungry", "curious", "late")
 THINGS = ("my dog", "the rain", "a good book", "this soup", "the train", "our garden", "old music", "the sea")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail where a test skips: for machines that have it all")
+    parser.addoption("--write-passed", metavar="FILE", type=Path, help="write the ids of the tests that passed")
+    parser.addoption("--leave-out", metavar="FILE", type=Path, help="leave out the tests whose ids are in FILE")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if path := config.getoption("--leave-out"):
+        passed = set(path.read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+        items[:] = [item for item in items if item.nodeid not in passed]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Show llama.cpp's converters to tests marked `llama_cpp` alone. Such a test skips if they are not installed."""
+    link = Path.home() / ".cache" / "align" / "llama.cpp"
+    link.unlink(missing_ok=True)
+    if item.get_closest_marker("llama_cpp"):
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make llama-cpp)")
+        if (converters := user_converters()) is None:
+            pytest.skip("llama.cpp's converters are not installed (make llama-cpp)")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(converters)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Under `--no-skips` a run that left a test out has not passed."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a worker of pytest-xdist
-    skipped = reporter and reporter.stats.get("skipped")
-    if session.config.getoption("--no-skips") and session.exitstatus == 0 and skipped:
+    """Fail a run under `--no-skips` that left a test out, and write the ids of the tests that passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker of pytest-xdist
+        return
+    if session.config.getoption("--no-skips") and session.exitstatus == 0 and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if path := session.config.getoption("--write-passed"):
+        passed = [f"{report.nodeid}\n" for report in reporter.stats.get("passed", [])]
+        path.write_text("".join(passed), encoding="utf-8")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,6 +95,8 @@ def frozen() -> None:
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test module wrote and imported is gone with it: another's file of the same name is another module."""
     yield
+    bare = {"annotate", "reward"} & set(sys.modules)  # the checkout's folders, imported beside `align.annotate`
+    assert not [name for name in bare if (sys.modules[name].__file__ or "").startswith(str(ROOT))]
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(base):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from transformers import AutoTokenizer
 
-from align.errors import InputError
 from align.export.adapter import write_adapter
 from align.export.converters import converters_in
 from align.export.gguf import Source, gguf_bases, write_gguf
@@ -23,20 +20,6 @@ from align.models.load import in_fp32, load_base
 from align.run import Base
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
-
-
-def missing() -> str:
-    """Why llama.cpp cannot be asked here; empty where it can."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        return "llama-cpp-python is not installed (the extra `llama-cpp`)"
-    try:
-        converters_in(None)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-needs_llama_cpp = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 def make_model(folder: Path, architecture: str = "Llama") -> Base:

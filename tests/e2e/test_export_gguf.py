@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_tools import make_model, needs_llama_cpp
+from gguf_tools import make_model
 from workshop import SFT, Workshop
 
 from align.run import file_digest, read_manifest
 from align.run.receipt import RECEIPT
 
-pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow, needs_llama_cpp]
+pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow, pytest.mark.llama_cpp]
 F16_ROW = "llama.cpp/adapter/nf4-dequantised/f16"
 ONE = "export.quantised=[q8_0]"
 

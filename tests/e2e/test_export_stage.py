@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from workshop import EVERY_RUN, SFT, Workshop, files
 
+from align.export.converters import HF, LORA
 from align.models import load
 from align.models.adapter_files import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
@@ -191,8 +192,12 @@ def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
     save_file(tensors, stranger / WEIGHTS_FILE, {"format": "pt"})
     monkeypatch.setattr(load, "check_file", weights_are_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
+    converters = tmp_path / "llama.cpp"  # GGUF is among `all`, and asks for them first
+    converters.mkdir()
+    for script in (HF, LORA):
+        (converters / script).touch()
     words = ("stage=export", f"artifact={stranger}", *model, "resume=never")
-    assert shop.status(*words, f"export={kind}") == 2, shop.said
+    assert shop.status(*words, f"export={kind}", f"export.converters={converters}") == 2, shop.said
     assert "target_modules=lm_head: the base ties its embedding to its head" in shop.said
     assert shop.status(*words, "export=adapter") == 1
     assert "weights are read" in shop.said  # nothing else is refused of it

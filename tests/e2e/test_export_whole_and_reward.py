@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gguf_tools import make_model, needs_llama_cpp
+from gguf_tools import make_model
 from safetensors.torch import load_file, save_file
 from test_own_model import pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -122,7 +122,7 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
 
 
-@needs_llama_cpp
+@pytest.mark.llama_cpp
 @pytest.mark.slow
 def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
     """One whose embedding is its head, with a pad token that was added to its vocabulary."""

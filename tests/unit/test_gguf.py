@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from export_models import load, make_adapter, make_base
-from gguf_tools import BASE, export_gguf, make_model, needs_llama_cpp, source_of
+from gguf_tools import BASE, export_gguf, make_model, source_of
 from transformers import AutoTokenizer
 
 from align.data.fixed_prompts import fixed_texts
@@ -36,7 +36,7 @@ from align.export.verdicts import Check, as_text
 from align.models.dequantised import DEQUANTISED
 from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
 
-pytestmark = [needs_llama_cpp, pytest.mark.slow]
+pytestmark = [pytest.mark.llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")
 ASKED, NOBODY = ({LLAMA_CPP: where, "vLLM": "none"} for where in ("auto", "none"))
 F16_ROW = f"llama.cpp/adapter/{DEQUANTISED}/f16"

@@ -1,0 +1,43 @@
+"""What the machine has installed or configured for its user does not reach the tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from isolation import USER_CACHE, isolated_variables
+
+
+def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
+    own = str(Path(sys.executable).parent)
+    user = {
+        "HOME": "/home/u",
+        "PATH": "/home/u/.local/bin:/usr/local/bin:/usr/bin:/bin",
+        "HF_HOME": "/home/u/hub",
+        "WANDB_API_KEY": "k",
+        "XDG_CONFIG_HOME": "/home/u/c",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "PIP_CERT": "c",
+    }
+    variables = isolated_variables(user, tmp_path)
+    assert variables == {
+        "HOME": str(tmp_path),
+        "PATH": f"{own}:/usr/bin:/bin",
+        USER_CACHE: "/home/u/.cache",
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "PIP_CERT": "c",
+    }
+    again = isolated_variables(
+        variables, tmp_path / "worker"
+    )  # a worker process inherits what its parent was left with
+    assert again == {**variables, "HOME": str(tmp_path / "worker")}
+
+
+def test_this_process_is_isolated():
+    assert Path.home().name.startswith("align-tests-home-")
+    assert "XDG_CACHE_HOME" not in os.environ
+    assert not [folder for folder in os.environ["PATH"].split(":")[1:] if folder.startswith(("/usr/local", "/root"))]
