@@ -42,6 +42,12 @@ class TripwireConfig(Settings):
     kl: float | None = setting(15.0, "Warn where the KL to the reference is above it.", unit="nats a response")
     entropy: float | None = setting(0.3, "Warn where the policy's entropy is below it.", unit="nats a token")
     repetition: float | None = setting(0.3, "Warn where the share of repeated 3-grams is above it.")
+    collapse: bool = setting(
+        True,
+        "Warn where the greedy answers to the prompts of `eval_every` are nearly alike, from 64 distinct prompts on. "
+        "Needs no patience.",
+        later=True,
+    )
     patience: int = setting(
         3, "Number of updates in a row that must cross a threshold before it makes a warning.", above=0
     )
@@ -53,7 +59,7 @@ class TripwireConfig(Settings):
     def limits(self) -> dict[str, float | None]:
         """Each wire's threshold."""
         names = ("length_correlation", "disagreement", "kl", "entropy", "repetition")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "collapse": 0.5 if self.collapse else None}
 
 
 @dataclass

@@ -41,6 +41,12 @@ class SuiteConfig(Settings):
         "include: FOLDER} is a task of lm-eval. Empty: one task with a judge.",
         later=True,
     )
+    closed: bool | None = setting(
+        None,
+        "Whether many prompts may share one right answer, so that equal answers are no sign of collapse: the artifact "
+        "must then beat the best constant answer. Empty: true with reward=check.",
+        later=True,
+    )
     gates: Any = setting(
         None,
         "What has to be shown of the first system, such as {name: safe, task: support, against: old, is: not_worse, "

@@ -18,6 +18,15 @@ import numpy as np
 
 from align.data.ngrams import repetition
 from align.errors import CorruptFile, MissingArtifact
+from align.evals.collapse import (
+    NOT_MEASURED,
+    Collapse,
+    commonest_new_phrase,
+    commonest_new_sentence,
+    first_of_each_prompt,
+    judge_collapse,
+    measure_variety,
+)
 from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen
 from align.ops.intervals import mean, proportion
@@ -39,6 +48,7 @@ class Sample:
             response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
         reasoning_ref, reasoning_policy: what the judge did not read of the answers; None where it read all of them.
         seen: True where the policy was trained on this prompt; None where it was not, or nobody knows.
+        greedy_ref, greedy_policy: the two answers that take the likeliest token everywhere. None in older files.
     """
 
     prompt_id: str
@@ -55,6 +65,8 @@ class Sample:
     reasoning_ref: str | None = None
     reasoning_policy: str | None = None
     seen: bool | None = None
+    greedy_ref: str | None = None
+    greedy_policy: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -95,7 +107,10 @@ class Sample:
             ended_ref=bool(record["ended_ref"]),
             ended_policy=bool(record["ended_policy"]),
             kl=float(record["kl"]),
-            **{name: record.get(name) for name in ("reasoning_ref", "reasoning_policy", "seen")},
+            **{
+                name: record.get(name)
+                for name in ("reasoning_ref", "reasoning_policy", "seen", "greedy_ref", "greedy_policy")
+            },
         )
 
 
@@ -111,8 +126,8 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
         tokens), `distinct1`, `distinct2`, `repetition`, `eos_rate` and `empty_rate` for `ref` and `policy`;
-        `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`.
-        n counts prompts.
+        `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`;
+        `variety` and `collapse`, see `measure_collapse`. n counts prompts.
 
     Raises:
         ValueError: there are no samples.
@@ -149,7 +164,41 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
         "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
         "empty_rate": both((not s.ref.strip() for s in samples), (not s.policy.strip() for s in samples)),
+        **measure_collapse(samples),
     }
+
+
+def measure_collapse(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return how much both systems' answers vary between distinct prompts, greedy and sampled, and the verdict on the
+    policy's greedy answers.
+
+    Returns:
+        `variety`: for `greedy` and `sampled`, the variety of `ref` and `policy` with the commonest `new_sentence` and
+        `new_phrase` of the policy. `collapse`: `verdict` and `reasons`, see `align.evals.collapse.judge_collapse`.
+        Nothing if there are no greedy answers.
+    """
+    texts = [" ".join(m.content for m in s.prompt if m.role != "system") for s in samples]
+    chosen = [index for index in first_of_each_prompt(texts) if samples[index].greedy_policy is not None]
+    if not chosen:
+        return {}
+    prompts = [texts[index] for index in chosen]
+    drawn = {
+        "greedy": [(samples[index].greedy_ref or "", samples[index].greedy_policy or "") for index in chosen],
+        "sampled": [(samples[index].ref, samples[index].policy) for index in chosen],
+    }
+    variety: dict[str, Any] = {}
+    collapse = Collapse(NOT_MEASURED, ())
+    for how, pairs in drawn.items():
+        ref, policy = ([pair[side] for pair in pairs] for side in (0, 1))
+        measured = {"ref": measure_variety(prompts, ref), "policy": measure_variety(prompts, policy)}
+        sentence = commonest_new_sentence(prompts, policy, ref)
+        phrase = commonest_new_phrase(prompts, policy, ref)
+        if how == "greedy":
+            start = measured["ref"]
+            collapse = judge_collapse(measured["policy"], start.distinct, start.commonest_share.value, sentence)
+        variety[how] = {who: each.as_dict() for who, each in measured.items()}
+        variety[how] |= {"new_sentence": sentence and sentence.as_dict(), "new_phrase": phrase and phrase.as_dict()}
+    return {"variety": variety, "collapse": collapse.as_dict()}
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> Path:

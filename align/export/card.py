@@ -197,10 +197,15 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     if ended := metrics.get("eos_rate"):
         cut = {who: f"{1 - share:.0%}" for who, share in ended.items()}
         rows.append(("answers cut at the most tokens", cut["policy"], cut["ref"]))
+    collapse = metrics.get("collapse", {})
+    collapsed = ""
+    if collapse.get("verdict") == "collapsed":
+        reasons = "; ".join(map(one_line, collapse["reasons"]))
+        collapsed = f"**This model collapsed:** {reasons}. The win rate is no evidence of quality.\n\n"
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(one_line, metrics.get("judge_notes", ())))
     sampled = f" {one_line(facts['sampled'][:1].upper() + facts['sampled'][1:])}." if facts.get("sampled") else ""
     return (
-        f"## Evaluation\n\nAgainst the model it started from, on {_asked(metrics)}{_of(facts)}; "
+        f"## Evaluation\n\n{collapsed}Against the model it started from, on {_asked(metrics)}{_of(facts)}; "
         f"ties count as half a win, brackets are 95 % intervals over prompts.{_few(won['n'])}{sampled}{notes}\n\n"
         + table(("", "this model", "start"), rows)
     )

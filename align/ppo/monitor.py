@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 from torch import Tensor, tensor
 
 from align.annotate.store import Candidate, storable
-from align.data.ngrams import repetition
+from align.data.ngrams import repetition, words
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
 from align.ppo.experience import Experience, shaped_scores
 from align.ppo.state import Best
-from align.ppo.tripwires import WIRES
+from align.ppo.tripwires import AT_ONCE, WIRES
 from align.ppo.workers import Answers, Workers
 from align.reward.combined import Ensemble
 from align.rollout.answers_alone import sample_row
@@ -79,7 +80,9 @@ def beside_start(rows: Iterable[Mapping[str, Any]], published: int) -> dict[str,
 def warn(tripped: Mapping[str, str], step: int, strikes: Mapping[str, int], patience: int) -> None:
     """Say what a wire has found, once, as its patience ends."""
     for name, figure in tripped.items():
-        if strikes[name] == patience:
+        if name in AT_ONCE:
+            print(f"update {step}: {figure}")
+        elif strikes[name] == patience:
             print(f"update {step}: {figure}, for {strikes[name]} updates in a row")
 
 
@@ -117,6 +120,10 @@ def per_answer(
                 return in_chunks(entropy, rollout, micro_batch)
             case "repetition":
                 return tensor([repetition([text]) for text in answers.texts])
+            case "collapse":
+                keys = [" ".join(words(text)) for text in answers.texts]
+                counts = Counter(keys)
+                return tensor([counts[key] / len(keys) for key in keys])
         raise ValueError(wire)
 
     return {wire: figure(wire).tolist() for wire in wires}

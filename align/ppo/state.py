@@ -37,6 +37,7 @@ class State:
         best: None before the first held-out evaluation.
         sampler: the policy's weights with which the next update's answers are drawn, in the order of its parameters;
             empty where the policy draws them as it stands.
+        start_variety: how much the start's greedy answers to held-out prompts differ; empty if that is not watched.
     """
 
     kl_coef: float
@@ -44,16 +45,22 @@ class State:
     strikes: Mapping[str, int] = field(default_factory=dict)
     best: Best | None = None
     sampler: tuple[Tensor, ...] = ()
+    start_variety: Mapping[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """All but tensors, as JSON; which keeps a float to the bit."""
         best = {"update": self.best.update, "objective": self.best.objective} if self.best else None
         return {
-            "kl_coef": self.kl_coef, "moments": asdict(self.moments), "strikes": dict(self.strikes), "best": best
-        }  # fmt: skip
+            "kl_coef": self.kl_coef,
+            "moments": asdict(self.moments),
+            "strikes": dict(self.strikes),
+            "best": best,
+            "start_variety": dict(self.start_variety),
+        }
 
     @classmethod
     def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()) -> State:
         """The inverse of `numbers`, with the tensors of the best policy and of the one that draws."""
         kept = Best(**numbers["best"], weights=best) if numbers["best"] else None
-        return cls(numbers["kl_coef"], Moments(**numbers["moments"]), numbers["strikes"], kept, sampler)
+        moments = Moments(**numbers["moments"])
+        return cls(numbers["kl_coef"], moments, numbers["strikes"], kept, sampler, numbers["start_variety"])

@@ -24,7 +24,10 @@ WIRES = {
     "kl": Wire("kl", True, "the policy has gone further from the reference than its budget"),
     "entropy": Wire("entropy", False, "the policy says nearly the same whatever is drawn"),
     "repetition": Wire("repetition", True, "answers repeat themselves"),
+    "collapse": Wire("collapse", True, "greedy answers to held-out prompts are nearly alike"),
 }
+AT_ONCE = ("collapse",)
+"""Wires that trip without patience: their figures are not measured at every update."""
 
 
 def crossed(figures: Mapping[str, float], limits: Mapping[str, float | None]) -> dict[str, str]:
@@ -52,8 +55,13 @@ def tripped_in(rows: Sequence[Mapping[str, float]], limits: Mapping[str, float |
     found: set[str] = set()
     for row in rows:
         strikes = strikes_after(strikes, crossed(row, limits))
-        found |= {name for name, count in strikes.items() if count >= patience}
+        found |= {name for name, count in strikes.items() if count >= strikes_needed(name, patience)}
     return sorted(found)
+
+
+def strikes_needed(name: str, patience: int) -> int:
+    """Return how many updates in a row must cross a wire before it trips."""
+    return 1 if name in AT_ONCE else patience
 
 
 def strikes_after(strikes: Mapping[str, int], crossed_now: Mapping[str, str]) -> dict[str, int]:

@@ -13,7 +13,8 @@ A gate is a YAML file that binds aliases to conditions:
       - {stale: false}
 
 Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
-was trained against, counts only where a condition says `proxy: true`.
+was trained against, counts only where a condition says `proxy: true`. Figures of a policy that collapsed, which gives
+nearly the same answer to every prompt, count only where a condition says `collapsed: true`.
 """
 
 from __future__ import annotations
@@ -178,10 +179,10 @@ def condition(given: Any, field: str, home: Path) -> tuple[str, Check]:
 
 
 def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
-    """`{figure: KEY, at_least: X}`, `at_most`, or both; with `proxy: true`, whoever judged."""
+    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with `proxy: true` and `collapsed: true` as exemptions."""
     limits = {key: given[key] for key in ("at_least", "at_most") if key in given}
-    known = {*given} <= {"figure", "proxy", *limits} and isinstance(given["figure"], str)
-    known = bool(limits) and known and isinstance(given.get("proxy", False), bool)
+    known = {*given} <= {"figure", "proxy", "collapsed", *limits} and isinstance(given["figure"], str)
+    known = bool(limits) and known and all(isinstance(given.get(key, False), bool) for key in ("proxy", "collapsed"))
     require(known, field, dict(given), "is no bound of a figure", EXAMPLE)
     for value in limits.values():
         finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -199,11 +200,18 @@ def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]
         judge = judged_by(subject, key, figure)
         if judge and not given.get("proxy"):
             return False, f"{in_words(figure)} by {judge}, which it was trained against: evaluate it with another judge"
+        if value_at(subject.record, "metrics.collapse.verdict") == "collapsed" and not given.get("collapsed"):
+            return False, f"{in_words(figure)} of a policy that collapsed: {collapse_reasons(subject.record)}"
         low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
         kept = limits.get("at_least", -math.inf) <= low and high <= limits.get("at_most", math.inf)
         return kept, in_words(figure)
 
     return f"{name} {words}", check
+
+
+def collapse_reasons(record: Record) -> str:
+    reasons = value_at(record, "metrics.collapse.reasons")
+    return "; ".join(map(str, reasons)) if isinstance(reasons, list) else ""
 
 
 def figure_of(record: Record, name: str) -> tuple[str, Any]:

@@ -79,9 +79,12 @@ def data_in(record: Mapping[str, Any]) -> str:
 
 
 def score_in(record: Mapping[str, Any]) -> str:
-    """Its name, and its value with the interval."""
+    """Return the name and value of the main figure, and that the policy collapsed if its evaluation says so."""
     score = record.get("score")
-    return f"{score['name']} {figure(score if is_interval(score) else score['value'])}" if score else NOTHING
+    if not score:
+        return NOTHING
+    shown = f"{score['name']} {figure(score if is_interval(score) else score['value'])}"
+    return f"{shown}, collapsed" if value_at(record, "metrics.collapse.verdict") == "collapsed" else shown
 
 
 def kl_in(record: Mapping[str, Any]) -> str:

@@ -92,6 +92,10 @@ FIGURES = (
     _figure("unseen.win_rate", "Win rate on unseen prompts", PERCENT, "The same over the prompts that training did not "
             "see."),
     _figure("unseen.gain", "Gain on unseen prompts", "", "Policy less start in the judge's score, over these."),
+    _figure("collapse.verdict", "Collapse", "", "Whether the greedy answers are nearly the same whatever is "
+            "asked. Decided from 64 distinct prompts on."),
+    _figure("variety.greedy.ref.distinct variety.greedy.policy.distinct", "Different greedy answers", "", "Compared "
+            "without case, punctuation, numbers and words of the prompt."),
     _figure("kl_interval", "KL from the start", "nats an answer", "How far the policy moved: the log of how much "
             "likelier it finds its answers than the start does. Small is close."),
     _before_after("length", "Answer length", "tokens", "A policy whose answers only grow or shrink may be gaming its "

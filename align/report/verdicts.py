@@ -159,7 +159,10 @@ def compared(seen: Seen) -> str:
     seen_too = metrics.get("seen")  # stage.seen=report
     asked = f"{counted(won['n'], 'prompt')}, {seen_too:,} of which training saw," if seen_too else ""
     against = f"{asked or counted(won['n'], 'held-out prompt')} against what it started from"
+    collapse = metrics.get("collapse", {})  # older runs have none
+    collapsed = collapse.get("verdict") == "collapsed"  # see `align.evals.collapse`
     sentences = [
+        f"The policy collapsed: {'; '.join(collapse['reasons'])}." if collapsed else "",
         f"The policy wins {percent(won)} of {against}, by {by}{proxy} and moved {metrics['kl']:.1f} nats from it.",
         "It loses more often than it wins." if won["high"] < 0.5 else "",
         unsure(won, 0.5, "50 %: no difference was shown"), scarce(won["n"], "prompt"),

@@ -14,7 +14,7 @@ from align.run import Base
 from align.types import Rollout
 
 
-@dataclass(frozen=True)
+@dataclass
 class DealtEngine:
     """Each rank samples its share of the prompts.
 
@@ -30,6 +30,14 @@ class DealtEngine:
     batch_size: int
     pad_id: int
     device: torch.device
+
+    @property
+    def temperature(self) -> float:
+        return self.engine.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self.engine.temperature = temperature
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         self.engine.load(base, method, dtype)
@@ -61,7 +69,7 @@ class DealtEngine:
         return joined([each for _, each in found], order, self.pad_id).to(self.device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FirstRankEngine:
     """An engine that has servers, which batch by themselves: the first rank asks them for all prompts.
 
@@ -72,6 +80,14 @@ class FirstRankEngine:
 
     engine: Engine
     device: torch.device
+
+    @property
+    def temperature(self) -> float:
+        return self.engine.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self.engine.temperature = temperature
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         if ranks.is_main():

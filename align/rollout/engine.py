@@ -39,6 +39,14 @@ class Engine(Protocol):
     `align.rollout.registry.loaded_engine` loads one and closes it.
     """
 
+    @property
+    def temperature(self) -> float:
+        """What divides the logits; 0 takes the likeliest token. See `greedily`."""
+        ...
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None: ...
+
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         """Get ready to answer on this base, kept as the learner keeps it. Called once, before anything else.
 
@@ -73,6 +81,17 @@ class Engine(Protocol):
             NotFinite: whoever names the model to the user says what to do.
         """
         ...
+
+
+@contextmanager
+def greedily(engine: Engine) -> Iterator[None]:
+    """Inside the block the engine takes the likeliest token at each position, whatever the seeds."""
+    before = engine.temperature
+    engine.temperature = 0.0
+    try:
+        yield
+    finally:
+        engine.temperature = before
 
 
 def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:

@@ -31,7 +31,7 @@ DROP_BELOW = 0.8
 """Finished rows are dropped once no more than this share of a batch goes on: dropping copies the cache."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class HfEngine:
     """Samples from the actor's own model, in this process, as it stands. Rows of one actor are decoded together.
 

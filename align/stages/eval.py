@@ -3,6 +3,7 @@ itself, where these are asked for."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,13 @@ from align.data.chat import Prompt, encode_prompts, prompt_room
 from align.data.template import use_template
 from align.data.trained_ids import Seen
 from align.evals import judges
+from align.evals.collapse import (
+    COLLAPSED,
+    NOT_MEASURED,
+    Collapse,
+    first_of_each_prompt,
+    judge_against_constant,
+)
 from align.evals.comparison import Sample, summarise, write_samples
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
@@ -29,6 +37,7 @@ from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
+from align.ops.intervals import mean
 from align.report import in_words
 from align.report.words import counted
 from align.reward.build import build, on_its_own_base
@@ -36,7 +45,7 @@ from align.reward.combined import comparable
 from align.reward.inputs import models_of
 from align.reward.scorer import Scorer
 from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
-from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
+from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, greedily, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
 from align.stages import grader_card, judge_card, suite
@@ -44,6 +53,9 @@ from align.stages.rollouts import engine_for
 from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
+
+CONSTANTS = 8
+"""Commonest answers that are tried as the answer to every prompt."""
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
@@ -66,7 +78,7 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
     found, dropped = encode_prompts(tokenizer, prompts, room)
 
     policies = policies_of(run, config, artifact, base, device)
-    answers, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
+    answers, greedy, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
     root = Path(config.run.root).expanduser()
@@ -77,7 +89,11 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
     hides = config.rollout.reasoning == "hide"
     read = {who: parted_texts(found, each, tokenizer, hides) for who, each in texts.items()}
     asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
-    samples = scored_samples(build(reward_spec(config.reward), made), found, asked, answers, read, kl, seen)
+    read_greedily = {
+        who: parted_texts(found, response_texts(each, tokenizer), tokenizer, hides)[1] for who, each in greedy.items()
+    }
+    scorer = build(reward_spec(config.reward), made)
+    samples = scored_samples(scorer, found, asked, answers, read, read_greedily, kl, seen)
     notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
     notes += seen.unknown
     metrics = summarise(samples, of.role) | {
@@ -89,8 +105,8 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
         "seen_unknown": len(seen.unknown),
         "peak_rss_mb": peak_rss_mb(),
     }
-    write_samples(run.artifact / "samples.jsonl", samples)
-    write_json(run.artifact / "metrics.json", metrics)
+    if is_closed(config):
+        metrics["collapse"] = against_constant(scorer, asked, samples).as_dict()
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
         f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
@@ -102,7 +118,15 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
     limit, whose = config.rollout.max_new_tokens, {"policy": "policy's ", "ref": "start's "}
     cut = [said for who, share in ends.items() for said in cut_answers(1 - share, limit, whose[who])]
     cut += [said for who in ends for said in empty_answers(metrics["empty_rate"][who], hides, whose[who])]
-    lines = [line, f"the word that rose most: {risen['word']!r}, in {shares} of the answers", *cut, *notes]
+    write_samples(run.artifact / "samples.jsonl", samples)
+    write_json(run.artifact / "metrics.json", metrics)
+    lines = [
+        *collapse_lines(metrics),
+        line,
+        f"the word that rose most: {risen['word']!r}, in {shares} of the answers",
+        *cut,
+        *notes,
+    ]
     if "seen" in metrics:
         apart = metrics.get("unseen")
         others = f"; win rate {in_words(apart['win_rate'])} on the {apart['win_rate']['n']} others" if apart else ""
@@ -112,6 +136,35 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
     if len(prompts) < stage.prompts and config.data.limit is None:
         lines.append(f"{counted(len(prompts), 'prompt')} held out in all; stage.prompts={stage.prompts} allows more")
     return Result(metrics, tuple(lines))
+
+
+def is_closed(config: Config) -> bool:
+    """Return whether many prompts may share one right answer."""
+    return config.reward.name == "check" if config.eval.closed is None else config.eval.closed
+
+
+def against_constant(scorer: Scorer, asked: Sequence[Conversation], samples: Sequence[Sample]) -> Collapse:
+    """Compare the policy's greedy answers with the constant answer that scores best, of the commonest ones that both
+    systems gave."""
+    first = first_of_each_prompt([s.prompt[-1].content for s in samples])
+    prompts = [asked[index] for index in first]
+    texts = [samples[index].greedy_policy or "" for index in first]
+    counts = Counter([*texts, *(samples[index].greedy_ref or "" for index in first)])
+    constants = [text for text, _ in counts.most_common(CONSTANTS)]
+    scores = {text: scorer.score([prompt.answered(text) for prompt in prompts]) for text in constants}
+    best = max(constants, key=lambda text: float(scores[text].mean()))
+    own = scorer.score([prompt.answered(text) for prompt, text in zip(prompts, texts, strict=True)])
+    return judge_against_constant(mean((own - scores[best]).tolist()), best)
+
+
+def collapse_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what stands before the win rate: that the policy collapsed, or that this was not measured."""
+    collapse = metrics["collapse"]
+    if collapse["verdict"] == COLLAPSED:
+        return [f"COLLAPSED: {'; '.join(collapse['reasons'])}. The win rate below is no success."]
+    if collapse["verdict"] == NOT_MEASURED:
+        return [f"whether the policy collapsed is not measured: {'; '.join(collapse['reasons'])}"]
+    return []
 
 
 def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list[str]:
@@ -166,9 +219,16 @@ def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device
 
 def sampled(
     run: Run, config: Config, policies: dict[str, Policy], found: list[Prompt], tokenizer: Any, dtype: torch.dtype
-) -> tuple[dict[str, Rollout], list[float]]:
-    """One answer each, sampled as in training; and the sequence KL of the policy's answers, one sample each."""
-    rollout, answers = config.rollout, {}
+) -> tuple[dict[str, Rollout], dict[str, Rollout], list[float]]:
+    """Answer every prompt with each policy.
+
+    Returns:
+        One answer each, sampled as in training; the greedy answers; and the sequence KL of the policy's sampled
+        answers, one sample each.
+    """
+    rollout = config.rollout
+    answers: dict[str, Rollout] = {}
+    greedy: dict[str, Rollout] = {}
     ref, rows = run.inputs["artifact"].ref, [p.input_ids for p in found]
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}  # one a base
@@ -182,11 +242,13 @@ def sampled(
                 engines[base.digest].sync(actor)
                 seeds = row_seeds(range(len(found)), config.seed, "eval", who)
                 answers[who] = engines[base.digest].generate(rows, actor, seeds)
+                with greedily(engines[base.digest]):
+                    greedy[who] = engines[base.digest].generate(rows, actor, seeds)
     logprobs = {who: sequence_logprobs(p.actor, answers["policy"], rollout.temperature) for who, p in policies.items()}
     for who, found_B in logprobs.items():
         if count := not_finite(found_B):
             raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
-    return answers, (logprobs["policy"] - logprobs["ref"]).tolist()
+    return answers, greedy, (logprobs["policy"] - logprobs["ref"]).tolist()
 
 
 @torch.no_grad()
@@ -203,6 +265,7 @@ def scored_samples(
     asked: list[Conversation],
     answers: dict[str, Rollout],
     read: Mapping[str, tuple[Sequence[str | None], Sequence[str]]],
+    greedy: Mapping[str, Sequence[str]],
     kl: list[float],
     seen: Seen,
 ) -> list[Sample]:
@@ -212,6 +275,7 @@ def scored_samples(
     Args:
         asked: the prompts as the judge reads them.
         read: of each who answers, what the judge does not read of their answers, and what it reads.
+        greedy: the greedy answers of each, as the judge would read them.
     """
     hidden, texts = {who: each[0] for who, each in read.items()}, {who: each[1] for who, each in read.items()}
     whole = {who: [c.answered(t) for c, t in zip(asked, each, strict=True)] for who, each in texts.items()}
@@ -224,7 +288,7 @@ def scored_samples(
             prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
             scores["ref"][i], scores["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
             ended["policy"][i], kl[i], hidden["ref"][i], hidden["policy"][i],
-            seen.asks(prompt.conversation.messages) or None,
+            seen.asks(prompt.conversation.messages) or None, greedy["ref"][i], greedy["policy"][i],
         )
         for i, prompt in enumerate(found)
     ]  # fmt: skip

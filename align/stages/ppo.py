@@ -25,6 +25,7 @@ from align.config.root import Config
 from align.data.chat import encode_prompts
 from align.data.ngrams import repetition
 from align.errors import require
+from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety
 from align.models.backbone import base_model
 from align.models.load import (
     choose_checkpointing,
@@ -43,7 +44,7 @@ from align.ppo.experience import Experience, experience
 from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspects, warn
 from align.ppo.schedule import lr_factor, prompt_indices
 from align.ppo.state import State
-from align.ppo.tripwires import crossed, strikes_after, tripped_in
+from align.ppo.tripwires import crossed, strikes_after, strikes_needed, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
 from align.report.verdicts import ending, updates_of
@@ -51,7 +52,7 @@ from align.report.words import counted
 from align.reward.build import build_beside_policy
 from align.reward.inputs import on_base
 from align.rollout.answers_alone import empty_answers
-from align.rollout.engine import cut_answers, divergence_as_input_error
+from align.rollout.engine import cut_answers, divergence_as_input_error, greedily
 from align.rollout.randomness import generator_for
 from align.run import Artifact, Base, Run, json_digest
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
@@ -97,7 +98,8 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     done, tripped, stopped, draw = step_of(checkpoint), {}, None, None
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         if stage.eval_every and not done:
-            track.log(0, measure(workers, moments, config, 0, track))
+            state = replace(state, start_variety=watch_variety(workers, config, {}))
+            track.log(0, measure(workers, moments, config, 0, track) | state.start_variety)
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
             answers, raw, figures = roll_out(workers, config, number, draw, state, clock)
@@ -117,9 +119,12 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
             figures["repetition"] = repetition(answers.texts)
 
+            if stage.eval_every and (step % stage.eval_every == 0 or ends):
+                figures |= watch_variety(workers, config, state.start_variety)
             signs = crossed(figures, stage.tripwires.limits())
             state = replace(state, strikes=strikes_after(state.strikes, signs), sampler=sampler)
-            tripped = {name: s for name, s in signs.items() if state.strikes[name] >= stage.tripwires.patience}
+            patience = stage.tripwires.patience
+            tripped = {name: s for name, s in signs.items() if state.strikes[name] >= strikes_needed(name, patience)}
             stops = bool(tripped) and stage.tripwires.action == "stop"
             if stage.eval_every and (step % stage.eval_every == 0 or ends or stops):
                 measured = measure(workers, moments, config, step, track)
@@ -205,6 +210,30 @@ def measure(workers: Workers, moments: Moments, config: Config, step: int, track
     when = f"update {step}" if step else "the start"
     track.show(step, samples, f"{when}: held-out score {score:.2f}, KL {kl:.1f} nats, objective {objective:.2f}")
     return figures
+
+
+def watch_variety(workers: Workers, config: Config, start: Mapping[str, float]) -> dict[str, float]:
+    """Measure how much the policy's greedy answers differ between held-out prompts.
+
+    Args:
+        start: the same figures of the start; empty to measure the start itself.
+
+    Returns:
+        `greedy_distinct`, the number of different answers; `greedy_commonest`, the share of the commonest one; and
+        `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Nothing below 64 distinct prompts.
+    """
+    asked = [" ".join(m.content for m in p.conversation.messages if m.role != "system") for p in workers.held_out]
+    first = first_of_each_prompt(asked)
+    if not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
+        return {}
+    with greedily(workers.engine):
+        answers = workers.sample("policy", workers.held_out, "held_out")
+    variety = measure_variety([asked[i] for i in first], [answers.read[i] for i in first])
+    figures = {"greedy_distinct": float(variety.distinct), "greedy_commonest": variety.commonest_share.value}
+    if not start:
+        return figures
+    collapse = judge_collapse(variety, int(start["greedy_distinct"]), start["greedy_commonest"])
+    return {**figures, "collapse": float(collapse.is_collapsed)}
 
 
 def save_artifact(run: Run, config: Config, workers: Workers, state: State) -> None:

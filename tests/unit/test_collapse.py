@@ -1,0 +1,195 @@
+"""Whether a policy says one thing to everybody: found where it does, and not found where it answers each prompt."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.evals.collapse import (
+    COLLAPSED,
+    NOT_MEASURED,
+    VARIED,
+    Collapse,
+    commonest_new_phrase,
+    commonest_new_sentence,
+    first_of_each_prompt,
+    judge_against_constant,
+    judge_collapse,
+    mask_answers,
+    measure_variety,
+)
+from align.evals.comparison import Sample, read_samples, summarise, write_samples
+from align.ops.intervals import mean
+from align.types import Message
+
+KINDS = ("old", "new", "red", "cheap", "small", "large", "fast", "quiet")
+THINGS = ("cars", "boats", "hats", "phones", "houses", "gardens", "trains", "lamps", "doors", "songs")
+TOPICS = [f"{kind} {thing}" for kind in KINDS for thing in THINGS]
+PROMPTS = [f"What do you think about {topic}?" for topic in TOPICS]
+WORDS = [
+    "river",
+    "stone",
+    "window",
+    "paper",
+    "copper",
+    "forest",
+    "candle",
+    "mirror",
+    "ladder",
+    "bridge",
+    "meadow",
+    "harbour",
+    "valley",
+    "engine",
+    "pepper",
+]
+
+
+def varied_answers(seed: int = 0) -> list[str]:
+    """Answers of two sentences of random words each, one to each prompt."""
+    random.seed(seed)
+    return [f"{' '.join(random.sample(WORDS, 5))}. {' '.join(random.sample(WORDS, 4))}." for _ in PROMPTS]
+
+
+def verdict(policy: list[str], ref: list[str] | None = None, prompts: list[str] = PROMPTS) -> Collapse:
+    ref = varied_answers() if ref is None else ref
+    sentence = commonest_new_sentence(prompts, policy, ref)
+    start = measure_variety(prompts, ref)
+    return judge_collapse(measure_variety(prompts, policy), start.distinct, start.commonest_share.value, sentence)
+
+
+def mixed(share: float, text: str, seed: int = 1) -> list[str]:
+    answers = varied_answers(seed)
+    count = round(share * len(answers))
+    return [text] * count + answers[count:]
+
+
+def test_one_answer_to_everybody_is_a_collapse():
+    found = verdict(["Haha yeah I love it!"] * 80)
+    assert found.verdict == COLLAPSED
+    assert len(found.reasons) == 3
+    assert "“Haha yeah I love it!”" in found.reasons[0]
+    assert found.reasons[1] == "1 different greedy answers, where the start has 80"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda topic, i: f"I really love {topic}, tell me more!",
+        lambda topic, i: f"I REALLY love {topic} tell me more",
+        lambda topic, i: f"I really love {topic}: {i} times, tell me more!",
+        lambda topic, i: "I really love it, tell me more!" if i % 2 else "i really love it. tell me more",
+        lambda topic, i: f"What do you think about {topic}?",
+        lambda topic, i: f"What do you think about {topic}? Please tell me more.",
+        lambda topic, i: "",
+    ],
+    ids=["template", "case", "number", "punctuation", "echo", "echo and question", "empty"],
+)
+def test_a_template_that_is_filled_from_the_prompt_is_a_collapse(answer: Any):
+    assert verdict([answer(topic, i) for i, topic in enumerate(TOPICS)]).verdict == COLLAPSED
+
+
+def test_a_phrase_whose_words_some_prompts_hold_is_masked_nowhere():
+    prompts = [f"{'I love it, yeah! ' if i % 3 else ''}{prompt}" for i, prompt in enumerate(PROMPTS)]
+    assert {str(parts) for parts in mask_answers(prompts, ["Yeah I love it!"] * 80)} == {
+        "[['yeah', 'i', 'love', 'it']]"
+    }
+    assert measure_variety(prompts, ["Yeah I love it!"] * 80).commonest_share.value == 1
+
+
+def test_answers_that_differ_are_none():
+    assert verdict(varied_answers(1)) == Collapse(VARIED, ())
+    assert verdict(varied_answers(0), varied_answers(0)) == Collapse(VARIED, ())
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.05, VARIED), (0.15, VARIED), (0.25, COLLAPSED), (0.9, COLLAPSED)])
+def test_the_share_of_one_answer_must_be_above_a_tenth_beyond_doubt(share: float, expected: str):
+    """Wilson's low end at 0.15 of 80 is 0.09, at 0.25 it is 0.17."""
+    assert verdict(mixed(share, "A pepper."), prompts=PROMPTS).verdict == expected
+
+
+def test_what_the_start_says_as_often_is_no_collapse():
+    assert verdict(mixed(0.5, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == VARIED
+    assert verdict(mixed(0.9, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == COLLAPSED
+
+
+def test_half_of_the_different_answers_must_stay():
+    few = [f"{WORDS[i % 9]} {WORDS[i % 7]}" for i in range(80)]
+    assert len(set(few)) == 63
+    assert verdict(few).verdict == VARIED
+    fewer = [f"{WORDS[i % 13]} {WORDS[i % 3]}" for i in range(80)]
+    assert len(set(fewer)) == 39
+    assert verdict(fewer).reasons == ("39 different greedy answers, where the start has 80",)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, VARIED), (0.35, COLLAPSED)])
+def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected: str):
+    answers = varied_answers(1)
+    count = round(share * 80)
+    policy = [f"{a} Thank you so much, friend!" if i < count else a for i, a in enumerate(answers)]
+    found = verdict(policy)
+    assert found.verdict == expected
+    assert measure_variety(PROMPTS, policy).distinct == 80
+    if found.is_collapsed:
+        assert found.reasons == ("“thank you so much friend” stands in 35% of its greedy answers (start: 0%)",)
+    polite = [f"{a} Thank you so much, friend!" for a in varied_answers(3)]
+    assert verdict(policy, polite).verdict == VARIED  # the start says it too
+
+
+def test_the_commonest_new_phrase_needs_no_sentence():
+    policy = [f"well {a.replace('.', '')} and so it goes on {a}" for a in varied_answers(1)]
+    phrase = commonest_new_phrase(PROMPTS, policy, varied_answers())
+    assert phrase is not None
+    assert (phrase.text, phrase.policy.value, phrase.ref.value) == ("and so it goes", 1.0, 0.0)
+    assert commonest_new_phrase(PROMPTS, varied_answers(1), varied_answers(1)) is None
+
+
+def test_few_prompts_decide_nothing():
+    found = verdict(["Haha yeah I love it!"] * 63, varied_answers()[:63], PROMPTS[:63])
+    assert found == Collapse(NOT_MEASURED, ("63 distinct prompts, 64 are needed",))
+
+
+def test_a_prompt_counts_once():
+    assert first_of_each_prompt(["Who are you?", "who are you", "What?", "WHO are you!"]) == [0, 2]
+
+
+def test_a_closed_task_must_beat_the_best_constant():
+    right = np.array([1.0] * 60 + [0.0] * 20)
+    constant = np.array([1.0] * 30 + [0.0] * 50)
+    assert judge_against_constant(mean(right - constant), "yes") == Collapse(VARIED, ())
+    found = judge_against_constant(mean(constant - constant), "yes")
+    assert found == Collapse(COLLAPSED, ("it does not beat “yes”, given as the answer to every prompt",))
+    assert judge_against_constant(mean(right[:50] - constant[:50]), "yes").verdict == NOT_MEASURED
+
+
+def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
+    samples = [
+        Sample(
+            str(i),
+            (Message("system", "Be kind."), Message("user", prompt)),
+            ref,
+            "Ha!",
+            0.0,
+            1.0,
+            5,
+            2,
+            True,
+            True,
+            1.0,
+            greedy_ref=ref,
+            greedy_policy="Haha yeah I love it!",
+        )
+        for i, (prompt, ref) in enumerate(zip(PROMPTS, varied_answers(), strict=True))
+    ]
+    metrics = summarise(samples)
+    assert metrics["collapse"]["verdict"] == COLLAPSED
+    assert metrics["variety"]["greedy"]["policy"]["commonest"] == "Haha yeah I love it!"
+    assert metrics["variety"]["sampled"]["policy"]["distinct"] == 1
+    assert metrics["variety"]["greedy"]["new_sentence"]["text"] == "haha yeah i love it"
+    again = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
+    assert json.dumps(again) == json.dumps(metrics)
