@@ -7,6 +7,7 @@
 estimates   figures with their intervals, and those that are undefined
 view        what is read of the store, all at one moment
 agreement   Krippendorff's alpha, Cohen's kappa, raw agreement, contradictions
+krippendorff_alpha   alpha of any table of ratings, by its definition
 bias        towards what stands first on the screen, and towards the longer answer
 people      a row an annotator
 project     all of it together

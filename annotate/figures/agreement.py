@@ -12,18 +12,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
-import krippendorff
 import numpy as np
 from numpy.typing import NDArray
 
 from align.annotate.figures.estimates import Figure, Undefined, share
+from align.annotate.figures.krippendorff_alpha import (
+    Level,
+    build_coincidences,
+    compute_alphas,
+    count_ratings,
+    expected_disagreements,
+    squared_distances,
+)
 from align.annotate.store import Vote
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, wilson
-
-Level = Literal["nominal", "ordinal"]
 
 ALONE = Undefined("nobody judged the same item")
 NO_STRENGTHS = Undefined("no item has two strengths")
@@ -101,7 +105,7 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
 
 
 def alpha(panels: Sequence[Panel], level: Level) -> Figure:
-    """Krippendorff's alpha, 1 − D_o/D_e, with an interval over items.
+    """Compute Krippendorff's alpha, 1 − D_o/D_e, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
     to α: the ratio of two means of what is never negative is skewed, and its logarithm is less so. By simulation it
@@ -118,65 +122,28 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     """
     if not panels:
         return ALONE
-    domain = np.unique(np.concatenate([panel.values_RU.ravel() for panel in panels]))
-    if len(domain) < 2:
+    values_V = np.unique(np.concatenate([panel.values_RU.ravel() for panel in panels]))
+    if len(values_V) < 2:
         return UNANIMOUS
-    counts = [(panel.values_RU[:, :, None] == domain).sum(axis=0) for panel in panels]
-    value = krippendorff.alpha(value_counts=np.concatenate(counts), value_domain=domain, level_of_measurement=level)
-    low, high = _interval(np.stack([coincidences(counts_UV) for counts_UV in counts]), level)
-    return Interval(float(value), low, high, len(panels))
+    coincidences_IVV = np.stack([build_coincidences(count_ratings(panel.values_RU, values_V)) for panel in panels])
+    total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
+    value = float(compute_alphas(total_1VV, values_V, level)[0])
+    low, high = _alpha_interval(value, coincidences_IVV, values_V, level)
+    return Interval(value, low, high, len(panels))
 
 
-def coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The coincidence matrix, [V][V], of one item: ordered pairs of annotators by what they said, each unit weighing as
-    much as it has annotators.
-
-    Args:
-        counts_UV: how many of the item's annotators, all of whom judged each unit, said what of it.
-    """
-    annotators = counts_UV[0].sum()
-    return (counts_UV.T @ counts_UV - np.diag(counts_UV.sum(axis=0))) / (annotators - 1)
-
-
-def alphas(coincidences_BVV: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
-    """Alpha of each of B coincidence matrices; nan where all said the same. What the package does for one table of
-    units, for the sums of a thousand resamples at once.
-
-    Args:
-        coincidences_BVV: over the values in ascending order.
-    """
-    apart_BVV = distances(coincidences_BVV, level)
-    observed_B = (coincidences_BVV * apart_BVV).sum(axis=(1, 2))
-    expected_B = by_chance(coincidences_BVV, apart_BVV)
-    return 1 - np.divide(observed_B, expected_B, out=np.full_like(observed_B, np.nan), where=expected_B > 0)
-
-
-def distances(coincidences_BVV: NDArray[np.float64], level: Level) -> NDArray[np.float64]:
-    """How far two values are apart, squared, [B][V][V]."""
-    n_BV = coincidences_BVV.sum(axis=2)
-    if level == "nominal":
-        return np.broadcast_to(1 - np.eye(n_BV.shape[1]), coincidences_BVV.shape)
-    # The ordinal distance of two values is the number of values said between them, half of either included.
-    middle_BV = n_BV.cumsum(axis=1) - n_BV / 2
-    return (middle_BV[:, :, None] - middle_BV[:, None, :]) ** 2
-
-
-def by_chance(coincidences_BVV: NDArray[np.float64], apart_BVV: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The disagreement, summed over coincidences, that chance would give to these values, [B]."""
-    n_BV = coincidences_BVV.sum(axis=2)
-    return (n_BV[:, :, None] * n_BV[:, None, :] * apart_BVV).sum(axis=(1, 2)) / (n_BV.sum(axis=1) - 1)
-
-
-def _interval(coincidences_IVV: NDArray[np.float64], level: Level) -> tuple[float | None, float | None]:
-    items, whole_1VV = len(coincidences_IVV), coincidences_IVV.sum(axis=0, keepdims=True)
+def _alpha_interval(
+    value: float, coincidences_IVV: NDArray[np.float64], values_V: NDArray[np.int64], level: Level
+) -> tuple[float | None, float | None]:
+    items = len(coincidences_IVV)
     if items < 2:
         return None, None
-    value = float(alphas(whole_1VV, level)[0])
+    total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
     if value >= 1:
-        apart_1VV = distances(whole_1VV, level)
-        most = wilson(0.0, items, normal_quantile(0.95))[1] * float(apart_1VV.max() * whole_1VV.sum())
-        return 1 - most / float(by_chance(whole_1VV, apart_1VV)[0]), 1.0
-    return below_one(value, alphas(whole_1VV - coincidences_IVV, level))
+        distances_1VV = squared_distances(total_1VV, values_V, level)
+        most = wilson(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
+        return 1 - most / float(expected_disagreements(total_1VV, distances_1VV)[0]), 1.0
+    return below_one(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
 
 
 # Others
