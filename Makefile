@@ -7,7 +7,12 @@ export OMP_NUM_THREADS ?= 2
 # Two processes, one thread each. Whoever is done takes over half of what the other has left (docs/decisions.md).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: venv demo annotate llama-cpp test test-all lint docs clean
+# What depends most on TRL, PEFT, transformers and bitsandbytes: trainers, PPO, export.
+NEWEST := $(addprefix tests/unit/test_,trainers.py dpo.py kto.py preference_losses.py load.py lora.py lowering.py roles.py \
+  ppo.py estimators.py rollout.py adapter_files.py merged.py export.py reward_export.py) tests/parity/test_ppo_update.py \
+  $(addprefix tests/e2e/test_,stages.py ppo_stage.py export_stage.py)
+
+.PHONY: venv demo annotate llama-cpp test test-all test-newest lint docs clean
 
 venv: .venv/.dev
 
@@ -36,6 +41,13 @@ test: venv
 test-all: venv
 	$(PYTEST) -m ""
 
+# In an environment of its own, with the newest versions that pyproject.toml allows instead of the pins.
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	.venv-newest/bin/python -m pip freeze | grep -iE '^(torch|transformers|trl|peft|bitsandbytes|accelerate|datasets)=='
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(NEWEST)
+
 lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -46,5 +58,5 @@ docs: .venv/.docs
 	$(BIN)/zensical build --clean --strict
 
 clean:
-	rm -rf .venv build dist site .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest build dist site .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from align import ranks
 from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
-from align.distribution import DISTRIBUTION
+from align.distribution import DISTRIBUTION, describe_foreign_distribution
 from align.errors import AlignError, require
 from align.redaction import excepthook, masked_argument
 
@@ -169,10 +169,13 @@ def composed(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
 
 
 def require_stage(config: Config) -> None:
+    from align.config.extras import require_stage_extras
+
     listed = ", ".join(STAGES)
     require(
         config.stage is not None, "stage", "(missing)", "nothing says what to run", f"Add stage= with one of: {listed}."
     )
+    require_stage_extras(config.stage)
 
 
 def stages_in(words: Sequence[str]) -> list[str]:
@@ -225,6 +228,13 @@ def opened_by() -> Callable[[Path], object]:
     return note_in(int(os.environ.pop(OPENED)))
 
 
+def warn_of_foreign_distribution() -> None:
+    """Print a warning to stderr if the other distribution called `align` is installed beside ours."""
+    warning = describe_foreign_distribution()
+    if warning is not None:
+        print(f"align: warning: {warning}", file=sys.stderr)
+
+
 def entry() -> int:
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
@@ -236,6 +246,8 @@ def entry() -> int:
     given = sys.argv[1:]
     sys.argv[1:] = map(masked_argument, given)  # wandb writes it down, and who knows who else
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
+    if not ranks.told() and OPENED not in os.environ:  # the process that started this one has warned already
+        warn_of_foreign_distribution()
     try:
         status = main(given, opened_by())
         sys.stdout.flush()

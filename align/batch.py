@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from align.config.options import OPENED
 from align.config.stages import STAGES
+from align.distribution import missing_modules
 from align.errors import NOT_PASSED, AlignError, InputError
 from align.redaction import masked_argument
 from align.run import Manifest, read_manifest
@@ -141,6 +142,8 @@ def imported(stages: Iterable[str]) -> bool:
     for stage in stages:
         importlib.import_module(f"align.stages.{STAGES[stage].module}")
     importlib.import_module("align.report.plots")  # every one of them ends with a report
+    if not missing_modules("plots"):
+        importlib.import_module("matplotlib.figure")
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True

@@ -1,10 +1,81 @@
-"""The name of the distribution on PyPI, and the commands that install its extras."""
+"""The name of this project's distribution on PyPI, its extras, and the commands that install them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import MappingProxyType
+
+from align.errors import InputError
+
 DISTRIBUTION = "align-rlhf"
+
+FOREIGN_DISTRIBUTION = "align"
+"""A linguistics tool of other authors on PyPI, whose import package has the same name as ours."""
+
+EXTRA_MODULES = MappingProxyType(
+    {
+        "annotate": ("alembic", "argon2", "fastapi", "gradio", "markdown_it", "matplotlib", "uvicorn"),
+        "data": ("ftfy", "matplotlib", "phonenumbers", "py3langid"),
+        "demo": ("chitchat_dataset",),
+        "evals": ("lm_eval",),
+        "mlflow": ("mlflow",),
+        "plots": ("matplotlib",),
+        "postgres": ("psycopg",),
+        "serve": ("fastapi", "llguidance", "prometheus_client", "uvicorn"),
+        "sign": ("OpenSSL", "model_signing"),
+        "trackio": ("trackio",),
+        "wandb": ("wandb",),
+    }
+)
+"""Extra → the modules that our code imports and that only the extra installs."""
 
 
 def install_command(extra: str) -> str:
     """Return the shell command that adds an extra to this environment."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def upgrade_command() -> str:
+    """Return the shell command that installs the newest release."""
+    return f"pip install -U {DISTRIBUTION}"
+
+
+def missing_modules(extra: str, modules: Sequence[str] | None = None) -> list[str]:
+    """Return which modules of an extra this environment lacks, of all or of some. Nothing is imported."""
+    return [module for module in modules or EXTRA_MODULES[extra] if find_spec(module) is None]
+
+
+def require_extra(extra: str, field: str, value: str, modules: Sequence[str] | None = None) -> None:
+    """Refuse a value whose extra is not installed.
+
+    Args:
+        extra: the extra, as pyproject.toml names it.
+        field: the setting that needs the extra.
+        value: the setting's value.
+        modules: the modules that the value needs; all that the extra installs if None.
+
+    Raises:
+        InputError: names the missing modules and the command that installs them.
+    """
+    missing = missing_modules(extra, modules)
+    if missing:
+        problem = f"needs packages that are not installed ({', '.join(missing)})"
+        raise InputError(field, value, problem, f"Run: {install_command(extra)}")
+
+
+def describe_foreign_distribution() -> str | None:
+    """Return a warning if the other distribution called `align` is installed in this environment, else None.
+
+    Both write to the folder `align/` of site-packages, so the remedy puts our files back after the uninstallation.
+    """
+    try:
+        foreign_version = version(FOREIGN_DISTRIBUTION)
+    except PackageNotFoundError:
+        return None
+    return (
+        f"the distribution '{FOREIGN_DISTRIBUTION}' {foreign_version} of other authors is installed beside "
+        f"{DISTRIBUTION}. Both write to one folder, so uninstalling it removes files of ours too. Run: "
+        f"pip uninstall -y {FOREIGN_DISTRIBUTION} && pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    )

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from align.distribution import install_command
+from align.distribution import require_extra
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -30,14 +31,10 @@ def corpus_path() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    from importlib.util import find_spec
-
+    require_extra("demo", "data", "chitchat")
     spec = find_spec("chitchat_dataset")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "data", "chitchat", "the package chitchat-dataset is not installed", f"Run: {install_command('demo')}"
-        )
-    return Path(spec.origin).parent / "dataset.json"
+    assert spec is not None
+    return Path(str(spec.origin)).parent / "dataset.json"
 
 
 def part_holding(conversation_id: str) -> str:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from align.distribution import install_command
+from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
 from align.run import Input, json_digest
 from align.run.digests import known_digest
 
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
-INSTALL = f"Run: {install_command('evals')}"
 READERS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` that read files and ask no hub."""
 LOCAL = f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
@@ -109,7 +107,7 @@ def harness_record(harness: Harness, field: str) -> Input:
         InputError: lm-eval is not installed; the folder is none; or its tasks need data of a hub, or data that code
             finds, which no digest would cover.
     """
-    require(find_spec("lm_eval") is not None, f"{field}.lm_eval", harness.task, "needs lm-eval", INSTALL)
+    require_extra("evals", f"{field}.lm_eval", harness.task)
     folder = Path(harness.include).expanduser()
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
     inside = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

@@ -11,12 +11,10 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from align.distribution import install_command
-from align.errors import InputError
+from align.distribution import require_extra
 from align.mirrors.mirror import Artifact, Mirror, Table, Unmirrored, Watched
 from align.redaction import masked_tree, redacted
 
@@ -29,8 +27,7 @@ def require_installed(service: str) -> None:
     Raises:
         InputError: with the command that installs it.
     """
-    if find_spec(service) is None:
-        raise InputError("track", service, "the package is not installed", f"Run: {install_command(service)}")
+    require_extra(service, "track", service)
 
 
 def opened(service: str, run: Watched) -> Guarded:

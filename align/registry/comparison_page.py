@@ -24,7 +24,7 @@ from align.registry.shown import NOTHING
 from align.registry.sweeps import FOLDER, note_sweep
 from align.report.curves import CURVES, UNITS, Curve
 from align.report.page import Report
-from align.report.plots import Point, curves, points_of, render, tradeoff
+from align.report.plots import Point, curves, points_of, tradeoff, undominated
 from align.report.stages import course
 from align.report.words import counted, format_figure
 from align.run.digests import json_digest
@@ -129,13 +129,13 @@ def price_shown(report: Report, found: Comparison, labels: Sequence[str], score:
     ]  # fmt: skip
     if len(points) < 2:
         return
-    figure, best = tradeoff(points, called, score, low=bool(better_low(score)))
+    best = undominated(points, low=bool(better_low(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
     better = "Low" if better_low(score) else "High"
     numbers = "Numbers are those of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
     alt = f"{score} against {called} of {counted(len(points), 'row')}. No other one beats in both: {names}."
-    report.plot(render(figure, transparent=True), reading, alt)
+    report.draw(lambda: tradeoff(points, best, called, score), reading, alt)
 
 
 def interval(row: Row, name: str) -> tuple[float, float, float]:
@@ -186,6 +186,9 @@ def one_curve(
     title = curve.title if len(curve.lines) == 1 else f"{curve.title}, {line}"
     rows = [{"step": x, str(i): y} for i, points in lines.items() for x, y in points]
     legend = {str(i): labels[i] for i in lines}
-    figure = curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth)
     said = "; ".join(course(labels[i], points, unit) for i, points in lines.items())
-    report.plot(render(figure, transparent=True), curve.reading, f"{title} over {unit}s. {said}.")
+    report.draw(
+        lambda: curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth),
+        curve.reading,
+        f"{title} over {unit}s. {said}.",
+    )

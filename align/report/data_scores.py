@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from align.report.page import Part, Report
@@ -70,13 +71,12 @@ def kept_of(of: Mapping[str, Any]) -> str:
 
 def drawn(report: Report, said: Mapping[str, Any]) -> None:
     """A histogram of each of the first sources."""
-    from align.report.plots import histogram_cut, render
+    from align.report.plots import histogram_cut
 
     edges, found = said["edges"], [one for one in said["sources"].items() if one[1]["rows"]]
     for name, of in found[:DRAWN]:
         lowest, _, middle, _, highest = of["quantiles"]
         cuts = [of[end] for end, limit in (("kept_from", lowest), ("kept_to", highest)) if of[end] not in (None, limit)]
-        figure = histogram_cut(edges, of["kept"], of["left_out"], cuts, UNITS[said["by"]], name)
         where = f" Dashed: {' and '.join(map(format_figure, cuts))}, where it is cut." if cuts else ""
         beyond = f"The outer bars hold what lies beyond {format_figure(edges[0])} and {format_figure(edges[-1])} too."
         ends = f"from {format_figure(lowest)} to {format_figure(highest)}, half of them below {format_figure(middle)}"
@@ -84,6 +84,10 @@ def drawn(report: Report, said: Mapping[str, Any]) -> None:
             f"Histogram of the scores of {name}: {of['rows']:,} rows {ends}; {of['dropped']:,} are dropped, and "
             f"what lies from {kept_of(of)} is kept."
         )
-        report.plot(render(figure, transparent=True), f"Scores of {name}.{where} {beyond}", alt)
+        report.draw(
+            partial(histogram_cut, edges, of["kept"], of["left_out"], cuts, UNITS[said["by"]], name),
+            f"Scores of {name}.{where} {beyond}",
+            alt,
+        )
     if len(found) > DRAWN:
         report.text(f"Drawn are the first {DRAWN} of {len(found)} sources.")

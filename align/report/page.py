@@ -15,15 +15,19 @@ import contextlib
 import html
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from align.distribution import install_command, missing_modules
 from align.errors import StorageError
 from align.report.style import BLOCKS, COLOURS, FRAME
 from align.report.words import counted, format_figure
 from align.track import turn_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Nothing may run and nothing may be fetched, whatever a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -88,6 +92,7 @@ class Report:
     def __init__(self, title: str, subtitle: str = "", refresh: int = 0) -> None:
         self.title, self.subtitle, self.refresh = title, subtitle, refresh
         self.blocks: list[Block] = []
+        self.has_plot_note = False
 
     def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
         """What came of it, in a sentence or two, before everything else."""
@@ -139,6 +144,22 @@ class Report:
             f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">'
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
+
+    def draw(self, build_figure: Callable[[], Figure], caption: str, alt: str) -> Report:
+        """Add a plot, or its description if matplotlib is not installed.
+
+        Args:
+            build_figure: draws the figure; see `align.report.plots`.
+            caption, alt: see `plot`.
+        """
+        if not missing_modules("plots"):
+            from align.report.plots import render
+
+            return self.plot(render(build_figure(), transparent=True), caption, alt)
+        if not self.has_plot_note:
+            self.has_plot_note = True
+            self.text(f"Plots are described in words, since matplotlib is not installed: `{install_command('plots')}`")
+        return self._add(f"<figure><p>{escape(alt)}</p><figcaption>{escape(caption)}</figcaption></figure>")
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
         """An SVG embedded in the page; neighbours stand side by side where there is room.

@@ -1,4 +1,5 @@
-"""Plots in one style. matplotlib, which takes a second to import, is imported here and nowhere else in this room.
+"""Plots in one style. matplotlib, which takes a second to import and is in the extra [plots], is imported by the
+functions that draw; `Report.draw` calls them only if it is installed.
 
 Figure objects only, since pyplot keeps global state, which threads and tests would share.
 """
@@ -8,17 +9,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, MaxNLocator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.ops.calibration import Bin
 from align.ops.pareto import front
 from align.report.words import is_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 # Okabe and Ito's palette, distinguishable without red-green vision; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -35,6 +37,8 @@ MARKED_BELOW = 12
 
 def render(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
     """The figure's bytes, the same for the same figure: no date, and ids from a fixed salt."""
+    import matplotlib
+
     buffer = io.BytesIO()
     about = {"Date": None} if format == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "align", "svg.fonttype": "path"}):
@@ -48,6 +52,8 @@ SMALL = (4.1, 2.7)
 
 def axes(xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.8, 3.0)) -> tuple[Figure, Axes]:
     """An empty plot in the house style."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
@@ -139,6 +145,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def scale(ax: Axes, points: Sequence[tuple[float, float]], span: float, within: tuple[float, float]) -> None:
     """Whole steps below, a range of at least `span` beside, numbers written out."""
+    from matplotlib.ticker import MaxNLocator
+
     numbered(ax)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if not points:
@@ -155,19 +163,26 @@ def scale(ax: Axes, points: Sequence[tuple[float, float]], span: float, within: 
 
 def numbered(ax: Axes) -> None:
     """Few numbers at the axes, each written out."""
+    from matplotlib.ticker import MaxNLocator
+
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5))
-        axis.set_major_formatter(Numbers())
+        axis.set_major_formatter(number_formatter()())
 
 
-class Numbers(Formatter):
-    """Numbers at an axis, all in one notation."""
+@cache
+def number_formatter() -> type[Formatter]:
+    """Return the class that writes the numbers of an axis, all in one notation."""
+    from matplotlib.ticker import Formatter
 
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return ticks([x])[0]
+    class NumberFormatter(Formatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return ticks([x])[0]
 
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        return ticks(values)
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return ticks(values)
+
+    return NumberFormatter
 
 
 def ticks(values: Sequence[float]) -> list[str]:
@@ -196,13 +211,21 @@ class Point(NamedTuple):
     y: tuple[float, float, float]
 
 
-def tradeoff(points: Sequence[Point], xlabel: str, ylabel: str, low: bool = False) -> tuple[Figure, list[Point]]:
-    """A figure against what it costs, and those points that no other one beats in both, which a line joins.
+def undominated(points: Sequence[Point], low: bool = False) -> list[Point]:
+    """Return the points that no other point beats in both directions.
 
     Args:
-        low: whether the figure is better low; what it costs always is.
+        low: whether y is better low; x always is.
     """
-    best = [points[i] for i in front([p.x[0] for p in points], [-p.y[0] if low else p.y[0] for p in points])]
+    return [points[i] for i in front([p.x[0] for p in points], [-p.y[0] if low else p.y[0] for p in points])]
+
+
+def tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
+    """Draw a figure against its cost.
+
+    Args:
+        best: the points that a line joins, see `undominated`.
+    """
     figure, ax = axes(xlabel, ylabel, f"{ylabel} against {xlabel}", SMALL)
     ax.plot([p.x[0] for p in best], [p.y[0] for p in best], color=COLOURS[1], linewidth=1.2, linestyle="--")
     for p in points:
@@ -213,7 +236,7 @@ def tradeoff(points: Sequence[Point], xlabel: str, ylabel: str, low: bool = Fals
             parse_math=False,
         )  # fmt: skip
     numbered(ax)
-    return figure, best
+    return figure
 
 
 def whiskers(figure: tuple[float, float, float]) -> list[list[float]]:

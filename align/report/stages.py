@@ -7,8 +7,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.ops.calibration import Bin, calibration_bins
 from align.report import data_set, judge_card, suite
@@ -16,6 +17,9 @@ from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
 from align.report.seen import Seen
 from align.report.words import counted, format_figure, in_words, is_number, percent, signed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
@@ -82,7 +86,7 @@ def figures_so_far(report: Report, seen: Seen) -> None:
 
 
 def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> None:
-    from align.report.plots import curves, points_of, render, together, window
+    from align.report.plots import curves, points_of, together, window
 
     unit = UNITS.get(seen.manifest.stage, "step")
     rows, marks = seen.rows, list[tuple[float, float]]()
@@ -92,10 +96,6 @@ def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> 
             rows = [{"step": 0, "held_out_loss": before}, *rows]
         else:
             marks = [(0, before), (seen.metrics.get("published_step", seen.metrics["steps"]), after)]
-    figure = curves(
-        rows, lines, curve.unit, curve.title, unit if unit != "prompt" else "prompts answered", curve.span,
-        curve.within, marks, "held out, before and after", curve.smooth,
-    )  # fmt: skip
     points = {label: points_of(rows, key) for key, label in lines.items()}
     drawn = max(map(len, points.values()))
     size = together(drawn)
@@ -105,7 +105,23 @@ def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> 
     points |= {"held out": marks} if marks else {}
     said = "; ".join(course(label, found, unit) for label, found in points.items())
     alt = f"{curve.title} over {unit}s. {said}."
-    report.plot(render(figure, transparent=True), f"{curve.reading}{faint}", alt)
+    xlabel = unit if unit != "prompt" else "prompts answered"
+
+    def build_figure() -> Figure:
+        return curves(
+            rows,
+            lines,
+            curve.unit,
+            curve.title,
+            xlabel,
+            curve.span,
+            curve.within,
+            marks,
+            "held out, before and after",
+            curve.smooth,
+        )
+
+    report.draw(build_figure, f"{curve.reading}{faint}", alt)
 
 
 def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
@@ -136,20 +152,24 @@ def pairs_shown(report: Report, seen: Seen) -> None:
     pairs = seen.evidence("held_out.jsonl")
     if not pairs:
         return
-    from align.report.plots import histogram_pair, reliability, render
+    from align.report.plots import histogram_pair, reliability
 
     if "score_chosen" in pairs[0]:
         better, worse = ([pair[f"score_{side}"] for pair in pairs] for side in ("chosen", "rejected"))
-        figure = histogram_pair(better, worse, ("better answer", "worse answer"), "score", "Scores of held-out answers")
-        report.plot(
-            render(figure, transparent=True), "The less the two overlap, the better they are told apart.",
+        title = "Scores of held-out answers"
+        report.draw(
+            lambda: histogram_pair(better, worse, ("better answer", "worse answer"), "score", title),
+            "The less the two overlap, the better they are told apart.",
             f"Histograms of the scores of {len(pairs)} better and worse answers.",
-        )  # fmt: skip
+        )
     if all("log_odds" in pair for pair in pairs):
         bins = reliability_bins(pairs)
         said = "; ".join(f"predicted {b.predicted:.2f}, observed {b.observed:.2f} of {b.count}" for b in bins)
-        image = render(reliability(bins, "Calibration on held-out pairs"), transparent=True)
-        report.plot(image, RELIABILITY, f"Predicted against observed shares. {said}.")
+        report.draw(
+            lambda: reliability(bins, "Calibration on held-out pairs"),
+            RELIABILITY,
+            f"Predicted against observed shares. {said}.",
+        )
     ordered = sorted(pairs, key=lambda pair: pair["margin"])
     right = [pair for pair in reversed(ordered) if pair["margin"] > 0]
     wrong = [pair for pair in ordered if pair["margin"] <= 0]
@@ -169,15 +189,15 @@ def labelled_shown(report: Report, seen: Seen) -> None:
     if not answers or "reward" not in answers[0]:
         pairs_shown(report, seen)
         return
-    from align.report.plots import histogram_pair, render
+    from align.report.plots import histogram_pair
 
     wanted, others = ([one["reward"] for one in answers if one["label"] is label] for label in (True, False))
     if wanted and others:
-        figure = histogram_pair(wanted, others, ("wanted", "unwanted"), "nats", "Rewards of held-out answers")
-        report.plot(
-            render(figure, transparent=True), "The less the two overlap, the better they are told apart.",
+        report.draw(
+            lambda: histogram_pair(wanted, others, ("wanted", "unwanted"), "nats", "Rewards of held-out answers"),
+            "The less the two overlap, the better they are told apart.",
             f"Histograms of the rewards of {len(wanted)} wanted and {len(others)} unwanted answers.",
-        )  # fmt: skip
+        )
     ordered = sorted(answers, key=lambda one: -one["reward"])
     for title, found in (("Raised the most", ordered), ("Lowered the most", ordered[::-1])):
         report.heading(title)
@@ -284,16 +304,17 @@ def comparison_shown(report: Report, seen: Seen) -> None:
     samples = seen.evidence("artifact/samples.jsonl")
     if not samples:
         return
-    from align.report.plots import histogram_pair, render
+    from align.report.plots import histogram_pair
 
     role, names = seen.metrics["judge_is"], ("start", "policy")
     for key, xlabel, what in (("score", f"{role} score", f"{role} score"), ("length", "tokens", "length")):
         start, policy = ([sample[f"{key}_{of}"] for sample in samples] for of in ("ref", "policy"))
-        figure = histogram_pair(start, policy, names, xlabel, f"{what.capitalize()} of the answers")
-        report.plot(
-            render(figure, transparent=True), f"How the {what} of the answers lies, before and after.",
+        title = f"{what.capitalize()} of the answers"
+        report.draw(
+            partial(histogram_pair, start, policy, names, xlabel, title),
+            f"How the {what} of the answers lies, before and after.",
             f"Histograms of the {what}: start with mean {average(start):.3g}, policy with mean {average(policy):.3g}.",
-        )  # fmt: skip
+        )
     report.heading("Answers side by side")
     for sample in samples[: seen.settings["shown"]]:
         sides = [

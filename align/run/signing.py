@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.distribution import install_command
+from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
 from align.run.alias_log import regular
 from align.run.digests import file_digest
@@ -123,11 +123,9 @@ def package(setting: str, given: str) -> Any:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        import model_signing
-    except ImportError as error:
-        problem = f"needs the package model-signing ({error})"
-        raise InputError(setting, given, problem, f"Run: {install_command('sign')}") from error
+    require_extra("sign", setting, given)
+    import model_signing
+
     return model_signing
 
 

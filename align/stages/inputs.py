@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any
 
 from align.aliases import parsed_aliases
-from align.annotate.accounts import Accounts
 from align.config.annotate import AnnotateConfig
 from align.config.compose import plain
 from align.config.data import FORGET, NOT_KEPT, REWARD, DataStageConfig
@@ -157,6 +156,8 @@ def annotate(config: Config) -> Inputs:
         return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
     # From here on people have no name: what the run writes down must not say whom it concerned.
     if stage.annotator is not None and stage.action in ("erase", "invite"):
+        from align.annotate.accounts import Accounts  # needs the extra [annotate], unlike the other stages
+
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
             known = accounts.pseudonym if stage.action == "erase" else accounts.handle

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.annotate.store.tables import metadata, store_meta
-from align.distribution import DISTRIBUTION
+from align.distribution import install_command, upgrade_command
 from align.errors import CorruptFile, InputError, StorageError
 from align.redaction import secret_url, value_of
 
@@ -64,7 +64,8 @@ def _engine(url: str, create: bool) -> Engine:
         in_memory = on_sqlite and parsed.database in (None, "", ":memory:")
         engine = create_engine(parsed, hide_parameters=True, **({} if in_memory else POOL))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise InputError("store.url", masked_url, f"its driver is not installed ({error})", EXAMPLES) from error
+        remedy = f"{EXAMPLES} PostgreSQL needs: {install_command('postgres')}"
+        raise InputError("store.url", masked_url, f"its driver is not installed ({error})", remedy) from error
     if on_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin)
@@ -165,7 +166,7 @@ def _ready(engine: Engine, masked_url: str, create: bool) -> None:
             version = _upgraded(connection, version) if version is None else version
     if version != SCHEMA_VERSION:
         age, remedy = (
-            ("a newer", f"Upgrade it: pip install -U {DISTRIBUTION}")
+            ("a newer", f"Upgrade it: {upgrade_command()}")
             if version > SCHEMA_VERSION
             else ("an older", "Bring it up to date with stage=annotate stage.action=migrate; keep a copy of it first.")
         )

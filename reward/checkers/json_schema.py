@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jsonschema_rs
-
+from align.distribution import require_extra
 from align.errors import InputError, require
 from align.reward.checkers.checked import SHOWN, Checker, Part, part
 from align.reward.checkers.fences import blocks
@@ -25,8 +24,11 @@ def build(spec: Any, field: str) -> Checker:
     time. Look-around and backreferences in a schema's patterns are therefore refused.
 
     Raises:
-        InputError: the schema is none, or refers to something outside.
+        InputError: jsonschema_rs is not installed; the schema is none, or refers to something outside.
     """
+    require_extra("serve", f"{field}.kind", KIND, ["jsonschema_rs"])
+    import jsonschema_rs
+
     schema = known(spec, field, ("kind", "schema"))["schema"]
     require(isinstance(schema, Mapping), f"{field}.schema", schema, "is no mapping", "Write a JSON schema.")
     try:

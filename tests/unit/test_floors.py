@@ -17,14 +17,16 @@ from floors import FLOOR_OF, FLOORS, MODULES, PICTURE, ROOT, imports, name_of, r
 
 # The steps on a floor: a schema refuses a value with an error of ours, hides a secret and reads names for artifacts, an
 # error masks it, and a broken chain is an error, as are a function that is not found
-# and a service whose package is missing; what goes to a service is masked.
+# and an extra that is not installed, which the configuration checks; what goes to a service is masked.
 # `redaction` itself imports nothing of ours.
 ALLOWED = {
     ("align.aliases", "align.errors"),
     ("align.chain", "align.errors"),
     ("align.config", "align.aliases"),
+    ("align.config", "align.distribution"),
     ("align.config", "align.errors"),
     ("align.config", "align.redaction"),
+    ("align.distribution", "align.errors"),
     ("align.errors", "align.redaction"),
     ("align.functions", "align.errors"),
     ("align.ranks", "align.errors"),

