@@ -74,11 +74,11 @@ class ContaminationConfig(Settings):
     against: Any = setting(
         [],
         "Files of evaluation sets, such as [gsm8k.jsonl, {path: mmlu.parquet, columns: [question, choices]}]. Rows "
-        "that share 13 words in a row with one, ask the same, or are nearly the same, are found.",
+        "that share 8 to 13 words in a row with one, hold a whole question, or are nearly the same, are found.",
     )
     test: bool = setting(True, "Whether rows to train on are compared with those to measure on too.")
     near: float | None = setting(
-        0.7, "Jaccard similarity from which rows are nearly the same. Empty: 13 words in a row alone count.",
+        0.7, "Jaccard similarity from which rows are nearly the same. Empty: near-duplicates are not looked for.",
         above=0, at_most=1,
     )  # fmt: skip
     action: str = setting("remove", "`remove` leaves such rows out. `report` only counts them.", choices=ACTIONS)

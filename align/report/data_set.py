@@ -221,8 +221,9 @@ def contamination_shown(report: Report, data: Mapping[str, Any]) -> None:
         rules = sorted({rule for of in found for rule in of["hits"]})
         rows = [(of["set"], *(of["hits"].get(rule, 0) for rule in rules)) for of in found]
         report.heading("Rows like rows of evaluation sets").text(
-            "`ngram`: 13 words in a row are the same. `question`: it asks the same. `exact`: a short row has the same "
-            "words. `near`: nearly all 3-grams are the same."
+            "`ngram`: 8 to 13 words in a row are the same. `question`: it asks the same. `exact`: a short row has the "
+            "same words. `contained`: a whole question stands in it. `near`: nearly all 3-grams are the same. "
+            "`changed`: a whole question stands in it, but for one word."
         )
         report.table(("evaluation set", *rules), rows, "Rows like rows of evaluation sets")
 

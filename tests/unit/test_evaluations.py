@@ -99,7 +99,7 @@ def rules(
                 (says(f"{BIRDS}!"), "ngram"),
                 ("ruler\nA\nbalance\nB", ""),
                 ("weighing things", ""),
-                ("Which tool measures mass? B", ""),
+                ("Which tool measures mass? B", "contained"),
             ]
         ],
         (HELLASWAG, asks("A man ties his boat."), "question"),
@@ -213,7 +213,9 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     planted, missed = set[int](), set[int]()
     for number in draw.sample(range(400), 160):
         width = 13 if len(planted) <= len(missed) else 12
-        long = [said for row in rows for said in texts_in(row) if len(words_of(said)) >= width]
+        # Of a question 12 words may be all, or all but one, which is a leak by another rule.
+        parts = [said for row in rows for said in texts_in(row)[width == 12 :]]
+        long = [said for said in parts if len(words_of(said)) >= width]
         source = words_of(draw.choice(long))
         start = draw.randrange(len(source) - width + 1)
         run = draw.choice([" ", "  ", ", "]).join(source[start : start + width]).upper()

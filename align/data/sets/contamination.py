@@ -12,7 +12,8 @@ import pyarrow as pa
 from align.data.dedup.arrays import held
 from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.prefilter import Prefilter
-from align.data.dedup.shingles import normalised_digests
+from align.data.dedup.questions import RULES as QUESTION_RULES
+from align.data.dedup.questions import QuestionIndex, QuestionSet, asked_keys, evaluation_keys, letter_runs
 from align.data.sets.columns import CONTENT, texts_of
 from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows
@@ -55,12 +56,23 @@ class Evaluations:
 
     def __init__(self, sets: Sequence[Texts], near: float | None, phrases: np.ndarray | None = None) -> None:
         index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
-        self.index = index if phrases is None else index.without(phrases)
+        self.questions = list[QuestionIndex]()
+        if phrases is None:  # sets from elsewhere; rows that are held out say what other rows say too
+            few_words = [letter_runs(texts.said, index.width) for texts in sets]
+            phrases = np.unique(np.concatenate([np.zeros(0, np.uint64), *few_words]))
+            self.questions = [
+                QuestionIndex(QuestionSet(texts.asked, texts.asked_by, texts.said, texts.said_by)) for texts in sets
+            ]
+        self.index = index.without(phrases)
         self._said_by = [texts.said_by for texts in sets]
-        self._owner = np.repeat(np.arange(len(sets)), [len(texts.asked) for texts in sets])
-        self._row = np.concatenate([np.zeros(0, np.int64), *(texts.asked_by for texts in sets)])
-        asked = np.concatenate([as_keys(together([])), *(as_keys(texts.asked) for texts in sets)])
-        self._questions, self._first = np.unique(asked, return_index=True)
+        self._asked_by = [texts.asked_by for texts in sets]
+        keys = [evaluation_keys(texts.asked) for texts in sets]
+        owner = np.repeat(np.arange(len(sets)), [len(one.key) for one in keys])
+        row = np.concatenate(
+            [np.zeros(0, np.int64), *(of.asked_by[one.text] for of, one in zip(sets, keys, strict=True))]
+        )
+        self._keys, first = np.unique(np.concatenate([NO_KEYS, *(one.key for one in keys)]), return_index=True)
+        self._key_set, self._key_row = owner[first], row[first]
 
     def leaks(self, rows: Rows, kind: str, wanted: np.ndarray) -> Leaks:
         """The rows among `wanted` (bool (N)) that give a set away."""
@@ -73,28 +85,40 @@ class Evaluations:
         return Leaks(np.concatenate(numbers), np.concatenate(sets), np.concatenate(where), [*chain(*rules)])
 
     def hits(self, kind: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Of some rows those that are found, each once; its set, the row there, and the rule."""
-        found = hits(self.index, texts_of(kind, batch))
-        where = [self._said_by[i][row] for i, row in zip(found.evaluation.tolist(), found.row.tolist(), strict=True)]
-        columns = (found.text, found.evaluation, np.array(where, np.int64), found.rule)
-        backwards = zip(*(values[::-1].tolist() for values in columns), strict=True)
-        by = {text: (evaluation, row, RULES[rule]) for text, evaluation, row, rule in backwards}
-        digests = as_keys(texts_of(kind, batch, "prompts")) if len(self._questions) else np.zeros(0, "S16")
-        place = np.minimum(np.searchsorted(self._questions, digests), len(self._questions) - 1)
-        for text in np.flatnonzero((self._questions[place] == digests) & (digests != EMPTY)).tolist():
-            first = self._first[place[text]]
-            by[text] = int(self._owner[first]), int(self._row[first]), ASKED
-        order = sorted(by)
-        sets, rows = (np.array([by[text][i] for text in order], np.int64) for i in (0, 1))
-        return np.array(order, np.int64), sets, rows, [by[text][2] for text in order]
+        """Of some rows those that are found, each once; its set, the row there, and the rule.
+
+        A row that asks what an evaluation row asks is named by that. Otherwise the first set counts, and in it the
+        first rule of `ORDER`.
+        """
+        texts = texts_of(kind, batch)
+        alike = hits(self.index, texts)
+        where = [self._said_by[i][row] for i, row in zip(alike.evaluation.tolist(), alike.row.tolist(), strict=True)]
+        found = [(alike.text, alike.evaluation, np.array(where, np.int64), RANKS[alike.rule])]
+        for number, questions in enumerate(self.questions):
+            matches = questions.find(texts)
+            is_run = QUESTION_RANKS[matches.rule] == ORDER.index("ngram")
+            owner = matches.owner
+            rows = np.zeros(len(owner), np.int64)
+            rows[is_run] = self._said_by[number][owner[is_run]]
+            rows[~is_run] = self._asked_by[number][owner[~is_run]]
+            found.append((matches.text, np.full(len(owner), number), rows, QUESTION_RANKS[matches.rule]))
+        if len(self._keys):
+            text, key = asked_keys(texts_of(kind, batch, "prompts"))
+            place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+            same = self._keys[place] == key
+            place = place[same]
+            found.append((text[same], self._key_set[place], self._key_row[place], np.zeros(len(place), np.int64)))
+        text, sets, rows, rank = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.lexsort((rows, rank, sets, rank > 0, text))
+        order = order[np.diff(text[order], prepend=-1) > 0]
+        return text[order], sets[order], rows[order], [ORDER[i] for i in rank[order].tolist()]
 
 
-def as_keys(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Digests of normalised texts as values that sort, `S16` (N)."""
-    return normalised_digests(texts).view("S16")
-
-
-EMPTY = as_keys(pa.array([""]))[0]
+NO_KEYS = np.zeros(0, np.uint64)
+ORDER = (ASKED, "exact", "ngram", "contained", "near", "changed")
+"""Rules, in the order in which they name a row that several hold for."""
+RANKS = np.array([ORDER.index(rule) for rule in RULES])
+QUESTION_RANKS = np.array([ORDER.index(rule) for rule in QUESTION_RULES])
 
 
 def leaks_of(rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None) -> Leaks:
@@ -119,17 +143,17 @@ def worth_asking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it finds,
     and few others."""
-    prefilter, questions = Prefilter(COMMON, threshold=near), [as_keys(together([]))]
+    prefilter, questions = Prefilter(COMMON, threshold=near), [NO_KEYS]
     for said, asked in slices(rows, kind, measured):
         prefilter.measure(said)
-        questions.append(as_keys(asked))
+        questions.append(evaluation_keys(asked).key)
     for said, _ in slices(rows, kind, measured):
         prefilter.add(said)
     asks, alike, found = np.unique(np.concatenate(questions)), np.zeros_like(trained), np.zeros_like(trained)
-    asks = asks[asks != EMPTY]
     for numbers, batch in rows.where(trained, [*CONTENT[kind]]):
         alike[numbers] = prefilter.tell(texts_of(kind, batch))
-        found[numbers] = held(asks, as_keys(texts_of(kind, batch, "prompts")))
+        asked_here = asked_keys(texts_of(kind, batch, "prompts"))
+        found[numbers[asked_here.text[held(asks, asked_here.key)]]] = True
     for numbers, batch in rows.where(alike, [*CONTENT[kind]]):
         found[numbers] |= prefilter.maybe(texts_of(kind, batch))
     return prefilter.phrases, found
@@ -142,7 +166,7 @@ def first_of(found: Sequence[Leaks]) -> Leaks:
         for name in ("rows", "sets", "where")
     )
     rules = [*chain.from_iterable(leaks.rules for leaks in found)]
-    rank = np.array([(ASKED, *RULES).index(rule) for rule in rules], np.int64)
+    rank = np.array([ORDER.index(rule) for rule in rules], np.int64)
     order = np.lexsort((where, rank, numbers))
     order = order[np.diff(numbers[order], prepend=-1) > 0]
     return Leaks(numbers[order], sets[order], where[order], [rules[i] for i in order])

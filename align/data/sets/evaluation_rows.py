@@ -6,7 +6,8 @@ may hold its stem and its choices itself, as in the files of ARC, OpenBookQA and
 - the question; where it has a passage, behind that and never alone: many passages are asked for their main idea;
 - the same with each choice or answer;
 - each choice or answer of more than `FEW` words;
-- all of them together, also with letters in front (`A. …`).
+- all of them together, also with letters in front (`A. …`);
+- a question that lists its choices itself also without them.
 
 A shorter choice is never looked for alone: `yes` says nothing. A row that is a conversation, a pair or a tree is what
 training rows are, and is compared as one.
@@ -137,9 +138,19 @@ def with_choices(question: str, passage: str, choices: list[str], lists: list[li
             said += ["\n".join(filter(None, (whole, *form))) for form in (several, lettered)]
     if len(choices) > 1:
         said.append("\n".join(filter(None, (whole, *choices))))
-    asked = [whole, f"{question}\n{passage}"] if passage and question else [whole]
+    asked = [whole, f"{question}\n{passage}"] if passage and question else [whole, *stem_of(whole)]
     asked += ["\n".join((whole, *several)) for several in lists if len(several) > 1]
     return Query(said, choices, [*filter(None, asked)])
+
+
+FIRST_CHOICE = re.compile(r"\s\(?[Aa][.):]\s(?=.*\s\(?[Bb][.):]\s)", re.DOTALL)
+
+
+def stem_of(question: str) -> list[str]:
+    """What a question asks before the choices that it lists itself: others may list them in another order. None if it
+    lists no choices."""
+    listed = FIRST_CHOICE.search(question)
+    return [question[: listed.start()]] if listed and question[: listed.start()].strip() else []
 
 
 def unfolded(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

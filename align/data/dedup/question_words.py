@@ -1,0 +1,392 @@
+"""Words of many texts, hashed so that a question is recognised however it is written.
+
+Case, blanks and punctuation do not count, nor whether `don't` is written `dont` or `well-known` `wellknown`: the hash
+of a run of words is the hash of its letters. Digits of any script are those of ASCII. Numbers stay apart (`12, 3` is
+not `1, 23`), and an operator between numbers or single letters counts: `5 + 3` is not `5 * 3`.
+
+A run is hashed as a polynomial of its letters modulo 2^64, so that the hash of any run is had from two sums (Karp and
+Rabin 1987).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from align.data.dedup.arrays import held, ranges
+from align.data.dedup.words import blocks, mixed, plain
+
+PUNCTUATION = {
+    **dict.fromkeys("“”„‟«»‹›「」『』【】《》〈〉（）［］", '"'),
+    **dict.fromkeys("‘’‚‛ʼ＇", "'"),
+    **dict.fromkeys("。．｡।॥။។", "."),
+    **dict.fromkeys("？؟¿՞;", "?"),
+    **dict.fromkeys("！¡", "!"),
+    **dict.fromkeys("：；؛", ":"),
+    **dict.fromkeys("、，،､", ","),
+    **dict.fromkeys("×✕·⋅＊", "*"),
+    **dict.fromkeys("÷／∕", "/"),
+    **dict.fromkeys("−－–", "-"),
+    **dict.fromkeys("—―", ";"),
+    "＋": "+", "＝": "=", "％": "%", "＜": "<", "＞": ">", "…": ".", "\u2028": "\n", "\u2029": "\n",
+}  # fmt: skip
+"""Punctuation and operators of other scripts, and their kin in ASCII."""
+FOREIGN = re.compile(f"[{''.join(map(re.escape, PUNCTUATION))}]|(?![0-9])\\d")
+KEPT = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
+"""ASCII in lower case. Unlike `words.LOWER`, punctuation stays: it says where sentences end."""
+
+
+def byte_table(characters: str) -> np.ndarray:
+    """A table of 256 booleans that is true for these ASCII characters."""
+    table = np.zeros(256, bool)
+    table[[ord(character) for character in characters]] = True
+    return table
+
+
+IS_DIGIT = byte_table("0123456789")
+IS_WORD = IS_DIGIT | byte_table("abcdefghijklmnopqrstuvwxyz") | (np.arange(256) > 127)
+ENDS_SEGMENT = byte_table('.?!:;"()[]{}<>|*#`\n\r')
+ENDS_LINE = byte_table("\n\r")
+OF_NUMBERS, OF_LETTERS = byte_table("+-*/^<>=%."), byte_table("+*^<>=")
+"""Operators that count between two numbers, and between single letters or a letter and a number."""
+SEPARATED = 1
+"""The tag of a number behind another number; an operator between them is its own tag."""
+
+MULTIPLIER = 0x9E3779B97F4A7C15
+CHUNK = 1 << 16
+
+
+def powers(base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Powers of a number modulo 2^64: the first `CHUNK`, and every `CHUNK`-th of the first 2^31."""
+
+    def accumulated(factor: int, count: int) -> np.ndarray:
+        factors = np.full(count, factor, np.uint64)
+        factors[0] = 1
+        return np.multiply.accumulate(factors)
+
+    return accumulated(base, CHUNK), accumulated(pow(base, CHUNK, 1 << 64), 1 << 15)
+
+
+POWERS = powers(MULTIPLIER)
+INVERSES = powers(pow(MULTIPLIER, -1, 1 << 64))
+LETTERS = mixed(np.arange(1, 257, dtype=np.uint64))
+TAGS = mixed(np.arange(1001, 1257, dtype=np.uint64))
+TAGS[0] = 0
+
+
+def power_at(table: tuple[np.ndarray, np.ndarray], exponents: np.ndarray) -> np.ndarray:
+    return table[0][exponents & (CHUNK - 1)] * table[1][exponents >> 16]
+
+
+class Table:
+    """Numbers by hashes, with a bitmap in front: most hashes that are asked for are not there."""
+
+    def __init__(self, keys: np.ndarray, numbers: np.ndarray) -> None:
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.numbers = keys[order], numbers[order]
+        bits = min(max(16 * len(keys), 1 << 12).bit_length(), 26)
+        self.mask = np.uint64((1 << bits) - 1)
+        bitmap = np.zeros(1 << bits, bool)
+        bitmap[(keys & self.mask).astype(np.int64)] = True
+        self.bitmap = np.packbits(bitmap, bitorder="little")
+
+    def maybe(self, keys: np.ndarray) -> np.ndarray:
+        """bool: which of these keys may be here."""
+        at = (keys & self.mask).astype(np.int64)
+        return (self.bitmap[at >> 3] >> (at & 7).astype(np.uint8) & 1).view(bool)
+
+    def has(self, keys: np.ndarray) -> np.ndarray:
+        """bool: which of these keys are here."""
+        there = self.maybe(keys)
+        places = np.flatnonzero(there)
+        there[places] = held(self.keys, keys[places])
+        return there
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in `keys` and the numbers that these have here."""
+        places = np.flatnonzero(self.maybe(keys))
+        begins = np.searchsorted(self.keys, keys[places])
+        counts = np.searchsorted(self.keys, keys[places], "right") - begins
+        return np.repeat(places, counts), self.numbers[ranges(begins, counts)]
+
+
+BREAK, LINE = 1, 2
+"""What stands before a word: nothing that ends a sentence (0), something that does, or the beginning of a line."""
+
+
+@dataclass(frozen=True)
+class WordBlock:
+    """Words of some texts. Word `i` has the letters from `begins[i]` to `begins[i + 1]`.
+
+    Attributes:
+        letters: uint8, the letters and digits of all words, and 64 bytes of nothing behind them.
+        begins: int64 (words + 1).
+        first: int64 (texts + 1), the first word of each text.
+        tags: uint8 (words), the operator before a number, or `SEPARATED`; 0 for none.
+        breaks: uint8 (words + 1), 0, `BREAK` or `LINE`.
+    """
+
+    letters: np.ndarray
+    begins: np.ndarray
+    first: np.ndarray
+    tags: np.ndarray
+    breaks: np.ndarray
+    _sums: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """uint64 (words): the hash of each word alone."""
+        words = np.arange(len(self))
+        return self.runs(words, words + 1)
+
+    @cached_property
+    def text(self) -> np.ndarray:
+        """int64 (words): the text of each word."""
+        return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
+
+    @cached_property
+    def has_digit(self) -> np.ndarray:
+        """bool (words): whether a word begins or ends with a digit."""
+        return IS_DIGIT[self.letters[self.begins[:-1]]] | IS_DIGIT[self.letters[self.begins[1:] - 1]]
+
+    def runs(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Hashes (uint64) of runs of words, from word `start` to before word `end`."""
+        at = self.begins[start]
+        sums = self._sums[end] - self._sums[start]
+        tagged = np.flatnonzero(self.tags[start])  # what stands before the run is no part of it
+        sums[tagged] -= TAGS[self.tags[start[tagged]]] * power_at(POWERS, at[tagged])
+        return mixed(sums * power_at(INVERSES, at))
+
+    def keys(self, words: np.ndarray, size: int) -> np.ndarray:
+        """Hashes (uint64) of the first `size` letters (4, or a multiple of 8 up to 64) from these words on."""
+        eights = np.ndarray((len(self.letters) - 7,), "<u8", self.letters, strides=(1,))
+        at = self.begins[words]
+        if size < 8:
+            return mixed(eights[at] & np.uint64((1 << 8 * size) - 1))
+        keys = mixed(eights[at])
+        for offset in range(8, size, 8):
+            keys = mixed(keys * np.uint64(MULTIPLIER) ^ eights[at + offset])
+        return keys
+
+
+def fold(text: str) -> str:
+    """A text that is not all ASCII, with punctuation and digits of ASCII."""
+    return plain(FOREIGN.sub(lambda match: ascii_kin(match[0]), text))
+
+
+@lru_cache(1024)
+def ascii_kin(character: str) -> str:
+    return PUNCTUATION.get(character) or str(unicodedata.decimal(character))
+
+
+def word_blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[WordBlock]:
+    """The words of texts (null is the empty text), some texts at a time."""
+    for data, starts in blocks(texts, fold, KEPT):
+        yield parse_words(data, starts)
+
+
+def parse_words(data: np.ndarray, starts: np.ndarray) -> WordBlock:
+    """The words of one block of `align.data.dedup.words.blocks`."""
+    is_letter = IS_WORD[data]
+    inside = is_letter.copy()
+    apostrophes = np.flatnonzero(data == ord("'"))
+    apostrophes = apostrophes[(apostrophes > 0) & (apostrophes < len(data) - 1)]
+    inside[apostrophes] = is_letter[apostrophes - 1] & is_letter[apostrophes + 1]
+    opens, closes = inside.copy(), inside.copy()
+    np.greater(inside[1:], inside[:-1], out=opens[1:])
+    np.greater(inside[:-1], inside[1:], out=closes[:-1])
+    borders = starts[(starts > 0) & (starts < len(data))]  # a word ends with its text
+    opens[borders] = inside[borders]
+    closes[borders - 1] = inside[borders - 1]
+    opened = np.flatnonzero(opens)
+    closed = np.flatnonzero(closes) + 1
+    letters = np.concatenate([data[is_letter], np.zeros(64, np.uint8)])
+    apart = inside & ~is_letter
+    inner = np.flatnonzero(apart)  # apostrophes: no letters of the word
+    sizes = closed - opened
+    if len(inner):
+        sizes -= np.searchsorted(inner, closed) - np.searchsorted(inner, opened)
+    begins = np.append(0, np.cumsum(sizes))
+    first = np.searchsorted(opened, starts)
+    breaks = find_breaks(data, opened, first)
+    tags = find_tags(data, opened, closed, sizes, first)
+    sums = letter_sums(letters[: begins[-1]], begins)
+    tagged = np.flatnonzero(tags)
+    if len(tagged):
+        added = np.zeros(len(sums), np.uint64)
+        added[tagged + 1] = TAGS[tags[tagged]] * power_at(POWERS, begins[tagged])
+        sums += np.cumsum(added)
+    return WordBlock(letters, begins, first, tags, breaks, sums)
+
+
+def find_breaks(data: np.ndarray, opened: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """See `WordBlock.breaks`."""
+    breaks = np.zeros(len(opened) + 1, np.uint8)
+    breaks[np.searchsorted(opened, np.flatnonzero(ENDS_SEGMENT[data]))] = BREAK
+    dashes = np.flatnonzero(data == ord("-"))
+    dashes = dashes[(dashes > 0) & (dashes < len(data) - 1)]
+    dashes = dashes[(data[dashes - 1] == ord(" ")) & (data[dashes + 1] == ord(" "))]
+    breaks[np.searchsorted(opened, dashes)] = BREAK
+    breaks[np.searchsorted(opened, np.flatnonzero(ENDS_LINE[data]))] = LINE
+    breaks[first] = LINE
+    breaks[-1] = LINE
+    return breaks
+
+
+def find_tags(
+    data: np.ndarray, opened: np.ndarray, closed: np.ndarray, sizes: np.ndarray, first: np.ndarray
+) -> np.ndarray:
+    """See `WordBlock.tags`."""
+    tags = np.zeros(len(opened), np.uint8)
+    if len(opened) < 2:
+        return tags
+    numeric_end, numeric_begin = IS_DIGIT[data[closed - 1]], IS_DIGIT[data[opened]]
+    single = (sizes == 1) & ~numeric_begin
+    operator = np.zeros(len(opened) + 1, np.uint8)
+    places = np.flatnonzero(OF_NUMBERS[data])[::-1]  # of several operators the first one counts
+    operator[np.searchsorted(opened, places)] = data[places]
+    operator = operator[1:-1]
+    gaps = opened[1:] - closed[:-1]
+    operator[(operator == ord(".")) & (gaps != 1)] = 0
+    numbers = (numeric_end[:-1] | numeric_begin[:-1]) & numeric_begin[1:]
+    terms = (single[:-1] | numeric_begin[:-1] | numeric_end[:-1]) & (single[1:] | numeric_begin[1:])
+    counted = operator * (numbers | (terms & OF_LETTERS[operator]))
+    adjacent = numeric_end[:-1] & numeric_begin[1:]
+    thousands = adjacent & (gaps == 1) & (data[closed[:-1]] == ord(",")) & (sizes[1:] == 3)
+    tags[1:] = np.where(counted > 0, counted, (adjacent & ~thousands) * SEPARATED)
+    tags[first[first < len(tags)]] = 0
+    return tags
+
+
+def letter_sums(letters: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """The polynomial's sum up to each of `begins`, uint64."""
+    sums = np.zeros(len(begins), np.uint64)
+    total = np.uint64(0)
+    for at in range(0, len(letters), CHUNK):
+        part = letters[at : at + CHUNK]
+        terms = LETTERS[part] * POWERS[0][: len(part)] * POWERS[1][at >> 16]
+        reached = np.append(np.uint64(0), np.cumsum(terms)) + total
+        low, high = np.searchsorted(begins, [at, at + len(part)])
+        sums[low:high] = reached[begins[low:high] - at]
+        total = reached[-1]
+    sums[begins == len(letters)] = total
+    return sums
+
+
+WEIGHTS = np.zeros(256, np.int64)
+WEIGHTS[ord("a") : ord("z") + 1] = 2
+WEIGHTS[ord("0") : ord("9") + 1] = 6
+WEIGHTS[0xC2:0xF5] = 2  # of a letter of several bytes, the first byte counts
+WEIGHTS[0xE3] = 4
+WEIGHTS[0xE4:0xEA] = 6
+WEIGHTS[0xF0] = 6
+"""What a letter says, in halves of an English letter: a digit three letters, a Chinese character three, kana two."""
+COMMON_WORDS = (
+    "a about all am an and any are as at be been but by can could day did do does doing for from get go going good "
+    "had has have he her hers him his how i id if ill im in into is isnt it its ive just know let like make many me "
+    "mean more most much my need no not now of on one or our out people please really say see she should so some tell "
+    "than that thats the their them then there these they thing things think this time to today too up us want was "
+    "way we well were what whats when where which who whom why will with would yes you your youre fun name old help "
+    "hello hi hey ok okay yeah thanks thank love kind new two first"
+)
+
+
+def word_weights(block: WordBlock) -> np.ndarray:
+    """What each word says, int64 (words), in halves of an English letter. Words that are everywhere count half."""
+    letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
+    weights = np.diff(letters[block.begins])
+    return np.where(common_words().has(block.values), weights // 2, weights)
+
+
+def table_of(words: str) -> Table:
+    """The hashes of words, to be looked up."""
+    (block,) = word_blocks(pa.array([words]))
+    values = np.unique(block.values)
+    return Table(values, np.arange(len(values)))
+
+
+@lru_cache(1)
+def common_words() -> Table:
+    return table_of(COMMON_WORDS)
+
+
+def is_unspaced(block: WordBlock) -> np.ndarray:
+    """bool (words): whether a word is a letter of a script that writes no blanks (Han, kana, Thai, Lao, Khmer,
+    Burmese)."""
+    lead = block.letters[block.begins[:-1]]
+    second = block.letters[block.begins[:-1] + 1]
+    southern = ((lead == 0xE0) & (second >= 0xB8)) | ((lead == 0xE1) & np.isin(second, (0x80, 0x81, 0x82, 0x9E, 0x9F)))
+    return ((lead >= 0xE3) & (lead <= 0xE9)) | (lead == 0xF0) | southern
+
+
+QUESTION_PREFIXES = (
+    "question q query problem prompt exercise task item quiz user human instruction input number no nr frage aufgabe "
+    "pregunta problema domanda pergunta вопрос задача سؤال السؤال प्रश्न 问 题 問 題 질문 문제 คำถาม"
+)
+ANSWER_PREFIXES = "answer answers a response solution assistant output antwort respuesta réponse ответ الجواب 答 案 답"
+
+
+@lru_cache(1)
+def question_prefixes() -> Table:
+    return table_of(QUESTION_PREFIXES)
+
+
+@lru_cache(1)
+def answer_prefixes() -> Table:
+    return table_of(ANSWER_PREFIXES)
+
+
+@lru_cache(1)
+def all_prefixes() -> Table:
+    return table_of(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}")
+
+
+def is_prefix(block: WordBlock, words: np.ndarray) -> np.ndarray:
+    """bool: whether each of these words announces a question or is a number of at most three digits."""
+    sizes = block.begins[words + 1] - block.begins[words]
+    begins, ends = block.letters[block.begins[words]], block.letters[block.begins[words + 1] - 1]
+    numbered = (sizes <= 3) & IS_DIGIT[begins] & IS_DIGIT[ends]
+    return numbered | question_prefixes().has(block.values[words])
+
+
+PREFIX_WORDS = 4
+"""Words of a prefix at most, such as `Question no. 12:`."""
+
+
+def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Where each text begins without 0, 1, … words of its prefix, and where it ends without 0, 1, … words of what
+    announces an answer: int64 (texts), -1 where there is no such prefix or end."""
+    start, end = block.first[:-1], block.first[1:]
+    last = len(block) - 1
+    if last < 0:
+        return [start], [end]
+    starts, ends = [start], [end]
+    still = np.ones(len(start), bool)
+    for count in range(PREFIX_WORDS):
+        word = np.minimum(start + count, last)
+        still = still & (start + count + 1 < end) & is_prefix(block, word)
+        starts.append(np.where(still & (block.breaks[word + 1] > 0), start + count + 1, -1))
+    still = np.ones(len(start), bool)
+    for count in range(2):
+        word = np.clip(end - 1 - count, 0, last)
+        still = still & (end - 1 - count > start) & answer_prefixes().has(block.values[word])
+        ends.append(np.where(still & (block.breaks[word] > 0), end - 1 - count, -1))
+    return starts, ends
+
+
+def fully_stripped(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
+    """Where each text begins and ends without prefixes, int64 (texts)."""
+    starts, ends = stripped_bounds(block)
+    start, end = np.max(starts, axis=0), ends[0]
+    for shorter in ends[1:]:
+        end = np.where((shorter > start) & (shorter >= 0), shorter, end)
+    return start, end

@@ -1,0 +1,133 @@
+"""Questions of evaluation sets are found however they are disguised, and unrelated rows are not taken for them."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from align.data.dedup.question_words import word_blocks, word_weights
+from align.data.dedup.questions import LEAST_WIDTH, WIDEST, asked_keys, evaluation_keys, run_width
+from align.types import Conversation, Message
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
+from leaks import DISGUISES, QUESTIONS, battery, evaluations_of, found_rows, long_questions, unrelated_rows
+
+
+def found(questions: list[str], texts: list[str]) -> list[str]:
+    """The rule by which each text gives one of the questions away; nothing where none does."""
+    rows = found_rows(evaluations_of([{"question": question} for question in questions]), texts)
+    return [rows.get(i, "") for i in range(len(texts))]
+
+
+def test_every_disguise_of_every_group_is_found():
+    outcomes = battery({**QUESTIONS, "long": long_questions(40)}, seed=1)
+    assert {name for name, _ in outcomes} == {*DISGUISES, "with options", "options reordered"}
+    for (name, group), outcome in outcomes.items():
+        least = 0.8 if name == "one word changed" else 0.99
+        assert outcome.found >= least * outcome.planted, (name, group, outcome.missed)
+
+
+def test_unrelated_rows_are_not_taken_for_leaks():
+    rows = unrelated_rows(1500)
+    questions = [*QUESTIONS["short"], *long_questions(100)]
+    assert len(found_rows(evaluations_of([{"question": question} for question in questions]), rows)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "rule"),
+    [
+        ("What is 2+2?", "WHAT IS 2 + 2", "question"),
+        ("What is 2+2?", "Question: What is 2+2?\nAnswer:", "question"),
+        ("What is 2+2?", "What is 2*2?\nFour.", ""),
+        ("What is 2+2?", "What is 22?\nA number.", ""),
+        ("What is 2+2?", "What is 2+2+3?", ""),
+        ("What is 2+2?", "I know what is 2+2 and what is not.", ""),
+        ("Who are you?", "12. Who are you?", "question"),
+        ("Who are you?", "Well, hello there! Who are you? I am Anna.", ""),
+        ("Who are you?", "They asked Q: Who are you? A: Anna.", "contained"),
+        ("Who wrote Hamlet?", "Tell me: who wrote Hamlet? Quick!", "contained"),
+        ("Who wrote Hamlet?", "The man who wrote Hamlet lived in London.", ""),
+        ("Don't you know which tool measures mass?", "dont you know which tool measures mass", "question"),
+        ("How many minutes are there in 1,500 hours?", "how many minutes are there in 1500 hours, eh?", "contained"),
+        ("How many minutes are there in 1.5 hours?", "How many minutes are there in 15 hours?", ""),
+        ("How many minutes are there in 15 hours?", "How many minutes are there in ١٥ hours?", "question"),
+        ("How many minutes are there in 15 hours?", "How many minutes are there in 16 hours?", ""),
+        ("How many minutes are there in 15 hours?", "How many seconds are there in 15 hours?", "changed"),
+        ("How many minutes are there in 15 hours?", "How many minutes are there really in 15 hours?", "changed"),
+        ("How many minutes are there in 15 hours?", "How many are in 15 hours? Minutes, I mean.", ""),
+        ("法国大革命是在哪一年爆发的？", "老师问我们法国大革命是在哪一年爆发的，我不知道。", "ngram"),
+        ("ใครเป็นผู้แต่งเรื่องพระอภัยมณี", "ครูถามว่า ใครเป็นผู้แต่งเรื่องพระอภัยมณี ค่ะ", "contained"),
+        ("มหาวิทยาลัยเชียงใหม่ก่อตั้งขึ้นเมื่อใดและโดยใคร", "ผมเรียนที่มหาวิทยาลัยเชียงใหม่และชอบมาก", ""),
+    ],
+)  # fmt: skip
+def test_one_question(question: str, text: str, rule: str):
+    assert found([question, "Something else altogether?"], [text]) == [rule]
+
+
+def test_a_word_by_which_questions_of_the_set_differ_makes_another_question():
+    texts = ["What is the capital city of Norway?", "What is the capital port of France?"]
+    assert found(["What is the capital city of France?"], texts) == ["changed", "changed"]
+    assert found(["What is the capital city of France?", "What is the capital city of Peru?"], texts) == ["", "changed"]
+
+
+def test_a_question_of_many_rows_is_no_question_of_its_own():
+    rows = [{"question": "Which of the statements below is true?", "choices": [f"a{i} b", f"c{i} d"]} for i in range(5)]
+    text = "Well. Which of the statements below is true? Red is blue. Blue is red."
+    assert found_rows(evaluations_of(rows), [text]) == {}
+    assert found_rows(evaluations_of(rows[:1]), [text]) == {0: "contained"}
+
+
+def test_a_turn_among_others_and_a_question_that_is_quoted_by_the_assistant():
+    def chat(*turns: str) -> Conversation:
+        return Conversation(tuple(Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)))
+
+    rows = [
+        chat("Hi", "Hello!", "WHO PAINTED GUERNICA", "Picasso."),
+        chat("Make a quiz.", "1. Who painted Guernica?\n2. Who composed Carmen?"),
+        chat("Hi", "Hello!"),
+    ]
+    assert found_rows(evaluations_of([{"question": "Who painted Guernica?"}]), rows) == {0: "contained", 1: "contained"}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width"), [([3] * 100, LEAST_WIDTH), ([50] * 100, WIDEST), ([10] * 10 + [40] * 90, 10), ([], WIDEST)]
+)
+def test_the_width_is_the_fifth_percentile_of_the_lengths(lengths: list[int], width: int):
+    assert run_width(pa.array(lengths, pa.int64()).to_numpy()) == width
+
+
+def test_a_shorter_run_counts_in_a_set_of_short_rows():
+    draw = random.Random(0)
+    words = [f"w{draw.randrange(10**6)}" for _ in range(40)]
+    rows = [{"question": " ".join(words[i:end]) + "?"} for i, end in ((0, 8), (8, 20), (20, 32))]
+    part = "so " + " ".join(words[10:18]) + " they say"
+    assert found_rows(evaluations_of(rows), [part]) == {0: "ngram"}
+    assert found_rows(evaluations_of([{"question": " ".join(words)}]), [part]) == {}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16, 70_000])
+def test_hashes_of_runs_are_the_same_wherever_they_stand(size: int):
+    text = "Don't add 3, 4 and x + 5 to 1,000.5!"
+    before = "lorem ipsum " * (size // 12 + 1)
+    (alone,), (inside,) = ([*word_blocks(pa.array([given]))] for given in (text, f"{before}{text.upper()} 7"))
+    count = len(alone)
+    start = len(inside) - 1 - count
+    assert alone.runs(alone.first[:1], alone.first[1:]) == inside.runs(inside.first[:1] + start, inside.first[1:] - 1)
+    changed = [text.replace("x + 5", "x * 5"), text.replace("3, 4", "34"), text.replace("Don't", "Do")]
+    for (other,) in ([*word_blocks(pa.array([given]))] for given in changed):
+        assert alone.runs(alone.first[:1], alone.first[1:]) != other.runs(other.first[:1], other.first[1:])
+
+
+def test_everyday_words_say_less():
+    (block,) = word_blocks(pa.array(["Who are you", "Who wrote Hamlet", "12", "中国"]))
+    weights = [int(word_weights(block)[a:b].sum()) for a, b in zip(block.first[:-1], block.first[1:], strict=True)]
+    assert weights == [9, 25, 12, 12]
+
+
+def test_keys_of_texts_without_words():
+    assert len(asked_keys(pa.array(["", None, "!?", "Question:"])).key) == 1  # the word alone is what is asked
+    assert len(evaluation_keys(pa.array(["", None, "?!"])).key) == 0
