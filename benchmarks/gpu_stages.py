@@ -52,7 +52,7 @@ def write_rows(folder: Path) -> dict[str, list[str]]:
     for name, rows in kinds.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return {name: ["data=jsonl", f"data.path={folder / name}.jsonl"] for name in kinds}
+    return {name: ["data=files", f"data.path={folder / name}.jsonl"] for name in kinds}
 
 
 def commands(folder: Path, size: Size) -> dict[str, list[str]]:

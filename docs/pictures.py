@@ -65,7 +65,7 @@ def sampled(root: Path) -> str:
     questions = root / "questions.jsonl"
     turns = ([{"role": "user", "content": q}, {"role": "assistant", "content": "-"}] for q in QUESTIONS)
     questions.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns), encoding="utf-8")
-    words = ["stage=sample", "model=smollm2", "init=base", "method=lora", "data=jsonl", f"data.path={questions}"]
+    words = ["stage=sample", "model=smollm2", "init=base", "method=lora", "data=files", f"data.path={questions}"]
     more = [
         "data.held_out=0.01",
         f"stage.prompts={len(QUESTIONS)}",

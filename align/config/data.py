@@ -325,12 +325,17 @@ class DataStageConfig(Settings):
         )  # fmt: skip
         name, path = config.data.name, config.data.path
         require(
-            name in ("chitchat", "jsonl"), "data", name, "is no source of a data set",
+            name in ("chitchat", "files"), "data", name, "is no source of a data set",
             'Write "stage.sources=[{path: a.jsonl}, {annotations: PROJECT}]".',
         )  # fmt: skip
         require(
             path is None or self.sources is None, "data.path", path, "is given beside stage.sources",
             f'Write it among these: "stage.sources=[…, {{path: {path}}}]".',
+        )  # fmt: skip
+        require(
+            self.sources is None or not (config.data.columns or config.data.metadata),
+            "data.columns" if config.data.columns else "data.metadata", config.data.columns or config.data.metadata,
+            "is of data.path, and sources have their own", "Write it there: {path: …, columns: {…}, metadata: […]}.",
         )  # fmt: skip
         require(
             self.sources is not None or path is not None, "stage.sources", None, "names nothing to make a data set of",

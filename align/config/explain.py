@@ -19,7 +19,7 @@ from align.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 # What people write when they mean a file or a hub id, and the way to say that here.
-BY_PATH = {"model": "model=hub model.path={}", "data": "data=jsonl data.path={}"}
+BY_PATH = {"model": "model=hub model.path={}", "data": "data=files data.path={}"}
 
 SUCCESSORS = {"value_trunk": "stage.value_backbone"}
 """Names of keys in older versions, and what they are called now."""

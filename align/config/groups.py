@@ -96,26 +96,40 @@ class MethodConfig(Settings):
             require(same, f"method.{key}", value, f"is of a fresh adapter: {why}", remedy)
 
 
-BY_PATH = {"jsonl": "files", "manifest": "a data set of stage=data"}
+ALIAS = "jsonl"
+"""Another name of data=files."""
+BY_PATH = {"files": "files", "manifest": "a data set of stage=data"}
 """Choices of `data` that read what `data.path` names."""
 OF_DATA = "data:"
 """How references to data sets begin."""
-EXAMPLES = {"jsonl": "FILE.jsonl", "manifest": "data:latest"}
+EXAMPLES = {"files": "FILE", "manifest": "data:latest"}
 
 
 @dataclass
 class DataConfig(Settings):
     """Where conversations, texts or preference pairs come from: the corpus of the built-in model (`chitchat`), files
-    (`jsonl`), a data set that `stage=data` made (`manifest`), or the votes of the annotation store (`annotations`)."""
+    of any format (`files`, which may be called `jsonl`), a data set that `stage=data` made (`manifest`), or the votes
+    of the annotation store (`annotations`)."""
 
     AT: ClassVar[str] = "data"
 
-    name: str = setting("chitchat", "The source.", choices=("chitchat", "jsonl", "manifest", "annotations"))
+    name: str = setting("chitchat", "The source.", choices=("chitchat", "files", "manifest", "annotations"))
     path: str | None = setting(
         None,
-        "Files of data=jsonl: a file, a folder, a pattern, hub:ORG/NAME, or hub:ORG/NAME/FILE. The data set of "
+        "Files of data=files: a file, a folder, a pattern, hub:ORG/NAME, or hub:ORG/NAME/FILE. The data set of "
         "data=manifest: data:latest, data:NAME, or a folder.",
         names="data",
+    )
+    columns: Any = setting(
+        None,
+        "Other names of columns in the files of data.path and data.eval_path, ours first: {prompt: question, context: "
+        "notes}. A context is written below the question.",
+        later=True,
+    )
+    metadata: Any = setting(
+        None,
+        "Columns of these files that are kept as metadata and not read, whatever they hold: [notes, label].",
+        later=True,
     )
     part: str | None = setting(
         None, "Part of the corpus chitchat: `base` is plain text. Empty: the part that the stage needs."
@@ -175,7 +189,24 @@ class DataConfig(Settings):
     )
     allow_simulated: bool = setting(False, "Whether votes of simulated annotators count.")
 
+    def __post_init__(self) -> None:
+        if self.name == ALIAS:
+            object.__setattr__(
+                self, "name", "files"
+            )  # also of a frozen instance; however it is said, it is the same run
+        super().__post_init__()
+
     def check_together(self) -> None:
+        columns = self.columns or {}
+        texts = isinstance(columns, dict) and all(isinstance(part, str) for pair in columns.items() for part in pair)
+        remedy = 'Write "data.columns={prompt: question}": our name, then the file\'s.'
+        require(texts, "data.columns", self.columns, "maps no columns", remedy)
+        metadata = self.metadata or []
+        listed = isinstance(metadata, list | tuple) and all(isinstance(name, str) for name in metadata)
+        require(listed, "data.metadata", self.metadata, "is no list of columns", 'Write "data.metadata=[notes]".')
+        for name, value in (("columns", self.columns), ("metadata", self.metadata)):
+            problem = f"is about columns of files, which data={self.name} does not read"
+            require(not value or self.name == "files", f"data.{name}", value, problem, "Add data=files, or drop it.")
         require(
             self.template_kwargs is None or isinstance(self.template_kwargs, dict), "data.template_kwargs",
             self.template_kwargs, "is no mapping", 'Write "data.template_kwargs={enable_thinking: false}".',
@@ -191,11 +222,11 @@ class DataConfig(Settings):
             object.__setattr__(self, "name", "manifest")  # also of a frozen instance
         require(
             self.path is None or self.name in BY_PATH, "data.path", self.path, f"data={self.name} reads no file",
-            "Add data=jsonl or data=manifest, or drop data.path.",
+            "Add data=files or data=manifest, or drop data.path.",
         )  # fmt: skip
         require(
             self.eval_path is None or self.name in BY_PATH, "data.eval_path", self.eval_path,
-            f"data={self.name} has a side of its own to measure on", "Add data=jsonl and data.path, or drop it.",
+            f"data={self.name} has a side of its own to measure on", "Add data=files and data.path, or drop it.",
         )  # fmt: skip
         require(
             self.eval_path is None or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,

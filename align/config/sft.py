@@ -66,5 +66,5 @@ class SftConfig(Settings):
         )  # fmt: skip
         require(
             config.data.name != "annotations", "data", config.data.name,
-            "holds preference pairs, not conversations to imitate", "Use data=chitchat or data=jsonl.",
+            "holds preference pairs, not conversations to imitate", "Use data=chitchat or data=files.",
         )  # fmt: skip

@@ -192,8 +192,8 @@ def of_pairs(data: DataConfig, usual_share: bool) -> None:
         "Drop stage.held_out, or make another data set: stage=data data.held_out=….",
     )  # fmt: skip
     require(
-        data.name in ("annotations", "jsonl", "manifest"), "data", data.name, "holds no preference pairs",
-        "Use data=annotations with project=NAME, data=jsonl with data.path=PAIRS.jsonl, or data=manifest.",
+        data.name in ("annotations", "files", "manifest"), "data", data.name, "holds no preference pairs",
+        "Use data=annotations with project=NAME, data=files with data.path=PAIRS.jsonl, or data=manifest.",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from align.data.records.content import FEEDBACK, PREFERENCES
 from align.data.records.grouping import grouped_rows
 from align.data.records.shapes import recognised
 from align.data.sets.published import data_set
-from align.data.sources import MANIFEST, DataSource
+from align.data.sources import FILES, MANIFEST, DataSource
 from align.errors import InputError, require
 from align.types import Conversation, Feedback, Preference
 
@@ -52,7 +52,9 @@ def divided_judgements(
         train, test = divided_pairs(pairs, data, held_out, seed)
         return [prepared(one, data) for one in train], [prepared(one, data) for one in test]
     whole = data.name == MANIFEST
-    found = answers_in(data, "train") if whole else answers_of_file(data.path or "", "data.path", data.skips)
+    found = (
+        answers_in(data, "train") if whole else answers_of_file(data.path or "", "data.path", data.skips, data.rules)
+    )
     sides = divided_pairs(drawn(found, data.limit, seed), data, held_out, seed, ANSWERS)
     check_labels([one.label for one in sides[0]], [one.prompt for one in sides[0]], data.path)
     train, test = ([prepared_answer(one, data) for one in side] for side in sides)
@@ -64,10 +66,10 @@ def holds_labels(data: DataSource) -> bool:
     has those of some shape. A label or an answer that is wrong there is then an error of this kind."""
     if data.name == MANIFEST:
         return data_set(Path(data.path or "")).kind == FEEDBACK
-    if data.name != "jsonl":
+    if data.name != FILES:
         return False
     there = False
-    for group in grouped_rows(data.path or "", "data.path", BadRows(skips=True)):
+    for group in grouped_rows(data.path or "", "data.path", BadRows(skips=True), data.rules):
         if shape := recognised(group[0].data):
             return shape.kind != PREFERENCES
         there = there or "label" in group[0].data

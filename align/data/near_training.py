@@ -91,6 +91,7 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
         data["name"], data["path"], part=data.get("part"), held_out=data["held_out"], limit=data.get("limit"),
         eval_path=data.get("eval_path"), system=data.get("system") or None,
         hide_reasoning=data.get("reasoning") == "hide", skips=data.get("on_bad_row") == "skip",
+        columns=data.get("columns") or {}, metadata=tuple(data.get("metadata") or ()),
     )  # fmt: skip
     read = manifest.inputs["data"]
     if not read.project and data_record(source).digest != read.digest:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 from align.annotate.store import Store, preferences, verdicts_of_people
 from align.data.chat import encode_judged, prompt_length, surely_too_long
 from align.data.reasoning import without_reasoning
+from align.data.records.column_rules import ColumnRules
 from align.data.records.content import PREFERENCES
 from align.data.records.messages import with_default_system
 from align.data.records.preferences import read_preferences
 from align.data.sets.published import data_set
-from align.data.sources import MANIFEST, DataSource, data_records
+from align.data.sources import FILES, MANIFEST, DataSource, data_records
 from align.data.split import IN_EVAL, Judged, held_back, question_key, split_by_group
 from align.data.tally import tally
 from align.errors import InputError, require
@@ -59,7 +60,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     elif data.name == MANIFEST:
         found = pairs_in(data, "train")
     else:
-        found = read_preferences(data.path or "", "data.path", data.skips)
+        found = read_preferences(data.path or "", "data.path", data.skips, data.rules)
     return drawn(found, data.limit, seed)
 
 
@@ -80,7 +81,7 @@ def read_verdicts(
         remedy = "Make it with data.held_out above 0."
         require(bool(found), "data.path", data.path, "has no pair to measure on", remedy)
         return found, []
-    return read_preferences(data.path or "", "data.path", data.skips), []
+    return read_preferences(data.path or "", "data.path", data.skips, data.rules), []
 
 
 def pairs_in(data: DataSource, side: str) -> list[Preference]:
@@ -130,12 +131,13 @@ class Kind(NamedTuple):
 
     Attributes:
         called: `pairs` or `answers`.
-        of_file: path, what the user calls it, whether rows that are refused are left out → its records.
+        of_file: path, what the user calls it, whether rows that are refused are left out, what the user says of
+            columns → its records.
         of_set: a data set, `train` or `test` → its records.
     """
 
     called: str
-    of_file: Callable[[str, str, bool], list[Any]]
+    of_file: Callable[[str, str, bool, ColumnRules], list[Any]]
     of_set: Callable[[DataSource, str], list[Any]]
 
 
@@ -155,7 +157,7 @@ def divided_pairs(
     called, of_file, of_set = kind or Kind("pairs", read_preferences, pairs_in)
     one = called.removesuffix("s")
     if data.eval_path:
-        test = drawn(of_file(data.eval_path, "data.eval_path", data.skips), data.limit, seed)
+        test = drawn(of_file(data.eval_path, "data.eval_path", data.skips, data.rules), data.limit, seed)
         asked = {question_key(Conversation(pref.prompt)) for pref in test}
         train = [pref for pref in prefs if question_key(Conversation(pref.prompt)) not in asked]
         problem = f"asks everything that {data.path} asks, which leaves no {one} to train on"
@@ -170,7 +172,7 @@ def divided_pairs(
         require(bool(test), "data.path", data.path, f"has no {one} to measure on", remedy)
         return list(prefs), test
     train, test = split_by_group(prefs, held_out, seed)
-    if data.name == "jsonl":
+    if data.name == FILES:
         asked = held_back([question_key(Conversation(pref.prompt)) for pref in prefs], data.held_out)
         sides: dict[bool, list[Judged]] = {True: test, False: []}
         for pref in train:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from align.data import chitchat
 from align.data.formats.files import files_of
 from align.data.reasoning import without_reasoning
+from align.data.records.column_rules import ColumnRules
 from align.data.records.content import DOCUMENTS, PREFERENCES, asked
 from align.data.records.documents import read_documents
 from align.data.records.messages import with_default_system
@@ -20,14 +22,19 @@ from align.errors import InputError, require
 from align.run import Input, files_digest, json_digest, known_digest
 from align.types import Conversation, Document
 
+MANIFEST = "manifest"
+FILES = "files"
+ALIAS = "jsonl"
+"""Another name of `FILES`."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
     """Where rows come from.
 
     Attributes:
-        name: `chitchat`, the corpus of the built-in model; `jsonl`, files; `manifest`, a data set of `stage=data`;
-            `annotations`, votes.
+        name: `chitchat`, the corpus of the built-in model; `files`, which may be called `jsonl`; `manifest`,
+            a data set of `stage=data`; `annotations`, votes.
         path: a file, a folder, a pattern, or a data set on the hub, see `align.data.formats.files.files_of`; the folder
             of the data set of `manifest`.
         part: of the corpus; None for what the stage needs.
@@ -37,6 +44,8 @@ class DataSource:
         system: the system turn of conversations that have none.
         hide_reasoning: answers are read without the reasoning that they begin with.
         skips: rows that are refused are left out. Without, their file is refused.
+        columns: our name of a column → that of the files.
+        metadata: columns of the files that are kept as metadata.
     """
 
     name: str
@@ -48,10 +57,20 @@ class DataSource:
     system: str | None = None
     hide_reasoning: bool = False
     skips: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metadata: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name == ALIAS:
+            object.__setattr__(self, "name", FILES)
+
+    @property
+    def rules(self) -> ColumnRules:
+        """What the user says of columns."""
+        return ColumnRules(self.columns, self.metadata)
 
 
 T = TypeVar("T")
-MANIFEST = "manifest"
 MORE = "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
 
 
@@ -161,7 +180,7 @@ def nothing_left(data: DataSource, problem: str) -> InputError:
         return InputError("data.eval_path", data.eval_path, problem, remedy)
     if data.name == MANIFEST:
         return InputError("data.path", data.path, problem, "Make a data set with more rows, or another data.held_out.")
-    field, value = ("data.held_out", data.held_out) if data.name == "jsonl" else ("data", data.name)
+    field, value = ("data.held_out", data.held_out) if data.name == FILES else ("data", data.name)
     return InputError(field, value, problem, f"{MORE} A user must speak in them.")
 
 
@@ -192,7 +211,7 @@ def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
     their rows (`Conversation.row`); of what is imitated nobody reads them."""
     if data.name == MANIFEST:
         return documents_in(data, "train", answered)
-    return read_documents(data.path or "", "data.path", data.skips, answered, rows=not answered)
+    return read_documents(data.path or "", "data.path", data.skips, answered, rows=not answered, rules=data.rules)
 
 
 def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
@@ -215,7 +234,9 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
 
 def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
     """What `data.eval_path` holds, as it is."""
-    return read_documents(data.eval_path or "", "data.eval_path", data.skips, answered, rows=not answered)
+    return read_documents(
+        data.eval_path or "", "data.eval_path", data.skips, answered, rows=not answered, rules=data.rules
+    )
 
 
 def prepared(document: T, data: DataSource) -> T:

@@ -118,8 +118,9 @@ def write_ids(
         known: content ids that need not be computed.
 
     Returns:
-        the roots over them, 64 hex digits: `data_root` over the sequence of (content id, exposure), each where it comes
-        first, and `data_ids_root` over the sorted set of content ids. Nothing where a row has no id.
+        the roots over them, 64 hex digits: `data_root` over the sequence of content ids, each where it comes first
+        and with how often it comes, and `data_ids_root` over the sorted set of content ids. Nothing where a
+        row has no id.
     """
     kinds = [naming.kind_of(record) for record in records] if naming.kind_of else [SHA256] * len(records)
     keys = {kind: naming.key_of(kind) for kind in {*kinds} - {SHA256}}

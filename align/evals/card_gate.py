@@ -24,7 +24,7 @@ LEVEL = 0.95
 """The least level of the interval of an agreement that lets a judge decide."""
 LABELS = ("yes", "no")
 MEASURE_GRADER = (
-    "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=jsonl data.path=LABELLED."
+    "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=files data.path=LABELLED."
 )
 MEASURE = "Measure the judge: python -m align stage=eval eval=judge reward=… data=annotations project=NAME."
 

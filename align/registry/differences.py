@@ -120,17 +120,13 @@ def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
     found, without = Counter[bytes](), 0
     for path in files:
         try:
-            table = pq.read_table(path, columns=["content_id", *(["exposure"] if stage == DATA else [])])
+            table = pq.read_table(path, columns=["content_id"])
         except (pa.ArrowException, OSError) as error:
             remedy = "Restore the file; the other differences can be read in the two manifests."
             raise CorruptFile("file", str(path), f"cannot be read ({error})", remedy) from error
         ids = table["content_id"].to_pylist()
-        times = table["exposure"].to_pylist() if stage == DATA else [1] * len(ids)
-        for id, often in zip(ids, times, strict=True):
-            if id is None:
-                without += often
-            else:
-                found[id] += often
+        without += ids.count(None)
+        found.update(id for id in ids if id is not None)
     return found, without
 
 

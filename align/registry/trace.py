@@ -189,11 +189,11 @@ def data_digest(path: str) -> str:
     Raises:
         AlignError: there are none.
     """
-    from align.data.sources import DataSource, data_record  # which a question about times alone does not need
+    from align.data.sources import FILES, DataSource, data_record  # which a question about times alone does not need
 
     name = path.partition(":")[0]
     corpus = name == "chitchat" and not Path(path).exists()
-    return data_record(DataSource(name if corpus else "jsonl", None if corpus else path)).digest
+    return data_record(DataSource(name if corpus else FILES, None if corpus else path)).digest
 
 
 def facts_of(record: Record) -> tuple[str, ...]:

@@ -45,10 +45,13 @@ def lines_of(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
     for source in data["sources"]:
         told = [f"{why} {n:,}" for why, n in lost(source) if n]
         train, test = (source["splits"][side] for side in SIDES)
-        again = f" (seen {train['exposures']:,} times in all)" if train["exposures"] != train["rows"] else ""
+        again = f" ({train['distinct']:,} different ones)" if train["distinct"] != train["rows"] else ""
         share = f"; {percent(source['got'])} of the mixture, {percent(source['asked'])} asked" if weighed else ""
         kept = f"{train['rows']:,} to train on{again}, {test['rows']:,} to measure on{share}"
         yield f"  {source['name']}: {', '.join([f'{read(source):,} read', *told])} → {kept}"
+    for source in data["sources"]:
+        if source["metadata"]:
+            yield f"  {source['name']}: columns kept as metadata: {', '.join(source['metadata'])}"
     yield from notes(data, settings)
     splits = data["splits"]
     rows = " and ".join(
@@ -122,16 +125,15 @@ def lost(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield why, before - counts[step]
             before = counts[step]
     yield "forgotten", source.get("forgotten", 0)
-    left = before - source.get("forgotten", 0) - sum(source["splits"][s]["rows"] for s in SIDES)
+    left = before - source.get("forgotten", 0) - sum(source["splits"][s]["distinct"] for s in SIDES)
     yield "only measured on" if source["weight"] == 0 else "not in the mixture", left
 
 
 def verdict(seen: Seen) -> str:
     """What there is, and what was left out on the way."""
     data, metrics = seen.mapping("artifact/data.json"), seen.metrics
-    again = (
-        f", seen {metrics['exposures']:,} times in one pass" if metrics["exposures"] != metrics["train_rows"] else ""
-    )
+    distinct = metrics["train_distinct"]
+    again = f" ({distinct:,} different ones)" if distinct != metrics["train_rows"] else ""
     trained, measured = counted(metrics["train_rows"], "row"), counted(metrics["test_rows"], "row")
     gone: dict[str, int] = {}
     for source in data.get("sources", ()):
@@ -193,14 +195,16 @@ def sources_shown(report: Report, data: Mapping[str, Any], settings: Mapping[str
     rows += [(why, *(-of[why] for of in gone)) for why in gone[0] if any(of[why] for of in gone)]
     for side, what in zip(SIDES, PURPOSES, strict=True):
         rows.append((what, *(source["splits"][side]["rows"] for source in sources)))
-    if any(source["splits"]["train"]["exposures"] != source["splits"]["train"]["rows"] for source in sources):
-        rows.append(("seen in one pass", *(source["splits"]["train"]["exposures"] for source in sources)))
+    if any(source["splits"]["train"]["distinct"] != source["splits"]["train"]["rows"] for source in sources):
+        rows.append(("different ones to train on", *(source["splits"]["train"]["distinct"] for source in sources)))
     report.heading("Where every row went").table(("rows", *names), rows, "Where every row went")
     about: list[tuple[Any, ...]] = [("licence", *(source["licence"] or "not said" for source in sources))]
     if mixed(data, settings):
         about.append(("share asked", *(percent(source["asked"]) for source in sources)))
     about.append(("share of what is trained on", *(percent(source["got"]) for source in sources)))
     about.append(("sha256", *(source["digest"][:12] for source in sources)))
+    if any(source["metadata"] for source in sources):
+        about.append(("kept as metadata", *(", ".join(source["metadata"]) or "–" for source in sources)))
     if any("read_as" in source for source in sources):
         about.insert(0, ("read as", *(read_as(source["read_as"]) for source in sources)))
         about.insert(1, ("columns", *(", ".join(source["read_as"]["columns"]) or "–" for source in sources)))

@@ -206,7 +206,7 @@ FIGURES = (
     _figure("done wanted", "Rankings given", "", "Of those that the project wants.",
             lambda done, wanted: f"{done:,} of {wanted:,}"),
     _figure("read", "Records read", "", "Of all sources, less rows that were refused."),
-    _figure("exposures", "Rows seen in one pass", "", "Rows to train on, each as often as the mixture repeats it."),
+    _figure("train_distinct", "Different rows to train on", "", "Each counted once where the mixture repeats it."),
     _figure("test_rows", "Rows to measure on", "", "Nothing like them is trained on, unless "
             "stage.contamination.test=false."),
     _figure("dropped_in_cleaning", "Dropped in cleaning", "rows", "By the steps of stage.clean."),

@@ -121,9 +121,9 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
         train = mixed_in(rows, funnel, test, sources, draw, stage)
         check_some(config, funnel, test, train, given_away, leaks)
 
-    exposures = np.where(funnel.kept & test, 1, train.exposures).astype(np.int32)  # the test side is as it is
-    seen, scores = exposures > 0, scored.scores if scored else None
-    chosen = Chosen(exposures, test, duplicates.dropped, clusters(duplicates), scores)
+    times = np.where(funnel.kept & test, 1, train.times).astype(np.int32)  # the test side is as it is
+    seen, scores = times > 0, scored.scores if scored else None
+    chosen = Chosen(times, test, duplicates.dropped, clusters(duplicates), scores)
     evidence = found_in(against, given_away) + found_in(["the test split"], leaks)
     data = published(run, rows, kind, names, chosen, {
         **account_of(sources, run.inputs, shapes, accounts, funnel, test, train),
@@ -161,7 +161,7 @@ def published(
 ) -> dict[str, Any]:
     """Write the data set as the run's artifact. Returns what its `data.json` says."""
     shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
-    begins("publishes", int((chosen.exposures > 0).sum()))
+    begins("publishes", int((chosen.times).sum()))
     with atomic.publish(target) as folder:
         return publish(folder, rows, kind, names, chosen, said)
 
@@ -173,7 +173,7 @@ def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, g
     if removes and len(given_away.rows) and not any(funnel.steps["after_decontamination"]):
         raise InputError(at, given, "leave no row: all are like rows of stage.contamination.against", evaluations)
     require(bool(funnel.kept.any()), at, given, "leave no row", "Look at the settings that leave rows out.")
-    if config.data.held_out == 1 or train.exposures.any():
+    if config.data.held_out == 1 or train.times.any():
         return
     remedy = "Look at the report of a run with data.held_out=1."
     if removes and len(leaks.rows) and not (funnel.kept & ~test).any():

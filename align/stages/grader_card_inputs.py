@@ -46,8 +46,8 @@ def grader_inputs(config: Config) -> dict[str, Input]:
     """
     check_alone(config)
     source = source_of(config)
-    problem, remedy = "holds no answers with labels", "Use data=jsonl with data.path=LABELLED.jsonl, or data=manifest."
-    require(source.name in ("jsonl", "manifest"), "data", source.name, problem, f"{remedy} {HELP}")
+    problem, remedy = "holds no answers with labels", "Use data=files with data.path=LABELLED.jsonl, or data=manifest."
+    require(source.name in ("files", "manifest"), "data", source.name, problem, f"{remedy} {HELP}")
     grader = grader_in(config)
     return {**data_records(source), "judge": grader.endpoint.record(grader.identity)}
 

@@ -300,12 +300,19 @@ def verify(config: Config) -> Inputs:
     return Inputs(config, label(base, config.method.name), base, read)
 
 
+def path_source(config: Config) -> Mapping[str, Any]:
+    """Return `data.path` as a source of a data set."""
+    data = config.data
+    source = {"path": data.path, "columns": data.columns, "metadata": data.metadata}
+    return {key: value for key, value in source.items() if value is not None}
+
+
 def data(config: Config) -> Inputs:
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return forgetting(config)
     store, simulated = store_url(config), config.data.allow_simulated
-    sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [config.data.path])]
+    sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [path_source(config)])]
     check_sources(stage, sources)
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, one in enumerate(parsed_sets(stage.contamination.against)):

@@ -36,7 +36,7 @@ def source_of(config: Config) -> DataSource:
     return DataSource(
         data.name, data.path, part=data.part, held_out=data.held_out, limit=data.limit, eval_path=data.eval_path,
         system=data.system or None, hide_reasoning=data.reasoning == "hide",
-        skips=data.on_bad_row == "skip",
+        skips=data.on_bad_row == "skip", columns=data.columns or {}, metadata=tuple(data.metadata or ()),
     )  # fmt: skip
 
 

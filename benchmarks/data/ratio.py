@@ -151,11 +151,11 @@ def damage(root: Path, rows: Sequence[dict[str, str]], seed: int) -> dict[str, f
     align(root, "stage=data", f"stage.sources=[{{path: '{worse}'}}]", f"stage.clean={cleaned}", f"run.name=d-{seed}",
           "data.held_out=0.02", skipping)  # fmt: skip
     runs = {
-        "clean": ("data=jsonl", f"data.path={clean}", *measured),
-        "damaged": ("data=jsonl", f"data.path={worse}", *measured, skipping),
+        "clean": ("data=files", f"data.path={clean}", *measured),
+        "damaged": ("data=files", f"data.path={worse}", *measured, skipping),
         "through stage=data": ("data=manifest", f"data.path=data:d-{seed}", f"data.eval_path={test}", f"seed={seed}"),
         "damaged, by its own held-out rows": (
-            "data=jsonl", f"data.path={worse}", f"data.held_out={HELD_OUT}", f"seed={seed}", skipping,
+            "data=files", f"data.path={worse}", f"data.held_out={HELD_OUT}", f"seed={seed}", skipping,
         ),
     }  # fmt: skip
     return {name: align(root, *TRAINING, *words, f"run.name=damage-{i}-{seed}")["loss_after"]

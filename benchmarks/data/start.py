@@ -3,7 +3,7 @@
     python benchmarks/data/start.py FOLDER [--rows 200000] [--rounds 3] [--as manifest jsonl]
 
 Writes `rows.jsonl` to the folder (conversations of a question and an answer of some 620 bytes), makes a data set of it,
-and measures both in fresh processes, as `data=manifest` and as `data=jsonl` read them, which is what `stage=sft` does.
+and measures both in fresh processes, as `data=manifest` and as `data=files` read them, which is what `stage=sft` does.
 Imports are made before the clock starts.
 """
 

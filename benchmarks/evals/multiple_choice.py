@@ -126,7 +126,7 @@ def ours(folder: Path, model: str) -> Mapping[str, Weighed]:
     short = ("method=lora", "dtype=float32", f"model={model}", "device=cpu", f"run.root={folder / 'runs'}")
     ran(
         folder, "-m", "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=2",
-        "run.name=s", "data=jsonl", "data.path=said.jsonl", "data.held_out=0.4", "data.max_length=128",
+        "run.name=s", "data=files", "data.path=said.jsonl", "data.held_out=0.4", "data.max_length=128",
         "stage.batch_size=1", "stage.micro_batch=1",
     )  # fmt: skip
     seconds = ran(

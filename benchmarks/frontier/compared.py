@@ -80,7 +80,7 @@ def common(root: Path, seed: int, dtype: str) -> list[str]:
 
 def best_of(n: int, prompts: Path) -> list[str]:
     """The words of best-of-n by the reward model, on a file of prompts."""
-    rows = ["data=jsonl", f"data.path={prompts}", "data.held_out=0"]
+    rows = ["data=files", f"data.path={prompts}", "data.held_out=0"]
     return ["stage=sample", f"stage.best_of={n}", "stage.gold={name: sentiment}", "reward=learned", *rows]
 
 

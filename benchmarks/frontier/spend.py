@@ -32,7 +32,7 @@ PPO, SAMPLED, WIDEST = "PPO, the quickstart's", "best-of-16", "best-of-64"
 DISTILLED, MORE, MEAN = "distilled, then PPO", "RLOO, 512 answers an update", "mean of RLOO's and PPO's weights"
 LINES = {
     "best": "stage=sample stage.best_of=16 reward=learned stage.prompts=1000 rollout.batch_size=512",
-    "sft": "stage=sft data=jsonl data.max_length=256 stage.max_steps=80 method.lr=1e-3",
+    "sft": "stage=sft data=files data.max_length=256 stage.max_steps=80 method.lr=1e-3",
     "ppo": f"{SPLIT} stage.updates=44 stage.lr=1e-3 stage.kl_coef=0.1",
     "more": f"{SPLIT.replace('micro_batch=16', 'micro_batch=64')} stage.batch_size=512 stage.advantage=rloo "
     "stage.group_size=8 stage.updates=50 stage.lr=1e-3 stage.kl_coef=0.08",

@@ -35,7 +35,7 @@ RANKINGS = (25, 100, 400)
 """The quickstart has 8,800."""
 SEEDS = (0,)
 UPDATES, MEASURED_EVERY, PROMPTS = 80, 5, 128
-LEARNS = "stage=reward data=jsonl stage.lr=5e-4 stage.batch_size=8"
+LEARNS = "stage=reward data=files stage.lr=5e-4 stage.batch_size=8"
 CLIMB = (
     "stage=ppo stage.advantage=rloo stage.group_size=4 stage.lr=1e-3 stage.kl_coef=0 stage.epochs=1 "
     f"stage.minibatches=4 stage.micro_batch=16 stage.updates={UPDATES} stage.eval_every={MEASURED_EVERY} "

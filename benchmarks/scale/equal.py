@@ -33,7 +33,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from align.track import read_rows  # noqa: E402
 
-MODEL = ("model=pocket", "method=lora", "device=cpu", "data=jsonl", "seed=1", "data.max_length=64")
+MODEL = ("model=pocket", "method=lora", "device=cpu", "data=files", "seed=1", "data.max_length=64")
 PACE = ("stage.batch_size=8", "stage.micro_batch=4", "stage.save_every=2")
 SUPERVISED = (*MODEL, *PACE, "stage.log_every=1", "stage.epochs=2", "stage.warmup=0.2")
 PPO = (

@@ -51,7 +51,7 @@ def run(name: str, given: Any, root: Path) -> dict[str, Any]:
     data.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
     words = [
         "stage=ppo", "model=pocket", "init=base", "reward=rules", "reward.rules=[{rule: length, low: 2, high: 9}]",
-        "data=jsonl", f"data.path={data}", "data.max_length=96", f"stage.updates={given.updates}",
+        "data=files", f"data.path={data}", "data.max_length=96", f"stage.updates={given.updates}",
         "stage.batch_size=16", "stage.micro_batch=8", "stage.normalise_on=16", "stage.lr=0.005", "rollout=vllm",
         f"rollout.python={given.python}", "rollout.args={enforce-eager: true}", "rollout.max_new_tokens=24",
         "rollout.temperature=0.9", "device=cpu",

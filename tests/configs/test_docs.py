@@ -109,7 +109,7 @@ def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> N
             assert getattr(run.stage, method.price) == float(price)
     spend, turn = importlib.import_module("spend"), importlib.import_module("turn")
     for line in (*spend.LINES.values(), turn.CLIMB, turn.LEARNS):
-        rows = ["data.path=rows.jsonl", "init=sft:s"] if "data=jsonl" in line else []
+        rows = ["data.path=rows.jsonl", "init=sft:s"] if "data=files" in line else []
         assert check(compose_raw([*common, *line.split(), *rows])).stage.name in line
 
 

@@ -62,7 +62,7 @@ def by_hand(table: pa.Table) -> str:
         return hashlib.sha256(b"\x01" + root(leaves[:k]) + root(leaves[k:])).digest()
 
     return root([
-        hashlib.sha256(b"\x00" + bytes.fromhex(row["content_id"]) + row["exposure"].to_bytes(4, "big")).digest()
+        hashlib.sha256(b"\x00" + bytes.fromhex(row["content_id"]) + (1).to_bytes(4, "big")).digest()
         for row in table.to_pylist()
     ]).hex()  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_it_is_read_by_datasets(here: Path) -> None:
     found = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(here / "cache"))
     assert {side: len(found[side]) for side in found} == {s: data["splits"][s]["rows"] for s in ("train", "test")}
     assert set(found["train"].column_names) == {
-        "messages", "content_id", "question_id", "source", "row", "cluster", "exposure",
+        "messages", "content_id", "question_id", "source", "row", "cluster", "metadata",
     }  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_rows_come_back_as_they_were_read_each_as_often_as_it_is_seen(here: Path
     )  # fmt: skip
     found = data_set(folder / "artifact")
     train, test = found.records("train"), found.records("test")
-    assert len(train) == data["splits"]["train"]["exposures"] > data["splits"]["train"]["rows"]
+    assert len(train) == data["splits"]["train"]["rows"] > data["splits"]["train"]["distinct"]
     assert len(test) == data["splits"]["test"]["rows"]
     assert all(isinstance(record, Conversation) for record in train)
     asked = [

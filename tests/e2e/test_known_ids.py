@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def taken(config: Config, draw: Draw, folder: Path) -> tuple[int, int]:
 def test_documents(tmp_path: Path, stage: str, more: tuple[str, ...]) -> None:
     made(tmp_path, *of_every_form(tmp_path), "stage.mix.repeat=2", "stage.mix.total=90", "run.name=all")
     path = tmp_path / "runs" / "data" / "all" / "artifact"
-    exposures = [seen for table in data_set(path).tables("train") for seen in table["exposure"].to_pylist()]
-    assert {*exposures} == {1, 2}
+    ids = [id for table in data_set(path).tables("train") for id in table["content_id"].to_pylist()]
+    assert {*Counter(ids).values()} == {1, 2}
     config = check(compose_raw([f"stage={stage}", "data=manifest", f"data.path={path}", "model=pocket", *more]))
     count, known = taken(config, documents if stage == "sft" else questions, tmp_path)
     assert count > 0

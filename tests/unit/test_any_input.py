@@ -144,10 +144,10 @@ def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     bad_rows = BadRows(skips=True)
     read = list(read_records(str(written(found)), bad_rows=bad_rows))
     reads(lambda: bad_rows.settle("d", len(read)))
-    numbers = [number for number, _, _ in read]
+    numbers = [one.number for one in read]
     assert numbers == sorted(numbers)
-    assert all(len(content_id(record)) == 32 for _, record, _ in read)
-    assert all(isinstance(value, str | int | float) for _, _, extra in read for value in extra.values())
+    assert all(len(content_id(record)) == 32 for record in (one.record for one in read))
+    assert all(isinstance(value, str | int | float) for one in read for value in one.extra.values())
 
 
 @pytest.mark.parametrize(

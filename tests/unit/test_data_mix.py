@@ -16,13 +16,13 @@ def mix(counts: list[int], weights: list[float | None], size: int = 1, **how: ob
     ids = np.arange(len(source), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     names = [f"s{i}" for i in range(len(counts))]
     found = mixed(source, np.full(len(source), size), draws(ids, 0), names, weights=weights, **how)  # type: ignore[arg-type]
-    return found, [int(found.exposures[source == i].sum()) for i in range(len(counts))]
+    return found, [int(found.times[source == i].sum()) for i in range(len(counts))]
 
 
 def test_without_weights_every_row_is_seen_once():
     found, counts = mix([5, 3], [None, None])
     assert counts == [5, 3]
-    assert set(found.exposures) == {1}
+    assert set(found.times) == {1}
     assert found.asked == found.got == (0.625, 0.375)
 
 
@@ -44,7 +44,7 @@ def test_the_largest_mixture_without_repetition():
     found, counts = mix([700, 10_000], [None, 0.3])
     assert counts == [700, 300]
     assert found.limit == 0
-    assert max(found.exposures) == 1
+    assert max(found.times) == 1
     found, counts = mix([700, 100], [None, 0.3])
     assert counts == [233, 100]
     assert found.limit == 1
@@ -53,7 +53,7 @@ def test_the_largest_mixture_without_repetition():
 def test_repetition_lets_a_small_source_be_seen_again():
     found, counts = mix([700, 100], [None, 0.3], repeat=3)
     assert counts == [700, 300]
-    assert set(found.exposures[700:]) == {3}
+    assert set(found.times[700:]) == {3}
 
 
 def test_a_total_that_cannot_be_met_says_how_often_rows_would_be_seen():
@@ -81,7 +81,7 @@ def test_a_cap_leaves_the_first_rows_of_the_order():
 def test_shares_of_turns():
     source, size = np.array([0, 0, 0, 0, 1, 1]), np.array([10, 10, 10, 10, 4, 4])
     found = mixed(source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5])
-    assert found.exposures.tolist() == [1, 0, 0, 0, 1, 1]
+    assert found.times.tolist() == [1, 0, 0, 0, 1, 1]
     assert found.got == pytest.approx((10 / 18, 8 / 18))
 
 
@@ -107,7 +107,7 @@ def test_another_source_changes_counts_and_no_order(counts: list[int], seed: int
             source[inside], np.ones(int(inside.sum()), np.int64), draw[inside], [f"s{i}" for i in range(number)],
             weights=weights[:number],
         )  # fmt: skip
-        return np.flatnonzero((source[inside] == first) & (found.exposures > 0)).tolist()
+        return np.flatnonzero((source[inside] == first) & (found.times > 0)).tolist()
 
     fewer, more = sorted((set(seen_of(0, n)) for n in (len(counts) - 1, len(counts))), key=len)
     assert fewer <= more
@@ -127,6 +127,6 @@ def test_rows_that_are_not_inside_are_not_seen():
     inside, source = np.array([True, True, False, True]), np.array([0, 0, 1, 2])
     given = inside, source, np.ones(4, np.int64), np.arange(4, dtype=np.uint64), ["a", "b", "c"]
     found = mixture(*given, weights=[None] * 3, total=None, repeat=1, temperature=None)
-    assert found.exposures.tolist() == [1, 1, 0, 1]
+    assert found.times.tolist() == [1, 1, 0, 1]
     with pytest.raises(InputError, match=r"stage\.sources\.b=0\.2: has a weight, and none of its rows"):
         mixture(*given, weights=[0.5, 0.2, 0.3], total=None, repeat=1, temperature=None)

@@ -194,10 +194,10 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"prompt": "Q?", "completion": "Yes.", "label": 1}, "row 1, label=1: it is no answer with a label"),
-        ({"prompt": "Q?", "completion": "Yes.", "label": "true"}, "row 1, label=true: it is no answer"),
+        ({"prompt": "Q?", "completion": "Yes.", "label": 2}, "row 1, label=2: is no label"),
+        ({"prompt": "Q?", "completion": "Yes.", "label": "maybe"}, "row 1, label=maybe: is no label"),
         ({"prompt": "Q?", "completion": "Yes."}, r"row 1, label=\(none\)"),
-        ({"prompt": "Q?", "label": True}, r"row 1, completion=\(none\)"),
+        ({"prompt": "Q?", "label": True}, "row 1, label=True: .* no answer that the label is about"),
         ({"prompt": "Q?", "completion": "Yes.", "label": True, "weight": 3}, "row 1, weight=3"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from written import PACKERS, TABLES, WRITERS, write
 
 from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import ColumnRules
 from align.data.records.content import content_of
 from align.data.records.documents import read_documents
 from align.data.records.drops import Drop
@@ -132,8 +133,9 @@ def test_what_else_a_row_has_is_kept_beside_its_record(tmp_path: Path) -> None:
         first = records(write(tmp_path, "d.jsonl", [{**row, **more} for row in rows]))[0]
         assert kept.items() <= first.extra.items(), shape
         assert not first.extra.keys() & {"list", "none", "prompt", "text", "messages", "system"}
-    (label,) = records(write(tmp_path, "d.jsonl", [{"text": "a", "label": "spam"}]))
-    assert label == (1, "a", {"label": "spam"})
+    path = write(tmp_path, "d.jsonl", [{"text": "a", "label": "spam"}])
+    (label,) = records(path, rules=ColumnRules(metadata=["label"]))
+    assert (label.record, label.extra, label.metadata) == ("a", {"label": "spam"}, {"label": "spam"})
     (tree,) = records(write(tmp_path, "d.jsonl", FLAT_TREE))
     assert tree.extra == {"message_tree_id": "t1", "lang": "en", "group_id": "t1"}
 
@@ -150,15 +152,16 @@ def test_records_go_on_behind_the_last_that_was_read(tmp_path: Path) -> None:
 
 def test_columns_are_mapped_before_a_row_is_recognised(tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a", "note": "n", "prompt": "other"}])
-    (found,) = records(path, columns={"prompt": "ask", "completion": "say"})
+    (found,) = records(path, rules=ColumnRules({"prompt": "ask", "completion": "say"}))
     assert (found.record, found.extra) == (Conversation((U, A), "d.jsonl:1"), {"note": "n"})
+    assert found.metadata == {"note": "n", "prompt": "other"}
     (swapped,) = records(write(tmp_path, "d.jsonl", [{"prompt": "a", "completion": "q"}]),
-                         columns={"prompt": "completion", "completion": "prompt"})  # fmt: skip
+                         rules=ColumnRules({"prompt": "completion", "completion": "prompt"}))  # fmt: skip
     assert swapped.record == found.record
     with pytest.raises(
         InputError, match=r"row 1, columns=ask, say: there is no asked among them, which is to be prompt"
     ) as caught:
-        records(write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a"}]), columns={"prompt": "asked"})
+        records(write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a"}]), rules=ColumnRules({"prompt": "asked"}))
     assert "d.jsonl" in caught.value.field
 
 
@@ -270,8 +273,8 @@ def test_stages_read_trees_and_questions_too(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("row", "field"),
     [
-        ({"question": "q", "answer": "a", "context": "c"}, "context"),
-        ({"query": "q", "response": "a", "options": ["x"]}, "options"),
+        ({"question": "q", "answer": "a", "context": 3}, "context"),
+        ({"query": "q", "response": "a", "options": [["x"]]}, "options"),
         ({"question": "q", "answer": "a", "response": "b"}, "question"), ({"question": "q", "answer": 3}, "answer"),
         ({"prompt": "q", "completion": "a", "label": False}, "label"),
         ({"messages": [said("user", [{"type": "image_url", "image_url": {}}])]}, r"messages\[0\]\.content\[0\]"),

@@ -190,7 +190,8 @@ def test_what_says_nothing_is_no_obstacle(tmp_path: Path, row: dict[str, Any]) -
     ("content", "problem"),
     [
         (b"PAR1\x15\x04", "cut or damaged"), (b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b\x08", "cannot be unpacked"),
-        (b"(\xb5/\xfd\x04", "cannot be unpacked"), (b"BZh9", "packed by bzip2"), (b"\xff\xfea\0", "text in UTF-16"),
+        (b"(\xb5/\xfd\x04", "cannot be unpacked"), (b"BZh9", "cannot be unpacked"),
+        (b"\xfd7zXZ\0", "cannot be unpacked"), (b"\xff\xfea\0", "text in UTF-16"),
         (b"ARROW1\0\0", "cut or damaged"), (b"\xff\xff\xff\xff\x10", "cut or damaged"),
         (b'[\n{"text": "a"},', "was cut"),
     ],

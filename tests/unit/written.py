@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,8 @@ PACKERS: Mapping[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": lambda blob: gzip.compress(blob, mtime=0),
     ".zst": lambda blob: pa.compress(blob, codec="zstd", asbytes=True),
+    ".xz": lambda blob: lzma.compress(blob, preset=0),
+    ".bz2": lambda blob: bz2.compress(blob, 1),
 }
 
 

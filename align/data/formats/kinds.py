@@ -25,7 +25,7 @@ UNPACK = "Unpack it, and name a file of it that holds rows."
 UTF_16 = "Write it in UTF-8: iconv -f UTF-16 -t UTF-8 {} > rows.txt."
 NOT_READ = {
     b"PK\x03\x04": ("a zip archive", UNPACK), b"PK\x05\x06": ("a zip archive", UNPACK),
-    b"BZh": ("packed by bzip2", UNPACK), b"\xfd7zXZ": ("packed by xz", UNPACK), b"7z\xbc\xaf": ("a 7z archive", UNPACK),
+    b"7z\xbc\xaf": ("a 7z archive", UNPACK),
     b"SQLite format 3": ("a database", "Write the rows as JSON Lines or Parquet."),
     b"\xff\xfe": ("text in UTF-16", UTF_16), b"\xfe\xff": ("text in UTF-16", UTF_16),
 }  # fmt: skip

@@ -4,14 +4,16 @@
     .csv .tsv               tables with a header
     .parquet .arrow         Parquet; Arrow's IPC files and streams
 
-Each may be packed by gzip or zstd. What a file begins with tells its format, and its name only where that does not.
+Each may be packed by gzip, zstd, xz or bzip2. What a file begins with tells its format, and its name only
+where that does not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from align.data.formats.arrow import read_arrow_file, read_arrow_stream, read_parquet
@@ -42,6 +44,7 @@ class Row(NamedTuple):
         texts: a text may stand for the value that it writes: tables know nothing but texts, and columns of Parquet and
             Arrow are of one type.
         error: why it is no row.
+        aside: columns that are kept as metadata and not read, see `align.data.records.column_rules`.
     """
 
     number: int
@@ -50,6 +53,7 @@ class Row(NamedTuple):
     place: int
     texts: bool = False
     error: InputError | None = None
+    aside: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def where(self) -> str:

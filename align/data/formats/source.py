@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,10 @@ from typing import Any, BinaryIO, cast
 from align.errors import CorruptFile, InputError
 from align.run import storage_error
 
-PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd"}
+PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 """What a packed file begins with → by what it is packed."""
-ENDINGS = {".gz": "gzip", ".zst": "zstd"}
+ENDINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+UNPACKERS: Mapping[str, Callable[[BinaryIO, str], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
 HEAD = 64 * 2**10
 """Bytes at the beginning of a file that tell its format."""
 READING: dict[Path, Callable[[], int]] = {}
@@ -58,9 +61,13 @@ class Source:
         return CorruptFile(self.field, str(self.path), problem, remedy)
 
     def packed_by(self) -> str:
-        """`gzip`, `zstd`, or nothing. Raises: CorruptFile: its name says that it is packed, and it is not."""
+        """Return `gzip`, `zstd`, `xz`, `bzip2`, or nothing.
+
+        Raises:
+            CorruptFile: its name says that it is packed, and it is not.
+        """
         with self.path.open("rb") as file:
-            begins = file.read(4)
+            begins = file.read(max(map(len, PACKED)))
         found = next((how for mark, how in PACKED.items() if begins.startswith(mark)), "")
         named = ENDINGS.get(self.path.suffix.lower())
         if named and found != named:
@@ -71,8 +78,8 @@ class Source:
     def opened(self) -> Iterator[BinaryIO]:
         """Its bytes from the first to the last, unpacked."""
         how = self.packed_by()
-        if how == "gzip":
-            with self.path.open("rb") as packed, gzip.open(packed, "rb") as file, self._being_read(packed.tell):
+        if how in UNPACKERS:
+            with self.path.open("rb") as packed, UNPACKERS[how](packed, "rb") as file, self._being_read(packed.tell):
                 yield cast(BinaryIO, file)
         elif how == "zstd":
             import pyarrow
@@ -123,7 +130,7 @@ class Source:
         """
         try:
             yield
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
         except InputError:
             raise

@@ -18,14 +18,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from align.data.formats.rows import Row
 from align.data.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import ColumnRules, UnreadColumns, text_sizes, unread_columns
 from align.data.records.content import DOCUMENTS
 from align.data.records.drops import Drop
-from align.data.records.grouping import grouped_rows, is_tree_message
+from align.data.records.grouping import grouped_rows
+from align.data.records.labels import LABEL
 from align.data.records.messages import (
     EMPTY,
     SYSTEM,
@@ -36,9 +39,9 @@ from align.data.records.messages import (
     with_system_column,
 )
 from align.data.records.refusals import refused
-from align.data.records.shapes import CONVERSATIONS, HELP, nearest
+from align.data.records.shapes import CONVERSATIONS, HELP, SHAPES_OF_DOCUMENTS, TREE, TREE_MESSAGE, Shape, nearest
 from align.data.records.tools import OFFERED, check_calls, tools_of, value_of
-from align.data.records.trees import flat_tree_of, is_tree, tree_of
+from align.data.records.trees import flat_tree_of, is_tree, is_tree_message, tree_of
 from align.errors import InputError, require
 from align.types import Conversation, Document, Message
 
@@ -47,14 +50,25 @@ Placed = list[tuple[str, Message]]
 TEXT = "text"
 SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
+OURS = ColumnRules()
+NOTHING_ASIDE: Mapping[str, Any] = MappingProxyType({})
+ANSWERS = {shape.needs[0]: shape.answers for shape in CONVERSATIONS}
+BY_COLUMN = {shape.needs[0]: shape for shape in SHAPES_OF_DOCUMENTS}
+LABELLED_HELP = (
+    "Train on such rows with stage=kto. If it is no label of the answer, or labels no longer count: "
+    '"data.metadata=[label]".'
+)
 CALLER = "function_call"
 """Who speaks where the text of a turn is calls, as LLaMA-Factory writes them."""
-BESIDE = ("context", "passage", "choices", "options")
-"""Columns without which a question is another one."""
 
 
 def read_documents(
-    path: str | Path, field: str = "data.path", skips: bool = False, answered: bool = False, rows: bool = False
+    path: str | Path,
+    field: str = "data.path",
+    skips: bool = False,
+    answered: bool = False,
+    rows: bool = False,
+    rules: ColumnRules = OURS,
 ) -> list[Document]:
     """The documents of a data set, in its order, see `align.data.formats.files.files_of`.
 
@@ -64,28 +78,43 @@ def read_documents(
         answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
             would make questions of rows to train on.
         rows: conversations keep the other columns of their rows, for what checks answers.
+        rules: what the user says of columns.
 
     Raises:
         InputError: there is no row, or rows say nothing to learn from, or what cannot be kept: names file and row.
         CorruptFile: a file was cut or is damaged.
     """
-    bad_rows, found, drops = BadRows(skips), list[Document](), Counter[Drop]()
-    for group in grouped_rows(path, field, bad_rows):
+    bad_rows = BadRows(skips)
+    documents = list[Document]()
+    drops = Counter[Drop]()
+    unread = UnreadColumns(rules)
+    for group in grouped_rows(path, field, bad_rows, rules):
         if is_tree_message(group[0].data) or is_tree(group[0].data):
             with bad_rows:
                 row = group[0]
                 tree = list(tree_of(row, id_of(row)) if is_tree(row.data) else flat_tree_of(group, id_of))
                 drops.update(one for one in tree if isinstance(one, Drop))
-                found += [one[0] for one in tree if not isinstance(one, Drop)]
+                documents += [one[0] for one in tree if not isinstance(one, Drop)]
+                for message in group:
+                    count_unread(unread, message, TREE if is_tree(row.data) else TREE_MESSAGE)
             continue
         for row in group:
             with bad_rows:
-                found.append(document_of(row.data, row.where, id_of(row), answered, rows))
-    bad_rows.settle(path, len(found))
-    require(bool(found), field, str(path), "is empty", "Give at least one row.")
+                documents.append(document_of(row.data, row.where, id_of(row), answered, rows, row.aside))
+                count_unread(unread, row, BY_COLUMN[shape_column(row.data, row.where)], rows)
+    bad_rows.settle(path, len(documents))
+    unread.check(field, str(path))
+    require(bool(documents), field, str(path), "is empty", "Give at least one row.")
     for drop, count in drops.items():
         print(f"left out {count} path{'s' if count > 1 else ''} of {path}: {drop.value}")
-    return found
+    unread.tell(path)
+    return documents
+
+
+def count_unread(unread: UnreadColumns, row: Row, shape: Shape, asked: bool = False) -> None:
+    """Count what a row has in columns that nothing reads, see `align.data.records.column_rules.text_sizes`."""
+    if columns := unread_columns(row, shape):
+        unread.add(text_sizes(row, shape, columns, asked))
 
 
 def id_of(row: Row) -> str:
@@ -93,22 +122,29 @@ def id_of(row: Row) -> str:
     return f"{row.file.name}:{row.place}"
 
 
-def document_of(row: Mapping[str, Any], where: str, id: str, answered: bool = False, rows: bool = False) -> Document:
+def document_of(
+    row: Mapping[str, Any],
+    where: str,
+    id: str,
+    answered: bool = False,
+    rows: bool = False,
+    aside: Mapping[str, Any] = NOTHING_ASIDE,
+) -> Document:
     """One row as a document, see `read_documents`. Where a row has `text` beside a conversation, that is its rendering,
     and the conversation counts."""
     column = shape_column(row, where)
+    if row.get(LABEL) is not None and not rows:  # a prompt is asked whatever became of its answer
+        problem = "stands beside a row to imitate, and an answer with a label is judged, not imitated"
+        raise refused(where, LABEL, row[LABEL], problem, LABELLED_HELP)
     if column == TEXT:
         return plain_text(row, where)
     placed = placed_of(row, where, column, answered)
     for place, message in placed:
         check_said(place, message, where)
-    if row.get("label") is False and not rows:  # a prompt is asked whatever became of its answer
-        problem = "says that the answer is not wanted, and rows to imitate are"
-        raise refused(where, "label", False, problem, "Leave the row out.")
     tools = tools_of(row, where)
     check_calls(placed, tools, where)
     messages = with_system_column(tuple(message for _, message in placed), row, where)
-    return Conversation(messages, id, tools, row_text(row, column) if rows else "")
+    return Conversation(messages, id, tools, row_text({**row, **aside}, column) if rows else "")
 
 
 def row_text(row: Mapping[str, Any], column: str) -> str:
@@ -222,9 +258,6 @@ def asked_and_answered(row: Mapping[str, Any], where: str, column: str, answers:
     if len({repr(value) for value in given.values()}) > 1:
         problem = f"has several answers ({', '.join(given)})"
         raise refused(where, column, row[column], problem, "Keep one of these columns.")
-    if column != "prompt" and (beside := [name for name in BESIDE if row.get(name)]):
-        problem = f"stands beside a {column}, which means something else without it"
-        raise refused(where, beside[0], row[beside[0]], problem, f"Write both into `{column}`.")
     asked = turns_of(row[column], "user", where, column)
     name = next(iter(given), answers[0])
     answered = turns_of(given.get(name), "assistant", where, name)
@@ -246,9 +279,14 @@ def turns_of(value: Any, role: str, where: str, column: str) -> Placed:
 
 
 def alpaca(row: Mapping[str, Any], where: str) -> Placed:
-    """An `instruction`, with its `input` on the lines below it, and the `output`; `history`, pairs of a question and an
-    answer, in front."""
-    texts = {name: row.get(name) for name in ("instruction", "input", "output")}
+    """An `instruction`, with its `input` on the lines below it, and the `output` or `response`; `history`, pairs of a
+    question and an answer, in front."""
+    answers = {name: row[name] for name in ANSWERS["instruction"] if row.get(name) is not None}
+    if len({repr(value) for value in answers.values()}) > 1:
+        problem = f"has several answers ({', '.join(answers)})"
+        raise refused(where, "instruction", row["instruction"], problem, "Keep one of these columns.")
+    answer = next(iter(answers), "output")
+    texts = {name: row.get(name) for name in ("instruction", "input", answer)}
     for name, text in texts.items():
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
             raise refused(where, name, text, "is no text", "Give its text, or leave the row out.")
@@ -260,12 +298,11 @@ def alpaca(row: Mapping[str, Any], where: str) -> Placed:
         turns += [(place, Message("user", texts_of_it[0])), (place, Message("assistant", texts_of_it[1]))]
     asked = "\n".join(text for text in (texts["instruction"], texts["input"]) if text)
     turns.append(("instruction", Message("user", asked)))
-    if texts["output"] is not None:
-        turns.append(("output", Message("assistant", texts["output"])))
+    if (answered := texts[answer]) is not None:
+        turns.append((answer, Message("assistant", answered)))
     return turns
 
 
-ANSWERS = {shape.needs[0]: shape.answers for shape in CONVERSATIONS}
 SHAPES: Mapping[str, tuple[Callable[[Mapping[str, Any], str], Placed], tuple[str, ...]]] = {
     "messages": (lambda row, where: listed(row["messages"], where, "messages"), ()),
     "conversations": (lambda row, where: share_gpt(row["conversations"], where, "conversations"), ()),

@@ -1,4 +1,4 @@
-"""Answers with a label, KTO's: `prompt`, `completion` and a `label` that is true or false, or a whole conversation of
+"""Answers with a label, KTO's: `prompt`, `completion` and a `label`, or a whole conversation of
 any shape whose last answer the label is about."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.data.records.documents import placed_of, shape_column
+from align.data.records.labels import LABEL, read_label
 from align.data.records.messages import with_system_column
 from align.data.records.refusals import refused
 from align.data.records.shapes import ANSWERS
@@ -34,4 +35,4 @@ def feedback_of(row: Mapping[str, Any], where: str, id: str) -> Feedback:
     require(said, f"{where}, {placed[0][0]}", "(empty)", "it holds no question to answer", "Give its text.")
     tools = tools_of(row, where)
     check_calls(placed, tools, where)
-    return Feedback(asked, answered, bool(row["label"]), id, tools)
+    return Feedback(asked, answered, bool(read_label(row[LABEL])), id, tools)

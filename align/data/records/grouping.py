@@ -6,24 +6,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from align.data.formats.rows import Row, placed_rows
 from align.data.formats.tables import Cells
 from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import ColumnRules
+from align.data.records.shapes import is_helpsteer
+from align.data.records.trees import is_tree_message
 from align.errors import InputError
 
 BACK = 64
 """Rows before a place that are looked at, to know what its row goes on with; many times more where they are none."""
 CELLS = Cells(
-    lists=frozenset({"messages", "conversations", "history", "answers"}),
+    lists=frozenset(
+        {"messages", "conversations", "history", "answers", "completions", "choices", "options", "documents"}
+    ),
     messages=frozenset({"prompt", "completion", "response", "chosen", "rejected", "context"}),
     numbers=frozenset(
         [
             "helpfulness",
             "overall_preference",
+            "preference_strength",
             "margin",
             "score_chosen",
             "score_rejected",
@@ -41,10 +46,10 @@ CELLS = Cells(
 
 
 def grouped_rows(
-    path: str | Path, field: str, bad_rows: BadRows, columns: Mapping[str, str] | None = None
+    path: str | Path, field: str, bad_rows: BadRows, rules: ColumnRules | None = None
 ) -> Iterator[list[Row]]:
     """The rows of a data set, those together that are read together. Rows that are none are handed to `bad_rows`."""
-    for group in groups_of(path, field, columns):
+    for group in groups_of(path, field, rules):
         if group[0].error is None:
             yield group
         else:
@@ -52,18 +57,18 @@ def grouped_rows(
 
 
 def groups_of(
-    path: str | Path, field: str, columns: Mapping[str, str] | None = None, skip: int = 0, counts: Sequence[int] = ()
+    path: str | Path, field: str, rules: ColumnRules | None = None, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[list[Row]]:
     """The rows of a data set, those together that are read together: HelpSteer's neighbours on one prompt, and the
     messages of a tree; others alone, those that are none among them. What is refused within a group stands behind it.
 
     Args:
-        columns: our name of a column → the data set's.
+        rules: what becomes of the columns; None gives rows as they stand in the files, as evaluation sets are read.
         skip: rows up to this number were read before, and with them the whole group that the last of them is in.
         counts: see `align.data.formats.rows.placed_rows`.
     """
     held, shared, refused = list[Row](), None, list[Row]()
-    for row, key in keyed(path, field, columns or {}, skip, counts):
+    for row, key in keyed(path, field, rules, skip, counts):
         if row.error is not None:
             refused.append(row)
         elif held and (key is None or key != shared):
@@ -83,18 +88,18 @@ def groups_of(
 
 
 def keyed(
-    path: str | Path, field: str, columns: Mapping[str, str], skip: int, counts: Sequence[int]
+    path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
 ) -> Iterator[tuple[Row, Any]]:
     """The rows behind `skip`, each with its key (`Neighbours`), but for those that go on with the group before them."""
     neighbours, unknown = Neighbours(), object()
     last: Any = unknown if skip else None
-    for row in ready(placed_rows(path, field, skip, counts), columns):
+    for row in ready(placed_rows(path, field, skip, counts), rules):
         if row.error is not None:
             yield row, None
             continue
         key = neighbours.key(row.data)
         if key is not None and last is unknown:
-            neighbours, last = before(path, field, columns, skip, counts)
+            neighbours, last = before(path, field, rules, skip, counts)
             key = neighbours.key(row.data)
         if key is not None and key == last:
             continue
@@ -103,13 +108,13 @@ def keyed(
 
 
 def before(
-    path: str | Path, field: str, columns: Mapping[str, str], skip: int, counts: Sequence[int]
+    path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
 ) -> tuple[Neighbours, Any]:
     """The key of the last row up to `skip` that is one, and what gives keys to the rows behind it."""
     back = BACK
     while True:
         neighbours, found, key = Neighbours(), False, None
-        for row in ready(placed_rows(path, field, max(0, skip - back), counts), columns):
+        for row in ready(placed_rows(path, field, max(0, skip - back), counts), rules):
             if row.number > skip:
                 break
             if row.error is None:
@@ -119,38 +124,20 @@ def before(
         back *= BACK
 
 
-def ready(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[Row]:
-    """Rows with our names of columns, and with values; those that cannot be given such with an error."""
+def ready(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
+    """Yield rows with values in place of the texts of tables, and with `rules` applied to their columns. A row to which
+    the rules cannot be applied has an error."""
     for row in rows:
-        if row.error is not None or not (columns or row.texts):
+        if row.error is not None or not (rules or row.texts):
             yield row
             continue
         try:
-            data = renamed(row.data, columns, row.where) if columns else row.data
-            yield row._replace(data=CELLS.typed(data) if row.texts else data)
+            if rules is None:
+                yield row._replace(data=CELLS.typed(row.data))
+            else:
+                yield rules.apply(row, CELLS if row.texts else None)
         except InputError as error:
             yield row._replace(error=error)
-
-
-def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """A row whose columns have our names. What had one of these names before is left out.
-
-    Raises:
-        InputError: a column that is to be renamed is not there.
-    """
-    for ours, theirs in columns.items():
-        if theirs not in data:
-            seen, problem = (
-                ", ".join(map(str, data)) or "(none)",
-                f"there is no {theirs} among them, which is to be {ours}",
-            )
-            close = get_close_matches(theirs.casefold(), {name.casefold(): name for name in map(str, data)}, 1, 0.75)
-            meant = next((name for name in map(str, data) if name.casefold() in close), "")
-            remedy = f"Did you mean {meant}?" if meant else "Give the name of a column that is there."
-            raise InputError(f"{where}, columns", seen, problem, remedy)
-    taken = {*columns, *columns.values()}
-    kept = {name: value for name, value in data.items() if name not in taken}
-    return {ours: data[theirs] for ours, theirs in columns.items()} | kept
 
 
 class Neighbours:
@@ -167,14 +154,3 @@ class Neighbours:
             tree = row.get("message_tree_id")
             return "tree", self.trees if tree is None else str(tree)
         return None
-
-
-def is_helpsteer(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one answer to a prompt with a figure of how good it is."""
-    return row.get("helpfulness") is not None and "prompt" in row and "response" in row
-
-
-def is_tree_message(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one message of a tree, as OASST's flat files have them."""
-    named = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
-    return named and "role" in row and "text" in row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ PART = ("type", "text", "cache_control")
 """Fields of a content part of text: the last is about the server that answered, not about what is said."""
 RESULT = "Write what the tool returned as text, an object as its JSON text."
 NOT_THEIRS = "Write the role assistant, or leave the calls out."
+HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 EMPTY = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
 
 
@@ -201,3 +204,14 @@ def with_default_system(messages: tuple[Message, ...], system: str | None) -> tu
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)
+
+
+def transcript(text: str) -> tuple[Message, ...]:
+    r"""The turns of an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`); else one user turn."""
+    if HH_TURN.match(text.lstrip(" ")):
+        _, *parts = HH_TURN.split(text.lstrip(" "))
+        roles = {"Human": "user", "Assistant": "assistant"}
+        return tuple(Message(roles[who], content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True))
+    first, *parts = HELPSTEER_TURN.split(text)
+    later = (Message(who.lower(), content) for who, content in zip(parts[::2], parts[1::2], strict=True))
+    return (Message("user", first), *later)

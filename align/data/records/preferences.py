@@ -4,10 +4,14 @@ Each row is recognised by its columns:
 
     chosen rejected [prompt|question]                 TRL (messages or plain strings), UltraFeedback binarised, the
                                                       implicit form (whole conversations), HH transcripts, Orca pairs
+    conversations chosen{} rejected{}                 LLaMA-Factory: a conversation, and two last turns
+    instruction [input] chosen rejected               LLaMA-Factory
     prompt response helpfulness                       HelpSteer: neighbouring rows with one prompt are paired
+    prompt response_1 response_2 preference_strength  HelpSteer2's preferences
     prompt chosen[] rejected[]                        RewardBench 2: one right answer and several wrong ones, or several
     context response1 response2 overall_preference    HelpSteer3
     prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
+    instruction completions[{response, overall_score}]   UltraFeedback: the higher score is the better answer
 """
 
 from __future__ import annotations
@@ -16,22 +20,23 @@ import gzip
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.data.formats.rows import Row
 from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import ColumnRules, UnreadColumns, text_sizes, unread_columns
 from align.data.records.content import PREFERENCES
+from align.data.records.documents import OURS, alpaca, share_gpt
 from align.data.records.drops import Drop
-from align.data.records.grouping import grouped_rows, is_helpsteer
-from align.data.records.messages import check_row, messages_of, with_system_column
+from align.data.records.grouping import grouped_rows
+from align.data.records.messages import HH_TURN, check_row, transcript, with_system_column
 from align.data.records.refusals import displayed
-from align.data.records.shapes import nearest
+from align.data.records.shapes import HELPSTEER, PAIRS, SCORED, is_helpsteer, nearest, question_column, recognised
 from align.data.records.tools import check_calls, tools_of
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
@@ -40,8 +45,6 @@ from align.types import Message, Preference
 Messages = tuple[Message, ...]
 
 HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
-HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,12 @@ class SourceRow:
         return "" if value is None else str(value)
 
 
-def read_preferences(path: str | Path, field: str = "data.path", skips: bool = False) -> list[Preference]:
+def read_preferences(
+    path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
+) -> list[Preference]:
     """The pairs of a file, see `read_with_report`; says how many were left out because no answer of theirs is
     preferred."""
-    pairs, report = read_with_report(path, field, skips)
+    pairs, report = read_with_report(path, field, skips, rules)
     undecided = report.identical + report.ties + report.unpaired
     tally("dropped_undecided", undecided)
     if undecided:
@@ -96,7 +101,7 @@ def read_preferences(path: str | Path, field: str = "data.path", skips: bool = F
 
 
 def read_with_report(
-    path: str | Path, field: str = "data.path", skips: bool = False
+    path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
 ) -> tuple[list[Preference], ReadReport]:
     """The pairs of a data set in its order, and what became of its rows.
 
@@ -104,56 +109,78 @@ def read_with_report(
         path: see `align.data.formats.files.files_of`.
         field: what the user calls the data set.
         skips: rows that are refused are left out. Without, the data set is refused.
+        rules: what the user says of columns.
 
     Raises:
-        InputError: no such file, no row, no pair, or a bad row: names file, row (from 1) and column.
+        InputError: no such file, no row, no pair, a column that nothing reads, or a bad row: names file, row (from
+            1) and column.
         CorruptFile: a file was cut or is damaged.
     """
     bad_rows = BadRows(skips)
     pairs: list[Preference] = []
     drops: Counter[Drop] = Counter()
     rows = 0
-    for together in grouped_rows(path, field, bad_rows):
+    unread = UnreadColumns(rules)
+    for together in grouped_rows(path, field, bad_rows, rules):
         rows += len(together)
         with bad_rows:
-            found = list(parse(together))  # all of a row, or nothing
-            drops.update(drop for drop in found if isinstance(drop, Drop))
-            pairs += [pair for pair in found if isinstance(pair, Preference)]
+            parsed = list(parse(together))  # all of a row, or nothing
+            drops.update(drop for drop in parsed if isinstance(drop, Drop))
+            pairs += [pair[0] for pair in parsed if not isinstance(pair, Drop)]
+            for row in together:
+                shape = recognised(row.data) or PAIRS
+                if columns := unread_columns(row, shape):
+                    unread.add(text_sizes(row, shape, columns))
     bad_rows.settle(path, len(pairs) + sum(drops.values()))
+    unread.check(field, str(path))
     require(rows > 0, field, str(path), "is empty", HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")
+    unread.tell(path)
     return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
 
 
-def parse(group: Sequence[Row]) -> Iterator[Preference | Drop]:
-    """The pairs of one row, or of neighbouring HelpSteer rows."""
+Parsed = tuple[Preference, Mapping[str, Any]] | Drop
+"""A pair, and what else its row says of each of its answers."""
+
+
+def parse(group: Sequence[Row]) -> Iterator[Parsed]:
+    """Yield the pairs of one row, or of neighbouring HelpSteer rows."""
     rows = [SourceRow(row.data, row.where, row.name) for row in group]
     row, columns = rows[0], rows[0].data.keys()
     for each in rows:
         check_row(each.data, each.where)
+    shape = recognised(row.data)
     if is_helpsteer(row.data):
-        yield from _helpsteer(rows)
+        yield from _helpsteer(rows, [unread_columns(each, HELPSTEER) for each in group])
+    elif shape is SCORED:
+        yield from _scored(row)
     elif {"chosen", "rejected"} <= columns and is_texts(row.data["rejected"]):
         yield from _right_and_wrong(row)
     elif {"chosen", "rejected"} <= columns:
-        yield _pair(row)
+        yield _alone(_pair(row))
     elif {"prompt", "answers"} <= columns:
         yield from _k_wise(row)
+    elif {"prompt", "response_1", "response_2", "preference_strength"} <= columns:
+        yield _alone(_compared(row, "prompt", ("response_1", "response_2"), "preference_strength"))
     elif {"context", "response1", "response2", "overall_preference"} <= columns:
-        yield _helpsteer3(row)
+        yield _alone(_compared(row, "context", ("response1", "response2"), "overall_preference"))
     else:
         column = "rejected" if "chosen" in columns else "chosen"
         seen = f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})"
         raise row.error(column, seen, nearest(row.data, (PREFERENCES,)) + HELP)
 
 
+def _alone(pair: Preference | Drop) -> Parsed:
+    return pair if isinstance(pair, Drop) else (pair, {})
+
+
 def _pair(row: SourceRow) -> Preference | Drop:
     chosen, rejected = row.data["chosen"], row.data["rejected"]
-    asking = "prompt" if row.data.get("prompt") is not None or "question" not in row.data else "question"
+    asking = question_column(row.data) or "prompt"
     prompt = row.data.get(asking)
     for column, value in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(value, str | list):
+        if not isinstance(value, str | list | dict):
             raise row.error(column, "missing" if value is None else "neither a text nor a list of messages")
     if type(chosen) is not type(rejected):
         raise row.error("rejected", "not of the same form as chosen")
@@ -165,7 +192,7 @@ def _pair(row: SourceRow) -> Preference | Drop:
     elif isinstance(chosen, str):
         better, worse = (Message("assistant", chosen),), (Message("assistant", rejected),)
     else:
-        better, worse = (as_messages(row, column, row.data[column]) for column in ("chosen", "rejected"))
+        better, worse = (as_messages(row, column, listed_turns(row.data[column])) for column in ("chosen", "rejected"))
     for column, turns in (("chosen", better), ("rejected", worse)):
         if turns[-1].role != "assistant":
             raise row.error(column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge")
@@ -178,10 +205,17 @@ def _pair(row: SourceRow) -> Preference | Drop:
     else:
         asked, better, worse = split_shared(row, better, worse)
         asked = with_system_column(asked, row.data, row.where)
-        # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption.
-        if isinstance(prompt, list) and asked[-len(prompt) :] != as_messages(row, asking, prompt):
+        # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption,
+        # and so do `messages` that one of the answers ends.
+        named = as_messages(row, asking, prompt) if isinstance(prompt, list) and asking != "messages" else ()
+        if named and asked[-len(named) :] != named:
             raise row.error(asking, "not what chosen and rejected share")
     return _preference(row, asked, (better, worse), _margin(row))
+
+
+def listed_turns(value: Any) -> Any:
+    """Return one turn as a list of one; a list as it is."""
+    return [value] if isinstance(value, dict) else value
 
 
 def is_texts(value: Any) -> bool:
@@ -189,12 +223,14 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
-def _right_and_wrong(row: SourceRow) -> Iterator[Preference | Drop]:
+def _right_and_wrong(row: SourceRow) -> Iterator[Parsed]:
     """Each right answer over each wrong one, as one group."""
     right = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
     if not is_texts(right):
         raise row.error("chosen", "neither a text nor a list of texts, as rejected is one")
-    prompt, name = as_prompt(row, "prompt", row.data.get("prompt")), row.label("id") or row.name
+    asking = question_column(row.data) or "prompt"
+    prompt = as_prompt(row, asking, row.data.get(asking))
+    name = row.label("id") or row.name
     if "source" not in row.data and "subset" in row.data:  # as RewardBench calls it
         row = SourceRow({**row.data, "source": row.data["subset"]}, row.where, row.name)
     for (i, better), (j, worse) in product(enumerate(right), enumerate(row.data["rejected"])):
@@ -202,7 +238,7 @@ def _right_and_wrong(row: SourceRow) -> Iterator[Preference | Drop]:
             yield Drop.IDENTICAL
             continue
         turns = (Message("assistant", better),), (Message("assistant", worse),)
-        yield _preference(row, prompt, turns, margin=None, id=f"{name}/{i}>{j}", group=name)
+        yield _preference(row, prompt, turns, margin=None, id=f"{name}/{i}>{j}", group=name), {}
 
 
 def _margin(row: SourceRow) -> float | None:
@@ -213,59 +249,95 @@ def _margin(row: SourceRow) -> float | None:
     return None if margin is None else row.figure("margin", margin)
 
 
-def _k_wise(row: SourceRow) -> Iterator[Preference | Drop]:
-    answers = row.data["answers"]
-    if not isinstance(answers, list) or len(answers) < 2:
-        raise row.error("answers", "not a list of two or more answers")
-    judged: list[Judged] = []
-    for k, answer in enumerate(answers):
-        if not isinstance(answer, dict) or not isinstance(answer.get("answer"), str):
-            raise row.error(f"answers[{k}].answer", "missing or not a text")
-        judged.append((row, answer["answer"], -row.figure(f"answers[{k}].rank", answer.get("rank"))))
-    for found in _across(judged):  # ranks say in what order, not by how much
-        yield found if isinstance(found, Drop) else replace(found, margin=None)
+class Judged(NamedTuple):
+    """An answer to a prompt that several answer.
+
+    Attributes:
+        row: that it stands in.
+        text: what it says.
+        score: how good it is: higher is better.
+        about: what else is said of it.
+    """
+
+    row: SourceRow
+    text: str
+    score: float
+    about: Mapping[str, Any]
 
 
-def _helpsteer(rows: Sequence[SourceRow]) -> Iterator[Preference | Drop]:
+def _k_wise(row: SourceRow) -> Iterator[Parsed]:
+    """Yield the pairs of a ranking. Ranks say in what order answers are, not by how much one is better."""
+    for pair in _across(_entries(row, "answers", "answer", "rank", -1), "prompt"):
+        yield pair if isinstance(pair, Drop) else (replace(pair[0], margin=None), pair[1])
+
+
+def _scored(row: SourceRow) -> Iterator[Parsed]:
+    """Yield the pairs of completions with scores."""
+    yield from _across(_entries(row, "completions", "response", "overall_score", 1), question_column(row.data))
+
+
+def _entries(row: SourceRow, column: str, text: str, score: str, sign: int) -> list[Judged]:
+    """Return the entries of a list of answers, each with what else it says."""
+    entries = row.data[column]
+    if not isinstance(entries, list) or len(entries) < 2:
+        raise row.error(column, "not a list of two or more answers")
+    judged = list[Judged]()
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(text), str):
+            raise row.error(f"{column}[{k}].{text}", "missing or not a text")
+        figure = sign * row.figure(f"{column}[{k}].{score}", entry.get(score))
+        about = {name: value for name, value in entry.items() if name != text and value is not None}
+        judged.append(Judged(row, entry[text], figure, about))
+    return judged
+
+
+def _helpsteer(rows: Sequence[SourceRow], about: Sequence[Mapping[str, Any]]) -> Iterator[Parsed]:
     if len(rows) == 1:
         yield Drop.UNPAIRED
-    yield from _across(
-        [(row, row.text("response"), row.figure("helpfulness", row.data["helpfulness"])) for row in rows]
-    )
+    judged = [
+        Judged(row, row.text("response"), row.figure("helpfulness", row.data["helpfulness"]), more)
+        for row, more in zip(rows, about, strict=True)
+    ]
+    yield from _across(judged, "prompt")
 
 
-Judged = tuple[SourceRow, str, float]
-"""An answer's row, its text, and how good it is: higher is better."""
+def _across(judged: Sequence[Judged], asking: str) -> Iterator[Parsed]:
+    """Yield every pair of answers to one prompt, as one group.
 
-
-def _across(judged: Sequence[Judged]) -> Iterator[Preference | Drop]:
-    """Every pair of answers to one prompt, as one group."""
-    first = judged[0][0]
-    prompt = as_prompt(first, "prompt", first.data["prompt"])
+    Args:
+        asking: the column that holds the prompt.
+    """
+    first = judged[0].row
+    prompt = as_prompt(first, asking, first.data[asking])
     for pair in combinations(enumerate(judged), 2):
-        (i, (row, better, high)), (j, (_, worse, low)) = sorted(pair, key=lambda answer: -answer[1][2])
-        if high == low:
+        (i, better), (j, worse) = sorted(pair, key=lambda answer: -answer[1].score)
+        if better.score == worse.score:
             yield Drop.TIE
-        elif better == worse:
+        elif better.text == worse.text:
             yield Drop.IDENTICAL
         else:
-            turns = (Message("assistant", better),), (Message("assistant", worse),)
+            turns = (Message("assistant", better.text),), (Message("assistant", worse.text),)
             name = f"{first.name}/{i}>{j}"
-            yield _preference(row, prompt, turns, margin=high - low, id=name, group=first.name)
+            record = _preference(
+                better.row, prompt, turns, margin=better.score - worse.score, id=name, group=first.name
+            )
+            about = {"chosen": dict(better.about), "rejected": dict(worse.about)}
+            yield record, {side: said for side, said in about.items() if said}
 
 
-def _helpsteer3(row: SourceRow) -> Preference | Drop:
-    one, other = row.text("response1"), row.text("response2")
-    verdict = row.figure("overall_preference", row.data["overall_preference"])
+def _compared(row: SourceRow, asking: str, answers: tuple[str, str], column: str) -> Preference | Drop:
+    """Return the pair of two answers and a verdict from -3, the first is much better, to 3, the second is."""
+    first, second = (row.text(name) for name in answers)
+    verdict = row.figure(column, row.data[column])
     if not -3 <= verdict <= 3:
-        raise row.error("overall_preference", "outside -3 … 3")
+        raise row.error(column, "outside -3 … 3")
     if verdict == 0:
         return Drop.TIE
-    if one == other:
+    if first == second:
         return Drop.IDENTICAL
-    best, worst = (one, other) if verdict < 0 else (other, one)  # -3: response1 much better; 3: response2
+    best, worst = (first, second) if verdict < 0 else (second, first)
     turns = (Message("assistant", best),), (Message("assistant", worst),)
-    return _preference(row, as_prompt(row, "context", row.data["context"]), turns, margin=abs(verdict))
+    return _preference(row, as_prompt(row, asking, row.data[asking]), turns, margin=abs(verdict))
 
 
 def _preference(
@@ -308,29 +380,23 @@ def as_messages(row: SourceRow, column: str, value: Any) -> Messages:
     """A list of `{role, content}`, checked."""
     if not isinstance(value, list) or not value:
         raise row.error(column, "neither a text nor a list of messages")
-    return messages_of(value, row.where, column)
+    return tuple(message for _, message in share_gpt(value, row.where, column))
 
 
 def as_prompt(row: SourceRow, column: str, value: Any) -> Messages:
     """A prompt from messages, a transcript or a plain question; ends before the assistant's turn."""
-    turns = transcript(value) if isinstance(value, str) else as_messages(row, column, value)
+    if column == "instruction" and isinstance(value, str):
+        turns = tuple(message for place, message in alpaca(row.data, row.where) if place not in ("output", "response"))
+    elif isinstance(value, str):
+        turns = transcript(value)
+    else:
+        turns = as_messages(row, column, value)
     turns = with_system_column(turns, row.data, row.where)
     if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
         turns = turns[:-1]
     if not turns or turns[-1].role == "assistant" or not any(turn.content.strip() for turn in turns):
         raise row.error(column, "it holds no question to answer")
     return turns
-
-
-def transcript(text: str) -> Messages:
-    r"""The turns of an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`); else one user turn."""
-    if HH_TURN.match(text.lstrip(" ")):
-        _, *parts = HH_TURN.split(text.lstrip(" "))
-        roles = {"Human": "user", "Assistant": "assistant"}
-        return tuple(Message(roles[who], content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True))
-    first, *parts = HELPSTEER_TURN.split(text)
-    later = (Message(who.lower(), content) for who, content in zip(parts[::2], parts[1::2], strict=True))
-    return (Message("user", first), *later)
 
 
 def split_shared(row: SourceRow, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:

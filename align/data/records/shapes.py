@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.data.records.grouping import is_helpsteer, is_tree_message
+from align.data.records.labels import LABEL, read_label
 from align.data.records.messages import SYSTEM
 from align.data.records.tools import OFFERED
-from align.data.records.trees import is_tree
+from align.data.records.trees import is_tree, is_tree_message
 from align.errors import InputError
 
 HELP = "docs/data-formats.md has every shape."
@@ -36,7 +36,11 @@ class Shape(NamedTuple):
 
 HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"))
 HELPSTEER3 = Shape("HelpSteer3", PREFERENCES, ("context", "response1", "response2", "overall_preference"))
+HELPSTEER2 = Shape(
+    "HelpSteer2's preferences", PREFERENCES, ("prompt", "response_1", "response_2", "preference_strength")
+)
 RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"))
+SCORED = Shape("completions with scores (UltraFeedback)", PREFERENCES, ("instruction", "completions"))
 ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"))
 PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"))
 TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
@@ -47,18 +51,21 @@ CONVERSATIONS: tuple[Shape, ...] = (
     Shape("messages (OpenAI)", DOCUMENTS, ("messages",)),
     Shape("ShareGPT", DOCUMENTS, ("conversations",)),
     Shape("a prompt and its completion", DOCUMENTS, ("prompt",), ("completion", "response", "chosen")),
-    Shape("Alpaca", DOCUMENTS, ("instruction",), ("output",)),
+    Shape("Alpaca", DOCUMENTS, ("instruction",), ("output", "response")),
     Shape("a question and its answer", DOCUMENTS, ("question",), ("answer", "response", "completion", "chosen")),
     Shape("a query and its response", DOCUMENTS, ("query",), ("response", "answer", "completion", "chosen")),
 )
 """Of several the first counts: data sets fill the columns of other rows with null."""
-SHAPES = (HELPSTEER, HELPSTEER3, RANKING, ORCA, PAIRS, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
+SHAPES_OF_DOCUMENTS = (*CONVERSATIONS, TEXT)
+SHAPES = (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING, SCORED, ORCA, PAIRS, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
+QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
+"""Columns in which the question of a pair or of a ranking may stand. Of several the first counts that is not null."""
 ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
 COLUMNS = frozenset(
     {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {"label"}
     | {"input", "history", "replies", *SYSTEM, *OFFERED}
 )
-"""Columns that hold what a row says; `label` does where it is true or false."""
+"""Columns that hold what a row says; `label` does where it is one, see `align.data.records.labels`."""
 
 
 def shape_of(row: Mapping[str, Any]) -> str:
@@ -76,7 +83,7 @@ def recognised(row: Mapping[str, Any]) -> Shape | None:
     if is_tree_message(row):
         return TREE_MESSAGE
     there = tuple([name for name, value in row.items() if value is not None])
-    return by_columns(there, isinstance(row.get("label"), bool))
+    return by_columns(there, read_label(row.get(LABEL)) is not None)
 
 
 @lru_cache(4096)
@@ -87,9 +94,11 @@ def by_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
         labelled: `label` says yes or no.
     """
     there = {*names}
-    for shape in (HELPSTEER3, RANKING, ORCA, PAIRS):
+    for shape in (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS):
         if there.issuperset(shape.needs):
             return shape
+    if "completions" in there and there.intersection(QUESTIONS):
+        return SCORED
     if "chosen" in there or "rejected" in there:  # a pair that lacks its other answer would pass for one to imitate
         return None
     for shape in CONVERSATIONS:
@@ -99,6 +108,16 @@ def by_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
                 return None
             return LABELLED if labelled and answered else shape
     return TEXT if "text" in there else None
+
+
+def is_helpsteer(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is one answer to a prompt with a rating of its helpfulness."""
+    return row.get("helpfulness") is not None and "prompt" in row and "response" in row
+
+
+def question_column(row: Mapping[str, Any]) -> str:
+    """Return the column that holds the question of a pair or of a ranking; empty if there is none."""
+    return next((name for name in QUESTIONS if row.get(name) is not None), "")
 
 
 def unclear(row: Mapping[str, Any], where: str) -> InputError:

@@ -49,6 +49,12 @@ def is_tree(row: Mapping[str, Any]) -> bool:
     return isinstance(root, dict) and {"replies", "role", "text"} <= root.keys()
 
 
+def is_tree_message(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is one message of a tree, as OASST's flat files have them."""
+    named = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
+    return named and "role" in row and "text" in row
+
+
 def tree_of(row: Row, id: str) -> Iterator[Found | Drop]:
     """The conversations of a row that is a whole tree."""
     inside = "" if "replies" in row.data else "prompt."

@@ -29,15 +29,16 @@ def account_of(
         shapes: of each source, see `align.data.sets.recognised`.
         accounts: of each source, see `align.data.sets.gather`.
         test: whether each row is measured on.
-        train: how often each row is seen that is trained on.
+        train: how often each row stands there that is trained on.
     """
     said = []
     for i, (source, account) in enumerate(zip(sources, accounts, strict=True)):
         of_it = funnel.source == i
-        mine, measured = train.exposures[of_it], int((funnel.kept & test & of_it).sum())
+        times = train.times[of_it]
+        measured = int((funnel.kept & test & of_it).sum())
         sides = {
-            "train": {"rows": int((mine > 0).sum()), "exposures": int(mine.sum())},
-            "test": {"rows": measured, "exposures": measured},
+            "train": {"rows": int(times.sum()), "distinct": int((times > 0).sum())},
+            "test": {"rows": measured, "distinct": measured},
         }
         cleaned = [without_examples(step) for step in account["clean"]]
         said.append({
@@ -45,7 +46,8 @@ def account_of(
             "read_as": dict(shapes[i]),
             **source.ids.as_json(), "licence": source.licence or ", ".join(account["licences"]) or None,
             "counts": {**account["counts"], **funnel.of(i)}, "clean": cleaned,
-            "bad_rows": without_values(account["bad_rows"]), "weight": source.weight, "cap": source.cap,
+            "bad_rows": without_values(account["bad_rows"]), "metadata": account["metadata"],
+            "weight": source.weight, "cap": source.cap,
             "asked": train.asked[i], "got": train.got[i], "splits": sides,
         })  # fmt: skip
     limit = train.limit
@@ -88,7 +90,7 @@ def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
         left_out |= {"dropped_by_score": sum(of.get("dropped", 0) for of in each)}
         left_out |= {"unscored": sum(of["unscored"] for of in each)}
     return {
-        "train_rows": splits["train"]["rows"], "exposures": splits["train"]["exposures"],
+        "train_rows": splits["train"]["rows"], "train_distinct": splits["train"]["distinct"],
         "test_rows": splits["test"]["rows"],
         "read": counts["read"], **left_out, "dropped_in_cleaning": counts["read"] - counts["kept"],
         **data["found"], "unanswered": counts["unanswered"], "root": data["root"], "ids_root": data["ids_root"],

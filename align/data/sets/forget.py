@@ -179,21 +179,25 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
     """
     ids: dict[bool, set[str]] = {True: set(), False: set()}
     lost: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
+    left: dict[str, set[tuple[str, int, str]]] = {side: set() for side in SIDES}
+    gone: dict[str, set[tuple[str, int, str]]] = {side: set() for side in SIDES}
     for side in SIDES:
-        for mask, table in masked(found, side, masks[side], ["content_id", "source", "exposure"]):
+        for mask, table in masked(found, side, masks[side], ["source", "row", "content_id"]):
             columns = (mask.tolist(), *(table[name].to_pylist() for name in table.column_names))
-            for goes, id, source, exposure in zip(*columns, strict=True):
+            for goes, source, row, id in zip(*columns, strict=True):
                 ids[goes].add(id)
                 if goes:
-                    lost[side].update({f"{source}:rows": 1, f"{source}:exposures": exposure})
+                    lost[side].update({f"{source}:rows": 1, f"{source}:distinct": (source, row, id) not in gone[side]})
+                (gone if goes else left)[side].add((source, row, id))  # a row that is repeated is there more than once
     heads = {id: secrets.token_hex(32) for id in ids[True] - ids[False]}  # what clusters are called instead
     splits, shards = {}, {}
     for side in SIDES:
         writer = Shards(folder, side, int((~masks[side]).sum()))
         write_side(writer, found, side, masks[side], heads)
+        writer.distinct = len(left[side])
         splits[side] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
-    count = sum(int(mask.sum()) for mask in masks.values())
+    count = sum(map(len, gone.values()))
     before = {"replaces": found.data["replaces"]} if "replaces" in found.data else {}
     data = {
         **{key: value for key, value in found.data.items() if key not in ("lengths", "scores")},  # of all rows
@@ -250,7 +254,7 @@ def less(source: Mapping[str, Any], lost: Mapping[str, Counter[str]]) -> dict[st
         side: {what: count - lost[side][f"{source['name']}:{what}"] for what, count in source["splits"][side].items()}
         for side in SIDES
     }
-    gone = sum(lost[side][f"{source['name']}:rows"] for side in SIDES)
+    gone = sum(lost[side][f"{source['name']}:distinct"] for side in SIDES)
     return {**source, "splits": splits, "forgotten": source.get("forgotten", 0) + gone}
 
 

@@ -21,7 +21,8 @@ from align.data.clean.outcome import Drop, Step, sequences
 from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.shingles import normalised_digests, shingled
 from align.data.records.bad_rows import BadRows
-from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts
+from align.data.records.column_rules import UnreadColumns, metadata_json
+from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts, with_strings
 from align.data.records.read import Read
 from align.data.sets import reads
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
@@ -43,11 +44,11 @@ FACTS: Mapping[str, pa.DataType] = {
     "content_id": pa.binary(32), "question_id": pa.binary(32), "question": pa.binary(8), "source": pa.int16(),
     "row": pa.int64(),
     "turns": pa.int32(), "tokens": pa.int32(), "group": pa.string(), "split": pa.string(), "time": pa.string(),
-    "digest": pa.binary(16), "shingles": pa.int32(), "characters": pa.int32(),
+    "digest": pa.binary(16), "shingles": pa.int32(), "characters": pa.int32(), "metadata": pa.string(),
 }  # fmt: skip
 """What a spool knows of each row beside its content. `question` is the same for rows of all sources that ask the same,
-whatever their ids are made of. `digest` is of its normalised text, or of its content where no
-texts are compared; `shingles` is how many its text has."""
+whatever their ids are made of. `metadata` is what else the row says, as JSON. `digest` is of its normalised text, or of
+its content where no texts are compared; `shingles` is how many its text has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Gathering:
     def begin(self) -> None:
         """Count from nothing, as each part does."""
         self.counts, self.licences, self.cleaner = Counter[str](), Counter[str](), Cleaner(self.steps)
+        self.unread = UnreadColumns(self.source.rules)
 
     def run(self, done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
         """Read, clean and write what is not yet there.
@@ -137,7 +139,7 @@ class Gathering:
                     told = True
                     self.tell_failed(part, there)
             account = self.spool.account(self.spool.folder / self.name(part))
-            require("last" in account, "checkpoints", self.name(part), "was left by another version of align", REMEDY)
+            require("unread" in account, "checkpoints", self.name(part), "was left by another version of align", REMEDY)
             found.add(account)
             done(found.counts["read"], found.counts["kept"])
             part, last = part + 1, account["last"]
@@ -180,6 +182,7 @@ class Gathering:
             counts = {**{name: self.counts[name] for name in COUNTED}, **left_out["counts"]}
             account.update(
                 last=reading.last, bad_rows=left_out["bad_rows"], counts=counts, licences=dict(self.licences),
+                unread=self.unread.sizes,
                 clean=[as_json(counts) for counts in self.cleaner.counts],
             )  # fmt: skip
 
@@ -194,6 +197,7 @@ class Gathering:
             self.check(read)
             record = self.cleaner.clean(read.record, (read.number,))
             self.counts["read"] += 1
+            self.unread.add(read.sizes)
             if not isinstance(record, Drop):
                 kept.append(read)
                 records.append(record)
@@ -240,6 +244,7 @@ class Gathering:
             "tokens": [tokens(record, count) for record in records] if count else [None] * len(records),
             "group": [group_of(read) for read in reads],
             "split": said_in(extras, self.wanted.split),
+            "metadata": [self.metadata_of(read) for read in reads],
             "time": said_in(extras, self.wanted.time),
         }
         found = {name: pa.array(values, FACTS[name]) for name, values in made.items()}
@@ -259,6 +264,10 @@ class Gathering:
             found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {HASHES: sets.column()}
         return found | {"shingles": pa.array(sizes.astype(np.int32))}
 
+    def metadata_of(self, read: Read) -> str | None:
+        """Return a record's metadata as JSON, without personal data if a step looks for any."""
+        return metadata_json(with_strings(read.metadata, self.cleaner.hidden) if read.metadata else {})
+
 
 class Gathered:
     """What became of the rows of a source, over its parts in their order."""
@@ -266,6 +275,7 @@ class Gathered:
     def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool) -> None:
         self.source, self.bad_rows = source, BadRows(skips)
         self.counts, self.licences, self.cleaner = Counter[str](), Counter[str](), Cleaner(steps)
+        self.unread = UnreadColumns(source.rules)
 
     def add(self, account: Mapping[str, Any]) -> None:
         """The next part's account.
@@ -275,6 +285,7 @@ class Gathered:
         """
         self.counts.update(account["counts"])
         self.licences.update(account["licences"])
+        self.unread.add(account["unread"])
         self.cleaner.merge([[from_json(counts) for counts in account["clean"]]])
         self.bad_rows.restore(account["bad_rows"])
         if not self.bad_rows.skips:
@@ -284,11 +295,12 @@ class Gathered:
         """The account of the whole source.
 
         Raises:
-            InputError: its rows have different licences, or none is left.
+            InputError: a column holds texts that nothing reads, its rows have different licences, or none is left.
         """
         refused = self.bad_rows.as_json()
         self.bad_rows.settle(self.source.given, self.counts["read"])
         at = f"stage.sources.{self.source.name}"
+        self.unread.check(at, self.source.given)
         if len(self.licences) > 1 and not self.source.licence:
             said, problem = ", ".join(sorted(self.licences)), "are the licences of its rows, and they differ"
             remedy = "Divide the source by licence: a data set says one licence of each source."
@@ -300,7 +312,13 @@ class Gathered:
                 problem, remedy = "is empty: it has no row", "Give at least one row, or leave the source out."
             raise InputError(at, self.source.given, problem, remedy)
         clean = [as_json(counts) for counts in self.cleaner.counts]
-        return {"counts": {**self.counts}, "licences": dict(self.licences), "bad_rows": refused, "clean": clean}
+        return {
+            "counts": {**self.counts},
+            "licences": dict(self.licences),
+            "bad_rows": refused,
+            "clean": clean,
+            "metadata": [*self.unread.sizes],
+        }
 
 
 def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:

@@ -1,4 +1,4 @@
-"""How often each row of a data set is seen: sources in proportion to their weights.
+"""How often each row of a data set is written: sources in proportion to their weights.
 
 A source's rows have one order in which they are drawn, by a hash of the seed and their content. Whatever the weights
 and the other sources, more rows of a source are these and the next ones of that order.
@@ -26,13 +26,13 @@ class Mixed:
     """A mixture.
 
     Attributes:
-        exposures: how often each row is seen in one pass, int32 (N); 0 for a row that is left out.
+        times: how often each row is written, int32 (N); 0 for a row that is left out.
         asked: the share of each source that was asked for, in the unit of the mixture.
         got: the share that it has.
         limit: the number of the source that bounds the mixture; None where nothing did.
     """
 
-    exposures: np.ndarray
+    times: np.ndarray
     asked: tuple[float, ...]
     got: tuple[float, ...]
     limit: int | None = None
@@ -101,12 +101,12 @@ def mixed(
     """
     orders = [drawn(source == number, draw) for number in range(len(names))]
     sizes = [int(size[rows].sum()) for rows in orders]
-    exposures = np.zeros(len(source), np.int32)
+    times = np.zeros(len(source), np.int32)
     if total is None and temperature is None and all(weight is None for weight in weights):
         for rows in orders:
-            exposures[rows] = 1
+            times[rows] = 1
         share = proportions(sizes)
-        return Mixed(exposures, share, share)
+        return Mixed(times, share, share)
     asked = shares(sizes, weights, temperature)
     room = [repeat * units / share if share > SLACK else np.inf for units, share in zip(sizes, asked, strict=True)]
     limit = int(np.argmin(room))
@@ -121,16 +121,16 @@ def mixed(
         )  # fmt: skip
     wanted = total if total is not None else room[limit]
     for rows, share in zip(orders, asked, strict=True):
-        exposures[rows] = seen(size[rows], share * wanted)
-    got = [int((size[rows] * exposures[rows].astype(np.int64)).sum()) for rows in orders]
-    return Mixed(exposures, asked, proportions(got), None if total is not None else limit)
+        times[rows] = seen(size[rows], share * wanted)
+    got = [int((size[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
+    return Mixed(times, asked, proportions(got), None if total is not None else limit)
 
 
 def mixture(
     inside: np.ndarray, source: np.ndarray, size: np.ndarray, draw: np.ndarray, names: Sequence[str], *,
     weights: Sequence[float | None], **how: Any,
 ) -> Mixed:  # fmt: skip
-    """`mixed` of the rows `inside`, bool (N). Exposures are of all N rows.
+    """`mixed` of the rows `inside`, bool (N). `times` is of all N rows.
 
     Args:
         how: `total`, `repeat` and `temperature`, see `mixed`.
@@ -144,9 +144,9 @@ def mixture(
         problem = "has a weight, and none of its rows is left to train on"
         require(not weight or count > 0, f"stage.sources.{name}", weight, problem, LEFT)
     found = mixed(source[numbers], size[numbers], draw[numbers], names, weights=weights, **how)
-    exposures = np.zeros(len(inside), np.int32)
-    exposures[numbers] = found.exposures
-    return Mixed(exposures, found.asked, found.got, found.limit)
+    times = np.zeros(len(inside), np.int32)
+    times[numbers] = found.times
+    return Mixed(times, found.asked, found.got, found.limit)
 
 
 def drawn(rows: np.ndarray, draw: np.ndarray) -> np.ndarray:

@@ -28,21 +28,21 @@ class Proof:
     other: str
 
 
-def proof_of(found: DataSet, side: str, content_id: bytes, exposure: int) -> Proof:
-    """A proof that one side of a data set has a row which is seen so often in one pass.
+def proof_of(found: DataSet, side: str, content_id: bytes) -> Proof:
+    """Return a proof that one side of a data set has a row: where it stands first, if it is repeated.
 
     Raises:
         ValueError: it has none.
     """
     leaves = found.leaves(side)
-    place = leaves.index(leaf(content_id, exposure))
+    place = leaves.index(leaf(content_id))
     [other] = (found.data["splits"][name]["root"] for name in SIDES if name != side)
     return Proof(side, place, len(leaves), tuple(path_of(leaves, place)), other)
 
 
-def holds(proof: Proof, content_id: bytes, exposure: int, root: str) -> bool:
+def holds(proof: Proof, content_id: bytes, root: str) -> bool:
     """Whether a proof shows that the data set with this root has the row."""
-    own = root_through(leaf(content_id, exposure), proof.place, proof.size, proof.path)
+    own = root_through(leaf(content_id), proof.place, proof.size, proof.path)
     if own is None or proof.side not in SIDES:
         return False
     return root_of(bytes.fromhex(own if side == proof.side else proof.other) for side in SIDES) == root

@@ -4,12 +4,13 @@
 
 `datasets.load_dataset` reads the folder as it is. Each row has its content and, beside it, `content_id` and
 `question_id` (hex), its `source` and the `row` there, its `cluster` (the content id under which its duplicates
-were removed, or null), and its `exposure`: how often training sees it in one pass.
+were removed, or null), and its `metadata`: JSON of the columns that are no part of it, or null. A row that the mixture
+repeats stands there as often as it is to be seen: all rows once, then those that are seen again.
 
-The fingerprint of a side is the Merkle root over the sequence of its rows, each a leaf of content id and exposure (32
-bytes and 4, big-endian); that of the data set is the root over its sides' roots, train first. `ids_root` is the root
-over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its place in the sequence is
-a tombstone, a leaf of 32 random bytes, which `splits.SIDE.forgotten` has as [place, leaf in hex].
+The fingerprint of a side is the Merkle root over the sequence of its rows, each a leaf of its content id and the number
+1 (32 bytes and 4, big-endian); that of the data set is the root over its sides' roots, train first. `ids_root` is
+the root over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its place in the
+sequence is a tombstone, a leaf of 32 random bytes, which `splits.SIDE.forgotten` has as [place, leaf in hex].
 
 Content ids and question ids are SHA-256, those of rows of the annotation store HMAC, see `ids`.
 """
@@ -38,9 +39,7 @@ from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
 from align.types import Record
 
-SCHEMA_VERSION = 1
-MOST_SEEN = 100_000
-"""Times that a row may be seen in one pass."""
+SCHEMA_VERSION = 2
 TOMBSTONE = ID = 32
 """Bytes of the leaf that stands for a row which was forgotten, and of a content id."""
 ROOTS = ("root", "ids_root")
@@ -56,17 +55,19 @@ def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
 
 
-def leaf(content_id: bytes, exposure: int) -> bytes:
-    """A row as a leaf of the tree."""
-    if not 0 < exposure <= MOST_SEEN:
-        raise ValueError(f"an exposure of {exposure}")
-    return content_id + exposure.to_bytes(4, "big")
+def leaf(content_id: bytes, times: int = 1) -> bytes:
+    """Return a row as a leaf of a tree.
+
+    Args:
+        times: for how many equal rows the leaf stands; for one in the tree of a data set.
+    """
+    return content_id + times.to_bytes(4, "big")
 
 
 def leaves_of(table: pa.Table) -> Iterator[bytes]:
-    """The leaves of rows of a data set."""
-    for id, exposure in zip(table["content_id"].to_pylist(), table["exposure"].to_pylist(), strict=True):
-        yield leaf(bytes.fromhex(id), exposure)
+    """Yield the leaves of rows of a data set."""
+    for id in table["content_id"].to_pylist():
+        yield leaf(bytes.fromhex(id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +87,19 @@ class DataSet:
         return self.data["kind"]
 
     def records(self, side: str) -> list[Record]:
-        """The records of `train` or `test` in order, each as often as it is to be seen: all of them once, then those
-        that are seen again.
+        """Return the records of `train` or `test` in order. A row that is repeated is there as often.
 
         Raises:
             CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
         """
-        found, exposures, ids, tree = list[Record](), list[int](), list[bytes](), Tree()
+        records, ids, tree = list[Record](), list[bytes](), Tree()
         try:
-            for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id", "exposure"]):
+            for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
                 places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
-                found += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
-                exposures += piece["exposure"].to_pylist()
+                records += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
                 leaves = [*leaves_of(piece)]
                 tree.extend(leaves)
                 ids += [one[:ID] for one in leaves]
@@ -110,11 +109,8 @@ class DataSet:
         if tree.root() != self.data["splits"][side]["root"]:
             problem = f"has other rows in its {side} files than those whose root {DATA_SET} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
-        self._remember(side, found, ids)
-        again = [found]
-        for often in range(1, max(exposures, default=1)):
-            again.append([record for record, seen in zip(found, exposures, strict=True) if seen > often])
-        return [record for once in again for record in once]
+        self._remember(side, records, ids)
+        return records
 
     def _remember(self, side: str, records: list[Record], ids: list[bytes]) -> None:
         """Tell of the ids of rows that anybody can compute."""
@@ -169,7 +165,7 @@ class DataSet:
 
     def leaves(self, side: str) -> list[bytes]:
         """The leaves of one side, in order."""
-        pieces = self.pieces(side, ["content_id", "exposure"])
+        pieces = self.pieces(side, ["content_id"])
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else leaves_of(piece))]
 
 

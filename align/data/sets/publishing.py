@@ -26,7 +26,7 @@ from align.types import json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-FROM_FACTS = ("content_id", "question_id", "source", "row")
+FROM_FACTS = ("content_id", "question_id", "source", "row", "metadata")
 """Columns of a spool that stand beside the content."""
 SHARD = 250_000
 """Rows of a shard."""
@@ -46,13 +46,13 @@ class Chosen:
     """What a data set keeps of a spool's rows.
 
     Attributes:
-        exposures: how often each row is seen, int32 (N); 0 leaves it out.
+        times: how often each row is written, int32 (N); 0 leaves it out.
         test: whether each row is measured on, bool (N).
         duplicates, heads: rows that are duplicates, and the row under which each is.
         scores: of each row, float64 (N), nan for none; None where rows are not scored.
     """
 
-    exposures: np.ndarray
+    times: np.ndarray
     test: np.ndarray
     duplicates: np.ndarray
     heads: np.ndarray
@@ -60,7 +60,7 @@ class Chosen:
 
     def clusters(self, rows: Rows) -> np.ndarray:
         """The content id (hex) of the row under which each row's cluster is; None for a row without duplicates."""
-        found = np.full(len(self.exposures), None, object)
+        found = np.full(len(self.times), None, object)
         if len(self.heads):
             of, place = np.unique(self.heads, return_inverse=True)
             ids = np.array([id.hex() for id in rows.take(of, ["content_id"])["content_id"].to_pylist()], object)
@@ -84,19 +84,30 @@ def publish(
     turns = turn_type(rows, kind)
     types = {name: turns if CONTENT[kind][name] == TURNS else CONTENT[kind][name] for name in columns}
     types |= {TOOLS: SAID} if TOOLS in types else {}
-    seen = chosen.exposures > 0
-    wanted = [seen & ~chosen.test, seen & chosen.test]
-    writers = [Shards(folder, name, int(of_side.sum())) for name, of_side in zip(SIDES, wanted, strict=True)]
+    written = chosen.times > 0
+    wanted = [written & ~chosen.test, written & chosen.test]
+    writers = [
+        Shards(folder, name, int(chosen.times[of_side].sum())) for name, of_side in zip(SIDES, wanted, strict=True)
+    ]
+
+    def columns_at(numbers: np.ndarray, batch: pa.RecordBatch) -> pa.Table:
+        about = {"cluster": clusters[numbers]}
+        about |= {} if chosen.scores is None else {"score": chosen.scores[numbers]}
+        return published_columns(batch, types, names, about)
+
     for first, batch in rows.batches([*columns, *FROM_FACTS]):
         here = slice(first, first + batch.num_rows)
         for of_side, writer in zip(wanted, writers, strict=True):
             if (mask := of_side[here]).any():
-                about = {"exposure": chosen.exposures[here][mask], "cluster": clusters[here][mask]}
-                about |= {} if chosen.scores is None else {"score": chosen.scores[here][mask]}
-                writer.add(published_columns(batch.filter(pa.array(mask)), types, names, about))
+                writer.add(columns_at(first + np.flatnonzero(mask), batch.filter(pa.array(mask))))
+    for of_side, writer in zip(wanted, writers, strict=True):
+        for numbers in repeated(np.where(of_side, chosen.times, 0)):
+            [batch] = rows.take(numbers, [*columns, *FROM_FACTS]).to_batches()
+            writer.add(columns_at(numbers, batch))
+        writer.distinct = int(of_side.sum())
     sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
     shards = {path.name: file_digest(path) for writer in writers for path in writer.paths}
-    ids = unique_ids(rows, seen)
+    ids = unique_ids(rows, written)
     data = {
         "schema_version": SCHEMA_VERSION, "kind": kind, **said, "splits": sides,
         "root": root_of_sides(sides), "ids_root": root_of(ids),
@@ -104,6 +115,15 @@ def publish(
     }  # fmt: skip
     write_json(folder / DATA_SET, data)
     return data
+
+
+def repeated(times: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the numbers of rows that are written again, behind all rows once: those that stand there twice, then those
+    that stand there three times, and so on, `GROUP` at a time."""
+    for often in range(1, int(times.max(initial=0))):
+        numbers = np.flatnonzero(times > often)
+        for start in range(0, len(numbers), GROUP):
+            yield numbers[start : start + GROUP]
 
 
 def used_columns(rows: Rows, kind: str) -> list[str]:
@@ -147,7 +167,7 @@ def published_columns(
     return pa.table({
         **{name: narrowed(batch.column(name), type) for name, type in columns.items()},
         **ids, "source": source.cast(pa.string()), "row": batch.column("row"),
-        "cluster": pa.array(about["cluster"], pa.string()), "exposure": pa.array(about["exposure"], pa.int32()),
+        "cluster": pa.array(about["cluster"], pa.string()), "metadata": batch.column("metadata"),
         **({"score": pa.array(about["score"], pa.float64(), from_pandas=True)} if "score" in about else {}),
     })  # fmt: skip
 
@@ -186,18 +206,20 @@ class Shards:
 
     Args:
         count: rows that will come.
+
+    Attributes:
+        distinct: how many of its rows are different ones: others are repeated.
     """
 
     def __init__(self, folder: Path, side: str, count: int) -> None:
         number = -(-count // SHARD)
         self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
-        self.tree, self.rows, self.exposures, self.forgotten = Tree(), 0, 0, list[tuple[int, str]]()
+        self.tree, self.rows, self.distinct, self.forgotten = Tree(), 0, 0, list[tuple[int, str]]()
         self._held: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
         self.tree.extend(leaves_of(table))
-        self.exposures += sum(table["exposure"].to_pylist())
         while table.num_rows:
             room = SHARD - self.rows % SHARD
             now, table = table.slice(0, room), table.slice(room)
@@ -232,7 +254,7 @@ class Shards:
         self._flush()
         self._end()
         told = {"forgotten": self.forgotten} if self.forgotten else {}
-        return {"rows": self.rows, "exposures": self.exposures, "root": self.tree.root(), **told}
+        return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **told}
 
 
 def unique_ids(rows: Rows, wanted: np.ndarray) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ def recognised(source: Source) -> dict[str, Any]:
         return {"rows": 0, "shapes": {}, "columns": []}
     shapes, columns = Counter[str](), dict[str, None]()
     try:
-        for row in islice(ready(placed_rows(source.path), source.columns), FIRST):
+        for row in islice(ready(placed_rows(source.path), source.rules), FIRST):
             if row.error is None and (name := shape_of(row.data)):
                 shapes[name] += 1
                 columns |= dict.fromkeys(str(name) for name, value in row.data.items() if value is not None)

@@ -15,6 +15,7 @@ from typing import Any
 from align.data import chitchat
 from align.data.formats.files import DATA_SET, RESTORE, SHARD_NAME, files_of
 from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import ColumnRules
 from align.data.records.content import DOCUMENTS, PREFERENCES, kind_of
 from align.data.records.drops import Drop
 from align.data.records.read import Read, read_records
@@ -44,6 +45,7 @@ class Source:
         weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.
         cap: rows of it at most; None for all.
         columns: our column → its column.
+        metadata: its columns that are kept as metadata, whatever they hold.
         licence: what its rows may be used under; empty where nobody says. That of a data set is in its `data.json`, see
             `opened`.
         votes: of `annotations`, once the store was asked, see `opened`. No user sets it.
@@ -57,6 +59,7 @@ class Source:
     weight: float | None = None
     cap: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    metadata: tuple[str, ...] = ()
     licence: str = ""
     votes: Votes | None = None
 
@@ -79,6 +82,11 @@ class Source:
     def ids(self) -> IdKind:
         """How the ids of its rows are made."""
         return self.votes.ids if self.votes else SHA256
+
+    @property
+    def rules(self) -> ColumnRules:
+        """What the user says of its columns."""
+        return ColumnRules(self.columns, self.metadata, source=True)
 
     @property
     def files(self) -> list[Path]:
@@ -121,7 +129,7 @@ class Source:
         """
         if self.path:
             yield from read_records(
-                self.path, field=self.field, columns=self.columns, bad_rows=bad_rows, skip=skip, drops=drops,
+                self.path, field=self.field, rules=self.rules, bad_rows=bad_rows, skip=skip, drops=drops,
                 reached=reached, counts=counts,
             )  # fmt: skip
             return
@@ -178,6 +186,7 @@ def source_of(given: Any, at: str) -> Source:
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     check(values, at)
     values["columns"] = dict(values.get("columns", {}))
+    values["metadata"] = tuple(values.get("metadata", ()))
     if not values.get("name"):
         values["name"] = short_name(values.get("path") or values.get("annotations") or CORPUS)
     if values.get("data") == CORPUS:
@@ -196,9 +205,12 @@ def check(values: Mapping[str, Any], at: str) -> None:
     require(values.get("path") != "", f"{at}.path", "", "names no file", "Give a file, a folder, a glob or a hub id.")
     remedy = "Name a project of the annotation store."
     require(values.get("annotations") != "", f"{at}.annotations", "", "is no project", remedy)
-    problem = "maps columns, and votes have none"
-    mapped = "columns" in values and "annotations" in values
-    require(not mapped, f"{at}.columns", values.get("columns"), problem, "Drop it.")
+    for key in ("columns", "metadata"):
+        problem = "is about columns, and only files have them"
+        require(key not in values or "path" in values, f"{at}.{key}", values.get(key), problem, "Drop it.")
+    names = values.get("metadata", ())
+    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    require(listed, f"{at}.metadata", names, "is no list of columns", "Write metadata: [source, notes].")
     if "data" in values:
         require(values["data"] == CORPUS, f"{at}.data", values["data"], "is no corpus", f"Write {CORPUS}, or a path.")
         part, parts = values.get("part", "sft"), ", ".join(chitchat.PARTS)
@@ -226,7 +238,7 @@ def short_name(path: str) -> str:
     """A file's name without what only says how it is packed; of a pattern, its folder's."""
     name = path.removeprefix(HUB).rstrip("/")
     parts = [part for part in Path(name).parts if not any(sign in part for sign in "*?[")] or ["rows"]
-    stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|zst)\b", "", parts[-1])
+    stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|zst|xz|bz2)\b", "", parts[-1])
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:80] or "rows"
 
 

@@ -1,0 +1,541 @@
+"""What becomes of each column of a row: it is read, put into the question, or kept as metadata. Nothing is dropped.
+
+A row's shape says which columns are read (`align.data.records.shapes`). Of the others,
+
+- a column that changes the question (`CONTEXT`, `CHOICES`, `option_a` …) is written below the question, see
+  `with_context`;
+- a text that averages over `LONGEST` characters is refused, once for the whole data set: the user says whether it is
+  part of the question or metadata;
+- everything else is metadata.
+
+Names are compared without regard to case.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from align.data.formats.rows import Row
+from align.data.formats.tables import Cells
+from align.data.records.content import PREFERENCES
+from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM
+from align.data.records.refusals import refused
+from align.data.records.shapes import (
+    COLUMNS,
+    CONVERSATIONS,
+    HELPSTEER,
+    HELPSTEER2,
+    HELPSTEER3,
+    LABELLED,
+    RANKING,
+    SCORED,
+    TEXT,
+    TREE,
+    TREE_MESSAGE,
+    Shape,
+    question_column,
+    recognised,
+)
+from align.data.records.tools import OFFERED, says_nothing
+from align.errors import InputError
+
+LONGEST = 40
+"""Characters that the texts of a column may average and still be metadata."""
+CONTEXT = (
+    "input", "inputs", "context", "contexts", "passage", "passages", "paragraph", "paragraphs", "document",
+    "documents", "article", "articles", "background", "story", "premise", "table", "schema",
+)  # fmt: skip
+"""Columns without which a question is another one, in the order in which they are written below it."""
+CHOICES = ("choices", "options", "answer_choices", "endings")
+"""Columns that list what a question lets one choose from."""
+LETTERED = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-h1-8])")
+"""A column that holds one choice. The columns `a`, `b`, `c` of a row that has all three are such too."""
+LETTERS = ("a", "b", "c", "d", "e", "f", "g", "h")
+TITLES = ("title", "heading", "name")
+BODIES = ("text", "content", "contents", "passage", "body", "document", "paragraph", "snippet")
+"""Fields of a document that is an object: its title, and its text."""
+ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "kto_tag": "label"}
+"""Other names of columns → ours."""
+KNOWN = frozenset({
+    *COLUMNS, *CONTEXT, *CHOICES, *ALIASES, "label", "helpfulness", "overall_preference", "preference_strength",
+    "margin", "deleted", "message_tree_id", "metadata",
+})  # fmt: skip
+"""Names that are found in other case too."""
+IDENTIFYING = frozenset({
+    "id", "uuid", "hash", "source", "dataset", "subset", "category", "language", "lang", "license", "licence", "url",
+    "link", "model", "generator", "annotator", "author", "created_at", "timestamp", "date", "split", "tags", "meta",
+})  # fmt: skip
+"""Columns that are metadata however long their texts are."""
+COMMENTS: Mapping[Shape, frozenset[str]] = {
+    HELPSTEER2: frozenset({
+        "preference_statement", "preference_elaboration", "three_most_similar_preferences",
+        "all_preferences_unprocessed",
+    }),
+    HELPSTEER3: frozenset({"individual_preference"}),
+    SCORED: frozenset({"correct_answers", "incorrect_answers"}),
+}  # fmt: skip
+"""Columns of published data sets that comment on the answers: metadata too."""
+CHECKED_BY = frozenset({
+    "answer", "answers", "expected", "reference", "references", "solution", "solutions", "target", "targets",
+    "test", "tests", "check", "checks", "rubric", "ground_truth", "rejected", "chosen", "completion", "response",
+    "output", "label",
+})  # fmt: skip
+"""Columns that answers to a prompt are checked by. Where a row is asked and not imitated, they are kept for that."""
+ABOUT_PAIRS = frozenset({
+    "margin", "strength", "id", "group_id", "annotator", "source", "guideline_version", "created_at", "chosen_ended",
+    "rejected_ended", "scorer",
+})  # fmt: skip
+"""Columns that a preference pair keeps as attributes of its own."""
+USERS = ("user", "human", "prompter")
+ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
+"""Fields of a turn that are no text of it."""
+
+
+@dataclass(frozen=True)
+class ColumnRules:
+    """What a user says of the columns of a data set.
+
+    Attributes:
+        columns: our name of a column → the data set's.
+        metadata: the data set's names of columns that are kept as metadata, whatever they hold.
+        source: a source of `stage=data` is read, which has settings of its own; else the group `data`.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    metadata: Sequence[str] = ()
+    source: bool = False
+
+    def apply(self, row: Row, cells: Cells | None) -> Row:
+        """Return a row under our names, with what changes its question written below it.
+
+        Args:
+            cells: which columns of a table hold values; None if the row has values already.
+
+        Raises:
+            InputError: a column that is to be renamed is missing, or a context cannot be written below the question.
+        """
+        aside = self._metadata_of(row.data)
+        data = {name: value for name, value in row.data.items() if name not in aside} if aside else row.data
+        if self.columns:
+            data, displaced = renamed(data, self.columns, row.where)
+            aside |= displaced
+        if names := known_names(tuple(data)):
+            data = {names.get(name, name): value for name, value in data.items()}
+        if cells is not None:
+            data = cells.typed(data)
+        return row._replace(data=self.with_context(data, row.where), aside=aside)
+
+    def _metadata_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = {name.strip().casefold() for name in self.metadata}
+        return {name: data[name] for name in data if str(name).strip().casefold() in wanted} if wanted else {}
+
+    def keep(self, names: Iterable[str]) -> str:
+        """Return the sentence that says how columns are kept as metadata: a setting to copy."""
+        listed = "[" + ", ".join([*self.metadata, *names]) + "]"
+        if self.source:
+            return f"To keep it as metadata, write {{path: …, metadata: {listed}}}."
+        return f'To keep it as metadata: "data.metadata={listed}".'
+
+    def use(self, name: str) -> str:
+        """Return the sentence that says how a column becomes part of the question: a setting to copy."""
+        pairs = {**self.columns, "context": name}
+        listed = "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in pairs.items()) + "}"
+        if self.source:
+            return f"If it belongs to the question, write {{path: …, columns: {listed}}}."
+        return f'If it belongs to the question: "data.columns={listed}".'
+
+    def with_context(self, data: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return a row whose question has its context and its choices below it, a line each.
+
+        The columns come in the order of `CONTEXT` and `CHOICES`; choices have letters. What the question says already
+        is not written again. A conversation has to have one turn of the user's, below which they are written.
+
+        Raises:
+            InputError: a context is no text and no list of texts, or the row has no such turn.
+        """
+        there = context_columns(tuple(data))
+        names = [name for name in there if not says_nothing(data[name])] if there else []
+        if not names:
+            return data
+        row = dict(data)
+        shape = recognised(row)
+        asking = asking_columns(row, shape)
+        if shape is None and not asking:  # its reader names the columns and the nearest shape
+            return row
+        if names == ["input"] and asking == ("instruction",) and (shape is None or shape.kind != PREFERENCES):
+            return row  # Alpaca's reader writes it there, in the same way
+        names = [name for name in names if name not in asking]
+        said = [text for name in asking for text in spoken(row[name])]
+        below = list[str]()
+        for name, rendered in self._rendered(row, names, where):
+            if not all(any(part in text for text in said) for part in rendered.parts):
+                below.append(rendered.text)
+                at = name
+        if not below:
+            return row
+        for name in asking:
+            row[name] = self._written_below(row[name], "\n".join(below), where, name, at)
+        if not asking:
+            raise self._homeless(row, where, at, "stands beside no question that it could be part of")
+        if "input" in names and "instruction" in asking:
+            row["input"] = None
+        return row
+
+    def _rendered(self, row: Mapping[str, Any], names: Sequence[str], where: str) -> Iterator[tuple[str, Rendered]]:
+        choices = [name for name in names if name not in CONTEXT and name not in CHOICES]
+        for name in (name for name in names if name not in choices):
+            rendered = rendered_choices(row[name]) if name in CHOICES else rendered_context(row[name])
+            if rendered is None:
+                raise self._homeless(row, where, name, "is neither a text nor a list of texts")
+            yield name, rendered
+        if choices:
+            rendered = rendered_choices([row[name] for name in choices])
+            if rendered is None:
+                raise self._homeless(row, where, choices[0], "is neither a text nor a number")
+            yield choices[0], rendered
+
+    def _written_below(self, value: Any, below: str, where: str, asking: str, at: str) -> Any:
+        """Return the value of a question's column with more below the question."""
+        if isinstance(value, str):
+            if HH_TURN.match(value.lstrip(" ")) or HELPSTEER_TURN.search(value):
+                raise self._homeless({at: below}, where, at, f"stands beside a transcript of several turns, `{asking}`")
+            return f"{value}\n{below}"
+        turns = value if isinstance(value, list) else []
+        users = [i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and speaker(turn) in USERS]
+        problem = f"stands beside a conversation of {len(users)} turns of the user's, `{asking}`"
+        if len(users) != 1:
+            raise self._homeless({at: below}, where, at, problem)
+        turn = turns[users[0]]
+        content = "value" if "from" in turn else "content"
+        text = turn.get(content)
+        if isinstance(text, str):
+            changed = {**turn, content: f"{text}\n{below}"}
+        elif isinstance(text, list):
+            changed = {**turn, content: [*text, {"type": "text", "text": f"\n{below}"}]}
+        else:
+            raise self._homeless({at: below}, where, at, problem)
+        return [*turns[: users[0]], changed, *turns[users[0] + 1 :]]
+
+    def _homeless(self, row: Mapping[str, Any], where: str, name: str, problem: str) -> InputError:
+        return refused(where, name, row[name], problem, f"Write it into the question. {self.keep([name])}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A context as text, and the parts that are looked for in the question."""
+
+    text: str
+    parts: Sequence[str]
+
+
+@lru_cache(4096)
+def known_names(names: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the columns that have one of our names in other case, or another name for the same, with our name."""
+    taken, found = {*names}, dict[str, str]()
+    for name in names:
+        ours = name if name in KNOWN else name.strip().casefold()
+        if ours not in KNOWN:
+            continue
+        ours = ALIASES.get(ours, ours)
+        if ours != name and ours not in taken:
+            found[name] = ours
+            taken.add(ours)
+    return found
+
+
+@lru_cache(4096)
+def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of a row's columns that change its question, in the order in which they are written below it."""
+    there = {name.strip().casefold(): name for name in reversed(names)}
+    several = [name for name in there if LETTERED.fullmatch(name)]
+    alone = [name for name in there if name in LETTERS] if {"a", "b", "c"} <= there.keys() else []
+    lettered = several if len(several) > 1 else alone
+    return (
+        *(there[name] for name in (*CONTEXT, *CHOICES) if name in there),
+        *(there[name] for name in sorted(lettered)),
+    )
+
+
+def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ...]:
+    """Return the columns that hold a row's question: mostly one, and both answers of a pair that repeat it."""
+    if shape in (TREE, TREE_MESSAGE, TEXT):
+        return ()
+    if shape is HELPSTEER3:
+        return ("context",)
+    if shape in (HELPSTEER, HELPSTEER2, RANKING):
+        return ("prompt",)
+    if shape is not None and shape.kind == PREFERENCES:
+        named = question_column(row)
+        return (named,) if named and not repeats_question(row, named) else ("chosen", "rejected")
+    names = (shape.needs[0] for shape in CONVERSATIONS if row.get(shape.needs[0]) is not None)
+    return (*islice(names, 1),)
+
+
+def repeats_question(row: Mapping[str, Any], named: str) -> bool:
+    """Return whether both answers of a pair are whole conversations, of which the question's column is a caption."""
+    sides = [row.get("chosen"), row.get("rejected")]
+    return named != "conversations" and all(
+        isinstance(side, list)
+        and bool(side)
+        and isinstance(side[0], Mapping)
+        and speaker(side[0]) in (*USERS, "system")
+        for side in sides
+    )
+
+
+def speaker(turn: Mapping[str, Any]) -> Any:
+    return turn.get("role", turn.get("from"))
+
+
+def rendered_context(value: Any) -> Rendered | None:
+    """Return a context as text: a text as it is, and the texts of a list with an empty line between them. Returns None
+    for anything else."""
+    if isinstance(value, str):
+        return Rendered(value, [value.strip()])
+    if not isinstance(value, list):
+        return None
+    parts = [document_text(one) for one in value]
+    texts = [part for part in parts if part]
+    return Rendered("\n\n".join(texts), [part.strip() for part in texts]) if None not in parts else None
+
+
+def document_text(value: Any) -> str | None:
+    """Return a document as text: its title on a line of its own, and its text."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        return None
+    body = next((value[name] for name in BODIES if isinstance(value.get(name), str)), None)
+    title = next((value[name] for name in TITLES if isinstance(value.get(name), str) and value[name]), "")
+    return body if body is None or not title else f"{title}\n{body}"
+
+
+def rendered_choices(value: Any) -> Rendered | None:
+    """Return choices as text, a line each: `A. …`. Labels that stand beside the choices take the place of letters.
+    Returns None if a choice is neither a text nor a number."""
+    labels, texts = (), value
+    if isinstance(value, str):
+        return Rendered(value, [value.strip()])
+    if isinstance(value, Mapping):
+        texts = value.get("text", value.get("choices"))
+        labels = value.get("label", value.get("labels", ()))
+        if texts is None:
+            labels, texts = [*value], [*value.values()]
+    if isinstance(texts, list) and all(isinstance(one, Mapping) for one in texts):
+        labels = [one.get("label") for one in texts]
+        texts = [one.get("text") for one in texts]
+    if not isinstance(texts, list | tuple):
+        return None
+    if not all(isinstance(one, str | int | float | None) for one in texts):
+        return None
+    names = [*map(str, labels)] if isinstance(labels, list) and len(labels) == len(texts) and all(labels) else None
+    names = names or [letter_of(i) for i in range(len(texts))]
+    both = [(name, str(text)) for name, text in zip(names, texts, strict=True) if text not in (None, "")]
+    return Rendered("\n".join(f"{name}. {text}" for name, text in both), [text.strip() for _, text in both])
+
+
+def letter_of(place: int) -> str:
+    """Return the letter of a choice, and its number behind the alphabet."""
+    return chr(ord("A") + place) if place < 26 else str(place + 1)
+
+
+def renamed(
+    data: Mapping[str, Any], columns: Mapping[str, str], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Return a row whose columns have our names, and the columns that had one of these names before.
+
+    Raises:
+        InputError: a column that is to be renamed is not there.
+    """
+    named = dict[str, str]()
+    for ours, theirs in columns.items():
+        alike = [name for name in data if str(name).strip().casefold() == theirs.strip().casefold()]
+        if theirs in data:
+            named[ours] = theirs
+        elif len(alike) == 1:
+            named[ours] = alike[0]
+        else:
+            raise missing_column(data, ours, theirs, where)
+    rest = {name: value for name, value in data.items() if name not in named.values()}
+    displaced = {name: rest.pop(name) for name in [*rest] if name in named}
+    return {ours: data[theirs] for ours, theirs in named.items()} | rest, displaced
+
+
+def missing_column(data: Mapping[str, Any], ours: str, theirs: str, where: str) -> InputError:
+    """Return the error of a column that is to be renamed and is not there."""
+    names = {str(name).casefold(): str(name) for name in data}
+    close = get_close_matches(theirs.casefold(), names, 1, 0.75)
+    remedy = f"Did you mean {names[close[0]]}?" if close else "Give the name of a column that is there."
+    problem = f"there is no {theirs} among them, which is to be {ours}"
+    return InputError(f"{where}, columns", ", ".join(map(str, data)) or "(none)", problem, remedy)
+
+
+# --- Columns that nothing reads.
+
+
+def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
+    """Return the columns that a row's reader reads, its context among them."""
+    read = _columns_read(tuple(name for name, value in row.items() if value is not None), shape)
+    if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
+        return read - {named}
+    return read
+
+
+@lru_cache(4096)
+def _columns_read(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
+    there = dict.fromkeys(names, True)
+    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
+    if shape is TREE:
+        return frozenset({"prompt", "replies", "role", "text", "deleted", *NOT_READ_OF_ROWS})
+    if shape is TREE_MESSAGE:
+        return frozenset({*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS})
+    if shape.kind == PREFERENCES:
+        asking = question_column(there)
+        read |= {*shape.needs, *ABOUT_PAIRS} - ({"instruction"} if shape is SCORED else set())
+        read |= {asking} if shape not in (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING) else set()
+        return frozenset(read | ({"input"} if asking == "instruction" else set()))
+    if shape is TEXT:
+        return frozenset(read | {"text"})
+    of = next((of for of in CONVERSATIONS if there.get(of.needs[0])), shape)
+    read |= {*of.needs, *of.answers, *(("input", "history") if of.needs[0] == "instruction" else ())}
+    return frozenset(read | ({"label"} if shape is LABELLED else set()))
+
+
+def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
+    """Return the columns of a row that nothing reads: its metadata. Columns that are null are none."""
+    read = columns_read(row.data, shape)
+    unread = {name: value for name, value in row.data.items() if name not in read and value is not None}
+    before = unread.pop("metadata", None)
+    return {**metadata_within(before), **unread, **{name: v for name, v in row.aside.items() if v is not None}}
+
+
+def metadata_within(value: Any) -> dict[str, Any]:
+    """Return what a column `metadata` holds: the fields of an object, which may stand as its JSON text."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {"metadata": value}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {} if value is None else {"metadata": value}
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str | None:
+    """Return metadata as JSON text; None if there is none."""
+    if not metadata:
+        return None
+    try:
+        return json.dumps(metadata, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:  # numbers that JSON has not: nan and the infinities
+        finite = json.loads(json.dumps(metadata, default=str), parse_constant=lambda name: None)
+        return json.dumps(finite, ensure_ascii=False)
+
+
+Sizes = Mapping[str, tuple[int, int]]
+"""Column → how many texts of a row it holds, and their characters together."""
+
+
+def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = False) -> Sizes:
+    """Return the sizes of texts in columns that nothing reads, which decide whether the data set is refused. A text
+    that only repeats what the row says is not counted, nor one that is ASCII without a blank: an id, a hash, a URL.
+
+    Args:
+        asked: the row is asked, and answers to it may be checked by its other columns.
+    """
+    exempt = IDENTIFYING | COMMENTS.get(shape, frozenset()) | (CHECKED_BY if asked else frozenset())
+    found = dict[str, tuple[int, int]]()
+    said: list[str] | None = None
+    for name, value in unread.items():
+        texts = [text for text in spoken(value) if not is_identifier(text)]
+        if not texts or str(name).casefold() in exempt:
+            found[name] = (0, 0)
+            continue
+        if said is None:
+            read = columns_read(row.data, shape)
+            said = [text for column in row.data if column in read for text in spoken(row.data[column])]
+        new = [text for text in texts if not repeats(text, said)]
+        found[name] = (len(new), sum(map(len, new)))
+    return found
+
+
+def is_identifier(text: str) -> bool:
+    """Return whether a long text is an id, a hash or a URL: ASCII without a blank."""
+    return len(text) > LONGEST and text.isascii() and not any(sign.isspace() for sign in text)
+
+
+def repeats(text: str, said: Sequence[str]) -> bool:
+    """Return whether a text stands within one of a row's texts, or is a rendering: it holds all of them, and at most as
+    much again."""
+    whole = 2 * sum(map(len, said)) >= len(text)
+    return any(text in one for one in said) or (whole and all(one in text for one in said))
+
+
+def spoken(value: Any) -> Iterator[str]:
+    """Yield the texts within a value, without those that say who speaks."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value.strip()
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in ABOUT_TURNS:
+                yield from spoken(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from spoken(inner)
+
+
+class UnreadColumns:
+    """The columns of a data set that nothing reads, over all of its rows.
+
+    Attributes:
+        sizes: column → how many texts it holds, and their characters together.
+    """
+
+    def __init__(self, rules: ColumnRules, sizes: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.rules = rules
+        self.sizes: dict[str, list[int]] = {name: [*size] for name, size in (sizes or {}).items()}
+
+    def add(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        """Count the texts of a row, or of many."""
+        for name, (texts, characters) in sizes.items():
+            size = self.sizes.setdefault(str(name), [0, 0])
+            size[0] += texts
+            size[1] += characters
+
+    def check(self, at: str, given: str) -> None:
+        """Refuse the data set if a column holds long texts.
+
+        Args:
+            at: the setting that names the data set.
+            given: its value.
+
+        Raises:
+            InputError: a column's texts average over `LONGEST` characters.
+        """
+        kept = {name.strip().casefold() for name in self.rules.metadata}
+        long = {
+            name: characters / texts
+            for name, (texts, characters) in self.sizes.items()
+            if texts and characters > LONGEST * texts and name.strip().casefold() not in kept
+        }
+        if not long:
+            return
+        first = next(iter(long))
+        problem = f"column {first!r} holds text ({long[first]:.0f} characters on average) that nothing reads"
+        if len(long) > 1:
+            problem += f", as do {', '.join(map(repr, [*long][1:]))}"
+        raise InputError(at, given, problem, f"{self.rules.use(first)} {self.rules.keep(long)}")
+
+    def tell(self, path: str | Path) -> None:
+        """Print a line that names the columns which are kept as metadata, if there are any."""
+        if self.sizes:
+            print(f"columns of {path} kept as metadata: {', '.join(self.sizes)}")

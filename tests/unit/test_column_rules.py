@@ -1,0 +1,354 @@
+"""Nothing that a row says is dropped: each column is read, written below the question, kept as metadata, or refused."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_read_records import SHAPES
+from written import WRITERS, write
+
+from align.data.feedback import holds_labels
+from align.data.labelled import answers_of_file
+from align.data.records.bad_rows import BadRows
+from align.data.records.column_rules import CHOICES, CONTEXT, ColumnRules, UnreadColumns
+from align.data.records.content import DOCUMENTS, FEEDBACK, asked, kind_of, strings, texts
+from align.data.records.documents import read_documents
+from align.data.records.preferences import read_preferences
+from align.data.records.read import Read, read_records
+from align.data.sources import DataSource, prompts
+from align.errors import InputError
+from align.types import Conversation, Feedback, Message, Record
+
+LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"
+SHORT = "shop notes"
+NOTHING = ColumnRules()
+
+
+def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[Read]:
+    """Read records as `stage=data` does, which refuses a column at the end of a source."""
+    bad_rows, unread = BadRows(), UnreadColumns(rules)
+    found = list(read_records(str(path), rules=rules, bad_rows=bad_rows))
+    bad_rows.settle(path, len(found))
+    for read in found:
+        unread.add(read.sizes)
+    unread.check("stage.sources.s", str(path))
+    return found
+
+
+def read_prompts(path: Path, rules: ColumnRules = NOTHING) -> list[Any]:
+    data = DataSource("files", str(path), held_out=0.0, columns=rules.columns, metadata=tuple(rules.metadata))
+    return prompts(data, "train")
+
+
+def training_readers(kind: str) -> list[Callable[..., Any]]:
+    """Return the readers of training stages that take rows of a kind."""
+    if kind == DOCUMENTS:
+        return [lambda path, rules: read_documents(path, rules=rules)]
+    if kind == FEEDBACK:
+        return [lambda path, rules: answers_of_file(str(path), "data.path", False, rules)]
+    return [lambda path, rules: read_preferences(path, rules=rules)]
+
+
+def question_of(record: Record) -> str:
+    """Return what users say in front of the answer."""
+    prompt = asked(record)
+    assert isinstance(prompt, Conversation)
+    return "\n".join(turn.content for turn in prompt.messages if turn.role == "user")
+
+
+def with_column(shape: str, column: str, value: Any) -> list[dict[str, Any]]:
+    return [{**row, column: value} for row in SHAPES[shape][0]]
+
+
+ASKING = [name for name in SHAPES if name not in ("text", "a flat tree", "a tree", "HelpSteer3", "Alpaca with history")]
+"""Shapes whose question is one turn of the user's, in rows of the tests of reading."""
+SAID = {**dict.fromkeys(CONTEXT, LONG), **{name: ["red", "blue"] for name in CHOICES}}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_column_that_changes_the_question_is_in_it_or_refused(shape: str, tmp_path: Path) -> None:
+    for column, value in SAID.items():
+        if any(column in row for row in SHAPES[shape][0]) and shape != "Alpaca":
+            continue
+        path = write(tmp_path, "d.jsonl", with_column(shape, column, value))
+        parts = [value] if isinstance(value, str) else ["A. red", "B. blue"]
+        if shape == "HH" or (shape not in ASKING and shape not in ("HelpSteer3", "Alpaca with history")):
+            for read in (read_source, *training_readers(kind_in(shape))):
+                with pytest.raises(InputError, match=rf"{column}=.*metadata") as caught:
+                    read(path, NOTHING)
+                assert column in caught.value.remedy
+            continue
+        expected = [read.record for read in read_source(path)]
+        for record in expected:
+            question = question_of(record)
+            assert all(question.count(part) == 1 for part in parts), (column, question)
+            assert not any(part in text for text in texts(record)[1:] for part in parts if text not in question)
+        for read in training_readers(kind_in(shape)):
+            assert [*map(texts, read(path, NOTHING))] == [*map(texts, expected)]
+
+
+def kind_in(shape: str) -> str:
+    (_, [first, *_]) = SHAPES[shape]
+    return FEEDBACK if "label" in first else "preferences" if "rejected" in first else DOCUMENTS
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", [LONG, [LONG], {"a": {"b": LONG}}])
+def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy(
+    shape: str, value: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "d.jsonl", with_column(shape, "notes", value))
+    with pytest.raises(InputError, match=r"column 'notes' holds text \(76 characters") as caught:
+        read_source(path, ColumnRules(source=True))
+    assert "metadata: [notes]" in caught.value.remedy
+    assert "columns: {context: notes}" in caught.value.remedy
+    for read in training_readers(kind_in(shape)):
+        with pytest.raises(InputError, match="column 'notes' holds text") as caught:
+            read(path, NOTHING)
+        assert '"data.metadata=[notes]"' in caught.value.remedy
+        assert '"data.columns={context: notes}"' in caught.value.remedy
+        kept = read(path, ColumnRules(metadata=["Notes"]))
+        assert [*map(texts, kept)] == [*map(texts, read(write(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))]
+    assert all(LONG in [*strings(one.metadata)] for one in read_source(path, ColumnRules(metadata=["notes"])))
+
+
+@pytest.mark.parametrize("shape", ASKING)
+def test_a_column_that_is_called_context_is_in_the_question(shape: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", with_column(shape, "My Notes", LONG))
+    rules = ColumnRules({"context": "my notes"})
+    if shape == "HH":
+        return
+    assert all(question_of(one.record).endswith(LONG) for one in read_source(path, rules))
+    for read in training_readers(kind_in(shape)):
+        assert all(question_of(record).endswith(LONG) for record in read(path, rules))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_columns_are_metadata_and_named_once(
+    shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "note": SHORT,
+        "rating": 3,
+        "tags": ["x", "y"],
+        "nothing": None,
+        "hash": "0f" * 40,
+        "url": "http://" + "a" * 60,
+    }
+    path = write(tmp_path, "d.jsonl", [{**row, **more} for row in SHAPES[shape][0]])
+    there = {name: value for name, value in more.items() if value is not None}
+    for read in read_source(path):
+        halves = read.metadata.get("chosen", {}) if shape == "HelpSteer" else read.metadata
+        assert there.items() <= halves.items()
+    capsys.readouterr()
+    for read in training_readers(kind_in(shape)):
+        read(path, NOTHING)
+        assert capsys.readouterr().out.count("kept as metadata: ") == 1
+
+
+def test_the_whole_column_decides_and_not_its_first_row(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "completion": "a", "note": "x" if i < 99 else "a long note " * 800} for i in range(100)]
+    with pytest.raises(InputError, match=r"column 'note' holds text \(97 characters"):
+        read_documents(write(tmp_path, "d.jsonl", rows))
+    rows[0]["note"], rows[-1]["note"] = rows[-1]["note"][:3000], "x"
+    assert len(read_documents(write(tmp_path, "d.jsonl", rows))) == 100
+
+
+def test_a_column_that_repeats_the_row_is_metadata(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Then it is open."}]
+    rendering = f"### Question:\n{LONG}\n\n### Answer:\nThen it is open."
+    rows = [{"messages": turns, "prompt": LONG, "rendered": rendering, "context": LONG}]
+    (read,) = read_source(write(tmp_path, "d.jsonl", rows))
+    assert texts(read.record) == [LONG, "Then it is open."]
+    assert read.metadata["prompt"] == LONG
+    with pytest.raises(InputError, match="column 'rendered'"):
+        read_source(write(tmp_path, "d.jsonl", [{**rows[0], "rendered": rendering + LONG.upper() * 3}]))
+
+
+def test_several_turns_of_a_user_leave_no_place_for_a_context(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "q"}
+    rows = [{"messages": [turn, {"role": "assistant", "content": "a"}] * 2, "context": LONG}]
+    path = write(tmp_path, "d.jsonl", rows)
+    with pytest.raises(InputError, match="conversation of 2 turns") as caught:
+        read_documents(path)
+    assert '"data.metadata=[context]"' in caught.value.remedy
+    assert len(read_documents(path, rules=ColumnRules(metadata=["context"]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "below"),
+    [
+        ({"choices": ["x", "y"]}, "A. x\nB. y"),
+        ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}}, "1. x\n2. y"),  # as ARC has them
+        ({"options": {"A": "x", "B": "y"}}, "A. x\nB. y"),
+        ({"options": [{"label": "a", "text": "x"}, {"label": "b", "text": "y"}]}, "a. x\nb. y"),
+        ({"option_b": "y", "Option_A": "x"}, "A. x\nB. y"),
+        ({"A": "x", "B": "y", "C": 3}, "A. x\nB. y\nC. 3"),
+        ({"documents": [{"title": "T", "text": "one"}, "two"]}, "T\none\n\ntwo"),
+        ({"choices": ["x"], "context": "c", "input": "i"}, "i\nc\nA. x"),
+    ],
+)
+def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -> None:
+    (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "a"}]))
+    assert texts(read.record) == [f"q\n{below}", "a"]
+
+
+words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
+values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
+names = st.sampled_from([
+    *CONTEXT, *CHOICES, "prompt", "question", "instruction", "query", "messages", "completion", "response",
+    "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a", "option_b",
+    "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference", "helpfulness", "system", "score",
+])  # fmt: skip
+drawn_rows = st.dictionaries(names, values, min_size=1, max_size=7)
+LIMITS = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@LIMITS
+@given(drawn_rows, st.sampled_from([{}, {"prompt": "notes"}, {"context": "n"}, {"completion": "notes"}]))
+def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, columns: dict[str, str]) -> None:
+    columns = {ours: theirs for ours, theirs in columns.items() if theirs in row}
+    path = Path(tempfile.mkdtemp()) / "d.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    refused: InputError | None = None
+    found = list[Read]()
+    try:
+        found = read_source(path, ColumnRules(columns))
+    except InputError as error:
+        refused = error
+    if refused is not None:
+        assert all((refused.field, refused.problem, refused.remedy))
+    for read in found:
+        said = " ".join(["\n".join(texts(read.record)), *strings(read.metadata)])
+        for name, value in row.items():
+            if name == "label" and isinstance(read.record, Feedback):
+                continue
+            for text in strings(value):
+                assert text.strip() in said, (name, row, read)
+            if isinstance(value, int) and value is not None and not isinstance(value, bool) and name not in FIGURES:
+                assert str(value) in said or value in read.metadata.values(), (name, row, read)
+
+
+FIGURES = {"overall_preference", "helpfulness", "score", *SAID, "option_a", "option_b"}
+
+
+# --- Labels.
+
+
+@pytest.mark.parametrize(("label", "wanted"), [
+    *((one, True) for one in (True, 1, 1.0, "1", "true", "True", "TRUE", "yes", "Yes", " yes ")),
+    *((one, False) for one in (False, 0, 0.0, "0", "false", "False", "no", "NO")),
+])  # fmt: skip
+def test_labels(label: Any, wanted: bool, tmp_path: Path) -> None:
+    for name in WRITERS:
+        path = write(tmp_path, name, [{"prompt": "q", "completion": "a", "label": label}])
+        assert [(one.record.label, kind_of(one.record)) for one in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
+        assert [one.label for one in answers_of_file(str(path), "data.path", False)] == [wanted]
+        assert holds_labels(DataSource("files", str(path)))
+        with pytest.raises(InputError, match="label="):
+            read_documents(path, answered=True)
+        assert len(read_prompts(path)) == 1
+
+
+@pytest.mark.parametrize("label", ["maybe", "2", 2, -1, 0.5, "positive", ["true"]])
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q", "completion": "a"}, {"text": "a"}, {"messages": SHAPES["messages"][1][0]["messages"]}]
+)
+def test_a_label_that_cannot_be_read_is_refused(row: dict[str, Any], label: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{**row, "label": label}])
+    with pytest.raises(InputError, match=r"label=.*is no label"):
+        read_source(path)
+    with pytest.raises(InputError, match="label="):
+        read_documents(path)
+    (read,) = read_source(path, ColumnRules(metadata=["label"]))
+    assert (kind_of(read.record), read.metadata) == (DOCUMENTS, {"label": label})
+
+
+# --- Published data sets, as their columns are.
+
+U, A, B = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b")
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+WORSE = [TURNS[0], {"role": "assistant", "content": "b"}]
+PUBLISHED: dict[str, tuple[list[dict[str, Any]], str, Any]] = {
+    "UltraFeedback": ([{
+        "source": "evol_instruct", "instruction": "q", "models": ["m1", "m2"], "correct_answers": ["None"],
+        "incorrect_answers": [LONG], "completions": [
+            {"model": m, "principle": "helpfulness", "custom_system_prompt": LONG, "response": text, "critique": LONG,
+             "overall_score": score, "fine-grained_score": 4.0, "annotations": {"honesty": {"Rating": "5"}}}
+            for m, text, score in (("m1", "b", 3.0), ("m2", "a", 8.5))],
+    }], "preferences", 5.5),
+    "HelpSteer2": ([{"prompt": "q", "response": text, "helpfulness": n, "correctness": 4, "coherence": 4,
+                     "complexity": 2, "verbosity": 1} for text, n in (("a", 4), ("b", 3))], "preferences", 1),
+    "HelpSteer2's preferences": ([{
+        "split": "train", "prompt": "q", "response_1": "b", "response_2": "a", "preference_strength": 2,
+        "preference_statement": LONG, "preference_elaboration": LONG,
+        "three_most_similar_preferences": [{"statement": LONG, "strength": 2}], "all_preferences_unprocessed": [LONG],
+    }], "preferences", 2),
+    "HelpSteer3": ([{
+        "domain": "general", "language": "english", "context": [TURNS[0]], "response1": "a", "response2": "b",
+        "overall_preference": -3, "individual_preference": [{"score": -3, "reasoning": LONG, "feedback1": LONG}],
+    }], "preferences", 3),
+    "Tülu 3 SFT": ([{"id": "x_1", "messages": TURNS, "source": "ai2-adapt-dev/flan_v2_converted"}], DOCUMENTS, None),
+    "Tülu 3 preferences": ([{"id": "x_1", "prompt": "q", "chosen": TURNS, "rejected": WORSE, "source": "ai2/a"}],
+                           "preferences", None),
+    "UltraFeedback binarised": ([{
+        "prompt": "q", "prompt_id": "0f" * 32, "chosen": TURNS, "rejected": WORSE, "messages": TURNS,
+        "score_chosen": 8.0, "score_rejected": 6.0}], "preferences", 2),
+    "LLaMA-Factory, ShareGPT": ([{
+        "conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"}}], "preferences", None),
+    "LLaMA-Factory, Alpaca": ([{"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}], "preferences", None),
+    "chosen_response": ([{"prompt": "q", "chosen_response": "a", "rejected_response": "b"}], "preferences", None),
+    "OASST": ([
+        {"message_id": name, "parent_id": parent, "user_id": "u", "created_date": "2023-02-05T14:23:50.983374+00:00",
+         "text": text, "role": role, "lang": "en", "review_count": 3, "review_result": True, "deleted": False,
+         "rank": None, "synthetic": False, "model_name": None, "detoxify": {"toxicity": 0.1}, "message_tree_id": "t",
+         "tree_state": "ready_for_export", "emojis": {"name": ["+1"], "count": [2]}, "labels": {"name": ["spam"]}}
+        for name, parent, role, text in (("1", None, "prompter", "q"), ("2", "1", "assistant", "a"))], DOCUMENTS, None),
+    "OASST trees": ([{"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": {
+        "message_id": "1", "role": "prompter", "text": "q", "lang": "en", "replies": [
+            {"message_id": "2", "role": "assistant", "text": "a", "lang": "en", "replies": []}]}}], DOCUMENTS, None),
+    "Dolly": ([{"instruction": "q", "context": "", "response": "a", "category": "open_qa"}], DOCUMENTS, None),
+    "Alpaca": ([{"instruction": "q", "input": "", "output": "a", "text": f"{LONG}\nq\na"[-20:]}], DOCUMENTS, None),
+}  # fmt: skip
+"""Name → rows with the columns of a published data set, their kind, and the margin of the pair."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("format", ["d.jsonl", "d.parquet"])
+def test_published_data_sets_are_read(name: str, format: str, tmp_path: Path) -> None:
+    rows, kind, margin = PUBLISHED[name]
+    path = write(tmp_path, format, rows)
+    (read,) = read_source(path)
+    (trained,) = training_readers(kind)[0](path, NOTHING)
+    for record in (read.record, trained):
+        if kind == DOCUMENTS:
+            assert record.messages == (U, A)
+        else:
+            assert (record.prompt, record.chosen, record.rejected, record.margin) == ((U,), (A,), (B,), margin)
+    everything = json.dumps(read.metadata, default=str) + json.dumps(texts(read.record))
+    said = [text for row in rows for text in strings({k: v for k, v in row.items() if k not in ATTRIBUTES})]
+    assert all(
+        json.dumps(text)[1:-1] in everything for text in said if text not in ("prompter", "assistant", "user", "gpt")
+    )
+
+
+ATTRIBUTES = ("message_id", "source", "id", "role", "conversations", "prompt")
+"""Columns of which a pair keeps what it is asked by, or trees the message that a conversation ends with."""
+
+
+def test_headers_in_any_case(tmp_path: Path) -> None:
+    for name in ("d.csv", "d.tsv", "d.jsonl", "d.parquet"):
+        path = write(tmp_path, name, [{"Question": "q", "Answer": "a", "SYSTEM": "s"}])
+        (read,) = read_source(path)
+        assert texts(read.record) == ["s", "q", "a"]
+    path = write(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
+    (read,) = read_source(path)
+    assert (texts(read.record), read.metadata) == (["q", "a"], {"Prompt": SHORT})
