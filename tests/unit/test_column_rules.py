@@ -205,7 +205,8 @@ values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max
 names = st.sampled_from([
     *CONTEXT, *CHOICES, "prompt", "question", "instruction", "query", "messages", "completion", "response",
     "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a", "option_b",
-    "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference", "helpfulness", "system", "score",
+    "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference", "helpfulness",
+    "system", "score",
 ])  # fmt: skip
 drawn_rows = st.dictionaries(names, values, min_size=1, max_size=7)
 LIMITS = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
