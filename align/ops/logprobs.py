@@ -67,13 +67,14 @@ def token_logprobs(
 def linear_logprobs(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same for a head that is a frozen matrix and nothing more, z = W h / temperature.
+    """Return what `token_logprobs` does for a head that is a frozen matrix and nothing more, z = W h / temperature.
 
     Its gradient is known as soon as the distribution is,
 
-        ∂ log p(y) / ∂h = (W_y − Σ_v p_v W_v) / temperature,
+        ∂ log p(y) / ∂h = −Σ_v (p_v − [v = y]) W_v / temperature,
 
-    so it is taken in the forward pass, chunk by chunk, and kept as [N, D]: no logits are kept or made twice.
+    so the sum is taken in the forward pass, chunk by chunk, and kept as [N, D]: no logits are kept or made twice. The
+    one is subtracted in fp32, before anything is rounded to the dtype of W.
 
     Args:
         weight_VD: takes no gradient.
@@ -96,19 +97,26 @@ class Linear(torch.autograd.Function):
             if temperature != 1.0:
                 logits /= temperature
             picked, p, entropy = described(logits, y)
-            slope = weight_VD[y] - linear(p.to(weight_VD.dtype), weight_VD.t()) if wanted else None
-            parts.append((picked, entropy, slope))
-        logprobs, entropies, slopes = zip(*parts, strict=True)
+            pull = None
+            if wanted:
+                p.scatter_add_(
+                    1, y[:, None], p.new_full((len(y), 1), -1.0)
+                )  # in fp32: rounded first, 0.999 is 1 in bf16
+                if temperature != 1.0:
+                    p /= temperature  # before it is rounded: of fp16, small numbers lose digits
+                pull = linear(p.to(weight_VD.dtype), weight_VD.t())
+            parts.append((picked, entropy, pull))
+        logprobs, entropies, pulls = zip(*parts, strict=True)
         if wanted:
-            ctx.save_for_backward(torch.cat(slopes) / temperature)
+            ctx.save_for_backward(torch.cat(pulls))
         entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
         return torch.cat(logprobs), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_ND,) = ctx.saved_tensors
-        return (grads[0][:, None] * slope_ND).to(slope_ND.dtype), None, None, None, None
+        (pull_ND,) = ctx.saved_tensors
+        return (-grads[0][:, None] * pull_ND).to(pull_ND.dtype), None, None, None, None
 
 
 def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from align.models.fastpath.attention import causal_attention
-from align.models.fastpath.layers import Again, LowRank, Matrix, projected, rms_norm, rotated, swiglu
+from align.models.fastpath.layers import (
+    Again,
+    LowRank,
+    Matrix,
+    at_least_fp32,
+    projected,
+    rms_norm,
+    rotated,
+    swiglu,
+)
 from align.models.fastpath.packed import PackedIndex
 from align.ops import linear as linear_module
 from align.ops.linear import linear, packed
@@ -134,6 +144,57 @@ def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():
     rows = (t.view(4, 9, -1, 16).transpose(1, 2).double() for t in (q, k, v))
     expected = nn.functional.scaled_dot_product_attention(*rows, is_causal=True, scale=0.25, enable_gqa=True)
     assert_close(found.double(), expected.transpose(1, 2).reshape(36, 6, 16), atol=0.02, rtol=0.02)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over 4 rows of 16 tokens as transformers' eager code computes it, softmax in fp32 at least."""
+    q, k, v = (x.view(4, 16, 2, 8).transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * 0.3 + torch.full((16, 16), float("-inf"), dtype=q.dtype).triu(1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    return (weights @ v).transpose(1, 2).reshape(64, 2, 8)
+
+
+def plain_rms_norm(x: Tensor) -> Tensor:
+    wide = at_least_fp32(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def plain_rotated(x: Tensor) -> Tensor:
+    turned = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
+    return x * COS.to(x.dtype)[:, None] + turned * SIN.to(x.dtype)[:, None]
+
+
+ANGLES = torch.arange(64)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03]).repeat(2)
+COS = ANGLES.cos()
+SIN = ANGLES.sin()
+ROWS_OF_16 = PackedIndex.of(torch.ones(4, 16, dtype=torch.bool))
+PIECES = {
+    "attention": (lambda *x: causal_attention(*x, ROWS_OF_16, 0.3), plain_attention, 3),
+    "rms_norm": (lambda x: rms_norm(x, torch.ones(8, dtype=x.dtype), 1e-6), plain_rms_norm, 1),
+    "rotated": (lambda x: rotated(x, COS.to(x.dtype), SIN.to(x.dtype)), plain_rotated, 1),
+    "swiglu": (swiglu, lambda gate, up: nn.functional.silu(gate) * up, 2),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_gradients_err_no_more_than_autograds(piece: str, dtype: torch.dtype, scale: float):
+    ours, plain, count = PIECES[piece]
+    inputs = [(scale * random(64, 2, 8, seed=i)).to(dtype) for i in range(count)]
+    upstream = random(64, 2, 8, seed=9).to(dtype)
+
+    def gradients(function: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).clone().requires_grad_() for x in inputs]
+        function(*leaves).backward(upstream.to(dtype))
+        return [leaf.grad.double() for leaf in leaves if leaf.grad is not None]
+
+    exact = gradients(plain, torch.double)
+    errors = [
+        max(float((a - b).norm() / b.norm()) for a, b in zip(gradients(function, dtype), exact, strict=True))
+        for function in (ours, plain)
+    ]
+    assert errors[0] <= 1.15 * errors[1], errors
 
 
 def test_places_go_there_and_back():

@@ -304,3 +304,53 @@ def test_the_gradient_of_linear_logprobs_by_finite_differences():
             at = [(hidden.detach().double() + sign * moved) @ weight.double().T / 0.8 for sign in (1, -1)]
             up, down = (logits.log_softmax(-1).gather(1, targets[:, None]) for logits in at)
             assert float(hidden.grad[n, d]) == pytest.approx(float((up - down).sum()) / 2e-5, abs=1e-4)
+
+
+def states_that_give(p: float, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Hidden states, one a target, under which the target has probability `p` in fp64, in the dtype of `weight`."""
+    wide = weight.double()
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(len(targets), wide.shape[1], generator=generator, dtype=torch.double) / wide.shape[1] ** 0.5
+    low = torch.full((len(targets), 1), -5.0, dtype=torch.double)
+    high = -low
+    for _ in range(60):
+        middle = (low + high) / 2
+        logits = (start + middle * wide[targets]) @ wide.T / temperature
+        too_high = logits.softmax(-1).gather(1, targets[:, None]) > p
+        high = torch.where(too_high, middle, high)
+        low = torch.where(too_high, low, middle)
+    return (start + low * wide[targets]).to(weight.dtype)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_errs_no_more_than_autograds(dtype: torch.dtype, temperature: float, p: float):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 64, generator=generator).to(dtype)
+    targets = torch.randint(512, (256,), generator=generator)
+    hidden = states_that_give(p, weight, targets, temperature)
+    upstream = torch.rand(256, generator=generator) + 0.1
+
+    def gradient(h: Tensor, weight: Tensor, factor: Tensor, ours: bool) -> Tensor:
+        h = h.clone().requires_grad_()
+        if ours:
+            logprobs = linear_logprobs(h, targets, weight, temperature)[0]
+        else:
+            logits = nn.functional.linear(h, weight)
+            logits = logits if logits.dtype == torch.double else logits.float()
+            logprobs = (logits / temperature).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        (logprobs * factor).sum().backward()
+        assert h.grad is not None
+        return h.grad.double()
+
+    # A weight of its own for each token costs ours one more rounding to `dtype`: a quarter of its epsilon on average.
+    # The order of fp32 sums is the library's.
+    order = 4 * torch.finfo(torch.float32).eps
+    for factor, rounding in ((torch.ones(256), order), (upstream, order + torch.finfo(dtype).eps / 4)):
+        exact = gradient(hidden.double(), weight.double(), factor.double(), ours=False)
+        errors = [
+            float(((gradient(hidden, weight, factor, ours) - exact).norm(dim=1) / exact.norm(dim=1)).mean())
+            for ours in (True, False)
+        ]
+        assert errors[0] <= 1.05 * errors[1] + rounding, (errors, rounding)
