@@ -130,6 +130,7 @@ def print_job(line: CommandLine) -> None:
     """`--cfg job`: print the configuration that the line makes, where a run would take it; with `-m` that of each job,
     one YAML document a job. `--resolve`: as the run's config.yaml would have it."""
     from align.config.compose import Composer, as_yaml, check, resolved
+    from align.config.rates import explain_empty_rate
     from align.config.sweep import jobs_of
 
     composer = Composer(line.search)
@@ -137,10 +138,12 @@ def print_job(line: CommandLine) -> None:
     for number, job in enumerate(jobs, 1):
         print(f"---\n# [{number} of {len(jobs)}] {' '.join(map(masked_argument, job.own))}")
         print(resolved(job.config) if line.resolve else as_yaml(composer.composed(job.fixed, job.own).tree), end="")
+        print(explain_empty_rate(job.config.stage, job.config.method.name), end="")
     if not line.multirun:
         tree = composer.composed(line.words).tree
         config = check(tree)
         print(resolved(config) if line.resolve else as_yaml(tree), end="")
+        print(explain_empty_rate(config.stage, config.method.name), end="")
 
 
 def jobs_in(line: CommandLine) -> list[Job]:

@@ -44,7 +44,7 @@ class DpoConfig(Settings):
         GAMMA, "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
         at_least=0, later=True,
     )  # fmt: skip
-    lr: float = setting(1e-4, "Learning rate at its highest.", above=0)
+    lr: float | None = training.lr("dpo")
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Pairs")
     micro_batch: int = training.micro_batch("Pairs")

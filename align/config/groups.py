@@ -64,10 +64,10 @@ class MethodConfig(Settings):
         "Train norm and direction of a weight's columns separately (DoRA). Slower, and exported only as a merged "
         "model.",
     )
-    lr: float = setting(
-        2e-4,
-        "Default learning rate of `stage=sft` and `stage=full`, which depends on the method. To change the rate, set "
-        "`stage.lr`.",
+    lr: float | None = setting(
+        None,
+        "Default of `stage.lr` in `stage=sft` and `stage=full`. To change the rate, set `stage.lr`. Empty: as "
+        "`stage.lr` says.",
         above=0,
     )
 

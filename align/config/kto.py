@@ -28,7 +28,7 @@ class KtoConfig(Settings):
     undesirable_weight: float = setting(
         1.0, "What the loss of an unwanted answer is multiplied by (lambda_U in the paper).", above=0
     )
-    lr: float = setting(1e-4, "Learning rate at its highest.", above=0)
+    lr: float | None = training.lr("kto")
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Answers")
     micro_batch: int = training.micro_batch("Answers")

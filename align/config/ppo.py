@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from align.config import training
+from align.config.rates import SIZE_CLASSES, describe_defaults
 from align.config.settings import Settings, setting
 from align.errors import require
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from align.config.root import Config
 
 
-ADAPTER_LR = 5e-4
 GROUPED, GROUP = ("rloo", "grpo"), 8
 """Estimators that compare the answers to a prompt; and how many these are where nobody says."""
 OF_CRITIC = ("value_backbone", "value_lr", "value_clip_range", "lam", "bootstrap_truncated", "whiten_rewards")
@@ -99,9 +99,10 @@ class PpoConfig(Settings):
     micro_batch: int = setting(32, "Responses that go through the model at once; memory grows with it.", above=0)
     lr: float | None = setting(
         None,
-        'Learning rate of the policy. Empty: 5e-4 for an adapter, and a tenth of it if every weight trains ("LoRA '
-        'Without Regret", 2025).', above=0,
-    )  # fmt: skip
+        f"Learning rate of the policy. Empty: by the size of the base, for an adapter {describe_defaults('ppo')}; a "
+        "tenth of that if every weight trains.",
+        above=0,
+    )
     advantage: str = setting(
         "gae",
         "How advantages are estimated. `gae`: with a critic (PPO). `rloo`: the reward less the mean of the other "
@@ -132,7 +133,12 @@ class PpoConfig(Settings):
         "a model on this base, the policy's start takes the reward model's place.",
         choices=("own", "policy", "frozen"),
     )  # fmt: skip
-    value_lr: float = setting(1e-3, "Learning rate of the value head and its adapter.", above=0)
+    value_lr: float | None = setting(
+        None,
+        "Learning rate of the value head and its adapter. Empty: by the size of the base, "
+        f"{describe_defaults('value')}.",
+        above=0,
+    )
     warmup: float = training.warmup(0.05, most=1)
     schedule: str = training.schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
@@ -321,10 +327,12 @@ class PpoConfig(Settings):
 
     def check_estimator(self) -> None:
         """Raises InputError where a setting is of another estimator."""
+        defaults = {name: (getattr(PpoConfig, name),) for name in OF_CRITIC}
+        defaults["value_lr"] += tuple(size.rates["value"] for size in SIZE_CLASSES)
         for name in OF_CRITIC if not self.has_critic else ():
             value = getattr(self, name)
             require(
-                value == getattr(PpoConfig, name), f"stage.{name}", value,
+                value in defaults[name], f"stage.{name}", value,
                 f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=gae.",
             )  # fmt: skip
         require(
@@ -339,10 +347,9 @@ class PpoConfig(Settings):
         )  # fmt: skip
 
     def filled(self, config: Config) -> PpoConfig:
-        """With a learning rate, which depends on what trains, and what follows from the estimator."""
-        lr = ADAPTER_LR / 10 if config.method.name == "full" else ADAPTER_LR
+        """Return the settings with what follows from the estimator."""
         return replace(
-            self, lr=lr if self.lr is None else self.lr, kl_in=self.effective_kl_in,
+            self, kl_in=self.effective_kl_in,
             kl_estimator=self.kl_estimator or ("k3" if self.effective_kl_in == "loss" else "k1"), **self.named(),
         )  # fmt: skip
 

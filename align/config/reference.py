@@ -192,7 +192,7 @@ def markdown() -> str:
     ]  # fmt: skip
     for name, stage in STAGES.items():
         if name == "full":
-            lines += ["### stage=full", "", "The keys of stage=sft, with method=full and method.lr=2e-5.", ""]
+            lines += ["### stage=full", "", "The keys of stage=sft, with method=full.", ""]
             continue
         others = (*stage.reads, *stage.uses)
         lines += tables(stage_section(name), "###", f"It also reads: {', '.join(others)}." if others else "")

@@ -21,7 +21,7 @@ class RewardStageConfig(Settings):
     AT: ClassVar[str] = "stage"
 
     name: str = "reward"
-    lr: float = setting(1e-3, "Learning rate at its highest.", above=0)
+    lr: float | None = training.lr("reward")
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Rankings")
     micro_batch: int = training.micro_batch("Rankings")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import II
 
 from align.config import training
+from align.config.rates import describe_defaults
 from align.config.settings import Settings, setting
 from align.errors import require
 
@@ -23,8 +24,11 @@ class SftConfig(Settings):
     AT: ClassVar[str] = "stage"
 
     name: str = "sft"
-    lr: float = setting(
-        II("method.lr"), "Learning rate at its highest. If you do not set it, it is method.lr.", above=0
+    lr: float | None = setting(
+        II("method.lr"),
+        "Learning rate at its highest. If you do not set it, it is method.lr, and if that is empty too: by the size of "
+        f"the base, for an adapter {describe_defaults('sft')}; with method=full {describe_defaults('full')}.",
+        above=0,
     )
     epochs: float = training.epochs()
     max_steps: int | None = setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from align.config.rates import describe_defaults
 from align.config.settings import setting
 from align.errors import require
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
 
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+def lr(column: str) -> Any:
+    """Declare the learning rate of a stage, whose default `align.config.rates` has.
+
+    Args:
+        column: of the table of rates.
+    """
+    meaning = f"Learning rate at its highest. Empty: by the size of the base, {describe_defaults(column)}."
+    return setting(None, meaning, above=0)
 
 
 def epochs() -> Any:

@@ -33,6 +33,7 @@ from align.run.garbage import without_collector
 from align.stages.blame import blame
 from align.stages.following import Begun
 from align.stages.inputs import OF, Inputs
+from align.stages.learning_rates import fill_rates
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
 from align.track import Tracker, peak_gpu_mb, shortened, watched
@@ -64,7 +65,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
 
         ranks.join(choose_device(config.device).type, config.ddp_timeout)
     inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
-    config = inputs.config
+    config, origin = fill_rates(inputs.config, inputs.base)
     values = plain(config)
     records = with_rankers(called(inputs.records, given), Path(config.run.root).expanduser())
     with Run.open(values, records, inputs.base, inputs.label, config.resume, inputs.again) as run:
@@ -76,7 +77,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return ends_with(run.manifest.metrics)
-        print(first_line(run, config))
+        print(first_line(run, config, origin))
         check_installed(config)
         run.begin(resolved(config))
         log = log_to(run)
@@ -138,13 +139,17 @@ def called(records: Mapping[str, Input], given: str) -> Mapping[str, Input]:
     return {**records, "data": replace(read, ref=f"data:{Path(read.path).parent.name}")}
 
 
-def first_line(run: Run, config: Config) -> str:
-    """What is about to run, in a line: on which base, by which method, on which data, at which rate."""
+def first_line(run: Run, config: Config, origin: str = "") -> str:
+    """Return one line about the run: its base, method, data and learning rate.
+
+    Args:
+        origin: where the learning rate is from; empty where the command line gave it.
+    """
     given, base, lr = run.inputs.get("data"), run.manifest.base, getattr(config.stage, "lr", None)
     data = given and (f"the votes of project {given.project}" if given.project else given.ref or given.path)
     parts = {
         "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
-        "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}",
+        "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}" + (f" ({origin})" if origin else ""),
         "ranks": ranks.world() if ranks.world() > 1 else None,
         "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
     }  # fmt: skip

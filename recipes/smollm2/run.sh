@@ -14,7 +14,7 @@ $common stage=sft model=smollm2 method.lr=5e-4 data.max_length=128 stage.max_ste
 $common stage=sample stage.prompts=600
 $common stage=annotate stage.action=simulate stage.annotators=4
 $common stage=reward data.allow_simulated=true stage.batch_size=8 stage.lr=5e-4
-$common stage=ppo stage.updates=24 stage.kl_coef=0.1 stage.batch_size=32 stage.epochs=1 stage.minibatches=2 stage.micro_batch=16 stage.normalise_on=128
+$common stage=ppo stage.updates=24 stage.kl_coef=0.1 stage.batch_size=32 stage.epochs=1 stage.minibatches=2 stage.micro_batch=16 stage.lr=5e-4 stage.value_lr=1e-3 stage.normalise_on=128
 $common stage=eval stage.prompts=200
 $common stage=export
 $common stage=export export=merged

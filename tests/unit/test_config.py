@@ -66,7 +66,7 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("stage.lr=", "stage.lr=0.1", "stage.lr", "(empty)", "is not a number"),
         ("stage.lr=[1,2]", "stage.lr=1", "stage.lr", "[1,2]", "is not a number"),
         ("stage.lr=1,2", "stage.lr=1", "stage.lr", "1,2", "is not a number"),
-        ("stage.lr=null", "stage.max_steps=null", "stage.lr", "null", "is not a number"),
+        ("stage.epochs=null", "stage.lr=null", "stage.epochs", "null", "is not a number"),
         ("stage.lr=inf", "stage.lr=10", "stage.lr", "inf", "is not a number"),
         ("stage.lr=nan", "stage.lr=10", "stage.lr", "nan", "is not a number"),
         ("seed=1.5", "seed=15", "seed", "1.5", "is not a whole number"),

@@ -76,13 +76,6 @@ def test_another_value_is_another_configuration() -> None:
         changed(composed("stage=kto"), method=changed(config.method, name="full"))
 
 
-@pytest.mark.parametrize(
-    ("line", "lr"), [("stage=ppo", 5e-4), ("stage=ppo method=full", 5e-5), ("stage=verify stage.lr=1e-3", 1e-3)]
-)
-def test_a_default_that_depends_on_the_method_is_filled_in_before_anybody_reads_it(line: str, lr: float) -> None:
-    assert composed(line).stage.lr == lr
-
-
 @pytest.mark.parametrize("project", ["it's", 'a"b', "a/b", "a:b", "", " a", "x" * 129, "-a"])
 def test_a_project_has_a_name_that_every_service_takes(project: str) -> None:
     with pytest.raises(InputError, match=r"track\.project"):

@@ -1,0 +1,124 @@
+"""Default learning rates: one table by stage, method and number of the base's weights. docs/methods.md has the sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SizeClass:
+    """Bases of about one size, and the learning rates they get by default.
+
+    Attributes:
+        below: number of weights that the class ends before.
+        title: the class in words.
+        rates: column → rate. The columns are stages; `full` and `ppo full` train every weight, the others adapters.
+            `value` is the critic's adapter and head.
+    """
+
+    below: float
+    title: str
+    rates: Mapping[str, float]
+
+
+PUBLISHED = MappingProxyType({
+    "sft": 2e-4,
+    "full": 2e-5,
+    "reward": 1e-4,
+    "dpo": 5e-6,
+    "kto": 5e-6,
+    "ppo": 1e-5,
+    "ppo full": 1e-6,
+    "value": 1e-4,
+})  # fmt: skip
+"""Rates in published use for models of 1 to 8 billion weights."""
+MEASURED_ON_POCKET = MappingProxyType({
+    "sft": 2e-4,
+    "full": 2e-5,
+    "reward": 1e-3,
+    "dpo": 1e-4,
+    "kto": 1e-4,
+    "ppo": 5e-4,
+    "ppo full": 5e-5,
+    "value": 1e-3,
+})  # fmt: skip
+"""Rates of the built-in model `pocket` (6.2 million weights)."""
+
+
+def scale_rates(factor: float) -> Mapping[str, float]:
+    """Return the published rates times a factor, rounded to two digits."""
+    return MappingProxyType({column: float(f"{factor * rate:.1e}") for column, rate in PUBLISHED.items()})
+
+
+SIZE_CLASSES = (
+    SizeClass(30e6, "fewer than 30 million weights, such as pocket", MEASURED_ON_POCKET),
+    SizeClass(400e6, "30 to 400 million weights", scale_rates(3)),
+    SizeClass(30e9, "400 million to 30 billion weights", PUBLISHED),
+    SizeClass(math.inf, "30 billion weights or more", scale_rates(0.5)),
+)
+COLUMNS = tuple(PUBLISHED)
+USUAL = SIZE_CLASSES[2]
+"""The class that is assumed where a run has no base."""
+
+
+def find_size_class(weights: int | None) -> SizeClass:
+    """Return the class of a base with this number of weights, and `USUAL` for None."""
+    if weights is None:
+        return USUAL
+    return next(size for size in SIZE_CLASSES if weights < size.below)
+
+
+def column_of(stage: str, method: str) -> str | None:
+    """Return the table's column for a stage and a method. Returns None for a stage that has no learning rate."""
+    stage = "ppo" if stage == "verify" else stage  # which checks PPO with the settings of PPO
+    if method == "full" and stage in ("sft", "ppo"):
+        return {"sft": "full", "ppo": "ppo full"}[stage]
+    return stage if stage in COLUMNS else None
+
+
+def default_rate(stage: str, method: str, weights: int | None) -> float | None:
+    """Return the default learning rate. Returns None for a stage that has none.
+
+    Args:
+        stage: the stage's name, or `value` for PPO's critic.
+        method: `lora` or `qlora` for an adapter, `full` for every weight.
+        weights: number of the base's weights; None where a run has no base.
+    """
+    column = column_of(stage, method)
+    return None if column is None else find_size_class(weights).rates[column]
+
+
+def describe_defaults(column: str) -> str:
+    """Return one clause with a column's rates of all size classes, for `--help` and docs/settings.md."""
+    bounds = ("below 30 million weights", "below 400 million", "below 30 billion", "above that")
+    rates = (f"{size.rates[column]:g} {bound}" for size, bound in zip(SIZE_CLASSES, bounds, strict=True))
+    return ", ".join(rates)
+
+
+def explain_empty_rate(stage: Any, method: str) -> str:
+    """Return a YAML comment that says which rate a run takes where `stage.lr` is empty. Returns no text where the rate
+    is given or the stage has none.
+
+    Args:
+        stage: the settings of the stage; None where a configuration has none.
+    """
+    column = column_of(getattr(stage, "name", ""), method)
+    if column is None or stage.lr is not None:
+        return ""
+    return (
+        "# stage.lr is empty: the run sets it by the size of its base, which its first line names with the rate.\n"
+        f"# {column}: {describe_defaults(column)} (docs/methods.md#learning-rates)\n"
+    )
+
+
+def rates_table() -> str:
+    """Return the whole table as Markdown, for docs/methods.md."""
+    lines = ["| the base has | " + " | ".join(f"`{column}`" for column in COLUMNS) + " |"]
+    lines.append("| --- |" + " --- |" * len(COLUMNS))
+    for size in SIZE_CLASSES:
+        lines.append(f"| {size.title} | " + " | ".join(f"{size.rates[column]:g}" for column in COLUMNS) + " |")
+    return "\n".join(lines)
