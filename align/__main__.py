@@ -17,6 +17,7 @@ from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
 from align.distribution import DISTRIBUTION, describe_foreign_distribution
 from align.errors import AlignError, require
+from align.files import SIZE_LIMIT
 from align.redaction import excepthook, masked_argument
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
 
         return left(follow())
     config = composed(line.words, line.search)
+    SIZE_LIMIT.megabytes = config.run.max_file_mb
     from align.stages.printing import prints, show
 
     if prints(config):

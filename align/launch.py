@@ -23,6 +23,7 @@ from align import ranks
 from align.config.stages import STAGES
 from align.config.training import check_ranks
 from align.errors import AlignError, InputError, require
+from align.files import read_text
 from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
 from align.run.folder import ended
 
@@ -161,5 +162,5 @@ def status_of(failures: Mapping[int, Any], notes: Path) -> int:
 
 def noted(notes: Path, name: str) -> str:
     with suppress(OSError):
-        return (notes / name).read_text(encoding="utf-8")
+        return read_text(notes / name, name)
     return ""

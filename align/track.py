@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from align import ranks
+from align.files import read_bytes
 
 PLAIN_EVERY_S = 10.0
 
@@ -152,7 +153,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a stream; a last line that a crash cut short is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in read_bytes(path, path.name).decode("utf-8", "replace").split("\n"):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

@@ -22,6 +22,7 @@ FLOORS = {
         "align.types",
         "align.distribution",
         "align.errors",
+        "align.files",
         "align.config",
         "align.redaction",
         "align.chain",

@@ -17,7 +17,7 @@ from align.export.trained import Trained
 from align.models.base import builtin_folder
 from align.models.dequantised import DEQUANTISED, dequantised
 from align.models.load import in_fp32, load_base
-from align.run import Base
+from align.run import Base, model_digest
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
 
@@ -37,7 +37,7 @@ def make_model(folder: Path, architecture: str = "Llama") -> Base:
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copy(pocket / "tokenizer.model", folder)
-    return Base(architecture, str(folder), None, architecture)
+    return Base(architecture, str(folder), None, model_digest(folder))
 
 
 def source_of(trained: Trained, into: str = DEQUANTISED) -> Source:

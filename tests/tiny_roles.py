@@ -18,7 +18,7 @@ from align.models.adapters import save_adapter, with_new_adapter
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
 from align.models.roles import Roles
-from align.run import Base
+from align.run import Base, model_digest
 from align.types import Rollout
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -71,7 +71,9 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
                 weight.mul_(6)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    world = World(Base("tiny", str(folder / "base"), None, "0" * 64), folder / "init", folder / "reward")
+    world = World(
+        Base("tiny", str(folder / "base"), None, model_digest(folder / "base")), folder / "init", folder / "reward"
+    )
     torch.manual_seed(1)
     for path, classifier in ((world.init, False), (world.reward, True)):
         model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from align.errors import InputError
+from align.files import read_text
 
 if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault
@@ -45,7 +46,7 @@ def loaded(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[t
         for folder in filter(None, (conf_dir(), search)):
             path = folder / f"{default.config_path}.yaml"
             if path.is_file():
-                yield path, default.package or "", yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+                yield path, default.package or "", yaml.safe_load(read_text(path, "--config-dir")) or {}
                 break
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from align.config.group_files import groups
 from align.config.synonyms import absent, keys_for
 from align.errors import InputError, require
+from align.files import user_path
 
 OWN_FOLDER = Path("conf")
 """Where a user's own group files are, in the working folder, unless `--config-dir` names another."""
@@ -115,7 +116,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
 
 def existing(given: str) -> Path:
     """The folder that `--config-dir` names."""
-    folder = Path(given).expanduser()
+    folder = user_path(given, "--config-dir")
     problem = "there is no such folder" if not folder.exists() else "is no folder"
     require(bool(given), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
     remedy = f"Name the folder that holds one of {', '.join(f'{group}/' for group in groups())}."

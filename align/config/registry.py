@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, ClassVar
 
 from align.aliases import NAME, NAMED, parsed_aliases
 from align.config.addresses import check_address
 from align.config.settings import Settings, defaults_of, setting
 from align.errors import InputError, require
+from align.files import user_path
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",
@@ -210,7 +210,7 @@ class RegistryConfig(Settings):
             given = self.override is None or bool(self.override.strip())
             require(given, "stage.override", self.override, "gives no reason", "Write why the gate does not count.")
             parsed_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
-            there = self.gates is None or Path(self.gates).expanduser().is_dir()
+            there = self.gates is None or user_path(self.gates, "stage.gates").is_dir()
             require(there, "stage.gates", self.gates, "is no folder", "Name the folder of the gates.")
         if self.as_of is not None:
             try:

@@ -25,6 +25,7 @@ from align.config.settings import Settings, setting
 from align.config.stages import STAGES
 from align.config.suites import SuiteConfig
 from align.errors import half_character, require
+from align.files import DEFAULT_MAX_FILE_MB, user_path
 from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
 
 STORE = "annotations.db"
@@ -44,6 +45,17 @@ class RunConfig(Settings):
 
     name: str | None = setting(None, "The run's name. Empty: derived from the run's settings and inputs.")
     root: str = setting(DEFAULT_ROOT, "The folder of all runs.")
+    max_file_mb: float = setting(
+        DEFAULT_MAX_FILE_MB,
+        "Largest file that is read whole: JSON, YAML, chat templates, keys, gates. Rows and weights are read piece by "
+        "piece and may be larger.",
+        unit="MiB", above=0, at_most=2**20, identity=False, later=True,
+    )  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all runs, with `~` expanded."""
+        return user_path(self.root, "run.root")
 
     def check_together(self) -> None:
         require(
@@ -57,6 +69,7 @@ class RunConfig(Settings):
             "://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder",
             "Give a folder, and store.url for a database.",
         )  # fmt: skip
+        user_path(self.root, "run.root")
 
 
 @dataclass
@@ -185,4 +198,4 @@ class Config(Settings):
 
 def store_url(config: Config) -> str:
     """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
-    return config.store.url or f"sqlite:///{Path(config.run.root).expanduser() / STORE}"
+    return config.store.url or f"sqlite:///{config.run.folder / STORE}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from align.aliases import NAME, NAMED, parsed_aliases
 from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
 from align.errors import require
+from align.files import user_path
 
 ACTIONS = {
     "serve": "answers requests",
@@ -131,8 +131,8 @@ class ServeConfig(Settings):
         """Raises InputError where the key file would lie among the runs, which are copied and shown to others."""
         if self.keys is None:
             return
-        root = Path(config.run.root).expanduser().resolve()
+        root = config.run.folder.resolve()
         require(
-            not Path(self.keys).expanduser().resolve().is_relative_to(root), "stage.keys", self.keys,
+            not user_path(self.keys, "stage.keys").resolve().is_relative_to(root), "stage.keys", self.keys,
             "lies in the folder of the runs, which is copied and shown to others", "Choose a file outside of run.root.",
         )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from align.data.formats.files import files_of
 from align.errors import InputError
+from align.files import user_path
 from align.run import Input, known_digest
 from align.run.artifacts import readable
 from align.run.manifest import FILE, Manifest
@@ -40,7 +41,7 @@ def ranked_by(given: Input, root: Path) -> tuple[str, ...]:
         made = readable(Path(given.path).parent)
         sources = made.inputs.values() if made else ()
         return tuple(dict.fromkeys(run for source in sources for run in source.details.get(RANKED_BY, ())))
-    place = Path(given.path).expanduser().absolute()
+    place = user_path(given.path, "data.path").absolute()
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
     folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # of another root than this one
     made = [manifest for folder in folders if (manifest := readable(folder)) and ranks(manifest)]

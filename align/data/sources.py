@@ -19,6 +19,7 @@ from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
 from align.errors import InputError, require
+from align.files import explain_read_errors
 from align.run import Input, files_digest, json_digest, known_digest
 from align.types import Conversation, Document
 
@@ -100,10 +101,11 @@ def data_records(data: DataSource) -> dict[str, Input]:
 
 
 def files_record(given: str | None, field: str) -> Input:
-    """The files that a path names as one input of a run: a file by its digest, several by one over all of them, in
-    their order. Raises: InputError: there are none."""
+    """Return the files that a path names as one input of a run: a file by its digest, several by one over all of them,
+    in their order. Raises: InputError: there are none, or one cannot be read."""
     files = files_of(given or "", field)
-    return Input(known_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
+    with explain_read_errors(field):
+        return Input(known_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
 
 
 LICENCES = {"chitchat": "MIT"}

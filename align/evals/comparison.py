@@ -29,6 +29,7 @@ from align.evals.collapse import (
 )
 from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen
+from align.files import has_file, open_text
 from align.ops.intervals import mean, proportion
 from align.types import Message
 
@@ -225,11 +226,11 @@ def read_samples(path: Path) -> list[Sample]:
         MissingArtifact: there is no such file.
         CorruptFile: a line is not a sample; it is named by number.
     """
-    if not path.is_file():
+    if not has_file(path, "samples"):
         raise MissingArtifact("samples", str(path), "there is no such file", "Run `python -m align stage=eval` first.")
     samples = []
     # Lines end with "\n" alone: str.splitlines would also break at U+2028, which a model may well write.
-    with path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+    with open_text(path, errors="surrogatepass", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 samples.append(Sample.of(json.loads(line)))

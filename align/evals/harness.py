@@ -16,6 +16,7 @@ import yaml
 
 from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
+from align.files import has_file, read_text, user_path
 from align.run import Input, json_digest
 from align.run.digests import known_digest
 
@@ -108,9 +109,10 @@ def harness_record(harness: Harness, field: str) -> Input:
             finds, which no digest would cover.
     """
     require_extra("evals", f"{field}.lm_eval", harness.task)
-    folder = Path(harness.include).expanduser()
+    folder = user_path(harness.include, f"{field}.include")
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
-    inside = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    beneath = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
+    inside = sorted(path for path in beneath if has_file(path, f"{field}.include", HELP))
     data = {Path(named) for path in inside if is_yaml(path) for named in data_of(path, folder)}
     files = [[path.relative_to(folder).as_posix(), known_digest(path)] for path in inside]
     files += [[path.as_posix(), known_digest(path)] for path in sorted(data)]
@@ -137,9 +139,10 @@ def data_of(path: Path, folder: Path) -> Iterator[str]:
         InputError: its data would come from elsewhere.
         CorruptFile: it is no YAML.
     """
+    text = read_text(path, "include", "Mend it, or move it away.")
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), Plain)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        given = yaml.load(text, Plain)
+    except yaml.YAMLError as error:
         raise CorruptFile("include", str(path), f"is no YAML ({error})", "Mend it, or move it away.") from error
     yield from named_in(given, path, folder)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from align.errors import InputError, require
+from align.errors import require
 from align.evals.endpoint import Endpoint, Failure, parsed_endpoint
 from align.evals.llm_words import PLACE, choice_in, errors_in_words, filled_in, framed, question, said_by
 from align.evals.systems import System
 from align.evals.verdicts import Pair, Verdict
+from align.files import read_text, user_path
 from align.report.words import counted
 from align.rollout.kept import Answer, AnswerStore, Question
 from align.run import json_digest
@@ -96,10 +96,7 @@ def parsed_judge(given: Any, field: str = FIELD) -> Literal["reward", "people"] 
 
 def template_in(path: str, field: str) -> str:
     """The user's prompt for the judge. Raises: InputError: see `parsed_judge`."""
-    try:
-        template = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(field, path, f"cannot be read ({error})", "Name a text file in UTF-8.") from error
+    template = read_text(user_path(path, field), field, "Name a text file in UTF-8.")
     found, every = PLACE.findall(template), ", ".join(f"{{{place}}}" for place in PLACES)
     for place in found:
         require(place in PLACES, field, path, f"has an unknown place {{{place}}}", f"The places are {every}.")

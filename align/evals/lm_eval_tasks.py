@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from lm_eval.utils import handle_non_serializable
 from align.errors import AlignError, InputError, require
 from align.evals.harness import Completion, Found, Harness, Requests
 from align.evals.tasks import Item, Task, clustered
+from align.files import user_path
 from align.report.words import counted
 from align.types import Conversation, Message
 
@@ -109,7 +109,7 @@ def built(harness: Harness, field: str) -> dict[str, Any]:
 
 def loaded(harness: Harness, field: str) -> dict[str, Any]:
     """The same, with lm-eval's errors as they are."""
-    manager = TaskManager(include_path=str(Path(harness.include).expanduser()), include_defaults=False)
+    manager = TaskManager(include_path=str(user_path(harness.include, "include")), include_defaults=False)
     known = manager.all_tasks
     problem = f"is no task of {harness.include}"
     remedy = f"Its tasks are {', '.join(known)}." if known else "No YAML file there is a task of lm-eval."

@@ -20,6 +20,7 @@ from align.export.markdown import one_line, table
 from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
 from align.export.verdicts import HEADS, Check, cells, gap_in
+from align.files import has_file, read_bytes
 from align.models.adapter_files import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
@@ -317,7 +318,7 @@ def licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
 def licence_in(folder: Path) -> str:
     """The licence that a model's own card states in its front matter; empty where it states none."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = read_bytes(card, card.name).decode("utf-8", "replace") if has_file(card, card.name) else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         metadata = yaml.safe_load(front[1]) if front else None

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from align.errors import CorruptFile, InputError, StorageError
+from align.files import open_binary, user_path
 from align.rollout.processes import last_words, run_quietly
 from align.run import file_digest, json_digest
 
@@ -53,7 +54,7 @@ def default_folder() -> Path:
 
 def converters_in(folder: str | None) -> Path:
     """The folder with both converters. Raises: InputError: they are not there."""
-    place = Path(folder).expanduser() if folder else default_folder()
+    place = user_path(folder, "export.converters") if folder else default_folder()
     for name in (HF, LORA):
         if not (place / name).is_file():
             problem = f"llama.cpp's {name} is not there"
@@ -121,7 +122,7 @@ def unpack(archive: Path, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     try:
-        with tarfile.open(archive) as tar:
+        with open_binary(archive) as file_of_archive, tarfile.open(fileobj=file_of_archive) as tar:
             needed = [(m, match[1]) for m in tar if m.isfile() and (match := NEEDED.fullmatch(m.name))]
             sources = {name: file.read() for member, name in needed if (file := tar.extractfile(member))}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:

@@ -21,7 +21,7 @@ from align.errors import InputError
 from align.export.engines import set_pad
 from align.export.folder import check_base
 from align.export.trained import Trained
-from align.models.adapter_files import WEIGHTS_FILE, Adapter, read_adapter
+from align.models.adapter_files import WEIGHTS_FILE, Adapter, files_of_adapter, read_adapter
 from align.models.adapters import tensors_of
 from align.models.dequantised import (
     DEQUANTISED,
@@ -33,6 +33,7 @@ from align.models.dequantised import (
 from align.models.load import save_tokenizer, skeleton
 from align.models.lowering import MERGEABLE, check_initial, check_plain
 from align.run import Base, model_files, write_json
+from align.run.digests import same_bytes
 from align.run.weights import header
 
 
@@ -62,7 +63,8 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize(dtype=model.dtype)  # without it, in what the checkpoint was saved in
-    wrapped = _attach(model, adapter, found)
+    with same_bytes(files_of_adapter(adapter), "adapter", adapter.name):
+        wrapped = _attach(model, adapter, found)
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
         module.to(torch.float32)

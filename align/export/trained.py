@@ -17,6 +17,7 @@ from align.errors import CorruptFile, require
 from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of, picked
 from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
 from align.export.verdicts import ALONE, Bound, Check, pooled_divergence
+from align.files import check_folder
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
 from align.models.start import frozen_as
@@ -137,6 +138,7 @@ def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:
 
 def check_tokenizer(trained: Trained, folder: Path) -> None:
     """Raises: CorruptFile: the tokenizer or chat template in an export does not read the prompts as the trained one."""
+    check_folder(folder, "export.path")
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))
     alike = fixed_prompts(exported, longest) == fixed_prompts(trained.tokenizer, longest)

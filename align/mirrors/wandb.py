@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from align.files import read_text
 from align.mirrors.mirror import COLLECTIONS, Artifact, Table, Unmirrored, Watched
 
 TYPES = {"model": "model", "data": "dataset"}
@@ -42,7 +43,7 @@ class Wandb:
             run.folder, project=run.project, name=name, id=run.id, resume=resume, config=run.settings
         )  # fmt: skip
         self._reached = run.folder / "wandb" / f"{run.id}.step"  # offline, wandb does not read what it wrote
-        self.last = int(self._reached.read_text()) if run.resumed and self._reached.is_file() else -1
+        self.last = int(read_text(self._reached, "track")) if run.resumed and self._reached.is_file() else -1
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         import wandb

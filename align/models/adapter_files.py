@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from align.errors import CorruptFile, InputError, MissingArtifact
+from align.errors import AlignError, CorruptFile, InputError, MissingArtifact
+from align.files import check_folder, check_readable, has_file
 from align.models.finite import RESTORE, check_tensors
 from align.run import json_object
+from align.run.digests import same_bytes
 from align.run.weights import SCORE_KEY
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -46,6 +48,11 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 loaded: on the untouched base, or beside another adapter, it is another model."""
 
 
+def files_of_adapter(folder: Path) -> list[Path]:
+    """Return the two files of an adapter, as far as they are there."""
+    return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
+
+
 def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
     """The PEFT configuration of a LoRA adapter.
 
@@ -57,6 +64,7 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
         CorruptFile: it is not there, or not JSON.
         InputError: it is not LoRA; LoRA by a forward of another kind; or it changes the base, and is not alone.
     """
+    check_folder(folder, field, RETRAIN)
     config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
 
     def refused(problem: str, remedy: str) -> InputError:
@@ -89,8 +97,13 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS_FILE
     remedy = "Restore the file, or train the adapter again."
+    if has_file(path, field, remedy):
+        check_readable(path, field, remedy)
     try:
-        tensors = load_file(path)
+        with same_bytes(files_of_adapter(folder), field, str(folder)):
+            tensors = load_file(path)
+    except AlignError:
+        raise
     except (OSError, SafetensorError) as error:
         message = str(error).splitlines()[0][:120]
         if not path.is_file():
@@ -135,6 +148,7 @@ def read_adapter(source: Path) -> Adapter:
         InputError: it is not a LoRA adapter.
     """
     written = "Point at a folder that `save_pretrained` of PEFT wrote."
+    check_folder(source, CONFIG_FILE, written)
     if not (source / CONFIG_FILE).is_file():
         raise MissingArtifact(CONFIG_FILE, str(source), "the file is not there", written)
     config = json_object(source / CONFIG_FILE, CONFIG_FILE, written)

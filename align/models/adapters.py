@@ -14,12 +14,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from align.errors import CorruptFile
-from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, adapter_config, read_tensors, some
+from align.models.adapter_files import (
+    CONFIG_FILE,
+    SCORE_KEY,
+    WEIGHTS_FILE,
+    adapter_config,
+    files_of_adapter,
+    read_tensors,
+    some,
+)
 from align.models.base import loadable_name
 from align.models.fastpath import use_fast_path
 from align.models.finite import RESTORE
 from align.models.lora import Lora, LoraLike
 from align.run import Base, out_of_memory, write_json
+from align.run.digests import same_bytes
 
 READ_BY = "cpu"
 """Else PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move to that afterwards.
@@ -97,7 +106,8 @@ def attach(
     adapter_config(folder, field, alone)
     given = read_tensors(folder, field)
     try:
-        return attached(model, folder, name, given.keys(), trainable, field)
+        with same_bytes(files_of_adapter(folder), field, str(folder)):
+            return attached(model, folder, name, given.keys(), trainable, field)
     except BaseException:
         detach(model, name)
         raise

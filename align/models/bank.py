@@ -20,10 +20,19 @@ import torch
 from torch import Tensor
 
 from align.errors import InputError, require
-from align.models.adapter_files import Factors, adapter_config, check_targets, factors_in, head_in, read_adapter
+from align.models.adapter_files import (
+    Factors,
+    adapter_config,
+    check_targets,
+    factors_in,
+    files_of_adapter,
+    head_in,
+    read_adapter,
+)
 from align.models.fastpath.exact import least_batch
 from align.models.lowering import check_plain, lower
 from align.models.memory import untouched
+from align.run.digests import same_bytes
 
 UNIT = 16
 """Ranks of a unit. An adapter of another rank is filled up with zeros."""
@@ -208,9 +217,13 @@ def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
         CorruptFile: its files are truncated, or hold values that are not finite, or do not fit the model.
         InputError: it is more than LoRA, of a higher rank, or on modules that the bank has no place for.
     """
-    config, adapter = adapter_config(folder), read_adapter(folder)
+    with same_bytes(files_of_adapter(folder), "adapter", str(folder)):
+        config = adapter_config(folder)
+        adapter = read_adapter(folder)
+        read_factors = factors_in(folder)
+        head = head_in(folder) if adapter.scores else None
     check_plain(adapter)
-    plain, factors = lower(config, factors_in(folder))
+    plain, factors = lower(config, read_factors)
     known = {m: (s.inputs, out) for s in sites for m, out in zip(s.modules, s.outputs, strict=True)}
     require(plain["r"] <= max_rank, "r", plain["r"], f"is over stage.max_rank={max_rank}", "Raise stage.max_rank.")
     for module, (a, b) in factors.items():
@@ -223,7 +236,6 @@ def lowered(folder: Path, sites: Sequence[Site], max_rank: int) -> Lowered:
             OTHER_BASE,
         )  # fmt: skip
     check_targets(config, factors, known)
-    head = head_in(folder) if adapter.scores else None
     fits = head is None or head.shape == (sites[0].inputs,)
     require(fits, "score", tuple(head.shape) if head is not None else None, "is no head of this base", OTHER_BASE)
     return Lowered(plain["r"], factors, head)

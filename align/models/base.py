@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from align.errors import InputError, MissingArtifact
+from align.files import user_path
 from align.models.architectures import refuse
 from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
@@ -34,7 +35,7 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
     if name == "smollm2" and (revision is not None or gguf_in_wheel() is None):
         snapshot = smollm2_snapshot(revision)
         return base_in(snapshot, HUB_ID, snapshot.name)
-    folder = Path(name).expanduser()
+    folder = user_path(name, "model.path")
     if revision is not None and (name in BUILT_IN or folder.is_dir()):
         problem = f"model.path={name} is a folder on this machine, which has no revisions"
         raise InputError("model.revision", revision, problem, "Drop it, or give a hub id as model.path.")

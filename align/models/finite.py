@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from align.errors import CorruptFile, InputError
+from align.files import check_readable
 from align.ops.finite import first_not_finite, not_finite
 
 FP32_MOST = torch.finfo(torch.float32).max
@@ -29,6 +30,7 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
         CorruptFile: a value is nan or infinite, or the file cannot be read.
         InputError: a value is more than `dtype` holds.
     """
+    check_readable(path, field, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)

@@ -6,9 +6,10 @@ evaluation forward, after which gradients and `dequantize()` are wrong.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from transformers import logging as transformers_logging
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from align.errors import AlignError, CorruptFile, InputError
+from align.files import check_folder
+from align.models.adapter_files import some
 from align.models.base import BUILT_IN
 from align.models.fastpath import use_fast_path
 from align.models.finite import check_file
@@ -34,13 +37,32 @@ from align.models.memory import keep_few_kernels, keep_freed_memory
 from align.models.plain_path import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
-from align.run import Artifact, Base, linked_folder, model_config, model_files, out_of_memory, unhashed, write_json
+from align.run import (
+    Artifact,
+    Base,
+    linked_folder,
+    model_config,
+    model_files,
+    out_of_memory,
+    read_json,
+    unhashed,
+    write_json,
+)
+from align.run.digests import matching, same_bytes
+from align.run.weights import TOKENIZER, header, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """The variable that torch's allocator reads, and its name of before."""
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
+
+SCORE_HEAD = "score."
+"""What the names of the tensors begin with that a classifier has and a language model does not."""
+KNOWN_BUFFERS = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|masked_bias|causal_mask|position_ids)$"
+)
+"""Constants that older versions of transformers saved with the weights, and that a model computes itself."""
 
 BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
 """What no tokenizer writes: SentencePiece's own file, which llama.cpp's converter reads, and the sampling defaults."""
@@ -173,7 +195,7 @@ def load_base(
         if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
             check_file(path, "model.path", base.id, "Download or save the model again.", held)
     try:
-        with linked_folder(files) as folder:
+        with same_bytes(files, "model.path", base.id, base.digest), linked_folder(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
                 output_loading_info=True,
@@ -183,21 +205,63 @@ def load_base(
                 use_safetensors=True,
                 **options,
             )
+    except AlignError:
+        raise
     except Exception as error:  # what a wrong value in config.json or generation_config.json leads to has any type
         if out_of_memory(error):
             raise
         raise unloadable(base, error) from error
     model.name_or_path = model.config.name_or_path = base.path  # PEFT looks for a configuration there
-    if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("score.")):
-        raise CorruptFile(  # transformers fills what is missing with random numbers
-            "model.path", base.id, f"its weights are incomplete ({absent[0]} is missing)",
-            "Download or save them again.",
-        )  # fmt: skip
+    check_tensor_names(base, head, loaded["missing_keys"], loaded["unexpected_keys"])
     keep_unpacked(model)
     model.requires_grad_(method == "full")
     use_fast_path(model)
     settle(model.eval(), base)
     return model
+
+
+def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise CorruptFile unless the weights of a base are those that its configuration asks for.
+
+    Transformers fills what is missing with random numbers and passes over the rest. It has taken out of both lists what
+    is tied to another tensor, and what the class of the model ignores by name, such as the layer of DeepSeek-V3 that
+    predicts several tokens. A classifier is loaded from a language model: it has no head of that, and makes its own.
+
+    Args:
+        head: the auto class that loaded it.
+        missing, unexpected: as transformers' loading report has them.
+    """
+    of_head: set[str] = set()
+    if head is not AutoModelForCausalLM:
+        missing = [name for name in missing if not name.startswith(SCORE_HEAD)]
+        of_head = head_names(base, unexpected)
+    if absent := sorted(missing):
+        problem = f"its weights are incomplete ({absent[0]} is missing)"
+        raise CorruptFile("model.path", base.id, problem, "Download or save them again.")
+    if strangers := sorted(name for name in unexpected if name not in of_head and not KNOWN_BUFFERS.search(name)):
+        problem = f"its weights have tensors that {CONFIG_NAME} does not ask for ({some(strangers)})"
+        remedy = f"Correct {CONFIG_NAME} (the number of layers, the type), or save the model again without them."
+        raise CorruptFile("model.path", base.id, problem, remedy)
+
+
+def head_names(base: Base, names: Collection[str]) -> set[str]:
+    """Return those names of tensors in a base's files that are the head of a language model: outside of its backbone,
+    and of the shape of a tensor there. Some checkpoints have another name for it than the class: GPT-NeoX's is
+    `embed_out` in files and `lm_head` in memory.
+    """
+    model = skeleton(base) if names else None
+    if model is None:
+        return set()
+    backbone = f"{model.base_model_prefix}."
+    parameters = model.named_parameters(remove_duplicate=False)  # a tied head has the name of the embedding too
+    shapes = {tuple(tensor.shape) for name, tensor in parameters if not name.startswith(backbone)}
+    stored = {
+        name: tuple(tensor.get("shape", ()))
+        for path in weight_files(Path(base.path))
+        for name, tensor in header(path).items()
+        if name in names and isinstance(tensor, dict)
+    }
+    return {name for name, shape in stored.items() if shape in shapes and not name.startswith(backbone)}
 
 
 def settle(model: Any, base: Base) -> None:
@@ -259,8 +323,12 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
             embedding for.
     """
     place = str(folder or base.path)
+    check_folder(Path(place), "model.path", "Put tokenizer files beside the weights.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        with same_bytes(matching(Path(place), TOKENIZER), "model.path", base.id):
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except AlignError:
+        raise
     except Exception as error:  # so has what a wrong value in tokenizer.json or tokenizer_config.json leads to
         if out_of_memory(error):
             raise
@@ -317,7 +385,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> 
     """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, OWN_TOKENIZER)
     write_json(path, {k: v for k, v in config.items() if k not in LOCAL_KEYS})
     for name in BESIDE_TOKENIZER:
         if beside is not None and (beside / name).is_file() and not (folder / name).exists():

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from align.errors import CorruptFile
+from align.files import read_text
 from align.models.finite import check_tensors
 from align.models.roles import TRAINABLE, Roles
 from align.ppo.state import State
@@ -42,7 +43,7 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
     """
     try:
         tensors = load_file(folder / TENSORS)
-        numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+        numbers = json.loads(read_text(folder / NUMBERS, NUMBERS))
     except (OSError, ValueError, SafetensorError) as error:
         raise CorruptFile(
             "checkpoint", str(folder), f"cannot be read ({str(error)[:120]})", "Remove it and run again."

@@ -9,6 +9,7 @@ from typing import Any
 
 from align.config.identity import completed, identifying
 from align.errors import CorruptFile, InputError, require
+from align.files import check_readable
 from align.registry.record import UNREADABLE, Record
 from align.registry.shown import cell, clean, leaves
 from align.report.figures import by_weight
@@ -119,6 +120,7 @@ def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
 
     found, without = Counter[bytes](), 0
     for path in files:
+        check_readable(path, "file")
         try:
             table = pq.read_table(path, columns=["content_id"])
         except (pa.ArrowException, OSError) as error:

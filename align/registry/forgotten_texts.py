@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from align.files import open_binary
 from align.report.page import LONGEST_TEXT
 from align.track import shortened
 
@@ -192,7 +193,8 @@ def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
     Raises:
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
+    with open_binary(path) as file:
+        data = file.read()
     text = data.decode("utf-8", "replace")
     suffix = path.suffix.lower()
     if suffix == ".html":
@@ -292,5 +294,5 @@ def is_text(path: Path) -> bool:
     """
     if path.suffix.lower() in PACKED or not path.is_file():
         return False
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         return b"\0" not in file.read(HEAD)

@@ -20,6 +20,7 @@ nearly the same answer to every prompt, count only where a condition says `colla
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,12 +32,12 @@ from typing import Any
 import yaml
 
 from align.errors import CorruptFile, InputError, require
+from align.files import read_bytes, user_path
 from align.registry.record import Record, number
 from align.registry.shown import figure as in_words
 from align.registry.shown import value_at
 from align.registry.verdicts import PASS, verdict_on
 from align.report.words import is_bounded, is_interval
-from align.run.alias_log import regular
 from align.run.artifacts import verify_outputs
 from align.run.files import json_object
 from align.run.manifest import read_manifest
@@ -138,17 +139,18 @@ def read_gates(folders: Iterable[Path]) -> list[Gate]:
     Raises:
         InputError: a file cannot be read as a gate.
     """
-    found = {path.resolve(): path for folder in folders for ending in ENDINGS for path in folder.glob(f"*{ending}")}
+    found = {
+        os.path.realpath(path): path for folder in folders for ending in ENDINGS for path in folder.glob(f"*{ending}")
+    }
     return [read_gate(path) for path in sorted(found.values())]
 
 
 def read_gate(path: Path) -> Gate:
     field = str(path)
+    text = read_bytes(path, "gate", "Mend the file.")
     try:
-        with open(path, "rb", opener=regular) as file:
-            text = file.read()
         given = yaml.load(text.decode("utf-8"), Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
     remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
     whole = isinstance(given, Mapping) and {*given} == {"alias", "conditions"}
@@ -291,7 +293,7 @@ def signature(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Ch
     name = given["signature"]
     alone = {*given} == {"signature"} and isinstance(name, str) and bool(name)
     require(alone, field, dict(given), "names no public key", "Write {signature: PUBLIC_KEY}.")
-    path = home / Path(name).expanduser()
+    path = home / user_path(name, field)
     field, remedy = f"{field}.signature", "The path of a public key counts from the folder of its gate."
     require(path.is_file(), field, name, f"is no file in {home}", remedy)
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from align.config.stages import STAGES
+from align.errors import InputError
+from align.files import open_binary
+from align.run.files import json_object
 from align.run.manifest import Input, Manifest
 from align.run.stale import stale_in
 from align.track import read_rows
@@ -124,7 +127,7 @@ def last_row(path: Path) -> Record:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - A_ROW))
             last = json.loads(file.read().rstrip(b"\n").rpartition(b"\n")[2])
     except (OSError, ValueError, RecursionError):
@@ -150,10 +153,8 @@ def method_of(folder: Path, manifest: Manifest) -> Record | None:
     name = manifest.config["method"].get("name")
     found: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
     try:
-        shape = json.loads((folder / "artifact" / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return found
-    if not isinstance(shape, dict):
+        shape = json_object(folder / "artifact" / "adapter_config.json", "adapter_config.json", "")
+    except InputError:
         return found
     targets = shape.get("target_modules")
     return found | {

@@ -24,6 +24,7 @@ from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINS
 from align.errors import AlignError, InputError, require
+from align.files import check_readable
 from align.registry.forgotten_texts import Marks, Texts
 from align.registry.index import Index
 from align.registry.record import Record
@@ -297,6 +298,7 @@ def by_ids(path: Path, content_id: bytes) -> str:
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"
     nameless = 0
+    check_readable(path, "file")
     try:
         for batch in pq.ParquetFile(path).iter_batches(columns=["content_id"]):
             ids = batch.column(0)

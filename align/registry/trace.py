@@ -12,6 +12,7 @@ from typing import Any
 
 from align.chain import Head
 from align.errors import AlignError, MissingArtifact
+from align.files import open_binary
 from align.registry.index import Index
 from align.registry.intact import Intact, looked_at
 from align.registry.record import UNREADABLE, Record
@@ -236,7 +237,7 @@ def logged(root: Path, id: str) -> tuple[str, dict[str, Any]]:
     number = id.rpartition("-")[2]
     wanted = json.dumps(f"-{number}")[1:].encode()
     for path in sorted(root.glob(f"serve/*/{REQUESTS}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with path.open("rb") as lines:
+        with open_binary(path) as lines:
             for line in lines:
                 if wanted in line:
                     with suppress(ValueError):

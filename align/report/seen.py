@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from align.files import open_text, read_text
 from align.run.manifest import Manifest
 from align.track import Progress, read_rows
 
@@ -55,7 +56,7 @@ class Seen:
         """The same, one at a time: of a large file the first few are read. What a crash cut short is the end."""
         path = self.folder / name
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
+            with open_text(path) as file:
                 for line in file:
                     if not line.endswith("\n"):
                         return
@@ -64,9 +65,9 @@ class Seen:
     def mapping(self, name: str) -> dict[str, Any]:
         """The same of a file that is one JSON object; empty where there is no such file."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return json.loads(read_text(path, name)) if path.is_file() else {}
 
     def listed(self, name: str) -> list[dict[str, Any]]:
         """The same of a file that is one JSON list."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return json.loads(read_text(path, name)) if path.is_file() else []

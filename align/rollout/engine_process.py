@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import InputError
+from align.files import read_text, user_path
 from align.rollout.processes import last_words, run_quietly
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def interpreter(engine: str, given: str, field: str) -> str | None:
     """
     if given == "none":
         return None
-    python = sys.executable if given == "auto" else str(Path(given).expanduser())
+    python = sys.executable if given == "auto" else str(user_path(given, field))
     if not version_in(engine, python, field):
         if given == "auto":
             return None
@@ -136,7 +137,7 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
             problem = f"{engine} does not take what it was given (status {done.returncode}: {last_words(done.stderr)})"
             remedy = f"Mend the engine. With {field}=none nobody asks it, and nothing says that it works."
             raise InputError(field, python, problem, remedy)
-        output = json.loads(answer.read_text(encoding="utf-8"))
+        output = json.loads(read_text(answer, "answer"))
         logits = []
         if (kept := Path(out, "logits.npz")).is_file():
             with np.load(kept, allow_pickle=False) as arrays:

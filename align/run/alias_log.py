@@ -7,12 +7,10 @@ that was cut off, and that nobody was told of.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from typing import Any
 
 from align.chain import GENESIS, Head, advance, canonical, link_hash
 from align.errors import CorruptFile, InputError, RunConflict, half_character
+from align.files import has_file, open_binary, open_regular, problem_of
 
 FILE = "aliases.jsonl"
 SIGN = "@"
@@ -117,27 +116,14 @@ def read_log(root: Path) -> AliasLog:
         CorruptFile: a line is missing, was altered, or cannot be read.
         InputError: a later version of align wrote a line.
     """
-    try:
-        with open(root / FILE, "rb", opener=regular) as file:
-            text = file.read()
-    except FileNotFoundError:
+    if not has_file(root / FILE, "aliases", REMEDY):
         return AliasLog()
+    try:
+        with open_binary(root / FILE) as file:
+            text = file.read()
     except OSError as error:
-        raise CorruptFile("aliases", str(root / FILE), f"cannot be read ({error.strerror})", REMEDY) from error
+        raise CorruptFile("aliases", str(root / FILE), problem_of(error), REMEDY) from error
     return parsed(text, root / FILE)[0]
-
-
-def regular(path: str, flags: int) -> int:
-    """Opens a file, and nothing that a reader would wait for.
-
-    Raises:
-        OSError: it is a pipe, a folder or a device.
-    """
-    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", path)
-    return descriptor
 
 
 def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
@@ -229,7 +215,7 @@ def append(
         OSError: the log cannot be written.
     """
     path = root / FILE
-    with open(path, "ab+", opener=regular) as file:
+    with open(path, "ab+", opener=open_regular) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align import ranks
+from align.files import read_text
 from align.run.digests import file_digest
 from align.run.files import write_json
 from align.run.folder import Run
@@ -29,7 +30,7 @@ def names_in(folder: Path) -> set[str]:
 def sealed(folder: Path) -> bool:
     """Whether a checkpoint holds something, every file of it is the one that was written, and there is no other."""
     try:
-        digests = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        digests = json.loads(read_text(folder / SEAL, SEAL))
     except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(digests, dict) or not digests:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import CorruptFile, MissingArtifact, StorageError
+from align.files import NotRegularFile, has_file, problem_of, read_text, shortened
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
+UNREADABLE = (errno.EIO, errno.ELOOP, errno.ENAMETOOLONG)
 # What libraries that write in their own code say of the same, without an errno: safetensors, torch, SQLite.
 STORAGE_WORDS = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|database or disk is full"
@@ -26,14 +28,16 @@ MEMORY_WORDS = re.compile(
 
 
 def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file of somebody else's.
+    """Return the object in a JSON file.
 
     Raises:
-        CorruptFile: it cannot be read, or holds something else.
+        MissingArtifact: there is no such file.
+        CorruptFile: it cannot be read (see `align.files`), or holds something else.
     """
+    text = read_text(path, field, remedy)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         problem = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({error})"
         raise CorruptFile(field, str(path), problem, remedy) from error
     if not isinstance(value, dict):
@@ -48,7 +52,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         MissingArtifact: there is no such file.
         CorruptFile: it holds no JSON object.
     """
-    if not path.is_file():
+    if not has_file(path, path.name, remedy):
         raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
     return json_object(path, path.name, remedy)
 
@@ -86,6 +90,9 @@ def storage_error(error: BaseException, root: str) -> StorageError | None:
     Args:
         root: the folder of the runs, to name.
     """
+    if isinstance(error, OSError) and (error.errno in UNREADABLE or isinstance(error, NotRegularFile)):
+        path = shortened(str(error.filename or root))
+        return StorageError("file", path, problem_of(error), "Check the path, its links and its disk.")
     seen: BaseException | None = error
     while seen is not None:
         # What a library tried in vain and handled stands among the causes too: a full disk is to blame even there.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
+from align.files import user_path
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
@@ -118,7 +119,7 @@ class Run:
             RunConflict: the name is taken by another configuration.
             StorageError: the folder cannot be written.
         """
-        stage, root = config["stage"]["name"], Path(config["run"]["root"]).expanduser()
+        stage, root = config["stage"]["name"], user_path(config["run"]["root"], "run.root")
         identity = identity_of(stage, config, inputs, base)
         name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
         folder, lock = claimed(root, stage, name, resume)

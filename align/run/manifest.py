@@ -169,7 +169,7 @@ class Manifest:
 
 def relative_path(path: str, root: Path) -> str:
     """A path as the file has it: one below the folder of all runs begins with `<root>/`."""
-    given, top = Path(path), root.expanduser().absolute()
+    given, top = Path(path), root.absolute()
     if given.is_relative_to(root):  # below a root that is relative itself
         given = given.absolute()
     # Any other relative one is a name, such as `hub:ORG/NAME/FILE`, or relative to where the command ran.

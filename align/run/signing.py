@@ -19,7 +19,7 @@ from typing import Any
 
 from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
-from align.run.alias_log import regular
+from align.files import open_binary, read_bytes, user_path
 from align.run.digests import file_digest
 from align.run.weights import ABOUT, ADAPTER_CONFIG
 
@@ -74,7 +74,7 @@ def private_key(given: str, setting: str) -> PrivateKey:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path, text = Path(given).expanduser(), key_text(given, setting)
+    path, text = user_path(given, setting), key_text(given, setting)
     require(b"PUBLIC KEY-" not in text, setting, given, "is a public key, which only verifies", "Name the private one.")
     word: Any = None
     try:
@@ -104,7 +104,7 @@ def public_key(given: str, setting: str) -> PublicKey:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    path, text = Path(given).expanduser(), key_text(given, setting)
+    path, text = user_path(given, setting), key_text(given, setting)
     remedy = "Name the public key that belongs to it: openssl pkey -in KEY -pubout -out PUBLIC_KEY."
     require(b"PRIVATE KEY-" not in text, setting, given, "is a private key, which only its owner has", remedy)
     try:
@@ -130,12 +130,7 @@ def package(setting: str, given: str) -> Any:
 
 
 def key_text(given: str, setting: str) -> bytes:
-    try:
-        with open(Path(given).expanduser(), "rb", opener=regular) as file:
-            return file.read(MOST)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(setting, given, f"cannot be read ({why})", "Name the file of a key.") from error
+    return read_bytes(user_path(given, setting), setting, "Name the file of a key.")[:MOST]
 
 
 def fingerprint_of(key: Any, setting: str, given: str) -> str:
@@ -180,7 +175,7 @@ def verified(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
     if not os.path.lexists(folder / SIGNATURE):
         raise refused(f"has no signature ({SIGNATURE})", "Name an export that was made with export.sign=KEY.")
     try:
-        with open(folder / SIGNATURE, "rb", opener=regular) as file:
+        with open_binary(folder / SIGNATURE) as file:
             text = file.read(MOST)
         signer, signed = claims_of(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -224,7 +219,7 @@ def base_beside(folder: Path) -> str:
     The base is no part of the adapter, of which many share it. `base.json`, which is signed, names the model.
     """
     try:
-        said = json.loads((folder / ABOUT).read_bytes()) if (folder / ADAPTER_CONFIG).is_file() else {}
+        said = json.loads(read_bytes(folder / ABOUT, ABOUT)) if (folder / ADAPTER_CONFIG).is_file() else {}
         name, revision = str(said.get("id") or ""), said.get("revision")
     except (OSError, ValueError, AttributeError, RecursionError):
         return ""

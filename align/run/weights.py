@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from align.errors import AlignError, CorruptFile, InputError
+from align.files import check_folder, has_file, open_binary, read_text
 from align.run.digests import files_digest, matching
 from align.run.files import json_object
 
@@ -121,13 +122,14 @@ def weight_files(folder: Path, field: str = "model.path", displayed: str | None 
         InputError: there are no such weights, or the index names something else than files beside it.
     """
     displayed = displayed or str(folder)
-    if (folder / SINGLE).is_file():
+    if has_file(folder / SINGLE, field, AGAIN):
         return [folder / SINGLE]
     index = folder / INDEX
-    if not index.is_file():
+    if not has_file(index, field, AGAIN):
         raise InputError(field, displayed, without_weights(folder), PICKLED)
+    text = read_text(index, field, AGAIN)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(text)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFile(field, displayed, f"{INDEX} is not an index of weights", AGAIN) from error
     for name in names:
@@ -136,7 +138,7 @@ def weight_files(folder: Path, field: str = "model.path", displayed: str | None 
             raise InputError(field, displayed, problem, "Put the shards beside the index, by their plain names.")
         if not name.endswith(".safetensors"):
             raise InputError(field, displayed, f"{INDEX} names {name!r}, which is not safetensors", PICKLED)
-        if not (folder / name).is_file():
+        if not has_file(folder / name, field, AGAIN):
             raise CorruptFile(field, displayed, f"{name}, which {INDEX} names, is missing", AGAIN)
     if not names:
         raise CorruptFile(field, displayed, f"{INDEX} names no weights", AGAIN)
@@ -159,10 +161,11 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
             in other files.
     """
     displayed, path = displayed or str(folder), folder / CONFIG
-    if not path.is_file():
+    check_folder(folder, field, AGAIN)
+    if not has_file(path, field, AGAIN):
         raise InputError(field, displayed, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
     config = json_object(path, field, AGAIN)
-    if (generation := folder / "generation_config.json").is_file():  # transformers passes over a broken one
+    if has_file(generation := folder / "generation_config.json", field, AGAIN):  # transformers passes over a broken one
         json_object(generation, field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
@@ -217,7 +220,7 @@ def brings_scores(adapter: Path) -> bool:
 def header(path: Path) -> dict[str, Any]:
     """What a safetensors file says of its tensors; empty where it says nothing that can be read."""
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             length = int.from_bytes(file.read(8), "little")
             found = json.loads(file.read(length)) if length <= MOST_HEADER else {}
     except (OSError, ValueError, RecursionError):

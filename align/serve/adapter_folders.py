@@ -148,7 +148,7 @@ def folder_under(given: str, roots: Sequence[Path]) -> Path:
     """
     for root in roots if given and "\0" not in given and ".." not in Path(given).parts else ():
         try:
-            top = root.expanduser().resolve(strict=True)
+            top = root.resolve(strict=True)
             folder = (top / given).resolve(strict=True)  # an absolute path stays what it is
             read = [path for place in (folder, folder / "artifact") for name in READ for path in place.glob(name)]
             if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *read)):

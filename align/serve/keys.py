@@ -23,6 +23,7 @@ from typing import Any
 
 from align.aliases import NAME
 from align.errors import AlignError, CorruptFile, InputError, StorageError, require
+from align.files import has_file
 from align.run import json_object
 from align.serve.events import log
 from align.serve.identity import Allowed
@@ -202,7 +203,7 @@ def read_accounts(path: Path) -> dict[str, Account]:
     """
     field = "stage.keys"
     make = "Make one with stage.action=key stage.tenant=NAME."
-    require(path.is_file(), field, str(path), "there is no such key file", make)
+    require(has_file(path, field, make), field, str(path), "there is no such key file", make)
     private = path.stat().st_mode & 0o077 == 0
     require(private, field, str(path), "others than its owner may read or write it", f"Run chmod 600 {path}.")
     found = json_object(path, field, REMEDY)

@@ -23,6 +23,7 @@ from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config, store_url
 from align.errors import InputError
+from align.files import read_text, user_path
 from align.run import Run, resolve, write_json
 from align.run.lineage import readers_of
 from align.stages.rows import open_store
@@ -51,7 +52,7 @@ def served(run: Run, config: Config) -> Result:
         before = store.head(config.project).seq  # and whether there is such a project
         queues = AssignmentQueues(store)
         if stage.demo:
-            key = key_in(Path(config.run.root).expanduser() / "annotate.key")
+            key = key_in(config.run.folder / "annotate.key")
             person = Person(getuser(), {config.project: "admin"})
             authenticator, links = KeyAuthenticator(key, person, cookie("key")), [f"open {url}/?key={key}"]
         else:
@@ -106,7 +107,7 @@ def simulated(run: Run, config: Config) -> Result:
 
 
 def imported(run: Run, config: Config) -> Result:
-    path = Path(config.stage.path).expanduser()
+    path = user_path(config.stage.path, "stage.path")
     with open_store(config) as store:
         found = import_items(store, config.project, path, config.stage.source)
         note_head(run, config.project, store.head(config.project))
@@ -138,11 +139,8 @@ def in_words(settings: Settings) -> str:
 
 
 def text_of(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "Name a Markdown file in UTF-8."
-        raise InputError("stage.guidelines", path, f"it cannot be read ({error})", remedy) from error
+    field = "stage.guidelines"
+    return read_text(user_path(path, field), field, "Name a Markdown file in UTF-8.")
 
 
 def exported(run: Run, config: Config) -> Result:
@@ -155,12 +153,12 @@ def exported(run: Run, config: Config) -> Result:
 def verified(run: Run, config: Config) -> Result:
     with open_store(config, create=False) as store:
         store.head(config.project)  # whether there is such a project
-        head = store.verify(head_in(config.stage.head, Path(config.run.root).expanduser(), config.project))
+        head = store.verify(head_in(config.stage.head, config.run.folder, config.project))
     return Result({"rows": head.seq}, (f"{head.seq} rows, each what was written; the head is {head.hash}",))
 
 
 def backed_up(run: Run, config: Config) -> Result:
-    path = Path(config.stage.path).expanduser()
+    path = user_path(config.stage.path, "stage.path")
     with open_store(config, create=False) as store:
         about = backup(store, path)
     line = f"{path}: {about['rows']} rows, the ledger up to row {about['seq']}"
@@ -169,7 +167,7 @@ def backed_up(run: Run, config: Config) -> Result:
 
 def restored(run: Run, config: Config) -> Result:
     with open_store(config) as store:
-        head = restore(store, Path(config.stage.path).expanduser())
+        head = restore(store, user_path(config.stage.path, "stage.path"))
     return Result({"seq": head.seq}, (f"the ledger up to row {head.seq}, each what was written",))
 
 
@@ -181,7 +179,7 @@ def migrated(run: Run, config: Config) -> Result:
 
 def erased(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     with open_store(config, create=False) as store:
         named = {"item": stage.item, "annotator": stage.annotator}
         which = {what: name for what, name in named.items() if name is not None}

@@ -29,6 +29,7 @@ from align.data.records.preferences import write_preferences
 from align.errors import require
 from align.evals.best_of import NO_ROW, Tally, figures, tallied
 from align.evals.judges import title
+from align.files import open_text
 from align.models.actor import Actor
 from align.models.load import choose_device, choose_dtype
 from align.models.start import adapter_folder, frozen_as
@@ -240,7 +241,7 @@ def published(run: Run, config: Config, logged: Sequence[Mapping[str, Any]]) -> 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a file that is whole, one at a time."""
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         yield from map(json.loads, file)
 
 

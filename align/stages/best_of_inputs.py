@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from align.config.compose import plain
 from align.config.root import Config
@@ -25,7 +24,7 @@ def best_of_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, In
         MissingArtifact: a reward model is not there yet.
         InputError: something is no reward, or what measures also ranks.
     """
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     ranks = reward_inputs(reward_spec(config.reward), root, base, policy, config.method.name)
     read_alike(models_of(ranks), config.rollout.reasoning)
     if config.stage.gold is None:

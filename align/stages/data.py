@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -316,7 +315,7 @@ def mixed_in(
 
 def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     """Write the data set again without some rows, and only then take the old one away."""
-    artifact, root = run.folder / "artifact", Path(config.run.root).expanduser()
+    artifact, root = run.folder / "artifact", config.run.folder
     with alone_on(given.old):
         said = replacement(given.old, "data.path")
         if said is None:

@@ -81,7 +81,7 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
     answers, greedy, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
 
     judge = judges.title(run.manifest.config["reward"], run.inputs)
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     models = models_of(run.inputs)
     of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root, models)
     made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models)

@@ -67,7 +67,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
     config, origin = fill_rates(inputs.config, inputs.base)
     values = plain(config)
-    records = with_rankers(called(inputs.records, given), Path(config.run.root).expanduser())
+    records = with_rankers(called(inputs.records, given), config.run.folder)
     with Run.open(values, records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
@@ -127,7 +127,7 @@ def settled(config: Config) -> Config:
         required_interpreter(VLLM, config.rollout.python, "rollout.python")
     if config.data.name != MANIFEST:
         return config
-    folder = find_data_set(config.data.path or "", Path(config.run.root).expanduser())
+    folder = find_data_set(config.data.path or "", config.run.folder)
     return changed(config, data=changed(config.data, path=str(folder.absolute())))
 
 

@@ -27,6 +27,7 @@ from align.export.verdicts import (
     require_asked,
     require_passed,
 )
+from align.files import user_path
 from align.models.adapter_files import adapter_config, read_adapter
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
@@ -56,7 +57,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     for folder in folders:
         if trusted is not None:
             verified(folder, trusted, "export.path", str(folder))
-    origin = origin_of(artifact, run.base, Path(config.run.root).expanduser())
+    origin = origin_of(artifact, run.base, config.run.folder)
     claims = {folder: claimed(config, options, artifact, origin, folder) for folder in folders}
     trained = loaded(config, artifact, run.base, origin)
 
@@ -132,7 +133,7 @@ def options_of(config: Config) -> Options:
     return Options(
         dtype=export.dtype,
         into=DEQUANTISED if config.method.name == "qlora" and export.into == "auto" else "original",
-        bases=Path(config.run.root).expanduser() / "bases",
+        bases=config.run.folder / "bases",
         with_base=export.base != "none",
         quantised=export.quantised,
         converters=export.converters,
@@ -168,7 +169,7 @@ def written(
 
 def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
     """What a card says of how an export came to be, and how good it was found."""
-    root, manifest = Path(config.run.root).expanduser(), artifact.manifest
+    root, manifest = config.run.folder, artifact.manifest
     steps = trained_through(manifest, artifact.digest, root) if manifest else []
     data, scores = data_behind(artifact, root), not artifact.whole and brings_scores(artifact.path)
     facts: dict[str, Any] = {
@@ -190,7 +191,7 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
 
 def folders_of(config: Config) -> list[Path]:
     """Those with a receipt: `export.path` itself, the `artifact/` in it, or what `export=all` wrote there."""
-    path = Path(config.export.path or "").expanduser()
+    path = user_path(config.export.path or "", "export.path")
     for place in (path, path / "artifact"):
         if (place / RECEIPT).is_file():
             return [place]

@@ -13,6 +13,7 @@ from align import ranks
 from align.config.root import Config
 from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable, require
+from align.files import SIZE_LIMIT
 from align.run import Manifest, artifact_in, model_digest
 from align.run.environment import code_digest
 from align.run.following import Following
@@ -64,6 +65,7 @@ def followed() -> int:
     begun: Begun | None = ranks.from_main(None)
     if begun is None:  # finished already
         return 0
+    SIZE_LIMIT.megabytes = begun.config.run.max_file_mb
     check(begun)
     ranks.at("loads")
     module = importlib.import_module(f"align.stages.{STAGES[begun.config.stage.name].module}")

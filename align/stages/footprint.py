@@ -15,6 +15,7 @@ from align.config.scorers import reward_spec
 from align.config.settings import changed
 from align.data.chat import prompt_room
 from align.errors import InputError, MissingArtifact
+from align.files import user_path
 from align.models.architectures import refuse
 from align.models.base import BUILT_IN, find_base
 from align.models.lora import settings_in
@@ -56,7 +57,7 @@ def planned(config: Config) -> Planned:
     Raises:
         InputError: a model or a reference that cannot be read, or a method that contradicts what is there.
     """
-    root, notes = Path(config.run.root).expanduser(), list[str]()
+    root, notes = config.run.folder, list[str]()
     artifact = None if config.init == BASE else found(config.init, root, "init")
     if artifact is None:
         base, method = located(config), config.method.name
@@ -110,7 +111,7 @@ def located(config: Config) -> Base:
         InputError: there is none.
     """
     name, revision = config.model.path or "pocket", config.model.revision
-    folder = Path(name).expanduser()
+    folder = user_path(name, "model.path")
     if name in BUILT_IN or (name.startswith((".", "/", "~")) and not folder.is_dir()):
         return find_base(name, revision)  # which says what is wrong
     if not folder.is_dir():

@@ -42,6 +42,7 @@ from align.errors import InputError, require
 from align.evals import judges
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
+from align.files import check_readable, has_file, user_path
 from align.functions import defined, load_function
 from align.functions import source_of as source_of_function
 from align.models.base import base_of, find_base
@@ -148,7 +149,7 @@ def annotate(config: Config) -> Inputs:
         return Inputs(config, label, None, {"items": Input(items, project=config.project)})
     read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
     for name, given in read.items():
-        there = given is None or Path(given).expanduser().exists()
+        there = given is None or has_file(user_path(given, f"stage.{name}"), f"stage.{name}")
         require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
     if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
         with open_store(config, create=False) as store:
@@ -187,7 +188,7 @@ def judged(config: Config, rows: Callable[[Config], tuple[Any, ...]]) -> Inputs:
 
 def ppo(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
     records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
@@ -215,7 +216,7 @@ def evaluate(config: Config) -> Inputs:
     artifact, base, config = start(config, config.artifact, "artifact")
     if untold and artifact.whole:  # it is measured as it is
         config = changed(config, method=changed(config.method, name="full"))
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     named = config.init != INIT or artifact.manifest is None
     asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
     reference = started_from(artifact, asked, root)
@@ -246,7 +247,7 @@ def export(config: Config) -> Inputs:
     elif not artifact.manifest:
         check_stranger(artifact, base, method)
     records = {"artifact": artifact.as_input()}
-    if (evaluation := evaluation_of(artifact.as_input(), Path(config.run.root).expanduser())) is not None:
+    if (evaluation := evaluation_of(artifact.as_input(), config.run.folder)) is not None:
         records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
     kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
     asked = engines_asked(kind, where, brings_scores(artifact.path))
@@ -266,12 +267,12 @@ def export(config: Config) -> Inputs:
 def serve(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
-        read_accounts(Path(stage.keys).expanduser())  # a mistake in it costs no seconds
+        read_accounts(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
     signer = trusted_key(config)
     found = opened(
-        parsed_aliases(stage.adapters, "stage.adapters"), Path(config.run.root).expanduser(),
+        parsed_aliases(stage.adapters, "stage.adapters"), config.run.folder,
         path=config.model.path, revision=config.model.revision, method=config.method.name,
-        roots=[Path(root).expanduser().absolute() for root in stage.roots], signer=signer,
+        roots=[user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
     )  # fmt: skip
     base, method = found.portfolio.base, found.portfolio.method
     config = changed(config, method=changed(config.method, name=method))
@@ -293,7 +294,7 @@ def signed_by(key: PrivateKey | PublicKey | None) -> dict[str, Input]:
 def verify(config: Config) -> Inputs:
     artifact, base, config = starting_point(config)
     untold = config.init == BASE and config.reward == LearnedReward()
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
     read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
@@ -323,11 +324,11 @@ def data(config: Config) -> Inputs:
         source = source_of_function(spec, field)
         records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
     for i, path in enumerate(stage.named("patterns")):
-        there = Path(path).expanduser()
-        require(there.is_file(), "stage.clean, patterns", path, "there is no such file", "Check the path.")
+        there = user_path(path, "stage.clean, patterns")
+        check_readable(there, "stage.clean, patterns")
         records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
     if stage.score.by == REWARD:
-        records |= reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
+        records |= reward_inputs(reward_spec(config.reward), config.run.folder, None)
     base = None
     if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows
         base = find_base(config.model.path, config.model.revision)

@@ -90,7 +90,7 @@ def judge_inputs(config: Config) -> dict[str, Input]:
     pairs = pairs_records(source_of(config), store_url(config), config.project)
     if isinstance(llm, LLMJudge):
         return {**pairs, "judge": llm.endpoint.record(llm.identity)}
-    judge = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), None)
+    judge = reward_inputs(reward_spec(config.reward), config.run.folder, None)
     read_alike(models_of(judge), config.data.reasoning, "data.reasoning")
     return {**pairs, **judge}
 
@@ -109,7 +109,7 @@ def known_pairs_of(config: Config, records: dict[str, Input]) -> tuple[KnownPair
     Raises:
         InputError: there are none, the judge learned from all of them, or their verdicts are its own.
     """
-    source, root = source_of(config), Path(config.run.root).expanduser()
+    source, root = source_of(config), config.run.folder
     decided, tied = read_verdicts(source, store_url(config), config.project, config.data.allow_simulated)
     judge = judge_in(config)
     if isinstance(judge, LLMJudge):

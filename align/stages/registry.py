@@ -22,6 +22,7 @@ from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import MissingArtifact, require
+from align.files import user_path
 from align.redaction import MASK
 from align.registry.index import Index, asked
 from align.registry.query import found, path_of
@@ -107,7 +108,7 @@ def compared(config: Config) -> Iterable[str]:
         objects = json.dumps(comparison.as_objects(side_by_side), indent=2, ensure_ascii=False)
         yield objects if stage.format == "json" else comparison.as_csv(side_by_side)
     if stage.html:
-        page = written(side_by_side, root, Path(stage.html).expanduser())
+        page = written(side_by_side, root, user_path(stage.html, "stage.html"))
         if stage.format == "table":
             yield f"curves and plots: {page}"
 
@@ -155,7 +156,7 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
         require(not others, field, given, "means several artifacts", f"Name one of them: {first.ref}.")
         given = index.maker(first.digest, first.ref) or first.ref
     stage, _, name = given.partition(":")
-    folder = Path(given).expanduser().absolute()
+    folder = user_path(given, field).absolute()
     if folder.is_dir() and folder.parent.parent == index.root.absolute():
         stage, name = folder.parent.name, folder.name
     elif name == "latest" and stage in WITH_RUNS and index.names():
@@ -227,7 +228,7 @@ def promoted(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
-    gates = read_gates([root / GATES, Path(stage.gates or OWN_GATES).expanduser()])
+    gates = read_gates([root / GATES, user_path(stage.gates or OWN_GATES, "stage.gates")])
     done = promotion.promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
     return chain(promotion.as_lines(done), alias_mirrored(config, root, done.change))
 
@@ -355,7 +356,7 @@ def line_of(manifest: Manifest) -> str:
 
 
 def root_of(config: Config) -> Path:
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     require(root.is_dir(), "run.root", config.run.root, "is no folder", "Name the folder that holds your runs.")
     return root
 

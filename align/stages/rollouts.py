@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def servers_of(run: Run, config: Config, base: Base) -> Servers:
     rollout = config.rollout
     room = prompt_room(context_length(describe(base)), config.data.max_length, rollout.max_new_tokens)
     dtype = "" if rollout.dtype == "auto" else rollout.dtype
-    device, bases = str(choose_device(config.device)), Path(config.run.root).expanduser() / "bases"
+    device, bases = str(choose_device(config.device)), config.run.folder / "bases"
     return Servers(
         rollout.python, tuple(url.rstrip("/") for url in rollout.urls), rollout.replicas, tuple(rollout.words), dtype,
         device, rollout.start_s, config.method.r, room + rollout.max_new_tokens, bases,

@@ -138,5 +138,5 @@ def judgements_of(config: Config) -> tuple[Any, ...]:
 def open_store(config: Config, create: bool = True) -> Store:
     """The annotation store. A reader never makes an empty one."""
     if create and config.store.url is None:
-        Path(config.run.root).expanduser().mkdir(parents=True, exist_ok=True)
+        config.run.folder.mkdir(parents=True, exist_ok=True)
     return Store.open(store_url(config), create=create)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
 from align.errors import AlignError, require
+from align.files import user_path
 from align.run import Run
 from align.serve import events
 from align.serve.accounting import Accounting
@@ -76,7 +76,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     from align.serve.service import Service
 
     stage, portfolio = config.stage, found.portfolio
-    keys = None if stage.keys is None else Path(stage.keys).expanduser()
+    keys = None if stage.keys is None else user_path(stage.keys, "stage.keys")
     known = None if keys is None else Keys(keys)
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
@@ -112,7 +112,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
 def following(config: Config, found: Opened) -> Following | None:
     """The names that mean what an alias means; None where none does."""
     dtypes = [artifact.dtype for artifact in found.artifacts.values()]
-    root = Path(config.run.root).expanduser()
+    root = config.run.folder
     return Following(root, found.following, found.portfolio, dtypes) if found.following else None
 
 
@@ -148,7 +148,7 @@ def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     dtype = choose_dtype(trained_in(config, found), device)
     shutil.rmtree(lowered, ignore_errors=True)  # of a server that was killed
     prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), lowered)
-    folder = prepare.base_folder(Path(config.run.root).expanduser() / "bases", DTYPES[given.dtype])
+    folder = prepare.base_folder(config.run.folder / "bases", DTYPES[given.dtype])
     must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
     prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
     print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
@@ -209,7 +209,7 @@ def told_of_keys(stage: ServeConfig) -> str:
     """Who may ask."""
     if stage.keys is None:
         return "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
-    count = len(read_accounts(Path(stage.keys).expanduser()))
+    count = len(read_accounts(user_path(stage.keys, "stage.keys")))
     return f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
@@ -224,7 +224,7 @@ def origins(stage: ServeConfig) -> tuple[str, list[str]]:
 def keyed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
-    keys = Path(stage.keys).expanduser()
+    keys = user_path(stage.keys, "stage.keys")
     limits = {
         "requests_per_minute": stage.requests_per_minute, "tokens_per_minute": stage.tokens_per_minute,
         "concurrency": stage.concurrency, "token_budget": stage.token_budget,
@@ -242,7 +242,7 @@ def keyed(config: Config) -> Iterable[str]:
 def listed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None
-    keys = Path(stage.keys).expanduser()
+    keys = user_path(stage.keys, "stage.keys")
     accounts = read_accounts(keys)
     remedy = f"The tenants are {', '.join(sorted(accounts)) or '(none)'}."
     require(stage.tenant in (None, *accounts), "stage.tenant", stage.tenant, "there is no such tenant", remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from align.config.groups import ALL_LINEAR
@@ -41,7 +40,7 @@ def start(config: Config, ref: str | None = None, field: str = "init") -> tuple[
         InputError: it is a reward model, where the stage is not one that exports it.
     """
     ref = ref if ref is not None else str(getattr(config, field))
-    root, model = Path(config.run.root).expanduser(), config.model
+    root, model = config.run.folder, config.model
     found = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
     if config.stage.name != "export" and not found.artifact.whole and brings_scores(found.artifact.path):
         remedy = "Name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."

@@ -39,7 +39,7 @@ COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
 
 def answer_store(config: Config) -> AnswerStore:
     """The answers that are kept among the runs, those of judges too."""
-    return AnswerStore(Path(config.run.root).expanduser() / FILE)
+    return AnswerStore(config.run.folder / FILE)
 
 
 class Speaker(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from align.config.compose import plain
@@ -93,7 +92,7 @@ def found_suite(config: Config) -> Found:
         InputError: a system, a task, a gate or the judge is none.
         MissingArtifact: a system or a reward model is not there.
     """
-    root, given = Path(config.run.root).expanduser(), config.model
+    root, given = config.run.folder, config.model
     systems = opened_systems(
         config.stage.systems, root, first=config.stage.first, path=given.path, revision=given.revision,
         method=config.method.name,
@@ -137,7 +136,7 @@ def judge_inputs(
         return {"judge": judge.endpoint.record(json_digest([judge.identity, *graders]) if graders else judge.identity)}
     if judge == PEOPLE:
         return people_inputs(config, records, [system.name for system in systems])
-    scorers = reward_inputs(reward_spec(config.reward), Path(config.run.root).expanduser(), base)
+    scorers = reward_inputs(reward_spec(config.reward), config.run.folder, base)
     read_alike(models_of(scorers), config.rollout.reasoning)
     return scorers
 
@@ -203,7 +202,7 @@ def standings_of(config: Config, found: Found) -> list[judges.Standing]:
     Raises:
         InputError: one was optimised against the judge, and nobody asked for that.
     """
-    reward, root = plain(config)["reward"], Path(config.run.root).expanduser()
+    reward, root = plain(config)["reward"], config.run.folder
     title, identities = judges.title(reward, found.records), judges.identities(reward, found.records)
     standings = list[judges.Standing]()
     for system in found.systems:

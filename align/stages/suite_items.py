@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from align.config.root import Config, store_url
@@ -41,7 +40,7 @@ def items_to_ask(config: Config, tasks: Sequence[Task], systems: Sequence[System
     Raises:
         InputError: a task has no item, or none that is left.
     """
-    root, system_turn = Path(config.run.root).expanduser(), config.data.system or None
+    root, system_turn = config.run.folder, config.data.system or None
     artifacts = {system.name: system.artifact for system in systems if system.artifact is not None}
     seen = [seen_by(artifact, root, partial(key_of, config), system_turn) for artifact in artifacts.values()]
     left, counts = unseen([(task, items_of(config, task)) for task in tasks], seen)
@@ -59,7 +58,7 @@ def with_near(config: Config, tasks: Tasks, artifacts: Mapping[str, Artifact]) -
     of that."""
     if config.stage.near is None:
         return tasks, []
-    root, every = Path(config.run.root).expanduser(), [item for _, items in tasks for item in items]
+    root, every = config.run.folder, [item for _, items in tasks for item in items]
     asked = [*(item.prompt for item in every), *(all_asked(item) for item in every)]
     near, unknown = nearly_trained_on(artifacts, root, store_url(config), asked, config.stage.near)
     both = ({**whole, **first} for first, whole in zip(near[: len(every)], near[len(every) :], strict=True))

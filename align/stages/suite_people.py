@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -26,6 +25,7 @@ from align.errors import InputError, require
 from align.evals.people import Question, chosen, drawn_sides, order_key, sides_key, verdicts_of, votes_asked
 from align.evals.results import Scored
 from align.evals.verdicts import Verdict
+from align.files import user_path
 from align.redaction import masked
 from align.report import in_words
 from align.report.words import counted
@@ -80,7 +80,7 @@ def people_asked(run: Run, config: Config, tolds: Sequence[Told]) -> Heard:
     every = [question for told in tolds for question in questions_of(told, hides)]
     shown = [question for question in every if not question.pair.prompt.uses_tools]
     questions = [question for question in shown if not question.alike]
-    gold = known_answers(Path(config.stage.gold).expanduser()) if config.stage.gold else []
+    gold = known_answers(user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
     about = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
     if not questions:
         found = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order

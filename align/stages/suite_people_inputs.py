@@ -17,6 +17,7 @@ from align.config.identity import identifying
 from align.config.root import Config, store_url
 from align.data.sources import files_record
 from align.errors import require
+from align.files import user_path
 from align.redaction import masked, unmarked
 from align.run import Input, json_digest
 from align.stages.rows import open_store
@@ -54,7 +55,7 @@ def people_inputs(config: Config, records: Mapping[str, Input], systems: Sequenc
     require(told is None, "project", project, problem, "Choose a name that says nothing of the systems.")
     known = {}
     if stage.gold is not None:
-        known_answers(Path(stage.gold).expanduser())
+        known_answers(user_path(stage.gold, "stage.gold"))
         known = {"gold": files_record(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
         check_not_erased(db, config, project)

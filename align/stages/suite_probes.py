@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -190,7 +189,7 @@ def weighed_by(
     every = {asked.id for of_system in rows.values() for of_item in of_system for asked, _ in of_item}
     if not every:
         return {name: [[] for _ in of_system] for name, of_system in rows.items()}, Made(0, 0)
-    store = AnswerStore(Path(config.run.root).expanduser() / FILE, Likelihood, TABLE)
+    store = AnswerStore(config.run.folder / FILE, Likelihood, TABLE)
     known: dict[str, Likelihood] = ranks.from_main(store.found(every) if ranks.is_main() else {})
     before, groups = len(known), dict[Any, list[Reader]]()
     for reader in readers:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from typing import NamedTuple
 
 from align import ranks
@@ -97,7 +96,7 @@ def judge_of_reward(run: Run, config: Config, work: Work) -> Judge:
     """The scorer of `reward=` as a judge, and what it is to the systems."""
     reward, models = run.manifest.config["reward"], models_of(run.inputs)
     title, identities = judges.title(reward, run.inputs), judges.identities(reward, run.inputs)
-    root, device = Path(config.run.root).expanduser(), choose_device(config.device)
+    root, device = config.run.folder, choose_device(config.device)
     artifacts = [s.artifact for s in work.systems if s.artifact is not None and s.artifact.manifest is not None]
     found = [judges.standing_of(artifact, identities, root, models) for artifact in artifacts]
     role = "proxy" if any(of.role == "proxy" for of in found) else "gold"

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from urllib.parse import parse_qs
 
 from align.errors import StorageError, require
+from align.files import read_text
 from align.web.gate import KEY, Answer, Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
@@ -71,13 +72,13 @@ def key_in(path: Path) -> str:
         StorageError: it cannot be read or written.
     """
     try:
-        if not path.is_file() or len(path.read_text()) < 32:  # a crash may have left less
+        if not path.is_file() or len(read_text(path, "key")) < 32:  # a crash may have left less
             unfinished = path.with_name(f"{path.name}.part")
             unfinished.unlink(missing_ok=True)
             with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_urlsafe(24))
             os.replace(unfinished, path)
-        return path.read_text()
+        return read_text(path, "key")
     except OSError as error:
         remedy = "Make its folder writable."
         raise StorageError("key", str(path), f"it cannot be kept ({error.strerror})", remedy) from error

@@ -17,7 +17,7 @@ from align import ranks
 from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.ppo.update import Losses, accumulate
-from align.run import Base
+from align.run import Base, model_digest
 
 ROWS = 6
 FINDS_HELPERS = f"import sys\nsys.path.append({str(Path(__file__).parents[1])!r})"
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_toke
 
 def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
     """The gradient on this rank by parameter, and the figures by name."""
-    base = Base("tiny", str(folder / "base"), None, "0" * 64)
+    base = Base("tiny", str(folder / "base"), None, model_digest(folder / "base"))
     roles = World(base, folder / "init", folder / "reward").roles("lora")
     rollout = ragged_rollout(ROWS)
     draw = torch.Generator(CPU).manual_seed(3)

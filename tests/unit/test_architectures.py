@@ -19,7 +19,7 @@ from align.models.architectures import FAST, Route, deciding_settings, proven_ty
 from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
 from align.models.load import load_base
-from align.run import Base
+from align.run import Base, model_digest
 from align.types import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def whole_table() -> dict[str, Any]:
 
 def saved(folder: Path, model_type: str, **changes: Any) -> Base:
     small_model(small_config(model_type, **changes), folder)
-    return Base("small", str(folder), None, "0" * 64)
+    return Base("small", str(folder), None, model_digest(folder))
 
 
 def cut(rows: list[list[int]], prompts: list[list[int]]) -> Rollout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from align.models.actor import ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.adapters import with_new_adapter
 from align.models.backbone import response_logprobs
+from align.models.base import find_base
 from align.models.lora import Lora
 from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
@@ -119,7 +121,7 @@ def test_a_model_off_the_fast_path_is_refused(tmp_path: Path, tiny_tokenizer: An
     GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=2)).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
     with pytest.raises(InputError, match=r"rollout\.engine=bank: gpt2 is not on the fast path"):
-        BankEngine(STOPS, PAD, 12).load(Base("gpt2", str(tmp_path / "gpt2"), None, "0" * 64), "lora", FP32)
+        BankEngine(STOPS, PAD, 12).load(replace(find_base(str(tmp_path / "gpt2")), id="gpt2"), "lora", FP32)
 
 
 def test_a_policy_of_every_weight_is_refused(world: World):

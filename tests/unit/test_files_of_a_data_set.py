@@ -74,7 +74,7 @@ def test_a_bad_row_of_a_shard_names_the_shard(tmp_path: Path) -> None:
         ("absent.jsonl", "no such file"), ("absent/*.jsonl", "matches no file"), ("*.md", "matches no file"),
         ("empty", "is a folder without"), ("loop", "is a loop of links"), ("in/self.jsonl", "is a loop of links"),
         ("in", "is a loop of links"), ("in/*.jsonl", "is a loop of links"), ("splits", r"splits \(test, train\)"),
-        ("here.jsonl/x", "no such file"), ("", "names no file"), ("pipe", "neither a file nor a folder"),
+        ("here.jsonl/x", "no such file"), ("", "names no file"), ("pipe", "is a pipe"),
         ("x" * 300, "File name too long"), ("a\0b", "is no path"), ("closed/a.jsonl", "no such file"),
     ],
 )  # fmt: skip

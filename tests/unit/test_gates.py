@@ -307,7 +307,7 @@ def test_which_aliases_a_gate_binds(tmp_path: Path) -> None:
     (tmp_path / "other" / "more.yml").write_text((tmp_path / "gate.yaml").read_text())
     assert [one.name for one in read_gates([tmp_path, tmp_path / "other", tmp_path])] == ["gate", "more"]
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match=r"is a pipe \(FIFO\), not a file"):
         read_gates([tmp_path])
 
 

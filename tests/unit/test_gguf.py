@@ -35,6 +35,7 @@ from align.export.trained import Trained, trained_model
 from align.export.verdicts import Check, as_text
 from align.models.dequantised import DEQUANTISED
 from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
+from align.run import model_digest
 
 pytestmark = [pytest.mark.llama_cpp, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -239,7 +240,7 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **shape)).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     adapter = make_adapter(tmp_path / "model", tmp_path / "adapter")
-    model = Base("own", str(tmp_path / "model"), None, "own")
+    model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
     found = trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
         gguf_bases(tmp_path / "bases", source_of(found), (), None)

@@ -139,7 +139,7 @@ GOOD = "{conversation} {answer_a} {answer_b} [[A]] [[B]] [[C]]"
     [
         (GOOD.replace("{answer_b}", ""), "{answer_b} 0 times"), (GOOD + "{answer_c}", "unknown place {answer_c}"),
         (GOOD + "{answer_a}", "{answer_a} 2 times"), (GOOD.replace("[[C]]", ""), "the verdict [[C]]"),
-        ("", "{conversation} 0 times"), (b"\xff\xfe", "cannot be read"), (None, "cannot be read"),
+        ("", "{conversation} 0 times"), (b"\xff\xfe", "is not text in UTF-8"), (None, "there is no such file"),
     ],
 )  # fmt: skip
 def test_prompts_that_are_refused(template: str | bytes | None, problem: str, tmp_path: Path):

@@ -33,7 +33,7 @@ from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence
-from align.run import Base
+from align.run import Base, model_digest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 
 CPU = torch.device("cpu")
@@ -43,7 +43,8 @@ NEAR, FAR = Divergence(1e-9, 1.0, 1e-6, 10), Divergence(0.3, 0.7, 4.2, 10)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Base:
-    return Base("tiny", str(make_base(tmp_path_factory.mktemp("models") / "tiny")), None, "00ff" * 16)
+    folder = make_base(tmp_path_factory.mktemp("models") / "tiny")
+    return Base("tiny", str(folder), None, model_digest(folder))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     tokenizer.save_pretrained(folder)
     source = make_adapter(folder, tmp_path / "source")
-    few = Base("few", str(folder), None, "few")
+    few = Base("few", str(folder), None, model_digest(folder))
     found = trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
     model = merge(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
     divergence = pooled_divergence(found.logits, logits_of(model, found.rows))
@@ -245,7 +246,7 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     tokenizer.save_pretrained(folder)
     more = {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"o_proj": 6}}
     source = make_adapter(folder, tmp_path / "source", **more)
-    model = Base(architecture, str(folder), None, architecture)
+    model = Base(architecture, str(folder), None, model_digest(folder))
     found = trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = exported(source, tmp_path / "out", tokenizer=tokenizer)
     beside = dequantised_beside(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
@@ -272,7 +273,7 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     )
     randomise(model)
     model.save_pretrained(tmp_path / "source")
-    gpt2 = Base("gpt2", str(folder), None, "gpt2")
+    gpt2 = Base("gpt2", str(folder), None, model_digest(folder))
     found = trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
     assert max(map(len, found.rows)) <= 48
     rows = adapter_checks(

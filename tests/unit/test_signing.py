@@ -226,8 +226,8 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
     os.mkfifo(tmp_path / "pipe")
     refused = {name: pair(tmp_path, name, key) for name, key in made.items()}
     for given, says in {
-        keys.public: "is a public key", tmp_path / "none": "No such file", tmp_path: "cannot be read",
-        tmp_path / "noise": "no private key in PEM", tmp_path / "pipe": "cannot be read", "\0": "cannot be read",
+        keys.public: "is a public key", tmp_path / "none": "there is no such file", tmp_path: "is a folder",
+        tmp_path / "noise": "no private key in PEM", tmp_path / "pipe": "is a pipe", "\0": "is no path",
         refused["rsa"].private: "(RSAPublicKey)", refused["ed"].private: "(Ed25519PublicKey)",
         refused["k1"].private: "(secp256k1)",
     }.items():  # fmt: skip

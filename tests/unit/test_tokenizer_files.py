@@ -27,6 +27,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(copy: Path, tm
     assert max(tokenizer.get_vocab().values()) == 319  # of 320: as many as there can be
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(str(copy if where == "beside the weights" else folder))
+    base = found(copy)
     with pytest.raises(InputError) as caught:
         load_tokenizer(base, None if where == "beside the weights" else folder)
     assert caught.value.field == "model.path"
@@ -66,6 +67,7 @@ def test_a_special_token_beyond_the_embedding_is_one_that_nobody_writes(copy: Pa
     if written == "as padding":
         tokenizer.pad_token = "<image>"
     tokenizer.save_pretrained(str(copy))
+    base = found(copy)
     if written == "by nobody":
         asked = Conversation((Message("user", "What is <image>?"),))
         (prompt,), _ = encode_prompts(load_tokenizer(base), [asked], 100)

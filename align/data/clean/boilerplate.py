@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align.data.clean.outcome import Drop, imitated
 from align.errors import InputError, require
+from align.files import read_text
 from align.types import Record
 
 OURS = Path(__file__).with_name("boilerplate.txt")
@@ -93,10 +94,7 @@ def read_phrases(path: Path) -> tuple[Phrases, ...]:
     Raises:
         InputError: it cannot be read, a phrase stands before the first group, or there is no phrase.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError("patterns", str(path), f"cannot be read ({error})", "Name a text file in UTF-8.") from error
+    lines = read_text(path, "patterns", "Name a text file in UTF-8.", "utf-8-sig").splitlines()
     names: dict[tuple[str, bool], list[str]] = {}
     group: list[str] | None = None
     for number, line in enumerate(lines, 1):

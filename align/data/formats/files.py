@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
 from glob import glob, has_magic
@@ -11,7 +9,8 @@ from pathlib import Path
 
 from align.data.formats.source import ENDINGS
 from align.errors import CorruptFile, InputError
-from align.run import HUB, hub_files
+from align.files import problem_of, refuse_irregular, user_path
+from align.run import HUB, hub_files, json_object
 from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN
 
@@ -44,7 +43,7 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
         raise InputError(field, "(empty)", "names no file", READ)
     if given.startswith(HUB):
         return hub_files(given, field)
-    place = Path(given).expanduser()
+    place = user_path(given, field)
     if os.path.isdir(place):  # which says no where a name is too long, as Path.is_dir does not
         return saved(place, field) or published(place, field) or shards(place, field)
     if os.path.exists(place) or not has_magic(given):
@@ -70,18 +69,11 @@ def is_data(path: Path) -> bool:
 def check_file(path: Path, given: str, field: str) -> None:
     """Raises: InputError: there is no such file, or it cannot be reached."""
     try:
-        path.stat()
-    except ValueError as error:
-        raise InputError(field, repr(given), f"is no path ({error})", READ) from error
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            problem = "there is no such file"
-        if error.errno == errno.ELOOP:
-            problem = "is a loop of links"
-        raise InputError(field, given, problem, READ) from error
-    if not path.is_file():
-        raise InputError(field, given, "is neither a file nor a folder", READ)
+        refuse_irregular(path, path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            field, given if isinstance(error, OSError) else repr(given), problem_of(error), READ
+        ) from error
 
 
 def some(found: list[Path], given: str, field: str, problem: str) -> list[Path]:
@@ -162,11 +154,13 @@ def saved(folder: Path, field: str) -> list[Path]:
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
     try:
-        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state = json_object(folder / "state.json", field, "Save it again with Dataset.save_to_disk.")
         found = [folder / Path(one["filename"]).name for one in state["_data_files"]]
         if state.get("_indices_data_files"):
             raise ValueError("it lists its rows in a file of its own, as datasets before 2.0 did")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except CorruptFile:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         remedy = "Save it again with Dataset.save_to_disk."
         raise CorruptFile(field, str(folder / "state.json"), f"lists no files ({error})", remedy) from error
     for file in found:

@@ -23,6 +23,7 @@ from align.data.formats.kinds import reader_of
 from align.data.formats.source import ENDINGS, Source
 from align.data.formats.tables import read_table
 from align.errors import InputError
+from align.run.digests import same_bytes
 
 Reader = Callable[[Source, int], Iterator[tuple[int, dict[str, Any] | InputError | None]]]
 """Reads one file: (number from 1, its row or why that is none), and at last (numbers in all, None). Rows up to a number
@@ -84,7 +85,7 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, count
             before += counts[number]
             continue
         source, place = Source(file, field), [0]
-        with source.told(place):
+        with source.told(place), same_bytes([file], field, str(file)):
             read = reader_of(source)
             for place[0], data in read(source, max(0, skip - before)):
                 if data is None:

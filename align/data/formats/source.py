@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from align.errors import CorruptFile, InputError
+from align.files import open_binary, problem_of
 from align.run import storage_error
 
 PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
@@ -66,7 +67,7 @@ class Source:
         Raises:
             CorruptFile: its name says that it is packed, and it is not.
         """
-        with self.path.open("rb") as file:
+        with open_binary(self.path) as file:
             begins = file.read(max(map(len, PACKED)))
         found = next((how for mark, how in PACKED.items() if begins.startswith(mark)), "")
         named = ENDINGS.get(self.path.suffix.lower())
@@ -79,16 +80,16 @@ class Source:
         """Its bytes from the first to the last, unpacked."""
         how = self.packed_by()
         if how in UNPACKERS:
-            with self.path.open("rb") as packed, UNPACKERS[how](packed, "rb") as file, self._being_read(packed.tell):
+            with open_binary(self.path) as packed, UNPACKERS[how](packed, "rb") as file, self._being_read(packed.tell):
                 yield cast(BinaryIO, file)
         elif how == "zstd":
             import pyarrow
 
-            with pyarrow.OSFile(str(self.path)) as file, pyarrow.CompressedInputStream(file, "zstd") as stream:
+            with open_binary(self.path) as file, pyarrow.CompressedInputStream(file, "zstd") as stream:
                 with self._being_read(file.tell):
                     yield io.BufferedReader(cast(Any, stream), HEAD)
         else:
-            with self.path.open("rb") as file, self._being_read(file.tell):
+            with open_binary(self.path) as file, self._being_read(file.tell):
                 yield file
 
     @contextmanager
@@ -138,7 +139,7 @@ class Source:
             if error.errno is None:  # of gzip and of Arrow, about what the file holds
                 raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
             remedy = "Check the path, and that you may read it."
-            raise self.refused(f"cannot be read ({error.strerror})", remedy) from error
+            raise self.refused(problem_of(error), remedy) from error
 
 
 def share_read(files: Sequence[Path]) -> float | None:

@@ -27,6 +27,7 @@ from align.data.sets.publishing import Shards
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
 from align.errors import RunBusy, require
+from align.files import has_file, read_text, user_path
 from align.merkle import root_of
 from align.run.artifacts import REPLACED, check_not_replaced, replacement
 from align.run.digests import file_digest
@@ -78,10 +79,10 @@ def ids_in(given: Any) -> frozenset[bytes]:
     """
     listed = given if isinstance(given, list | tuple) else [given]
     if isinstance(given, str) and not is_id(given):
-        path = Path(given).expanduser()
+        path = user_path(given, FIELD)
         remedy = "Write content ids of 64 hex digits, a file with one a line, or stage.forget=erased."
-        require(path.is_file(), FIELD, given, "is neither an id nor a file of ids", remedy)
-        listed = path.read_text(encoding="utf-8", errors="replace").split()
+        require(has_file(path, FIELD, remedy), FIELD, given, "is neither an id nor a file of ids", remedy)
+        listed = read_text(path, FIELD, remedy).split()
     for one in listed:
         require(is_id(one), FIELD, one, "is no content id", "An id has 64 hex digits; quote it.")
     require(bool(listed), FIELD, given, "names no row", "Write content ids of 64 hex digits.")

@@ -31,6 +31,7 @@ from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.known import remember
 from align.data.sets.sides import SIDES
 from align.errors import CorruptFile, MissingArtifact, require
+from align.files import check_readable, user_path
 from align.merkle import Tree, root_of
 from align.run.artifacts import check_not_replaced, done_runs, named_run
 from align.run.digests import known_digest
@@ -133,6 +134,7 @@ class DataSet:
         """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
+                check_readable(self.folder / name, "data.path", RESTORE)
                 with pq.ParquetFile(self.folder / name) as file:
                     for group in range(file.num_row_groups):
                         yield file.read_row_group(group, columns=columns)
@@ -179,8 +181,8 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
         MissingArtifact: there is none, or its run is not done.
     """
     stage, colon, name = ref.partition(":")
-    if Path(ref).expanduser().is_dir() or not (colon and stage == "data"):
-        folder = Path(ref).expanduser()
+    if user_path(ref, field).is_dir() or not (colon and stage == "data"):
+        folder = user_path(ref, field)
         if not folder.is_dir():
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
             raise MissingArtifact(field, ref, problem, MAKE)

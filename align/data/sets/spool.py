@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.errors import CorruptFile
+from align.files import read_text
 from align.run.files import write_json
 
 SPARSE = 0.1
@@ -49,7 +50,7 @@ class Spool:
             CorruptFile: nothing.
         """
         try:
-            return json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
+            return json.loads(read_text(part.with_suffix(".json"), "checkpoints"))
         except ValueError as error:
             raise CorruptFile("checkpoints", str(part), f"is damaged ({error})", REMEDY) from error
 

@@ -1,0 +1,170 @@
+"""Every call that opens a file to read it: those outside `align.files` are listed here, each with its reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+from floors import MODULES, name_of
+
+READING_METHODS = {"read_text", "read_bytes", "expanduser"}
+LIBRARY_CALLS = {
+    "safe_open", "load_file", "from_pretrained", "ParquetFile", "read_table", "load_dataset", "OSFile", "memory_map",
+}  # fmt: skip
+QUALIFIED = {
+    "json.load", "yaml.load", "yaml.safe_load", "torch.load", "tarfile.open", "zipfile.ZipFile", "OmegaConf.load",
+    "os.open",
+}  # fmt: skip
+MODE_SECOND = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open"}
+WRITING = set("wax+")
+OPENED_OTHERWISE = {"Store", "Run", "replica", "self"}
+"""Their `open` opens a database, a run, or an engine."""
+CHECKED = "the files of the folder have passed align.files.check_folder or check_readable"
+DIGEST = "its digest was taken by align.files just before, and is the expected one"
+SHIPPED = "a file of an installed package"
+OWN = "a file that this process or its own child wrote"
+PARSES = "parses a text that align.files has read"
+STANDARD_INPUT = "the standard input of a process that align started"
+SYSTEM = "a file of the kernel's"
+NOT_READ = "opens a folder, a lock or a device to hold it, and reads nothing"
+EXCEPTIONS = {
+    "align.annotate.web.words:": SHIPPED,
+    "align.config.data:listed": "parses a value of the command line",
+    "align.config.group_files:loaded": PARSES,
+    "align.data.chitchat:records": SHIPPED,
+    "align.data.fixed_prompts:fixed_texts": SHIPPED,
+    "align.data.formats.arrow:read_parquet": "reads what align.data.formats.source has opened by align.files",
+    "align.data.formats.source:opened": "unpacks what align.files has opened",
+    "align.data.probe_template:main": STANDARD_INPUT,
+    "align.data.sets.published:tables": CHECKED,
+    "align.data.sets.scores:scored": OWN,
+    "align.data.sets.spool:groups": OWN,
+    "align.data.sets.spool:write": OWN,
+    "align.data.trained_ids:add_questions": DIGEST,
+    "align.evals.harness:data_of": PARSES,
+    "align.export.card:licence_in": PARSES,
+    "align.export.converters:unpack": "unpacks what align.files has opened",
+    "align.export.engines:adapter_on": CHECKED,
+    "align.export.engines:as_published": CHECKED,
+    "align.export.gguf:write_gguf": OWN,
+    "align.export.merged:_attach": CHECKED,
+    "align.export.ollama:ollama_file": OWN,
+    "align.export.reward:fixed_conversations": SHIPPED,
+    "align.export.trained:check_tokenizer": CHECKED,
+    "align.models.adapter_files:factors_in": CHECKED,
+    "align.models.adapter_files:head_in": CHECKED,
+    "align.models.adapter_files:read_adapter": CHECKED,
+    "align.models.adapter_files:read_tensors": CHECKED,
+    "align.models.adapter_pool:locked": NOT_READ,
+    "align.models.adapters:attached": CHECKED,
+    "align.models.architectures:proven_types": SHIPPED,
+    "align.models.dequantised:check_plain_weights": OWN,
+    "align.models.dequantised:weights_dtype": DIGEST,
+    "align.models.finite:check_file": CHECKED,
+    "align.models.load:describe": CHECKED,
+    "align.models.load:load_base": CHECKED,
+    "align.models.load:load_tokenizer": CHECKED,
+    "align.models.plain_adapter:write_plain": CHECKED,
+    "align.models.pocket:pocket_folder": SHIPPED,
+    "align.models.sharded:read_weights": DIGEST,
+    "align.models.smollm2:write_snapshot": SHIPPED,
+    "align.planning.shapes:built_shape": CHECKED,
+    "align.planning.shapes:named_in_transformers": SHIPPED,
+    "align.ppo.checkpoint:restore_state": DIGEST,
+    "align.registry.differences:ids_in": CHECKED,
+    "align.registry.folders:locked_inodes": SYSTEM,
+    "align.registry.gates:read_gate": PARSES,
+    "align.registry.index:version": SHIPPED,
+    "align.registry.replay:replay": OWN,
+    "align.registry.selection:by_ids": CHECKED,
+    "align.rollout.ask_llama_cpp:main": STANDARD_INPUT,
+    "align.rollout.ask_vllm:main": STANDARD_INPUT,
+    "align.rollout.vllm_process:locked": NOT_READ,
+    "align.run.atomic:_sync": NOT_READ,
+    "align.run.checkpoints:write_checkpoint": NOT_READ,
+    "align.run.environment:processor": SYSTEM,
+    "align.run.folder:locked": NOT_READ,
+    "align.run.hub:split_files": "downloads from the hub into the cache of `datasets`",
+    "align.serve.keys:writing": NOT_READ,
+    "align.trainers.dealt:_load_optimizer_and_scheduler": DIGEST,
+}
+
+
+def call_name(call: ast.Call) -> str:
+    """Return the dotted name of what is called, as far as it is one."""
+    parts = []
+    node: ast.expr = call.func
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    parts.append(node.id if isinstance(node, ast.Name) else "?")
+    return ".".join(reversed(parts))
+
+
+def opens_to_read(call: ast.Call) -> bool:
+    """Return True for a call that may read a file by another way than `align.files`."""
+    name = call_name(call)
+    last = name.rpartition(".")[2]
+    if name == "os.open" and {"O_WRONLY", "O_RDWR"} & set(re.findall(r"\w+", ast.unparse(call))):
+        return False
+    if name in QUALIFIED or last in LIBRARY_CALLS or ("." in name and last in READING_METHODS):
+        return True
+    if name == "open" or (last == "open" and name.split(".")[0] not in OPENED_OTHERWISE and "." in name):
+        if any(keyword.arg == "opener" for keyword in call.keywords):
+            return False
+        mode = next((keyword.value for keyword in call.keywords if keyword.arg == "mode"), None)
+        position = int(name in MODE_SECOND)
+        if mode is None and len(call.args) > position:
+            mode = call.args[position]
+        writes = isinstance(mode, ast.Constant) and bool(WRITING & set(str(mode.value)))
+        return not writes
+    return False
+
+
+def reads_in(source: str, module: str) -> Iterator[str]:
+    """Yield `module:function` of each such call, `module:` for one at the top."""
+
+    waiting: list[tuple[ast.AST, str]] = [(ast.parse(source), "")]
+    while waiting:
+        node, function = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not function:
+            function = node.name
+        if isinstance(node, ast.Call) and opens_to_read(node):
+            yield f"{module}:{function}"
+        waiting += [(child, function) for child in ast.iter_child_nodes(node)]
+
+
+def test_every_read_goes_through_the_one_reader() -> None:
+    found = {
+        place
+        for path in MODULES
+        if name_of(path) != "align.files"
+        for place in reads_in(path.read_text(encoding="utf-8"), name_of(path))
+    }
+    assert sorted(found - EXCEPTIONS.keys()) == [], "read it by align.files, or list it with a reason"
+    assert sorted(EXCEPTIONS.keys() - found) == [], "these read no file any more"
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("def f(p):\n    return p.read_text()", True),
+        ("def f(p):\n    return read_text(p, 'x')", False),
+        ("def f(p):\n    return open(p)", True),
+        ("def f(p):\n    return open(p, 'w')", False),
+        ("def f(p):\n    return open(p, 'rb', opener=open_regular)", False),
+        ("def f(p):\n    return p.open('rb')", True),
+        ("def f(p):\n    return p.open('ab')", False),
+        ("class A:\n    def f(p):\n        return json.load(p)", True),
+        ("def f(p):\n    return AutoTokenizer.from_pretrained(p)", True),
+        ("def f(p):\n    return Path(p).expanduser()", True),
+    ],
+)
+def test_the_finder_of_reads(source: str, reads: bool) -> None:
+    assert list(reads_in(source, "m")) == (["m:f"] if reads else [])

@@ -1,0 +1,252 @@
+"""What is loaded is what was hashed: files that change in between, or while they are read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_folders import copied
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from align.data.formats.rows import checked_rows
+from align.data.sources import files_record
+from align.errors import CorruptFile
+from align.models.adapter_files import WEIGHTS_FILE, read_tensors
+from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.base import find_base
+from align.models.load import load_base, load_classifier
+from align.models.lora import Lora
+from align.run import artifact_in
+from align.run.digests import HASHED, SETTLED_S, file_digest, files_digest, known_digest, same_bytes
+
+CPU = torch.device("cpu")
+LONG_AGO = SETTLED_S + 3600
+
+
+@pytest.fixture(autouse=True)
+def nothing_hashed() -> Iterator[None]:
+    HASHED.clear()
+    yield
+    HASHED.clear()
+
+
+def age(*paths: Path) -> None:
+    """Set the modification time back, and let the change time, which no program sets back, be that of now."""
+    for path in paths:
+        os.utime(path, (time.time() - LONG_AGO,) * 2)
+
+
+def settle_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time pass: what was written so far counts as settled."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + LONG_AGO)
+
+
+def swap(path: Path, old: bytes = b"old", new: bytes = b"new") -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def by_replacing(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes().replace(b"old", b"new"))
+    shutil.copystat(path, other)
+    other.replace(path)
+
+
+def in_place(path: Path) -> None:
+    before = path.stat()
+    swap(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `touch -r` hides it
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "replaced": by_replacing, "in place, its time set back": in_place, "cut": lambda path: os.truncate(path, 2),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_between_hashing_and_loading(
+    change: str, settled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old bytes")
+    if settled:
+        settle_clock(monkeypatch)
+    known_digest(path)
+    CHANGES[change](path)
+    with pytest.raises(CorruptFile, match="file changed after it was hashed"), same_bytes([path], "field", "shown"):
+        pytest.fail("it was read")
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read(
+    change: str, settled: bool, hashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old bytes")
+    if settled:
+        settle_clock(monkeypatch)
+    if hashed:
+        known_digest(path)
+    with pytest.raises(CorruptFile, match="file changed while it was read"), same_bytes([path], "field", "shown"):
+        CHANGES[change](path)
+
+
+def test_a_second_change_within_a_tick_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states are equal, as on a file system whose clock stands: the bytes of a fresh file are hashed again."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    state = os.stat(path)
+    monkeypatch.setattr(os, "stat", lambda *given, **named: state)
+    known_digest(path)
+    with pytest.raises(CorruptFile, match="changed while it was read"), same_bytes([path], "field", "shown"):
+        path.write_bytes(b"new")
+    with pytest.raises(CorruptFile, match="changed after it was hashed"), same_bytes([path], "field", "shown"):
+        pytest.fail("it was read")
+
+
+def test_a_link_or_other_rights_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    settle_clock(monkeypatch)
+    known_digest(path)
+    with same_bytes([path], "field", "shown"):
+        os.link(path, tmp_path / "link")
+    path.chmod(0o600)
+    with same_bytes([path], "field", "shown", files_digest([path])):
+        path.chmod(0o640)
+
+
+def test_a_settled_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    settle_clock(monkeypatch)
+    digest = files_digest([path])
+    read: list[Path] = []
+    monkeypatch.setattr("align.run.digests.file_digest", lambda path: read.append(path) or file_digest(path))
+    with same_bytes([path], "field", "shown", digest):
+        pass
+    assert read == []
+
+
+# What the product loads
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    return copied(tiny_model, tmp_path)
+
+
+@pytest.fixture
+def adapter(model: Path, tmp_path: Path) -> Path:
+    base = find_base(str(model))
+    tuned = with_new_adapter(load_base(base, "lora", CPU, torch.float32), Lora(4, 8))
+    save_adapter(tuned, tmp_path / "adapter", base)
+    return tmp_path / "adapter"
+
+
+def other_weights(path: Path) -> None:
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("load", [load_base, load_classifier])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_base_that_was_replaced_after_it_was_hashed(load: Any, method: str, model: Path) -> None:
+    base = find_base(str(model))
+    other_weights(model / "model.safetensors")
+    with pytest.raises(CorruptFile, match=r"model\.safetensors changed after it was hashed"):
+        load(base, method, CPU, torch.float32)
+    HASHED.clear()  # another process, such as a rank, which was told the digest
+    with pytest.raises(CorruptFile, match="is not what was hashed"):
+        load(base, method, CPU, torch.float32)
+
+
+def test_a_base_that_is_replaced_while_it_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, read = find_base(str(model)), AutoModelForCausalLM.from_pretrained
+
+    def slow(*given: Any, **named: Any) -> Any:
+        other_weights(model / "model.safetensors")
+        return read(*given, **named)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow)
+    with pytest.raises(CorruptFile, match=r"model\.safetensors changed while it was read"):
+        load_base(base, "lora", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_an_adapter_that_was_replaced_after_it_was_hashed(scored: bool, model: Path, adapter: Path) -> None:
+    assert artifact_in(adapter, "adapter").digest
+    loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
+    other_weights(adapter / WEIGHTS_FILE)
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
+        attach(loaded, adapter, "default", scored=scored)
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
+        read_tensors(adapter)
+
+
+def test_an_adapter_that_is_replaced_while_it_is_loaded(
+    model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+
+    artifact_in(adapter, "adapter")
+    loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
+    read = PeftModel.from_pretrained
+
+    def slow(*given: Any, **named: Any) -> Any:
+        other_weights(adapter / WEIGHTS_FILE)
+        return read(*given, **named)
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", slow)
+    with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed while it was read"):
+        attach(loaded, adapter, "default")
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "jsonl.gz"])
+def test_rows_that_changed_after_they_were_hashed(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{ending}"
+    write_rows(path, ["a"] * 5)
+    files_record(str(path), "data.path")
+    assert len(list(checked_rows(path))) == 5
+    write_rows(path, ["b"] * 5)
+    with pytest.raises(CorruptFile, match="changed after it was hashed"):
+        list(checked_rows(path))
+
+
+def test_rows_that_are_added_while_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, ["a"] * 5)
+    files_record(str(path), "data.path")
+    rows = checked_rows(path)
+    next(rows)
+    with path.open("a") as file:
+        file.write('{"prompt": "c", "completion": "d"}\n')
+    with pytest.raises(CorruptFile, match="changed while it was read"):
+        list(rows)
+
+
+def write_rows(path: Path, prompts: list[str]) -> None:
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": prompts, "completion": prompts}), path)
+    elif path.suffix == ".csv":
+        path.write_text("prompt,completion\n" + "".join(f"{p},{p}\n" for p in prompts))
+    else:
+        text = "".join(f'{{"prompt": "{p}", "completion": "{p}"}}\n' for p in prompts).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
