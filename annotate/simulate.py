@@ -75,6 +75,7 @@ def simulate(
     if slope is None:
         slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)
 
+    name = store.ensure_pseudonym(project, annotator)
     todo = store.items(project, unranked_by=annotator)
     added = 0
     while batch := list(islice(todo, COMMIT_EVERY)):
@@ -85,10 +86,10 @@ def simulate(
                     continue  # added since we scored: the next call's
                 tiers = noisy_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
                 judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer.name)
-                store.record(project, item.id, judgement, annotator=annotator, key=f"{annotator}/{item.id}")
+                # The key stays in the ledger when the annotator is erased: it holds the pseudonym, not the identity.
+                store.record(project, item.id, judgement, annotator=annotator, key=f"{name}/{item.id}")
                 added += 1
 
-    name = store.pseudonym(project, annotator)
     known = {item.id for item in items}  # someone may add and rank more while we do
     mine = [r for r in store.rankings(project) if r.annotator == name and r.item in known]
     pairs, tied, agreed = tally(mine, scores)

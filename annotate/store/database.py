@@ -17,6 +17,7 @@ from align.annotate.store.queries import (
     check_project,
     erasure_of,
     head_of,
+    new_annotator,
     project_erasure,
     set_priority,
 )
@@ -244,6 +245,18 @@ class Store:
         with self.reading() as connection:
             person = annotator_of(connection, project, identity)
         return None if person is None else person.pseudonym
+
+    def ensure_pseudonym(self, project: str, identity: str) -> str:
+        """Return what the ledger calls an annotator: a random pseudonym, drawn now for a new one.
+
+        Raises:
+            InputError: unknown project.
+        """
+        check_text("annotator", identity, 320)
+        with self.transaction() as connection:
+            check_project(connection, project)
+            person = annotator_of(connection, project, identity) or new_annotator(connection, project, identity)
+        return person.pseudonym
 
     def first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
         """The first row of the ledger that speaks of an item or of a pseudonym."""

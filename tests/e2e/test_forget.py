@@ -18,10 +18,12 @@ from data_of_votes import SECRET, filled, making, rows_of, secret_rows
 from data_sets import made as data_made
 from data_sets import write
 from portfolio import given, made, one, records
+from sqlalchemy import select
 from workshop import Workshop
 
 from align.__main__ import main
 from align.annotate.store import Candidate, Store
+from align.annotate.store.tables import annotators
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import Answer, AnswerStore, Asked
 from align.run import resolve
@@ -218,6 +220,35 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
 def store_pseudonym(url: str, name: str) -> str:
     with Store.open(url) as store:
         return store.known("greetings", name)
+
+
+def test_a_simulated_annotator_is_forgotten_with_their_identity(loop: Path, tmp_path: Path) -> None:
+    """As a person is: in the ledger, exports, run folders, logs and pages there is nothing left of the name."""
+    root = tmp_path / "runs"
+    shutil.copytree(loop, root)
+    shop = Workshop(root, root)
+    annotate = ["stage=annotate", "project=greetings", f"run.root={root}"]
+    export = ["stage.action=export", "data.allow_simulated=true", "run.name=simulated-votes"]
+    for words in (["stage.action=simulate", "stage.annotators=2", "run.name=stand-ins"], export):
+        assert shop.ended(*annotate, *words) == 0, shop.said
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        known = [name for name in all_identities(store) if name.startswith("simulated/")]
+    assert len(known) == 2, known
+    for path in ("annotate/stand-ins/log.txt", "annotate/simulated-votes/log.txt"):
+        with (root / path).open("a") as log:
+            log.write("".join(f"ranked by {name} today\n" for name in known))
+    assert "annotations.db" in holding(root, known[0])
+    said = asked(root, f"stage.annotator={known[0]}", "stage.apply=true")
+    assert "1 name" in said, said
+    assert holding(root, known[0]) == []
+    assert "annotations.db" in holding(root, known[1])
+    with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
+        store.verify()
+
+
+def all_identities(store: Store) -> list[str]:
+    with store.reading() as connection:
+        return sorted(connection.execute(select(annotators.c.identity)).scalars())
 
 
 def test_rows_and_sources(runs: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
 from align.annotate.store import Candidate, Store, Vote, preferences
+from align.annotate.store.about import ANNOTATOR, about, erase
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -189,3 +190,18 @@ def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path):
 def test_an_unknown_project_is_refused(store):
     with pytest.raises(InputError, match="no such project"):
         simulate(store, "nope", Number(), seed=0)
+
+
+def test_an_erased_simulated_annotator_leaves_no_identity_in_the_store(tmp_path):
+    """Not in the ledger's keys either: every file of the store is searched, its log too."""
+    with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
+        fill(store, 30)
+        gone = simulate(store, "p", Number(), seed=0).annotator
+        kept = simulate(store, "p", Number(), seed=1).annotator
+        assert simulate(store, "p", Number(), seed=0).added == 0  # the same act again adds nothing
+        assert gone.encode() in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        erase(store, about(store, "p", ANNOTATOR, gone))
+        store.verify()
+    found = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert gone.encode() not in found
+    assert kept.encode() in found
