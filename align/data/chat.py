@@ -17,6 +17,7 @@ from typing import Any
 
 from align.data.length import CHARACTERS, longer_than
 from align.data.reasoning import OPEN, answer_alone, reasoning_length
+from align.data.render_deadline import RenderDeadline, render_deadline
 from align.data.template_keeps import check_keeps
 from align.data.tokens import Span, behind_an_answer, special_ids, special_texts, tokenised
 from align.data.tool_chat import veiled, written
@@ -62,6 +63,11 @@ def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
         yield
     except MemoryError:
         raise
+    except RenderDeadline as error:
+        longest = max(len(message.content) for message in conversation.messages)
+        size = f"{len(conversation.messages):,} turns, the longest of {longest:,} characters"
+        remedy = "Add data.template=chatml, or take another model."
+        raise InputError(conversation.id or "conversation", size, f"the chat template: {error}", remedy) from error
     except Exception as error:
         remedy = "Use the roles in the order the template wants, or data.template=chatml."
         if conversation.uses_tools:
@@ -84,7 +90,8 @@ def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
 def renders(tokenizer: Any, messages: Sequence[Message]) -> bool:
     """Whether the template takes these turns."""
     try:
-        return bool(tokenizer.apply_chat_template([message.as_dict() for message in messages], tokenize=False))
+        with render_deadline():
+            return bool(tokenizer.apply_chat_template([message.as_dict() for message in messages], tokenize=False))
     except Exception:  # it is a program of the model's
         return False
 
@@ -94,7 +101,7 @@ def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tools: Any = conversation.tool_dicts()
-    with refusals(tokenizer, conversation):
+    with refusals(tokenizer, conversation), render_deadline():
         made: Any = render_jinja_template(
             [conversation.as_dicts()], tools=tools, chat_template=tokenizer.chat_template,
             return_assistant_tokens_mask=True, **tokenizer.special_tokens_map,

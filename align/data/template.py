@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jinja2 import Environment, TemplateError, meta, nodes
 from align.errors import InputError, require
 
 PATIENCE_S, MEMORY_MB = 20, 512
-"""That a template may take for a few turns."""
+"""That a template may take for the conversations of `align.data.probe_template`."""
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
 # since adding new tokens would need embeddings that an adapter does not train.
@@ -138,24 +139,31 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
 
 
 def probe(template: str, special: Mapping[str, str]) -> None:
-    """Let a template write a few turns, in a process that is given a limit of time and of memory.
+    """Let a template write conversations of every length, in a process that is given a limit of time and of memory.
 
     Args:
         special: the tokenizer's special tokens by name, such as `eos_token`.
 
     Raises:
-        InputError: it does not end, or wants more memory than a turn can need.
+        InputError: it does not end, or wants more memory than a turn can need; or it computes a power, which may take
+            for ever where nothing can end it.
     """
+    remedy = "Add data.template=chatml, or take another model."
+    powers = list[nodes.Pow]()
+    with suppress(InputError):  # what is no Jinja is refused where it renders
+        powers += parse_template(template).find_all(nodes.Pow)
+    computed = [power for power in powers if not isinstance(power.right, nodes.Const)]
+    require(not computed, "chat_template", "(the model's)", "it raises a number to a power that it computes", remedy)
     asked = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
     words = [sys.executable, "-P", str(Path(__file__).with_name("probe_template.py"))]
     try:
         done = subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
-        problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few turns"}
+        problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few conversations"}
         why = (done.stderr.strip().splitlines() or ["no word"])[-1]
         problem = problems.get(done.returncode, f"the process that tried it ended with {done.returncode}: {why}")
     except subprocess.TimeoutExpired:
-        problem = f"it has not written a few turns after {PATIENCE_S} s"
-    require(not problem, "chat_template", "(the model's)", problem, "Add data.template=chatml, or take another model.")
+        problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
+    require(not problem, "chat_template", "(the model's)", problem, remedy)
 
 
 def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -184,13 +192,22 @@ def named(template: Any) -> Mapping[str, str]:
     return template if isinstance(template, Mapping) else {"": template}
 
 
+def parse_template(template: str) -> nodes.Template:
+    """Parse a chat template.
+
+    Raises:
+        InputError: it is no Jinja.
+    """
+    try:
+        return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(MARKERS.sub("", template))
+    except (TemplateError, RecursionError) as error:
+        problem = f"is no Jinja ({type(error).__name__}: {error})"
+        raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml.") from error
+
+
 def variables_read(template: str) -> set[str]:
     """The variables that a template reads, and neither sets itself nor is given by whoever renders."""
-    try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(MARKERS.sub("", template))
-    except TemplateError as error:
-        problem = f"is no Jinja ({error})"
-        raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml.") from error
+    tree = parse_template(template)
     set_there = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
     return meta.find_undeclared_variables(tree) - GIVEN - set_there
 

@@ -23,6 +23,7 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from align.data.render_deadline import render_deadline
 from align.errors import InputError
 
 Veil = dict[int, str]
@@ -246,7 +247,8 @@ def behind_an_answer(tokenizer: Any) -> str:
     """What the template writes behind an answer; nothing where it refuses one question with one answer."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False).partition(ANSWER)[2]
+        with render_deadline():
+            return tokenizer.apply_chat_template(turns, tokenize=False).partition(ANSWER)[2]
     except Exception:  # a template may raise anything; whoever renders with it says what
         return ""
 

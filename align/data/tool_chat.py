@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from align.data.render_deadline import render_deadline
 from align.data.tokens import Veil, special_texts, tokenised, veiled_texts
 from align.errors import InputError, half_character, require
 from align.types import Conversation, Message, Tool
@@ -39,10 +40,12 @@ def written(tokenizer: Any, messages: Messages, tools: Tools | None, answer_due:
 
     Raises:
         ValueError: it writes half a character.
+        RenderDeadline: it does not end in time.
     """
-    text = tokenizer.apply_chat_template(
-        list(messages), tools=list(tools or ()) or None, tokenize=False, add_generation_prompt=answer_due
-    )
+    with render_deadline():
+        text = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools or ()) or None, tokenize=False, add_generation_prompt=answer_due
+        )
     if half := half_character(text):
         raise ValueError(f"it writes {half}, half a character")
     return text

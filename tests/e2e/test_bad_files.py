@@ -108,7 +108,7 @@ def test_a_template_without_an_end(
     words = [f"stage={stage}", "model=hub", f"model.path={model}"]
     if stage == "sft":
         words += ["data=jsonl", f"data.path={chats}"]
-    said = "it wants more than" if wants == "memory" else "it has not written a few turns"
+    said = "it wants more than" if wants == "memory" else "it has not written a few conversations"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(template, "PATIENCE_S", 2)
         refused(shop, words, "chat_template", said)

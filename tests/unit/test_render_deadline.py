@@ -1,0 +1,104 @@
+"""Chat templates that loop: found by the probe, and ended where only a conversation of one's own makes them loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from templates import make_tokenizer
+
+from align.data import render_deadline as deadlines
+from align.data.chat import render
+from align.data.render_deadline import RenderDeadline, render_deadline
+from align.data.template import probe
+from align.errors import InputError
+from align.types import Conversation, Message
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+BODY = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"
+
+
+def hanging_template(condition: str) -> str:
+    return "{% if " + condition + " %}" + LOOP + "{% endif %}" + BODY
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "RENDER_S", 0.2)
+    monkeypatch.setattr(deadlines, "LOOK_S", 0.05)
+    monkeypatch.setattr(deadlines, "WATCH", deadlines.RenderWatch())
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "messages[0]['content']|length > 1500",
+        "messages|length > 50",
+        "tools and tools|length > 10",
+        "messages[0]['content'].split(' ')|length > 100",
+    ],
+)
+def test_the_probe_finds_a_template_that_loops_for_some_conversations(
+    condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.data.template.PATIENCE_S", 3)
+    with pytest.raises(InputError, match="it has not written a few conversations, short and long"):
+        probe(hanging_template(condition), {})
+
+
+def test_the_probe_lets_a_template_pass_that_ends() -> None:
+    probe(hanging_template("false"), {})
+
+
+def test_the_probe_refuses_a_power_that_nothing_could_end() -> None:
+    with pytest.raises(InputError, match="it raises a number to a power that it computes"):
+        probe("{{ 9 ** (9 ** messages[0]['content']|length) }}", {})
+    probe("{{ 2 ** 3 }}", {})
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_a_conversation_that_makes_its_template_loop_is_named() -> None:
+    """Other conversations are written as before, those after it too."""
+    tokenizer = make_tokenizer(hanging_template("messages[0]['content'] == 'the one'"))
+    good = Conversation((Message("user", "another"),), id="row 2")
+    bad = Conversation((Message("user", "the one"),), id="row 1")
+    assert render(tokenizer, good) == "user: another;"
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"row 1=1 turns.*the chat template: it has not ended after 0\.2 s"):
+            render(tokenizer, bad)
+        assert render(tokenizer, good) == "user: another;"
+    assert not deadlines.WATCH.renderings
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_threads_are_ended_one_by_one_by_their_own_time() -> None:
+    """One that waits uses up no time of the processor."""
+    ended: dict[str, bool] = {}
+    free = threading.Event()
+
+    def compute(name: str, seconds: float) -> None:
+        try:
+            with render_deadline():
+                until = time.thread_time() + seconds
+                while time.thread_time() < until:
+                    pass
+            ended[name] = False
+        except RenderDeadline:
+            ended[name] = True
+
+    def wait() -> None:
+        with render_deadline():
+            free.wait(60)
+        ended["waits"] = False
+
+    given = {"short": 0.01, "long": 60.0, "longer": 90.0}
+    threads = [threading.Thread(target=compute, args=one) for one in given.items()]
+    waiting = threading.Thread(target=wait)
+    for thread in (waiting, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    free.set()
+    waiting.join()
+    assert ended == {"short": False, "long": True, "longer": True, "waits": False}
