@@ -58,7 +58,7 @@ def help_on(arguments: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:
-    """Run one command line; returns the exit status of the contract: 0, 1, 2 or 130.
+    """Run one command line; returns the exit status of the contract: 0, 1, 2, 3 or 130.
 
     Args:
         argv: its words; those of this process where it is None.
@@ -110,8 +110,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
 
     if prints(config):
         alone("stage", config.stage.name)
-        show(config)
-        return 0
+        return show(config)
     from align.launch import launch, ranks_wanted
 
     if ranks_wanted(config):

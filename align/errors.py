@@ -12,7 +12,7 @@ from typing import Any
 from align.redaction import URL_FIELDS, redacted, secret_url
 
 NOT_PASSED = 3
-"""The exit status of an evaluation in which a gate is not passed: the run is done, and no error."""
+"""The exit status of an evaluation in which a gate is not passed, and of a replay that differs: no error."""
 
 LONE = re.compile("[\ud800-\udfff]")
 

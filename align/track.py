@@ -22,6 +22,8 @@ from align import ranks
 from align.files import read_bytes
 
 PLAIN_EVERY_S = 10.0
+STEPS = "steps.jsonl"
+"""The stream with a row for every step of a trainer, which a replay is compared with."""
 
 
 def peak_rss_mb() -> float:
@@ -78,8 +80,10 @@ class Tracker:
     def __init__(self, folder: Path, keep_below: int = 0, mirror: Mirror | None = None) -> None:
         self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
         self.samples_path = folder / "samples.jsonl"
+        self.steps_path = folder / STEPS
         self._started = time.perf_counter()
-        for path in (self.metrics_path, self.timing_path, *([self.samples_path] if self.samples_path.exists() else [])):
+        optional = [path for path in (self.samples_path, self.steps_path) if path.exists()]
+        for path in (self.metrics_path, self.timing_path, *optional):
             kept = [row for row in read_rows(path) if row["step"] < keep_below]
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
@@ -95,6 +99,10 @@ class Tracker:
         if self._mirror:
             self._mirror.log(step, {**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, self._shown)
             self._shown = {}
+
+    def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append `metrics` under `step` to `steps.jsonl`, which has a row for every step, logged or not."""
+        append(self.steps_path, {"step": step, **metrics})
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append what was answered at `step` to `samples.jsonl`."""

@@ -29,6 +29,9 @@ from typing import Any
 
 from align.config.compose import check, compose_raw, plain
 from align.registry.index import INDEX
+from align.run.digests import file_digest
+from align.run.figures import FILE as METRICS
+from align.run.figures import write_figures
 from align.run.manifest import Base, Input, Manifest, write_manifest
 
 BASE = Base("smollm2", "/models/smollm2", "0" * 40, sha256(b"base").hexdigest())
@@ -91,10 +94,14 @@ class Portfolio:
         made = stage in ("sft", "reward", "ppo")
         if made:
             (folder / "artifact" / "adapter_config.json").write_text(json.dumps(ADAPTER))
+        metrics = self.metrics(stage)
+        write_figures(folder, metrics)
+        outputs = {path: digest(f"{stage}{name}{path}") for path in FILES}
+        outputs[METRICS] = file_digest(folder / METRICS)
         write_manifest(folder, Manifest(
             stage, name, self.draw.randrange(3), self.configs[stage], inputs, BASE, status,
-            {path: digest(f"{stage}{name}{path}") for path in FILES}, digest(f"{stage}:{name}") if made else "",
-            self.metrics(stage), times, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
+            outputs, digest(f"{stage}:{name}") if made else "",
+            metrics, times, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
             error="" if status == "done" else "data.path=rows.jsonl: there is no such file.",
             packages={"torch": "2.13.0", "transformers": "5.24.0"}, code=digest("code"), commit="0" * 40,
         ))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 from align.registry.index import Index, asked
 from align.registry.query import found
 from align.registry.record import Record
-from align.run.manifest import Base, Input, Manifest, write_manifest
+from align.run.digests import file_digest
+from align.run.figures import FILE as METRICS
+from align.run.figures import write_figures
+from align.run.manifest import Base, Input, Manifest, read_manifest, write_manifest
 
 BASE = Base("pocket", "/models/pocket", None, sha256(b"pocket").hexdigest())
 BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
@@ -53,8 +57,19 @@ def made(root: Path, ref: str, inputs: Mapping[str, str | Input] | None = None, 
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     if stage in TRAINS:
         (folder / "artifact" / "adapter_config.json").write_text(json.dumps(LORA))
+    if manifest.done:
+        write_figures(folder, manifest.metrics)
+        hashed = {METRICS: file_digest(folder / METRICS)}
+        manifest = replace(manifest, outputs={**manifest.outputs, **hashed})
     write_manifest(folder, manifest)
     return folder
+
+
+def publish_file(folder: Path, name: str) -> None:
+    """Have the manifest of a run hold the digest of one more file."""
+    manifest = read_manifest(folder)
+    hashed = {name: file_digest(folder / name)}
+    write_manifest(folder, replace(manifest, outputs={**manifest.outputs, **hashed}))
 
 
 def interval(value: float, low: float, high: float) -> dict[str, float]:

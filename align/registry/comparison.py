@@ -11,7 +11,7 @@ from typing import Any
 
 from align.errors import InputError
 from align.registry.differences import RUNS, made_from, settings_of
-from align.registry.record import MOVED, UNREADABLE, Record, finite, number
+from align.registry.record import MOVED, UNREADABLE, Record, altered_in, finite, number
 from align.registry.shown import cell, clean, csv_of, in_columns, leaves, value_at
 from align.report.figures import by_weight
 from align.report.words import counted, flattened, is_interval
@@ -254,12 +254,19 @@ def cells_of(found: Comparison, further: Sequence[str]) -> list[list[str]]:
     return lines
 
 
+def altered_in_rows(found: Comparison) -> list[str]:
+    """Return why figures of a comparison are not known to be the published ones; empty if all are."""
+    problems = (altered_in(record) for row in found.rows for record in row.records)
+    return list(dict.fromkeys(filter(None, problems)))
+
+
 def notes(found: Comparison, more: int) -> Iterator[str]:
     """What is to be said below the table.
 
     Args:
         more: figures that it does not show.
     """
+    yield from (f"ALTERED: {clean(problem, longest=None)}" for problem in altered_in_rows(found))
     if len(found.rows) == 1 and len(found.rows[0].records) == 1:
         yield "one run alone"
     elif not found.keys:
@@ -280,7 +287,10 @@ def as_objects(found: Comparison) -> dict[str, Any]:
         for row in found.rows
     ]  # fmt: skip
     keys = [key for key in found.keys if key != SEED]
-    return {"keys": keys, "scores": list(found.scores), "settings_of_some": found.apart, "rows": rows}
+    return {
+        "keys": keys, "scores": list(found.scores), "settings_of_some": found.apart, "altered": altered_in_rows(found),
+        "rows": rows,
+    }  # fmt: skip
 
 
 def as_csv(found: Comparison) -> str:

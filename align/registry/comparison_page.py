@@ -11,6 +11,7 @@ from align.registry.comparison import (
     SEED,
     Comparison,
     Row,
+    altered_in_rows,
     better_low,
     comparison,
     once_a_seed,
@@ -109,6 +110,8 @@ def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
         runs = "\n".join(row.runs) if status == "done" else f"{row.runs[0]}\n({status})"
         rows.append([str(i), runs, *cells, *(figure_cell(row.figures.get(name)) for name in figures)])
     report.table(["row", "run", *found.keys, *figures], rows, "Settings that differ, and figures")
+    for problem in altered_in_rows(found):
+        report.text(f"Altered: {problem}.")
     if any(len(row.records) > 1 for row in found.rows):
         report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
     if found.apart:

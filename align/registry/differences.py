@@ -20,6 +20,8 @@ TRAINED, DATA = "trained_ids.parquet", "data"
 METRICS = 12
 """Figures that are printed; the others are counted."""
 RUNS = "stage.runs"
+OUTCOME = ("status", "error", "altered", "replaced", "kl")
+"""What came of a run, besides its score and its figures."""
 
 
 def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> d
     figures = unlike(*(figures_of(found) for found in records))
     return {
         "runs": [one["run"], other["run"]],
-        "outcome": unlike(*({key: found.get(key) for key in ("status", "error", "kl")} for found in records)),
+        "outcome": unlike(
+            *({key: found.get(key) for key in ("status", "error", "altered", "replaced", "kl")} for found in records)
+        ),
         "score": {name: pair for name, pair in figures.items() if name in scores},
         "metrics": {name: pair for name, pair in figures.items() if name not in scores},
         "settings": unlike(*ours),

@@ -11,6 +11,8 @@ from pathlib import Path
 from align.config.stages import WITH_RUNS
 from align.errors import InputError
 from align.registry.record import ADAPTERS
+from align.run.figures import FILE as METRICS
+from align.run.figures import IN_ARTIFACT
 from align.run.manifest import FILE
 from align.run.stale import FILE as STALE
 
@@ -20,7 +22,7 @@ NO_FILE = ""
 
 def folders(root: Path) -> Iterator[tuple[str, str]]:
     """`stage:name` and a stamp of each folder with a manifest: one that was replaced has another stamp. So has
-    that of a run which was marked stale.
+    that of a run which was marked stale, or whose file of figures was written again.
 
     Raises:
         InputError: a folder of runs cannot be listed.
@@ -39,12 +41,22 @@ def folders(root: Path) -> Iterator[tuple[str, str]]:
                 found = os.stat(f"{root}/{stage}/{name}/{FILE}")  # a path of 10,000 each would take as long again
                 file = stat.S_ISREG(found.st_mode)
                 stamp = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+                for figures in (METRICS, IN_ARTIFACT) if stage == "eval" else (METRICS,):
+                    stamp += written(f"{root}/{stage}/{name}/{figures}")
                 if stage == "serve":  # what a server loads later stands in a file of its own
                     stamp += grown(f"{root}/{stage}/{name}/{ADAPTERS}")
                 mark = f"{root}/{stage}/{name}/{STALE}"
                 if os.access(mark, os.F_OK):  # which most are not: an exception would cost more than all of this
                     stamp += f"-{os.stat(mark).st_mtime_ns}"
                 yield f"{stage}:{name}", stamp if file else NO_FILE
+
+
+def written(path: str) -> str:
+    """Return what changes when a file is written or removed; empty if there is none."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return f"-{found.st_mtime_ns}-{found.st_size}"
+    return "-"
 
 
 def grown(path: str) -> str:

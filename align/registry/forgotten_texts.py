@@ -29,6 +29,7 @@ HEAD = 8192
 """Bytes at the beginning of a file, among which a zero says that it holds no plain text."""
 FIGURES = (
     "metrics.jsonl",
+    "steps.jsonl",
     "timing.jsonl",
     "requests.jsonl",
     "adapters.jsonl",
@@ -39,8 +40,8 @@ FIGURES = (
     "vocab.json",
 )
 """Files without text of rows."""
-SETTINGS = ("manifest.json", "config.yaml")
-"""Files that say what a run is. They are not changed."""
+SETTINGS = ("manifest.json", "config.yaml", "metrics.json")
+"""Files that say what a run is, and its figures, which the manifest repeats. They are not changed."""
 MODEL = (
     "adapter_config.json", "base.json", "config.json", "generation_config.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",

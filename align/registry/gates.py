@@ -33,7 +33,7 @@ import yaml
 
 from align.errors import CorruptFile, InputError, require
 from align.files import read_bytes, user_path
-from align.registry.record import Record, number
+from align.registry.record import Record, altered_in, number
 from align.registry.shown import figure as in_words
 from align.registry.shown import value_at
 from align.registry.verdicts import PASS, verdict_on
@@ -91,6 +91,23 @@ class Finding:
     condition: str
     passed: bool
     said: str
+
+
+def altered_figures(subject: Subject) -> str:
+    """Return why the figures of an artifact decide nothing: they, or those of its evaluation, are not known to be the
+    published ones. Empty if they are.
+
+    All published files of the evaluation are hashed: they are the evidence of its figures.
+    """
+    problems = [altered_in(subject.record)]
+    if subject.evaluation is not None:
+        folder = subject.root / subject.evaluation["folder"]
+        problems.append(altered_in(subject.evaluation))
+        try:
+            verify_outputs(folder, read_manifest(folder).outputs)
+        except InputError as error:
+            problems.append(f"{subject.evaluation['run']}: {error}")
+    return "; ".join(dict.fromkeys(filter(None, problems)))
 
 
 Check = Callable[[Subject], tuple[bool, str]]
@@ -193,6 +210,8 @@ def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]
     words = " and ".join(f"{key.replace('_', ' ')} {value}" for key, value in limits.items())
 
     def check(subject: Subject) -> tuple[bool, str]:
+        if problem := altered_figures(subject):
+            return False, f"altered: {problem}"
         key, figure = figure_of(subject.record, name)
         if figure is None or number(figure) is None:
             measure = f"stage=eval artifact={subject.record['run']}"
@@ -277,6 +296,8 @@ def unseen(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check
         ref, found = subject.record["run"], subject.evaluation
         if found is None:
             return False, f"nothing evaluated it: stage=eval artifact={ref}"
+        if problem := altered_figures(subject):
+            return False, f"altered: {problem}"
         unknown, seen = value_at(found, "metrics.seen_unknown"), value_at(found, "metrics.seen")
         if seen:
             return False, f"training saw {seen:,} of the prompts of {found['run']}"
@@ -339,7 +360,13 @@ def verdict(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Chec
     name = given["verdict"]
     alone = {*given} == {"verdict"} and isinstance(name, str) and bool(name)
     require(alone, field, dict(given), "names no verdict", "Write {verdict: NAME}.")
-    return f"verdict {name}", lambda subject: verdict_on(subject.root, name, subject.digest)
+
+    def check(subject: Subject) -> tuple[bool, str]:
+        if problem := altered_figures(subject):
+            return False, f"altered: {problem}"
+        return verdict_on(subject.root, name, subject.digest)
+
+    return f"verdict {name}", check
 
 
 def fresh(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:

@@ -23,10 +23,14 @@ from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.intact import Hashed
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, noted_in, record_of, unreadable
 from align.run.alias_log import REMEDY, AliasLog, read_log
+from align.run.digests import file_digest
+from align.run.files import json_object
+from align.run.held_manifests import HeldManifest, content_of, parse_held_manifests
 from align.run.manifest import FILE, Manifest, read_manifest
+from align.run.receipt import RECEIPT
 
 INDEX = ".registry.db"
-OF_RECORDS = ("index.py", "record.py")
+OF_RECORDS = ("index.py", "record.py", "../run/figures.py")
 """The files that decide what an index holds."""
 UNWRITTEN = tuple(f"SQLITE_{why}" for why in ("BUSY", "LOCKED", "READONLY", "CANTOPEN", "PERM", "IOERR", "FULL"))
 """How errors are called which say that the file cannot be written; others say that it is damaged."""
@@ -34,7 +38,11 @@ ENDED = "its process ended before it could say why"
 WAIT_S = 30
 """For another process that brings the same index up to date."""
 TABLES = """
-create table runs (run text primary key, stamp text not null, own text not null, record text, status text);
+create table runs (
+    run text primary key, stamp text not null, own text not null, record text, status text,
+    content text not null, manifest text not null
+);
+create table held (export text not null, run text not null, content text not null, sha256 text not null);
 create table makes (run text not null, digest text not null);
 create table reads (run text not null, input text not null, digest text not null, made_by text not null);
 create table if not exists hashed (
@@ -42,7 +50,7 @@ create table if not exists hashed (
     primary key (run, file)
 );
 create table noted (run text not null, alias text not null, seq integer not null, hash text not null);
-create table aliased (run text primary key, aliases text not null);
+create table aliased (run text primary key, aliases text not null, replaced text);
 create index runs_running on runs (run) where json_extract(own, '$.status') = 'running';
 create index runs_status on runs (status);
 create index noted_run on noted (run);
@@ -51,6 +59,9 @@ create index makes_digest on makes (digest);
 create index reads_run on reads (run);
 create index reads_digest on reads (digest);
 """
+
+OF_A_RUN = {"runs": "run", "makes": "run", "reads": "run", "noted": "run", "held": "export"}
+"""Table → its column with the run whose folder a row was read from."""
 
 
 T = TypeVar("T")
@@ -166,8 +177,8 @@ class Index:
         new = {run: stamp for run, stamp in there.items() if known.get(run) != stamp}
         around = self._around(gone | new.keys())
         for run in gone | new.keys():
-            for table in ("runs", "makes", "reads", "noted"):
-                self.db.execute(f"delete from {table} where run = ?", (run,))
+            for table, column in OF_A_RUN.items():
+                self.db.execute(f"delete from {table} where {column} = ?", (run,))
         for run, stamp in new.items():
             self._read(run, stamp)
         for run in (around | new.keys() | self._around(new.keys())) - gone:
@@ -177,11 +188,14 @@ class Index:
         return len(gone) + len(new)
 
     def _mark_aliases(self) -> None:
-        """Tell the runs whose artifacts an alias means now."""
+        """Note in the records which aliases mean their artifacts now, and whose manifest is not the one that the log
+        holds the digest of."""
         wanted: dict[str, list[str]] = {}
+        replaced: dict[str, str] = {}
         try:
             log = read_log(self.root)
             standing = log.standing()
+            replaced = self.replaced_manifests(log)
             self.aliases_error = str(self.lost_changes(log) or "")
         except InputError as error:  # the runs are listed all the same
             standing, self.aliases_error = {}, str(error)
@@ -191,13 +205,55 @@ class Index:
                 makers = [run for (run,) in found]
                 for run in [arm.ref] if arm.ref in makers else makers[:1]:
                     wanted.setdefault(run, []).append(alias)
-        now = {run: json.dumps(aliases) for run, aliases in wanted.items()}
-        before = dict(self.db.execute("select run, aliases from aliased"))
+        now = {run: (json.dumps(wanted.get(run, [])), replaced.get(run)) for run in wanted.keys() | replaced.keys()}
+        before = {
+            run: (aliases, why) for run, aliases, why in self.db.execute("select run, aliases, replaced from aliased")
+        }
         for run in {run for run, _ in now.items() ^ before.items()}:
-            named = "update runs set record = json_set(record, '$.aliases', json(?)) where run = ?"
-            self.db.execute(named, (now.get(run, "[]"), run))
+            noted = "update runs set record = json_set(record, '$.aliases', json(?), '$.replaced', ?) where run = ?"
+            self.db.execute(noted, (*now.get(run, ("[]", None)), run))
         self.db.execute("delete from aliased")
-        self.db.executemany("insert into aliased values (?, ?)", now.items())
+        self.db.executemany("insert into aliased values (?, ?, ?)", [(run, *values) for run, values in now.items()])
+
+    def replaced_manifests(self, log: AliasLog) -> dict[str, str]:
+        """Return the runs whose manifest, or that of their evaluation, is not the one that the log of the aliases holds
+        the digest of → what is to be said of it."""
+        held = {
+            (run, one): f"when @{change.alias} was changed (change {change.seq})"
+            for change in log.changes
+            for arm in change.arms
+            for run, one in arm.manifests.items()
+        }
+        latest = {run: (one, when) for (run, one), when in held.items()}  # the newest change, of several
+        claims = [(run, one, when) for run, (one, when) in latest.items()]
+        for export, run, *one in self.db.execute("select export, run, content, sha256 from held"):
+            claims.append((run, HeldManifest(*one), f"when {export} was written"))
+        problems: dict[str, list[str]] = {}
+        for run, one, when in claims:
+            row = self.db.execute("select content, manifest from runs where run = ?", (run,)).fetchone()
+            if row is None or row[0] != one.content or row[1] == one.sha256:
+                continue
+            why = f"{run}: manifest.json is another than {when}"
+            evaluated = self.db.execute(
+                "select run from runs where json_extract(record, '$.evaluation') = ?", (run,)
+            ).fetchall()
+            for name in (run, *(policy for (policy,) in evaluated)):
+                problems.setdefault(name, []).append(why)
+        return {run: "; ".join(dict.fromkeys(reasons)) for run, reasons in problems.items()}
+
+    def reread(self, run: str) -> None:
+        """Read a run's folder again, whatever the index holds of it: what a gate decides by comes from the files."""
+        stamps = dict(folders(self.root))
+        self.db.execute("begin immediate")
+        for table, column in OF_A_RUN.items():
+            self.db.execute(f"delete from {table} where {column} = ?", (run,))
+        if run in stamps:
+            self._read(run, stamps[run])
+            for one in {run, *self._around([run])}:
+                self._join(one)
+        self._settle()
+        self._mark_aliases()
+        self.db.execute("commit")
 
     def lost_changes(self, log: AliasLog) -> CorruptFile | None:
         """What is to be said of a log that lacks a change which a run went by; None where it lacks none."""
@@ -237,12 +293,17 @@ class Index:
             own = unreadable(folder, f"manifest.json says something that runs do not write: {error!r}")
         # Why it cannot be read may go without the manifest being written: rights, another version of align.
         stamp = "" if own["status"] == UNREADABLE else stamp
-        self.db.execute("insert into runs (run, stamp, own) values (?, ?, ?)", (run, stamp, json.dumps(own)))
+        known = (content_of(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")
+        values = (run, stamp, json.dumps(own), *known)
+        self.db.execute("insert into runs (run, stamp, own, content, manifest) values (?, ?, ?, ?, ?)", values)
         if manifest is not None and "digest" in own:
             made = digests_of(own, manifest.outputs)
             self.db.executemany("insert into makes values (?, ?)", [(run, digest) for digest in made])
             self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in edges_of(own)])
             self.db.executemany("insert into noted values (?, ?, ?, ?)", [(run, *noted) for noted in noted_in(own)])
+            if stage == "export" and manifest.done:
+                rows = [(run, one, held.content, held.sha256) for one, held in held_by_receipts(folder).items()]
+                self.db.executemany("insert into held values (?, ?, ?, ?)", rows)
 
     def _around(self, runs: Iterable[str]) -> set[str]:
         """The runs whose records say something of these: those that made what they read, and that read what they
@@ -361,6 +422,16 @@ class Index:
     def count(self, condition: str, values: Sequence[Any]) -> int:
         """How many runs meet a condition."""
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
+
+
+def held_by_receipts(folder: Path) -> dict[str, HeldManifest]:
+    """Return the manifests that the receipts of an export hold, of the one export or of its kinds."""
+    held: dict[str, HeldManifest] = {}
+    for pattern in (RECEIPT, f"*/{RECEIPT}"):
+        for path in sorted((folder / "artifact").glob(pattern)):
+            with suppress(InputError):  # one that cannot be read is told of where it is asked for
+                held |= parse_held_manifests(json_object(path, RECEIPT, "Export again.").get("manifests")) or {}
+    return held
 
 
 def whole(run: str, text: str) -> Record:

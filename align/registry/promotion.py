@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.aliases import Arm
@@ -17,6 +17,8 @@ from align.registry.record import Record, forgets
 from align.registry.shown import clean
 from align.run import Artifact, resolve
 from align.run.alias_log import AliasLog, Change, Meant, append, in_words, read_log
+from align.run.held_manifests import HeldManifest, hold_manifest
+from align.run.manifest import read_manifest
 from align.run.weights import ADAPTER_CONFIG, brings_scores
 
 FIELD = "artifact"
@@ -77,6 +79,7 @@ def promote(
         lines = "".join(f"\n  gate {gate.name}, {said(found)}" for gate, found in closed)
         remedy = f'Not met:{lines}\nMend that, or add stage.override="REASON", which stays in the log.'
         raise InputError("stage.alias", alias, f"may not mean {now}", remedy)
+    meant = [replace(one, manifests=manifests_of(root, subject)) for one, subject in zip(meant, subjects, strict=True)]
     written = [gate.as_json(findings) for gate, findings in checked]
     change = append(
         root, alias, meant, who=redacted(who or user()), why=redacted(why), replaces=before.seq if before else 0,
@@ -123,7 +126,25 @@ def subjects_in(index: Index, log: AliasLog, meant: Sequence[Meant]) -> list[Sub
         CorruptFile: as `check_not_cut`.
     """
     check_not_cut(index, log)
+    for one in meant:
+        index.reread(one.ref)
+        if evaluation := (index.record(one.ref) or {}).get("evaluation"):
+            index.reread(evaluation)
     return [subject_of(index, index.root, one) for one in meant]
+
+
+def manifests_of(root: Path, subject: Subject) -> dict[str, HeldManifest]:
+    """Return the manifests that say what an artifact is and how good it is: of its run, of the models that it was made
+    from, and of its evaluation."""
+    records = [*subject.upstream, *([subject.evaluation] if subject.evaluation else [])]
+    held: dict[str, HeldManifest] = {}
+    for record in records:
+        folder = root / record["folder"]
+        with suppress(InputError):  # what cannot be read is no manifest that could be held
+            one = hold_manifest(folder, read_manifest(folder))
+            if one.content:
+                held[record["run"]] = one
+    return held
 
 
 def subject_of(index: Index, root: Path, meant: Meant) -> Subject:

@@ -16,6 +16,7 @@ from typing import Any
 from align.config.stages import STAGES
 from align.errors import InputError
 from align.files import open_binary
+from align.run.figures import read_figures
 from align.run.files import json_object
 from align.run.manifest import Input, Manifest
 from align.run.stale import stale_in
@@ -49,12 +50,15 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         folder: of the run, whose adapter's configuration and whose `stale.json` are read too.
     """
     config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
-    base, metrics, stale = manifest.base, dict(manifest.metrics), stale_in(folder)
+    base, stale = manifest.base, stale_in(folder)
+    figures = read_figures(folder, manifest)
+    metrics = dict(figures.metrics)
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
     return finite({
         "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
         "error": error_in(manifest.error),
         "folder": f"{manifest.stage}/{manifest.name}", "stale": stale and stale.since,
+        "altered": f"{manifest.ref}: {figures.altered}" if figures.altered else None,
         "started": times.get("first_started", times.get("started")), "finished": times.get("finished"),
         "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
         "digest": manifest.digest or None, "method": method_of(folder, manifest),
@@ -63,7 +67,7 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         "project": config.get("project") if "project" in STAGES[manifest.stage].reads else None,
         "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
         "published": manifest.published,
-        "cost": cost_of(folder, manifest),
+        "cost": cost_of(folder, manifest, metrics),
         "inputs": {name: of_input(given) for name, given in manifest.inputs.items()},
         **(served_in(folder) if manifest.stage == "serve" else {}),
         "config": settings_in(config, manifest.stage), "code": manifest.code or None, "commit": manifest.commit or None,
@@ -109,15 +113,15 @@ def unreadable(folder: Path, error: str) -> Record:
             "folder": f"{stage}/{name}", "inputs": {}, "metrics": {}}  # fmt: skip
 
 
-def cost_of(folder: Path, manifest: Manifest) -> Record:
+def cost_of(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Record:
     """What a run took, from its last start; of one that ended early, up to the last step that it logged."""
-    minutes, memory = took(manifest.times) if manifest.done else None, manifest.metrics.get("peak_rss_mb")
+    minutes, memory = took(manifest.times) if manifest.done else None, metrics.get("peak_rss_mb")
     if manifest.status in ENDED:
         row = last_row(folder / "timing.jsonl")
         seconds, memory = number(row.get("elapsed_s")), number(row.get("peak_rss_mb"))
         minutes = None if seconds is None else round(seconds / 60, 2)
     return {
-        "minutes": minutes, "peak_memory_mb": memory, "tokens": manifest.metrics.get("train_tokens"),
+        "minutes": minutes, "peak_memory_mb": memory, "tokens": metrics.get("train_tokens"),
         "device": manifest.hardware.get("device"),
     }  # fmt: skip
 
@@ -247,10 +251,11 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
         "parents": [*known], "gone": [run for run, there in known.items() if not there],
         "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
         "servers": sorted({one["run"] for one in children if one["stage"] == "serve"}),
-        "evaluation": verdict and verdict["run"], "aliases": [],
+        "evaluation": verdict and verdict["run"], "aliases": [], "replaced": None,
     }  # fmt: skip
     if verdict:  # what was measured of the artifact later; its own figures come first
         found["metrics"] = {**verdict["metrics"], **own["metrics"]}
+        found["altered"] = "; ".join(filter(None, (own.get("altered"), verdict.get("altered")))) or None
     found["score"] = score_of(found)
     found["kl"] = next((value for key in MOVED if (value := number(found["metrics"].get(key))) is not None), None)
     return found
@@ -263,6 +268,11 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
         if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
     ]  # fmt: skip
     return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", *publication(one)), default=None)
+
+
+def altered_in(record: Mapping[str, Any]) -> str:
+    """Return why the figures of a record are not known to be the published ones; empty if they are."""
+    return "; ".join(str(why) for key in ("altered", "replaced") if (why := record.get(key)))
 
 
 def forgets(record: Mapping[str, Any]) -> bool:

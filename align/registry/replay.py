@@ -20,10 +20,12 @@ from align.report.words import counted
 from align.run.environment import THREADS
 from align.run.lineage import base_made_in, made_in
 from align.run.manifest import Input, Manifest, read_manifest
-from align.track import read_rows
+from align.track import STEPS, read_rows
 
 REPLAYED = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """The stages that log step by step."""
+STREAMS = (STEPS, "metrics.jsonl")
+"""The streams that are compared: every step of a trainer, and what was logged; PPO logs every update."""
 LOOK_S, TOLD_S = 0.2, 10.0
 NAME = "replay"
 Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
@@ -94,31 +96,47 @@ def replay(
         f"Name a run of {', '.join(REPLAYED)}.",
     )  # fmt: skip
     manifest = read_manifest(folder)
-    logged = [row for row in read_rows(folder / "metrics.jsonl") if steps is None or row["step"] <= steps]
+    logged = {name: rows_until(folder / name, steps) for name in STREAMS}
+    logged = {name: found for name, found in logged.items() if found}
     problem = "logged no step" if steps is None else f"logged no step up to {steps}"
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
+    last = max(found[-1]["step"] for found in logged.values())
     with TemporaryDirectory(prefix="align-replay-") as scratch:
         again = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
-        yield f"makes {record['run']} again up to step {logged[-1]['step']:,}"
+        yield f"makes {record['run']} again up to step {last:,}"
         there = Path(scratch) / record["stage"] / NAME
-        now: list[dict[str, Any]] = []
+        now: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
         with working(again, Path(scratch) / "said.txt", manifest.hardware.get("threads")) as child:
             told = time.monotonic()
-            while first_difference(logged, now, partial=True) is None and len(now) < len(logged):
+            while not is_decided(logged, now):
                 ended = child.poll() is not None  # before the look: what it wrote last is then seen
-                now = read_rows(there / "metrics.jsonl")
+                now = {name: read_rows(there / name) for name in logged}
                 if ended:
                     break
-                if now and time.monotonic() - told > TOLD_S:
+                reached = max((found[-1]["step"] for found in now.values() if found), default=0)
+                if reached and time.monotonic() - told > TOLD_S:
                     told = time.monotonic()
-                    yield f"step {now[-1]['step']:,}: the same so far"
+                    yield f"step {reached:,}: the same so far"
                 time.sleep(LOOK_S)
-        if not now and child.returncode:
+        if not any(now.values()) and child.returncode:
             why = (Path(scratch) / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said_last = why[-1] if why else f"exit status {child.returncode}"
             problem = f"cannot be made again: {said_last.removeprefix('align: ')}"
             raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
         said.append(compared(record, logged, now, manifest, read_manifest(there)))
+
+
+def rows_until(path: Path, steps: int | None) -> list[dict[str, Any]]:
+    """Return the rows of a stream up to a step; all if `steps` is None."""
+    return [row for row in read_rows(path) if steps is None or row["step"] <= steps]
+
+
+def is_decided(
+    logged: Mapping[str, Sequence[Mapping[str, Any]]], now: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> bool:
+    """Return whether a replay need not go on: a figure differs, or every row of every stream is there."""
+    differs = any(first_difference(rows, now[name], partial=True) for name, rows in logged.items())
+    return differs or all(len(now[name]) >= len(rows) for name, rows in logged.items())
 
 
 def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
@@ -191,17 +209,24 @@ def first_difference(
 
 
 def compared(
-    record: Record, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], manifest: Manifest,
+    record: Record,
+    before: Mapping[str, Sequence[Mapping[str, Any]]],
+    now: Mapping[str, Sequence[Mapping[str, Any]]],
+    manifest: Manifest,
     other: Manifest,
-) -> Replayed:  # fmt: skip
-    """What came of it.
+) -> Replayed:
+    """Compare a run with its replay.
 
     Args:
         record, manifest: of the run.
+        before: stream → its rows.
+        now: the same of the replay.
         other: the manifest of its replay.
     """
-    first = first_difference(before, now)
-    same = [row for row in before[: len(now)] if first is None or row["step"] < first.step]
+    differences = [first_difference(rows, now[name]) for name, rows in before.items()]
+    first = min(filter(None, differences), key=lambda difference: difference.step, default=None)
+    name = next(iter(before))  # every step, where a stream has them
+    same = [row for row in before[name][: len(now[name])] if first is None or row["step"] < first.step]
     inputs = unlike(made_from(record), made_from(record_of(Path(), other)))
     known = {
         "code": unlike(code_of(manifest), code_of(other)), "packages": unlike(manifest.packages, other.packages),

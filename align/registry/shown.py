@@ -9,17 +9,44 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from align.registry.record import Record
+from align.registry.record import Record, altered_in
 from align.report.words import format_figure, is_interval, one_line
 
 NOTHING = "–"
 LONGEST, A_LINE = 60, 400
 """Characters of a cell, and of a value that has a line to itself."""
 FIRST = (
-    "run", "aliases", "status", "error", "stale", "score.name", "score.value", "score.low", "score.high", "kl",
-    "parents", "gone", "children", "exports", "evaluation", "started", "finished", "base.id", "method.name", "method.r",
-    "data.name", "data.rows", "reward", "seed", "cost.minutes", "cost.peak_memory_mb", "cost.tokens", "cost.device",
-)  # fmt: skip
+    "run",
+    "aliases",
+    "status",
+    "error",
+    "stale",
+    "altered",
+    "replaced",
+    "score.name",
+    "score.value",
+    "score.low",
+    "score.high",
+    "kl",
+    "parents",
+    "gone",
+    "children",
+    "exports",
+    "evaluation",
+    "started",
+    "finished",
+    "base.id",
+    "method.name",
+    "method.r",
+    "data.name",
+    "data.rows",
+    "reward",
+    "seed",
+    "cost.minutes",
+    "cost.peak_memory_mb",
+    "cost.tokens",
+    "cost.device",
+)
 """The keys that come first where a run is shown, or all are listed; the others follow."""
 
 
@@ -66,6 +93,12 @@ def base_of(record: Mapping[str, Any]) -> str:
     return str(base["id"]) if base else NOTHING
 
 
+def status_in(record: Mapping[str, Any]) -> str:
+    """Return a run's status, with `stale` and `altered` behind it where they apply."""
+    marks = ("stale" if record.get("stale") else "", "altered" if altered_in(record) else "")
+    return ", ".join([str(record["status"]), *filter(None, marks)])
+
+
 def method_in(record: Mapping[str, Any]) -> str:
     method = record.get("method") or {}
     rank = f" r{method['r']}" if isinstance(method.get("r"), int) else ""
@@ -101,7 +134,7 @@ def parents_in(record: Mapping[str, Any]) -> str:
 USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "run": lambda record, now: clean(record["run"]),
     "alias": lambda record, now: clean(", ".join(f"@{alias}" for alias in record.get("aliases", ())) or NOTHING),
-    "status": lambda record, now: clean(f"{record['status']}{', stale' if record.get('stale') else ''}"),
+    "status": lambda record, now: clean(status_in(record)),
     "age": age,
     "base": lambda record, now: clean(base_of(record)),
     "method": lambda record, now: clean(method_in(record)),

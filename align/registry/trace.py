@@ -15,7 +15,7 @@ from align.errors import AlignError, MissingArtifact
 from align.files import open_binary
 from align.registry.index import Index
 from align.registry.intact import Intact, looked_at
-from align.registry.record import UNREADABLE, Record
+from align.registry.record import UNREADABLE, Record, altered_in
 from align.registry.shown import clean, kl_in, method_in, score_in
 from align.registry.voters import Votes
 from align.report.words import counted
@@ -105,6 +105,8 @@ class Tracer:
         if record["status"] == UNREADABLE:
             return replace(node, facts=(), state=str(record["error"]), whole=False)
         found = self.files(record)
+        if problem := altered_in(record):
+            found = replace(found, whole=False, said=f"{found.said}; altered: {problem}")
         if self.depth == DEEPEST:
             further = Node("gone", f"stage.action=trace artifact={ref} goes on here")
             return replace(node, state=found.said, whole=found.whole, sources=(("earlier", further),))

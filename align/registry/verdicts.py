@@ -17,6 +17,7 @@ from typing import Any
 from align.errors import CorruptFile, InputError
 from align.registry.shown import figure as in_words
 from align.run.artifacts import readable
+from align.run.digests import file_digest
 from align.run.files import json_object
 from align.run.manifest import Manifest
 
@@ -70,6 +71,10 @@ def verdicts(root: Path) -> Iterator[Verdict]:
         folder = path.parents[2]
         manifest = readable(folder)
         if manifest is not None and manifest.done:
+            name = path.relative_to(folder).as_posix()
+            if file_digest(path) != manifest.outputs.get(name):
+                problem = "is not the file that the run published"
+                raise CorruptFile("verdict", str(path), problem, "Restore it, or evaluate again with resume=never.")
             yield read_verdict(path, manifest.ref, manifest)
     for path in sorted((root / FOLDER).glob("*.json")):
         yield read_verdict(path, path.name, None)

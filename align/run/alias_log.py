@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from align.chain import GENESIS, Head, advance, canonical, link_hash
 from align.errors import CorruptFile, InputError, RunConflict, half_character
 from align.files import has_file, open_binary, open_regular, problem_of
+from align.run.held_manifests import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"
 SIGN = "@"
@@ -36,11 +37,17 @@ class Meant:
         ref: `stage:name` of the run that made it.
         digest: of its weights, see `align.run.artifacts.Artifact`.
         weight: its share of the requests, relative to the others'.
+        manifests: `stage:name` → its manifest when the alias was changed: of the run, of the models that it was made
+            from, and of its evaluation. Figures that are altered later disagree with it.
     """
 
     ref: str
     digest: str
     weight: float = 1.0
+    manifests: Mapping[str, HeldManifest] = field(default_factory=dict, compare=False)
+
+    def held_as_json(self) -> dict[str, dict[str, str]]:
+        return {run: held.as_json() for run, held in self.manifests.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,18 @@ class Change:
 
     @property
     def hashed(self) -> list[Any]:
-        arms = [[arm.ref, arm.digest, arm.weight] for arm in self.arms]
+        arms = [
+            [arm.ref, arm.digest, arm.weight, *([arm.held_as_json()] if arm.manifests else [])] for arm in self.arms
+        ]
         gates = [dict(gate) for gate in self.gates]
         return [self.seq, self.at, self.alias, arms, self.replaces, self.who, self.why, self.override, gates]
 
     def as_json(self) -> dict[str, Any]:
-        arms = [{"ref": arm.ref, "digest": arm.digest, "weight": arm.weight} for arm in self.arms]
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        arms = [
+            {"ref": arm.ref, "digest": arm.digest, "weight": arm.weight, "manifests": arm.held_as_json()}
+            for arm in self.arms
+        ]
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
         return {"schema_version": SCHEMA, **own, "arms": arms, "gates": [dict(gate) for gate in self.gates]}
 
 
@@ -179,7 +191,10 @@ def change_in(line: bytes, field: str) -> Change:
         json.dumps(found, ensure_ascii=False)
     ):
         raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
-    arms = tuple(Meant(arm["ref"], arm["digest"], arm["weight"]) for arm in found["arms"])
+    arms = tuple(
+        Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm.get("manifests", {})) or {})
+        for arm in found["arms"]
+    )
     return Change(**{**{key: found[key] for key in KINDS}, "arms": arms, "gates": tuple(found["gates"])})
 
 
@@ -190,7 +205,8 @@ def refused(text: str) -> float:
 def is_arm(value: Any) -> bool:
     texts = isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)
     weight = value.get("weight") if isinstance(value, dict) else None
-    return texts and isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+    held = isinstance(value, dict) and parse_held_manifests(value.get("manifests", {})) is not None
+    return texts and held and isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
 
 
 def is_time(text: str) -> bool:

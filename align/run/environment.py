@@ -19,6 +19,24 @@ PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl"
 DIFF_LIMIT = 1_000_000
 THREADS = "OMP_NUM_THREADS"
 """The variable that sets them; where it is empty, torch takes one a core."""
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""The variables that limit oneDNN to an instruction set, the first of them first."""
+INSTRUCTIONS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "bf16",
+    "sve",
+    "sve2",
+)
+"""Flags of a processor that decide which kernel sums, and so its last bits, as Linux calls them."""
 TOP = Path(__file__).resolve().parents[2]
 """The folder that holds the package `align`."""
 CODE = ("align", "align/annotate", "align/reward", "align/conf")
@@ -43,8 +61,25 @@ def machine() -> dict[str, Any]:
     """What decides the last bits of a sum: the processor and the threads among it, as far as the environment says."""
     return {
         "machine": platform.machine(), "processor": processor(), "cpus": os.cpu_count(),
+        "instructions": instructions(), "onednn_max_cpu_isa": onednn_limit(),
         "threads": os.environ.get(THREADS, ""), "system": platform.platform(),
     }  # fmt: skip
+
+
+@cache
+def instructions() -> str:
+    """Return the instruction sets of the processor among which oneDNN and torch choose their kernels; empty if the
+    system does not list them."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+        return " ".join(name for name in INSTRUCTIONS if name in flags)
+    return ""
+
+
+def onednn_limit() -> str:
+    """Return the instruction set that oneDNN is limited to by the environment; empty if it may use all."""
+    return next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), "")
 
 
 @cache

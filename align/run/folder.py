@@ -17,6 +17,7 @@ from align.files import user_path
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
+from align.run.figures import write_figures
 from align.run.files import write_text
 from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
 from align.run.weights import published_digest
@@ -26,9 +27,20 @@ OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained
               "trained_ids.parquet", "stale.json")  # fmt: skip
 """Files that a run has before its stage has computed anything."""
 PUBLISHED = (
-    "report.html", "config.yaml", "metrics.jsonl", "samples.jsonl", "held_out.jsonl", "trained_on.jsonl",
-    "trained_ids.parquet", "rows.jsonl", "dropped.jsonl", "duplicates.jsonl", "scores.jsonl",
-)  # fmt: skip
+    "report.html",
+    "config.yaml",
+    "metrics.json",
+    "metrics.jsonl",
+    "steps.jsonl",
+    "samples.jsonl",
+    "held_out.jsonl",
+    "trained_on.jsonl",
+    "trained_ids.parquet",
+    "rows.jsonl",
+    "dropped.jsonl",
+    "duplicates.jsonl",
+    "scores.jsonl",
+)
 """Files beside the artifact that a done run answers for."""
 
 
@@ -165,6 +177,11 @@ class Run:
         write_text(self.folder / "config.yaml", config_yaml)
         self._write(status="running", error="")
 
+    def note_hardware(self, hardware: Mapping[str, Any]) -> None:
+        """Write down what the run computes on, before it computes: a replay that ends early has it too."""
+        if hardware:
+            self._write(hardware={**self.manifest.hardware, **hardware})
+
     def publish(self, metrics: Mapping[str, Any], hardware: Mapping[str, Any] | None = None) -> None:
         """Hash every output and only then say `done`.
 
@@ -172,6 +189,7 @@ class Run:
             metrics: the stage's headline figures.
             hardware: what it was computed on, besides the machine.
         """
+        write_figures(self.folder, metrics)
         beside = (self.folder / name for name in PUBLISHED if (self.folder / name).is_file())
         files = [*beside, *sorted(p for p in self.artifact.rglob("*") if p.is_file())]
         self._write(

@@ -173,6 +173,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
+        run.note_hardware(computed_on(config))
         with watched(page.advanced):
             ranks.at("loads")
             ranks.from_main(
@@ -197,12 +198,16 @@ def computed_on(config: Config) -> dict[str, Any]:
     computed."""
     if "torch" not in sys.modules:
         return {}
+    import torch
+
     from align.models.load import choose_device, name_of_gpu
 
     device = choose_device(config.device)
+    capability = torch.backends.cpu.get_cpu_capability()
     chosen = "bfloat16" if device.type == "cuda" else "float32"
     dtype = chosen if config.dtype == "auto" else config.dtype
-    return {"device": device.type, "dtype": dtype, **name_of_gpu(device), "world_size": ranks.world()}
+    known = {"device": device.type, "dtype": dtype, "cpu_capability": capability, **name_of_gpu(device)}
+    return known | {"world_size": ranks.world()}
 
 
 def log_to(run: Run) -> logging.Handler:

@@ -4,6 +4,7 @@ so that a question is answered at once."""
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from align.config.plan import PlanKeys
 from align.config.root import Config
@@ -24,8 +25,8 @@ def question(config: Config) -> tuple[str, str | None]:
     return config.stage.name, getattr(config.stage, "action", None)
 
 
-def show(config: Config) -> None:
-    """Print what it asks for.
+def show(config: Config) -> int:
+    """Print the lines of a question. Returns the exit status: 0, or what the lines' generator returned.
 
     Raises:
         AlignError: the user's input, a full disk or an unwritable folder among it.
@@ -33,9 +34,18 @@ def show(config: Config) -> None:
     stage, action = question(config)
     module = importlib.import_module(f"align.stages.{STAGES[stage].module}")
     try:
-        for line in module.PRINTS[action](config):
-            print(line, flush=True)
+        return print_lines(module.PRINTS[action](config))
     except Exception as error:
         if found := storage_error(error, config.run.root):
             raise found from error
         raise
+
+
+def print_lines(lines: Iterable[str]) -> int:
+    iterator = iter(lines)
+    while True:
+        try:
+            line = next(iterator)
+        except StopIteration as end:
+            return end.value or 0
+        print(line, flush=True)

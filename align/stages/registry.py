@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -21,7 +21,7 @@ from align.config.command import command_line, words
 from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
-from align.errors import MissingArtifact, require
+from align.errors import NOT_PASSED, MissingArtifact, require
 from align.files import user_path
 from align.redaction import MASK
 from align.registry.index import Index, asked
@@ -199,7 +199,7 @@ def traced(config: Config) -> Iterable[str]:
     return trace.as_lines(nodes)
 
 
-def replayed(config: Config) -> Iterable[str]:
+def replayed(config: Config) -> Generator[str, None, int]:
     from align.registry import replay
 
     stage, root = config.stage, root_of(config)
@@ -212,6 +212,7 @@ def replayed(config: Config) -> Iterable[str]:
         yield from replay.as_lines(found[0])
     else:
         yield json.dumps(found[0].as_json(), indent=2, ensure_ascii=False)
+    return 0 if found[0].first is None else NOT_PASSED
 
 
 def absolute(url: str) -> str:
@@ -376,4 +377,4 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "rebuild": rebuilt,
     "serve": served,
 }
-"""By `stage.action`: the lines that it prints."""
+"""By `stage.action`: the lines that it prints. A generator may return an exit status."""

@@ -341,6 +341,7 @@ class Reporter(TrainerCallback):
         if losses:
             shown["held_out_loss"] = losses[max(losses)]
         measured = {"held_out_loss": losses[step]} if step in losses else {}
+        self.track.log_step(step, figures | measured)
         if measured or step % self.every == 0 or step in (1, state.max_steps):  # a short run has a beginning too
             self.track.log(step, figures | measured)
         self.bar.advance(step, **shown)  # whoever watches finds the row

@@ -25,7 +25,8 @@ from align.__main__ import STAGES, main, shadow_free_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
-    "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.jsonl", "report.html", "timing.jsonl",
+    "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.json", "metrics.jsonl", "report.html",
+    "steps.jsonl", "timing.jsonl",
     "trained_ids.parquet", "trained_on.jsonl",
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_wandb_keeps_its_files_beside_ours_and_stays_offline(
     shop = Workshop(tmp_path / "runs", chats)
     command = ("model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.log_every=1")
     watched = shop.run("sft", *command, "track=wandb")
-    assert files(watched) == EVERY_RUN | STREAMS | {"trained_on.jsonl", "trained_ids.parquet", "wandb"}
+    assert files(watched) == EVERY_RUN | STREAMS | {"steps.jsonl", "trained_on.jsonl", "trained_ids.parquet", "wandb"}
     settle()
     (file,) = (watched / "wandb").glob("offline-run-*/*.wandb")
     assert read_manifest(watched).digest in file.read_bytes().decode("latin-1")

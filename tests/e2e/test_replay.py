@@ -12,7 +12,7 @@ from refusing import CHATS
 from workshop import Ready, Workshop
 
 from align.registry.index import INDEX
-from align.registry.replay import Difference, first_difference
+from align.registry.replay import STREAMS, Difference, first_difference
 from align.run import read_manifest
 
 SHORT = ["stage.batch_size=8", "stage.log_every=1"]
@@ -54,8 +54,8 @@ def asked(home: Path, run: str, *words: str, status: int = 0) -> str:
     return shop.said
 
 
-def found(home: Path, run: str, *words: str) -> dict[str, Any]:
-    return json.loads(asked(home, run, "stage.format=json", *words))
+def found(home: Path, run: str, *words: str, status: int = 0) -> dict[str, Any]:
+    return json.loads(asked(home, run, "stage.format=json", *words, status=status))
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_the_first_figure_that_differs_is_named(home: Path, ready: Ready, tiny_m
     real = rows[1]["loss"]
     rows[1]["loss"] = float.fromhex(f"{real.hex().partition('p')[0][:-1]}0p{real.hex().partition('p')[2]}") + 1e-9
     stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = asked(home, "sft:altered")
+    said = asked(home, "sft:altered", status=3)
     assert "1 row with 4 figures the same to the bit" in said
     assert f"sft:altered: step 2, loss: {rows[1]['loss']!r} then, {real!r} now" in said
     assert "Code, packages, hardware, threads and inputs are the same." in said
@@ -99,7 +99,7 @@ def test_what_is_different_about_it(home: Path, ready: Ready, tiny_model: Path, 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest |= {"code": "c" * 64, "packages": {**manifest["packages"], "torch": "2.0.0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    answer = found(home, "sft:other", "stage.steps=1")
+    answer = found(home, "sft:other", "stage.steps=1", status=3)
     assert not answer["same"]
     assert answer["unlike"]["packages"]["torch"][0] == "2.0.0"
     assert answer["unlike"]["code"]["code"][0] == "c" * 64
@@ -108,16 +108,41 @@ def test_what_is_different_about_it(home: Path, ready: Ready, tiny_model: Path, 
     assert "cannot be made again: data.path=" in asked(home, "sft:other", status=2)
 
 
+def test_a_step_that_was_not_logged_is_compared(home: Path, ready: Ready, tiny_model: Path) -> None:
+    """Six steps of which two were logged; the fourth is another, and so is the processor's capability."""
+    folder = made(home, "sft", "unlogged", tiny_model, ready.data, "stage.log_every=10", "stage.max_steps=6")
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    answer = found(home, "sft:unlogged")
+    assert (answer["same"], answer["rows"], answer["steps"]) == (True, 6, 6)
+    stream = folder / "steps.jsonl"
+    rows = [json.loads(line) for line in stream.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    rows[3]["loss"] += 1e-6
+    stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hardware = json.loads((folder / "manifest.json").read_text())["hardware"]
+    others = {"cpu_capability": "AVX2", "onednn_max_cpu_isa": "AVX2", "instructions": "avx2"}
+    assert others.keys() <= hardware.keys()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"hardware": hardware | others}))
+    answer = found(home, "sft:unlogged", status=3)
+    assert (answer["first_difference"]["step"], answer["first_difference"]["figure"]) == (4, "loss")
+    assert answer["unlike"]["hardware"]["onednn_max_cpu_isa"] == ["AVX2", hardware["onednn_max_cpu_isa"]]
+    assert answer["unlike"]["hardware"]["cpu_capability"] == ["AVX2", hardware["cpu_capability"]]
+
+
 def test_what_cannot_be_made_again(home: Path, ready: Ready, tmp_path: Path) -> None:
     assert "which logs no steps" in asked(home, next((home / "runs" / "sample").iterdir()).as_posix(), status=2)
     copy = tmp_path / "copy"
     shutil.copytree(home / "runs", copy / "runs")
-    steps = [json.loads(line)["step"] for line in (copy / "runs/reward/a/metrics.jsonl").read_text().splitlines()]
-    if steps[0] > 1:
-        assert "logged no step up to 1" in asked(copy, "reward:a", "stage.steps=1", status=2)
     shutil.rmtree(copy / "runs" / "sft")
     assert "stage.run=sft:s: which it read as init, is gone" in asked(copy, "reward:a", status=2)
-    (copy / "runs/reward/a/metrics.jsonl").unlink()
+    streams = [copy / "runs/reward/a" / stream for stream in STREAMS]
+    assert all(json.loads(path.read_text().splitlines()[0])["step"] == 1 for path in streams)
+    for path in streams:
+        path.write_text('{"step": 2, "loss": 1.0}\n')
+    assert "logged no step up to 1" in asked(copy, "reward:a", "stage.steps=1", status=2)
+    for path in streams:
+        path.unlink()
     assert "logged no step" in asked(copy, "reward:a", status=2)
     assert read_manifest(copy / "runs" / "reward" / "a").done
 

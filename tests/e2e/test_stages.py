@@ -25,7 +25,7 @@ from align.track import read_rows
 from align.types import Conversation
 
 pytestmark = pytest.mark.usefixtures("no_network")
-TRAINED = {"trained_on.jsonl", "trained_ids.parquet"}
+TRAINED = {"steps.jsonl", "trained_on.jsonl", "trained_ids.parquet"}
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 WHOLE = {"config.json", "generation_config.json", "model.safetensors"}
@@ -74,11 +74,18 @@ def test_a_run_leaves_exactly_these_files(
     runs: dict[str, Path], name: str, streams: set[str], artifact: set[str]
 ) -> None:
     assert files(runs[name]) == EVERY_RUN | streams
-    assert files(runs[name] / "artifact") == artifact
+    base = read_manifest(runs[name]).base
+    linked = {f"tiny-{base.digest[:16]}"} if base and "tiny" in artifact else set[str]()
+    assert files(runs[name] / "artifact") == artifact - {"tiny"} | linked
     inner = {f"{folder}/{n}" for folder in IN.keys() & artifact for n in IN[folder]}
     own = artifact - IN.keys() - {"tiny"}
     published = own | inner | ({"launch/vllm-resolver.sh"} if name == "adapter" else set())
-    beside = {"report.html", "config.yaml", *(streams - {"timing.jsonl"})}  # how long each step took is no figure
+    beside = {
+        "report.html",
+        "config.yaml",
+        "metrics.json",
+        *(streams - {"timing.jsonl"}),
+    }  # how long each step took is no figure
     assert set(read_manifest(runs[name]).outputs) == {f"artifact/{n}" for n in published} | beside
 
 

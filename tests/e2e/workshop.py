@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from align.__main__ import main
 
-EVERY_RUN = {"artifact", "config.yaml", "log.txt", "manifest.json", "report.html"}
+EVERY_RUN = {"artifact", "config.yaml", "log.txt", "manifest.json", "metrics.json", "report.html"}
 STREAMS = {"metrics.jsonl", "timing.jsonl"}
 SHORT = ("rollout.max_new_tokens=16", "device=cpu")
 SFT = ("stage.batch_size=8", "stage.epochs=10", "stage.lr=0.01", "stage.log_every=5")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from portfolio import digest_of, interval, made
+from portfolio import digest_of, interval, made, publish_file
 from signing_keys import Pair, pair
 
 from align.errors import InputError
@@ -219,6 +219,8 @@ def say(path: Path, verdict: str, ref: str = "ppo:a", gate: str = "safety", **mo
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs = {"artifact": digest_of(ref)}
     path.write_text(json.dumps({"schema_version": 1, "gate": gate, "verdict": verdict, "inputs": inputs, **more}))
+    if path.parents[1].name == "artifact":
+        publish_file(path.parents[2], f"artifact/verdicts/{path.name}")
 
 
 def test_verdicts(tmp_path: Path) -> None:

@@ -48,9 +48,8 @@ def test_a_figure_of_an_odd_shape_is_no_score(tmp_path: Path, shape: Any) -> Non
 
 def test_text_that_is_half_a_character(tmp_path: Path) -> None:
     path = made(tmp_path, "ppo:p") / FILE
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"metrics": {"judge": "\ud800", "\udfff": 1}, "error": "\ud800"})
-    )
+    edited = {"status": "failed", "metrics": {"judge": "\ud800", "\udfff": 1}, "error": "\ud800"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | edited))
     record = one(tmp_path, "ppo:p")
     assert record["metrics"] == {"judge": "\\ud800", "\\udfff": 1}
     assert "".join([*as_json([record], []), *as_csv([record], [])]).encode()

@@ -100,9 +100,11 @@ def test_publish_hashes_every_output_and_only_then_says_done(tmp_path: Path):
     assert found["outputs"] == {
         "artifact/sub/w": file_digest(run.artifact / "sub" / "w"),
         "config.yaml": file_digest(run.folder / "config.yaml"),
+        "metrics.json": file_digest(run.folder / "metrics.json"),
         "report.html": file_digest(run.folder / "report.html"),
     }
-    assert sorted(p.name for p in run.folder.iterdir()) == ["artifact", "config.yaml", "manifest.json", "report.html"]
+    names = ["artifact", "config.yaml", "manifest.json", "metrics.json", "report.html"]
+    assert sorted(p.name for p in run.folder.iterdir()) == names
     assert {"git", "hardware", "identity", "inputs", "base", "packages", "schema_version", "seed"} <= found.keys()
     assert found["inputs"] == {"data": {"path": "a.jsonl", "digest": "d1"}}
     assert found["base"]["digest"] == BASE.digest

@@ -41,7 +41,7 @@ FIELD = "stage.forget"
 ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
 """By whether `erased` was asked for."""
-KEPT = (RUN, "config.yaml", "metrics.jsonl", "timing.jsonl", STALE)
+KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
 """Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
 Masks = Mapping[str, np.ndarray]
 """Side → whether each of its rows goes, bool (N)."""

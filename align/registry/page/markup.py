@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from align.registry.record import Record
+from align.registry.record import Record, altered_in
 from align.registry.shown import clean
 from align.report.page import escape
 
@@ -39,8 +39,9 @@ def status_mark(record: Mapping[str, Any]) -> HTML:
 
 
 def stale_mark(record: Mapping[str, Any]) -> HTML:
-    """Whether a run is stale; nothing where it is not."""
-    return ' <span class="stale">stale</span>' if record.get("stale") else ""
+    """Return the marks of a run that is stale, or whose figures are altered; empty for any other."""
+    marks = ("stale" if record.get("stale") else "", "altered" if altered_in(record) else "")
+    return "".join(f' <span class="stale">{mark}</span>' for mark in marks if mark)
 
 
 def interval_mark(record: Record) -> HTML:

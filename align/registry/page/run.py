@@ -14,7 +14,7 @@ from align.errors import MissingArtifact
 from align.registry.index import Index
 from align.registry.page.lineage import lineage_of, picture
 from align.registry.page.markup import HTML, address, alert, alias_links, link, status_mark, table
-from align.registry.record import UNREADABLE, Record
+from align.registry.record import UNREADABLE, Record, altered_in
 from align.registry.shown import age, cell, clean, leaves
 from align.registry.trace import Tracer, Voters
 from align.report.live import as_it_lies
@@ -47,6 +47,8 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> HTML:
     if stale := stale_in(index.root / record["folder"]):
         again = f" Made again by: {stale.again}" if stale.again else ""
         parts.append(alert(f"Stale since {stale.since[:10]}: {stale.because}.{again}"))
+    if problem := altered_in(record):
+        parts.append(alert(f"Altered: {problem}."))
     if record["status"] == UNREADABLE:
         parts.append(alert(str(record["error"])))
     else:

@@ -1,0 +1,88 @@
+"""A run's headline figures: written to a file whose digest the manifest holds, and compared with it when they are read.
+
+The manifest repeats the figures of `metrics.json`. Gates, the registry and model cards read the file, and learn whether
+file and manifest still agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from align.errors import CorruptFile
+from align.redaction import masked_tree
+from align.run.files import write_json
+from align.run.manifest import Manifest
+
+FILE = "metrics.json"
+"""The file of all figures, beside the manifest."""
+IN_ARTIFACT = f"artifact/{FILE}"
+"""The file of an evaluation's figures, as its samples give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The figures of a run.
+
+    Attributes:
+        metrics: those of the hashed file; those of the manifest if the file is not the published one.
+        altered: why they are not known to be the published ones; empty if they are.
+    """
+
+    metrics: Mapping[str, Any]
+    altered: str = ""
+
+
+def write_figures(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the figures of a run to its folder, without secrets."""
+    write_json(folder / FILE, masked_tree(metrics))
+
+
+def read_figures(folder: Path, manifest: Manifest) -> Figures:
+    """Read the figures of a run's folder, and compare file and manifest.
+
+    Args:
+        manifest: of the run, as it was read from its folder.
+    """
+    if not manifest.done:
+        return Figures(manifest.metrics)
+    metrics: Any = None
+    for name in (FILE, IN_ARTIFACT):
+        if name not in manifest.outputs:
+            continue
+        try:
+            data = (folder / name).read_bytes()
+        except OSError:
+            return Figures(manifest.metrics, f"{name} is missing")
+        if sha256(data).hexdigest() != manifest.outputs[name]:
+            return Figures(manifest.metrics, f"{name} is not the file that was published")
+        if name == FILE:
+            metrics = json.loads(data)
+    if metrics is None:
+        problem = f"its figures are in no {FILE} whose digest the manifest holds" if manifest.metrics else ""
+        return Figures(manifest.metrics, problem)
+    if canonical(metrics) != canonical(manifest.metrics):
+        return Figures(metrics, f"manifest.json says other figures than {FILE}")
+    return Figures(metrics)
+
+
+def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any]:
+    """Return the figures of a run, for a document that others believe.
+
+    Raises:
+        CorruptFile: they are not known to be the published ones.
+    """
+    figures = read_figures(folder, manifest)
+    remedy = "Restore the run's files, or make it again with resume=never."
+    if figures.altered:
+        raise CorruptFile("metrics", manifest.ref, figures.altered, remedy)
+    return figures.metrics
+
+
+def canonical(metrics: Any) -> str:
+    """Return figures as one text, in which equal ones are equal: NaN is no exception."""
+    return json.dumps(metrics, sort_keys=True)

@@ -1,0 +1,213 @@
+"""Figures that were altered: shown wherever figures are shown, and worth nothing to a gate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from portfolio import digest_of, interval, made, publish_file
+
+from align.aliases import Arm
+from align.errors import CorruptFile, InputError
+from align.registry import comparison, trace
+from align.registry.gates import read_gate
+from align.registry.index import Index, asked
+from align.registry.page.markup import status_mark
+from align.registry.promotion import promote
+from align.registry.record import Record, altered_in
+from align.registry.shown import USUAL
+from align.run.alias_log import read_log
+from align.run.digests import file_digest
+from align.run.figures import FILE, IN_ARTIFACT, load_published_figures, write_figures
+from align.run.held_manifests import hold_manifest
+from align.run.manifest import read_manifest
+from align.run.receipt import write_receipt
+from align.run.weights import adapter_digest
+
+GOOD = interval(0.9, 0.85, 0.95)
+POOR = interval(0.5, 0.45, 0.55)
+
+
+def make_evaluated_policy(root: Path, win_rate: dict[str, float] = POOR) -> None:
+    """A policy with weights that can be promoted, and its evaluation."""
+    folder = made(root, "ppo:a", metrics={"last_score": 0.5})
+    (folder / "artifact" / "adapter_model.safetensors").write_bytes(b"weights")
+    digest = adapter_digest(folder / "artifact")
+    edit_manifest(folder, digest=digest)
+    metrics = {"win_rate": win_rate, "kl": 4.0, "judge_is": "gold", "seen_unknown": 0}
+    evaluation = made(root, "eval:e", {"artifact": "ppo:a"}, metrics=metrics, day=1)
+    inputs = json.loads((evaluation / "manifest.json").read_text())["inputs"]
+    inputs["artifact"] |= {"digest": digest, "whole": False}
+    edit_manifest(evaluation, inputs=inputs)
+    (evaluation / IN_ARTIFACT).write_text(json.dumps(metrics))
+    publish_file(evaluation, IN_ARTIFACT)
+
+
+def edit_manifest(folder: Path, **values: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_manifest_figures(root: Path) -> None:
+    folder = root / "eval" / "e"
+    edit_manifest(folder, metrics=json.loads((folder / "manifest.json").read_text())["metrics"] | {"win_rate": GOOD})
+
+
+def edit_file(root: Path) -> None:
+    path = root / "eval" / "e" / FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"win_rate": GOOD}))
+
+
+def edit_file_in_artifact(root: Path) -> None:
+    path = root / "eval" / "e" / IN_ARTIFACT
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"win_rate": GOOD}))
+
+
+def remove_file(root: Path) -> None:
+    (root / "eval" / "e" / FILE).unlink()
+
+
+def edit_figures_and_drop_the_file(root: Path) -> None:
+    """The manifest names no file of figures any more."""
+    edit_manifest_figures(root)
+    folder = root / "eval" / "e"
+    outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
+    edit_manifest(folder, outputs={name: digest for name, digest in outputs.items() if name != FILE})
+
+
+EDITS = [edit_manifest_figures, edit_file, edit_file_in_artifact, remove_file, edit_figures_and_drop_the_file]
+
+
+def edit_both(root: Path) -> None:
+    """Manifest and files agree again."""
+    folder = root / "eval" / "e"
+    metrics = json.loads((folder / FILE).read_text()) | {"win_rate": GOOD}
+    write_figures(folder, metrics)
+    (folder / IN_ARTIFACT).write_text(json.dumps(metrics))
+    outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
+    hashed = {name: file_digest(folder / name) for name in (FILE, IN_ARTIFACT)}
+    edit_manifest(folder, metrics=metrics, outputs=outputs | hashed)
+
+
+def read_all_records(root: Path) -> dict[str, Record]:
+    with Index(root) as index:
+        return {run: record for run in index.names() if (record := index.record(run))}
+
+
+def trace_lines(root: Path, run: str) -> str:
+    def no_votes(project: str, head: object) -> Any:
+        raise AssertionError
+
+    return "\n".join(trace.as_lines([asked(root, lambda index: trace.Tracer(index, no_votes).run(run))]))
+
+
+def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8}", **more: Any) -> str:
+    """Return why a promotion of the policy is refused; empty if it is done."""
+    gate = root / "gate.yaml"
+    gate.write_text(f"alias: production\nconditions:\n  - {condition}\n")
+    try:
+        promote(root, "production", [Arm("ppo:a", 1.0)], [read_gate(gate)], who="ann", why="good", **more)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_the_load_published_figures_open_a_gate(tmp_path: Path) -> None:
+    make_evaluated_policy(tmp_path, GOOD)
+    assert try_promotion(tmp_path) == ""
+    assert all(not altered_in(record) for record in read_all_records(tmp_path).values())
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Callable[[Path], None]) -> None:
+    make_evaluated_policy(tmp_path)
+    assert "0.5 [0.45, 0.55]" in try_promotion(tmp_path)
+    edit(tmp_path)
+    for condition in ("{figure: win_rate, at_least: 0.8}", "{figure: kl, at_most: 9}", "{unseen: true}"):
+        assert "altered: eval:e: " in try_promotion(tmp_path, condition)
+    by_run = read_all_records(tmp_path)
+    for run in ("eval:e", "ppo:a"):
+        assert altered_in(by_run[run]).startswith("eval:e: ")
+        assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
+        assert "altered" in status_mark(by_run[run])
+        assert "NOT WHOLE: " in trace_lines(tmp_path, run)
+    side_by_side = comparison.comparison(tmp_path, [by_run["ppo:a"]], [])
+    assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))
+    assert comparison.as_objects(side_by_side)["altered"] == [altered_in(by_run["ppo:a"])]
+    if edit is not edit_file_in_artifact:
+        with pytest.raises(CorruptFile):
+            load_published_figures(tmp_path / "eval" / "e", read_manifest(tmp_path / "eval" / "e"))
+
+
+def test_figures_come_from_the_file_and_not_from_the_manifest(tmp_path: Path) -> None:
+    make_evaluated_policy(tmp_path)
+    edit_manifest_figures(tmp_path)
+    assert read_all_records(tmp_path)["eval:e"]["metrics"]["win_rate"]["value"] == 0.5
+
+
+def test_an_edit_that_leaves_size_and_time_alone_opens_no_gate(tmp_path: Path) -> None:
+    """The index has seen the files before: a gate reads them again."""
+    make_evaluated_policy(tmp_path)
+    read_all_records(tmp_path)
+    path = tmp_path / "eval" / "e" / "manifest.json"
+    before = os.stat(path)
+    text = path.read_text()
+    edited = text.replace('"value": 0.5', '"value": 0.9').replace('"low": 0.45', '"low": 0.85')
+    assert len(edited) == len(text)
+    assert edited != text
+    with path.open("r+") as file:
+        file.write(edited)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "altered: eval:e: manifest.json says other figures than metrics.json" in try_promotion(tmp_path)
+
+
+def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tmp_path: Path) -> None:
+    make_evaluated_policy(tmp_path)
+    assert try_promotion(tmp_path, override="for a day") == ""
+    (arm,) = read_log(tmp_path).changes[0].arms
+    assert {*arm.manifests} == {"ppo:a", "eval:e"}
+    edit_both(tmp_path)
+    why = "eval:e: manifest.json is another than when @production was changed (change 1)"
+    by_run = read_all_records(tmp_path)
+    assert {run: altered_in(record) for run, record in by_run.items()} == {"eval:e": why, "ppo:a": why}
+    assert why in trace_lines(tmp_path, "ppo:a")
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("alias: production\nconditions:\n  - {figure: win_rate, at_least: 0.8}\n")
+    with pytest.raises(InputError, match=r"altered: eval:e: manifest\.json is another"):
+        promote(tmp_path, "other-production", [Arm("ppo:a", 1.0)], [bind_to_all(gate)], who="ann", why="again")
+
+
+def bind_to_all(gate: Path) -> Any:
+    gate.write_text(gate.read_text().replace("alias: production", "alias: '*'"))
+    return read_gate(gate)
+
+
+def test_an_edit_of_both_is_shown_where_a_receipt_holds_the_manifest(tmp_path: Path) -> None:
+    make_evaluated_policy(tmp_path)
+    assert try_promotion(tmp_path).count("altered") == 0
+    manifests = {}
+    for run in ("ppo/a", "eval/e"):
+        folder = tmp_path / run
+        manifests[run.replace("/", ":")] = hold_manifest(folder, read_manifest(folder)).as_json()
+    config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": "adapter"}}
+    folder = made(tmp_path, "export:x", {"artifact": "ppo:a"}, config=config, day=2)
+    write_receipt(folder / "artifact", [], [[1]], {"artifact": digest_of("ppo:a"), "manifests": manifests})
+    assert not altered_in(read_all_records(tmp_path)["eval:e"])
+    edit_both(tmp_path)
+    assert altered_in(read_all_records(tmp_path)["eval:e"]) == (
+        "eval:e: manifest.json is another than when export:x was written"
+    )
+    assert "altered: " in try_promotion(tmp_path)
+
+
+def test_a_run_that_was_made_again_is_not_called_altered(tmp_path: Path) -> None:
+    """A run with other weights is not compared with the manifest of the one before."""
+    make_evaluated_policy(tmp_path)
+    assert try_promotion(tmp_path, override="for a day") == ""
+    (tmp_path / "ppo" / "a" / "artifact" / "adapter_model.safetensors").write_bytes(b"others")
+    edit_manifest(tmp_path / "ppo" / "a", digest=adapter_digest(tmp_path / "ppo" / "a" / "artifact"))
+    assert not altered_in(read_all_records(tmp_path)["ppo:a"])
