@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from align.export.trained import Trained
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
+from align.run.weights import local_base_name
 
 
 def plain_base(trained: Trained, into: str) -> PreTrainedModel:
@@ -52,7 +53,7 @@ def link_base(trained: Trained, beside: Path | None, folder: Path, home: Path) -
         whether there is one: a file of the export may have that name.
     """
     named = named_base(trained.base)
-    link = folder / named["id"]
+    link = folder / local_base_name(named)
     if named["revision"] or os.path.lexists(link):
         return False
     # Runs and their bases are moved together; a model of the user's stays where it is.

@@ -28,6 +28,7 @@ from align.models.load import name_of
 from align.ops.few import FEW
 from align.report import in_words
 from align.run import Base
+from align.run.weights import local_base_name
 
 KINDS = {
     "adapter": "A LoRA adapter",
@@ -279,7 +280,7 @@ def export_facts(
         name: that the launch files give it.
     """
     named = named_base(trained.origin)
-    link = folder / named["id"]
+    link = folder / local_base_name(named)
     about: dict[str, Any] = {}
     if kind != "merged" and trained.adapter is not None:
         about["folded"] = folded_scale(adapter_config(trained.adapter, "artifact", alone=True))
@@ -328,8 +329,8 @@ def licence_in(folder: Path) -> str:
 
 
 MADE_ANEW = (
-    "Made of the original weights, it is another model: `merge`, `merged` and `adapter` on `original` are beside the "
-    "adapter on those weights, and `gap` is how far that lies from what was trained."
+    "Made of the original weights, it is another model: `merge-before-cast`, `merged` and `adapter` on `original` are "
+    "beside the adapter on those weights, and `gap` is how far that lies from what was trained."
 )
 CHOICES = (
     "Scores are compared as the choices that they stand for: a token is a choice between two of the texts, or between "

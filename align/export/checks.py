@@ -37,6 +37,8 @@ PRECISE: Bound = ("max_logprob", 1e-3)
 Engines = Mapping[str, str]
 """For each engine of `align.rollout.engine_process`, `auto`, `none` or the Python that has it."""
 OLLAMA = "Ollama"
+BEFORE_CAST = "merge-before-cast"
+"""What a receipt calls the merge in fp32, before its weights are cast and saved."""
 NO_BASE = "that base was left out, or does not lie beside the runs"
 NO_SCORES = "its converter knows no such head of scores"
 NO_POOLING = "its scores are not asked; it takes them of a merged model, by --runner pooling"
@@ -85,11 +87,13 @@ def merged_checks(
     bound = MERGED if kept == "float32" else rounded(trained)
     found = []
     for what, weights, logits, most in (
-        ("merge", "float32", summed, MERGED),
+        (BEFORE_CAST, "float32", summed, MERGED),
         (whole_name(trained), kept, loaded, bound),
     ):
         if logits is not None:
-            found.append(Check(TRANSFORMERS, what, into, weights, VERSION, pooled_divergence(truth, logits), most))
+            difference = pooled_divergence(truth, logits)
+            shipped = what != BEFORE_CAST
+            found.append(Check(TRANSFORMERS, what, into, weights, VERSION, difference, most, shipped=shipped))
     found.append(vllm_check(trained, folder, None, into, kept, engines, truth))
     return unasked_last([*found, *checked_as_loaded(trained, known, loaded, into, kept), no_gguf(trained)])
 
@@ -181,7 +185,8 @@ def gguf_checks(
             found = [replace(found[0], note=f"{exact.other} is not what was converted")]
         else:
             rounded = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
-            found = [check(exact.answer, F32, PRECISE), check(first, F16, ENGINE, rounded)]
+            in_f32_alone = replace(check(exact.answer, F32, PRECISE), shipped=False)
+            found = [in_f32_alone, check(first, F16, ENGINE, rounded)]
     for weights, path in variants_in(folder).items():
         if weights != F16 and (answer := gguf_answer(trained, path, adapter, engines)):
             divergence = pooled_divergence(trained.logits, without_padding(answer, trained.logits))

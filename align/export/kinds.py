@@ -40,7 +40,7 @@ from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, interprete
 from align.rollout.probes import Probes, write_probes
 from align.run import Base
 from align.run.atomic import scratch_folder
-from align.run.weights import adapter_digest
+from align.run.weights import adapter_digest, local_base_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +186,8 @@ def launch_files(
         beside = base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
         seen = os.path.relpath(beside, home / LAUNCH) if beside is not None else ""
         if link_base(trained, beside, folder, home):
-            seen = f"../{named['id']}"
-        served = Served(named["id"], seen, named["revision"])
+            seen = f"../{local_base_name(named)}"
+        served = Served(named["id"], seen, named["revision"], local_base_name(named))
         launches_own(folder, name, served, trained.asked.scores)
         if not trained.asked.scores:  # no other engine takes a head of scores beside an adapter
             launches_adapter(folder, name, served, rank_of(folder), gap, template)

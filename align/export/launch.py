@@ -27,14 +27,21 @@ class Served:
     """The base that an adapter is served on.
 
     Attributes:
-        id: by which requests ask for it, and by which the adapter's configuration names it.
+        id: what the base is called: a hub's id, a built-in model, the name of a folder.
         folder: seen from the launch files; empty where it is the hub's.
         revision: of the hub's.
+        local_name: by which requests ask for it, and by which the adapter's configuration names it, see
+            `align.run.weights.local_base_name`; empty if that is the id.
     """
 
     id: str
     folder: str = ""
     revision: str = ""
+    local_name: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.local_name or self.id
 
     @property
     def place(self) -> str:
@@ -91,7 +98,7 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     if rank > RANKS[-1]:
         return
     why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_note(gap)}"
-    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.id)} --enable-lora --max-lora-rank '
+    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.name)} --enable-lora --max-lora-rank '
     serve += f"{vllm_rank(rank)} \\\n  {by_template(folder, template)}"
     write_script(
         folder / LAUNCH / "vllm.sh",
@@ -103,7 +110,7 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
         "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
         f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. All speak by the chat "
         f"template of this export. {why}",
-        base.place + RESOLVER.format(base=shlex.quote(base.id)) + serve + '"$@"\n',
+        base.place + RESOLVER.format(base=shlex.quote(base.name)) + serve + '"$@"\n',
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.export.markdown import code_span, one_line
 from align.models.dequantised import DEQUANTISED
+from align.run.weights import local_base_name
 
 USER = '{"role": "user", "content": "Hi, how are you?"}'
 # Special tokens that a content spells out are text: with `sanitize_control_tokens`, of transformers 5.24 and later.
@@ -92,7 +93,7 @@ def by_auto(facts: Mapping[str, Any]) -> str:
     when the adapter is copied."""
     if facts["kind"] != "adapter" or not ("linked" in facts or facts["base"].get("revision")):
         return ""
-    score, name = "score" in facts, one_line(facts["base"]["id"])
+    score, name = "score" in facts, one_line(local_base_name(facts["base"]))
     words = ['"."', *(["num_labels=1"] if score else []), *loaded_as(facts)]
     auto = "AutoPeftModelForSequenceClassification" if score else "AutoPeftModelForCausalLM"
     said = BY_AUTO.format(auto, ", ".join(words), REPORTED if score else "")
@@ -119,7 +120,8 @@ def loading_code(facts: Mapping[str, Any]) -> str:
     head = "AutoModelForSequenceClassification" if score else "AutoModelForCausalLM"
     base, linked, numbers = facts["base"], facts.get("linked"), loaded_as(facts)
     nf4, headless = "quantization_config=nf4" in numbers, score and not merged
-    given = ["folder"] if merged else [f"folder + {_string('/' + base['id'])}" if linked else _string(base["id"])]
+    place = f"folder + {_string('/' + local_base_name(base))}" if linked else _string(base["id"])
+    given = ["folder"] if merged else [place]
     if not merged and base.get("revision"):
         given.append(f"revision={_string(base['revision'])}")
     given += [*(["num_labels=1"] if headless else []), *numbers]

@@ -34,7 +34,7 @@ class Check:
 
     Attributes:
         engine: such as `transformers`.
-        what: `adapter`, `merged` model, or the `merge` in fp32 before it was saved.
+        what: `adapter`, `merged` model, or the merge in fp32, `merge-before-cast`.
         base: `nf4`, `nf4-dequantised` or `original`: what the adapter was put on, or merged into.
         weights: the dtype of that base, or of the merged model, before the engine computes.
         version: of the engine; empty where it was not asked.
@@ -42,6 +42,8 @@ class Check:
         bound: (figure of `found`, the most that it may be); None where it is only told.
         note: why it was not asked, or what to make of it.
         accepted: a bound that was missed and waved through by name.
+        shipped: the files of the export were loaded, after their weights were cast. False of sums that are in no file
+            of it: a merge before it was cast, a conversion to f32 beside it.
     """
 
     engine: str
@@ -53,6 +55,7 @@ class Check:
     bound: Bound | None = None
     note: str = ""
     accepted: bool = False
+    shipped: bool = True
 
     @property
     def name(self) -> str:
@@ -74,6 +77,26 @@ class Check:
     def as_dict(self) -> dict[str, Any]:
         found = None if self.found is None else self.found.as_dict()
         return asdict(self) | {"found": found, "verdict": self.verdict, "name": self.name}
+
+
+def first_measured(checks: Iterable[Check], shipped: bool) -> Check | None:
+    """Return the first check that has a bound and was measured.
+
+    Args:
+        shipped: of the files of the export; False for what was measured before their weights were cast.
+    """
+    return next((c for c in checks if c.found is not None and c.bound is not None and c.shipped == shipped), None)
+
+
+def differences_of(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return the difference of the shipped files from the trained model, and that before the cast, each with the name
+    of its check; None where it was not measured."""
+
+    def figures(check: Check | None) -> dict[str, Any] | None:
+        return None if check is None or check.found is None else {"check": check.name, **check.found.as_dict()}
+
+    shipped = figures(first_measured(checks, shipped=True))
+    return {"shipped": shipped, "before_cast": figures(first_measured(checks, shipped=False))}
 
 
 def pooled_divergence(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:

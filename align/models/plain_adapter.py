@@ -12,14 +12,15 @@ from align.errors import InputError
 from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, Factors, factors_in, read_adapter
 from align.models.lowering import READ_BY_ENGINES, check_plain, lower
 from align.run import write_json
+from align.run.weights import local_base_name
 
 
 def engine_config(config: Mapping[str, Any], base: Mapping[str, str]) -> dict[str, Any]:
-    """`adapter_config.json` for an engine: only what it reads, the base by id and revision, in a fixed order."""
+    """`adapter_config.json` for an engine: only what it reads, the base by name and revision, in a fixed order."""
     kept = {key: config[key] for key in READ_BY_ENGINES if key in config}
     targets = kept.get("target_modules")
     return kept | {
-        "base_model_name_or_path": base["id"],
+        "base_model_name_or_path": local_base_name(base),
         "revision": base.get("revision") or None,
         "inference_mode": True,
         "init_lora_weights": True,

@@ -213,10 +213,13 @@ def exported(seen: Seen) -> str:
         found = "No engine was there to load the export back, so that nothing says whether it is what was trained."
     else:
         each = "choice between two texts" if artifact and artifact.stage == "reward" else "token"
+        shipped = next((check for check in bound if check.get("shipped", True)), bound[0])
+        before = metrics.get("kl_before_cast")
         found = (
-            f"{'The export is not all' if missed else 'The export is'} what was trained: {bound[0]['engine']} loaded "
-            f"it back, and on fixed prompts it lies {format_figure(metrics['kl'])} nats a {each} (KL) from the trained "
-            "model."
+            f"{'The export is not all' if missed else 'The export is'} what was trained: {shipped['engine']} loaded "
+            f"its files back ({shipped['weights']}), and on fixed prompts they lie {format_figure(metrics['kl'])} nats "
+            f"a {each} (KL) from the trained model."
+            + ("" if before is None else f" Before its weights were cast it was {format_figure(before)}.")
         )
     kept = f"All {len(bound)} checks kept their bounds." if len(bound) > 1 else ""
     sentences = [

@@ -21,7 +21,7 @@ from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
 from align.files import open_binary, read_bytes, user_path
 from align.run.digests import file_digest
-from align.run.weights import ABOUT, ADAPTER_CONFIG
+from align.run.weights import ABOUT, ADAPTER_CONFIG, local_base_name
 
 SIGNATURE = "model.sig"
 PASSPHRASE = "ALIGN_SIGNING_PASSWORD"
@@ -220,7 +220,8 @@ def base_beside(folder: Path) -> str:
     """
     try:
         said = json.loads(read_bytes(folder / ABOUT, ABOUT)) if (folder / ADAPTER_CONFIG).is_file() else {}
-        name, revision = str(said.get("id") or ""), said.get("revision")
+        name = local_base_name(said) if said.get("id") else ""
+        revision = said.get("revision")
     except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name and not revision

@@ -8,7 +8,7 @@ in front of all others. What is not on this list it never sees (`align.models.lo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,8 @@ SCORE_KEY = "base_model.model.score.weight"
 """The head of a reward model, in its adapter's file."""
 ABOUT = "base.json"
 """The file beside an exported base or adapter that names the base that it was made of: `id`, `revision`, `digest`."""
+DIGITS = 16
+"""Hexadecimal digits of a base's digest in the name that an exported adapter has for it."""
 VALUE_HEAD_FILE = "value_head.safetensors"
 """Of PPO's critic, beside its adapter."""
 TOKENIZER = (
@@ -41,6 +43,20 @@ FLOATS, EIGHT_BITS, MOST_HEADER = ("F64", "F32", "F16", "BF16"), ("F8", "F6", "F
 """Dtypes of safetensors that are read as weights, how those that never are begin, and its own bound of a header."""
 UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
+
+
+def local_base_name(base: Mapping[str, Any]) -> str:
+    """Return the name by which an exported adapter names its base: the id of a hub's model, which goes with its
+    revision; of any other base its name with the beginning of its digest.
+
+    PEFT looks for the name below the working folder first, and then on a hub. A bare name such as `my-model` may be
+    another model there; a name with a digest is only that of the link that the export has.
+
+    Args:
+        base: `id`, `revision` and `digest`, as in `base.json`.
+    """
+    digest = str(base.get("digest") or "")[:DIGITS]
+    return str(base["id"]) if base.get("revision") or not digest else f"{base['id']}-{digest}"
 
 
 def model_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:

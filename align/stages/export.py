@@ -24,12 +24,12 @@ from align.export.verdicts import (
     accepting,
     agreeing,
     as_text,
+    differences_of,
     require_asked,
     require_passed,
 )
 from align.files import user_path
 from align.models.adapter_files import adapter_config, read_adapter
-from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.lowering import MERGEABLE, check_initial, check_plain
@@ -37,7 +37,10 @@ from align.models.start import adapter_folder
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Run, write_json
 from align.run.atomic import publish
+from align.run.figures import load_published_figures
+from align.run.held_manifests import hold_manifest
 from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
+from align.run.manifest import read_manifest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PrivateKey, PublicKey, base_beside, sign, verified
 from align.run.weights import brings_scores
@@ -162,9 +165,22 @@ def written(
     card = render_card(facts | history(run, config, artifact))
     (folder / "README.md").write_text(card, encoding="utf-8")
     rows = [check.as_dict() for check in checks]
-    write_receipt(folder, rows, trained.rows, receipt_facts(options, trained.origin, kind, artifact.digest))
+    about = receipt_facts(options, trained.origin, kind, artifact.digest)
+    about["difference"] = differences_of(checks)
+    about["manifests"] = held_of(artifact, Path(config.run.root).expanduser())
+    write_receipt(folder, rows, trained.rows, about)
     print_checks(run, kind, checks)
     return checks
+
+
+def held_of(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
+    """Return the manifests of an artifact's run and of its evaluation, by digests, as a receipt holds them."""
+    if artifact.manifest is None:
+        return {}
+    folders = {artifact.manifest.ref: artifact.path.parent}
+    if (evaluation := evaluated_by(artifact.as_input(), root)) is not None:
+        folders[evaluation.ref] = root / evaluation.stage / evaluation.name
+    return {run: hold_manifest(folder, read_manifest(folder)).as_json() for run, folder in folders.items()}
 
 
 def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
@@ -177,14 +193,16 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
         "data": data, "licences": licences(data, origin_of(artifact, run.base, root)),
         "system": system_prompt(steps, scores),
     }  # fmt: skip
+    metrics = load_published_figures(artifact.path.parent, manifest) if manifest else {}
     if manifest and scores:
-        facts |= {"accuracy": manifest.metrics, "measured": measured_on(manifest, manifest.config["stage"]["held_out"])}
+        facts |= {"accuracy": metrics, "measured": measured_on(manifest, manifest.config["stage"]["held_out"])}
         if manifest.config["data"].get("reasoning") == "hide":
             facts["notes"] = "It was trained on answers without their reasoning: leave that out of what it is to score."
-    if manifest and "loss_after" in manifest.metrics and manifest.stage in ("sft", "full"):
-        facts |= {"losses": manifest.metrics, "measured": measured_on(manifest)}
+    if manifest and "loss_after" in metrics and manifest.stage in ("sft", "full"):
+        facts |= {"losses": metrics, "measured": measured_on(manifest)}
     if (evaluation := evaluated_by(artifact.as_input(), root)) is not None:
-        facts |= {"metrics": evaluation.metrics, "judge": evaluation.metrics.get("judge", "")}
+        measured = load_published_figures(root / evaluation.stage / evaluation.name, evaluation)
+        facts |= {"metrics": measured, "judge": measured.get("judge", "")}
         facts |= {"measured": measured_on(evaluation), "sampled": sampling(evaluation.config)}
     return facts
 
@@ -208,7 +226,7 @@ def claimed(config: Config, options: Options, artifact: Artifact, base: Base, fo
         MissingArtifact, CorruptFile: see `checked_receipt`.
         InputError: it is an export of something else.
     """
-    receipt = checked_receipt(folder, named_base(base)["id"])
+    receipt = checked_receipt(folder, base_beside(folder))
     wanted = receipt_facts(options, base, "check", artifact.digest)
     for what in ("artifact", "base"):
         if receipt.get(what) != wanted[what]:
@@ -257,11 +275,14 @@ def print_checks(run: Run, title: str, checks: list[Check]) -> None:
 
 
 def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:
-    """The figures of what was exported, as it is loaded first; of all checks, under their names; and the checks
-    themselves, for the report."""
+    """Return the headline figures, which are those of the shipped files as they are loaded first; those before the
+    cast, under names of their own; those of all checks; and the checks themselves, for the report."""
     checks = [check for checks in receipts.values() for check in checks]
     measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
-    first = next((measured[check.name] for check in checks if check.found is not None and check.bound is not None), {})
-    figures = {key: first[key] for key in ("kl", "top1", "max_logprob") if first}
+    differences = differences_of(checks)
+    figures: dict[str, Any] = {}
+    for kind, ending in (("shipped", ""), ("before_cast", "_before_cast")):
+        if (found := differences[kind]) is not None:
+            figures |= {f"{key}{ending}": found[key] for key in ("kl", "top1", "max_logprob")}
     about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": peak_rss_mb()}
     return about | figures | {"receipt": measured, "checks": [check.as_dict() for check in checks]}

@@ -117,7 +117,11 @@ def test_everything_at_once(shop: Workshop) -> None:
         assert receipt(folder / "artifact" / kind)["kind"] == kind
         assert (folder / "artifact" / kind / "README.md").is_file()
     rows = read_manifest(folder).metrics["receipt"]
-    assert {F16_ROW, "transformers/adapter/nf4/float32", "transformers/merge/nf4-dequantised/float32"} < set(rows)
+    assert {
+        F16_ROW,
+        "transformers/adapter/nf4/float32",
+        "transformers/merge-before-cast/nf4-dequantised/float32",
+    } < set(rows)
     check = ("stage=export", "export=check", "artifact=sft:a")
     assert shop.status(*check, f"export.path={folder}") == 0  # all three
     assert shop.said.count("verdict") == 3

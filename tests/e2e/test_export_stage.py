@@ -238,7 +238,7 @@ def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pyte
     monkeypatch.setattr(adapter, "write_adapter", wrongly)
     assert shop.status("stage=export", "artifact=sft:a", "run.name=wrong") == 2
     assert f"{NF4}: max_logprob is" in shop.said
-    assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact"} | {"checks.json"}
+    assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact", "metrics.json"} | {"checks.json"}
     found = json.loads((shop.root / "export/wrong/checks.json").read_text())
     assert [row["verdict"] for row in found if row["name"] == NF4] == ["fail"]
     accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")
@@ -282,8 +282,19 @@ def test_a_merged_model_says_what_it_was_merged_into(shop: Workshop, into: str) 
     folder = shop.run("export", "artifact=sft:a", "export=merged", f"export.into={into}")
     base = "nf4-dequantised" if into == "auto" else "original"
     rows = {row["name"]: row for row in receipt(folder / "artifact")["rows"]}
-    assert rows[f"transformers/merge/{base}/float32"]["found"]["kl"] < 1e-8
+    assert rows[f"transformers/merge-before-cast/{base}/float32"]["found"]["kl"] < 1e-8
     assert rows[f"transformers/merged/{base}/bfloat16"]["verdict"] == "pass"
+    metrics, difference = read_manifest(folder).metrics, receipt(folder / "artifact")["difference"]
+    for kind, ending, name in (
+        ("shipped", "", f"transformers/merged/{base}/bfloat16"),
+        ("before_cast", "_before_cast", f"transformers/merge-before-cast/{base}/float32"),
+    ):
+        assert rows[name]["shipped"] == (kind == "shipped")
+        assert difference[kind] == {"check": name, **rows[name]["found"]}
+        assert {key: metrics[f"{key}{ending}"] for key in ("kl", "top1", "max_logprob")} == {
+            key: rows[name]["found"][key] for key in ("kl", "top1", "max_logprob")
+        }
+    assert metrics["kl"] > 100 * metrics["kl_before_cast"]  # the cast is what a user of the file gets
     check = ("stage=export", "export=check", "artifact=sft:a", f"export.path={folder / 'artifact'}")
     assert shop.status(*check, f"export.into={into}") == 0
     if into == "original":

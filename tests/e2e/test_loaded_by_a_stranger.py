@@ -171,12 +171,47 @@ def test_each_cards_own_code_says_what_was_trained(work: Workshop, tmp_path: Pat
         assert furthest(said, truth) < bound, what
 
 
+AUTO = """
+import sys
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])
+print("loaded", model.get_base_model().config.hidden_size)
+"""
+
+
+def load_by_auto(folder: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(cwd / "hf")}
+    command = [sys.executable, "-I", "-c", AUTO, folder]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("export_base", ["auto", "none"])
+def test_a_folder_of_the_bases_name_is_not_taken_for_it(work: Workshop, tmp_path: Path, export_base: str) -> None:
+    """Another model of that name lies in the working folder; a copy of the export loads in its own folder."""
+    words = ("artifact=sft:relative", "export.dtype=float32", f"export.base={export_base}")
+    folder = (work.run("export", *words) / "artifact").absolute()
+    base = json.loads((folder / "base.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == f"my llama-{base['digest'][:16]}"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree("my llama", elsewhere / "my llama")
+    done = load_by_auto(str(folder), elsewhere)
+    assert done.returncode != 0
+    assert "loaded" not in done.stdout
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)  # follows the link, as `cp -rL` does
+    done = load_by_auto(".", copy)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["loaded"]), done.stderr[-2000:]
+
+
 def test_runs_that_moved_keep_their_links(work: Workshop, tmp_path: Path) -> None:
     """An export and the base beside the runs go together; a copy that followed the link is still the same export."""
     folder = work.run("export", "artifact=sft:relative", "export.dtype=float32")
     moved = tmp_path / "moved"
     shutil.copytree(work.root, moved, symlinks=True)
-    link = moved / "export" / folder.name / "artifact" / "my llama"
+    name = json.loads((folder / "artifact" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    link = moved / "export" / folder.name / "artifact" / name
     assert link.is_symlink()
     assert link.resolve().parent == moved / "bases"
     copy = tmp_path / "copy"

@@ -40,7 +40,7 @@ def export(tmp_path: Path, keys: Pair) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "launch").mkdir()
     (folder / "launch" / "vllm.sh").write_text("vllm\n")
-    (folder / "tiny").symlink_to("../bases/tiny-dequantised", target_is_directory=True)
+    (folder / "tiny-d").symlink_to("../bases/tiny-dequantised", target_is_directory=True)
     write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": "a"})
     sign(folder, private_key(str(keys.private), FIELD))
     return folder
@@ -136,15 +136,15 @@ def test_another_key_is_named(export: Path, keys: Pair, tmp_path: Path) -> None:
 def test_what_no_signature_covers(export: Path, keys: Pair, tmp_path: Path) -> None:
     """The base beside an adapter, as a link, a link to nowhere or a copy; Git's files; and nothing of another name."""
     away = Path(shutil.copytree(export, tmp_path / "elsewhere" / "deep" / "export", symlinks=True))
-    assert not (away / "tiny").exists()
+    assert not (away / "tiny-d").exists()
     assert refusal(away, keys) == ""
     copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    assert (copied / "tiny" / "model.safetensors").is_file()
+    assert (copied / "tiny-d" / "model.safetensors").is_file()
     (copied / ".git").mkdir()
     (copied / ".git" / "HEAD").write_text("ref")
     (copied / ".gitattributes").write_text("*.safetensors")
     assert refusal(copied, keys) == ""
-    (copied / "tiny").rename(copied / "small")
+    (copied / "tiny-d").rename(copied / "small")
     assert "small/model.safetensors is not among" in refusal(copied, keys)
 
 
@@ -164,7 +164,7 @@ def test_a_base_is_left_out_only_where_it_lies(
     export: Path, keys: Pair, about: object, place: str, refused: bool
 ) -> None:
     """A base that has the name of a signed folder, or comes from a hub, opens no hole."""
-    (export / "tiny").unlink()
+    (export / "tiny-d").unlink()
     (export / "base.json").write_text(json.dumps(about))
     sign(export, private_key(str(keys.private), FIELD))
     assert refusal(export, keys) == ""
@@ -179,8 +179,8 @@ def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_pat
     copied = Path(shutil.copytree(export, tmp_path / "copied"))
     sign(copied, private_key(str(keys.private), FIELD))
     assert refusal(copied, keys) == ""
-    flipped(copied / "tiny" / "model.safetensors", 0)
-    assert refusal(copied, keys) == "tiny/model.safetensors is not the file that was signed"
+    flipped(copied / "tiny-d" / "model.safetensors", 0)
+    assert refusal(copied, keys) == "tiny-d/model.safetensors is not the file that was signed"
 
 
 def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:

@@ -113,15 +113,24 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     assert said("sample", cut | {"empty_rate": 0.5, "all_empty": 2, "all_equal": 1}).endswith(
         "50 % of them are empty. The answers to 3 prompts are not handed out: all empty, or all equal."
     )
-    row = {"engine": "transformers", "name": "transformers/adapter", "bound": ["kl", 0.01], "verdict": "pass"}
+    row = {
+        "engine": "transformers", "name": "transformers/merged", "bound": ["kl", 0.01], "verdict": "pass",
+        "weights": "bfloat16", "shipped": True,
+    }  # fmt: skip
+    before = row | {"name": "transformers/merge-before-cast", "weights": "float32", "shipped": False}
     unasked = {"engine": "vLLM", "bound": None, "verdict": "not checked"}
-    lies = "transformers loaded it back, and on fixed prompts it lies 8e-07 nats a token (KL) from the trained model."
+    lies = (
+        "transformers loaded its files back (bfloat16), and on fixed prompts they lie 8e-07 nats a token (KL) from the "
+        "trained model."
+    )
+    cast = said("export", {"checks": [before, row], "kl": 8e-7, "kl_before_cast": 2e-13})
+    assert cast.startswith(f"The export is what was trained: {lies} Before its weights were cast it was 2e-13.")
     assert said("export", {"checks": [row, unasked], "kl": 8e-7}) == (
         f"The export is what was trained: {lies} Not checked, or not everything there: vLLM; the receipt says why."
     )
     found = said("export", {"checks": [row, row | {"verdict": "accepted"}], "kl": 8e-7})
     assert found.startswith(f"The export is not all what was trained: {lies}")
-    assert found.endswith("Bounds missed, and let pass by export.accept: transformers/adapter.")
+    assert found.endswith("Bounds missed, and let pass by export.accept: transformers/merged.")
     assert "All 2 checks kept their bounds." in said("export", {"checks": [row, row], "kl": 8e-7})
     assert said("export", {"checks": [unasked]}).startswith("No engine was there to load the export back")
     (tmp_path / "artifact").mkdir()
