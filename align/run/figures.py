@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, InputError
+from align.files import read_bytes
 from align.redaction import masked_tree
 from align.run.files import write_json
 from align.run.manifest import Manifest
@@ -55,8 +56,8 @@ def read_figures(folder: Path, manifest: Manifest) -> Figures:
         if name not in manifest.outputs:
             continue
         try:
-            data = (folder / name).read_bytes()
-        except OSError:
+            data = read_bytes(folder / name, name)
+        except InputError:
             return Figures(manifest.metrics, f"{name} is missing")
         if sha256(data).hexdigest() != manifest.outputs[name]:
             return Figures(manifest.metrics, f"{name} is not the file that was published")
