@@ -21,9 +21,9 @@ from align.annotate.figures.krippendorff_alpha import (
     Level,
     build_coincidences,
     compute_alphas,
+    compute_expected_disagreements,
+    compute_squared_distances,
     count_ratings,
-    expected_disagreements,
-    squared_distances,
 )
 from align.annotate.store import Vote
 from align.ops.agreement import below_one, cohen_kappas
@@ -140,9 +140,9 @@ def _alpha_interval(
         return None, None
     total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
     if value >= 1:
-        distances_1VV = squared_distances(total_1VV, values_V, level)
+        distances_1VV = compute_squared_distances(total_1VV, values_V, level)
         most = wilson(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
-        return 1 - most / float(expected_disagreements(total_1VV, distances_1VV)[0]), 1.0
+        return 1 - most / float(compute_expected_disagreements(total_1VV, distances_1VV)[0]), 1.0
     return below_one(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
 
 

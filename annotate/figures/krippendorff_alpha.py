@@ -52,13 +52,13 @@ def compute_alphas(
     Args:
         values_V: the values in ascending order.
     """
-    distances_BVV = squared_distances(coincidences_BVV, values_V, level)
+    distances_BVV = compute_squared_distances(coincidences_BVV, values_V, level)
     observed_B = (coincidences_BVV * distances_BVV).sum(axis=(1, 2))
-    expected_B = expected_disagreements(coincidences_BVV, distances_BVV)
+    expected_B = compute_expected_disagreements(coincidences_BVV, distances_BVV)
     return 1 - np.divide(observed_B, expected_B, out=np.full_like(observed_B, np.nan), where=expected_B > 0)
 
 
-def squared_distances(
+def compute_squared_distances(
     coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
 ) -> NDArray[np.float64]:
     """Compute the squared distance of each two values, [B, V, V]. Only ordinal distances depend on the matrix."""
@@ -79,7 +79,7 @@ def squared_distances(
     return np.broadcast_to(distances_VV, coincidences_BVV.shape)
 
 
-def expected_disagreements(
+def compute_expected_disagreements(
     coincidences_BVV: NDArray[np.float64], distances_BVV: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Sum the distances of pairs that chance would draw from these ratings, [B], as many pairs as the matrix has."""

@@ -22,7 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_PACKAGES, MOST_MB = 55, 620
+MOST_PACKAGES = 55
+MOST_MB = 620
 
 LICENCES_BY_HAND: dict[str, str] = {}
 """Distribution → licence and its source, of those whose metadata say nothing."""
@@ -57,7 +58,7 @@ def closure(requirements: Iterable[Requirement]) -> dict[str, Distribution]:
     """
     found: dict[str, Distribution] = {}
     done: set[tuple[str, str]] = set()
-    waiting = [requirement for requirement in requirements if needed(requirement, "")]
+    waiting = [requirement for requirement in requirements if applies(requirement, "")]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
@@ -66,11 +67,11 @@ def closure(requirements: Iterable[Requirement]) -> dict[str, Distribution]:
             if (name, extra) in done:
                 continue
             done.add((name, extra))
-            waiting += [other for other in map(Requirement, package.requires or []) if needed(other, extra)]
+            waiting += [other for other in map(Requirement, package.requires or []) if applies(other, extra)]
     return found
 
 
-def needed(requirement: Requirement, extra: str) -> bool:
+def applies(requirement: Requirement, extra: str) -> bool:
     """Return whether a requirement applies to this Python and platform, with one extra of its distribution."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
@@ -106,7 +107,7 @@ def is_copyleft(licence: str) -> bool:
     return all(COPYLEFT.search(choice) for choice in re.split(r"\bOR\b", licence))
 
 
-def beside_torch(packages: dict[str, Distribution]) -> dict[str, Distribution]:
+def exclude_torch(packages: dict[str, Distribution]) -> dict[str, Distribution]:
     """Return the packages without torch and what torch itself requires."""
     torch_packages = closure([Requirement("torch")])
     return {name: package for name, package in packages.items() if name not in torch_packages}
@@ -118,7 +119,7 @@ def main() -> int:
     except PackageNotFoundError as error:
         print(f"{error.name} is not installed here: install the project into this environment first", file=sys.stderr)
         return 2
-    counted = beside_torch(packages)
+    counted = exclude_torch(packages)
     sizes = {name: size_of(package) for name, package in packages.items()}
     for name in sorted(packages, key=lambda name: -sizes[name].files):
         mark = " " if name in counted else "t"

@@ -34,7 +34,7 @@ LINES = {
 }
 
 
-def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+def hide_modules(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)  # find_spec says that there is none, and any import fails
 
@@ -45,7 +45,7 @@ def test_a_stage_without_its_extra_says_so_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     module = EXTRA_MODULES[need.extra][0]
-    without(monkeypatch, module)
+    hide_modules(monkeypatch, module)
     assert main([*LINES[need.stage], f"run.root={tmp_path / 'runs'}"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -71,24 +71,24 @@ def test_a_choice_can_make_an_extra_unnecessary():
 
 
 def test_every_extra_installs_the_modules_that_it_is_checked_by():
-    """By the distributions of this environment, which have all extras but lm-eval."""
+    """Compare with the distributions of this environment, which have all extras but lm-eval."""
     providers = packages_distributions()
     names = {name.lower().replace("_", "-") for names in providers.values() for name in names}
     for extra, modules in EXTRA_MODULES.items():
-        declared = declared_in(extra)
+        declared = read_declared(extra)
         for module in modules:
             provided = {name.lower().replace("_", "-") for name in providers.get(module, [])}
             assert provided & declared or not declared & names, f"[{extra}] does not install {module}"
 
 
-def declared_in(extra: str) -> set[str]:
+def read_declared(extra: str) -> set[str]:
     """The names of the distributions that an extra asks for, and those that mean it under another name."""
     names = set()
     for requirement in PROJECT["optional-dependencies"][extra]:
         name, _, rest = requirement.partition("[")
         if name == PROJECT["name"]:
             for other in rest.partition("]")[0].split(","):
-                names |= declared_in(other)
+                names |= read_declared(other)
         else:
             name = "".join(c for c in name.partition(">")[0].partition("=")[0] if c.isalnum() or c in "-_")
             names.add(name.lower().replace("_", "-"))
@@ -96,7 +96,7 @@ def declared_in(extra: str) -> set[str]:
 
 
 def test_stages_that_train_import_nothing_of_an_extra():
-    """In one process, in which any import of such a module fails."""
+    """Import them in one process in which any import of such a module fails."""
     needing = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
     modules = [f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in needing]
     shared = ["align.stages.inputs", "align.stages.execution", "align.report.live", "align.registry.comparison_page"]
@@ -112,7 +112,7 @@ for name in {modules + shared}:
 
 
 def test_a_check_by_schema_names_its_extra(monkeypatch: pytest.MonkeyPatch):
-    without(monkeypatch, "jsonschema_rs")
+    hide_modules(monkeypatch, "jsonschema_rs")
     with pytest.raises(InputError, match=r"check\.kind=json_schema.*jsonschema_rs.*pip install 'align-rlhf\[serve\]'"):
         checker({"kind": "json_schema", "schema": {}}, "check")
 
@@ -129,7 +129,7 @@ def test_a_report_without_matplotlib_describes_its_plots(monkeypatch: pytest.Mon
     drawn = report()
     assert drawn.count("data:image/svg+xml") == 2
     assert "pip install" not in drawn
-    without(monkeypatch, "matplotlib")
+    hide_modules(monkeypatch, "matplotlib")
     described = report()
     assert "data:image" not in described
     assert described.count("align-rlhf[plots]") == 1
@@ -149,7 +149,8 @@ PAIRS = "".join(
 def test_the_default_installation_trains_evaluates_and_exports(tmp_path: Path):
     (tmp_path / "chats.jsonl").write_text(CHATS)
     (tmp_path / "pairs.jsonl").write_text(PAIRS)
-    chats, pairs = "data=jsonl data.path=chats.jsonl", "data=jsonl data.path=pairs.jsonl"
+    chats = "data=jsonl data.path=chats.jsonl"
+    pairs = "data=jsonl data.path=pairs.jsonl"
     lines = [
         f"stage=sft model=pocket {chats} stage.max_steps=2",
         f"stage=reward {pairs}",

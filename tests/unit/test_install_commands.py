@@ -80,7 +80,8 @@ def problem_of(requirement: str) -> str | None:
     found = REQUIREMENT.fullmatch(requirement.rstrip(").,'\""))
     if found is None:
         return f"{requirement!r} is no requirement"
-    name, extras = found[1] or "", (found[2] or "").replace(" ", "").split(",")
+    name = found[1] or ""
+    extras = (found[2] or "").replace(" ", "").split(",")
     if name in (".", DISTRIBUTION):
         unknown = set(extras) - EXTRAS - {""}
         return f"no such extra: {', '.join(sorted(unknown))}" if unknown else None
@@ -88,7 +89,8 @@ def problem_of(requirement: str) -> str | None:
 
 
 def test_every_install_command_names_this_project_or_a_known_package():
-    problems, count = {}, 0
+    problems = {}
+    count = 0
     for path in text_files():
         text = path.read_text(encoding="utf-8", errors="replace")
         for requirement in requirements_in(text):
@@ -137,7 +139,8 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def test_commands_that_install_this_project_are_composed_in_one_module():
-    own, called = Path(distribution.__file__).resolve(), set()
+    own = Path(distribution.__file__).resolve()
+    called = set()
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -185,6 +188,5 @@ def test_a_distribution_of_others_with_our_import_name_is_warned_of(beside: str 
     (line,) = lines
     assert line.startswith("align: warning: the distribution 'align' 0.1.1 of other authors is installed")
     # Uninstalling it removes files that both have, so ours are written again.
-    uninstall, reinstall = line.index("pip uninstall -y align "), line.index(f"--no-deps {DISTRIBUTION}")
-    assert uninstall < reinstall
+    assert line.index("pip uninstall -y align ") < line.index(f"--no-deps {DISTRIBUTION}")
     assert "--force-reinstall" in line

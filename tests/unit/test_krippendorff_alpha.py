@@ -41,7 +41,9 @@ def generate_tables(seed: int, count: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     tables = []
     while len(tables) < count:
-        raters, units, values = rng.integers(2, 9), rng.integers(3, 41), rng.integers(2, 8)
+        raters = rng.integers(2, 9)
+        units = rng.integers(3, 41)
+        values = rng.integers(2, 8)
         domain = np.sort(rng.choice(np.arange(-3, 12) * rng.choice([0.5, 1.0, 3.0]), size=values, replace=False))
         truth_U = rng.choice(domain, size=units)
         ratings_RU = np.where(rng.random((raters, units)) < rng.random(), truth_U, rng.choice(domain, (raters, units)))
