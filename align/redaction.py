@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from align.key_shapes import JWT, KEY_SHAPES, PRIVATE_KEY
+
 MASK = "***"
 URL_FIELDS = ("store.url",)
 """Settings that hold a URL with a password in it."""
@@ -47,8 +49,8 @@ SHAPES = (
         r"""["']?\s*[=:]\s*["']?)[^\s"']+"""
     ),
     re.compile(r"(\bBearer\s+)[\w.~+/\-]{8,}=*"),
-    re.compile(r"(\bhf_)[A-Za-z0-9]{30,}"),
     re.compile(r"(\bal-)[\w\-]{43}(?![\w\-])"),  # a key of our own server
+    *(shape.pattern for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY)),
 )
 NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
 SHORTEST = 6

@@ -1,4 +1,5 @@
-"""Personal data that can be recognised by its form: found, then checked by the rules that such data follows.
+"""Personal data and secrets that can be recognised by their form: found, then checked by the rules that such data
+follows. Where the form says too little (a version and an address have four numbers), the words in front decide.
 
 Names, addresses and dates of birth have no form, and are not found.
 """
@@ -9,12 +10,19 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.data.clean.arguments import check_choice, check_list
 from align.data.clean.checksums import iban_end, is_card
 from align.data.clean.outcome import Drop, Noted, rewritten, said
 from align.data.records.content import names_in
+from align.key_shapes import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.types import Record
+
+if TYPE_CHECKING:
+    from phonenumbers import PhoneNumberMatch
 
 LETTERS = "A-Za-z0-9_\u00c0-\u024f\u0370-\u052f"
 EMAIL = re.compile(
@@ -24,25 +32,106 @@ EMAIL = re.compile(
 """Every part is bounded, and none begins inside another: a megabyte of `a@a@a@` takes linear time."""
 GAP = "[ .\\-–\xa0]"
 CARD = re.compile(
-    rf"(?<!\w)(?:\d{{13,19}}|\d{{4}}({GAP})\d{{4}}\1\d{{4}}\1\d{{4}}(?:\1\d{{1,3}})?|3\d{{3}}({GAP})\d{{6}}\2\d{{4,5}})(?!\w)",
+    rf"(?<!\w)(?<!\d\.)(?:\d{{13,19}}|\d{{4}}({GAP})\d{{4}}\1\d{{4}}\1\d{{4}}(?:\1\d{{1,3}})?|3\d{{3}}({GAP})\d{{6}}\2\d{{4,5}})(?!\w)",
     re.ASCII,
 )
 """Digits in one run, or in the groups that are printed on cards."""
-IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ \-\xa0]?[0-9]{2}(?=[ \-\xa0]?[A-Za-z0-9])")
+GROUPS_AHEAD = re.compile(r"(?<!\d)(?:\d{4} ){2}\Z", re.ASCII)
+GROUPS_BEHIND = re.compile(r" \d{4}(?!\d)", re.ASCII)
+IBAN = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z]{2}|[A-Z]{2}[ \-\xa0])[0-9]{2}(?=[ \-\xa0]?[A-Za-z0-9])")
+"""In small letters, `is 70` and `at 20` are words and numbers."""
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII)
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-f]{3}:[0-9a-f:]{1,35}(?![\w:])", re.ASCII | re.IGNORECASE)
 """Of the range that is given out to hosts, 2000::/3 (RFC 4291)."""
-US_SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])", re.ASCII)
+US_SSN = re.compile(
+    r"(?<![\w-])(?<!\d[ .])(?!000|666|9)\d{3}(?P<gap>[-– ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-])(?![ .]\d)",
+    re.ASCII,
+)
 """Area, group and serial numbers that are given out (Social Security Administration, POMS RM 10201.030)."""
+BARE_SSN = re.compile(r"(?<![\w.,-])(?!000|666|9)\d{3}(?!00)\d{2}(?!0000)\d{4}(?![\w-])(?![.,]\d)", re.ASCII)
+"""The same without anything between its parts: one only where the text calls it so."""
 PHONE = re.compile(r"(?<![\w.])(?:\+ ?)?\(?\d(?:[ ().\-–/\xa0]{0,3}\d){6,40}(?!\w)", re.ASCII)
 """Where a telephone number may be; whether one is there, phonenumbers says."""
+TIMES = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d([-/.])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])"
+    r"|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d)"
+    r"(?:(?:T|[ _-]{1,2})[0-2]?\d(?:[:.h-][0-5]\d){0,2}(?=\D|$))?(?!\d)"
+    r"|(?<!\d)[0-2]?\d:[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?(?!\d)",
+    re.ASCII,
+)
+"""Dates and times, which have as many digits as a telephone number."""
+
+BEFORE = 32
+"""Characters in front of a number that are read for what it is."""
+CALLED_PHONE = re.compile(
+    r"(?:\b(?:phones?|tel|telephones?|cell(?:phone)?|mobile|mob|fax|call(?:ing|ed)?|dial|text(?:ed)?|sms|whatsapp|hotline|"
+    r"ring|reach(?:ed)?|contact|signal|telegram|landline|voicemail|pager|telefon|telefono|tel[ée]fono|t[ée]l[ée]phone|"
+    r"telefonnummer|handy|m[óo]vil|celular|portable|appelez|llama(?:me|r)?|ruf(?:en)?|тел|телефон)\b|电话|手机|電話|携帯|☎|📞|📱)",
+    re.IGNORECASE,
+)
+CALLED_SSN = re.compile(r"\b(?:ssn|social security|social sec)\b", re.IGNORECASE)
+CALLED_CARD = re.compile(r"\b(?:card|visa|master ?card|amex|american express|credit|debit|pan|cc)\b", re.IGNORECASE)
+CALLED_ADDRESS = re.compile(
+    r"(?:(?:\b|_)(?:ip|ips|ipv4|addr(?:ess(?:es)?)?|host|hosts|server|servers|ping|dns|ssh|nameserver|gateway|client|peer|"
+    r"subnet|route|via|proxy|firewall|listen|bind|connect(?:ed|ing)?|traceroute|curl|login|logged|blocked|banned|src|dst|"
+    r"resolver)\b\W{0,3}|://(?:[^\s/@]{1,64}@)?)$",
+    re.IGNORECASE,
+)
+OTHER_NUMBER = re.compile(
+    r"(?:\b(?:orders?|invoices?|tickets?|cases?|parts?|serials?|sku|isbn|issn|ean|upc|gtin|asin|doi|tracking|reference|refs?|"
+    r"ids?|account|acct|article|item|model|catalog(?:ue)?|batch|lot|transactions?|timestamp|epoch|version|build|revision|commit|"
+    r"hash|uuid|guid|pmid|arxiv|patent|coordinates?|lat(?:itude)?|lon(?:gitude)?|seed|number of|population|pid|"
+    r"confirmation|booking|shipment|parcel|docket|vin|imei|licen[cs]e|bestellung|bestellnummer|rechnung|commande|pedido|"
+    r"factura|facture|auftrag|sendungsnummer)\b|#|订单|编号)"
+    r"\W{0,3}(?:\b(?:no|nr|number|num|id|code|is|was|ref|key|numéro|número|nummer)\b\W{0,3}){0,3}[A-Za-z]{0,4}[-_:]?$",
+    re.IGNORECASE,
+)
+"""Names of numbers that are no telephone, card or social security number, directly in front of one."""
+VERSION = re.compile(
+    r"(?:\b(?:v|ver|versions?|release[ds]?|rev|revision|build|driver|firmware|sdk|upgrad\w{0,3}|updat\w{0,3}|downgrad\w{0,3}|"
+    r"bump\w{0,3}|patch\w{0,3}|sections?|sec|chapters?|clauses?|paragraphs?|articles?|figures?|fig|tables?|appendix|annex|"
+    r"requirements?|rules?|oid|kernel|python|java|chrome|firefox|edge|numpy|torch|node|since|assembly\w{0,12}|"
+    r"abschnitt|kapitel|versión|versione|версия|safari|opera|webkit|tag|tagged|install\w{0,3})\b[^\w\n]{0,4}"
+    r"(?:\b(?:is|was|to|from|number|no|the|of|in)\b\W{0,3}){0,2}|[§^~]\s?|[=<>~!]=\s?|[A-Za-z_][-/_]|\b[vV])$",
+    re.IGNORECASE,
+)
+"""Words and signs in front of a version or a section, which have four numbers as an address has."""
+VERSION_ENDS = re.compile(
+    r"(?:[-+](?:alpha|beta|rc|dev|pre|snapshot|ubuntu|deb|fc|el|git|post|final|\d)|\.(?:jar|whl|tar|zip|exe|dll|so|deb|rpm)\b)",
+    re.IGNORECASE,
+)
+SMALL = 32
+"""Four numbers below this one are a version or a section where nothing says that they are an address."""
+RESOLVERS = frozenset({"1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9", "4.2.2.2"})
+"""Addresses of such numbers that everybody knows."""
+MODULES = frozenset(
+    {"np", "numpy", "jnp", "torch", "tf", "jax", "nn", "pd", "self", "cls", "functools", "math", "mx", "F"}
+)
+"""Names in front of a dot in code: `x@np.dot` multiplies matrices."""
 
 Span = tuple[int, int]
 Finder = Callable[[str, tuple[str, ...]], Iterator[Span]]
 
 
+def front(text: str, start: int) -> str:
+    """Return the text in front of a number, on its line."""
+    return text[max(0, start - BEFORE) : start].rpartition("\n")[2]
+
+
+@lru_cache(1)
+def top_level_domains() -> frozenset[str]:
+    """The names of IANA's root zone in ASCII. `function` and `png` are none of them."""
+    return frozenset((Path(__file__).parent / "top_level_domains.txt").read_text(encoding="ascii").split())
+
+
 def emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return (found.span() for found in EMAIL.finditer(text))
+    """Addresses at a domain that there may be, which is not called as a function is."""
+    for match in EMAIL.finditer(text):
+        domain = match[0].rpartition("@")[2]
+        first, _, last = domain.rpartition(".")
+        known = last.lower() in top_level_domains() or last.lower().startswith("xn--")
+        if known and first not in MODULES and not text.startswith(("(", "["), match.end()):
+            yield match.span()
 
 
 def ibans(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
@@ -50,11 +139,28 @@ def ibans(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 
 def cards(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return checked(CARD, text, lambda found: is_card(re.sub("[^0-9]", "", found)))
+    """Numbers of cards. Digits in one run are none where the text calls them an order or the like."""
+    for start, end in checked(CARD, text, lambda found: is_card(re.sub("[^0-9]", "", found))):
+        before = front(text, start)
+        called = CALLED_CARD.search(before)
+        if called or not (OTHER_NUMBER.search(before) or is_in_table(text, start, end)):
+            yield start, end
+
+
+def is_in_table(text: str, start: int, end: int) -> bool:
+    """Return whether groups of four digits stand around a number: one behind it, or two in front."""
+    return bool(GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start))
 
 
 def ipv4s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return checked(IPV4, text, is_public)
+    """Public addresses: not versions and sections, which are called so or have small numbers."""
+    for start, end in checked(IPV4, text, is_public):
+        before = front(text, start)
+        if not CALLED_ADDRESS.search(before) or VERSION.search(before):
+            small = all(int(part) < SMALL for part in text[start:end].split(".")) and text[start:end] not in RESOLVERS
+            if small or VERSION.search(before) or VERSION_ENDS.match(text, end):
+                continue
+        yield start, end
 
 
 def ipv6s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
@@ -62,24 +168,92 @@ def ipv6s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 
 def us_ssns(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return (found.span() for found in US_SSN.finditer(text))
+    for pattern in (US_SSN, BARE_SSN):
+        for match in pattern.finditer(text):
+            before = front(text, match.start())
+            called = CALLED_SSN.search(before)
+            if called or (pattern is US_SSN and not OTHER_NUMBER.search(before)):
+                yield match.span()
 
 
 def phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    """Numbers that are given out, as Google's libphonenumber has them. One without a country's number needs a zero in
-    front or something between its digits: ten digits in a row are mostly no telephone number."""
+    """Numbers that are given out, as Google's libphonenumber has them.
+
+    One that begins with + or 00 may be grouped in any way. Others must be grouped as their country does it and be all
+    of the digits that stand there, and no order number or the like. Without a zero in front or anything between its
+    digits, a number is one only where the text says so: ten digits in a row are mostly something else.
+    """
     from phonenumbers import Leniency, PhoneNumberMatcher
 
-    for place in PHONE.finditer(text):
-        digits = place[0]
-        matches = (
-            (place.start() + match.start, place.start() + match.end)
-            for region in regions or (None,)
-            for match in PhoneNumberMatcher(digits, region, leniency=Leniency.VALID)
-        )
+    if not PHONE.search(text):
+        return
+    plain = TIMES.sub(lambda match: "x" * len(match[0]), text)
+    for place in PHONE.finditer(plain):
+        digits = place[0].removeprefix("(") if place[0].startswith("(00") else place[0]
+        begin = place.end() - len(digits)
+        before = front(text, begin)
+        called = CALLED_PHONE.search(before)
+        if OTHER_NUMBER.search(before) and not called:
+            continue
+        international = digits.startswith("+") or (digits.startswith("00") and digits[2:3] in "123456789")
+        if international:
+            number = digits.replace("(0)", "   ")
+            number = f" +{number[2:]}" if number.startswith("00") else number
+            for match in PhoneNumberMatcher(number, None, leniency=Leniency.VALID):
+                yield begin + (0 if match.start < 2 else match.start), begin + match.end
+            if digits.startswith("+"):
+                continue
+        matches = national_numbers(digits, regions)
+        left = list(digits)
         for start, end in matches:
-            if text[start] in "+0" or not text[start:end].isdigit():
-                yield start, end
+            left[start:end] = " " * (end - start)
+        whole = not any(character.isdigit() for character in left)
+        for start, end in matches:
+            number = digits[start:end]
+            if number[0] == "+" or (whole and (called or number[0] == "0" or not number.strip("()").isdigit())):
+                yield begin + start, begin + end
+
+
+def national_numbers(digits: str, regions: tuple[str, ...]) -> list[Span]:
+    """Return numbers of some countries, one behind the other. Of several at one place, the first country's counts."""
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    spans = list[Span]()
+    at = 0
+    while True:
+        first = [
+            (at + match.start, order, at + match.end)
+            for order, region in enumerate(regions)
+            for match in PhoneNumberMatcher(digits[at:], region, leniency=Leniency.VALID)
+            if match.raw_string.startswith("+") or is_grouped(match)
+        ]
+        if not first:
+            return spans
+        start, _, at = min(first)
+        spans.append((start, at))
+
+
+def is_grouped(match: PhoneNumberMatch) -> bool:
+    """Return whether a number is grouped as people of its country do it: 3, 3 and 4 digits in North America; elsewhere
+    as they like, in up to five groups."""
+    groups = [len(group) for group in re.findall("[0-9]+", match.raw_string)]
+    if match.number.country_code != 1:
+        return len(groups) < 6
+    if groups and groups[0] == 1 and len(groups) > 1:
+        groups = groups[1:]
+    return groups in ([3, 3, 4], [3, 7], [6, 4], [10], [11])
+
+
+def api_keys(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    return find_keys(text)
+
+
+def private_keys(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    return find_keys(text, (PRIVATE_KEY,))
+
+
+def jwts(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    return find_keys(text, (JWT,))
 
 
 def checked(pattern: re.Pattern[str], text: str, valid: Callable[[str], bool]) -> Iterator[Span]:
@@ -101,22 +275,51 @@ def is_public(address: str) -> bool:
 
 
 FINDERS: Mapping[str, Finder] = {
-    "email": emails, "iban": ibans, "card": cards, "ipv6": ipv6s, "ipv4": ipv4s, "us_ssn": us_ssns, "phone": phones,
+    "private_key": private_keys, "jwt": jwts, "api_key": api_keys, "email": emails, "iban": ibans, "card": cards,
+    "ipv6": ipv6s, "ipv4": ipv4s, "us_ssn": us_ssns, "phone": phones,
 }  # fmt: skip
 """Kind → where it stands in a text. They are looked for in this order, each in what the ones before have left."""
 KINDS = tuple(FINDERS)
-DIGITS: Mapping[str, int] = {"email": 0, "iban": 6, "card": 13, "ipv6": 1, "ipv4": 4, "us_ssn": 9, "phone": 7}
+DIGITS: Mapping[str, int] = {
+    "private_key": 0, "jwt": 0, "api_key": 0, "email": 0, "iban": 6, "card": 13, "ipv6": 1, "ipv4": 4, "us_ssn": 9,
+    "phone": 7,
+}  # fmt: skip
 """Digits that a kind has at least."""
-SIGN: Mapping[str, str] = {"email": "@", "ipv6": ":", "ipv4": ".", "us_ssn": "-"}
-"""A character that a kind has."""
+SIGN: Mapping[str, str] = {"private_key": "PRIVATE KEY", "jwt": "eyJ", "email": "@", "ipv6": ":", "ipv4": "."}
+"""A text that a kind has."""
+KEY_SIGNS = ("_", "-", "")
+HINTS = tuple(dict.fromkeys(hint for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY) for hint in shape.hints))
+KEY_HINTS = {
+    sign: tuple(hint for hint in HINTS if next(sign for sign in KEY_SIGNS if sign in hint) == sign)
+    for sign in KEY_SIGNS
+}
+"""Prefixes of keys, by a character that each of them has and most texts have not."""
+
+
+OF_KEYS = frozenset({"private_key", "jwt", "api_key"})
+
+
+def has_key_hint(text: str) -> bool:
+    """Return whether a text has a prefix of a key."""
+    for sign, hints in KEY_HINTS.items():
+        if sign in text:
+            for hint in hints:
+                if hint in text:
+                    return True
+    return False
 
 
 def possible(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     """The kinds of which a text has the digits and the signs, at one look; in the order of `FINDERS`."""
     digits = sum(map(text.count, "0123456789"))
-    if not digits and "@" not in text:
+    has_key = not OF_KEYS.isdisjoint(kinds) and has_key_hint(text)
+    if not digits and not has_key and "@" not in text:
         return ()
-    return tuple(k for k in KINDS if k in kinds and digits >= DIGITS[k] and SIGN.get(k, "") in text)
+    return tuple(
+        kind
+        for kind in KINDS
+        if kind in kinds and digits >= DIGITS[kind] and SIGN.get(kind, "") in text and (has_key or kind != "api_key")
+    )
 
 
 def apart(spans: Iterator[Span]) -> Iterator[Span]:
@@ -167,12 +370,13 @@ class Pii:
         check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", empty=True)
 
     def __call__(self, record: Record) -> Record | Drop | Noted:
-        if not possible("\n".join([said(record), *names_in(record)]), self.kinds):
+        kinds = possible("\n".join([said(record), *names_in(record)]), self.kinds)
+        if not kinds:
             return record
         met: set[str] = set()
 
         def mask(text: str) -> str:
-            return masked(text, self.kinds, self.regions, met)
+            return masked(text, kinds, self.regions, met)
 
         made = rewritten(record, mask, mask)
         if not met:
