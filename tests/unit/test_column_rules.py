@@ -182,6 +182,22 @@ def test_several_turns_of_a_user_leave_no_place_for_a_context(tmp_path: Path) ->
     assert len(read_documents(path, rules=ColumnRules(metadata=["context"]))) == 1
 
 
+@pytest.mark.parametrize("prompt", [None, "q", [{"role": "user", "content": "q"}]])
+def test_a_pair_of_whole_conversations_has_its_context_in_all_of_them(prompt: Any, tmp_path: Path) -> None:
+    row = {"chosen": TURNS, "rejected": WORSE, "context": LONG}
+    path = write(tmp_path, "d.jsonl", [row if prompt is None else {**row, "prompt": prompt}])
+    (read,) = read_source(path)
+    assert texts(read.record) == [f"q\n{LONG}", "a", "b"]
+    assert [*map(texts, read_preferences(path))] == [texts(read.record)]
+    if prompt is not None:
+        assert [*map(texts, read_documents(path))] == [[f"q\n{LONG}", "a"]]
+
+
+def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": LONG}])
+    assert [*map(texts, read_documents(path, answered=True))] == [["q", "a"]]
+
+
 @pytest.mark.parametrize(
     ("columns", "below"),
     [

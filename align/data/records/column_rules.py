@@ -25,7 +25,7 @@ from typing import Any
 
 from align.data.formats.rows import Row
 from align.data.formats.tables import Cells
-from align.data.records.content import PREFERENCES
+from align.data.records.content import DOCUMENTS, PREFERENCES
 from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM
 from align.data.records.refusals import refused
 from align.data.records.shapes import (
@@ -265,7 +265,7 @@ def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ...]:
-    """Return the columns that hold a row's question: mostly one, and both answers of a pair that repeat it."""
+    """Return the columns that hold a row's question: mostly one, and both answers of a pair if they repeat it."""
     if shape in (TREE, TREE_MESSAGE, TEXT):
         return ()
     if shape is HELPSTEER3:
@@ -274,7 +274,9 @@ def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ..
         return ("prompt",)
     if shape is not None and shape.kind == PREFERENCES:
         named = question_column(row)
-        return (named,) if named and not repeats_question(row, named) else ("chosen", "rejected")
+        if named and not repeats_question(row, named):
+            return (named,)
+        return (*([named] if named else []), "chosen", "rejected")
     names = (shape.needs[0] for shape in CONVERSATIONS if row.get(shape.needs[0]) is not None)
     return (*islice(names, 1),)
 
@@ -383,7 +385,7 @@ def missing_column(data: Mapping[str, Any], ours: str, theirs: str, where: str) 
 
 def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
     """Return the columns that a row's reader reads, its context among them."""
-    read = _columns_read(tuple(name for name, value in row.items() if value is not None), shape)
+    read = _columns_read(tuple([name for name, value in row.items() if value is not None]), shape)
     if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
         return read - {named}
     return read
@@ -413,8 +415,12 @@ def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
     """Return the columns of a row that nothing reads: its metadata. Columns that are null are none."""
     read = columns_read(row.data, shape)
     unread = {name: value for name, value in row.data.items() if name not in read and value is not None}
-    before = unread.pop("metadata", None)
-    return {**metadata_within(before), **unread, **{name: v for name, v in row.aside.items() if v is not None}}
+    if "metadata" in unread:
+        before = unread.pop("metadata")
+        unread = {**metadata_within(before), **unread}
+    return (
+        {**unread, **{name: value for name, value in row.aside.items() if value is not None}} if row.aside else unread
+    )
 
 
 def metadata_within(value: Any) -> dict[str, Any]:
@@ -452,11 +458,14 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
         asked: the row is asked, and answers to it may be checked by its other columns.
     """
     exempt = IDENTIFYING | COMMENTS.get(shape, frozenset()) | (CHECKED_BY if asked else frozenset())
+    if shape.kind == DOCUMENTS and "chosen" in row.data:  # of a pair, of which the better answer is imitated
+        exempt |= {"rejected"}
     found = dict[str, tuple[int, int]]()
     said: list[str] | None = None
     for name, value in unread.items():
-        texts = [text for text in spoken(value) if not is_identifier(text)]
-        if not texts or str(name).casefold() in exempt:
+        named = isinstance(value, int | float) or name in exempt or name.casefold() in exempt
+        texts = [] if named else [text for text in spoken(value) if not is_identifier(text)]
+        if not texts:
             found[name] = (0, 0)
             continue
         if said is None:

@@ -58,8 +58,9 @@ class Read(NamedTuple):
 
 ONE_VALUE = frozenset({str, int, float, bool})
 """What rows hold that were read: types as JSON, CSV and Arrow give them, of which none is a subclass."""
-Found = tuple[Record, Mapping[str, Any], Mapping[str, Any]]
-"""A record, and what `Read` calls its extra and its metadata."""
+NONE: Sizes = MappingProxyType({})
+Found = tuple[Record, Mapping[str, Any], Mapping[str, Any], Sizes]
+"""A record, and what `Read` calls its extra, its metadata and its sizes."""
 
 
 def read_records(
@@ -95,17 +96,13 @@ def read_records(
             bad_rows.take(group[0].error)
             continue
         records: list[Found | Drop] = []
-        sizes: Sizes = {}
         with bad_rows:
             records = list(records_in(group, rules))  # all of a group, or nothing
-            if any(not isinstance(record, Drop) and record[2] for record in records):
-                sizes = sizes_in(group)
         if drops is not None:
             drops.update(one for one in records if isinstance(one, Drop))
         for record in records:
             if not isinstance(record, Drop):
-                yield Read(group[-1].number, *record, sizes)
-                sizes = {}
+                yield Read(group[-1].number, *record)
 
 
 def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Found | Drop]:
@@ -128,17 +125,23 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
     extra = extra_of(row)
     if shape.kind == PREFERENCES:
         shared = {} if shape is HELPSTEER else unread_columns(row, shape)
+        sizes = sizes_in(group, shape)
         for pair in parse(group):
-            yield pair if isinstance(pair, Drop) else (pair[0], extra, {**shared, **pair[1]})
+            if isinstance(pair, Drop):
+                yield pair
+                continue
+            yield pair[0], extra, {**shared, **pair[1]}, sizes
+            sizes = NONE
         return
     metadata = unread_columns(row, shape)
+    sizes = text_sizes(row, shape, metadata) if metadata else NONE
     if shape is LABELLED:
         extra.pop(LABEL, None)
-        yield feedback_of(row.data, row.where, id_of(row)), extra, metadata
+        yield feedback_of(row.data, row.where, id_of(row)), extra, metadata, sizes
         return
     if row.data.get(LABEL) is not None:
         raise label_error(row.data, row.where, rules.keep([LABEL]))
-    yield document_of(row.data, row.where, id_of(row)), extra, metadata
+    yield document_of(row.data, row.where, id_of(row)), extra, metadata, sizes
 
 
 def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
@@ -147,6 +150,7 @@ def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
     tree = row.data.get("message_tree_id") or id_of(row)
     shared = extra_of(row) if shape is TREE else {}
     about = unread_columns(row, TREE) if shape is TREE else {}
+    sizes = sizes_in(group, shape)
     for path in tree_of(row, id_of(row)) if shape is TREE else flat_tree_of(group, id_of):
         if isinstance(path, Drop):
             yield path
@@ -155,15 +159,15 @@ def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
         of_last = unread_columns(row._replace(data=last), TREE_MESSAGE)
         of_last = {name: value for name, value in of_last.items() if name not in ("replies", *about)}
         extra = {**shared, **one_values(last), "group_id": str(tree)}
-        yield conversation, extra, {**about, **of_last}
+        yield conversation, extra, {**about, **of_last}, sizes
+        sizes = NONE
 
 
-def sizes_in(group: Sequence[Row]) -> Sizes:
-    """Return the sizes of texts in columns that nothing reads, of rows that are read together."""
+def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
+    """Return the sizes of texts in columns that nothing reads, of rows of one shape that are read together."""
     unread = UnreadColumns(OURS)
     for row in group:
-        shape = recognised(row.data)
-        if shape is not None and (columns := unread_columns(row, shape)):
+        if columns := unread_columns(row, shape):
             unread.add(text_sizes(row, shape, columns))
     return {name: (texts, characters) for name, (texts, characters) in unread.sizes.items()}
 
