@@ -50,9 +50,24 @@ from align.errors import InputError
 LONGEST = 40
 """Characters that the texts of a column may average and still be metadata."""
 CONTEXT = (
-    "input", "inputs", "context", "contexts", "passage", "passages", "paragraph", "paragraphs", "document",
-    "documents", "article", "articles", "background", "story", "premise", "table", "schema",
-)  # fmt: skip
+    "input",
+    "inputs",
+    "context",
+    "contexts",
+    "passage",
+    "passages",
+    "paragraph",
+    "paragraphs",
+    "document",
+    "documents",
+    "article",
+    "articles",
+    "background",
+    "story",
+    "premise",
+    "table",
+    "schema",
+)
 """Columns without which a question is another one, in the order in which they are written below it."""
 CHOICES = ("choices", "options", "answer_choices", "endings")
 """Columns that list what a question lets one choose from."""
@@ -64,35 +79,105 @@ BODIES = ("text", "content", "contents", "passage", "body", "document", "paragra
 """Fields of a document that is an object: its title, and its text."""
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "kto_tag": "label"}
 """Other names of columns → ours."""
-KNOWN = frozenset({
-    *COLUMNS, *CONTEXT, *CHOICES, *ALIASES, "label", "helpfulness", "overall_preference", "preference_strength",
-    "margin", "deleted", "message_tree_id", "metadata",
-})  # fmt: skip
+KNOWN = frozenset(
+    {
+        *COLUMNS,
+        *CONTEXT,
+        *CHOICES,
+        *ALIASES,
+        "label",
+        "helpfulness",
+        "overall_preference",
+        "preference_strength",
+        "margin",
+        "deleted",
+        "message_tree_id",
+        "metadata",
+    }
+)
 """Names that are found in other case too."""
-IDENTIFYING = frozenset({
-    "id", "uuid", "hash", "source", "dataset", "subset", "category", "language", "lang", "license", "licence", "url",
-    "link", "model", "generator", "annotator", "author", "created_at", "timestamp", "date", "split", "tags", "meta",
-})  # fmt: skip
+IDENTIFYING = frozenset(
+    {
+        "id",
+        "uuid",
+        "hash",
+        "source",
+        "dataset",
+        "subset",
+        "category",
+        "language",
+        "lang",
+        "license",
+        "licence",
+        "url",
+        "link",
+        "model",
+        "generator",
+        "annotator",
+        "author",
+        "created_at",
+        "timestamp",
+        "date",
+        "split",
+        "tags",
+        "meta",
+    }
+)
 """Columns that are metadata however long their texts are."""
 COMMENTS: Mapping[Shape, frozenset[str]] = {
-    HELPSTEER2: frozenset({
-        "preference_statement", "preference_elaboration", "three_most_similar_preferences",
-        "all_preferences_unprocessed",
-    }),
+    HELPSTEER2: frozenset(
+        {
+            "preference_statement",
+            "preference_elaboration",
+            "three_most_similar_preferences",
+            "all_preferences_unprocessed",
+        }
+    ),
     HELPSTEER3: frozenset({"individual_preference"}),
     SCORED: frozenset({"correct_answers", "incorrect_answers"}),
-}  # fmt: skip
+}
 """Columns of published data sets that comment on the answers: metadata too."""
-CHECKED_BY = frozenset({
-    "answer", "answers", "expected", "reference", "references", "solution", "solutions", "target", "targets",
-    "test", "tests", "check", "checks", "rubric", "ground_truth", "rejected", "chosen", "completion", "response",
-    "output", "label",
-})  # fmt: skip
+CHECKED_BY = frozenset(
+    {
+        "answer",
+        "answers",
+        "expected",
+        "reference",
+        "references",
+        "solution",
+        "solutions",
+        "target",
+        "targets",
+        "test",
+        "tests",
+        "check",
+        "checks",
+        "rubric",
+        "ground_truth",
+        "rejected",
+        "chosen",
+        "completion",
+        "response",
+        "output",
+        "label",
+    }
+)
 """Columns that answers to a prompt are checked by. Where a row is asked and not imitated, they are kept for that."""
-ABOUT_PAIRS = frozenset({
-    "margin", "strength", "id", "group_id", "annotator", "source", "guideline_version", "created_at", "chosen_ended",
-    "rejected_ended", "scorer",
-})  # fmt: skip
+ABOUT_PAIRS = frozenset(
+    {
+        "margin",
+        "strength",
+        "id",
+        "group_id",
+        "annotator",
+        "source",
+        "guideline_version",
+        "created_at",
+        "chosen_ended",
+        "rejected_ended",
+        "scorer",
+    }
+)
 """Columns that a preference pair keeps as attributes of its own."""
 USERS = ("user", "human", "prompter")
 ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
@@ -239,7 +324,8 @@ class Rendered:
 @lru_cache(4096)
 def known_names(names: tuple[str, ...]) -> Mapping[str, str]:
     """Return the columns that have one of our names in other case, or another name for the same, with our name."""
-    taken, found = {*names}, dict[str, str]()
+    taken = {*names}
+    found = dict[str, str]()
     for name in names:
         ours = name if name in KNOWN else name.strip().casefold()
         if ours not in KNOWN:
@@ -323,14 +409,16 @@ def document_text(value: Any) -> str | None:
 def rendered_choices(value: Any) -> Rendered | None:
     """Return choices as text, a line each: `A. …`. Labels that stand beside the choices take the place of letters.
     Returns None if a choice is neither a text nor a number."""
-    labels, texts = (), value
+    labels: Any = ()
+    texts = value
     if isinstance(value, str):
         return Rendered(value, [value.strip()])
     if isinstance(value, Mapping):
         texts = value.get("text", value.get("choices"))
         labels = value.get("label", value.get("labels", ()))
         if texts is None:
-            labels, texts = [*value], [*value.values()]
+            labels = [*value]
+            texts = [*value.values()]
     if isinstance(texts, list) and all(isinstance(one, Mapping) for one in texts):
         labels = [one.get("label") for one in texts]
         texts = [one.get("text") for one in texts]
@@ -349,9 +437,7 @@ def letter_of(place: int) -> str:
     return chr(ord("A") + place) if place < 26 else str(place + 1)
 
 
-def renamed(
-    data: Mapping[str, Any], columns: Mapping[str, str], where: str
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a row whose columns have our names, and the columns that had one of these names before.
 
     Raises:
