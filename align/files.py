@@ -85,14 +85,14 @@ def user_path(given: str | Path, field: str) -> Path:
         raise InputError(field, repr(text), "is no path (embedded null byte)", "Remove it.")
     if len(path.parts) > MAX_FOLDERS:
         problem = f"is no path (it goes through {len(path.parts):,} folders, and {MAX_FOLDERS} are the most)"
-        raise InputError(field, shortened(text), problem, remedy)
+        raise InputError(field, shorten(text), problem, remedy)
     if len(encoded) >= MAX_PATH or any(len(os.fsencode(part)) > MAX_PART for part in path.parts):
         problem = f"is no path (File name too long: {MAX_PART} bytes a name and {MAX_PATH - 1:,} in all are the most)"
-        raise InputError(field, shortened(text), problem, remedy)
+        raise InputError(field, shorten(text), problem, remedy)
     return path
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """Return a text for a message: its beginning and its end if it is long."""
     return text if len(text) <= 120 else f"{text[:60]}…{text[-30:]}"
 
@@ -163,7 +163,7 @@ def unreadable(error: OSError | ValueError, path: Path, field: str, remedy: str)
     """Return the error of a file that cannot be read, as the user's own."""
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     kind = MissingArtifact if missing else CorruptFile
-    return kind(field, shortened(str(path)), problem_of(error), remedy)
+    return kind(field, shorten(str(path)), problem_of(error), remedy)
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def refuse_large(path: Path, size: int, field: str) -> None:
     if size > SIZE_LIMIT.bytes:
         limit = f"{SIZE_LIMIT.megabytes:g}"
         problem = f"has {size / MIB:,.1f} MiB, and a file of this kind is read up to {limit} MiB"
-        raise CorruptFile(field, shortened(str(path)), problem, "Check the path, or raise run.max_file_mb.")
+        raise CorruptFile(field, shorten(str(path)), problem, "Check the path, or raise run.max_file_mb.")
 
 
 def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:

@@ -46,7 +46,7 @@ def loaded(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[t
         for folder in filter(None, (conf_dir(), search)):
             path = folder / f"{default.config_path}.yaml"
             if path.is_file():
-                yield path, default.package or "", yaml.safe_load(read_text(path, "--config-dir")) or {}
+                yield path, default.package or "", yaml.safe_load(read_text(path, "configuration")) or {}
                 break
 
 

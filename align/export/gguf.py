@@ -168,7 +168,7 @@ def cached_file(root: Path, source: Source, weights: str, write: Callable[[Path]
     file = base_file(weights)
     folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"
     if not (folder / ABOUT).is_file():
-        with publish(folder, replace=True) as part:
+        with publish(folder, replace=ABOUT) as part:
             write(part / file)
             write_json(part / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(part / file)})
         return folder / file

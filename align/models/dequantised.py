@@ -41,7 +41,7 @@ def dequantised_beside(
     folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
         model = dequantised(load_base(base, "qlora", device, trained), dtype)
-        with publish(folder, replace=True) as part:
+        with publish(folder, replace=ABOUT) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
             save_tokenizer(tokenizer, part, Path(base.path))

@@ -82,7 +82,7 @@ def sweep_page(folders: Sequence[Path]) -> Path | None:
     into = root / FOLDER
     into.mkdir(exist_ok=True)
     name = f"{stages}-{json_digest(sorted(runs))[:8]}"
-    page = page_of(comparison(root, records), root).write(into / f"{name}.html")
+    page = page_of(comparison(root, records), root).write(into / f"{name}.html", "run.root")
     note_sweep(root, name, runs)
     return page
 

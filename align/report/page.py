@@ -16,12 +16,14 @@ import html
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.distribution import install_command, missing_modules
-from align.errors import StorageError
+from align.errors import InputError, StorageError
+from align.files import has_file, read_bytes
 from align.report.style import BLOCKS, COLOURS, FRAME
 from align.report.words import counted, format_figure
 from align.track import turn_text
@@ -78,6 +80,26 @@ Asked = Sequence[Mapping[str, Any]]
 """A conversation up to an answer: `{role, content}` a turn."""
 Block = str
 """HTML of one block, every text in it escaped."""
+
+
+OTHER_FILE = "Name another file, or remove this one."
+SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
+
+
+def add_seal(page: bytes) -> bytes:
+    """Return a page with a last line that tells it from the files of others: a digest of the rest."""
+    return page + SEAL.format(sha256(page).hexdigest()).encode()
+
+
+def refuse_foreign(path: Path, field: str) -> None:
+    """Raise InputError if a file is there that is not a page as `add_seal` made it."""
+    if not has_file(path, field, OTHER_FILE):
+        return
+    data = read_bytes(path, field, OTHER_FILE)
+    page = data[: data.rfind(b"<!-- written by align")]
+    if data != add_seal(page):
+        problem = "there is a file that align did not write, or that was edited since"
+        raise InputError(field, str(path), problem, OTHER_FILE)
 
 
 class Report:
@@ -211,17 +233,28 @@ class Report:
             + "\n</main>\n</body>\n</html>\n"
         )
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, field: str = "") -> Path:
         """Write the page at once: a reader sees the old file or the new one, never a half.
 
+        Args:
+            field: the setting that names the file, of a page outside of the folder of a run. It is sealed, and replaces
+                nothing but a page with a seal.
+
         Raises:
+            InputError: there is a file that align did not write, or that was edited since.
             StorageError: the folder is missing or cannot be written, or the disk is full.
         """
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             # Lone surrogates, which a broken tokenizer can emit, have no UTF-8 form: they become references.
-            part.write_bytes(self.html().encode("utf-8", "xmlcharrefreplace"))
+            page = self.html().encode("utf-8", "xmlcharrefreplace")
+            part.write_bytes(add_seal(page) if field else page)
+            if field:
+                refuse_foreign(path, field)
             os.replace(part, path)
+        except InputError:
+            part.unlink()
+            raise
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -265,7 +266,7 @@ def named_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name
         MissingArtifact: there is none; the message has the nearest name, and the command that makes one.
     """
     for candidate in stages:
-        if (root / candidate / name / "manifest.json").is_file():
+        if os.path.lexists(root / candidate / name / "manifest.json"):
             return root / candidate / name
     named = [path.parent.name for stage in stages for path in (root / stage).glob("*/manifest.json")]
     close = difflib.get_close_matches(name, named, n=1)

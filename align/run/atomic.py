@@ -15,20 +15,22 @@ from align.errors import InputError, StorageError
 
 
 @contextmanager
-def publish(target: Path, replace: bool = False) -> Iterator[Path]:
+def publish(target: Path, replace: str = "") -> Iterator[Path]:
     """A new folder beside `target` that takes its name once the block ends without an error, and is removed otherwise.
 
     Args:
         target: where the folder shall be; an empty folder there is taken over.
-        replace: True to put the new one in the place of an older one, which stays until the new one is complete.
+        replace: the name of a file that every such folder of align's has: the new one takes the place of an older one,
+            which stays until the new one is complete. Empty: it replaces none.
 
     Raises:
-        InputError: `target` holds files and `replace` is False, or is a file.
+        InputError: `target` is a file, or holds files and is not one of those that may be replaced.
         StorageError: the folder cannot be written.
     """
     if target.exists() and not target.is_dir():
         raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
-    if target.is_dir() and any(target.iterdir()) and not replace:
+    own = replace and (target / replace).is_file()
+    if target.is_dir() and any(target.iterdir()) and not own:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
     with scratch_folder(target) as part:
         yield part

@@ -22,7 +22,7 @@ would leave the same times (Git calls such an entry racily clean)."""
 
 
 class FileState(NamedTuple):
-    """What a file system says of a file, without its bytes: while all of it stays the same, so do they.
+    """A file as its file system describes it: while all of this stays the same, so do its bytes.
 
     Writing moves `changed_ns` (ctime), which no program can set back, and another file in its place has another inode.
     The exception is a second write within one tick of the clock: see `is_settled`.
@@ -84,7 +84,7 @@ def same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") 
         if hashed is not None and hashed.settled and hashed.state == state:
             known[path] = hashed.sha256
         elif hashed is not None or digest:
-            known[path] = remembered_digest(path, state)  # and what was hashed before stays what is expected
+            known[path] = recall_digest(path, state)  # and what was hashed before stays what is expected
         if hashed is not None and known[path] != hashed.sha256:
             refuse(path, "changed after it was hashed")
     if digest and json_digest([[path.name, known[path]] for path in files]) != digest:
@@ -123,12 +123,12 @@ def known_digest(path: Path) -> str:
     """
     began = time.time()
     state = state_of(path)
-    digest = remembered_digest(path, state)
+    digest = recall_digest(path, state)
     HASHED[os.path.realpath(path)] = Hashed(state, digest, state.is_settled(began))
     return digest
 
 
-def remembered_digest(path: Path, state: FileState) -> str:
+def recall_digest(path: Path, state: FileState) -> str:
     """Return the sha256 of a file in a state, from the cache if it is large and has been hashed in that state."""
     folder = cache_folder()
     if state.size < LARGE or folder is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import CorruptFile, MissingArtifact, StorageError
-from align.files import NotRegularFile, has_file, problem_of, read_text, shortened
+from align.files import NotRegularFile, has_file, problem_of, read_text, shorten
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -91,7 +91,7 @@ def storage_error(error: BaseException, root: str) -> StorageError | None:
         root: the folder of the runs, to name.
     """
     if isinstance(error, OSError) and (error.errno in UNREADABLE or isinstance(error, NotRegularFile)):
-        path = shortened(str(error.filename or root))
+        path = shorten(str(error.filename or root))
         return StorageError("file", path, problem_of(error), "Check the path, its links and its disk.")
     seen: BaseException | None = error
     while seen is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
-from align.files import user_path
+from align.files import has_file, user_path
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
@@ -174,8 +174,8 @@ class Run:
 
     def begin(self, config_yaml: str) -> None:
         """Write down what is about to run."""
+        self._write(status="running", error="")  # first: a folder without it is not a run's
         write_text(self.folder / "config.yaml", config_yaml)
-        self._write(status="running", error="")
 
     def note_hardware(self, hardware: Mapping[str, Any]) -> None:
         """Write down what the run computes on, before it computes: a replay that ends early has it too."""
@@ -246,7 +246,8 @@ def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
     Raises:
         RunConflict: the name is taken by another configuration.
     """
-    if not (folder / FILE).is_file():
+    if not has_file(folder / FILE, "manifest", "Move the folder away."):
+        refuse_foreign(folder)
         return None
     old = read_manifest(folder)
     was, wanted = old.identity, new.identity
@@ -263,6 +264,15 @@ def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
         key.removeprefix("config."), here, f"the run in {folder} has {there}",
         "Use another run.name, or resume=never for a fresh folder.",
     )  # fmt: skip
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError if a folder without a manifest holds files: no run wrote them, and a run would replace some.
+    A hidden one may be what a killed process left of a manifest."""
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign:
+        problem = f"{folder} holds files that no run wrote ({', '.join(foreign[:3])})"
+        raise InputError("run.name", folder.name, problem, "Use another run.name or run.root, or move the folder away.")
 
 
 def failed_without_output(folder: Path, manifest: Manifest) -> bool:

@@ -28,6 +28,7 @@ from align.registry.index import Index, asked
 from align.registry.query import found, path_of
 from align.registry.record import Record, number
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
+from align.report.page import refuse_foreign
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
@@ -82,6 +83,9 @@ def compared(config: Config) -> Iterable[str]:
     limit = stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
 
+    if stage.html:  # before anything is printed
+        refuse_foreign(user_path(stage.html, "stage.html"), "stage.html")
+
     def answer(index: Index) -> tuple[list[Record], int]:
         if wanted := stage.runs or (stage.sweep and runs_of(root, stage.sweep)):
             for key in stage.columns:
@@ -125,7 +129,7 @@ def written(side_by_side: comparison.Comparison, root: Path, path: Path) -> Path
     folder = path.parent
     require(folder.is_dir(), "stage.html", str(path), "is in no folder that is there", f"Make {folder} first.")
     require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
-    return page_of(side_by_side, root).write(path)
+    return page_of(side_by_side, root).write(path, "stage.html")
 
 
 def described(config: Config) -> Iterable[str]:

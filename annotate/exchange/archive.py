@@ -16,6 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import uuid4
 
 from sqlalchemy import Connection, Table, insert, select
 
@@ -45,10 +46,10 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
         InputError: there is such a file already, or it cannot be written.
     """
     taken = datetime.now(UTC).isoformat(timespec="seconds")
-    unfinished = path.with_name(f"{path.name}.part")
-    require(not path.exists(), "stage.path", str(path), "there is such a file already", "Name a new one.")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    require(not os.path.lexists(path), "stage.path", str(path), "there is such a file already", "Name a new one.")
     try:
-        private = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it names people
+        private = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # it names people
         with store.reading() as connection, os.fdopen(private, "wb") as raw:
             about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **asdict(store.verify())}
             with gzip.open(raw, "wt", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Files that nobody should wait for or believe, one a kind: made at a path, and what errors say of them."""
+"""Odd files by kind: how to make one at a path, and the error that a reader gives."""
 
 from __future__ import annotations
 

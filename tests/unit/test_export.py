@@ -179,7 +179,7 @@ def test_a_base_must_be_findable_elsewhere(base: Path, adapter: Path, tmp_path: 
 def test_publish_is_all_or_nothing(tmp_path: Path):
     target = tmp_path / "out"
 
-    def half_written(replace: bool = False) -> None:
+    def half_written(replace: str = "") -> None:
         with publish(target, replace) as part:
             (part / "half").write_text("x")
             raise KeyError
@@ -197,9 +197,9 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     with pytest.raises(InputError, match="already holds files"), publish(target):
         pass
     with pytest.raises(KeyError):
-        half_written(replace=True)
+        half_written(replace="a")
     assert [p.name for p in target.iterdir()] == ["a"]
-    with publish(target, replace=True) as part:
+    with publish(target, replace="a") as part:
         (part / "b").write_text("2")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -15,12 +15,25 @@ from floors import MODULES, name_of
 
 READING_METHODS = {"read_text", "read_bytes", "expanduser"}
 LIBRARY_CALLS = {
-    "safe_open", "load_file", "from_pretrained", "ParquetFile", "read_table", "load_dataset", "OSFile", "memory_map",
-}  # fmt: skip
+    "safe_open",
+    "load_file",
+    "from_pretrained",
+    "ParquetFile",
+    "read_table",
+    "load_dataset",
+    "OSFile",
+    "memory_map",
+}
 QUALIFIED = {
-    "json.load", "yaml.load", "yaml.safe_load", "torch.load", "tarfile.open", "zipfile.ZipFile", "OmegaConf.load",
+    "json.load",
+    "yaml.load",
+    "yaml.safe_load",
+    "torch.load",
+    "tarfile.open",
+    "zipfile.ZipFile",
+    "OmegaConf.load",
     "os.open",
-}  # fmt: skip
+}
 MODE_SECOND = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open"}
 WRITING = set("wax+")
 OPENED_OTHERWISE = {"Store", "Run", "replica", "self"}

@@ -79,10 +79,19 @@ LARGE: dict[str, tuple[str, Read]] = {
 """The same of those that read a file of any size."""
 READERS = SMALL | LARGE
 OF_A_MODEL = (
-    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt",
-    "added_tokens.json", "processor_config.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "processor_config.json",
+)
 
 
 @pytest.fixture
@@ -194,9 +203,12 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.user_path("~/runs", "field") == tmp_path / "runs"
     for given, says in {
         "~no_such_user/x": "names the home folder of a user that this machine does not have",
-        "x/" * 2000: "goes through 2,000 folders", "x" * 256: "File name too long", "\0": "embedded null byte",
-        "/".join(["x" * 200] * 21): "File name too long", "\ud800": "is not text in UTF-8",
-    }.items():  # fmt: skip
+        "x/" * 2000: "goes through 2,000 folders",
+        "x" * 256: "File name too long",
+        "\0": "embedded null byte",
+        "/".join(["x" * 200] * 21): "File name too long",
+        "\ud800": "is not text in UTF-8",
+    }.items():
         with pytest.raises(InputError, match=says) as refused:
             files.user_path(given, "field")
         assert len(str(refused.value)) < 400
@@ -221,7 +233,8 @@ def test_what_no_reader_saw_is_still_the_users() -> None:
 
 def lines(folder: Path) -> Iterator[tuple[str, str]]:
     """(stage, the words of a command line that comes upon a pipe)."""
-    root, pipe = f"run.root={folder}/runs", folder / "pipe.jsonl"
+    root = f"run.root={folder}/runs"
+    pipe = folder / "pipe.jsonl"
     model = f"model=hub model.path={folder}/model"
     yield "data", f"stage=data data=jsonl data.path={pipe} {root}"
     yield "sft", f"stage=sft {model} data=jsonl data.path={folder}/rows.jsonl {root}"

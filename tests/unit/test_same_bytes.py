@@ -1,4 +1,4 @@
-"""What is loaded is what was hashed: files that change in between, or while they are read."""
+"""Files that change between hashing and loading, or while they are read."""
 
 from __future__ import annotations
 
@@ -53,23 +53,25 @@ def swap(path: Path, old: bytes = b"old", new: bytes = b"new") -> None:
     path.write_bytes(path.read_bytes().replace(old, new))
 
 
-def by_replacing(path: Path) -> None:
+def replace_file(path: Path) -> None:
     other = path.with_name("other")
     other.write_bytes(path.read_bytes().replace(b"old", b"new"))
     shutil.copystat(path, other)
     other.replace(path)
 
 
-def in_place(path: Path) -> None:
+def edit_in_place(path: Path) -> None:
     before = path.stat()
     swap(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `touch -r` hides it
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "replaced": by_replacing, "in place, its time set back": in_place, "cut": lambda path: os.truncate(path, 2),
+    "replaced": replace_file,
+    "in place, its time set back": edit_in_place,
+    "cut": lambda path: os.truncate(path, 2),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"more"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("settled", [True, False])
@@ -156,7 +158,7 @@ def adapter(model: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def other_weights(path: Path) -> None:
+def write_other_weights(path: Path) -> None:
     save_file({name: value + 1 for name, value in load_file(path).items()}, path, {"format": "pt"})
 
 
@@ -164,7 +166,7 @@ def other_weights(path: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_a_base_that_was_replaced_after_it_was_hashed(load: Any, method: str, model: Path) -> None:
     base = find_base(str(model))
-    other_weights(model / "model.safetensors")
+    write_other_weights(model / "model.safetensors")
     with pytest.raises(CorruptFile, match=r"model\.safetensors changed after it was hashed"):
         load(base, method, CPU, torch.float32)
     HASHED.clear()  # another process, such as a rank, which was told the digest
@@ -173,10 +175,11 @@ def test_a_base_that_was_replaced_after_it_was_hashed(load: Any, method: str, mo
 
 
 def test_a_base_that_is_replaced_while_it_is_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, read = find_base(str(model)), AutoModelForCausalLM.from_pretrained
+    base = find_base(str(model))
+    read = AutoModelForCausalLM.from_pretrained
 
     def slow(*given: Any, **named: Any) -> Any:
-        other_weights(model / "model.safetensors")
+        write_other_weights(model / "model.safetensors")
         return read(*given, **named)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow)
@@ -188,7 +191,7 @@ def test_a_base_that_is_replaced_while_it_is_loaded(model: Path, monkeypatch: py
 def test_an_adapter_that_was_replaced_after_it_was_hashed(scored: bool, model: Path, adapter: Path) -> None:
     assert artifact_in(adapter, "adapter").digest
     loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
-    other_weights(adapter / WEIGHTS_FILE)
+    write_other_weights(adapter / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
         attach(loaded, adapter, "default", scored=scored)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
@@ -205,7 +208,7 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
     read = PeftModel.from_pretrained
 
     def slow(*given: Any, **named: Any) -> Any:
-        other_weights(adapter / WEIGHTS_FILE)
+        write_other_weights(adapter / WEIGHTS_FILE)
         return read(*given, **named)
 
     monkeypatch.setattr(PeftModel, "from_pretrained", slow)

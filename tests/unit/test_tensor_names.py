@@ -21,16 +21,29 @@ from small_models import small_config, small_model
 
 CPU = torch.device("cpu")
 FAMILIES = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "olmo2",
-    "mixtral", "qwen3_moe", "deepseek_v3", "glm4_moe",
-)  # fmt: skip
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "olmo2",
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "glm4_moe",
+)
 WITHOUT_CLASSIFIER = ("glm4_moe",)
 """Families of which transformers has no classifier."""
 LAYERS = {"gpt2": "n_layer"}
 LOADS = [load_base, load_classifier]
 
 
-def saved(folder: Path, model_type: str) -> Path:
+def save_family(folder: Path, model_type: str) -> Path:
     small_model(small_config(model_type), folder)
     return folder
 
@@ -63,7 +76,7 @@ def split(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_loads_whole_and_not_with_fewer_layers(family: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", family)
+    folder = save_family(tmp_path / "model", family)
     hows = [load_base] if family in WITHOUT_CLASSIFIER else LOADS
     for how in hows:
         load(folder, how=how)
@@ -109,8 +122,9 @@ def test_constants_that_older_versions_saved(tiny_model: Path, tmp_path: Path) -
     constants = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16),
         "model.layers.1.self_attn.rotary_emb.cos_cached": torch.ones(4, 32),
-        "model.layers.0.self_attn.masked_bias": torch.tensor(-1e4), "model.position_ids": torch.arange(4.0),
-    }  # fmt: skip
+        "model.layers.0.self_attn.masked_bias": torch.tensor(-1e4),
+        "model.position_ids": torch.arange(4.0),
+    }
     edit_tensors(folder, add=constants)
     load(folder)
     load(folder, how=load_classifier)
@@ -121,9 +135,14 @@ def test_a_tied_head_may_be_in_the_file(tmp_path: Path) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / SINGLE)
     assert "lm_head.weight" not in tensors
@@ -147,13 +166,15 @@ def test_a_classifier_is_no_language_model(tiny_model: Path, tmp_path: Path) -> 
     [
         ("deepseek_v3", "model.layers.61.eh_proj.weight", True),
         ("deepseek_v3", "model.layers.2.eh_proj.weight", False),
-        ("glm4_moe", "model.layers.92.eh_proj.weight", True), ("glm4_moe", "model.layers.9.eh_proj.weight", False),
-        ("gpt2", "transformer.h.0.attn.bias", True), ("gpt2", "transformer.h.0.attn.wrong", False),
+        ("glm4_moe", "model.layers.92.eh_proj.weight", True),
+        ("glm4_moe", "model.layers.9.eh_proj.weight", False),
+        ("gpt2", "transformer.h.0.attn.bias", True),
+        ("gpt2", "transformer.h.0.attn.wrong", False),
     ],
-)  # fmt: skip
+)
 def test_what_a_class_ignores_by_name(family: str, name: str, taken: bool, tmp_path: Path) -> None:
     """The layer of several tokens of DeepSeek-V3 and GLM-4.5, and GPT-2's masks."""
-    folder = saved(tmp_path / "model", family)
+    folder = save_family(tmp_path / "model", family)
     edit_tensors(folder, add={name: torch.ones(8, 8)})
     if taken:
         load(folder)
