@@ -130,6 +130,13 @@ def left(status: int) -> int:
 def print_job(line: CommandLine) -> None:
     """`--cfg job`: print the configuration that the line makes, where a run would take it; with `-m` that of each job,
     one YAML document a job. `--resolve`: as the run's config.yaml would have it."""
+    from align.config.compose import composing
+
+    with composing(line.words):
+        print_composed(line)
+
+
+def print_composed(line: CommandLine) -> None:
     from align.config.compose import Composer, as_yaml, check, resolved
     from align.config.rates import explain_empty_rate
     from align.config.sweep import jobs_of
@@ -149,10 +156,11 @@ def print_job(line: CommandLine) -> None:
 
 def jobs_in(line: CommandLine) -> list[Job]:
     """The jobs of a line with `-m`, each checked; of any other line the one that it is."""
-    from align.config.compose import Composer
+    from align.config.compose import Composer, composing
     from align.config.sweep import jobs_of
 
-    jobs = jobs_of(line.words, Composer(line.search))
+    with composing(line.words):
+        jobs = jobs_of(line.words, Composer(line.search))
     for job in jobs:
         require_stage(job.config)
     return jobs
@@ -165,9 +173,10 @@ def composed(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
         words: its `group=choice`, `key=value` and `+experiment=NAME`.
         search: the folder of the user's own group files.
     """
-    from align.config.compose import check, compose_raw
+    from align.config.compose import check, compose_raw, composing
 
-    config = check(compose_raw(words, search))
+    with composing(words):
+        config = check(compose_raw(words, search))
     require_stage(config)
     return config
 
@@ -219,6 +228,21 @@ def shadow_free_path() -> None:
     sys.path += [here, *(place for place in checkout if place != here)]
 
 
+def open_standard_streams() -> None:
+    """Open the standard streams that this process was started without (`>&-`) on /dev/null. A file that is opened
+    later would take the place of one, and get what is printed."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
 def terminate(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -240,8 +264,11 @@ def warn_of_foreign_distribution() -> None:
 
 
 def entry() -> int:
+    open_standard_streams()
     shadow_free_path()
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, terminate)
     if ranks.told():
         signal.signal(signal.SIGINT, terminate)  # its launcher may have been started in the background
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them

@@ -52,6 +52,17 @@ SHAPES = (
     re.compile(r"(\bal-)[\w\-]{43}(?![\w\-])"),  # a key of our own server
     *(shape.pattern for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY)),
 )
+SECRET_NAMES = (
+    r"(?:[\w\-]{0,64}[_\-])?(?:api[_\-]?key|access[_\-]?key|secret[_\-]?key|private[_\-]?key|secret|password|passwd|passphrase|"
+    r"credentials?|(?:api|auth|access|bearer|refresh|session|hf|id)[_\-]?token)"
+)
+SECRET_KEY = re.compile(rf"(?:{SECRET_NAMES}|token|authorization)", re.IGNORECASE)
+"""Keys of a mapping whose value is a secret, whatever it looks like. `eos_token` and `api_key_env` are none."""
+SHAPES += (
+    re.compile(
+        rf"""((?<![\w\-]){SECRET_NAMES}["']?\s*[:=]\s*["']?)(?!\*\*\*)[^\s"',;}}\]&<>]{{1,1024}}""", re.IGNORECASE
+    ),
+)
 NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
 SHORTEST = 6
 """Characters below which a value is a word like another, and only its place tells."""
@@ -159,12 +170,30 @@ def names_secret(variable: str) -> bool:
 
 
 def masked_tree(value: Any, mask: Callable[[str], str] = masked) -> Any:
-    """Nested mappings and lists with every text in them masked."""
+    """Return nested mappings and lists with every text in them masked, and the whole value of each key whose name says
+    that it is a secret."""
     if isinstance(value, Mapping):
-        return {key: masked_tree(inner, mask) for key, inner in value.items()}
+        return {
+            key: masked_secret(inner) if SECRET_KEY.fullmatch(str(key)) else masked_tree(inner, mask)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [masked_tree(inner, mask) for inner in value]
     return mask(str(value)) if isinstance(value, str) else value
+
+
+def masked_secret(value: Any) -> Any:
+    """Return the mask in place of a secret, which is masked from now on wherever else it would be shown. Nothing, a
+    truth value and an empty text stay as they are."""
+    if value is None or value == "" or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {key: masked_secret(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_secret(inner) for inner in value]
+    if str(value) != MASK:
+        remember(str(value))
+    return MASK
 
 
 def unmarked(value: Any) -> Any:

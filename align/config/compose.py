@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -37,11 +38,13 @@ from align.config.plan import PLANNED, PlanKeys, question_about
 from align.config.root import Config
 from align.config.schemas import SCHEMAS, keys_beside, register
 from align.config.settings import changed, freeze
-from align.config.values import check_batch, check_characters, is_sweep, quote, read_value, set_value
-from align.errors import InputError, require
-from align.redaction import masked_tree
+from align.config.values import check_batch, check_characters, check_integers, is_sweep, quote, read_value, set_value
+from align.errors import AlignError, InputError, require
+from align.redaction import masked_argument, masked_tree
 
 PLAN = "plan"
+COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")
+"""Packages that read command lines and configuration files."""
 
 
 class Composer:
@@ -143,7 +146,9 @@ class Composer:
                 ask_about(made)
             for name, value in values.items():
                 set_value(made.tree, name, value, self._groups, made.stage)
-            check_characters(OmegaConf.to_container(made.tree))
+            container = OmegaConf.to_container(made.tree)
+            check_characters(container)
+            check_integers(container, "")
             self._made[key] = made
         return self._made[key]
 
@@ -154,7 +159,7 @@ class Composer:
             return compose_groups(choices, self.search)
         except InputError:
             raise
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # what Hydra, OmegaConf and PyYAML raise at a user's file has any type
             theirs = [path for path in chosen if conf_dir() not in path.parents]
             raise explain.broken_file(error, self.files, theirs, keys_beside(error)) from error
 
@@ -238,6 +243,40 @@ def by_hydra(search: Path | None, *arguments: str) -> Composed:
 
 
 shipped = cache(partial(by_hydra, None))  # of our own files, which stay as they are while a process lasts
+
+
+@contextmanager
+def composing(words: Sequence[str]) -> Iterator[None]:
+    """Raise what Hydra, OmegaConf or PyYAML raise inside the block as the user's error: they are given the command line
+    and the user's files, and nothing else. A fault of our own passes as it is.
+
+    Args:
+        words: the command line, to name.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if not raised_by_hydra(error):
+            raise
+        line = " ".join(map(masked_argument, words)) or "(nothing)"
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        remedy = "Correct the word or the file that it speaks of; `python -m align --cfg job` shows every key."
+        raise InputError("command line", line[:300], f"cannot be composed ({reason})", remedy) from error
+
+
+def raised_by_hydra(error: BaseException) -> bool:
+    """Return whether an exception came out of the libraries that read command lines and configuration files, or out of
+    a file that goes round in a circle."""
+    if isinstance(error, RecursionError):
+        return True
+    names = set[str]()
+    trace = error.__traceback__
+    while trace is not None:
+        names.add(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        trace = trace.tb_next
+    return not names.isdisjoint(COMPOSED_BY)
 
 
 def check(raw: DictConfig) -> Config:

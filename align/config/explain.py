@@ -148,6 +148,8 @@ def broken_file(
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     problem = next((line for line in lines if "while composing" not in line), type(error).__name__)
     problem = re.sub(r"^In '[^']+': ", "", problem)
+    if isinstance(error, RecursionError):
+        problem = "includes itself, or holds an alias (&NAME, *NAME) that leads back to itself"
     key = key[1] if (key := re.search(r"full_key: (\S+)", text)) else ""
     if sought := re.match("Could not find '(.+)/(.+)'", problem):
         others = [name.partition("/")[2] for name in files if name.startswith(f"{sought[1]}/")]

@@ -140,7 +140,11 @@ def sweeps(key: str, value: str) -> bool:
 def values_of(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
     """(as it was typed, as Hydra writes it) of each value of a sweep."""
     override = override_of(key, value, composer)
-    written = list(islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+    try:
+        written = list(islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+    except (HydraException, ArithmeticError, ValueError, TypeError) as error:
+        remedy = "Write range(FIRST,LAST,STEP) with a step that leads from the first to the last, or list the values."
+        raise InputError(key, value, f"cannot be swept over ({error})", remedy) from error
     require(bool(written), key, value, "is a sweep over nothing", "Give values that there are.")
     # Hydra writes 1e-4 as 0.0001, and the commit 12e4567 as inf. The pieces between commas are what was typed, where
     # each of them is read as Hydra has it.

@@ -80,6 +80,7 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
     kind, value = type_of(tree, key), read_value(text)
     if kind is str and not isinstance(value, str) and value is not None:
         value = text  # a revision such as 12e4567 or a name such as 007 is no number
+    check_integers(value, key)
     try:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{value} is not finite")
@@ -88,6 +89,22 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         inside = OmegaConf.select(tree, key)
         below = [f"{key}.{k}" for k in keys_of(inside)] if isinstance(inside, DictConfig) else []
         raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
+
+
+def check_integers(value: Any, key: str) -> None:
+    """Check that no whole number of a value, nested ones too, is larger than any program computes with.
+
+    Raises:
+        InputError: one is.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_integers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            check_integers(inner, f"{key}[{i}]")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(key, value, "is no whole number below 2^63", "Give a smaller number.")
 
 
 def check_batch(tree: DictConfig, given: Collection[str]) -> None:

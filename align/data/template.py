@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
+from align.data.tokenizer_patterns import check_patterns
 from align.errors import InputError, require
 
 PATIENCE_S, MEMORY_MB = 20, 512
@@ -119,8 +120,10 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
             travel with the tokenizer: whoever renders by it later, an engine too, renders what was trained on.
 
     Raises:
-        InputError: the model brings none and none was asked for, or the template reads no such argument.
+        InputError: the model brings none and none was asked for, the template reads no such argument, it does not end
+            (`probe`), or a pattern of the tokenizer does not (`check_patterns`).
     """
+    check_patterns(tokenizer)
     if template == "chatml":
         if tokenizer.chat_template not in (None, CHATML):
             print("data.template=chatml takes the place of the model's own chat template, which it was trained with")

@@ -1,0 +1,179 @@
+"""Odd command lines and files: each ends with status 0 or 2 and one message, never with a fault of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workshop import Workshop
+
+from align.redaction import MASK, SECRET_KEY, masked, masked_tree, redacted
+
+SECRET = "sk-4f9a0c77b1e2d3c4"
+KEYS = (
+    "stage.lr", "seed", "stage.max_steps", "run.name", "data.path", "stage.judge", "init", "method.r", "data.held_out",
+)  # fmt: skip
+VALUES = (
+    "", "null", "???", "[", "{", "]", "}", "{a: {", "[[[[", "'", '"', "\\", "\\'", "$", "${", "${oc.env:HOME}",
+    "${seed}", "${stage.lr}", "${a.b.c}", "${oc.decode:x}", "~", "!", "!!python/object:os.system", "&a", "*a", "- 1",
+    "a: b",
+    "range(0,1,0)", "range(1,0)", "range(0,3,-1)", "range(0)", "range(a,b)", "choice()", "choice(1,2", "interval(0,1)",
+    "glob(*)", "shuffle(range(0,0))", "sort(3,a)", "tag(a,1,2)", "1,2,", ",", ",,", "1e308", "1e-400", "nan", "-inf",
+    "123456789012345678901234567890", "[1, 123456789012345678901234567890]", "{a: -123456789012345678901234567890}",
+    "0x10", "0o7", "1_000", "१२", "é", "\u202e", "\udce9", "a\nb", "a\tb", "\x01", "x" * 5000, "[" * 300, "(" * 300,
+    "{a: " * 200, "a=b", "=", "==", "@production", "@", "sft:latest", "hub:", "..", "/dev/null/x",
+)  # fmt: skip
+FORMS = (
+    *["{key}={value}"] * 6,
+    "+{key}={value}",
+    "++{key}={value}",
+    "~{key}",
+    "{key}",
+    "{key}[0]={value}",
+    "{key}.a={value}",
+)
+
+
+def odd_lines() -> Iterator[list[str]]:
+    """Yield 240 command lines: of each value some forms, with and without -m, some of them of two odd words."""
+    draw = random.Random(35)
+    stages = ("sft", "eval", "data", "registry", "annotate", "ppo", "plan", "nothing", "'sft'", "sft,eval", "[sft]")
+    for number in range(240):
+        words = [f"stage={draw.choice(stages)}"]
+        for _ in range(draw.choice((1, 1, 2))):
+            value = VALUES[(number + draw.randrange(3)) % len(VALUES)]
+            words.append(draw.choice(FORMS).format(key=draw.choice(KEYS), value=value))
+        yield [*(["-m"] if draw.random() < 0.4 else []), *words, "--cfg", "job"]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    monkeypatch.chdir(tmp_path)
+    return Workshop(tmp_path / "runs", tmp_path)
+
+
+def test_no_odd_command_line_is_a_fault_of_ours(shop: Workshop) -> None:
+    statuses: dict[int, int] = {}
+    for line in odd_lines():
+        try:
+            status = shop.ended(*line)
+        except Exception as error:
+            raise AssertionError(line) from error
+        assert status in (0, 2), (line, shop.said)
+        assert "Traceback" not in shop.said, (line, shop.said)
+        if status:
+            assert shop.said.count("align: ") >= 1, (line, shop.said)
+        statuses[status] = statuses.get(status, 0) + 1
+    assert statuses[0] > 5
+    assert statuses[2] > 100
+
+
+FILES = {
+    "itself": "# @package _global_\ndefaults:\n  - itself\n",
+    "each": "# @package _global_\ndefaults:\n  - other\n",
+    "other": "# @package _global_\ndefaults:\n  - each\n",
+    "circle": "# @package _global_\nstage: &a\n  lr: *a\n",
+    "list": "# @package _global_\nstage:\n  lr: &a [*a]\n",
+    "keys": "# @package _global_\n? [1, 2]\n: 3\n",
+    "number": "# @package _global_\nseed: 123456789012345678901234567890\n",
+    "nothing": "# @package _global_\n...\n---\n",
+    "two": "# @package _global_\nseed: 1\n---\nseed: 2\n",
+    "tag": "# @package _global_\nseed: !!python/object/apply:os.getpid []\n",
+    "date": "# @package _global_\nseed: 2026-11-29\n",
+    "binary": "# @package _global_\nseed: !!binary aGk=\n",
+    "merge": "# @package _global_\n<<: 3\n",
+    "cycle": "# @package _global_\nseed: ${seed}\n",
+    "text": "seed",
+    "deep": "# @package _global_\nseed: " + "[" * 3000 + "]" * 3000 + "\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("more", [[], ["-m"]])
+def test_no_odd_experiment_is_a_fault_of_ours(shop: Workshop, tmp_path: Path, name: str, more: list[str]) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    for file, text in FILES.items():
+        (folder / f"{file}.yaml").write_text(text)
+    status = shop.ended(*more, "stage=sft", f"+experiment={name}", "--cfg", "job")
+    assert status == (0 if name in ("nothing",) and status == 0 else 2), shop.said
+    assert "Traceback" not in shop.said
+    if name in ("itself", "each", "circle", "list"):
+        assert "includes itself, or holds an alias" in shop.said
+
+
+def test_an_integer_of_thirty_digits_is_refused_by_its_key(shop: Workshop) -> None:
+    assert shop.ended("stage=sft", "seed=123456789012345678901234567890", "--cfg", "job") == 2
+    assert "seed=123456789012345678901234567890: is no whole number below 2^63" in shop.said
+    assert shop.ended("stage=annotate", "stage.settings={overlap: 123456789012345678901234567890}", "--cfg", "job") == 2
+    assert "stage.settings.overlap=" in shop.said
+
+
+@pytest.mark.parametrize("key", ["api_key", "apikey", "api-key", "OPENAI_API_KEY", "password", "auth_token", "secret"])
+def test_an_inline_secret_is_masked_everywhere(shop: Workshop, key: str) -> None:
+    judge = f"stage.judge={{url: 'http://127.0.0.1:9/v1', model: m, {key}: {SECRET}}}"
+    for line in (["stage=eval", judge, "--cfg", "job"], ["stage=eval", judge], ["-m", "stage=eval", judge, "seed=0,1"]):
+        shop.ended(*line)
+        assert SECRET not in shop.said
+        assert MASK in shop.said
+    assert SECRET not in redacted(f"the server said: {SECRET} is unknown")  # it was seen as a secret
+    assert masked(f'{{"{key}": "{SECRET}", "model": "m"}}') == f'{{"{key}": "{MASK}", "model": "m"}}'
+
+
+def test_names_that_are_no_secrets_stay_as_they_are() -> None:
+    plain = {
+        "eos_token": "</s>", "pad_token": "<pad>", "api_key_env": "OPENAI_API_KEY", "max_new_tokens": 64,
+        "keys": "keys.yaml", "token": "", "secret": None, "password": False, "key": "a",
+    }  # fmt: skip
+    assert masked_tree(plain) == plain
+    assert not SECRET_KEY.fullmatch("tokens")
+    assert masked_tree({"a": [{"api_key": ["one", {"b": "two"}]}]}) == {"a": [{"api_key": [MASK, {"b": MASK}]}]}
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "align", *words]
+
+
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [
+        (["--help"], ">&-"),
+        (["stage=registry", "run.root=."], ">&- 2>&-"),
+        (["stage=sft", "--cfg", "job"], "<&- >&-"),
+    ],
+)
+def test_closed_standard_streams_leave_no_traceback(tmp_path: Path, words: list[str], closed: str) -> None:
+    told = tmp_path / "told"
+    line = f'"$@" {closed}' if "2>&-" in closed else f'"$@" {closed} 2>told'
+    ran = subprocess.run(["sh", "-c", line, "sh", *command(*words)], cwd=tmp_path, check=False)
+    assert ran.returncode == 0
+    assert not told.exists() or told.read_text() == ""
+
+
+def test_a_hang_up_leaves_the_run_interrupted(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+    words = [
+        "stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "device=cpu",
+        "stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=500", "run.name=long", "run.root=runs",
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    folder = tmp_path / "runs" / "sft" / "long"
+    with subprocess.Popen(command(*words), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as child:
+        try:
+            deadline = time.monotonic() + 240
+            while not (folder / "steps.jsonl").is_file():
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            child.send_signal(signal.SIGHUP)
+            assert child.wait(120) == 130
+        finally:
+            child.kill()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"

@@ -1,0 +1,58 @@
+"""Patterns of a stranger's tokenizer that would hold the process for ever."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from templates import make_tokenizer
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+from align.data import tokenizer_patterns
+from align.data.template import use_template
+from align.data.tokenizer_patterns import check_patterns
+from align.errors import InputError
+
+GPT2 = r"'(?i:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|"
+    r"\s+"
+)
+CARELESS = [r"(a+)+$", r"(\w+\s?)+$", r"([a-z]+)*[0-9]", r"(x+x+)+y", r"(\p{L}+)+\?"]
+"""Each of them takes a time that doubles with every character."""
+
+
+def split_by(pattern: str) -> object:
+    tokenizer = make_tokenizer("{{ messages }}")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("pattern", [GPT2, LLAMA3, r"\d{1,3}(?=(?:\d{3})*\b)"])
+def test_a_sound_pattern_passes(pattern: str) -> None:
+    check_patterns(split_by(pattern))
+
+
+@pytest.mark.parametrize("pattern", CARELESS)
+def test_a_careless_pattern_is_refused_by_name(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_patterns, "PATIENCE_S", 1.5)
+    with pytest.raises(InputError, match="a pattern in its pre_tokenizer does not end on short texts") as raised:
+        use_template(split_by(pattern), None)
+    assert (raised.value.field, raised.value.value) == ("tokenizer.json", pattern)
+
+
+def test_a_pattern_of_the_normalizer_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_patterns, "PATIENCE_S", 1.5)
+    tokenizer = make_tokenizer("{{ messages }}")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"(a+)+$"), "b")
+    with pytest.raises(InputError, match="a pattern in its normalizer does not end"):
+        check_patterns(tokenizer)
+
+
+def test_a_tokenizer_without_patterns_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_patterns.subprocess, "run", None)
+    began = time.perf_counter()
+    check_patterns(make_tokenizer("{{ messages }}"))
+    assert time.perf_counter() - began < 1
