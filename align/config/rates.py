@@ -1,4 +1,4 @@
-"""Default learning rates: one table by stage, method and number of the base's weights. docs/methods.md has the sources."""
+"""Default learning rates: one table by stage, method and size of the base. docs/methods.md has the sources."""
 
 from __future__ import annotations
 

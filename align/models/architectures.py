@@ -65,6 +65,35 @@ def proven_types() -> dict[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))["types"]
 
 
+FP32_ALONE = ("xlstm",)
+"""Types whose own forward mixes dtypes in half precision, and fails."""
+
+
+def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
+    """Raise `InputError` for a type that computes in fp32 alone and is to compute in half precision.
+
+    Args:
+        config: the `config.json`.
+        dtype: of the computation, such as `bfloat16`.
+        id: the model as the user named it.
+    """
+    model_type = str(config.get("model_type", ""))
+    if model_type in FP32_ALONE and dtype != "float32":
+        problem = f"its type {model_type} computes in float32 alone, and the computation is in {dtype}"
+        raise InputError("model.path", id, problem, "Add dtype=float32.")
+
+
+@cache
+def proven_checkpoints() -> dict[str, list[dict[str, Any]]]:
+    """Return model type → rows of measured configurations of published checkpoints (`benchmarks/checkpoints.py`)."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.get("checkpoints", {}).values():
+        if row["path"] in ("fast", "plain"):
+            found.setdefault(row["type"], []).append(row)
+    return found
+
+
 def refuse(config: Mapping[str, Any], id: str) -> None:
     """Raise `InputError` for a type that cannot be right here.
 
@@ -73,16 +102,21 @@ def refuse(config: Mapping[str, Any], id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    row = proven_types().get(model_type)
-    if row is not None and row["path"] == "refused":
+    if cause := refusal_of(model_type):
         raise InputError(
-            "model.path", id, f"its type {model_type} cannot be trained here: {row['cause']}",
+            "model.path", id, f"its type {model_type} cannot be trained here: {cause}",
             "Use a causal language model of another type; docs/architectures.md lists them.",
         )  # fmt: skip
 
 
+def refusal_of(model_type: str) -> str:
+    """Return why models of a type are refused. Returns an empty text for a type that is not."""
+    row = proven_types().get(model_type)
+    return row["cause"] if row is not None and row["path"] == "refused" else ""
+
+
 def route(config: Any) -> Route:
-    """How a model with this configuration is computed.
+    """Return how a model with this configuration is computed: as its type or a published checkpoint was measured.
 
     Args:
         config: transformers' configuration of the whole model, not of its text part.
@@ -91,6 +125,11 @@ def route(config: Any) -> Route:
     if row is None or row["path"] == "refused":
         return Route(False, False, False, f"type {config.model_type} is not among those that were proven", False)
     given = deciding_settings(config)
+    for measured in proven_checkpoints().get(config.model_type, ()):
+        if measured["settings"] == given:
+            return Route(measured["path"] == "fast", measured["padding"], measured["packing"], measured["cause"])
+    if row["path"] == "unbuilt":
+        return Route(False, False, False, f"type {config.model_type} was not measured ({row['cause']})", False)
     base = row["settings"]
     differs = {k: given.get(k, "a number") for k in base.keys() | given.keys() if given.get(k) != base.get(k)}
     for change in ({}, *row.get("variants", ())):

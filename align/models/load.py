@@ -30,6 +30,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from align.errors import AlignError, CorruptFile, InputError
 from align.files import check_folder
 from align.models.adapter_files import some
+from align.models.architectures import refuse_half
 from align.models.base import BUILT_IN
 from align.models.fastpath import use_fast_path
 from align.models.finite import check_file
@@ -190,6 +191,7 @@ def load_base(
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
     held = torch.float32 if method == "full" else dtype
+    refuse_half(model_config(Path(base.path), displayed=base.id), name_of(dtype), base.id)
     files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan

@@ -23,7 +23,9 @@ STORAGE_WORDS = re.compile(
 
 MEMORY_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc|CUDA out of memory"
-    r"|CU(DA|BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDA error: out of memory"
+    r"|CU(DA|BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDA error: out of memory|posix_memalign failed"
+    # oneDNN, which names no status. What it does not support is "a primitive descriptor".
+    r"|could not create a (primitive|memory( object)?|scratchpad)\b(?! desc)|could not execute a primitive"
 )
 
 
@@ -78,10 +80,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True where this is the complaint of a device, of the host, or of the system about too little memory. Each says so
-    in its own way: torch's CPU allocator and C++ as a plain `RuntimeError`."""
+    """Return whether an error, or one that it was raised from, says that a device, the host or the system has too
+    little memory. torch's CPU allocator, oneDNN and C++ raise a plain `RuntimeError`, known by its text alone."""
     own = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    return own or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None
+    if own or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None:
+        return True
+    return error.__cause__ is not None and out_of_memory(error.__cause__)
 
 
 def storage_error(error: BaseException, root: str) -> StorageError | None:

@@ -28,6 +28,7 @@ from align.evals.collapse import (
     judge_against_constant,
 )
 from align.evals.comparison import Sample, summarise, write_samples
+from align.evals.sample_size import explain_few_prompts
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import response_logprobs
@@ -66,8 +67,14 @@ def run(run: Run, config: Config, *rows: Any) -> Result:
     return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
 
 
-def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> Result:
-    """The artifact and what it started from."""
+def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen, left_out: int) -> Result:
+    """Compare the artifact with what it started from.
+
+    Args:
+        prompts: what both are asked.
+        seen: what the artifact was trained on.
+        left_out: number of prompts that are not asked because training saw them.
+    """
     stage: EvalConfig = config.stage
     base = run.base
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
@@ -133,9 +140,8 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen) -> R
         lines.append(f"training saw {metrics['seen']:,} of these prompts{others}")
     if dropped:
         lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
-    if len(prompts) < stage.prompts and config.data.limit is None:
-        lines.append(f"{counted(len(prompts), 'prompt')} held out in all; stage.prompts={stage.prompts} allows more")
-    return Result(metrics, tuple(lines))
+    few = explain_few_prompts(len(found), config.data, stage.prompts, seen=left_out, too_long=dropped)
+    return Result(metrics, (few, *lines) if few else tuple(lines))
 
 
 def is_closed(config: Config) -> bool:

@@ -146,10 +146,11 @@ def first_line(run: Run, config: Config, origin: str = "") -> str:
         origin: where the learning rate is from; empty where the command line gave it.
     """
     given, base, lr = run.inputs.get("data"), run.manifest.base, getattr(config.stage, "lr", None)
+    rate = None if lr is None else f"{lr:g} ({origin})" if origin else f"{lr:g}"
     data = given and (f"the votes of project {given.project}" if given.project else given.ref or given.path)
     parts = {
         "on": base and f"{base.id} ({base.digest[:12]})", "method": base and config.method.name, "data": data,
-        "measured on": config.data.eval_path if data else None, "lr": None if lr is None else f"{lr:g}" + (f" ({origin})" if origin else ""),
+        "measured on": config.data.eval_path if data else None, "lr": rate,
         "ranks": ranks.world() if ranks.world() > 1 else None,
         "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
     }  # fmt: skip

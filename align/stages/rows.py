@@ -56,25 +56,28 @@ def prompts_of_both(config: Config) -> tuple[Any, ...]:
 
 
 def unseen_prompts(config: Config, artifact: Artifact, root: Path) -> tuple[Any, ...]:
-    """The prompts to measure an artifact on, and what it was trained on.
+    """Return the prompts to measure an artifact on, what it was trained on, and how many prompts were left out because
+    training saw them.
 
     Raises:
         InputError: it was trained on all of them, and what it saw is to be left out.
     """
     found = prompts(replace(source_of(config), limit=None), "test", config.seed)  # of which some may be left out
     seen = seen_by(artifact, root, partial(key_of, config), config.data.system or None)
+    left_out = 0
     if config.stage.seen == "drop":
         unseen = [prompt for prompt in found if not seen.asks(prompt.messages)]
         problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(found), 'prompt')}"
         remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
         require(bool(unseen), "stage.seen", "drop", problem, remedy)
-        tally(SEEN, len(found) - len(unseen))
-        if len(unseen) < len(found):
-            print(f"{len(found) - len(unseen)} of {counted(len(found), 'prompt')} left out: training saw them")
+        left_out = len(found) - len(unseen)
+        tally(SEEN, left_out)
+        if left_out:
+            print(f"{left_out} of {counted(len(found), 'prompt')} left out: training saw them")
         found = unseen
     found = found[: config.data.limit][: config.stage.prompts]
     check_rows(reward_spec(config.reward), found)
-    return found, seen
+    return found, seen, left_out
 
 
 def naming_of(config: Config) -> Naming:

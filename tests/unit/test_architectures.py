@@ -15,10 +15,12 @@ from torch.testing import assert_close
 
 from align.errors import InputError
 from align.models import architectures, backbone, plain_path
+from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
 from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
 from align.models.load import load_base
+from align.rollout.hf import HfEngine
 from align.run import Base, model_digest
 from align.types import Rollout
 
@@ -97,6 +99,26 @@ def test_the_plain_path_is_the_fast_one_on_a_model_that_both_fit(tmp_path: Path)
     for other in found[1:]:
         for a, b in zip(other, found[0], strict=True):
             assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype"), [("xlstm", FP32), ("bamba", torch.bfloat16), ("jamba", torch.bfloat16)]
+)
+def test_models_with_states_sample(model_type: str, dtype: torch.dtype, tmp_path: Path):
+    model = load_base(saved(tmp_path, model_type), "lora", CPU, dtype)
+    engine = HfEngine(stop_ids=(), pad_id=0, max_new_tokens=4)
+    rollout = engine.generate([[5, 6, 7, 8, 9, 10, 11, 12, 13], [9], [30, 31]], ModelActor(model, None), range(3))
+    assert rollout.lengths_B.tolist() == [4, 4, 4]
+    assert rollout.logprobs_BT is not None
+    assert rollout.logprobs_BT.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_type_that_fails_in_half_precision_is_refused_before_weights_are_read(method: str, tmp_path: Path):
+    base = saved(tmp_path, "xlstm")
+    (tmp_path / "model.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(InputError, match=r"its type xlstm computes in float32 alone.*Add dtype=float32"):
+        load_base(base, method, CPU, torch.bfloat16)
 
 
 UNPROVEN = {

@@ -164,7 +164,8 @@ def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("stage", "lines"),
     [
-        ("full", ["method.lr=null", "stage.lr=null", "2e-05 below 30 billion", "Here: method=full."]), ("verify", ["init=base"]),
+        ("full", ["method.lr=null", "stage.lr=null", "2e-05 below 30 billion", "Here: method=full."]),
+        ("verify", ["init=base"]),
         ("reward", ["store.url=null", "Here: data=annotations."]), ("dpo", ["store.url=null"]),
         ("eval", ["Here: reward=sentiment."]),
     ],

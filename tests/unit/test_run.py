@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
+from align.config.root import Config, RunConfig
 from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
-from align.run import Input, file_digest, folder_digest, json_digest, storage_error, write_json
+from align.run import Input, file_digest, folder_digest, json_digest, out_of_memory, storage_error, write_json
 from align.run.environment import git_state, own_commit
 from align.run.folder import first_difference
 from align.run.manifest import identity_of
+from align.stages.blame import blame
 
 # --- Digests and files
 
@@ -322,6 +324,40 @@ def test_which_errors_are_the_disks(error: Exception, blamed: bool):
     assert (found is not None) == blamed
     if found:
         assert (found.exit_status, found.field, found.value) == (2, "run.root", "runs")
+
+
+ALLOCATION = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes. Error code 12"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] err == 0. {ALLOCATION} (Cannot allocate memory)"), True),
+        (RuntimeError("unable to mmap 88 bytes from file </x/model.safetensors>: Cannot allocate memory (12)"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("could not execute a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),
+        (RuntimeError("could not create a memory descriptor"), False),
+        (RuntimeError("shape mismatch"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_which_errors_are_of_too_little_memory(error: Exception, expected: bool, tmp_path: Path):
+    assert out_of_memory(error) == expected
+    wrapped = ValueError("the library failed")
+    wrapped.__cause__ = error
+    assert out_of_memory(wrapped) == expected
+    blamed = blame(error, Config(run=RunConfig(root=str(tmp_path))))
+    if expected:
+        assert blamed is not None
+        assert (blamed.exit_status, blamed.field) == (2, "memory")
+        assert "stage.micro_batch" in blamed.remedy
+    else:
+        assert blamed is None or blamed.field != "memory"
 
 
 def test_what_caused_an_error_counts_when_the_disk_is_full_only():
