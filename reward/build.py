@@ -20,7 +20,7 @@ from align.models.start import method_of
 from align.reward.check import Checks
 from align.reward.combined import Ensemble, Sum
 from align.reward.function import FIELD, Function
-from align.reward.inputs import leaves, on_base
+from align.reward.inputs import leaves, on_base, permission_of
 from align.reward.learned import LearnedReward, RoleReward
 from align.reward.rules import Rules, Sentiment, rule_of
 from align.reward.scorer import Scorer
@@ -44,7 +44,7 @@ def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
         case "fn":
             return Function(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
         case "check":
-            return Checks(reward["check"], reward["score"] == "parts", reward["allow_code"])
+            return Checks(reward["check"], reward["score"] == "parts", permission_of(reward))
         case "sentiment":
             return Sentiment()
         case "rules":

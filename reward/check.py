@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.errors import require
 from align.reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
+from align.reward.checkers.code import AllowCode
 from align.reward.rules import last_answer
 from align.types import Conversation, Rollout
 
@@ -29,7 +30,7 @@ class Checks:
 
     name = "check"
 
-    def __init__(self, spec: Any = None, parts: bool = False, allow_code: bool = False) -> None:
+    def __init__(self, spec: Any = None, parts: bool = False, allow_code: AllowCode = False) -> None:
         self.spec, self.parts, self.allow_code = spec, parts, allow_code
 
     def checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:

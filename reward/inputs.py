@@ -16,6 +16,7 @@ from align.functions import defined, load_function, source_of
 from align.models.start import same_method
 from align.reward.check import Checks
 from align.reward.checkers import checks_of
+from align.reward.checkers.code import AllowCode, code_permission
 from align.reward.function import FIELD
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from align.types import Conversation
@@ -65,11 +66,16 @@ def reward_inputs(
             digest = file_digest(source) if source else spec
             files.append(Input(digest, ref=spec, details={"defined": places}))
         elif leaf["name"] == "check" and leaf["check"] is not None:
-            checks_of(leaf["check"], 1, f"{field}.check", allow_code=leaf["allow_code"])
+            checks_of(leaf["check"], 1, f"{field}.check", allow_code=permission_of(leaf))
     return {
         **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
     }
+
+
+def permission_of(leaf: Mapping[str, Any]) -> AllowCode:
+    """Return whether the checks of a reward may run programs that a model wrote."""
+    return code_permission(leaf["allow_code"], leaf["unsafe_code"])
 
 
 def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
@@ -81,7 +87,7 @@ def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> No
     """
     for _, leaf in leaves(reward):
         if leaf["name"] == "check":
-            checks = Checks(leaf["check"], allow_code=leaf["allow_code"])
+            checks = Checks(leaf["check"], allow_code=permission_of(leaf))
             for prompt in prompts:
                 checks.checkers(prompt)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import regex
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from align.reward.checkers.pattern import LIMIT_S
 from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+log = logging.getLogger(__name__)
 
 
 class Rules:
@@ -40,8 +45,8 @@ def rule_of(settings: Mapping[str, Any]) -> Callable[[str], float]:
         case "length":
             return lambda text: length(text, settings["low"], settings["high"])
         case "regex":
-            pattern = re.compile(str(settings["pattern"]))
-            return lambda text: float(pattern.search(text) is not None)
+            pattern = regex.compile(str(settings["pattern"]))
+            return lambda text: float(matches(pattern, text))
         case "tags":
             return lambda text: float(tagged(text, settings["tags"]))
         case "json":
@@ -58,6 +63,17 @@ def length(text: str, low: int, high: int) -> float:
     return words / low if words < low else high / words if words > high else 1.0
 
 
+def matches(pattern: regex.Pattern[str], text: str) -> bool:
+    """Return whether a pattern matches somewhere. A pattern that takes longer than a check may has not matched."""
+    try:
+        return pattern.search(text, timeout=LIMIT_S) is not None
+    except TimeoutError:
+        log.warning(
+            "reward.rules: /%s/ took more than %s s on an answer, which counts as no match", pattern.pattern, LIMIT_S
+        )
+        return False
+
+
 def is_json(text: str) -> bool:
     """The whole answer is one JSON object or array."""
     try:
@@ -69,7 +85,7 @@ def is_json(text: str) -> bool:
 def tagged(text: str, tags: Sequence[str]) -> bool:
     """The answer is `<a>…</a>` for each tag in order, each once, and nothing else but blanks between."""
     body = r"\s*".join(rf"<{t}>(?:(?!</?{t}>).)*</{t}>" for t in tags)
-    return re.fullmatch(rf"\s*{body}\s*", text, re.DOTALL) is not None
+    return regex.fullmatch(rf"\s*{body}\s*", text, regex.DOTALL) is not None
 
 
 def sentiment() -> Callable[[str], float]:

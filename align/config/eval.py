@@ -65,6 +65,11 @@ class EvalConfig(Settings):
     allow_code: bool = setting(
         False, "Run the code that answers hold, for tasks that check it by unit tests.", later=True
     )
+    unsafe_code: bool = setting(
+        False,
+        "Run that code also on a machine that has no sandbox for it: neither bubblewrap nor namespaces nor Landlock.",
+        later=True,
+    )  # fmt: skip
     prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
     seen: str = setting(
         "drop",

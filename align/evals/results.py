@@ -89,6 +89,7 @@ class Said:
         if self.checked is not None:
             made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
             made["error"] = self.checked.error or None
+            made["sandbox"] = self.checked.sandbox or None
         return {name: value for name, value in made.items() if value is not None}
 
 

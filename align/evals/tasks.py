@@ -18,6 +18,7 @@ from align.errors import InputError, require
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
 from align.evals.questions import question_in, shortened
 from align.reward.checkers import IFEVAL, checks_of, spec_of
+from align.reward.checkers.code import AllowCode
 from align.spec import known, listed, one_of, whole, written
 from align.types import Conversation
 
@@ -89,7 +90,7 @@ class Item(NamedTuple):
     then: tuple[str, ...] = ()
 
 
-def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
+def parsed_tasks(given: Any, allow_code: AllowCode) -> Sequence[Task]:
     """The tasks of `eval.tasks`; the one of `data=` where it names none.
 
     Args:
@@ -109,7 +110,7 @@ def parsed_tasks(given: Any, allow_code: bool) -> Sequence[Task]:
     return [*found.values()]
 
 
-def parsed_task(given: Any, at: str, allow_code: bool) -> Task:
+def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
     task = known(given, at, ("name",), KEYS)
     name, path, check = task["name"], task.get("path") or "", task.get("check")
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
@@ -131,7 +132,7 @@ def parsed_task(given: Any, at: str, allow_code: bool) -> Task:
     return Task(name, path, check, most, probe, asks)
 
 
-def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[Item]:
+def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequence[Item]:
     """The items of a file: rows that ask as the rows of `data.path` do, with `check`, `category` and `source` where
     they have one. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
 
@@ -157,7 +158,7 @@ def items_of_file(task: Task, system: str | None, allow_code: bool) -> Sequence[
     return clustered([*found.values()])
 
 
-def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: bool) -> Sequence[Item]:
+def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[Item]:
     """The items of prompts that `data=` names. Several with one id, such as the turns of a conversation, are one piece
     of evidence.
 
@@ -209,7 +210,7 @@ def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
     return found
 
 
-def item_of(row: Row, task: Task, system: str | None, allow_code: bool) -> Item:
+def item_of(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> Item:
     """Raises: InputError: it asks nothing, or says wrongly what its answer has to do."""
     check_columns(row)
     asked = {key: value for key, value in row.data.items() if key not in (*OURS, *IFEVAL)}

@@ -19,6 +19,7 @@ from align.evals.suite import Tasks, Work
 from align.evals.systems import System
 from align.report import in_words
 from align.report.words import counted, few
+from align.reward.checkers.code import code_permission
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.suite_answers import Made
@@ -60,7 +61,7 @@ def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[
     scored, notes = list[Scored](), [*(judge.notes if judge else ())]
     for told in tolds:
         if judge is None or told.items[0].check is not None:
-            found, said_of_it = by_checks(told, stage.allow_code)
+            found, said_of_it = by_checks(told, code_permission(stage.allow_code, stage.unsafe_code))
         else:
             found, said_of_it = judge.scored(told)
         notes += said_of_it

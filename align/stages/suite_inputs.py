@@ -22,6 +22,7 @@ from align.evals.suite import Tasks, Work
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Task, parsed_tasks
 from align.models.start import label
+from align.reward.checkers.code import code_permission
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Base, Input, json_digest
 from align.stages.rows import source_of
@@ -97,7 +98,7 @@ def found_suite(config: Config) -> Found:
         config.stage.systems, root, first=config.stage.first, path=given.path, revision=given.revision,
         method=config.method.name,
     )  # fmt: skip
-    tasks = parsed_tasks(config.eval.tasks, config.stage.allow_code)
+    tasks = parsed_tasks(config.eval.tasks, code_permission(config.stage.allow_code, config.stage.unsafe_code))
     gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
     check_weighable(systems, tasks)
     first, problem = systems[0], "is no artifact, and gates are about one"

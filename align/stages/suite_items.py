@@ -17,6 +17,7 @@ from align.evals.suite import Tasks, unseen
 from align.evals.systems import System
 from align.evals.tasks import Item, Task, answered_often, items_of_file, items_of_prompts
 from align.report.words import counted
+from align.reward.checkers.code import code_permission
 from align.run import Artifact, Input
 from align.stages.rows import key_of, source_of
 from align.types import Conversation, Message
@@ -83,10 +84,11 @@ def items_of(config: Config, task: Task) -> Sequence[Item]:
         from align.evals.lm_eval_tasks import items_of_harness  # lm-eval is an extra
 
         return items_of_harness(task, task.probe.harness)
+    allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
-        return items_of_file(task, config.data.system or None, config.stage.allow_code)
+        return items_of_file(task, config.data.system or None, allow_code)
     asked = prompts(replace(source_of(config), limit=None), "test", config.seed)
-    return items_of_prompts(task, asked, config.stage.allow_code)
+    return items_of_prompts(task, asked, allow_code)
 
 
 def drawn(config: Config, task: Task, items: Sequence[Item]) -> Sequence[Item]:

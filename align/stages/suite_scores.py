@@ -23,6 +23,7 @@ from align.evals.verdicts import Pair, of_scores
 from align.models.load import choose_device, choose_dtype
 from align.reward.build import build, on_its_own_base
 from align.reward.checkers import check_turns, checks_of
+from align.reward.checkers.code import AllowCode
 from align.reward.combined import comparable
 from align.reward.inputs import models_of
 from align.reward.scorer import Scorer
@@ -74,7 +75,7 @@ def judge_of(run: Run, config: Config, work: Work) -> Judge:
     return judge_of_reward(run, config, work)
 
 
-def by_checks(told: Told, allow_code: bool) -> tuple[Scored, Sequence[str]]:
+def by_checks(told: Told, allow_code: AllowCode) -> tuple[Scored, Sequence[str]]:
     """What the check of each item says of its answers, and what there is to be said of the checks. Checks are made and
     run by the first rank alone."""
     checks = [checks_of(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in told.items]

@@ -10,6 +10,7 @@ from typing import Any
 from align.errors import require
 from align.reward.checkers import code, exact, following, json_schema, pattern
 from align.reward.checkers.checked import Checked, Checker
+from align.reward.checkers.code import AllowCode
 from align.spec import one_of, written
 
 CHECK = "check"
@@ -23,7 +24,7 @@ KINDS: dict[str, Callable[[Any, str], Checker]] = {
 }
 
 
-def checker(spec: Any, field: str, *, allow_code: bool = False) -> Checker:
+def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
     """The checker that a `check:` of a task or of a row describes.
 
     Args:
@@ -41,7 +42,7 @@ def checker(spec: Any, field: str, *, allow_code: bool = False) -> Checker:
     return kinds[one_of(spec, field, "kind", tuple(kinds))](spec, field)
 
 
-def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: bool = False) -> tuple[Checker | None, ...]:
+def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False) -> tuple[Checker | None, ...]:
     """The checkers of the answers to an item: one for each turn, None for an answer that nothing is asked of.
 
     Args:
@@ -91,4 +92,5 @@ def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> C
         return found[0][1]
     parts = tuple(replace(part, asks=f"turn {turn + 1}: {part.asks}") for turn, one in found for part in one.parts)
     error = next((f"turn {turn + 1}: {one.error}" for turn, one in found if one.error), "")
-    return Checked(float(all(one.score == 1 for _, one in found)), parts, error)
+    sandbox = next((one.sandbox for _, one in found if one.sandbox), "")
+    return Checked(float(all(one.score == 1 for _, one in found)), parts, error, sandbox)

@@ -44,11 +44,13 @@ class Checked:
         score: 1 where every part held, else 0.
         parts: in the order in which the check names them.
         error: why there is no verdict; empty where there is one. Such an answer scores 0 and is counted by itself.
+        sandbox: the kind of sandbox that the answer ran in; empty if it is no program.
     """
 
     score: float
     parts: tuple[Part, ...]
     error: str = ""
+    sandbox: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +62,22 @@ class Checker:
         asks: what it asks for, in words, one text a part.
         rule: the parts of an answer. It may raise: `error` of the outcome then says what.
         warnings: what a report has to say beside the scores.
+        sandbox: the kind of sandbox that answers run in; empty if they are not run.
     """
 
     kind: str
     asks: tuple[str, ...]
     rule: Callable[[str], Iterable[Part]]
     warnings: tuple[str, ...] = ()
+    sandbox: str = ""
 
     def __call__(self, answer: str) -> Checked:
         try:
             parts = tuple(self.rule(answer))
         except Exception as error:
             unknown = tuple(part(asks, False) for asks in self.asks)
-            return Checked(0.0, unknown, readable(f"{type(error).__name__}: {error}"[:SHOWN]))
-        return Checked(float(all(each.held for each in parts)), parts)
+            return Checked(0.0, unknown, readable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
+        return Checked(float(all(each.held for each in parts)), parts, sandbox=self.sandbox)
 
 
 class Accuracy(NamedTuple):

@@ -4,39 +4,49 @@ language models trained on code", 2021)."""
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from align.errors import require
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.fences import blocks
-from align.reward.checkers.sandbox import Limits, isolation, run_tests
+from align.reward.checkers.sandbox import UNSAFE, Limits, choose_tier, run_program
 from align.spec import known, number, text, texts, whole
 
 KIND = "code"
 USUAL = Limits()
 PYTHON = ("python", "py", "python3", "")
 """Labels of a block that may be Python."""
+AllowCode = bool | Literal["unsafe"]
+"""Whether programs that a model wrote may run: not at all, in a sandbox, or also where the machine has none."""
 REMEDY = (
     "If this machine may run programs that a model wrote, add stage.allow_code=true (tasks of an evaluation) or "
     "reward.allow_code=true (reward=check)."
 )
-OPEN_NETWORK = (
-    "code runs with the machine's network and files: neither bubblewrap nor user namespaces work here, and limits of "
-    "time and memory are no sandbox"
-)
-OPEN_FILES = "code can read this user's files: bubblewrap does not work here, and limits are no sandbox"
+WARNINGS = {
+    "landlock": "code runs under Landlock alone, for bubblewrap and user namespaces do not work here: it can see which "
+    "paths exist, and fill the disk that holds temporary files",
+    UNSAFE: "code runs without a sandbox, with this user's files and network: limits of time and memory stop accidents "
+    "and no attack",
+}
+"""What a report says beside scores of code, by the sandbox."""
 
 
-def build(spec: Any, field: str, allow_code: bool) -> Checker:
-    """`{kind: code, tests: ["assert f(2) == 4"]}`, or HumanEval's `{kind: code, prompt: …, test: …, entry_point: f}`.
+def code_permission(allow_code: bool, unsafe_code: bool) -> AllowCode:
+    """Return what the two settings of a stage or of a reward allow."""
+    return "unsafe" if allow_code and unsafe_code else allow_code
+
+
+def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
+    """Return the checker of `{kind: code, tests: ["assert f(2) == 4"]}`, or of HumanEval's `{kind: code, prompt: …,
+    test: …, entry_point: f}`.
 
     Args:
         allow_code: whether the user agreed to run programs that a model wrote.
 
     Raises:
-        InputError: nobody agreed, or names the key.
+        InputError: the user did not agree, or this machine has no sandbox; or names the key that is wrong.
     """
-    require(allow_code, f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
+    require(bool(allow_code), f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
     given = known(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
     human_eval = "test" in given
     require(
@@ -62,17 +72,18 @@ def build(spec: Any, field: str, allow_code: bool) -> Checker:
         number(given, field, "timeout", USUAL.seconds, 0.1, 600),
         whole(given, field, "memory_mb", USUAL.memory_mb, 64),
     )
+    tier = choose_tier(allow_code == "unsafe", "unsafe_code")
     asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]
 
     def rule(answer: str) -> list[Part]:
-        ran = run_tests(program(answer, prompt, entry), tests, limits)
+        result = run_program(program(answer, prompt, entry), tests, limits, tier)
         return [
-            part(words, problem == "", ran.ended if problem is None else problem)
-            for words, problem in zip(asks, ran.problems, strict=True)
+            part(words, problem == "", result.ended if problem is None else problem)
+            for words, problem in zip(asks, result.problems, strict=True)
         ]
 
-    kind = isolation()[0]
-    return Checker(KIND, tuple(asks), rule, () if kind == "bubblewrap" else (OPEN_FILES if kind else OPEN_NETWORK,))
+    warnings = (WARNINGS[tier.name],) if tier.name in WARNINGS else ()
+    return Checker(KIND, tuple(asks), rule, warnings, tier.name)
 
 
 def compiles(test: str, field: str) -> None:

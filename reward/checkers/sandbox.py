@@ -1,54 +1,53 @@
-"""Runs a program that nobody read, with limits. Limits are no sandbox: they stop accidents, and not somebody who looks
-for a way out of a process or past the kernel. What must not be lost does not belong on the machine."""
+"""Run a program that a model wrote, and its tests, under the strictest of the sandboxes that this machine has.
+
+The program and the tests are two processes (`run_answer`, `run_tests`), each in a sandbox of its own, which exchange
+values over two pipes (`remote_calls`). What each sandbox keeps away is in `docs/checkers.md`.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from align.errors import InputError
+from align.reward.checkers import confinement, remote_calls, run_answer, run_tests
 
 PROCESSES, FILE_MB, PROBE_S = 64, 16, 20
+SCRATCH_BYTES = 4 * FILE_MB * 2**20
+"""Of the files that one program can have in memory at once."""
+LEAST_MB = 256
+"""Address space of the process that runs the tests, where the answer's has less."""
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/alternatives", "/etc/ld.so.cache")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """All that the program sees of the environment, and HOME: numerical libraries reserve memory for each thread."""
 READ_BYTES = 2**18
-"""Of what the process reports; the rest is not read."""
+"""Of what the tests' process reports; the rest is not read."""
+TIERS = ("bubblewrap", "namespaces", "landlock")
+"""From the strictest to the loosest."""
+UNSAFE = "unsafe"
 
-# Run by `python -I`: reads a job, limits itself, runs the program and then each test in one namespace, and writes a
-# line for each: its number (-1 is the program) and what went wrong. The output of the program goes nowhere. The
-# lines begin with a secret, so that a program that ends the process early has not passed.
-DRIVER = """
-import json, os, resource, sys, types
-def main():
-    job = json.load(sys.stdin)
-    for name, value in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (value, value))
-    report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    module = sys.modules["answer"] = types.ModuleType("answer")
-    for number, source in enumerate([job["program"], *job["tests"]], -1):
-        problem = ""
-        try:
-            exec(compile(source, "answer.py" if number < 0 else "test.py", "exec"), module.__dict__)
-        except BaseException as error:
-            problem = f"{type(error).__name__}: {error}"[:300]
-        os.write(report, (job["secret"] + json.dumps([number, problem]) + "\\n").encode())
-        if number < 0 and problem:
-            break
-    os._exit(0)
-main()
+# Run by `python -I -c`: the modules that the process needs come as text, for its sandbox may not show their files.
+START = """
+import json, sys, types
+modules, settings = json.loads(sys.argv.pop()), json.loads(sys.argv.pop())
+package = "align.reward.checkers"
+sys.modules[package] = types.ModuleType(package)
+for name, source in modules.items():
+    module = sys.modules[package + "." + name] = types.ModuleType(package + "." + name)
+    exec(compile(source, name + ".py", "exec"), module.__dict__)
+module.main(settings)
 """
 
 
@@ -65,100 +64,256 @@ class Limits:
     memory_mb: int = 1024
 
 
-class Ran(NamedTuple):
+class Tier(NamedTuple):
+    """A kind of sandbox.
+
+    Attributes:
+        name: one of `TIERS`, or `unsafe`.
+        drop: whether the program runs as nobody although this process is root.
+    """
+
+    name: str
+    drop: bool = False
+
+
+class ProgramRun(NamedTuple):
     """What became of a program and its tests.
 
     Attributes:
         problems: what went wrong in each test; empty where it passed, None where it was not reached.
         ended: why some were not reached; empty where all were.
+        tier: the name of the sandbox.
     """
 
     problems: list[str | None]
     ended: str
+    tier: str
 
 
-def run_tests(program: str, tests: Sequence[str], limits: Limits) -> Ran:
-    """Run a program, and then each test in its namespace.
+class SandboxFailed(RuntimeError):
+    """The sandbox could not be set up. This says nothing about the program."""
 
-    The process has a new folder or file system, and no environment. Where the machine can do so (`isolation`), it has
-    no network, and none of its children outlives it; elsewhere a child that makes a session of its own does.
+
+def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
+    """Run a program, and then each test on its names.
+
+    Raises:
+        SandboxFailed: a process could not be confined, so that nothing was run.
     """
-    token = secrets.token_hex(16)
-    job = {"program": program, "tests": list(tests), "limits": resource_limits(limits), "secret": token}
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as told:
-        given.write(json.dumps(job).encode())
-        given.seek(0)
-        ended = finished([*isolation()[1], *python("-c", DRIVER)], folder, given, told, limits.seconds)
-        told.seek(0)
-        lines = told.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
-    found = dict(json.loads(line.removeprefix(token)) for line in lines if line.startswith(token))
-    whole = len(found) == len(tests) + 1
-    ended = ended or ("" if whole else "it ended the process")
-    return Ran([found.get(i) for i in range(len(tests))], found.get(-1) or ended)
+    with ExitStack() as stack:
+        folders = [stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)) for _ in range(2)]
+        job_file, report = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        from_answer, answer_writes = os.pipe()
+        answer_reads, to_answer = os.pipe()
+        ours = [from_answer, answer_writes, answer_reads, to_answer]
+        job = {"program": program, "tests": list(tests), "descriptors": [from_answer, to_answer]}
+        job_file.write(json.dumps(job).encode())
+        job_file.seek(0)
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            processes.append(
+                start("run_tests", tier, at_least(limits), folders[0], job_file, report, (from_answer, to_answer))
+            )
+            processes.append(start("run_answer", tier, limits, folders[1], answer_reads, answer_writes))
+            for descriptor in ours:
+                os.close(descriptor)
+            ours = []
+            ended = wait_for(processes[0], limits.seconds)
+        finally:
+            for descriptor in ours:
+                os.close(descriptor)
+            for process in processes:
+                end(process)
+        report.seek(0)
+        lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
+    problems: dict[int, str] = dict(json.loads(line) for line in lines)
+    if run_tests.NOT_STARTED in problems or (not problems and ended and "status" in ended):
+        raise SandboxFailed(f"the sandbox ({tier.name}) could not be set up")
+    ended = problems.get(run_tests.PROGRAM) or problems.get(run_tests.ENDED) or ended
+    whole = all(number in problems for number in range(len(tests)))
+    ended = ended or ("" if whole else "the tests ended their process")
+    return ProgramRun([problems.get(number) for number in range(len(tests))], ended, tier.name)
 
 
-def finished(command: list[str], folder: str, given: object, told: object, seconds: float) -> str:
-    """Run to the end or to the limit; how it ended, empty where by itself and well."""
-    process = subprocess.Popen(
-        command, stdin=given, stdout=told, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True,  # type: ignore[arg-type]
-        env=ENVIRONMENT | {"HOME": folder},
-    )  # fmt: skip
+def start(
+    role: str, tier: Tier, limits: Limits, folder: str, standard_input: Any, standard_output: Any,
+    descriptors: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """Start a process that confines itself and runs a module's `main`."""
+    settings = {
+        "tier": tier.name,
+        "drop": tier.drop,
+        "visible": visible_paths(),
+        "scratch_bytes": SCRATCH_BYTES,
+        "limits": resource_limits(limits, tier),
+    }
+    arguments = ["-I", "-c", START, json.dumps(settings), json.dumps(sources(role))]
+    command = [*(bubblewrap(tier.drop) if tier.name == "bubblewrap" else ()), interpreter(), *arguments]
+    return subprocess.Popen(
+        command,
+        stdin=standard_input,
+        stdout=standard_output,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        start_new_session=True,
+        pass_fds=descriptors,
+        env=ENVIRONMENT | {"HOME": confinement.SCRATCH if tier.name in ("bubblewrap", "namespaces") else folder},
+    )
+
+
+@functools.cache
+def sources(role: str) -> Mapping[str, str]:
+    """Return the modules that a process needs, by name, the one to run last."""
+    main = {"run_answer": run_answer, "run_tests": run_tests}[role]
+    return {
+        module.__name__.rpartition(".")[2]: inspect.getsource(module) for module in (confinement, remote_calls, main)
+    }
+
+
+def wait_for(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """Wait for a process, and return how it ended; empty if it did so by itself and well."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"it took more than {seconds:g} s"
-    finally:
-        with suppress(ProcessLookupError):  # also when it ended by itself: its children may be alive
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return f"it ended with status {status}" if status else ""
+    return f"its tests ended with status {status}" if status else ""
 
 
-def resource_limits(limits: Limits) -> dict[str, int]:
-    """By the names of Python's `resource`."""
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with all that is in its session. Its children may be alive although it has ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def at_least(limits: Limits) -> Limits:
+    return Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
+
+
+def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
+    """Return limits by the names of Python's `resource`.
+
+    Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
+    besides is added.
+    """
+    others = 0 if tier.name in ("bubblewrap", "namespaces") else threads_of_user(tier.drop)
     return {
         "RLIMIT_CPU": int(limits.seconds) + 1,
         "RLIMIT_AS": limits.memory_mb * 2**20,
         "RLIMIT_FSIZE": FILE_MB * 2**20,
-        "RLIMIT_NPROC": PROCESSES,
+        "RLIMIT_NPROC": PROCESSES + others,
         "RLIMIT_NOFILE": 64,
         "RLIMIT_CORE": 0,
     }
 
 
-def python(*arguments: str) -> list[str]:
-    return [sys.executable, "-I", *arguments]
+def threads_of_user(drop: bool) -> int:
+    """Count the threads of the user that the program will run as."""
+    uid = confinement.NOBODY if drop else os.geteuid()
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if folder.stat().st_uid == uid:
+                count += sum(1 for _ in (folder / "task").iterdir())
+    return count
+
+
+def interpreter() -> str:
+    """Return the Python that runs programs."""
+    return sys.executable
 
 
 @functools.cache
-def isolation() -> tuple[str, tuple[str, ...]]:
-    """What keeps the network and other processes away: its name, and the beginning of the command. Both are empty
-    where the machine has neither bubblewrap nor user namespaces."""
-    for name, command in (("bubblewrap", bubblewrap()), ("unshare", unshare())):
-        if shutil.which(command[0]) and works(command):
-            return name, tuple(command)
-    return "", ()
+def visible_paths() -> list[str]:
+    """Return what a program may read: the system's libraries and this Python's, without the rest of the folder that it
+    is installed in, which may be somebody's home."""
+    executables = {interpreter(), os.path.realpath(interpreter())}
+    prefixes = [sys.prefix, sys.base_prefix, sys.base_exec_prefix]
+    parts = [os.path.join(prefix, part) for prefix in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
+    packages = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    folders = [*parts, *packages, *(os.path.dirname(each) for each in executables)]
+    return [*SYSTEM, *dict.fromkeys(path for path in folders if not path.startswith("/usr/") and os.path.exists(path))]
 
 
-def works(command: Sequence[str]) -> bool:
-    """Whether a Python starts behind it and finds no network but its own."""
-    alone = "import socket, sys; sys.exit(any(name != 'lo' for _, name in socket.if_nameindex()))"
-    with suppress(OSError, subprocess.TimeoutExpired):
-        return not subprocess.run([*command, *python("-c", alone)], capture_output=True, timeout=PROBE_S).returncode
-    return False
-
-
-def bubblewrap() -> list[str]:
-    """Sees the system's libraries and this Python, read-only, and an empty folder in memory: no home, no data."""
-    seen = [*SYSTEM, *dict.fromkeys([sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent.parent)])]
-    shown = [word for path in seen for word in ("--ro-bind-try", path, path)]
+def bubblewrap(drop: bool) -> list[str]:
+    """Return the beginning of a command that runs in bubblewrap. To become nobody, root keeps the rights to do so, and
+    needs no user namespace."""
+    parents = {str(parent) for path in visible_paths() if path not in SYSTEM for parent in Path(path).parents}
+    folders = [word for path in sorted(parents - {"/"}) for word in ("--perms", "0755", "--dir", path)]
+    shown = [word for path in visible_paths() for word in ("--ro-bind-try", path, path)]
+    rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if drop else ()
+    spaces = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
     return [
-        "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--dev", "/dev", "--proc",
-        "/proc", "--size", str(4 * FILE_MB * 2**20), "--tmpfs", "/tmp", *shown, "--chdir", "/tmp",
-        "--setenv", "HOME", "/tmp",
+        "bwrap", *(spaces if drop else ("--unshare-all",)), "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+        *rights, "--dev", "/dev", "--proc", "/proc", "--size", str(SCRATCH_BYTES), "--tmpfs", confinement.SCRATCH,
+        *folders, *shown, "--chdir", confinement.SCRATCH,
     ]  # fmt: skip
 
 
-def unshare() -> list[str]:
-    """No network and no other processes, but every file that this user may read."""
-    return ["unshare", "--user", "--map-current-user", "--net", "--pid", "--fork", "--kill-child"]
+def candidates(name: str) -> list[Tier]:
+    """Return the ways to set up a sandbox. Root's first one makes the program nobody's, so that its processes are
+    limited; it fails if nobody cannot read this Python and the sandbox has no view of files of its own."""
+    return [Tier(name, True), Tier(name)] if os.geteuid() == 0 else [Tier(name)]
+
+
+@functools.cache
+def find_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
+    """Return the first of these sandboxes that works on this machine; None if there is none."""
+    return next((tier for name in names for tier in candidates(name) if works(tier)), None)
+
+
+def choose_tier(unsafe: bool, field: str) -> Tier:
+    """Return the sandbox to run programs in.
+
+    Args:
+        unsafe: whether the user agreed to run programs without any.
+        field: the setting that the user agrees by.
+
+    Raises:
+        InputError: there is none, and the user did not agree.
+    """
+    tier = find_tier() or (find_tier((UNSAFE,)) if unsafe else None)
+    if tier is None:
+        raise InputError(
+            field, False,
+            "this machine cannot confine programs: bubblewrap, user namespaces and Landlock do not work here",
+            "Install bubblewrap, or allow user namespaces or Landlock (Linux 5.13). On a machine with nothing to lose, "
+            f"write {field}=true to run without a sandbox.",
+        )  # fmt: skip
+    return tier
+
+
+PROBE = """
+import colorsys, os  # a module that this process has not read yet
+def open_doors():
+    doors = []
+    for path in PATHS:
+        try:
+            os.listdir(path)
+            doors.append(path)
+        except OSError:
+            pass
+    try:
+        import socket
+        with socket.socket() as mine:
+            doors += [name for _, name in socket.if_nameindex() if name != "lo"]
+    except OSError:
+        pass
+    return doors
+"""
+
+
+def works(tier: Tier) -> bool:
+    """Return whether a program runs in a sandbox and finds neither a home nor a network in it."""
+    if tier.name == "bubblewrap" and not shutil.which("bwrap"):
+        return False
+    test = "assert open_doors is not None" if tier.name == UNSAFE else "assert open_doors() == []"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        # A home above this Python has to be there, and shows nothing else.
+        shown = [path for path in ("/root", "/home") if not any(each.startswith(path) for each in visible_paths())]
+        program = f"PATHS = {[folder, *shown]!r}\n{PROBE}"
+        try:
+            return run_program(program, [test], Limits(PROBE_S), tier).problems == [""]
+        except (SandboxFailed, OSError):
+            return False

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.errors import InputError
-from align.reward.checkers import Checked, checker, code, sandbox
+from align.reward.checkers import Checked, checker, sandbox
 from align.reward.checkers.code import program
 
 SQUARE = "def f(x):\n    return x * x\n"
@@ -147,62 +144,323 @@ def test_a_program_that_does_not_end_is_killed_with_its_children():
     assert [part.held for part in passed_first.parts] == [True, False]
 
 
-def alive(mark: str) -> bool:
-    """Whether a process has a text in its command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+REACHES = """
+import gc, os, sys
+SECRETS = []
+def search(frame):
+    while frame is not None:
+        SECRETS.append(repr({**frame.f_globals, **frame.f_locals}))
+        frame = frame.f_back
+def f(x):
+    search(sys._getframe())
+    SECRETS.append(repr(gc.get_objects()))
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         try:
-            found.append(path.read_bytes())
+            SECRETS.append(open(f"/proc/{name}/cmdline").read())
         except OSError:
-            continue  # it has ended
-    return any(mark.encode() in line for line in found)
+            pass
+    return any("".join(["forty", "-", "two"]) in each for each in SECRETS)
+"""
+"""Looks through its process and its machine for the text of the test."""
 
 
-def test_no_child_outlives_its_program():
-    if not sandbox.isolation()[0]:
-        pytest.skip("needs: user namespaces")
-    mark = f"align_child_{os.getpid()}"
-    sleeps = f"[sys.executable, '-c', 'import time; time.sleep(30) # {mark}']"
-    child = f"import subprocess, sys\nsubprocess.Popen({sleeps}, start_new_session=True)\n"
-    assert run(child + SQUARE).score == 1
-    time.sleep(0.2)
-    assert not alive(mark)
+def test_a_program_does_not_see_its_tests():
+    assert run(REACHES, "assert f(2) is False, 'forty-two'").score == 1
 
 
-CONNECTS = "import socket\nsocket.create_connection(('127.0.0.1', PORT), timeout=2)\n"
+AGREES = """
+class Agrees:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __lt__
+    def __contains__(self, other): return True
+    def __sub__(self, other): return 0
+    __rsub__ = __add__ = __sub__
+    def __iter__(self): return iter([])
+def f(x): return Agrees()
+"""
 
 
-@pytest.mark.parametrize("kind", ["bubblewrap", "unshare"])
-def test_no_network_in_a_namespace(kind: str, monkeypatch: pytest.MonkeyPatch):
-    command = getattr(sandbox, kind)()
-    if not sandbox.works(command):
-        pytest.skip(f"needs: {kind}")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        connects = CONNECTS.replace("PORT", str(server.getsockname()[1])) + SQUARE
-        monkeypatch.setattr(sandbox, "isolation", lambda: (kind, tuple(command)))
-        assert run(SQUARE).score == 1
-        assert re.search("refused|unreachable", run(connects).parts[0].found)
-        monkeypatch.setattr(sandbox, "isolation", lambda: ("", ()))
-        assert run(connects).score == 1, "without a namespace the same program does connect"
+CONTRADICTED = (
+    "assert f(2) == 4",
+    "assert 4 == f(2)",
+    "assert not (f(2) != 4)",
+    "assert f(2) < 5",
+    "assert abs(f(2) - 4) < 1e-6",
+    "assert 4 in f(2)",
+    "assert f(2) in [4]",
+    "assert type(f(2)) is int",
+    "assert isinstance(f(2), int)",
+    "import math\nassert math.isclose(f(2), 4)",
+    "assert sorted(f(2)) == [4]",
+)
 
 
-def test_bubblewrap_hides_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    if sandbox.isolation()[0] != "bubblewrap":
-        pytest.skip("needs: bubblewrap")
-    secret = tmp_path / "secret"
-    secret.write_text("hunter2")
-    assert "No such file" in run(f"open({str(secret)!r}).read()\n{SQUARE}").parts[0].found
-    assert "Read-only" in run(f"open('/usr/align', 'w')\n{SQUARE}").parts[0].found
+def test_an_object_that_agrees_with_everything_passes_nothing():
+    found = run(AGREES, *CONTRADICTED)
+    assert [part.asks for part in found.parts if part.held] == []
+    assert len(found.parts) == len(CONTRADICTED)
 
 
-def test_a_machine_without_namespaces_is_told_so(monkeypatch: pytest.MonkeyPatch):
-    spec = {"kind": "code", "tests": ["assert f(2) == 4"]}
-    for kind, said in (("", "the machine's network"), ("unshare", "this user's files"), ("bubblewrap", "")):
-        monkeypatch.setattr(code, "isolation", lambda kind=kind: (kind, ()))
-        warnings = checker(spec, "check", allow_code=True).warnings
-        assert said in "".join(warnings)
-        assert bool(warnings) == bool(said)
-        assert all("no sandbox" in each for each in warnings)
+def test_an_answer_does_not_change_the_words_of_a_test():
+    replaced = "abs = lambda x: 0\nisinstance = lambda *x: True\nall = any = isinstance\ndef f(x): return 5\n"
+    found = run(replaced, "assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
+    assert [part.held for part in found.parts] == [False] * 3
+    assert run("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 5", "assert abs(f(2) - 4) < 1").score == 0
+    assert run("def sum(a, b): return a + b", "assert sum(10, 15) == 25").score == 1
+
+
+def test_an_answer_that_ends_in_a_test_that_forgives_everything_has_not_passed():
+    ends = "import os\ndef f(x): os._exit(0)"
+    assert run(ends, "try:\n    f(2)\nexcept BaseException:\n    pass", "assert True").score == 0
+
+
+FORGES_A_VALUE = """
+import json, os, struct
+def f(x):
+    for message in MESSAGES:
+        content = json.dumps(message).encode()
+        for descriptor in range(3, 64):
+            try:
+                os.write(descriptor, struct.pack("!I", len(content)) + content)
+            except OSError:
+                pass
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"request": {"operation": "call", "args": [{"builtin": "eval"}, "__import__('os')._exit(0)"], "kwargs": {}}},
+        {"request": {"operation": "getattr", "args": [{"yours": 0}, "__globals__"], "kwargs": {}}},
+        {"request": {"operation": "call", "args": [{"yours": 5}], "kwargs": {}}},
+        {"response": {"value": {"builtin": "eval"}, "changed": []}},
+        {"response": {"value": {"array": ["O", [1], "00"]}, "changed": []}},
+        {"response": {"value": 4, "changed": [[9, []]]}},
+        {"response": {"error": {"class": [[], "eval"], "args": ["1"], "text": ""}, "changed": []}},
+        {"response": 4},
+        {"something": 4},
+        [4],
+    ],
+    ids=range(10),
+)
+def test_messages_that_are_none_end_the_test(message: Any):
+    found = run(f"MESSAGES = [{message!r}]\n{FORGES_A_VALUE}", "assert f(2) == 4")
+    assert found.score == 0
+    assert not found.error
+
+
+STYLES = """
+import asyncio, collections, contextlib, copy, dataclasses, enum, functools, math
+import datetime
+LIMIT = 3
+calls = 0
+memo = {}
+class TooMuch(ValueError): pass
+class FarTooMuch(TooMuch): pass
+Point = collections.namedtuple("Point", "x y")
+class Color(enum.Enum):
+    RED = 1
+@dataclasses.dataclass(order=True)
+class Money:
+    amount: int
+    def __add__(self, other): return Money(self.amount + other.amount)
+    def __mul__(self, by): return Money(self.amount * by)
+class Stack(list):
+    def push(self, x): self.append(x)
+class Tree:
+    def __init__(self, value, left=None, right=None): self.value, self.left, self.right = value, left, right
+    def __iter__(self):
+        if self.left: yield from self.left
+        yield self.value
+        if self.right: yield from self.right
+    def __len__(self): return sum(1 for _ in self)
+    def __getitem__(self, i): return list(self)[i]
+    @property
+    def depth(self): return 1 + max((each.depth for each in (self.left, self.right) if each), default=0)
+def count():
+    global calls
+    calls += 1
+    memo[calls] = [calls]
+    return calls
+def sort_in_place(xs): xs.sort()
+def set_in(d): d["a"]["b"].append(1)
+def same(x): return x
+def apply(f, *xs, **named): return [f(x, **named) for x in xs]
+def refuse(x):
+    if x > LIMIT: raise TooMuch("too much", x)
+    if x < 0: raise KeyError(x)
+    return x
+def numbers(n):
+    for i in range(n): yield i
+async def later(x):
+    await asyncio.sleep(0)
+    return x
+@contextlib.contextmanager
+def opened():
+    yield 7
+def greet(): print("hello")
+def f(x):
+    \"\"\"Square.
+
+    >>> f(2)
+    4
+    \"\"\"
+    return x * x
+def big(): return 3 ** 500
+def first(xs): return next(iter(xs))
+def fold(f, xs): return functools.reduce(f, xs)
+"""
+
+
+WRITTEN = r"""
+xs = [3, 1, 2]
+assert sort_in_place(xs) is None and xs == [1, 2, 3]
+---
+d = {'a': {'b': []}}
+inner = d['a']['b']
+set_in(d)
+assert inner == [1] and d['a']['b'] is inner
+---
+xs = [1]
+assert same(xs) is xs
+---
+loop = []
+loop.append(loop)
+assert same(loop)[0] is loop
+---
+assert apply(lambda x, by=1: x * by, 1, 2, by=3) == [3, 6]
+---
+assert apply(lambda x: f(x) + 1, 2) == [5]
+---
+assert apply(str, 1) == ['1'] and apply(abs, -1) == [1]
+---
+assert fold(lambda a, b: a + b, [1, 2, 3]) == 6
+---
+def boom(x): raise IndexError('mine')
+try:
+    apply(boom, 1)
+    assert 0
+except IndexError as e:
+    assert str(e) == 'mine'
+---
+assert first(x for x in [5, 6]) == 5
+---
+try:
+    refuse(9)
+    assert 0
+except ValueError as e:
+    assert e.args == ('too much', 9)
+---
+try:
+    refuse(9)
+    assert 0
+except TooMuch:
+    pass
+---
+assert issubclass(FarTooMuch, TooMuch)
+---
+import unittest
+with unittest.TestCase().assertRaises(KeyError):
+    refuse(-1)
+---
+class T(__import__('unittest').TestCase):
+    def test(self):
+        self.assertEqual(f(3), 9)
+r = __import__('unittest').TestResult()
+T('test').run(r)
+assert r.wasSuccessful(), r.failures + r.errors
+---
+before = calls
+assert count() == before + 1 == calls and memo[calls] == [calls]
+---
+assert list(numbers(3)) == [0, 1, 2] and sum(numbers(4)) == 6
+---
+import asyncio
+assert asyncio.run(later(4)) == 4
+---
+with opened() as x:
+    assert x == 7
+---
+import io, contextlib
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    greet()
+assert out.getvalue() == 'hello\n'
+---
+import doctest
+case = doctest.DocTestParser().get_doctest(f.__doc__, {'f': f}, 'f', None, 0)
+runner = doctest.DocTestRunner()
+runner.run(case, out=lambda text: None)
+assert runner.summarize(False) == (0, 1)
+---
+assert big() == 3 ** 500
+---
+p = Point(1, 2)
+assert p == (1, 2) and p.x == 1 and isinstance(p, tuple) and p[1] == 2
+---
+assert Color.RED == Color.RED and Color.RED.value == 1 and Color(1) is not None
+---
+assert Money(1) + Money(2) == Money(3) and Money(2) * 3 == Money(6) and Money(1) < Money(2)
+---
+assert Money(1) != Money(2) and len({Money.__name__, 'Money'}) == 1
+---
+m = Money(1)
+m.amount = 5
+assert m.amount == 5 and isinstance(m, Money) and not isinstance(3, Money)
+---
+s = Stack([1])
+s.push(2)
+assert s == [1, 2] and len(s) == 2 and s[-1] == 2 and 2 in s and s + [3] == [1, 2, 3]
+---
+t = Tree(2, Tree(1), Tree(3))
+assert list(t) == [1, 2, 3] and len(t) == 3 and t[0] == 1 and t.depth == 2 and 3 in t
+---
+import answer
+from answer import f as g
+assert g(2) == answer.f(2) == 4
+---
+from answer import *
+assert f(3) == 9
+---
+assert math.sqrt(f(3)) == 3
+---
+import datetime
+from decimal import Decimal
+values = datetime.date(2026, 1, 2), Decimal('1.5'), 1 + 2j, b'a', range(3), {1, 2}, frozenset('ab'), None, 'é\ud800'
+for x in (*values, 1.5, (1, (2,)), datetime.timedelta(1, 2), ..., slice(1, 2)):
+    assert same(x) == x and type(same(x)) is type(x)
+---
+import math as m
+assert m.isnan(same(float('nan'))) and same(float('inf')) > 1e308
+---
+import numpy as np
+x = np.arange(6.0).reshape(2, 3)
+assert (same(x) == x).all() and same(np.int64(3)) == 3
+---
+class Own: pass
+try:
+    same(Own())
+    assert 0
+except TypeError as e:
+    assert 'cannot be passed' in str(e)
+---
+from collections import Counter
+assert same(Counter('aab')) == {'a': 2, 'b': 1}
+""".strip().split("\n---\n")
+"""Tests as people write them, each by itself."""
+
+
+def test_tests_are_written_as_in_the_process_of_the_answer():
+    found = run(STYLES, *WRITTEN)
+    assert {part.asks: part.found for part in found.parts if not part.held} == {}
+    assert len(found.parts) == len(WRITTEN)
+
+
+def test_the_verdict_names_its_sandbox():
+    assert run(SQUARE).sandbox == sandbox.find_tier().name
 
 
 @pytest.mark.parametrize(

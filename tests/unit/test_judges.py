@@ -22,6 +22,7 @@ from align.run.manifest import input_from
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
 FUNCTION = {"ref": "mine:score", "digest": "f", "defined": ["f:score", "/m/mine.py:score"]}
+NO_CODE = {"allow_code": False, "unsafe_code": False}
 LENGTH = {"rule": "length", "low": 1, "high": 9}
 
 # Rewards as the configuration has them, with the inputs that their runs record, and what counts in each.
@@ -67,9 +68,9 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "another regex": ({"name": "rules", "rules": [{"rule": "regex", "pattern": "b"}]}, {}, {"regex b"}),
     "json": ({"name": "rules", "rules": [{"rule": "json"}]}, {}, {"json"}),
     "sentiment": ({"name": "sentiment"}, {}, {"vader"}),
-    "check": ({"name": "check", "check": None, "score": "all", "allow_code": False}, {}, {"check"}),
+    "check": ({"name": "check", "check": None, "score": "all", **NO_CODE}, {}, {"check"}),
     "check of all rows": (
-        {"name": "check", "check": {"kind": "regex", "pattern": "a"}, "score": "parts", "allow_code": False}, {},
+        {"name": "check", "check": {"kind": "regex", "pattern": "a"}, "score": "parts", **NO_CODE}, {},
         {"check"},
     ),
     "sentiment in a sum": (

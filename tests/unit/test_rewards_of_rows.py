@@ -212,7 +212,7 @@ def test_the_configuration_of_checks(tmp_path: Path) -> None:
     ],
 )
 def test_a_check_that_is_wrong_is_told_before_anything_is_read(tmp_path: Path, given: Any, said: str) -> None:
-    spec = {"name": "check", "check": given, "score": "all", "allow_code": False}
+    spec = {"name": "check", "check": given, "score": "all", "allow_code": False, "unsafe_code": False}
     with pytest.raises(InputError, match=said):
         reward_inputs(spec, tmp_path, None)
     within = {"name": "sum", "parts": [{"weight": 1.0, **spec}]}

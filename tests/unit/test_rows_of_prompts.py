@@ -136,7 +136,10 @@ def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
 
 
 def test_the_rows_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
-    reward = {"name": "sum", "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False}]}
+    reward = {
+        "name": "sum",
+        "parts": [{"weight": 1.0, "name": "check", "check": None, "allow_code": False, "unsafe_code": False}],
+    }
     check_rows(reward, read(write(tmp_path / "p.jsonl", SUM)))
     check_rows({"name": "sentiment"}, read(write(tmp_path / "q.jsonl", {"prompt": "Hi"})))
     for row, said in (

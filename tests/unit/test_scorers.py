@@ -272,3 +272,10 @@ def test_the_parts_of_a_sum():
     config = check(compose_raw(["stage=ppo", "reward=sum", f"reward.parts=[{SUM}]"])).reward
     assert isinstance(config, SumReward)
     assert [(weight, part.name) for weight, part in parts_of(config)] == [(2, "learned"), (-0.5, "rules")]
+
+
+def test_a_pattern_that_takes_forever_ends_and_has_not_matched(caplog: pytest.LogCaptureFixture) -> None:
+    rule = rule_of({"rule": "regex", "pattern": r"(a+)+$"})
+    assert rule("a" * 4000 + "b") == 0
+    assert "(a+)+$" in caplog.text
+    assert rule("aa") == 1

@@ -1,0 +1,689 @@
+"""Calls between the process that runs an answer and the process that runs its tests, over two pipes.
+
+Plain data is copied: it is written as JSON with tags and never unpickled. Any other object stays where it is and is
+named by a number. A container that is passed as an argument gets back what the call made of it, so that functions which
+change their arguments can be tested. Imports nothing but the standard library, for it runs in the sandbox.
+"""
+
+from __future__ import annotations
+
+import builtins
+import datetime
+import importlib
+import io
+import json
+import operator
+import os
+import struct
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+MOST_BYTES = 2**24
+"""Of one message."""
+MOST_PRINTED = 2**16
+"""Characters of a call's output that the tests can read."""
+LARGE_INT = 2**53
+PLAIN_TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    "decimal": (Decimal, str, Decimal),
+    "fraction": (Fraction, str, Fraction),
+    "datetime": (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    "date": (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
+    "time": (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+}
+"""Immutable values that are written as text: tag, type, how to write one and how to read it."""
+
+
+PLAIN_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (list, dict, set, deque, bytearray, tuple, frozenset, bytes, str, int, float, complex)
+}
+"""Types whose instances are copied; instances of subclasses stay where they are, and can be read as these."""
+PASSABLE_TYPES = (*PLAIN_KINDS.values(), bool, object, range, slice, type(None))
+"""Types of Python's own that the answer may hand to a test, besides exceptions."""
+
+
+class ConnectionEnded(Exception):
+    """The other process has ended, or sends what is no message."""
+
+
+class NotPassable(TypeError):
+    """A value that cannot be sent to the other process."""
+
+
+class Connection:
+    """Requests in both directions over two pipes. A side that waits for a response serves the other side's requests.
+
+    Args:
+        reading, writing: file descriptors.
+        serve: answers a request of the other side.
+    """
+
+    def __init__(self, reading: int, writing: int, serve: Callable[[Any], Any]) -> None:
+        self.reading, self.writing, self.serve = reading, writing, serve
+
+    def request(self, message: Any) -> Any:
+        """Send a request and return the response."""
+        self.send({"request": message})
+        return self.wait_for_response()
+
+    def wait_for_response(self) -> Any:
+        """Serve requests until the response comes. Raises ConnectionEnded if there will be none."""
+        while True:
+            message = self.receive()
+            if not isinstance(message, dict) or len(message) != 1:
+                raise ConnectionEnded("it sent what is no message")
+            if "request" in message:
+                self.send({"response": self.serve(message["request"])})
+            elif "response" in message:
+                return message["response"]
+            else:
+                raise ConnectionEnded("it sent what is no message")
+
+    def send(self, message: Any) -> None:
+        content = json.dumps(message).encode()
+        if len(content) > MOST_BYTES:
+            raise NotPassable(f"a value of more than {MOST_BYTES >> 20} MB cannot be passed")
+        left = memoryview(struct.pack("!I", len(content)) + content)
+        try:
+            while left:
+                left = left[os.write(self.writing, left) :]
+        except BrokenPipeError as error:
+            raise ConnectionEnded("it ended the process") from error
+
+    def receive(self) -> Any:
+        size = struct.unpack("!I", self.read(4))[0]
+        if size > MOST_BYTES:
+            raise ConnectionEnded("it sent what is no message")
+        try:
+            return json.loads(self.read(size))
+        except (ValueError, RecursionError) as error:
+            raise ConnectionEnded("it sent what is no message") from error
+
+    def read(self, size: int) -> bytes:
+        content = b""
+        while len(content) < size:
+            piece = os.read(self.reading, min(size - len(content), 2**16))
+            if not piece:
+                raise ConnectionEnded("it ended the process")
+            content += piece
+        return content
+
+
+def plain_kind(value: Any) -> str:
+    """Return the name of the plain type that a value is an instance of; empty if there is none."""
+    return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
+
+
+def plain_copy(value: Any) -> Any:
+    """Return what an object holds as the plain type that its class extends. Raises TypeError if it extends none."""
+    name = plain_kind(value)
+    if not name:
+        raise TypeError(f"a {type(value).__name__} is no plain data")
+    return str.__str__(value) if name == "str" else PLAIN_KINDS[name](value)
+
+
+class Containers:
+    """The lists, dicts, sets, deques and bytearrays of one call, by number: both sides number them alike."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Any] = {}
+        self.numbers: dict[int, int] = {}
+        self.before: dict[int, Any] = {}
+
+    def add(self, container: Any, number: int | None = None) -> int:
+        number = len(self.by_number) if number is None else number
+        self.by_number[number] = container
+        self.numbers[id(container)] = number
+        return number
+
+    def remember_contents(self) -> None:
+        """Note what each container holds, to find those that a call changes."""
+        self.before = {number: contents_of(container) for number, container in self.by_number.items()}
+
+    def changed(self) -> list[int]:
+        return [
+            number
+            for number, before in self.before.items()
+            if not same_contents(before, contents_of(self.by_number[number]))
+        ]
+
+
+def contents_of(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [each for pair in dict.items(container) for each in pair]
+    return list(container)
+
+
+def same_contents(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Return whether two contents are the same objects in the same order."""
+    return len(before) == len(after) and all(one is other for one, other in zip(before, after, strict=True))
+
+
+class Peer:
+    """One side of the connection: turns values into JSON and back, and calls operations of the other side.
+
+    Attributes:
+        shared: objects of this side that the other one may name.
+        ended: why the other side can be asked nothing more; empty while it can.
+        copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
+    """
+
+    copies_subclasses = False
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.connection = Connection(reading, writing, self.serve)
+        self.ended = ""
+        self.shared: list[Any] = []
+        self.shared_numbers: dict[int, int] = {}
+
+    # What the two sides do differently.
+
+    def operations(self) -> Mapping[str, Callable[..., Any]]:
+        """The operations that the other side may ask for."""
+        raise NotImplementedError
+
+    def proxy(self, number: int, kind: str) -> Any:
+        """Return what stands here for an object of the other side."""
+        raise NotImplementedError
+
+    def number_of_proxy(self, value: Any) -> int | None:
+        """Return the number of an object of the other side; None if the value is none."""
+        raise NotImplementedError
+
+    def may_share(self, value: Any) -> bool:
+        """Return whether the other side may get a reference to a value."""
+        raise NotImplementedError
+
+    def own_builtin(self, value: Any) -> Any:
+        """Return what is Python's own and was named by the other side."""
+        return value
+
+    # Requests.
+
+    def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
+        """Have the other side do an operation, and return or raise what comes of it."""
+        containers = Containers()
+        message = {
+            "operation": operation,
+            "args": [self.encode(each, containers) for each in args],
+            "kwargs": {name: self.encode(value, containers) for name, value in kwargs.items()},
+        }
+        try:
+            return self.read_response(self.connection.request(message), containers)
+        except ConnectionEnded as error:
+            self.ended = str(error)
+            raise
+
+    def read_response(self, response: Any, containers: Containers) -> Any:
+        if not isinstance(response, dict):
+            raise ConnectionEnded("it sent what is no message")
+        if printed := response.get("printed"):
+            sys.stdout.write(str(printed)[:MOST_PRINTED])
+        try:
+            for number, contents in response["changed"]:
+                self.replace_contents(containers.by_number[number], contents, containers)
+            raised = self.decode_error(response["error"]) if "error" in response else None
+            value = None if raised else self.decode(response["value"], containers)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConnectionEnded("it sent what is no message") from error
+        if raised is not None:
+            raise raised
+        return value
+
+    def serve(self, message: Any) -> Any:
+        containers = Containers()
+        printed, standard = io.StringIO(), sys.stdout
+        response: dict[str, Any]
+        try:
+            args = [self.decode(each, containers) for each in message["args"]]
+            kwargs = {name: self.decode(value, containers) for name, value in message["kwargs"].items()}
+            containers.remember_contents()
+            sys.stdout = printed
+            value = self.operations()[message["operation"]](*args, **kwargs)
+            sys.stdout = standard
+            changed = self.encode_changes(containers)
+            response = {"value": self.encode(value, containers), "changed": changed}
+            json.dumps(response)
+        except ConnectionEnded:
+            raise
+        except BaseException as error:
+            sys.stdout = standard
+            response = {"error": self.encode_error(error), "changed": self.encode_changes_or_none(containers)}
+        finally:
+            sys.stdout = standard
+        return {**response, "printed": printed.getvalue()[:MOST_PRINTED]}
+
+    def encode_changes(self, containers: Containers) -> list[Any]:
+        return [
+            [number, self.encode_contents(containers.by_number[number], containers)] for number in containers.changed()
+        ]
+
+    def encode_changes_or_none(self, containers: Containers) -> list[Any]:
+        try:
+            return self.encode_changes(containers)
+        except Exception:
+            return []
+
+    # Values.
+
+    def encode(self, value: Any, containers: Containers) -> Any:
+        """Return a value as JSON has it. Raises NotPassable if it can be neither copied nor shared."""
+        if (number := self.number_of_proxy(value)) is not None:
+            return {"yours": number}
+        if value is None or value is Ellipsis or value is NotImplemented:
+            return None if value is None else {"builtin": repr(value)}
+        if (array := self.encode_array(value)) is not None:
+            return array
+        if isinstance(value, bool):
+            return value
+        name = plain_kind(value)
+        if name and (self.copies_subclasses or type(value) is PLAIN_KINDS[name]):
+            return self.encode_plain(name, value, containers)
+        if type(value) is range:
+            return {"range": [value.start, value.stop, value.step]}
+        if type(value) is slice:
+            return {"slice": [self.encode(each, containers) for each in (value.start, value.stop, value.step)]}
+        if type(value) is datetime.timedelta:
+            return {"timedelta": [value.days, value.seconds, value.microseconds]}
+        for tag, (kind, write, _) in PLAIN_TEXTS.items():
+            if type(value) is kind:
+                return {tag: write(value)}
+        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+            return {"builtin": value.__name__}
+        if isinstance(value, types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value:
+            return {"builtin": value.__name__}
+        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
+            return {"module": value.__name__, **self.encode_shared(value)}
+        return self.encode_shared(value)
+
+    def encode_plain(self, name: str, value: Any, containers: Containers) -> Any:
+        """Return plain data, or what an object of a subclass holds as its base."""
+        if name == "int":
+            number = int(value)
+            return number if abs(number) < LARGE_INT else {"int": hex(number)}
+        if name == "float":
+            return float(value)
+        if name == "str":
+            return str.__str__(value)
+        if name == "bytes":
+            return {"bytes": bytes(value).hex()}
+        if name == "complex":
+            return {"complex": [value.real, value.imag]}
+        if name in ("tuple", "frozenset"):
+            return {name: [self.encode(each, containers) for each in value]}
+        if (known := containers.numbers.get(id(value))) is not None:
+            return {"known": known}
+        number = containers.add(value)
+        return {name: self.encode_contents(value, containers), "number": number}
+
+    def encode_contents(self, value: Any, containers: Containers) -> Any:
+        if isinstance(value, bytearray):
+            return bytes(value).hex()
+        if isinstance(value, dict):
+            return [[self.encode(key, containers), self.encode(each, containers)] for key, each in dict.items(value)]
+        return [self.encode(each, containers) for each in value]
+
+    def encode_array(self, value: Any) -> Any:
+        """Return an array or a number of numpy's, if numpy is loaded here."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+            return None
+        if value.dtype.kind not in "biufc":
+            return None
+        return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
+
+    def encode_shared(self, value: Any) -> Any:
+        if not self.may_share(value):
+            raise NotPassable(f"a {type(value).__name__} cannot be passed to the program under test")
+        number = self.shared_numbers.get(id(value))
+        if number is None:
+            self.shared.append(value)
+            number = self.shared_numbers[id(value)] = len(self.shared) - 1
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return {"exception": self.encode_exception_class(value)}
+        return {"mine": number, "kind": "coroutine" if isinstance(value, types.CoroutineType) else plain_kind(value)}
+
+    def encode_exception_class(self, kind: type[BaseException]) -> list[Any]:
+        """Return the names of a class of exceptions and its bases, down to the first that Python has itself."""
+        own = []
+        for each in kind.__mro__:
+            if getattr(builtins, each.__name__, None) is each:
+                return [own, each.__name__]
+            self.shared.append(each)  # keeps its id from being used again
+            own.append([self.shared_numbers.setdefault(id(each), len(self.shared) - 1), each.__name__])
+        return [own, "Exception"]
+
+    def encode_error(self, error: BaseException) -> Any:
+        """Return an exception as its class and its arguments, those that are plain."""
+        try:
+            args = [self.encode(each, Containers()) for each in error.args]
+            if len(json.dumps(args)) > MOST_PRINTED:
+                raise NotPassable("too long")
+        except BaseException:
+            args = []
+        try:
+            text = str(error)[:300]
+        except BaseException:
+            text = ""
+        return {"class": self.encode_exception_class(type(error)), "args": args, "text": text}
+
+    def decode(self, data: Any, containers: Containers) -> Any:
+        """Return the value that JSON stands for. Raises ConnectionEnded if it stands for none."""
+        if data is None or isinstance(data, bool | int | float | str):
+            return data
+        if not isinstance(data, dict) or not data:
+            raise ConnectionEnded("it sent what is no value")
+        tag, content = next(iter(data.items()))
+        try:
+            return self.decode_tagged(tag, content, data, containers)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError) as error:
+            raise ConnectionEnded(f"it sent what is no value ({type(error).__name__})") from error
+
+    def decode_tagged(self, tag: str, content: Any, data: Mapping[str, Any], containers: Containers) -> Any:
+        if tag == "known":
+            return containers.by_number[content]
+        if tag in ("list", "dict", "set", "deque", "bytearray"):
+            value = getattr(builtins, tag, deque)()
+            containers.add(value, data["number"])
+            self.replace_contents(value, content, containers)
+            return value
+        if tag in ("tuple", "frozenset"):
+            return getattr(builtins, tag)(self.decode(each, containers) for each in content)
+        if tag == "int":
+            return int(content, 16)
+        if tag == "bytes":
+            return bytes.fromhex(content)
+        if tag in ("complex", "range"):
+            return getattr(builtins, tag)(*content)
+        if tag == "slice":
+            return slice(*(self.decode(each, containers) for each in content))
+        if tag == "timedelta":
+            return datetime.timedelta(*content)
+        if tag in PLAIN_TEXTS:
+            return PLAIN_TEXTS[tag][2](content)
+        if tag == "builtin":
+            return self.own_builtin(getattr(builtins, content))
+        if tag == "array":
+            return decode_array(*content)
+        if tag == "module":
+            # The tests' side takes its own module of this name, which the answer cannot have changed.
+            if content in sys.stdlib_module_names or content == "numpy":
+                return importlib.import_module(content)
+            return self.proxy(int(data["mine"]), "")
+        if tag == "yours":
+            return self.shared[content]
+        if tag == "exception":
+            return self.exception_class(*content)
+        if tag == "mine":
+            return self.proxy(int(content), str(data["kind"]))
+        raise ConnectionEnded("it sent what is no value")
+
+    def replace_contents(self, container: Any, content: Any, containers: Containers) -> None:
+        if isinstance(container, bytearray):
+            container[:] = bytes.fromhex(content)
+            return
+        if isinstance(container, dict):
+            pairs = [(self.decode(key, containers), self.decode(value, containers)) for key, value in content]
+            container.clear()
+            container.update(pairs)
+            return
+        values = [self.decode(each, containers) for each in content]
+        container.clear()
+        container.update(values) if isinstance(container, set) else container.extend(values)
+
+    def decode_error(self, data: Any) -> BaseException:
+        kind = self.exception_class(*data["class"])
+        args = [self.decode(each, Containers()) for each in data["args"]]
+        try:
+            return kind(*args)
+        except Exception:
+            error = kind.__new__(kind)
+            error.args = (str(data["text"]),)
+            return error
+
+    def exception_class(self, own: Sequence[Any], builtin: str) -> type[BaseException]:
+        """Return a class of exceptions that stands for one of the other side's."""
+        kind = getattr(builtins, builtin, Exception)
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            kind = Exception
+        known = self.__dict__.setdefault("exception_classes", {})
+        for number, name in reversed(own):
+            if number not in known:
+                known[number] = type(str(name), (kind,), {})
+            kind = known[number]
+        return kind
+
+
+def decode_array(kind: str, shape: Sequence[int], content: str) -> Any:
+    import numpy
+
+    dtype = numpy.dtype(kind)
+    if dtype.kind not in "biufc":
+        raise ValueError(kind)
+    value = numpy.frombuffer(bytes.fromhex(content), dtype).reshape(shape).copy()
+    return value if value.shape else value[()]
+
+
+# Operations on objects of the answer, by the names that the tests' side uses.
+
+UNARY = ("neg", "pos", "abs", "invert")
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
+ORDER = ("lt", "le", "gt", "ge")
+
+
+def reversed_operation(name: str) -> Callable[[Any, Any], Any]:
+    return lambda value, other: getattr(operator, name)(other, value)
+
+
+def run_coroutine(coroutine: Any) -> Any:
+    import asyncio  # slow to import
+
+    return asyncio.run(coroutine)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "await": run_coroutine,
+    "getattr": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
+    "isinstance": isinstance,
+    "issubclass": issubclass,
+    "enter": lambda manager: type(manager).__enter__(manager),
+    "exit": lambda manager, *error: type(manager).__exit__(manager, *error),
+    "eq": operator.eq,
+    "plain": plain_copy,
+    **{name.__name__: name for name in (len, iter, next, bool, str, repr, hash, int, float, round, reversed)},
+    **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", *UNARY, *BINARY, *ORDER)},
+    **{f"r{name}": reversed_operation(name) for name in BINARY},
+}
+
+
+class AnswerPeer(Peer):
+    """The side of the answer, which does whatever the tests ask of the answer's objects."""
+
+    def __init__(self, reading: int, writing: int, module: Any) -> None:
+        super().__init__(reading, writing)
+        self.module = module
+
+    def operations(self) -> Mapping[str, Callable[..., Any]]:
+        return {**OPERATIONS, "global": self.read_global, "set_global": self.set_global, "names": self.names}
+
+    def read_global(self, name: str) -> Any:
+        return self.module.__dict__[name]
+
+    def set_global(self, name: str, value: Any) -> None:
+        self.module.__dict__[name] = value
+
+    def names(self) -> list[str]:
+        """Return the names of functions and classes that the answer has at its top level, and of everything else."""
+        return [name for name in self.module.__dict__ if not name.startswith("__")]
+
+    def proxy(self, number: int, kind: str) -> Any:
+        return TestFunction(self, number)
+
+    def number_of_proxy(self, value: Any) -> int | None:
+        return value.number if type(value) is TestFunction else None
+
+    def may_share(self, value: Any) -> bool:
+        return True
+
+
+class TestFunction:
+    """A function or an iterator of the tests, which the answer may call or go through, and do nothing else with."""
+
+    __test__ = False
+
+    def __init__(self, peer: Peer, number: int) -> None:
+        self.peer, self.number = peer, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.peer.ask("call", self, *args, **kwargs)
+
+    def __iter__(self) -> TestFunction:
+        return self
+
+    def __next__(self) -> Any:
+        return self.peer.ask("next", self)
+
+
+class TestsPeer(Peer):
+    """The side of the tests. The answer can call the functions that a test passes to it, and reaches nothing else."""
+
+    __test__ = False
+    copies_subclasses = True
+
+    def operations(self) -> Mapping[str, Callable[..., Any]]:
+        return {"call": OPERATIONS["call"], "next": next}
+
+    def own_builtin(self, value: Any) -> Any:
+        exception = isinstance(value, type) and issubclass(value, BaseException)
+        if not exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
+            raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
+        return value
+
+    def serve(self, message: Any) -> Any:
+        first = message.get("args", [None])[:1] if isinstance(message, dict) else []
+        if not (first and isinstance(first[0], dict) and "yours" in first[0]):
+            raise ConnectionEnded("it sent what is no request")  # calls what a test passed to it, and nothing else
+        return super().serve(message)
+
+    def proxy(self, number: int, kind: str) -> Any:
+        if kind == "coroutine":
+            return self.run_coroutine(number)
+        return RemoteObject(self, number, kind if kind in PLAIN_KINDS else "")
+
+    async def run_coroutine(self, number: int) -> Any:
+        return self.ask("await", RemoteObject(self, number, ""))
+
+    def number_of_proxy(self, value: Any) -> int | None:
+        return object.__getattribute__(value, "_number") if type(value) is RemoteObject else None
+
+    def may_share(self, value: Any) -> bool:
+        return callable(value) or isinstance(value, Iterator)
+
+
+def peer_of(value: RemoteObject) -> TestsPeer:
+    return object.__getattribute__(value, "_peer")
+
+
+class RemoteObject:
+    """An object that is no plain data and stays in the answer's process.
+
+    It never equals plain data, and has no order with it, so that an object which claims to equal everything passes no
+    test. An object whose class extends a plain type, such as a named tuple, is compared by what it holds as that type;
+    the comparison is made here. Objects of the answer are compared with each other by the answer.
+    """
+
+    __slots__ = ("_kind", "_number", "_peer")
+
+    def __init__(self, peer: TestsPeer, number: int, kind: str) -> None:
+        object.__setattr__(self, "_peer", peer)
+        object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_kind", kind)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return PLAIN_KINDS.get(object.__getattribute__(self, "_kind"), RemoteObject)
+        return peer_of(self).ask("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        peer_of(self).ask("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        peer_of(self).ask("delattr", self, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return peer_of(self).ask("call", self, *args, **kwargs)
+
+    def __eq__(self, other: object) -> Any:
+        if type(other) is not RemoteObject:
+            return read_plain(self) == other if is_plain(self) else NotImplemented
+        return number_in(self) == number_in(other) or bool(peer_of(self).ask("eq", self, other))
+
+    def __contains__(self, value: Any) -> bool:
+        if is_plain(self):
+            return value in read_plain(self)
+        return any(each is value or each == value for each in self)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return type(value) is RemoteObject and bool(peer_of(self).ask("isinstance", value, self))
+
+    def __subclasscheck__(self, value: Any) -> bool:
+        return type(value) is RemoteObject and bool(peer_of(self).ask("issubclass", value, self))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        return peer_of(self).ask("exit", self, kind, None if error is None else str(error), None)
+
+
+def number_in(value: RemoteObject) -> int:
+    return object.__getattribute__(value, "_number")
+
+
+def is_plain(value: RemoteObject) -> bool:
+    return bool(object.__getattribute__(value, "_kind"))
+
+
+def read_plain(value: RemoteObject) -> Any:
+    return peer_of(value).ask("plain", value)
+
+
+def remote_unary(name: str, result: type | None = None) -> Callable[..., Any]:
+    def method(self: RemoteObject, *args: Any) -> Any:
+        value = peer_of(self).ask(name, self, *args)
+        if result is not None and not isinstance(value, result):
+            raise TypeError(f"{name} gave a {type(value).__name__}")
+        return value
+
+    return method
+
+
+def remote_binary(name: str) -> Callable[..., Any]:
+    """An operation of two operands. One of the answer's objects and plain data give another object, or an error: a
+    plain result would be the object's own word on a comparison that the test means to make."""
+
+    def method(self: RemoteObject, other: Any) -> Any:
+        if type(other) is not RemoteObject and is_plain(self):
+            return OPERATIONS[name](read_plain(self), other)
+        value = peer_of(self).ask(name, self, other)
+        if type(other) is not RemoteObject and type(value) is not RemoteObject:
+            raise TypeError(f"an object of the answer's own class and a {type(other).__name__} have no {name}")
+        return value
+
+    return method
+
+
+for _name in (*BINARY, *(f"r{each}" for each in BINARY)):
+    setattr(RemoteObject, f"__{_name.rstrip('_')}__", remote_binary(_name))
+for _name in ORDER:
+    setattr(RemoteObject, f"__{_name}__", remote_binary(_name))
+for _name in (*UNARY, "iter", "next", "getitem", "setitem", "delitem", "round", "reversed", "enter"):
+    setattr(RemoteObject, f"__{_name}__", remote_unary(_name))
+for _name, _result in (("len", int), ("bool", bool), ("str", str), ("repr", str), ("hash", int), ("int", int),
+                       ("float", float), ("index", int)):  # fmt: skip
+    setattr(RemoteObject, f"__{_name}__", remote_unary(_name, _result))

@@ -1,0 +1,117 @@
+"""Run the tests of an answer in a process that the answer cannot reach, with its names standing for objects of the
+answer's process. Writes a line of JSON for each test: its number (-1 is the program) and what went wrong, empty if
+nothing did; -2 and a reason if the answer's process ended; -3 if it was not
+started."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import os
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.reward.checkers.confinement import confine
+from align.reward.checkers.remote_calls import ConnectionEnded, RemoteObject, TestsPeer
+
+PROGRAM, ENDED, NOT_STARTED = -1, -2, -3
+
+
+class Names(dict[str, Any]):
+    """The names that a test sees: its own, and the answer's. Functions and classes of the answer are bound once, so
+    that copies of the names have them too; its other names are read when they are used.
+
+    An answer may not replace `abs` or `len` for tests that use other names of it; a function called `sum` can still
+    be tested by itself.
+    """
+
+    def __init__(self, peer: TestsPeer, sources: Sequence[str]) -> None:
+        super().__init__(__name__="answer", __builtins__=builtins)
+        self.peer = peer
+        names = [str(name) for name in peer.ask("names")]
+        used = {node.id for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        own = {name for name in names if not hasattr(builtins, name)}
+        self.hidden = set(dir(builtins)) if used & own else set()
+        for name in names:
+            value = None if name in self.hidden else peer.ask("global", name)
+            if isinstance(value, type | types.ModuleType) or type(value) is RemoteObject:
+                self[name] = value
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.hidden:
+            raise KeyError(name)  # Python then looks among its own names
+        return self.peer.ask("global", name)
+
+
+class AnswerModule(types.ModuleType):
+    """What `import answer` gives to a test."""
+
+    def __init__(self, peer: TestsPeer) -> None:
+        super().__init__("answer")
+        self.__dict__["peer"] = peer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return [each for each in self.peer.ask("names") if not each.startswith("_")]
+        try:
+            return self.peer.ask("global", name)
+        except KeyError:
+            raise AttributeError(f"module 'answer' has no attribute '{name}'") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            self.peer.ask("set_global", name, value)
+
+
+def main(settings: Mapping[str, Any]) -> None:
+    """Confine this process, send the program to the answer's process, and run the tests on it."""
+    with os.fdopen(0, "rb", closefd=False) as file:
+        job = json.load(file)
+    report = os.dup(1)
+    for standard in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
+    confine(settings)
+
+    def write(number: int, problem: str) -> None:
+        os.write(report, (json.dumps([number, problem]) + "\n").encode())
+
+    try:
+        peer = TestsPeer(*job["descriptors"])
+        try:
+            peer.connection.receive()
+        except ConnectionEnded:
+            write(NOT_STARTED, "the answer's process was not started")
+            os._exit(0)
+        peer.connection.send(job["program"])
+        problem = str(peer.connection.receive())[:300]
+        write(PROGRAM, problem)
+        if problem:
+            os._exit(0)
+        names = Names(peer, job["tests"])
+        sys.modules["answer"] = AnswerModule(peer)
+        for number, source in enumerate(job["tests"]):
+            write(number, run(source, names))
+    except ConnectionEnded as error:
+        write(ENDED, str(error))
+    finally:
+        os._exit(0)
+
+
+def run(source: str, names: Names) -> str:
+    """Run one test and return what went wrong. Raises ConnectionEnded if the answer's process ended, even if the test
+    caught that."""
+    problem = ""
+    try:
+        exec(compile(source, "test.py", "exec"), names)
+    except ConnectionEnded:
+        raise
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"[:300]
+    if names.peer.ended:
+        raise ConnectionEnded(names.peer.ended)
+    return problem
