@@ -55,6 +55,24 @@ class Served:
         return f"base=${{BASE:-{shlex.quote(self.id)}}}\n{pinned}"
 
 
+GUARD = """: "${VLLM_API_KEY:?holds the key that clients have to send: Authorization: Bearer KEY}"
+export VLLM_API_KEY
+"""
+"""Shell that ends a launch without a key. vLLM reads the key from the environment, where no list of processes shows
+it."""
+NO_LOADING = """if [ "${RUNTIME_LORA:-}" = yes ]; then
+  export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+else
+  unset VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_PLUGINS
+fi
+"""
+GUARDED = (
+    "It listens on this machine alone, unless LISTEN names another interface, and VLLM_API_KEY in the environment "
+    "holds its key."
+)
+LOADING = "RUNTIME_LORA=yes lets each client with the key load adapters from any folder that vLLM can read."
+SERVE = 'exec vllm serve {model} --host "${{LISTEN:-127.0.0.1}}" --served-model-name {name} '
+
 OWN = (
     "align's own server with {what}, asked for as {name}: OpenAI's API on a CPU, with keys and limits for tenants "
     "(stage.keys=FILE). align's docs/deploying.md has containers and larger machines."
@@ -97,23 +115,29 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     """
     if rank > RANKS[-1]:
         return
-    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_note(gap)}"
-    serve = f'exec vllm serve "$base" --served-model-name {shlex.quote(base.name)} --enable-lora --max-lora-rank '
+    why = f"BASE, a folder or a hub id, puts it on another base than it was trained on. {gap_note(gap)} {GUARDED}"
+    serve = SERVE.format(model='"$base"', name=shlex.quote(base.name)) + "--enable-lora --max-lora-rank "
     serve += f"{vllm_rank(rank)} \\\n  {by_template(folder, template)}"
     write_script(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this adapter, asked for as the model {name}. {why}",
-        f'{base.place}{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
+        f"vLLM with this adapter, asked for as the model {name}. {why} {LOADING}",
+        f'{GUARD}{NO_LOADING}{base.place}{serve}--lora-modules {shlex.quote(name)}="$here/.." "$@"\n',
     )
     write_script(
         folder / LAUNCH / "vllm-resolver.sh",
         "vLLM with all adapters of a folder, each found by its name when it is first asked for. ADAPTERS holds a "
         f"folder for each, such as ADAPTERS/{name}: a copy of this export, or a link to it. All speak by the chat "
-        f"template of this export. {why}",
-        base.place + RESOLVER.format(base=shlex.quote(base.name)) + serve + '"$@"\n',
+        f"template of this export. {why} vLLM finds adapters by name only if it also lets clients load them, which "
+        f"has to be allowed: {LOADING}",
+        GUARD + ALLOWED + base.place + RESOLVER.format(base=shlex.quote(base.name)) + serve + '"$@"\n',
     )
 
 
+ALLOWED = """[ "${RUNTIME_LORA:-}" = yes ] || {
+  echo "RUNTIME_LORA: set it to yes to let clients with the key load adapters; vLLM finds none by name without" >&2
+  exit 2
+}
+"""
 RESOLVER = """adapters=$(cd "${{ADAPTERS:?names the folder of the adapters}}" && pwd)
 export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_PLUGINS=lora_filesystem_resolver
 export VLLM_LORA_RESOLVER_CACHE_DIR="$adapters"
@@ -158,9 +182,10 @@ def launches_merged(
     pooled = "--runner pooling " if scores else ""
     write_script(
         folder / LAUNCH / "vllm.sh",
-        f"vLLM with this model, asked for as {name}. {POOLED if scores else ''}{gap_note(gap, original)}",
-        f'exec vllm serve "$here/.." --served-model-name {shlex.quote(name)} {pooled}{by_template(folder, template)}'
-        '"$@"\n',
+        f"vLLM with this model, asked for as {name}. {POOLED if scores else ''}{gap_note(gap, original)} {GUARDED}",
+        GUARD
+        + SERVE.format(model='"$here/.."', name=shlex.quote(name))
+        + f'{pooled}{by_template(folder, template)}"$@"\n',
     )
 
 

@@ -25,6 +25,8 @@ from align.export.launch import (
 from align.ops.divergence import Divergence
 
 CHAT = "{{ messages }}"
+KEY = "key-of-the-launch"
+LOCAL = ["--host", "127.0.0.1"]
 GAP = Divergence(0.41, 0.69, 15.0, 818)
 
 
@@ -36,13 +38,13 @@ def engines(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("vllm", "llama-server", "python"):
         script = folder / name
-        script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | sort && pwd\n")
+        script.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv | grep ^VLLM_ | grep -v API_KEY | sort && pwd\n")
         script.chmod(0o755)
     return folder
 
 
 def started(script: Path, engines: Path, *more: str, **settings: str) -> list[str]:
-    env = {"PATH": f"{engines}:{os.environ['PATH']}"} | settings
+    env = {"PATH": f"{engines}:{os.environ['PATH']}", "VLLM_API_KEY": KEY} | settings
     done = subprocess.run(["sh", str(script), *more], env=env, capture_output=True, text=True, cwd="/", check=True)
     return done.stdout.splitlines()
 
@@ -69,14 +71,14 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     script = folder / "launch" / "vllm.sh"
     *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
-    name, _, adapter = said[10].partition("=")
+    name, _, adapter = said[12].partition("=")
     assert name == "ppo-x"
     assert Path(adapter).samefile(folder)
-    assert said[:1] + said[2:8] + said[9:10] + said[11:] == [
-        "serve", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16", "--chat-template",
-        "--lora-modules", "--port", "8001",
+    assert said[:1] + said[2:10] + said[11:12] + said[13:] == [
+        "serve", *LOCAL, "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "16",
+        "--chat-template", "--lora-modules", "--port", "8001",
     ]  # fmt: skip
-    assert Path(said[8]).read_text() == CHAT
+    assert Path(said[10]).read_text() == CHAT
     other = tmp_path / "other"
     other.mkdir()
     assert started(script, engines, BASE=str(other))[1] == str(other)
@@ -95,23 +97,48 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
     adapters.mkdir()
     wanted = [
-        "serve", "org/pocket", "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "64",
+        "serve", "org/pocket", *LOCAL, "--served-model-name", "org/pocket", "--enable-lora", "--max-lora-rank", "64",
         "--chat-template", str(folder / "launch" / "chat_template.jinja"),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", f"VLLM_LORA_RESOLVER_CACHE_DIR={adapters}",
         "VLLM_PLUGINS=lora_filesystem_resolver",
     ]  # fmt: skip
-    *said, where = started(script, engines, ADAPTERS=str(adapters), TMPDIR=str(tmp_path))
+    assert "RUNTIME_LORA: set it to yes" in refused(script, engines, ADAPTERS=str(adapters))
+    allowed = {"ADAPTERS": str(adapters), "RUNTIME_LORA": "yes"}
+    *said, where = started(script, engines, TMPDIR=str(tmp_path), **allowed)
     assert said == wanted
     assert (Path(where) / "org" / "pocket").samefile(beside)
     launches_adapter(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
-    *said, where = started(script, engines, ADAPTERS=str(adapters))
-    assert said == [*wanted[:9], "--revision", "abc", *wanted[9:]]
+    *said, where = started(script, engines, **allowed)
+    assert said == [*wanted[:11], "--revision", "abc", *wanted[11:]]
     assert where == "/"
-    *said, _ = started(script, engines, ADAPTERS=str(adapters), BASE="org/pocket")
+    *said, _ = started(script, engines, BASE="org/pocket", **allowed)
     assert said == wanted
     launches_adapter(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
     assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
-    assert "ADAPTERS: names the folder of the adapters" in refused(script, engines, BASE=str(beside))
+    assert "ADAPTERS: names the folder of the adapters" in refused(
+        script, engines, BASE=str(beside), RUNTIME_LORA="yes"
+    )
+
+
+def test_vllm_is_started_for_this_machine_with_a_key_and_loads_nothing(engines: Path, tmp_path: Path):
+    for name in ("adapter", "merged"):
+        (tmp_path / name).mkdir()
+    launches_adapter(tmp_path / "adapter", "ppo-x", Served("org/pocket", revision="abc"), 12, None, CHAT)
+    launches_merged(tmp_path / "merged", "ppo-x", None, True, "")
+    names = ("adapter/launch/vllm.sh", "adapter/launch/vllm-resolver.sh", "merged/launch/vllm.sh")
+    for script in (tmp_path / name for name in names):
+        given = {"ADAPTERS": str(tmp_path), "RUNTIME_LORA": "yes"} if "resolver" in script.name else {}
+        assert "VLLM_API_KEY: holds the key" in refused(script, engines, VLLM_API_KEY="", **given)
+        said = started(script, engines, **given)
+        assert said[said.index("--host") + 1] == "127.0.0.1"
+        assert KEY not in said
+        said = started(script, engines, LISTEN="10.0.0.1", **given)
+        assert said[said.index("--host") + 1] == "10.0.0.1"
+    # What the environment happens to allow is not allowed by it.
+    loading, script = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", tmp_path / "adapter" / "launch" / "vllm.sh"
+    plugins = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_PLUGINS": "lora_filesystem_resolver"}
+    assert [line for line in started(script, engines, **plugins) if line.startswith("VLLM_")] == []
+    assert loading in started(script, engines, RUNTIME_LORA="yes")
 
 
 def test_aligns_own_server_with_an_adapter_and_with_a_model(engines: Path, tmp_path: Path):
@@ -143,12 +170,12 @@ def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
     assert "which are in this export" in said_in(tmp_path / "launch" / "vllm.sh")
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines)
     assert Path(said[1]).samefile(tmp_path)
-    assert said[2:5] == ["--served-model-name", "ppo-x", "--chat-template"]
-    assert Path(said[5]).read_text() == CHAT
+    assert said[2:7] == [*LOCAL, "--served-model-name", "ppo-x", "--chat-template"]
+    assert Path(said[7]).read_text() == CHAT
     (tmp_path / "launch" / "chat_template.jinja").unlink()
     launches_merged(tmp_path, "ppo-x", GAP, True, "")  # a model that has none
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines, "--port", "8001")
-    assert said[2:] == ["--served-model-name", "ppo-x", "--port", "8001"]
+    assert said[2:] == [*LOCAL, "--served-model-name", "ppo-x", "--port", "8001"]
     assert gap_told(tmp_path / "launch" / "vllm.sh")
     for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
         (tmp_path / name).touch()
