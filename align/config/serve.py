@@ -58,6 +58,21 @@ class ServeConfig(Settings):
         None, "Longest prompt with its answer. Not given: the model's context length.", unit="tokens", at_least=2
     )
     queue: int = setting(256, "Requests that wait at most; further ones are refused with status 429.", above=0)
+    max_prompts: int = setting(
+        32, "Prompts, or conversations of a reward model, in one request. More are refused with status 400.", above=0
+    )
+    max_logprobs: int = setting(
+        100_000,
+        "Logprobs in one answer: tokens whose logprobs are asked for, times one more than the likeliest others of "
+        "each. Each takes about 80 bytes. A request for more is refused with status 400 before it waits.",
+        above=0,
+    )
+    max_answers: int = setting(
+        256,
+        "Answers that a tenant has at once if its `concurrency` is not set. A request for more is refused with status "
+        "400, and one that comes while others are under way with status 429.",
+        above=0,
+    )
     drain_s: float = setting(
         30.0, "Time that requests under way have after SIGTERM. New ones are refused meanwhile.", unit="seconds",
         at_least=0,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as Http
@@ -21,6 +22,15 @@ from align.serve.routes import administration, api, listing
 from align.serve.service import Service
 from align.serve.watching import watch
 
+UNREADABLE = "unreadable_body"
+ROUTING = {
+    400: (UNREADABLE, "The body cannot be read. Send JSON in UTF-8."),
+    404: ("not_found", "There is nothing at this address."),
+    405: ("method_not_allowed", "This address takes another method."),
+}
+"""What is not routed, by its status: a code and a message."""
+CODES = {"too_long": "array_above_max_length", "string_too_long": "string_above_max_length"}
+"""OpenAI's codes, by pydantic's types of errors."""
 STATIC = Path(__file__).parent / "static"
 
 
@@ -63,14 +73,26 @@ async def refused(_: Http, error: Exception) -> Response:
 async def misread(_: Http, error: Exception) -> Response:
     """A body that is not what the API takes. What was sent is not repeated."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    first = most_telling(error.errors())
+    where = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
     if first["type"] == "json_invalid":
-        return answer(invalid(None, "The body is no JSON."))
-    if not where and first["type"] in ("model_attributes_type", "dict_type"):
-        return answer(invalid(None, "The body is no JSON object. Send one, with Content-Type: application/json."))
+        return answer(invalid(None, "The body is no JSON.", UNREADABLE))
+    if not where and first["type"] in ("missing", "model_attributes_type", "dict_type"):
+        message = "The body is no JSON object. Send one, with Content-Type: application/json."
+        return answer(invalid(None, message, UNREADABLE))
     message = first["msg"][:1].upper() + first["msg"][1:]
-    return answer(invalid(where or None, f"{where or 'The body'}: {message}."))
+    return answer(invalid(where or None, f"{where or 'The body'}: {message}.", CODES.get(first["type"])))
+
+
+def most_telling(errors: Sequence[Any]) -> Any:
+    """Return the first error. Of a field that takes several types, the one about the type that was sent."""
+    of_field = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
+    return next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
+
+
+def is_union_member(part: Any) -> bool:
+    """Return whether a part of an error's place names a type, such as `list[constrained-str]`, and no field."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))
 
 
 async def failed(_: Http, error: Exception) -> Response:
@@ -81,8 +103,8 @@ async def failed(_: Http, error: Exception) -> Response:
 async def not_routed(_: Http, error: Exception) -> Response:
     """A path or method that is not there, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
-    words = {404: "There is nothing at this address.", 405: "This address takes another method."}
-    refusal = Refusal(error.status_code, words.get(error.status_code, str(error.detail)), code="not_found")
+    code, words = ROUTING.get(error.status_code, (None, str(error.detail)))
+    refusal = Refusal(error.status_code, words, code=code)
     made = answer(refusal)
     made.headers.update(error.headers or {})
     return made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import random
+import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ MOST_KEPT = 32
 NEAR, LAST = 32, 8
 """Tokens that are left beyond what an answer needs to end: from these on it opens nothing new; ends at once."""
 LONGEST_ENDING = 512
+EXPLORED_ANSWERS, EXPLORED_TOKENS, EXPLORED_S = 4, 48, 0.25
+"""Of answers that are begun to see whether a grammar's steps cost too much: 200 tokens usually take 20 ms."""
 STRUCTURE, OTHERS = '}]",:', "0123456789.ntf-[{"
 TRIAL = Trial()
 atexit.register(TRIAL.close)
@@ -91,9 +95,10 @@ class Grammars:
             NoTokenBytes: there are no grammars for this tokenizer.
         """
         with self._lock:
-            if lark in self._kept:
-                self._kept.move_to_end(lark)
-                return self._kept[lark]
+            kept = self._kept.pop(lark, None)
+            if kept is not None and kept.goes_on():
+                self._kept[lark] = kept
+                return kept
         vocabulary = self.vocabulary
         if problem := TRIAL(lark):
             raise ValueError(problem)
@@ -105,6 +110,7 @@ class Grammars:
         made = Compiled(matcher, vocabulary)
         try:
             begins = made.next_V(matcher.deep_copy()).any()
+            made.explore()
         except GrammarFailed as error:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
         if not begins:
@@ -123,6 +129,30 @@ class Compiled:
 
     matcher: LLMatcher
     vocabulary: Vocabulary
+
+    def goes_on(self) -> bool:
+        """Return whether answers can still begin. States are shared by all answers, and one whose step fails ends
+        them."""
+        try:
+            return bool(self.next_V(self.matcher.deep_copy()).any())
+        except GrammarFailed:
+            return False
+
+    def explore(self) -> None:
+        """Begin some answers, each by tokens drawn from those that are allowed.
+
+        Raises:
+            GrammarFailed: a step costs more than it may. Compiling does not show this.
+        """
+        until = time.monotonic() + EXPLORED_S
+        for seed in range(EXPLORED_ANSWERS):
+            draw, walker = random.Random(seed), self.matcher.deep_copy()
+            for _ in range(EXPLORED_TOKENS):
+                allowed = self.next_V(walker).nonzero()[0]
+                if not len(allowed) or time.monotonic() > until:
+                    break
+                if not walker.consume_token(int(allowed[draw.randrange(len(allowed))])):
+                    raise GrammarFailed(walker.get_error())
 
     @cached_property
     def shortest(self) -> list[int]:

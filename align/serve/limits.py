@@ -90,16 +90,31 @@ class Standing:
     reset_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may ask for, whoever sends it. Defaults are in `align.config.serve`.
+
+    Attributes:
+        prompts: prompts, or conversations of a reward model.
+        logprobs: entries of the answer's logprobs.
+    """
+
+    prompts: int
+    logprobs: int
+
+
 class Limiter:
     """Counts what each tenant has asked for. Each tenant has buckets of its own: none waits for another. Safe to share
     between threads.
 
     Args:
         clock: seconds that run evenly.
+        concurrency: answers that a tenant has at once if its own limits do not say; None for any number.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], concurrency: int | None = None) -> None:
         self.clock = clock
+        self.concurrency = concurrency
         self._accounts: dict[str, Account] = {}
         self._lock = Lock()
 
@@ -116,8 +131,9 @@ class Limiter:
             Limited: a limit is reached. Nothing is charged then.
             InputError: it asks for more answers than the tenant may ever have at once.
         """
-        most = tenant.limits.concurrency
-        problem = f"asks for {answers} answers at once, and your key may have {most}"
+        most = self._most_at_once(tenant)
+        limit = "concurrency" if tenant.limits.concurrency is not None else "stage.max_answers"
+        problem = f"asks for {answers} answers at once, and your key may have {most} ({limit})"
         require(most is None or answers <= most, "n", answers, problem, "Ask for fewer at once.")
         self._take(tenant, answers, least)
         entered = Entered(tenant)
@@ -158,8 +174,12 @@ class Limiter:
                 found[name] = Standing(rate, max(0, int(buckets[name].level)), reset_s)
             return found
 
+    def _most_at_once(self, tenant: Tenant) -> int | None:
+        own = tenant.limits.concurrency
+        return self.concurrency if own is None else own
+
     def _take(self, tenant: Tenant, answers: int, least: int) -> None:
-        most, amounts = tenant.limits.concurrency, {"requests_per_minute": 1, "tokens_per_minute": least}
+        most, amounts = self._most_at_once(tenant), {"requests_per_minute": 1, "tokens_per_minute": least}
         with self._lock:
             now, account = self.clock(), self._accounts.setdefault(tenant.name, Account())
             if most is not None and account.running + answers > most:

@@ -14,7 +14,8 @@ from align.rollout.requests import Stats
 from align.serve.records import Record
 
 MOST_MODELS, OTHER = 200, "(other)"
-"""Names that are told apart. Names may be loaded without end, and each is a time series of its own for ever."""
+"""Names of models, and of tenants, that are told apart. Names may be loaded without end, and each is a time series of
+its own for ever."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -42,6 +43,13 @@ class Engine(Collector):
         yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", time.process_time())
 
 
+def label(name: str, known: set[str]) -> str:
+    """Return a name as a label, which is the same for all names beyond the first `MOST_MODELS`."""
+    if name and name not in known and len(known) < MOST_MODELS:
+        known.add(name)
+    return name if name in known or not name else OTHER
+
+
 class Metrics:
     """Counts and histograms of requests.
 
@@ -54,16 +62,25 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(Engine(stats, cpu_s))
         self._models: set[str] = set()
+        self._tenants: set[str] = set()
         self.requests = self._counter("align_requests", "Requests, by model and HTTP status.", "model", "status")
         self.prompt = self._counter("align_prompt_tokens", "Tokens of prompts, once a request.", "model")
         self.completion = self._counter("align_completion_tokens", "Tokens of answers.", "model")
+        by_tenant = "align_tenant_requests", "Requests, by tenant and status."
+        self.tenant_requests = self._counter(*by_tenant, "tenant", "status")
+        self.tenant_prompt = self._counter("align_tenant_prompt_tokens", "Tokens of prompts, by tenant.", "tenant")
+        answers = "align_tenant_completion_tokens", "Tokens of answers, by tenant."
+        self.tenant_completion = self._counter(*answers, "tenant")
         self.first = self._histogram("align_time_to_first_token_seconds", "From request to first token.", SECONDS)
         self.between = self._histogram("align_inter_token_latency_seconds", "From token to token.", STEP_SECONDS)
         self.whole = self._histogram("align_request_seconds", "From request to the end of its answer.", SECONDS)
 
     def observe(self, record: Record) -> None:
         """Count a request that has ended."""
-        model = self.model(record.answered)
+        model, tenant = self.model(record.answered), self.tenant(record.tenant)
+        self.tenant_requests.labels(tenant, str(record.status)).inc()
+        self.tenant_prompt.labels(tenant).inc(record.prompt_tokens)
+        self.tenant_completion.labels(tenant).inc(record.completion_tokens)
         self.requests.labels(model, str(record.status)).inc()
         if record.answered:
             self.prompt.labels(model).inc(record.prompt_tokens)
@@ -78,10 +95,12 @@ class Metrics:
         return self.between.labels(self.model(model))
 
     def model(self, name: str) -> str:
-        """The label of a name."""
-        if name and name not in self._models and len(self._models) < MOST_MODELS:
-            self._models.add(name)
-        return name if name in self._models or not name else OTHER
+        """Return the label of a model's name."""
+        return label(name, self._models)
+
+    def tenant(self, name: str) -> str:
+        """Return the label of a tenant; empty if the key was not known."""
+        return label(name, self._tenants)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

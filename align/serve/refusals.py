@@ -100,6 +100,15 @@ def revoked() -> Refusal:
     return Refusal(401, "This key was revoked.", code="invalid_api_key")
 
 
+def grammar_failed() -> Refusal:
+    """Return the refusal of a grammar that compiles and then costs too much at a step of an answer."""
+    message = (
+        "A step of this answer by its schema, pattern or tools costs more than a step may. Simplify it: fewer "
+        "alternatives, and no repeats of repeats."
+    )
+    return invalid(None, message, "invalid_grammar")
+
+
 def not_finite(model: str) -> Refusal:
     """No fault of the request, and another try comes to the same: no status at which clients try again."""
     message = (

@@ -24,7 +24,7 @@ from align.serve.formats import ChatFormat, Prompt, chat_prompt, completion_prom
 from align.serve.identity import Chosen, Named, UnknownModel
 from align.serve.refusals import Refusal, invalid, unknown_model
 from align.serve.rewards import Rewards, reward_prompts
-from align.serve.schemas import ChatBody, CompletionBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
+from align.serve.schemas import ChatBody, CompletionBody, ErrorBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
 from align.serve.service import Call, Service, refusing
 from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
@@ -34,13 +34,29 @@ T = TypeVar("T")
 SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """Characters of an arm's label that stand in a header as they are; others are percent-encoded."""
 NEEDS_ADMIN = "This needs the key of an administrator."
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request asks for what cannot be done, or its body cannot be read."},
+    401: {"description": "There is no key, or one that is not known."},
+    403: {"description": "The key does not allow it."},
+    404: {"description": "There is no such model, adapter, tenant or address."},
+    413: {"description": "The body is too large."},
+    421: {"description": "The server is known by another name."},
+    422: {"description": "The model came to values that are not finite."},
+    429: {"description": "A limit, a budget or the queue is used up for now."},
+    500: {"description": "The server made an error, which its log has."},
+    503: {"description": "The server is shutting down, or cannot count what is used."},
+}
+for _response in ERRORS.values():
+    _response["model"] = ErrorBody
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""The other form of an answer."""
 GrammarFor = Callable[[Prompt, int], Grammar | None]
 """Of a prompt and the tokens that its answer may have: what the answer has to follow."""
 
 
 def listing(service: Service) -> APIRouter:
     """What somebody may ask for, and what they have used."""
-    router = APIRouter()
+    router = APIRouter(responses=ERRORS)
 
     @router.get("/v1/models")
     async def models(http: Http) -> Any:
@@ -73,9 +89,9 @@ def listing(service: Service) -> APIRouter:
 
 def api(service: Service) -> APIRouter:
     """What a client of a model asks for."""
-    router = APIRouter()
+    router = APIRouter(responses=ERRORS)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(http: Http, body: ChatBody) -> Response:
         body.refuse_unsupported({"echo": ((False,), "is not supported here: use /v1/completions")})
         if body.top_logprobs and not body.logprobs:
@@ -86,19 +102,26 @@ def api(service: Service) -> APIRouter:
             logprobs = body.top_logprobs if body.logprobs else None
             with refusing():
                 left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
+            if logprobs is not None and body.most_tokens is None:
+                fits = max(1, service.limits.logprobs // (body.n * (logprobs + 1)))
+                left = min(fits, left or fits)
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
+            refuse_many_logprobs(service, "top_logprobs", logprobs, 0, sum(each.max_tokens for each in drawn))
             requests = requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
             answers = chat_answers(http, form, body, prompt)
             return await answered(call, http, requests, len(prompt.ids), answers, body)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAMED)
     async def completions(http: Http, body: CompletionBody) -> Response:
         body.refuse_unsupported({"tools": (([],), "is not supported here: use /v1/chat/completions")})
+        refuse_many_prompts(service, "prompt", len(body.prompts))
         number = len(body.prompts) * body.n
         least = len(body.prompts) + number * body.max_tokens
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
             form, prompts, grammar = await read(service, call, lambda: read_completion(service, chosen, body))
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
+            prompt_tokens = sum(len(prompt.ids) for prompt in prompts) * body.n if body.echo else 0
+            refuse_many_logprobs(service, "logprobs", body.logprobs, prompt_tokens, number * body.max_tokens)
             for prompt in prompts:
                 drawn = samplings(form, body, prompt, body.max_tokens, service.context, body.logprobs, echoed)
                 requests += requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
@@ -111,6 +134,7 @@ def api(service: Service) -> APIRouter:
     @router.post("/v1/rewards")
     async def rewards(http: Http, body: RewardBody) -> Response:
         number = len(body.conversations)
+        refuse_many_prompts(service, "messages", number)
         with chosen_for(service, http, body, True) as chosen, let_in(service, http, number, number) as (call, _):
             version = chosen.version
             assert version is not None
@@ -150,6 +174,36 @@ def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[t
     call = Call(service, http.scope["record"], http.scope["watch"], tenant_of(http))
     with call.let_in(answers, least) as charge:
         yield call, charge
+
+
+def refuse_many_prompts(service: Service, param: str, prompts: int) -> None:
+    """Raises: Refusal: a request has more prompts than one may have."""
+    most = service.limits.prompts
+    if prompts > most:
+        message = f"The request has {prompts} prompts, and may have {most} (stage.max_prompts). Send several requests."
+        raise invalid(param, message, "too_many_prompts")
+
+
+def refuse_many_logprobs(
+    service: Service, param: str, logprobs: int | None, prompt_tokens: int, answer_tokens: int
+) -> None:
+    """Refuse an answer that would have too many logprobs, before anything of it is computed.
+
+    Args:
+        logprobs: likeliest tokens that are asked for at each place; None for no logprobs.
+        prompt_tokens: of the prompts that are echoed, once for each answer.
+        answer_tokens: that all answers may have.
+
+    Raises:
+        Refusal: it would.
+    """
+    tokens, most = prompt_tokens + answer_tokens, service.limits.logprobs
+    if logprobs is not None and tokens * (logprobs + 1) > most:
+        message = (
+            f"{tokens} tokens with {logprobs} logprobs and their own make {tokens * (logprobs + 1):,} logprobs, and an "
+            f"answer may have {most:,} (stage.max_logprobs). Ask for fewer tokens, prompts or logprobs."
+        )
+        raise invalid(param, message, "too_many_logprobs")
 
 
 async def read(service: Service, call: Call, work: Callable[[], T]) -> T:
@@ -241,11 +295,14 @@ def card(service: Service, named: Named) -> dict[str, Any]:
 
 def administration(service: Service) -> APIRouter:
     """What those who run the server ask for."""
-    router = APIRouter()
+    router = APIRouter(responses=ERRORS)
 
-    @router.post("/v1/load_lora_adapter")
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load(http: Http, body: LoadAdapter) -> Response:
         require_admin(http)
+        if not service.portfolio.roots:
+            message = "This server loads no adapters while it runs. Start it with stage.roots=[FOLDER]."
+            raise Refusal(403, message, param="lora_path", code="loading_disabled")
         who, record = tenant_of(http).name, http.scope["record"]
         record.asked = readable(body.lora_name)
         try:
@@ -265,7 +322,7 @@ def administration(service: Service) -> APIRouter:
         done = f"Success: LoRA adapter '{body.lora_name}' added successfully."
         return PlainTextResponse(done, headers={"x-align-adapter": version.digest})
 
-    @router.post("/v1/unload_lora_adapter")
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload(http: Http, body: UnloadAdapter) -> Response:
         require_admin(http)
         http.scope["record"].asked = readable(body.lora_name)
@@ -289,7 +346,7 @@ def administration(service: Service) -> APIRouter:
         status = "ready" if service.ready else "draining" if service.engine.alive else "the engine has stopped"
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(http: Http) -> Response:
         require_admin(http)
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -18,6 +18,7 @@ SEEDS = 2**63
 FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
 """Lists of prompts, of messages and of token ids. The first element that is wrong ends their reading: a body of a
 million wrong ones is refused at once."""
+AT_LEAST_ONE = Field(min_length=1)
 MOST_CHOICES = 1000
 RENAMED = "is deprecated and not supported: use structured_outputs"
 
@@ -68,6 +69,21 @@ class Body(BaseModel):
     @classmethod
     def drop_nulls(cls, data: Any) -> Any:
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class ErrorContent(BaseModel):
+    """What an error says."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, in OpenAI's form."""
+
+    error: ErrorContent
 
 
 class StreamOptions(Body):
@@ -215,9 +231,10 @@ class RewardBody(Body):
     """Conversations that each end with an answer, for a reward model."""
 
     model: str
-    messages: Annotated[list[ChatMessage], SHORT] | Annotated[list[Annotated[list[ChatMessage], SHORT]], FEW] = Field(
-        min_length=1, description="One conversation, or a list of them."
-    )
+    messages: (
+        Annotated[list[ChatMessage], SHORT, AT_LEAST_ONE]
+        | Annotated[list[Annotated[list[ChatMessage], SHORT]], FEW, AT_LEAST_ONE]
+    ) = Field(description="One conversation, or a list of them.")
     user: str | None = None
 
     @property

@@ -17,8 +17,10 @@ from align.serve import events
 from align.serve.accounting import Accounting, Charge
 from align.serve.following import Following
 from align.serve.formats import Formats
+from align.serve.grammars import GrammarFailed
 from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
 from align.serve.keys import Keys
+from align.serve.limits import RequestLimits
 from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics
 from align.serve.pace import Readers
@@ -29,6 +31,7 @@ from align.serve.refusals import (
     as_refusal,
     draining,
     fault,
+    grammar_failed,
     not_finite,
     uncounted,
     unknown_model,
@@ -52,6 +55,7 @@ class Service:
     vocabulary: rows of the base's embedding.
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
+    limits: what one request may ask for.
     keys: None: whoever reaches the server may do everything.
     following: the names that mean what an alias means.
     ending: set once nothing new is taken.
@@ -68,6 +72,7 @@ class Service:
     log: RequestLog
     metrics: Metrics
     accounting: Accounting
+    limits: RequestLimits
     keys: Keys | None = None
     following: Following | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -306,10 +311,9 @@ class Call:
             raise draining()
         if output.error is not None:
             self._failed = True
-            # What a client can do wrong was refused when it was added; the engine logs what is no error of ours.
             digest = (self.record.adapter or self.record.base)[:12]
             log.error("%s failed on %s (%s): %s", self.record.id, self.record.answered, digest, output.error)
-            raise not_finite(self.record.answered) if isinstance(output.error, NotFinite) else fault()
+            raise refusal_of(output.error, self.record.answered)
         self._added[i].begun = True
         self._count(output)
         if output.finish_reason is not None:
@@ -348,6 +352,13 @@ class Call:
             self.record.prompt_tokens = self._charge.used[0]
         with refusing():
             self._stack.close()
+
+
+def refusal_of(error: BaseException, model: str) -> Refusal:
+    """Return what a client is told of an answer that the engine could not go on with."""
+    if isinstance(error, NotFinite):
+        return not_finite(model)
+    return grammar_failed() if isinstance(error, GrammarFailed) else fault()
 
 
 CLOSED = 499

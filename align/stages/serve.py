@@ -20,7 +20,7 @@ from align.serve.accounting import Accounting
 from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
 from align.serve.following import Following
 from align.serve.keys import Keys, change_tenant, in_words, read_accounts
-from align.serve.limits import Limiter
+from align.serve.limits import Limiter, RequestLimits
 from align.serve.opening import Opened
 from align.serve.tenant_table import as_table
 from align.serve.usage import Usage, usage_beside, used_beside
@@ -99,7 +99,9 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
                 created=int(time.time()),
                 vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                accounting=Accounting(Limiter(time.monotonic), usage), keys=known, following=following(config, found),
+                accounting=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
+                limits=RequestLimits(stage.max_prompts, stage.max_logprobs),
+                keys=known, following=following(config, found),
             ), ready.why  # fmt: skip
         finally:
             thread.close(within_s=5)
