@@ -307,11 +307,22 @@ def answer_in(endpoint: Endpoint, told: httpx.Response) -> Answer | Failure:
         kind = "too long" if status == 413 or (status in (400, 422) and TOO_LONG.search(words)) else "refused"
         return Failure(kind, f"answers by status {status}{words}")
     try:
-        choice = json.loads(told.content)["choices"][0]
-        made = Answer((), text_of(choice["message"]), choice.get("finish_reason") != "length", last_tokens(choice))
+        body = json.loads(told.content)
+        choice = body["choices"][0]
+        ended = choice.get("finish_reason") != "length"
+        made = Answer((), text_of(choice["message"]), ended, last_tokens(choice), usage_in(body))
     except MISREAD as error:
         return Failure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
     return without_key(made, api_key(endpoint))
+
+
+def usage_in(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens of the prompt and of the answer; zeros if the server does not count them."""
+    usage = body.get("usage")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    if not counts or any(not isinstance(each, int) or isinstance(each, bool) or each < 0 for each in counts):
+        return 0, 0
+    return counts[0], counts[1]
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -10,7 +10,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import NamedTuple
@@ -71,6 +74,46 @@ def question(endpoint: Endpoint, text: str, temperature: float, max_tokens: int)
     return endpoint.question([{"role": "user", "content": text}], **drawn, logprobs=True, top_logprobs=LIKELIEST)
 
 
+@dataclass
+class JudgeUsage:
+    """What the answers of a judge behind an endpoint took, as its server counts tokens.
+
+    Attributes:
+        asked: questions that this run asked; the others were answered in earlier runs.
+        uncounted: answers of this run whose tokens the server did not count.
+    """
+
+    asked: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+
+
+COLLECTED: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)
+
+
+@contextmanager
+def collect_judge_usage() -> Iterator[JudgeUsage]:
+    """Sum up what judges behind endpoints are asked within the block."""
+    usage = JudgeUsage()
+    token = COLLECTED.set(usage)
+    try:
+        yield usage
+    finally:
+        COLLECTED.reset(token)
+
+
+def count_usage(answer: Answer | Failure) -> None:
+    """Add an answer to the sums of the active `collect_judge_usage` block."""
+    if (usage := COLLECTED.get()) is None:
+        return
+    usage.asked += 1
+    if isinstance(answer, Answer):
+        usage.prompt_tokens += answer.usage[0]
+        usage.completion_tokens += answer.usage[1]
+        usage.uncounted += not any(answer.usage)
+
+
 def said_by(
     endpoint: Endpoint, questions: Sequence[Question], store: AnswerStore, label: str, words: Sequence[str]
 ) -> list[Answer | Failure]:
@@ -98,6 +141,7 @@ def patience(endpoint: Endpoint) -> Callable[[Answer | Failure], None]:
     row: list[str] = []
 
     def watch(found: Answer | Failure) -> None:
+        count_usage(found)
         kind = found.kind if isinstance(found, Failure) else ""
         row[:] = [*row, kind] if kind and {*row} <= {kind} else [kind] * bool(kind)
         if isinstance(found, Failure) and kind != "unreadable" and len(row) >= IN_A_ROW:

@@ -102,19 +102,22 @@ class Answer:
         text: the same without it; of one that a text ended what stands before that.
         ended: False where the answer was cut.
         last: the last tokens, where a server was asked for their logprobs and gave them.
+        usage: tokens of the prompt and of the answer, as a server counts them; zeros if it does not.
     """
 
     ids: tuple[int, ...]
     text: str
     ended: bool
     last: tuple[Token, ...] = ()
+    usage: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Answer:
         """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
         ids, text, ended = tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"])
         last = (Token(str(said), {**likely}) for said, likely in record.get("last", ()))
-        return cls(ids, text, ended, tuple(last))
+        prompt_tokens, completion_tokens = record.get("usage", (0, 0))
+        return cls(ids, text, ended, tuple(last), (int(prompt_tokens), int(completion_tokens)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from align.evals.collapse import (
     judge_against_constant,
 )
 from align.evals.comparison import Sample, summarise, write_samples
+from align.evals.llm_words import collect_judge_usage
 from align.evals.sample_size import explain_few_prompts
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
@@ -60,6 +62,14 @@ CONSTANTS = 8
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
+    with collect_judge_usage() as usage:
+        result = evaluate(run, config, *rows)
+    if not usage.asked:
+        return result
+    return replace(result, metrics={**result.metrics, "judge_usage": asdict(usage)})
+
+
+def evaluate(run: Run, config: Config, *rows: Any) -> Result:
     if config.eval.measures == JUDGE:
         if config.eval.asks:
             return grader_card.run(run, config, *rows)

@@ -299,3 +299,23 @@ def test_a_server_of_ours_judges(forks: Forks, place: Place):
     assert "6 of 6 verdicts by" in place.said
     assert "no verdict in" not in place.said, "it is said once"
     assert results(run)["tasks"]["asked"]["against"]["old"]["win_rate"]["value"] == 0.5
+
+
+def test_the_tokens_that_a_judge_took_are_in_the_metrics(place: Place, server: ChatServer):
+    def counted(_: dict[str, Any]) -> Reply:
+        reply = said("[[A]]")
+        reply.body["usage"] = {"prompt_tokens": 100, "completion_tokens": 7}
+        return reply
+
+    server.says = counted
+    words = place.words(at(server), ["a", "b"], ["c", "d"])
+    usage = {"asked": 4, "prompt_tokens": 400, "completion_tokens": 28, "uncounted": 0}
+    assert read_manifest(place.run(*words)).metrics["judge_usage"] == usage
+    server.says = lambda _: said("[[A]]")
+    again = place.run(*place.words(at(server), ["a", "e"], ["c", "d"]))  # one pair is known, and is not asked again
+    assert read_manifest(again).metrics["judge_usage"] == {
+        "asked": 2,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "uncounted": 2,
+    }
