@@ -122,6 +122,7 @@ def confine(settings: Mapping[str, Any]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
     if tier != "unsafe":
         drop_capabilities()
+        die_with_parent()
         seccomp_filter(without_namespaces=tier == "landlock")
 
 
@@ -129,6 +130,11 @@ def become_nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when its parent ends. A change of user or of capabilities undoes this."""
+    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
 def namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
@@ -148,16 +154,17 @@ def namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     if first := os.fork():
+        die_with_parent()
         wait_and_end_alike(first)
-    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     own_file_system(visible, scratch_bytes)
     if drop:
         become_nobody()
     check(libc.unshare(CLONE_NEWUSER), "unshare the second user namespace")
     drop_capabilities()
+    die_with_parent()
     if program := os.fork():
         wait_and_end_alike(program)
-    check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    die_with_parent()
 
 
 def wait_and_end_alike(child: int) -> None:

@@ -196,7 +196,8 @@ def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
     Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
     besides is added.
     """
-    others = 0 if tier.name in ("bubblewrap", "namespaces") else threads_of_user(tier.drop)
+    own_count = tier.name == "namespaces" or (tier.name == "bubblewrap" and not tier.drop)
+    others = 0 if own_count else threads_of_user(tier.drop)
     return {
         "RLIMIT_CPU": int(limits.seconds) + 1,
         "RLIMIT_AS": limits.memory_mb * 2**20,
