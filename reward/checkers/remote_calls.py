@@ -629,7 +629,7 @@ class RemoteObject:
     def __contains__(self, value: Any) -> bool:
         if is_plain(self):
             return value in read_plain(self)
-        return any(each is value or each == value for each in self)
+        return any(each is value or each == value for each in peer_of(self).ask("iter", self))
 
     def __instancecheck__(self, value: Any) -> bool:
         return type(value) is RemoteObject and bool(peer_of(self).ask("isinstance", value, self))

@@ -163,7 +163,7 @@ class Machine:
     folder: Path
     port: int
     name: str
-    victim: subprocess.Popen[bytes]
+    victim: subprocess.Popen[Any]
 
     def run(self, tier: str, *tests: str, seconds: float = 20.0) -> ProgramRun:
         return as_user(self.uid, lambda: run_program(ATTACKS, tests, Limits(seconds), tier_for(tier)))
