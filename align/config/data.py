@@ -34,8 +34,9 @@ class DuplicatesConfig(Settings):
     exact: bool = setting(True, "Whether copies are looked for: rows whose words are the same.")
     near: float | None = setting(
         0.7,
-        "Jaccard similarity of word 3-grams from which two documents are near-duplicates. Empty: they are not looked "
-        "for. Preference pairs and feedback have copies only.",
+        "Jaccard similarity of word 3-grams from which two documents are near-duplicates, if their numbers and "
+        "operators are the same. Text that many rows share does not count. Empty: they are not looked for. Preference "
+        "pairs and feedback have copies only.",
         above=0, at_most=1,
     )  # fmt: skip
     over: str = setting(
@@ -56,7 +57,7 @@ class DuplicatesConfig(Settings):
     )
 
     def finds_all(self, near: float) -> bool:
-        """Whether all documents that are so similar, as a whole and from whatever sources, are found and removed.
+        """Return whether all near-duplicates at this similarity, as a whole and of all sources, are found and removed.
 
         MinHash finds them from `SURE` on. Where duplicates are only reported, each is linked to one kept document, and
         two of them may be as similar and on two sides.

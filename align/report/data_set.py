@@ -6,19 +6,15 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from align.report.data_counts import SIDES, lost, read
+from align.report.data_losses import headline
+from align.report.data_pictures import draw_lengths, draw_removed, draw_sources
 from align.report.data_scores import note_of, scores_shown
 from align.report.page import Part, Report
 from align.report.seen import Seen
 from align.report.words import counted, percent
 
-SIDES = ("train", "test")
 PURPOSES = ("to train on", "to measure on")
-STEPS = {
-    "after_score": "dropped by score",
-    "after_decontamination": "like evaluation rows", "after_exact_dedup": "exact duplicates",
-    "after_near_dedup": "near-duplicates", "after_caps": "over the cap", "after_test_decontamination": "like test rows",
-}  # fmt: skip
-"""Step of the funnel → what it leaves out."""
 FOUND = {
     "contaminated": "like evaluation rows", "exact_duplicates": "exact duplicates",
     "near_duplicates": "near-duplicates", "shared_with_test": "like test rows",
@@ -36,11 +32,13 @@ MANY = 0.05
 
 
 def lines_of(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """What is printed of a data set: a line a source, what one has to know, and a line on the whole.
+    """What is printed of a data set: steps that removed much, a line a source, what one has to know, and a line on the
+    whole.
 
     Args:
         settings: of the stage.
     """
+    yield from (f"  {headline(loss)}" for loss in data.get("losses", ()))
     weighed = mixed(data, settings)
     for source in data["sources"]:
         told = [f"{why} {n:,}" for why, n in lost(source) if n]
@@ -107,28 +105,6 @@ def notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]
         yield f"  {data['limited_by']} bounds the mixture: a higher stage.mix.repeat lets its rows be seen more often"
 
 
-def read(source: Mapping[str, Any]) -> int:
-    """Rows of a source that were read, those among them that gave no record."""
-    counts = source["counts"]
-    return counts["read"] + counts.get("skipped_rows", 0) + counts.get("dropped_undecided", 0)
-
-
-def lost(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Why rows of a source are not in, and how many: step by step, and at last what the mixture leaves out."""
-    counts = source["counts"]
-    yield "refused", counts.get("skipped_rows", 0)
-    yield "undecided", counts.get("dropped_undecided", 0)
-    yield "dropped in cleaning", counts["read"] - counts["kept"]
-    before = counts["kept"]
-    for step, why in STEPS.items():
-        if step in counts:
-            yield why, before - counts[step]
-            before = counts[step]
-    yield "forgotten", source.get("forgotten", 0)
-    left = before - source.get("forgotten", 0) - sum(source["splits"][s]["distinct"] for s in SIDES)
-    yield "only measured on" if source["weight"] == 0 else "not in the mixture", left
-
-
 def verdict(seen: Seen) -> str:
     """What there is, and what was left out on the way."""
     data, metrics = seen.mapping("artifact/data.json"), seen.metrics
@@ -155,9 +131,13 @@ def shown(report: Report, seen: Seen) -> None:
             f"It replaces the data set with the root {replaces['root'][:12]}, without "
             f"{counted(replaces['count'], 'row')}: {replaces['reason']}. Examples, which may show these, are not shown."
         )
+    for loss in data.get("losses", ()):
+        line = headline(loss)
+        report.text(line[0].upper() + line[1:] + ".")
     for note in notes(data, seen.settings):
         report.text(note.strip()[0].upper() + note.strip()[1:] + ".")
     sources_shown(report, data, seen.settings)
+    draw_sources(report, data)
     contamination_shown(report, data)
     lengths_shown(report, data)
     scores_shown(report, data, seen)
@@ -197,7 +177,9 @@ def sources_shown(report: Report, data: Mapping[str, Any], settings: Mapping[str
         rows.append((what, *(source["splits"][side]["rows"] for source in sources)))
     if any(source["splits"]["train"]["distinct"] != source["splits"]["train"]["rows"] for source in sources):
         rows.append(("different ones to train on", *(source["splits"]["train"]["distinct"] for source in sources)))
-    report.heading("Where every row went").table(("rows", *names), rows, "Where every row went")
+    report.heading("Where every row went")
+    draw_removed(report, data)
+    report.table(("rows", *names), rows, "Where every row went")
     about: list[tuple[Any, ...]] = [("licence", *(source["licence"] or "not said" for source in sources))]
     if mixed(data, settings):
         about.append(("share asked", *(percent(source["asked"]) for source in sources)))
@@ -254,7 +236,9 @@ def lengths_shown(report: Report, data: Mapping[str, Any]) -> None:
         for i, name in enumerate(names)
         if any(of[i] for of in counts.values())
     ]
-    report.heading("How long rows are").table(("characters", *counts), rows, "How long rows are")
+    report.heading("How long rows are")
+    draw_lengths(report, data["lengths"])
+    report.table(("characters", *counts), rows, "How long rows are")
 
 
 def cleaning_shown(report: Report, data: Mapping[str, Any]) -> None:

@@ -308,6 +308,67 @@ def histogram_cut(
     return figure
 
 
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")
+"""Beside the colours, for eyes that do not tell them apart."""
+MOST_LETTERS = 28
+"""Of a name beside a bar."""
+
+
+def stacked_rows(names: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = "") -> Figure:
+    """Horizontal bars, one a name from the top down, each of several parts.
+
+    Args:
+        parts: what the legend calls a part → its size for each name.
+    """
+    figure, ax = axes(xlabel, "", title, (SMALL[0], max(SMALL[1], 1.4 + 0.26 * len(names))))
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", color=FAINT, linewidth=0.6)
+    places = range(len(names))
+    starts = [0.0] * len(names)
+    for (label, sizes), look in zip(parts.items(), _looks(len(parts)), strict=True):
+        ax.barh(places, sizes, 0.7, starts, label=label, **look)
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+    shown = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names]
+    ax.set_yticks(places, shown, parse_math=False)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    ax.xaxis.set_major_formatter(Numbers())
+    if len(parts) > 1:
+        _legend(figure)
+    return figure
+
+
+def stacked_columns(
+    names: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
+) -> Figure:
+    """Vertical bars that touch, one a name from the left, each of several parts.
+
+    Args:
+        parts: what the legend calls a part → its size for each name.
+    """
+    figure, ax = axes(xlabel, ylabel, title, SMALL)
+    places = range(len(names))
+    starts = [0.0] * len(names)
+    for (label, sizes), look in zip(parts.items(), _looks(len(parts)), strict=True):
+        ax.bar(places, sizes, 1.0, starts, label=label, **look)
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+    every = math.ceil(len(names) / 7)
+    ax.set_xticks([*places][::every], [*names][::every])
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.yaxis.set_major_formatter(Numbers())
+    if len(parts) > 1:
+        _legend(figure)
+    return figure
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Return the look of each part of stacked bars."""
+    return [
+        {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white", "linewidth": 0.6}
+        for i in range(count)
+    ]
+
+
 def _legend(figure: Figure) -> None:
     """Below the plot, where it covers no line."""
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from align.config.data import (
     EMBEDDED,
     FORGET,
     RAY,
+    SURE,
     ContaminationConfig,
     DataStageConfig,
     DuplicatesConfig,
@@ -54,6 +55,7 @@ from align.data.sets.evidence import (
 from align.data.sets.forget import Forgetting, alone_on, forget, retire, roots_before
 from align.data.sets.funnel import Funnel
 from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.losses import Loss, find_funnel_losses, find_read_losses
 from align.data.sets.mix import Mixed, draws, mixture, over_caps
 from align.data.sets.published import data_set
 from align.data.sets.publishing import Chosen, publish
@@ -69,9 +71,11 @@ from align.data.sets.sides import (
 )
 from align.data.sets.source import Source, by_name
 from align.data.sets.spool import Rows, Spool
+from align.data.sets.templated_leaks import drop_templated
 from align.data.supervised import token_count
 from align.data.template import use_template
 from align.errors import InputError, StorageError, require
+from align.report.data_losses import lines_of_loss
 from align.report.data_set import line_of_shapes, lines_of
 from align.report.telling import begins, reading, seldom
 from align.report.words import counted
@@ -105,8 +109,11 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
     kind, accounts = gathered(run, config, sources, steps, count, engine)
     rows = Rows(Spool(run.checkpoints))
+    hide = Cleaner(steps).hidden
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
+    losses = Losses(funnel, rows, kind, hide)
+    losses.add(find_read_losses(names, accounts, hide))
     scored = by_score(run, config, rows, kind, funnel)
     with nothing_to_go_on_from(run):
         draw = draws(rows.first_bits("content_id"), config.seed)
@@ -128,8 +135,8 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
         **account_of(sources, run.inputs, shapes, accounts, funnel, test, train),
         "evaluations": evidence, "found": found_of(duplicates, given_away, leaks), **(scored.said if scored else {}),
         "lengths": lengths(rows.numbers("characters")[seen], funnel.source[seen], names),
+        "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses.found],
     })  # fmt: skip
-    hide = Cleaner(steps).hidden
     gone = leaked(rows, kind, names, given_away, against, hide)
     gone += leaked(rows, kind, names, leaks, ["the test split"], hide)
     write_dropped(run.folder, cleaned_away(names, accounts) + gone)
@@ -215,6 +222,28 @@ def gathered(
     return kind, accounts
 
 
+class Losses:
+    """Steps that removed much of a source, each printed when it ends.
+
+    Attributes:
+        found: the losses so far, see `align.data.sets.losses`.
+    """
+
+    def __init__(self, funnel: Funnel, rows: Rows, kind: str, hide: Callable[[str], str]) -> None:
+        self.funnel, self.rows, self.kind, self.hide = funnel, rows, kind, hide
+        self.found = list[Loss]()
+        funnel.watch = self.end_step
+
+    def end_step(self, step: str) -> None:
+        self.add(find_funnel_losses(self.funnel, step, self.rows, self.kind, self.hide))
+
+    def add(self, losses: Iterable[Loss]) -> None:
+        """Print losses and keep them."""
+        for loss in losses:
+            self.found.append(loss)
+            print("\n".join(lines_of_loss(loss)), flush=True)
+
+
 class Scored(NamedTuple):
     """The rows' scores, float64 (N); which are left out by them, bool (N); and what `data.json` says of both."""
 
@@ -297,7 +326,10 @@ def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage:
     measured, near = funnel.kept & test & stage.contamination.test, stage.contamination.near
     if near and kind == DOCUMENTS and stage.duplicates.finds_all(near):
         near = None  # of rows that are nearly the same, one alone was kept
-    return leaks_of(rows, kind, measured, funnel.kept & ~test, near)
+    leaks = leaks_of(rows, kind, measured, funnel.kept & ~test, near)
+    if near is None or kind != DOCUMENTS:
+        return leaks
+    return drop_templated(leaks, rows, kind, measured, near, finds_all=near >= SURE)
 
 
 def mixed_in(

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from align.data.dedup.exact import exact
 from align.data.dedup.minhash import BANDS, band_keys
+from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import Shingles, normalised_digests, shingled
 from align.data.dedup.twins import twins
 
@@ -100,7 +101,7 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     spent: dict[str, float] = {}
     spool, kept = Texts(work / "texts"), Sets(work / "shingles")
     files = [(work / f"keys.{band}").open("wb") for band in range(BANDS)]
-    ids, digests, sizes, read = [], [], [], 0
+    ids, digests, numbers, sizes, read = [], [], [], [], 0
     rows, clock = batches(source / "corpus.jsonl"), Clock(spent)
     for batch in rows:
         read += len(batch)
@@ -110,6 +111,8 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
         clock.lap("filter")
         digests.append(normalised_digests(texts))
         clock.lap("digests")
+        numbers.append(number_hashes(texts))
+        clock.lap("numbers")
         sets = shingled(texts)
         clock.lap("shingles")
         keys = band_keys(sets)
@@ -130,7 +133,14 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     same = exact(np.concatenate(digests), order)
     clock.lap("exact")
     size[same.dropped] = 0  # these have no keys any more
-    found = twins(order, size, lambda band: np.fromfile(work / f"keys.{band}", np.uint64), kept.take)
+    found = twins(
+        order,
+        size,
+        lambda band: np.fromfile(work / f"keys.{band}", np.uint64),
+        kept.take,
+        numbers=np.concatenate(numbers),
+        content=np.concatenate(digests).view(np.uint64)[::2].copy(),
+    )
     clock.lap("twins")
     keep = np.ones(count, bool)
     keep[same.dropped] = keep[found.dropped] = False

@@ -143,11 +143,11 @@ def test_of_a_chain_of_near_duplicates_that_stay_no_two_are_on_two_sides_unseen(
     """a ~ b ~ c, and a is not like c: reported duplicates hang on one row each, so that b and c may part."""
     draw, rows = random.Random(5), []
     for i in range(30):
-        words = [f"word{draw.randrange(900)}" for _ in range(11)]
+        words = ["word" + "".join(draw.choices("abcdefgh", k=4)) for _ in range(11)]
         for part, said in (
-            ("train", ["x0", "x1", *words]),
-            ("train", ["x1", *words, "y0"]),
-            ("dev", [*words, "y0", "y1"]),
+            ("train", ["xa", "xb", *words]),
+            ("train", ["xb", *words, "ya"]),
+            ("dev", [*words, "ya", "yb"]),
         ):
             rows.append({"prompt": " ".join(said[:2]), "completion": " ".join(said[2:]), "split": part, "row": i})
     write(tmp_path / "rows.jsonl", rows)

@@ -26,26 +26,6 @@ class Groups:
         first, sizes = (np.cumsum(self.sizes) - self.sizes)[big], self.sizes[big]
         return distinct(self.members[(first[:, None] + np.arange(most) * sizes[:, None] // most).ravel()])
 
-    def telling(self, costs: np.ndarray, budget: int, most: int) -> Iterator[np.ndarray]:
-        """Places of `most` members of each group that is too large to compare each member with each.
-
-        A group most of whose members are in another one that is up to four times as large is passed over.
-
-        Args:
-            costs: of each place, to be compared.
-            budget: of a group that is not too large.
-        """
-        first = np.cumsum(self.sizes) - self.sizes
-        whole = np.add.reduceat(costs[self.members], first, dtype=np.float64) if len(first) else self.sizes
-        large = np.flatnonzero((self.sizes * whole > budget) & (self.sizes >= most))
-        smallest = np.full(len(costs), np.iinfo(np.int64).max)
-        for group in large[np.argsort(-self.sizes[large], kind="stable")]:
-            size = self.sizes[group]
-            members = self.members[first[group] : first[group] + size]
-            if 2 * np.count_nonzero(smallest[members] <= 4 * size) <= size:
-                smallest[members] = size
-                yield members[np.arange(most) * size // most]
-
     def by_document(self) -> Memberships:
         order = np.argsort(self.members, kind="stable")
         members = self.members[order]

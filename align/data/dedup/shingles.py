@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from align.data.dedup.arrays import held
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 HASH_BITS = 54
@@ -54,6 +55,11 @@ class Shingles:
         """Those of some documents (bool (N))."""
         sizes = self.sizes
         return Shingles(self.values[np.repeat(chosen, sizes)], np.append(0, np.cumsum(sizes[chosen])))
+
+    def only(self, some: np.ndarray) -> Shingles:
+        """Return each set without the values that are not among `some` (ascending)."""
+        inside = held(some, self.values)
+        return Shingles(self.values[inside], np.append(0, np.cumsum(inside))[self.offsets])
 
 
 def shingled(texts: pa.Array | pa.ChunkedArray, width: int = 3) -> Shingles:

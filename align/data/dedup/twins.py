@@ -1,8 +1,14 @@
 """Near-duplicates: which documents are dropped, and for which kept one.
 
 Documents are taken in order of preference. One is dropped if and only if an earlier document, which is *kept*, shares
-a band's key with it and is at least as similar as the threshold. So a chain a ~ b ~ c loses b to a, and keeps c where c
-is no twin of a: connected components would drop c, of which nothing alike is left.
+a band's key with it and is its twin. So a chain a ~ b ~ c loses b to a, and keeps c where c is no twin of a: connected
+components would drop c, of which nothing alike is left.
+
+Two documents are **twins** if the Jaccard similarity of their shingles reaches the threshold, and their numbers and
+operators are the same (`align.data.dedup.numbers`), and this holds: where more than half of the shingles that they
+have in common are text that many documents share (`align.data.dedup.shared_text`), that text does not count. The
+similarity of the rest has to reach the threshold too; if one of them has fewer than `OWN` shingles beside it, their
+sets have to be equal.
 """
 
 from __future__ import annotations
@@ -12,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.data.dedup.arrays import components, distinct, held, spans
-from align.data.dedup.greedy import Block, Greedy, Marked
-from align.data.dedup.groups import Groups, Memberships, sharing
-from align.data.dedup.jaccard import jaccard
-from align.data.dedup.patterns import Patterns, nothing, together
+from align.data.dedup.arrays import distinct, held, spans
+from align.data.dedup.greedy import Greedy, Marked
+from align.data.dedup.groups import sharing
+from align.data.dedup.jaccard import count_common
 from align.data.dedup.prefixes import Rarity
+from align.data.dedup.shared_text import OWN, find_shared
 from align.data.dedup.shingles import Shingles
 from align.data.dedup.sketches import Sketches
-from align.data.dedup.words import BLOCK_DOCUMENTS
+from align.data.dedup.words import BLOCK_DOCUMENTS, ODD, mixed
 
 BLOCK = 1 << 12
 """Documents that are decided together."""
@@ -30,10 +36,10 @@ SKETCHED = 8
 """Groups with more members have sketches: to make one costs as much as some comparisons."""
 LARGE = 64
 """Groups with more members are compared by rare shingles."""
-SAMPLE, COMMON = 32, 2
-"""Members of a large group that tell which shingles are rare; and how many of them have one that is common."""
-HUGE = 1 << 25
-"""Shingles that are read to compare each with each of a group, from which on it tells which ones are common."""
+SAMPLE = 32
+"""Members of a large group that tell which shingles are rare."""
+WHOLE = np.uint64(1 << 62)
+"""Is in every mark that is a hash of a whole set, and in none that is a group."""
 
 Sets = Callable[[np.ndarray], Shingles]
 
@@ -65,8 +71,11 @@ def twins(
     bands: int = 32,
     sources: np.ndarray | None = None,
     across: bool = False,
+    numbers: np.ndarray | None = None,
+    content: np.ndarray | None = None,
+    shared: np.ndarray | None = None,
 ) -> Twins:
-    """The documents to drop, of N.
+    """Return the documents to drop, of N.
 
     Args:
         order: int64 (N): rank of preference of each document; the lower one survives, of equal ranks the first.
@@ -75,11 +84,18 @@ def twins(
         read: indexes (int64, ascending) → the shingles of these documents.
         threshold: the least Jaccard similarity of twins, in (0, 1], exact on hashed shingles (`Shingles`).
         sources: integers (N): with it, only documents of the same source are twins; with `across`, only those of two.
+        numbers: uint64 (N): hashes of numbers and operators (`number_hashes`); None if these do not count.
+        content: uint64 (N): hashes of documents, by which the shared text is found (`find_shared`).
+        shared: the shared shingles, ascending, where they are known. Without it and `content`, no text is shared.
     """
     documents = Documents(np.argsort(order, kind="stable"), sizes, read)
     groups = sharing(documents.places(), sizes > 0, column, bands)
+    if shared is None:
+        shared = np.zeros(0, np.uint64)
+        if content is not None:
+            shared = find_shared(groups, documents.index, sizes, content, read)
     memberships, large = groups.by_document(), groups.sizes > LARGE
-    rarity = Rarity(documents.common(groups))
+    rarity = Rarity(shared)
     for _, sets in documents.sets(groups.sampled(LARGE, SAMPLE)):
         rarity.add(sets)
 
@@ -88,9 +104,11 @@ def twins(
         asked = np.minimum(sizes[a], sizes[b]) / np.maximum(sizes[a], sizes[b]) >= threshold  # J is at most this
         if sources is not None:
             asked &= (sources[a] != sources[b]) == across
+        if numbers is not None:
+            asked &= numbers[a] == numbers[b]
         asked[asked] = sketches.may(earlier[asked], later[asked], sizes[a[asked]] + sizes[b[asked]], threshold)
         found = np.zeros(len(a))
-        found[asked] = documents.similarities(earlier[asked], later[asked])
+        found[asked] = documents.similarities(earlier[asked], later[asked], threshold, shared)
         enough = np.flatnonzero(found >= threshold)
         apart = ~memberships.meet(earlier[enough], later[enough])  # a rare shingle in common, but no key
         found[enough[apart]] = 0
@@ -98,54 +116,49 @@ def twins(
 
     sketches = Sketches(memberships.in_any(groups.sizes > min(SKETCHED, LARGE)))
     del groups  # as large as the memberships
-    family = families(memberships, large) if len(rarity.common) else np.zeros(0, np.int64)
-    of_source = None if sources is None else sources[documents.index]
-    greedy = Greedy(similar, threshold, None if sources is None else across)
+    greedy = Greedy(similar, threshold)
     for places, group in memberships.blocks(sizes[documents.index], 2 * BLOCK_SHINGLES, BLOCK):
-        greedy.decide(compared(places, group, large, documents, rarity, sketches, threshold, family, of_source))
+        greedy.decide(mark_documents(places, group, large, documents, rarity, sketches, threshold))
     kept, dropped, similarity = greedy.found()
     return Twins(documents.index[dropped], documents.index[kept], similarity)
 
 
-def compared(
-    places: np.ndarray, group: np.ndarray, large: np.ndarray, documents: Documents, rarity: Rarity,
-    sketches: Sketches, threshold: float, family: np.ndarray, source: np.ndarray | None,
-) -> Block:  # fmt: skip
-    """The marks and patterns (`align.data.dedup.greedy`) of documents at `places`, each there once for every `group`
-    of its own. Adds their sketches.
+def mark_documents(
+    places: np.ndarray,
+    group: np.ndarray,
+    large: np.ndarray,
+    documents: Documents,
+    rarity: Rarity,
+    sketches: Sketches,
+    threshold: float,
+) -> Marked:
+    """Return the marks (`align.data.dedup.greedy`) of documents at `places`, each there once for every `group` of its
+    own, and add their sketches.
 
-    Args:
-        family: of each group (`families`); empty where no shingle is common.
-        source: of each place.
+    In large groups, twins have a rare shingle in common that is not shared text, or the same set.
     """
     of_large = large[group]
     marks, owners = [group[~of_large].astype(np.uint64)], [places[~of_large]]
-    made, keys, holders = nothing(), [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
-    inside, first = np.unique(places[of_large], return_index=True)
-    of_inside = family[group[of_large][first]] if len(family) else family
+    inside = distinct(places[of_large])
     for some, sets in documents.sets(distinct(places[held(sketches.places, places)])):
         sketches.add(some, sets)
-        some, sets = some[chosen := held(inside, some)], sets.where(chosen)
+        chosen = held(inside, some)
+        some, sets = some[chosen], sets.where(chosen)
         mark, many = rarity.marks(sets, threshold)
         marks.append(mark)
         owners.append(np.repeat(some, many))
-        if len(family):
-            of = np.zeros(len(some), np.int64) if source is None else source[some].astype(np.int64)
-            found, able, key = Patterns.of(sets, rarity.common, threshold, of_inside[np.searchsorted(inside, some)], of)
-            made = together(made, found)
-            keys.append(key)
-            holders.append(some[able])
-    patterned = Marked.of(np.concatenate(keys), np.concatenate(holders))
-    return Block(Marked.of(np.concatenate(marks), np.concatenate(owners)), patterned, made)
+        if len(rarity.common):
+            marks.append(hash_sets(sets))
+            owners.append(some)
+    return Marked.of(np.concatenate(marks), np.concatenate(owners))
 
 
-def families(memberships: Memberships, large: np.ndarray) -> np.ndarray:
-    """A label of each group (int64): the same for large ones that have a member in common, directly or by others."""
-    document = np.repeat(np.arange(len(memberships.documents)), np.diff(memberships.offsets))
-    of_large = large[memberships.groups]
-    document, group = document[of_large], memberships.groups[of_large]
-    same = document[1:] == document[:-1]
-    return components(len(large), group[:-1][same].astype(np.int64), group[1:][same].astype(np.int64))
+def hash_sets(sets: Shingles) -> np.ndarray:
+    """Return a mark of each whole set, uint64 (N); no set is empty."""
+    if not len(sets):
+        return np.zeros(0, np.uint64)
+    sums = np.add.reduceat(mixed(sets.values * ODD + ODD), sets.offsets[:-1])
+    return mixed(sums) >> np.uint64(2) | WHOLE
 
 
 @dataclass(frozen=True)
@@ -170,23 +183,36 @@ class Documents:
         for at, end in spans(self.sizes[self.index[places]], BLOCK_SHINGLES, BLOCK_DOCUMENTS):
             yield places[at:end], self.read(self.index[places[at:end]])
 
-    def common(self, groups: Groups) -> np.ndarray:
-        """Shingles that many members of a huge group have (uint64, ascending)."""
-        found = [np.zeros(0, np.uint64)]
-        for places in groups.telling(self.sizes[self.index], HUGE, SAMPLE):
-            values = np.concatenate([sets.values for _, sets in self.sets(places)])
-            once, counts = np.unique(values, return_counts=True)
-            found.append(once[counts >= COMMON])
-        return distinct(np.concatenate(found))
-
-    def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """float64 (pairs): the Jaccard similarity of the documents at the places `a` and `b`."""
+    def similarities(self, a: np.ndarray, b: np.ndarray, threshold: float, shared: np.ndarray) -> np.ndarray:
+        """Return the Jaccard similarity of the documents at the places `a` and `b`, float64 (pairs); 0 for pairs that
+        are alike by shared text only."""
         a, b = self.index[a], self.index[b]
         found = np.zeros(len(a))
         for at, end in spans(self.sizes[a].astype(np.int64) + self.sizes[b], BLOCK_SHINGLES, len(a)):
             documents = distinct(np.concatenate([a[at:end], b[at:end]]))
-            sets = self.read(documents)
-            found[at:end] = jaccard(
-                sets, np.searchsorted(documents, a[at:end]), sets, np.searchsorted(documents, b[at:end])
-            )
+            one, other = (np.searchsorted(documents, side[at:end]) for side in (a, b))
+            found[at:end] = compare_sets(self.read(documents), one, other, threshold, shared)
         return found
+
+
+def compare_sets(sets: Shingles, a: np.ndarray, b: np.ndarray, threshold: float, shared: np.ndarray) -> np.ndarray:
+    """Return the Jaccard similarity of the sets `a` and `b`, pair by pair, float64; 0 for pairs that reach the
+    threshold by shared text only.
+
+    Args:
+        shared: shingles, ascending.
+    """
+    common = count_common(sets, a, sets, b)
+    union = sets.sizes[a] + sets.sizes[b] - common
+    similarity = common / np.maximum(union, 1)
+    pairs = np.flatnonzero(similarity >= threshold)
+    if not len(shared) or not len(pairs):
+        return similarity
+    a, b, common, union = a[pairs], b[pairs], common[pairs], union[pairs]
+    of_shared = sets.only(shared)
+    both = count_common(of_shared, a, of_shared, b)
+    least = np.minimum(sets.sizes[a], sets.sizes[b])
+    enough = (common - both) >= threshold * (union - both)
+    enough &= (least - both >= OWN) | (common == union)
+    similarity[pairs[(2 * both > common) & ~enough]] = 0
+    return similarity

@@ -13,6 +13,7 @@ import numpy as np
 from align.data.dedup.exact import exact
 from align.data.dedup.groups import packs, sharing
 from align.data.dedup.minhash import BANDS
+from align.data.dedup.shared_text import find_shared
 from align.data.dedup.shingles import Shingles
 from align.data.dedup.twins import twins
 from align.data.sets.columns import whole
@@ -67,15 +68,22 @@ def copies(rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, 
 
 
 def near_duplicates(
-    rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, *, threshold: float, among: str = ALL,
+    rows: Rows,
+    kept: np.ndarray,
+    order: np.ndarray,
+    source: np.ndarray,
+    *,
+    threshold: float,
+    among: str = ALL,
     engine: Engine = embedded,
-) -> Duplicates:  # fmt: skip
-    """The documents that are nearly the same as one which stays, see `align.data.dedup.twins`.
+) -> Duplicates:
+    """Return the documents that are nearly the same as one which stays, see `align.data.dedup.twins`.
 
     Args:
         kept, order, source, among: see `copies`.
         threshold: the least Jaccard similarity of their word 3-grams.
-        engine: compares documents in packs that have no key in common, where it has several workers.
+        engine: compares documents in packs that have no key in common, where it has several workers. Which text is
+            shared is found among all of them first.
     """
     numbers = np.flatnonzero(kept)
     compare = partial(near_among, rows.folder, threshold=threshold, among=among)
@@ -84,32 +92,46 @@ def near_duplicates(
     sizes = rows.numbers("shingles")[numbers]
     places = np.arange(len(numbers), dtype=np.int32)
     groups = sharing(places, sizes > 0, lambda band: rows.numbers(band_name(band))[numbers], BANDS)
+    content = rows.first_bits("digest")[numbers]
+    shared = find_shared(groups, places, sizes, content, partial(read_sets, rows, numbers))
     parts = [numbers[pack] for pack in packs(groups, sizes, PACKS * engine.workers)]
-    found = joined(none_of(), *(
-        made for _, made in engine(compare, [Compared(part, order[part], source[part]) for part in parts])
-    ))  # fmt: skip
+    tasks = [Compared(part, order[part], source[part], shared) for part in parts]
+    found = joined(none_of(), *(duplicates for _, duplicates in engine(compare, tasks)))
     by_preference = np.lexsort((found.dropped, order[found.dropped]))
     return Duplicates(*(values[by_preference] for values in (found.dropped, found.kept, found.jaccard, found.exact)))
 
 
 class Compared(NamedTuple):
-    """Documents that are compared: the number of each, ascending, its preference, and its source."""
+    """Documents that are compared: the number of each, ascending, its preference, and its source; and the shingles of
+    text that many documents share, where these are known."""
 
     number: np.ndarray
     order: np.ndarray
     source: np.ndarray
+    shared: np.ndarray | None = None
 
 
 def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Duplicates:
     """See `near_duplicates`; documents of a spool in a folder."""
     rows, numbers = Rows(Spool(folder)), some.number
     found = twins(
-        some.order, rows.numbers("shingles")[numbers],
+        some.order,
+        rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
-        lambda few: Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES])),
-        threshold, sources=None if among == ALL else some.source, across=among == ACROSS,
-    )  # fmt: skip
+        partial(read_sets, rows, numbers),
+        threshold,
+        sources=None if among == ALL else some.source,
+        across=among == ACROSS,
+        numbers=rows.numbers("numbers")[numbers],
+        content=rows.first_bits("digest")[numbers] if some.shared is None else None,
+        shared=some.shared,
+    )
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))
+
+
+def read_sets(rows: Rows, numbers: np.ndarray, few: np.ndarray) -> Shingles:
+    """Return the shingles of the documents `numbers[few]`."""
+    return Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES]))
 
 
 def joined(*found: Duplicates) -> Duplicates:

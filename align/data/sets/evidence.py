@@ -174,7 +174,8 @@ def write_scores(
 
 
 def lengths(characters: np.ndarray, source: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """How many rows of each source have how many characters: counts between `edges`, which double.
+    """How many rows of each source have how many characters: counts between `edges`, which double; and how many
+    characters all of them have.
 
     Args:
         characters, source: of each row that is in.
@@ -182,4 +183,10 @@ def lengths(characters: np.ndarray, source: np.ndarray, names: Sequence[str]) ->
     highest = int(characters.max(initial=1))
     edges = [0, *(2**i for i in range(5, max(6, highest.bit_length() + 1)))]
     counts = {name: np.histogram(characters[source == number], edges)[0].tolist() for number, name in enumerate(names)}
-    return {"unit": "characters", "edges": edges, "counts": counts}
+    totals = np.bincount(source, characters, len(names)).astype(np.int64).tolist()
+    return {
+        "unit": "characters",
+        "edges": edges,
+        "counts": counts,
+        "characters": dict(zip(names, totals, strict=True)),
+    }

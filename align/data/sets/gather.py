@@ -19,6 +19,7 @@ from align.data.clean.cleaner import Cleaner, as_json, from_json
 from align.data.clean.length import CountTokens
 from align.data.clean.outcome import Drop, Step, sequences
 from align.data.dedup.minhash import BANDS, band_keys
+from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import normalised_digests, shingled
 from align.data.records.bad_rows import BadRows
 from align.data.records.column_rules import UnreadColumns, metadata_json
@@ -44,11 +45,13 @@ FACTS: Mapping[str, pa.DataType] = {
     "content_id": pa.binary(32), "question_id": pa.binary(32), "question": pa.binary(8), "source": pa.int16(),
     "row": pa.int64(),
     "turns": pa.int32(), "tokens": pa.int32(), "group": pa.string(), "split": pa.string(), "time": pa.string(),
-    "digest": pa.binary(16), "shingles": pa.int32(), "characters": pa.int32(), "metadata": pa.string(),
+    "digest": pa.binary(16), "shingles": pa.int32(), "numbers": pa.uint64(), "characters": pa.int32(),
+    "metadata": pa.string(),
 }  # fmt: skip
 """What a spool knows of each row beside its content. `question` is the same for rows of all sources that ask the same,
 whatever their ids are made of. `metadata` is what else the row says, as JSON. `digest` is of its normalised text, or of
-its content where no texts are compared; `shingles` is how many its text has."""
+its content where no texts are compared; `shingles` is how many its text has, and `numbers` a hash of the numbers and
+operators in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +261,12 @@ class Gathering:
             found["digest"] = as_binary(np.where(nothing, own, digests))  # rows that ask nothing are not the same
         else:  # half the words of two pairs on one prompt are the same, so that only whole rows are compared
             found["digest"] = as_binary(own)
+        numbers = np.zeros(len(records), np.uint64)
         if self.wanted.near and self.kind == DOCUMENTS:
-            sets = shingled(compared)
+            sets, numbers = shingled(compared), number_hashes(compared)
             keys, sizes = band_keys(sets), sets.sizes
             found |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {HASHES: sets.column()}
-        return found | {"shingles": pa.array(sizes.astype(np.int32))}
+        return found | {"shingles": pa.array(sizes.astype(np.int32)), "numbers": pa.array(numbers)}
 
     def metadata_of(self, read: Read) -> str | None:
         """Return a record's metadata as JSON, without personal data if a step looks for any."""

@@ -1,0 +1,127 @@
+"""The numbers and operators of texts, in order, hashed: texts in which these differ are never near-duplicates.
+
+A **number** is a run of digits of any script, also inside a word (`gpt4`). `1,234.5` and `1234.5` are one number, and
+so are `3,5` and `3.5`; `1,000` is a thousand. Superscripts, subscripts and fractions are numbers of their own, so that
+`5²` is not `52`. An **operator** is a mathematical symbol (`+ = < > × ÷ ≤ √`) or `^`, `&&`, `||`. Others have
+other uses, and count only between operands (numbers, brackets, single letters): `- * / & | ~`, and `%` behind a number.
+A minus directly before a number counts as its sign. Bullets, quotes, rules (`-----`), hyphens and `and/or` are none.
+Words such as `not`, `three` or `plus` are words: they are compared as words are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+pc = pyarrow.compute
+
+SYMBOLS = "".join(
+    c for c in map(chr, [*range(0x80, 0x3000), *range(0xFB00, 0x10000)]) if unicodedata.category(c) == "Sm"
+)
+"""The mathematical symbols of Unicode's first plane. Others are letters of mathematical alphabets."""
+SMALL_DIGITS = "²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞"
+RAISED = re.compile(f"[{SMALL_DIGITS}]+")
+OPERATORS = rf"%&*+\-/<=>^|~–{re.escape(SYMBOLS)}·"
+RUN = re.compile(rf"[\d{SMALL_DIGITS}{OPERATORS}]+(?:[.,'’٫٬]\d+)*")
+"""Numbers and operators without a gap. It begins with a set of characters, which `re` searches for fast."""
+ASCII_RUN = re.compile(r"[0-9%&*+\-/<=>^|~]+(?:[.,'][0-9]+)*")
+"""The same of ASCII text: a small set is searched for four times as fast."""
+TOKEN = re.compile(rf"\d+(?:[.,'’٫٬]\d+)*|[{SMALL_DIGITS}]+|(?<![\w.])\.\d+|[{OPERATORS}]+")
+MAY_HAVE = r"[\p{Nd}\p{No}\p{Sm}^]|&&|(?:[)\]]|(?:^|[^\p{L}])\p{L}) ?[*/%&|~–·-]+ ?(?:[(\[]|\p{L}(?:[^\p{L}]|$))"
+"""In RE2's syntax: a text that does not match has neither a number nor an operator."""
+SAME = str.maketrans(
+    {"−": "-", "–": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "∕": "/", "٫": ".", "’": "'"}
+)
+ALWAYS = frozenset("+=<>^" + SYMBOLS)
+GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:['٬]\d{3})+(?:[.,]\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?")
+BEFORE = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?$")
+"""An operand that ends here."""
+AFTER = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
+"""An operand that begins here."""
+
+
+def number_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a hash of each text's numbers and operators, uint64 (N); 0 for a text that has none.
+
+    Args:
+        texts: N strings; null is the empty text.
+    """
+    hashes = np.zeros(len(texts), np.uint64)
+    candidates = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(MAY_HAVE))
+    places = np.flatnonzero(candidates.fill_null(False).to_numpy(zero_copy_only=False))
+    for place, text in zip(places.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
+        tokens = numbers_and_operators(text)
+        if tokens:
+            digest = blake2b(" ".join(tokens).encode(), digest_size=8).digest()
+            hashes[place] = int.from_bytes(digest, "little") or 1
+    return hashes
+
+
+def numbers_and_operators(text: str) -> list[str]:
+    """Return the numbers and operators of a text in order, each in one spelling."""
+    tokens = list[str]()
+    for run in (ASCII_RUN if text.isascii() else RUN).finditer(text):
+        start = run.start()
+        before = text[start - 1 : start]
+        if before == ".":
+            start -= 1  # of a number such as `.5`
+        elif run[0].isdigit() and run[0].isascii():
+            tokens.append(run[0])
+            continue
+        elif run[0][0] == "=" and before == "!":
+            tokens.append("!")
+        for match in TOKEN.finditer(text, start, run.end()):
+            token = match[0]
+            if token[-1].isdecimal():
+                tokens += spell_number(token)
+            elif RAISED.fullmatch(token):
+                tokens.append(token)
+            elif is_operator(text, match.start(), match.end()):
+                tokens += token.translate(SAME)
+    return tokens
+
+
+def spell_number(number: str) -> list[str]:
+    """Return a number with ASCII digits, `.` before decimals and nothing between thousands.
+
+    What has several separators and no groups of three digits is a version, a date or a list: its parts are returned.
+    """
+    if number.isascii() and number.isdigit():
+        return [number]
+    if not number.isascii():
+        number = number.translate(SAME)
+        number = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in number)
+    if GROUPED.fullmatch(number):
+        *whole, last = re.split(r"\D", number)
+        separators = re.findall(r"\D", number)
+        if len(separators) > 1 and separators[-1] != separators[0]:
+            return ["".join(whole) + "." + last]
+        return ["".join(whole) + last]
+    parts = re.split(r"\D", number)
+    return [".".join(parts)] if len(parts) == 2 else parts
+
+
+def is_operator(text: str, start: int, end: int) -> bool:
+    """Return whether a run of symbols is an operator where it stands."""
+    run = text[start:end]
+    if len(run) > 2 and len(set(run)) == 1:
+        return False  # a rule between paragraphs
+    if (not ALWAYS.isdisjoint(run) and not set(run) <= {"|", "~", "−"}) or run in ("&&", "||"):
+        line_before = text[text.rfind("\n", 0, start) + 1 : start]
+        is_bullet = run in (">", ">>", "+") and not line_before.strip() and text[end : end + 1] == " "
+        return not is_bullet
+    before = text[max(start - 3, 0) : start]
+    if (
+        run[-1] in "-−"
+        and text[end : end + 1].isdecimal()
+        and not (before and (before[-1].isalnum() or before[-1] in ")]"))
+    ):
+        return True
+    if run == "%":
+        return bool(before.rstrip(" ")[-1:].isdecimal())
+    return bool(BEFORE.search(before)) and bool(AFTER.match(text, end))

@@ -1,0 +1,135 @@
+"""Rows of templates in `stage=data`, warnings of steps that remove much, and the report's pictures."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_sets import chat, made, write
+
+from align.report.words import percent
+
+SHARED = " ".join(f"instruct{a}{b}" for a in "abcdefgh" for b in "klmnopq")
+WORDS = [a + b for a in ("ka", "lo", "mi", "ru", "te", "so", "pa") for b in ("bor", "len", "mar", "tis", "von", "zel")]
+
+
+def templated(here: Path, rows: int = 120) -> str:
+    """A file of one instruction and eight own words a row, of which every tenth has a copy."""
+    draw = random.Random(0)
+    found = [chat(f"{SHARED} {' '.join(draw.choices(WORDS, k=8))}", draw.choice(WORDS)) for _ in range(rows)]
+    copies = [
+        chat(row["messages"][0]["content"].replace(" ", ", ", 3).title(), row["messages"][1]["content"])
+        for row in found[::10]
+    ]
+    return str(write(here / "rows.jsonl", [*found, *copies]))
+
+
+def own_rows(count: int) -> list[dict[str, Any]]:
+    """Conversations of words of their own."""
+    draw = random.Random(1)
+    found = list[dict[str, Any]]()
+    for _ in range(count):
+        asked, answer = (" ".join(draw.choices(WORDS, k=many)) for many in (6, 9))
+        found.append(chat(f"Where is {asked}?", answer))
+    return found
+
+
+def test_rows_of_one_instruction_lose_their_copies_alone(tmp_path: Path) -> None:
+    words = ["stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'runs'}", "data.held_out=0"]
+    _, data, said = made(tmp_path, *words)
+    assert data["found"]["near_duplicates"] == 12
+    assert data["splits"]["train"]["rows"] == 120
+    assert "warning" not in said
+
+
+@pytest.mark.parametrize("words", [["over=answers"], ["over=prompts"], ["near=null"], ["among=within"]], ids=str)
+def test_rows_of_one_instruction_stay_on_both_sides(tmp_path: Path, words: list[str]) -> None:
+    """Whatever duplicates are of: rows to train on that share the instruction alone give no row to measure on away."""
+    exact = "stage.duplicates.exact=false"  # of 42 answers
+    given = [f"stage.duplicates.{word}" for word in words]
+    sources = f"stage.sources=[{templated(tmp_path)}]"
+    words = ["stage=data", sources, f"run.root={tmp_path / 'runs'}", "data.held_out=0.2", exact, *given]
+    _, data, _ = made(tmp_path, *words)
+    assert data["splits"]["test"]["rows"] >= 10
+    assert data["splits"]["train"]["rows"] >= 40  # runs of 13 words give some away
+
+
+def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setting(tmp_path: Path) -> None:
+    rows = own_rows(60)
+    rows[0]["messages"][1]["content"] += " write to anna@example.com or to somebody else"
+    many = [*rows, *rows[:20], *(chat(f"What is {word}?", "short") for word in WORDS[:30])]
+    clean = "stage.clean=[{length: {least: 6, by: words}}, {pii: {kinds: [email]}}]"
+    path = write(tmp_path / "rows.jsonl", many)
+    words = ["stage=data", f"stage.sources=[{{path: {path}, cap: 40}}]", clean, f"run.root={tmp_path / 'runs'}"]
+    folder, _, said = made(tmp_path, *words)
+    lines = said.splitlines()
+    warnings = [line for line in lines if "warning: rows: " in line]
+    length = f"warning: rows: step length of stage.clean removed 30 of 110 rows ({percent(30 / 110)}). Setting: loosen"
+    exact = f"warning: rows: exact duplicates removed 20 of 80 rows ({percent(0.25)}). Setting: stage.duplicates.exact="
+    cap = f"warning: rows: over the cap removed 20 of 60 rows ({percent(1 / 3)}). Setting: the source's cap"
+    for warning, start in zip(warnings, 2 * (length, exact, cap), strict=True):
+        assert warning.strip().startswith(start)
+    examples = [i for i, line in enumerate(lines) if line.startswith("  for example: ")]
+    assert len(examples) == 9
+    assert [lines[i - 1].startswith("warning") for i in examples[::3]] == [True] * 3  # each behind its warning
+    summary = next(i for i, line in enumerate(lines) if line.startswith("  rows: 110 read"))
+    assert all(line.startswith("  warning: ") for line in lines[summary - 3 : summary])  # first of the summary
+    assert "anna@example.com" not in said
+    assert "[EMAIL]" in said
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Warning: rows: exact duplicates removed 20 of 80 rows" in report
+    assert "anna@example.com" not in report
+
+
+def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
+    rows = own_rows(40)
+    path = write(tmp_path / "rows.jsonl", [*rows, *rows[:10]])
+    _, data, said = made(tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}")
+    assert data["found"]["exact_duplicates"] == 10
+    assert "warning" not in said
+
+
+def test_refused_rows_are_warned_of(tmp_path: Path) -> None:
+    rows = [
+        *(chat(f"What is {word}?", f"{word} is a word") for word in WORDS),
+        *(chat(f"Is {word}?", "") for word in WORDS[:20]),
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "data.on_bad_row=skip"]
+    _, _, said = made(tmp_path, *words)
+    expected = "warning: rows: rows that cannot be read removed 20 of 62 rows (PERCENT). Setting: data.on_bad_row=skip"
+    assert expected.replace("PERCENT", percent(20 / 62)) in said
+
+
+def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_path: Path) -> None:
+    path = templated(tmp_path)
+    sources = f"stage.sources=[{{path: {path}, name: support}}, {{data: chitchat, weight: 0.3}}]"
+    folder, _, _ = made(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    alts = re.findall(r'alt="([^"]*)"', report)
+    removed = next(alt for alt in alts if alt.startswith("Bars of the rows that each step removed, by source: "))
+    assert "near-duplicates 12" in removed
+    rows = next(alt for alt in alts if alt.startswith("Bars of the rows of each source: support "))
+    assert "chitchat" in rows
+    assert any(alt.startswith("Bars of the characters of each source: support ") for alt in alts)
+    lengths = next(alt for alt in alts if alt.startswith("Histogram of the characters of rows, by source: "))
+    assert "from 512 to 1,023" in lengths
+
+
+def test_a_worker_loses_what_one_process_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs are compared by the shared text of all rows."""
+    from align.data.sets import duplicates
+    from align.data.sets.engines import Embedded
+
+    class Several(Embedded):
+        workers = 3
+
+    alone = made(tmp_path, "stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'a'}")[1]
+    real = duplicates.near_duplicates
+    monkeypatch.setattr("align.stages.data.near_duplicates", lambda *a, **b: real(*a, **{**b, "engine": Several()}))
+    packed = made(tmp_path, "stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'b'}")[1]
+    assert packed["found"]["near_duplicates"] == 12
+    assert packed["root"] == alone["root"]
