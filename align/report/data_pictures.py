@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from align.report.data_counts import SIDES, lost
@@ -17,7 +18,7 @@ CLEANING = "dropped in cleaning"
 
 def draw_removed(report: Report, data: Mapping[str, Any]) -> None:
     """Draw how many rows of each source each step removed."""
-    from align.report.plots import render, stacked_rows
+    from align.report.plots import stacked_rows
 
     sources = data["sources"]
     removed = {source["name"]: count_removed(source) for source in sources}
@@ -26,10 +27,10 @@ def draw_removed(report: Report, data: Mapping[str, Any]) -> None:
     if not steps:
         return
     parts = merge_others({name: [counts[step] for step in steps] for name, counts in removed.items()})
-    figure = stacked_rows(steps, parts, "rows", "What each step removed")
+    picture = partial(stacked_rows, steps, parts, "rows", "What each step removed")
     told = "; ".join(f"{step} {sum(counts[step] for counts in removed.values()):,}" for step in steps)
     alt = f"Bars of the rows that each step removed, by source: {told}."
-    report.plot(render(figure, transparent=True), "Rows that each step removed, by source.", alt)
+    report.draw(picture, "Rows that each step removed, by source.", alt)
 
 
 def count_removed(source: Mapping[str, Any]) -> Counter[str]:
@@ -46,7 +47,7 @@ def count_removed(source: Mapping[str, Any]) -> Counter[str]:
 
 def draw_sources(report: Report, data: Mapping[str, Any]) -> None:
     """Draw the rows and the characters of each source that are in the data set."""
-    from align.report.plots import render, stacked_rows
+    from align.report.plots import stacked_rows
 
     sources = data["sources"]
     names = [source["name"] for source in sources]
@@ -57,22 +58,22 @@ def draw_sources(report: Report, data: Mapping[str, Any]) -> None:
     told = "; ".join(
         f"{name} {sum(rows):,}" for name, rows in zip(names, zip(*sides.values(), strict=True), strict=True)
     )
-    figure = stacked_rows(names, sides, "rows", "Rows of each source")
-    report.plot(render(figure, transparent=True), "Rows of each source.", f"Bars of the rows of each source: {told}.")
+    picture = partial(stacked_rows, names, sides, "rows", "Rows of each source")
+    report.draw(picture, "Rows of each source.", f"Bars of the rows of each source: {told}.")
     characters = data.get("lengths", {}).get("characters")
     if characters is None:  # rows were forgotten since
         return
-    figure = stacked_rows(
-        names, {"characters": [characters[name] for name in names]}, "characters", "Text of each source"
+    picture = partial(
+        stacked_rows, names, {"characters": [characters[name] for name in names]}, "characters", "Text of each source"
     )
     told = "; ".join(f"{name} {characters[name]:,}" for name in names)
     alt = f"Bars of the characters of each source: {told}."
-    report.plot(render(figure, transparent=True), "Characters of each source, system prompts left out.", alt)
+    report.draw(picture, "Characters of each source, system prompts left out.", alt)
 
 
 def draw_lengths(report: Report, lengths: Mapping[str, Any]) -> None:
     """Draw how many rows have how many characters."""
-    from align.report.plots import render, stacked_columns
+    from align.report.plots import stacked_columns
 
     totals = [sum(counts) for counts in zip(*lengths["counts"].values(), strict=True)]
     used = [i for i, total in enumerate(totals) if total]
@@ -81,10 +82,11 @@ def draw_lengths(report: Report, lengths: Mapping[str, Any]) -> None:
     chosen = range(used[0], used[-1] + 1)
     starts = [lengths["edges"][i] for i in chosen]
     parts = merge_others({name: [counts[i] for i in chosen] for name, counts in lengths["counts"].items()})
-    figure = stacked_columns([f"{start:,}" for start in starts], parts, "characters, from", "rows", "How long rows are")
+    labels = [f"{start:,}" for start in starts]
+    picture = partial(stacked_columns, labels, parts, "characters, from", "rows", "How long rows are")
     told = "; ".join(f"{totals[i]:,} from {lengths['edges'][i]:,} to {lengths['edges'][i + 1] - 1:,}" for i in used)
     alt = f"Histogram of the characters of rows, by source: {told}."
-    report.plot(render(figure, transparent=True), "Rows by their characters; each bar spans twice the one before.", alt)
+    report.draw(picture, "Rows by their characters; each bar spans twice the one before.", alt)
 
 
 def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

@@ -320,6 +320,8 @@ def stacked_rows(names: Sequence[str], parts: Mapping[str, Sequence[float]], xla
     Args:
         parts: what the legend calls a part → its size for each name.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, ax = axes(xlabel, "", title, (SMALL[0], max(SMALL[1], 1.4 + 0.26 * len(names))))
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", color=FAINT, linewidth=0.6)
@@ -332,7 +334,7 @@ def stacked_rows(names: Sequence[str], parts: Mapping[str, Sequence[float]], xla
     ax.set_yticks(places, shown, parse_math=False)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    ax.xaxis.set_major_formatter(Numbers())
+    ax.xaxis.set_major_formatter(number_formatter()())
     if len(parts) > 1:
         _legend(figure)
     return figure
@@ -346,6 +348,8 @@ def stacked_columns(
     Args:
         parts: what the legend calls a part → its size for each name.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, ax = axes(xlabel, ylabel, title, SMALL)
     places = range(len(names))
     starts = [0.0] * len(names)
@@ -355,7 +359,7 @@ def stacked_columns(
     every = math.ceil(len(names) / 7)
     ax.set_xticks([*places][::every], [*names][::every])
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    ax.yaxis.set_major_formatter(Numbers())
+    ax.yaxis.set_major_formatter(number_formatter()())
     if len(parts) > 1:
         _legend(figure)
     return figure
