@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from align.errors import CorruptFile, InputError, MissingArtifact
 
@@ -125,7 +126,7 @@ def refuse_irregular(path: str | Path, mode: int) -> None:
         raise NotRegularFile(path, problem)
 
 
-def open_binary(path: str | Path) -> BinaryIO:
+def open_binary(path: str | Path) -> BufferedReader:
     """Open a regular file to read its bytes, of any number.
 
     Raises:

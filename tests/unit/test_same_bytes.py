@@ -37,12 +37,6 @@ def nothing_hashed() -> Iterator[None]:
     HASHED.clear()
 
 
-def age(*paths: Path) -> None:
-    """Set the modification time back, and let the change time, which no program sets back, be that of now."""
-    for path in paths:
-        os.utime(path, (time.time() - LONG_AGO,) * 2)
-
-
 def settle_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let time pass: what was written so far counts as settled."""
     now = time.time
@@ -66,7 +60,7 @@ def edit_in_place(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `touch -r` hides it
 
 
-CHANGES: dict[str, Callable[[Path], None]] = {
+CHANGES: dict[str, Callable[[Path], object]] = {
     "replaced": replace_file,
     "in place, its time set back": edit_in_place,
     "cut": lambda path: os.truncate(path, 2),
