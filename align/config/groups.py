@@ -102,7 +102,7 @@ BY_PATH = {"files": "files", "manifest": "a data set of stage=data"}
 """Choices of `data` that read what `data.path` names."""
 OF_DATA = "data:"
 """How references to data sets begin."""
-EXAMPLES = {"files": "FILE", "manifest": "data:latest"}
+EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
 
 
 @dataclass
