@@ -220,15 +220,23 @@ def test_changed_copies_in_a_template_are_found(words: int):
     assert right >= 0.99 * len(pairs)
 
 
-def test_nested_templates_do_not_count():
+@pytest.mark.parametrize(("first", "second"), [(40, 30), (60, 60), (30, 80)])
+def test_nested_templates_do_not_count(first: int, second: int):
     """A preamble of all rows, and instructions of a few rows each, which no group of all rows would show."""
     draw = random.Random(5)
-    preamble = " ".join(f"pre{a}{b}" for a in "abcdefgh" for b in "klmno")
-    texts = []
-    for task in range(12):
-        words = " ".join(f"task{'abcdefghijkl'[task]}{a}{b}" for a in "abcdef" for b in "klmnop")
-        texts += [f"{preamble} {words} {' '.join(draw.choices(VOCABULARY, k=6))}" for _ in range(30)]
+    letters = [a + b for a in "abcdefghi" for b in "klmnopqrst"]
+    texts = list[str]()
+    for task in "abcdefghijkl":
+        words = [f"pre{two}" for two in letters[:first]] + [f"task{task}{two}" for two in letters[:second]]
+        texts += [" ".join([*words, *draw.choices(VOCABULARY, k=6)]) for _ in range(30)]
     assert len(find(texts).dropped) == 0
+
+
+@pytest.mark.parametrize(("own", "dropped"), [(8, 0), (20, 0), (30, 1)])
+def test_short_rests_have_to_be_equal(own: int, dropped: int):
+    """The last word is another one: of few own words, that is another row."""
+    texts = instructed(40, own, random.Random(own))
+    assert len(find([*texts, f"{texts[0].rpartition(' ')[0]} somethingelse"]).dropped) == dropped
 
 
 def test_arithmetic_loses_no_row():
