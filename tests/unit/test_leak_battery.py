@@ -43,7 +43,8 @@ def test_unrelated_rows_are_not_taken_for_leaks():
         ("What is 2+2?", "WHAT IS 2 + 2", "question"),
         ("What is 2+2?", "Question: What is 2+2?\nAnswer:", "question"),
         ("What is 2+2?", "What is 2*2?\nFour.", ""),
-        ("What is 2+2?", "What is 22?\nA number.", ""),
+        ("What is 2+2?", "What is 22\nA number.", "contained"),  # all punctuation removed
+        ("What is 2+2?", "What is 2 2\nA number.", "contained"),
         ("What is 2+2?", "What is 2+2+3?", ""),
         ("What is 2+2?", "I know what is 2+2 and what is not.", ""),
         ("Who are you?", "12. Who are you?", "question"),

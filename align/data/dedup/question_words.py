@@ -23,6 +23,7 @@ from align.data.dedup.arrays import held, ranges
 from align.data.dedup.words import blocks, mixed, plain
 
 PUNCTUATION = {
+    **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()},  # full width
     **dict.fromkeys("“”„‟«»‹›「」『』【】《》〈〉（）［］", '"'),
     **dict.fromkeys("‘’‚‛ʼ＇", "'"),
     **dict.fromkeys("。．｡।॥။។", "."),

@@ -72,7 +72,7 @@ CHANGED_LETTERS = (8, 60)
 """Words of a question of which one may be changed; letters, in a script without blanks."""
 CHANGED_SPAN = (1, 4)
 """Words that may be changed together; letters, in a script without blanks."""
-CHANGED_SAYS = 28
+CHANGED_SAYS = 24
 """What the unchanged words of such a question say at least."""
 CROWDED = 32
 """Questions of a set that may share a half before it is a template."""

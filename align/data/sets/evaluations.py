@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +100,25 @@ def read_set(given: EvaluationSet, field: str) -> Texts:
             here, counts = counts[: len(one.alone)], counts[len(one.alone) :]
             long = [text for text, words in zip(one.alone, here, strict=True) if words > FEW]
             said.add([*one.said, *long], number)
-            asked.add(one.asked, number)
+            asked.add([*one.asked, *(form for text in one.asked for form in without_operators(text))], number)
         said.settle()
         asked.settle()
     bad_rows.settle(given.path, rows)
     require(rows > 0, field, given.path, "is empty", "Give at least one row.")
     return Texts(said.together(), asked.together(), np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
+
+
+FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
+NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
+"""Punctuation. The point of `1.5` stays: `15` is another number."""
+
+
+def without_operators(question: str) -> list[str]:
+    """Return what is left of a question with a formula where punctuation was removed or made blank: `7/8` is `78` then,
+    or `7 8`. No forms of other questions, whose operators do not count."""
+    if not FORMULA.search(question):
+        return []
+    return [NOT_WORDS.sub(instead, question) for instead in ("", " ")]
 
 
 class Side:
