@@ -251,7 +251,8 @@ def bare_digits(draw: random.Random) -> str:
 
 
 def coordinates(draw: random.Random) -> str:
-    latitude, longitude = draw.uniform(-90, 90), draw.uniform(-180, 180)
+    latitude = draw.uniform(-90, 90)
+    longitude = draw.uniform(-180, 180)
     return draw.choice(
         (
             "{:.4f}, {:.4f}",
@@ -392,7 +393,7 @@ AROUND = (
 
 @dataclass
 class Outcome:
-    """What a battery counted.
+    """Counts of a battery.
 
     Attributes:
         planted, found: by maker.

@@ -35,8 +35,15 @@ PUNCTUATION = {
     **dict.fromkeys("÷／∕", "/"),
     **dict.fromkeys("−－–", "-"),
     **dict.fromkeys("—―", ";"),
-    "＋": "+", "＝": "=", "％": "%", "＜": "<", "＞": ">", "…": ".", "\u2028": "\n", "\u2029": "\n",
-}  # fmt: skip
+    "＋": "+",
+    "＝": "=",
+    "％": "%",
+    "＜": "<",
+    "＞": ">",
+    "…": ".",
+    "\u2028": "\n",
+    "\u2029": "\n",
+}
 """Punctuation and operators of other scripts, and their kin in ASCII."""
 FOREIGN = re.compile(f"[{''.join(map(re.escape, PUNCTUATION))}]|(?![0-9])\\d")
 KEPT = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
@@ -90,7 +97,8 @@ class Table:
 
     def __init__(self, keys: np.ndarray, numbers: np.ndarray) -> None:
         order = np.argsort(keys, kind="stable")
-        self.keys, self.numbers = keys[order], numbers[order]
+        self.keys = keys[order]
+        self.numbers = numbers[order]
         bits = min(max(16 * len(keys), 1 << 12).bit_length(), 26)
         self.mask = np.uint64((1 << bits) - 1)
         bitmap = np.zeros(1 << bits, bool)
@@ -202,7 +210,8 @@ def parse_words(data: np.ndarray, starts: np.ndarray) -> WordBlock:
     apostrophes = np.flatnonzero(data == ord("'"))
     apostrophes = apostrophes[(apostrophes > 0) & (apostrophes < len(data) - 1)]
     inside[apostrophes] = is_letter[apostrophes - 1] & is_letter[apostrophes + 1]
-    opens, closes = inside.copy(), inside.copy()
+    opens = inside.copy()
+    closes = inside.copy()
     np.greater(inside[1:], inside[:-1], out=opens[1:])
     np.greater(inside[:-1], inside[1:], out=closes[:-1])
     borders = starts[(starts > 0) & (starts < len(data))]  # a word ends with its text
@@ -302,7 +311,7 @@ COMMON_WORDS = (
 
 
 def word_weights(block: WordBlock) -> np.ndarray:
-    """What each word says, int64 (words), in halves of an English letter. Words that are everywhere count half."""
+    """Weigh each word, int64 (words), in halves of an English letter. Common words count half."""
     letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
     weights = np.diff(letters[block.begins])
     return np.where(common_words().has(block.values), weights // 2, weights)
@@ -364,9 +373,10 @@ PREFIX_WORDS = 4
 
 
 def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Where each text begins without 0, 1, … words of its prefix, and where it ends without 0, 1, … words of what
+    """Return where each text begins without 0, 1, … prefix words, and where it ends without 0, 1, … words of what
     announces an answer: int64 (texts), -1 where there is no such prefix or end."""
-    start, end = block.first[:-1], block.first[1:]
+    start = block.first[:-1]
+    end = block.first[1:]
     last = len(block) - 1
     if last < 0:
         return [start], [end]
@@ -385,7 +395,7 @@ def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray
 
 
 def fully_stripped(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
-    """Where each text begins and ends without prefixes, int64 (texts)."""
+    """Return where each text begins and ends without prefixes, int64 (texts)."""
     starts, ends = stripped_bounds(block)
     start, end = np.max(starts, axis=0), ends[0]
     for shorter in ends[1:]:

@@ -351,7 +351,7 @@ class QuestionIndex:
     def _verified(
         self, block: WordBlock, words: np.ndarray, question: np.ndarray, side: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of halves of questions that stand at some words, those whose other half is there but for one change."""
+        """Return the halves of questions at some words whose other half is there too, but for one change."""
         questions = self.questions
         count = questions.counts[question]
         half = count // 2
@@ -506,7 +506,7 @@ def bag_keys(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
 
 
 def per_text(block: WordBlock, marked: np.ndarray) -> np.ndarray:
-    """How many words of each text are marked, int64."""
+    """Count the marked words of each text, int64."""
     totals = np.append(0, np.cumsum(marked))
     return totals[block.first[1:]] - totals[block.first[:-1]]
 
