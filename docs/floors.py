@@ -25,6 +25,7 @@ FLOORS = {
         "align.files",
         "align.config",
         "align.redaction",
+        "align.key_shapes",
         "align.chain",
         "align.merkle",
         "align.aliases",
