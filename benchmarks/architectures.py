@@ -18,6 +18,7 @@ import sys
 import textwrap
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,15 @@ LIMIT_S = 600.0
 
 
 def apart(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """The row of a type, measured in a process of its own: a crash or a hang is a row too."""
+    """Measure a type in a process of its own and return its row. A crash or a hang is a row too."""
+    return run_apart(lambda: measure(model_type), limit_s)
+
+
+def run_apart(measurement: Callable[[], dict[str, Any]], limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """Return the row that a measurement returns in a process of its own, or a row that says how the process ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(measure(model_type)))
+    process = context.Process(target=lambda: theirs.send(measurement()))
     process.start()
     theirs.close()
     try:
@@ -84,7 +90,10 @@ PROVEN = (
         "one alone and several together. All other settings had their defaults. *Cause*: why a type is not on the "
         "fast path, or cannot be trained here."
     ),
-    ("A configuration that was not measured takes the plain path, is probed when it is loaded, and cannot pack rows."),
+    (
+        "A configuration that was not measured, here or as a checkpoint, takes the plain path, is probed when it is "
+        "loaded, and cannot pack rows."
+    ),
 )
 
 
@@ -100,16 +109,85 @@ def proven_with(row: dict[str, Any]) -> str:
     return "; ".join(filter(None, (", ".join(layers), ", ".join(changed))))
 
 
+CHECKPOINTS = (
+    (
+        "A type's row above is of its default settings. Checkpoints are published with others: positions that are "
+        "scaled, layers of several kinds, biases, caps. This table has configurations of published checkpoints. Each "
+        "was measured as a small model with the settings of its `config.json` (names, flags, what is empty, kinds of "
+        "layers, scaling of positions), fewer and narrower layers, and random weights. The link leads to the "
+        "configuration that was read: where the first address of a model could not be read, this is a copy or a "
+        "fine-tuned model with the same configuration. `python benchmarks/checkpoints.py` makes the table from "
+        "`benchmarks/published_configs.json`."
+    ),
+    (
+        "*Path*, *padded* and *packed* are as above. *NF4*: `method=qlora` gives the model's own logprobs within the "
+        "bound of this page. Where it leaves more than a fifth of the small model's matrices in full precision, as it "
+        "does with experts, the table says so. *Sharded full*: `stage=full` with `devices=N`. *Batched*: `stage=serve` "
+        "on a CPU answers many requests at once. Others are answered one after another."
+    ),
+    (
+        "A checkpoint whose weights are stored quantised is refused whatever its row says: give align the weights as "
+        "they were before."
+    ),
+)
+
+
+def count_checkpoints(rows: dict[str, Any]) -> dict[str, int]:
+    """Return how many checkpoints have each property of the table."""
+    measured = [row for row in rows.values() if row["path"] in ("fast", "plain")]
+    return {
+        "checkpoints": len(rows),
+        "fast": sum(row["path"] == "fast" for row in measured),
+        "plain": sum(row["path"] == "plain" for row in measured),
+        "refused": sum(row["path"] == "refused" for row in rows.values()),
+        "unbuilt": sum(row["path"] == "unbuilt" for row in rows.values()),
+        "packed": sum(row["packing"] for row in measured),
+        "NF4": sum(not row["nf4"] for row in measured),
+        "sharded full": sum(not row["sharded"] for row in measured),
+        "batched": sum(not row["batched"] for row in measured),
+    }
+
+
+def checkpoint_lines(table: dict[str, Any]) -> list[str]:
+    """Return the section of docs/architectures.md about published checkpoints."""
+    rows = table.get("checkpoints", {})
+    counts = count_checkpoints(rows)
+    lines = [
+        "## Published checkpoints",
+        "",
+        f"{counts['checkpoints']} checkpoints; {table.get('checkpoint_minutes', 0)} minutes of one processor.",
+        "",
+        "| " + " | ".join(counts) + " |",
+        "|" + " --- |" * len(counts),
+        "| " + " | ".join(map(str, counts.values())) + " |",
+        "",
+        *(line for paragraph in CHECKPOINTS for line in (*textwrap.wrap(paragraph, 120), "")),
+        "| checkpoint | type | path | padded | packed | NF4 | sharded full | batched | cause |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: item[0].lower()):
+        marks = [""] * 5
+        if row["path"] in ("fast", "plain"):
+            marks = ["yes" if row[key] else "no" for key in ("padding", "packing")]
+            marks += [f"no: {row[key]}" if row[key] else "yes" for key in ("nf4", "sharded", "batched")]
+        link = f"[{name}]({row['source']})"
+        lines.append(f"| {link} | {row['type']} | {row['path']} | {' | '.join(marks)} | {row['cause']} |")
+    return [*lines, ""]
+
+
 def document(table: dict[str, Any]) -> str:
-    """docs/architectures.md."""
+    """Return docs/architectures.md."""
     rows = table["types"]
     counts = {path: sum(r["path"] == path for r in rows.values()) for path in PATHS}
     lines = [
         "# Architectures",
         "",
-        "This page lists transformers' causal model types, and which of them align can train.",
-        "`python benchmarks/architectures.py` makes it; do not edit it.",
+        "This page lists published checkpoints and transformers' causal model types, and which of them align can",
+        "train. `python benchmarks/architectures.py` and `python benchmarks/checkpoints.py` make it; do not edit it.",
         "[decisions.md](decisions.md#an-architecture-is-supported-where-it-was-measured) says how types are measured.",
+        "",
+        *checkpoint_lines(table),
+        "## Types",
         "",
         f"transformers {table['transformers']}, {len(rows)} causal types; {table['minutes']} minutes of one processor.",
         "",
@@ -136,7 +214,8 @@ def main(names: list[str]) -> None:
         return
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes = round((spent.ru_utime + spent.ru_stime) / 60)
-    table = {"transformers": transformers.__version__, "minutes": minutes, "types": rows}
+    known = json.loads(TABLE.read_text(encoding="utf-8"))
+    table = {**known, "transformers": transformers.__version__, "minutes": minutes, "types": rows}
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     DOC.write_text(document(table), encoding="utf-8")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -336,12 +337,13 @@ def measure(model_type: str) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        row = measured(model_type, Path(scratch), {}, whole=True)
+        row = measured(lambda: small_config(model_type), Path(scratch), whole=True)
         if row["path"] not in ("fast", "plain"):
             return row
         proven = []
         for number, changes in enumerate(variants_of(model_type, row["path"])):
-            other = measured(model_type, Path(scratch) / str(number), changes, whole=False)
+            build = partial(small_config, model_type, **changes)
+            other = measured(build, Path(scratch) / str(number), whole=False)
             if all(other.get(k) == row[k] for k in ("path", "padding", "packing")):
                 here, there = row["settings"], other["settings"]
                 names = here.keys() | there.keys()
@@ -351,16 +353,17 @@ def measure(model_type: str) -> dict[str, Any]:
         return {**row, "variants": proven} if proven else row
 
 
-def measured(model_type: str, scratch: Path, changes: dict[str, Any], whole: bool) -> dict[str, Any]:
-    """One configuration of a type.
+def measured(build: Callable[[], Any], scratch: Path, whole: bool) -> dict[str, Any]:
+    """Return the row of one small configuration.
 
     Args:
-        changes: to the small configuration.
+        build: returns the configuration.
+        scratch: a folder; the model is left in its `model`.
         whole: train it and merge it too; the forward of a variant is what differs.
     """
     folder = scratch / "model"
     try:
-        small_model(small_config(model_type, **changes), folder)
+        small_model(build(), folder)
         model = oracle(folder)
         own_logprobs(model, [5, 6, 7])
     except Exception as error:

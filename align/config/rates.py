@@ -25,27 +25,31 @@ class SizeClass:
     rates: Mapping[str, float]
 
 
-PUBLISHED = MappingProxyType({
-    "sft": 2e-4,
-    "full": 2e-5,
-    "reward": 1e-4,
-    "dpo": 5e-6,
-    "kto": 5e-6,
-    "ppo": 1e-5,
-    "ppo full": 1e-6,
-    "value": 1e-4,
-})  # fmt: skip
+PUBLISHED = MappingProxyType(
+    {
+        "sft": 2e-4,
+        "full": 2e-5,
+        "reward": 1e-4,
+        "dpo": 5e-6,
+        "kto": 5e-6,
+        "ppo": 1e-5,
+        "ppo full": 1e-6,
+        "value": 1e-4,
+    }
+)
 """Rates in published use for models of 1 to 8 billion weights."""
-MEASURED_ON_POCKET = MappingProxyType({
-    "sft": 2e-4,
-    "full": 2e-5,
-    "reward": 1e-3,
-    "dpo": 1e-4,
-    "kto": 1e-4,
-    "ppo": 5e-4,
-    "ppo full": 5e-5,
-    "value": 1e-3,
-})  # fmt: skip
+MEASURED_ON_POCKET = MappingProxyType(
+    {
+        "sft": 2e-4,
+        "full": 2e-5,
+        "reward": 1e-3,
+        "dpo": 1e-4,
+        "kto": 1e-4,
+        "ppo": 5e-4,
+        "ppo full": 5e-5,
+        "value": 1e-3,
+    }
+)
 """Rates of the built-in model `pocket` (6.2 million weights)."""
 
 

@@ -1,0 +1,213 @@
+"""Measures configurations of published checkpoints, each as a small model: `checkpoints` in architectures.json.
+
+    python benchmarks/checkpoints.py            all of them: the table and docs/architectures.md
+    python benchmarks/checkpoints.py ID ...     these: their rows are printed, nothing is written
+
+`published_configs.json` has each checkpoint's `config.json` with the address that it was read from. A small model keeps
+what decides how a model computes (names, flags, what is empty, kinds of layers, scaling of positions) and has fewer
+layers, narrower ones and a small vocabulary. It is asked what `architectures.py` asks of a variant, and besides
+whether NF4, shards and batched serving work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from architectures import DOC, document, run_apart
+from bitsandbytes.nn.modules import Linear4bit
+from measured import CLOSE, asked_of, gap_of, measured, oracle, told
+from small_models import LAYERS, SMALL, SPECIAL, values_for
+from transformers import CONFIG_MAPPING
+
+from align.models.architectures import TABLE, Route, deciding_settings, proven_types, refusal_of
+from align.models.fastpath import use_fast_path
+from align.models.fastpath.mixed import MixedDecoder
+from align.models.fastpath.weights import NotPlainError
+from align.models.load import load_base
+from align.run import Base
+
+PUBLISHED = Path(__file__).resolve().parent / "published_configs.json"
+CPU = torch.device("cpu")
+HEAD = SMALL["head_dim"]
+RENAMED = {
+    "gemma4": "gemma4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "llama4": "llama4_text",
+}
+"""Type of a checkpoint with images → the type of its text model, which is what align trains."""
+DERIVED = ("num_key_value_heads", "head_dim")
+"""Sizes whose published relation to other sizes is kept."""
+
+
+def full_config(published: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration of a published `config.json`: of its text part, if it has several."""
+    values = dict(published)
+    kind = str(values.pop("model_type"))
+    if isinstance(text := values.get("text_config"), dict):
+        kind = text.get("model_type") or RENAMED[kind]
+        values = {**text}
+        values.pop("model_type", None)
+    return CONFIG_MAPPING[kind](**values)
+
+
+def shrink_config(full: Any) -> Any:
+    """Return a small configuration with everything that decides how the full one computes."""
+    values = full.to_dict()
+    small = {key: value for key, value in values_for(values).items() if values.get(key) is not None}
+    heads = values.get("num_attention_heads")
+    groups = values.get("num_key_value_heads")
+    if isinstance(groups, int) and "qk_rope_head_dim" not in values:
+        small["num_key_value_heads"] = 4 if groups == heads else 1 if groups == 1 else 2
+    small |= {key: value for key, value in SPECIAL.get(full.model_type, {}).items() if key in values}
+    if isinstance(indices := values.get("attn_layer_indices"), list) and indices:
+        small["attn_layer_indices"] = [1, 3]
+    if isinstance(indices := values.get("full_attn_idxs"), list) and indices:
+        small["full_attn_idxs"] = [1, 3]
+    layers = values.get("num_hidden_layers")
+    for key, value in values.items():
+        if isinstance(value, list) and len(value) == layers and all(isinstance(v, int | float) for v in value):
+            small[key] = value[:LAYERS]
+    if isinstance(values.get("rope_parameters"), dict):
+        small["rope_parameters"] = shrink_rope(values["rope_parameters"])
+    return type(full)(**{**values, **small})
+
+
+def shrink_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of rotary embeddings for heads of the small width and a context of 256."""
+    if any(isinstance(value, Mapping) for value in rope.values()):  # one for each kind of layer
+        return {kind: shrink_rope(value) if isinstance(value, Mapping) else value for kind, value in rope.items()}
+    small = dict(rope)
+    turned = int(HEAD * (rope.get("partial_rotary_factor") or 1.0)) // 2
+    for key in ("short_factor", "long_factor"):
+        if isinstance(rope.get(key), list):
+            small[key] = rope[key][:turned]
+    if rope.get("original_max_position_embeddings"):
+        small["original_max_position_embeddings"] = 64
+    if isinstance(rope.get("mrope_section"), list):
+        small["mrope_section"] = [turned - 2 * (turned // 3), turned // 3, turned // 3]
+    return small
+
+
+def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of one published configuration."""
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    try:
+        full = full_config(published)
+        settings = deciding_settings(full)
+        small = shrink_config(full)
+    except Exception as error:
+        return {"type": published["model_type"], "path": "unbuilt", "cause": f"cannot be configured: {told(error)}"}
+    kind = full.model_type
+    if cause := refusal_of(kind):
+        return {"type": kind, "path": "refused", "cause": cause}
+    with tempfile.TemporaryDirectory() as scratch:
+        row = {"type": kind, **measured(lambda: small, Path(scratch), whole=kind not in proven_types())}
+        if row["path"] not in ("fast", "plain"):
+            return row
+        kept = deciding_settings(oracle(Path(scratch) / "model").config)
+        lost = sorted(key for key in settings.keys() | kept.keys() if settings.get(key) != kept.get(key))
+        if lost:
+            return {"type": kind, "path": "unbuilt", "cause": f"the small model differs in {', '.join(lost[:3])}"}
+        route = Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
+        sharded = "" if route.padding else "takes no padding, by which ranks would keep in step"
+        uses = {
+            "nf4": explain_nf4(Path(scratch) / "model", route),
+            "sharded": sharded,
+            "batched": explain_batching(Path(scratch) / "model", route),
+        }
+    return {**row, "settings": settings, **uses}
+
+
+def explain_nf4(folder: Path, route: Route) -> str:
+    """Return why `method=qlora` does not work, or what it leaves unquantised. Returns an empty text if it works."""
+    import align.models.plain_path as plain_path
+
+    base = Base("small", str(folder), None, "0" * 64)
+    table_lookup = plain_path.route
+    plain_path.route = lambda config: route  # the table of this very run is not written yet
+    try:
+        model = load_base(base, "qlora", CPU, torch.float32)
+        oracle_answers = asked_of(model)
+        if (off := gap_of(model, oracle_answers)) > CLOSE:
+            return f"logprobs under NF4 are {off:.2g} off"
+    except Exception as error:
+        return told(error)
+    finally:
+        plain_path.route = table_lookup
+    counts = {True: 0, False: 0}
+    embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for module in model.modules():
+        if id(module) in embeddings or any(True for _ in module.children()):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if isinstance(module, Linear4bit):
+                counts[True] += 2 * parameter.numel() if parameter.dim() > 1 else 0
+            elif parameter.dim() > 1:
+                counts[False] += parameter.numel()
+    for module in model.modules():
+        if any(True for _ in module.children()):
+            counts[False] += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+    full_share = counts[False] / max(1, sum(counts.values()))
+    return "" if full_share < 0.2 else f"{full_share:.0%} of the small model's matrices stay in full precision"
+
+
+def explain_batching(folder: Path, route: Route) -> str:
+    """Return why `stage=serve` answers one request at a time. Returns an empty text if it answers in batches."""
+    model = oracle(folder).requires_grad_(False)
+    model.align_route = route
+    use_fast_path(model)
+    try:
+        MixedDecoder(model, 2, 64, 1, 8)
+    except NotPlainError as error:
+        return str(error) or "its layers are not Llama-like"
+    return ""
+
+
+def measure_all(published: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return id → row. Checkpoints with the same small configuration are measured once."""
+    rows: dict[str, dict[str, Any]] = {}
+    rows_by_config: dict[str, dict[str, Any]] = {}
+    for name, entry in published.items():
+        try:
+            same = json.dumps(shrink_config(full_config(entry["config"])).to_dict(), sort_keys=True, default=str)
+        except Exception:
+            same = name
+        if same not in rows_by_config:
+            rows_by_config[same] = run_apart(lambda entry=entry: measure_checkpoint(entry["config"]))
+            columns = {k: v for k, v in rows_by_config[same].items() if k != "settings"}
+            print(f"{name:44} {columns}", flush=True)
+        rows[name] = {**rows_by_config[same], "source": entry["source"]}
+    return rows
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    rows = measure_all({name: published[name] for name in names or published})
+    if names:
+        return
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    if table["transformers"] != transformers.__version__:
+        sys.exit(f"The table is of transformers {table['transformers']}: run benchmarks/architectures.py first.")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    table["checkpoints"] = rows
+    table["checkpoint_minutes"] = max(1, round((spent.ru_utime + spent.ru_stime) / 60))
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    DOC.write_text(document(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
