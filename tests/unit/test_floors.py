@@ -154,6 +154,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "__init__",
         "asking",
         "blame",
+        "learning_rates",
         "best_of",
         "best_of_inputs",
         "execution",
