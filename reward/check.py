@@ -31,7 +31,9 @@ class Checks:
     name = "check"
 
     def __init__(self, spec: Any = None, parts: bool = False, allow_code: AllowCode = False) -> None:
-        self.spec, self.parts, self.allow_code = spec, parts, allow_code
+        self.spec = spec
+        self.parts = parts
+        self.allow_code: AllowCode = allow_code
 
     def checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
         """What checks the answer to a prompt.

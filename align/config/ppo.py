@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.config import training
 from align.config.rates import SIZE_CLASSES, describe_defaults
@@ -327,7 +327,7 @@ class PpoConfig(Settings):
 
     def check_estimator(self) -> None:
         """Raises InputError where a setting is of another estimator."""
-        defaults = {name: (getattr(PpoConfig, name),) for name in OF_CRITIC}
+        defaults: dict[str, tuple[Any, ...]] = {name: (getattr(PpoConfig, name),) for name in OF_CRITIC}
         defaults["value_lr"] += tuple(size.rates["value"] for size in SIZE_CLASSES)
         for name in OF_CRITIC if not self.has_critic else ():
             value = getattr(self, name)

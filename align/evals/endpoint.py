@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 from urllib.parse import urlsplit
 
 import httpx
@@ -319,10 +319,16 @@ def answer_in(endpoint: Endpoint, told: httpx.Response) -> Answer | Failure:
 def usage_in(body: Mapping[str, Any]) -> tuple[int, int]:
     """Return the tokens of the prompt and of the answer; zeros if the server does not count them."""
     usage = body.get("usage")
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
-    if not counts or any(not isinstance(each, int) or isinstance(each, bool) or each < 0 for each in counts):
+    if not isinstance(usage, dict):
         return 0, 0
-    return counts[0], counts[1]
+    prompt, answer = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    if not is_count(prompt) or not is_count(answer):
+        return 0, 0
+    return prompt, answer
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def text_of(message: Mapping[str, Any]) -> str:

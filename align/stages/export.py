@@ -167,7 +167,7 @@ def written(
     rows = [check.as_dict() for check in checks]
     about = receipt_facts(options, trained.origin, kind, artifact.digest)
     about["difference"] = differences_of(checks)
-    about["manifests"] = held_of(artifact, Path(config.run.root).expanduser())
+    about["manifests"] = held_of(artifact, config.run.folder)
     write_receipt(folder, rows, trained.rows, about)
     print_checks(run, kind, checks)
     return checks

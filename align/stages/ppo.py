@@ -99,7 +99,7 @@ def optimise(run: Run, config: Config, workers: Workers) -> Result:
     with tracker(run, config, done) as track, progress("ppo", stage.updates, done) as bar:
         if stage.eval_every and not done:
             state = replace(state, start_variety=watch_variety(workers, config, {}))
-            track.log(0, measure(workers, moments, config, 0, track) | state.start_variety)
+            track.log(0, {**measure(workers, moments, config, 0, track), **state.start_variety})
         for number in range(done, stage.updates):
             step, ends, clock = number + 1, number + 1 == stage.updates, Clock()
             answers, raw, figures = roll_out(workers, config, number, draw, state, clock)

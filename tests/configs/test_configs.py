@@ -21,6 +21,7 @@ CHOICES = {
 # What a choice needs to be complete, and the pairs that a stage refuses on purpose.
 NEEDS = {
     ("model", "hub"): ["model.path=org/name"],
+    ("data", "files"): ["data.path=a.jsonl", "model=pocket"],
     ("data", "jsonl"): ["data.path=a.jsonl", "model=pocket"],
     ("data", "manifest"): ["data.path=data:latest", "model=pocket"],
     ("reward", "fn"): ["reward.fn=package.module:name"],
@@ -49,11 +50,12 @@ GRID = [
 
 @pytest.mark.parametrize(("stage", "group", "choice"), GRID)
 def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
-    sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice != "jsonl" else []
+    sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice not in ("files", "jsonl") else []
     sources += ["stage.score.by=reward"] if stage == "data" and group == "reward" else []
     config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), []), *sources]))
     assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the one that a plan is of
-    assert getattr(getattr(config, group), "name", choice) == choice
+    name = "files" if choice == "jsonl" else choice  # another name of it
+    assert getattr(getattr(config, group), "name", name) == name
 
 
 def test_every_listed_stage_has_a_configuration_and_every_configuration_is_listed():

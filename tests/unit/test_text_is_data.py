@@ -291,10 +291,14 @@ def test_one_module_turns_text_into_token_ids() -> None:
             if reads or renders or called.endswith("tokenizer.encode"):
                 found.add(str(path.relative_to(root)))
     # `length` counts, and hands out no ids; `export/reward` looks at what others will read; `continuations` splits
-    # multiple choice as lm-eval does, special tokens among it.
+    # multiple choice as lm-eval does, special tokens among it; `probe_pattern` measures the time that patterns take.
     assert found == {
-        "align/data/tokens.py", "align/data/length.py", "align/export/reward.py", "align/data/continuations.py"
-    }  # fmt: skip
+        "align/data/tokens.py",
+        "align/data/length.py",
+        "align/data/probe_pattern.py",
+        "align/export/reward.py",
+        "align/data/continuations.py",
+    }
 
 
 # In engines that read special tokens in whatever they render: `launch/chat_template.jinja`.
