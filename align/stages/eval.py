@@ -14,6 +14,7 @@ import torch
 
 from align.config.compose import plain
 from align.config.eval import EvalConfig
+from align.config.groups import DataConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.suites import JUDGE
@@ -30,7 +31,6 @@ from align.evals.collapse import (
 )
 from align.evals.comparison import Sample, summarise, write_samples
 from align.evals.llm_words import collect_judge_usage
-from align.evals.sample_size import explain_few_prompts
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import response_logprobs
@@ -57,6 +57,8 @@ from align.stages.starting import start
 from align.track import peak_rss_mb
 from align.types import Conversation, Result, Rollout
 
+ENOUGH = 64
+"""Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
 CONSTANTS = 8
 """Commonest answers that are tried as the answer to every prompt."""
 
@@ -152,6 +154,56 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen, left
         lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
     few = explain_few_prompts(len(found), config.data, stage.prompts, seen=left_out, too_long=dropped)
     return Result(metrics, (few, *lines) if few else tuple(lines))
+
+
+def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int = 0, too_long: int = 0) -> str:
+    """Return a sentence on an evaluation with fewer than `ENOUGH` prompts: that it decides nothing, and the setting
+    that is the cause. Returns an empty text for a larger one.
+
+    Args:
+        measured: prompts that were asked.
+        data: the settings of the data.
+        most: `stage.prompts`.
+        seen: prompts that were left out because training saw them.
+        too_long: prompts that were left out because they are too long.
+    """
+    if measured >= ENOUGH:
+        return ""
+    before = measured + too_long
+    if before == most:
+        cause = f"stage.prompts={most} asks no more. Raise it"
+    elif before == data.limit:
+        cause = f"data.limit={data.limit} reads no more. Raise it, or leave it out"
+    elif before >= ENOUGH:
+        cause = (
+            f"{counted(too_long, 'prompt')} did not fit. Raise data.max_length={data.max_length}, or lower "
+            "rollout.max_new_tokens"
+        )
+    elif before + seen >= ENOUGH:
+        cause = (
+            f"stage.seen=drop left out {counted(seen, 'prompt')} that training saw. Measure on other prompts: "
+            "data.eval_path=FILE"
+        )
+    else:
+        cause = explain_small_data(data)
+    return f"this result decides nothing: it is of {counted(measured, 'prompt')}, and {ENOUGH} are the least; {cause}"
+
+
+def explain_small_data(data: DataConfig) -> str:
+    """Return which setting of the data gives more prompts to measure on."""
+    if data.eval_path is not None:
+        return f"data.eval_path={data.eval_path} has no more. Give a larger file"
+    if data.name == "manifest":
+        return (
+            f"the data set {data.path} holds out no more. Make it again with more held out (stage=data "
+            "data.held_out=SHARE)"
+        )
+    if data.name == "annotations":
+        return "the project's held-out questions are no more. Measure on a file: data=files data.path=FILE"
+    return (
+        f"data.held_out={data.held_out:g} holds out no more of {data.path or data.name}. Raise it before training "
+        "(data.held_out=0.3), or measure on a file of its own: data.eval_path=FILE"
+    )
 
 
 def is_closed(config: Config) -> bool:

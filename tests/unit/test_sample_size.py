@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.config.groups import DataConfig
-from align.evals.sample_size import ENOUGH, explain_few_prompts
+from align.stages.eval import ENOUGH, explain_few_prompts
 
 FILE = DataConfig(name="jsonl", path="chats.jsonl")
 
