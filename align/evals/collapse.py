@@ -1,4 +1,4 @@
-"""Whether a policy gives nearly the same answer to every prompt.
+"""Detection of policies that give nearly the same answer to every prompt.
 
 A policy that games its reward often ends at one phrase. A judge may prefer that phrase everywhere, so that the win rate
 rises; this module looks at the answers alone. Answers are compared in a masked form, without case and punctuation, with
@@ -48,7 +48,7 @@ class Phrase(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """How much the answers of one system differ between prompts.
+    """The variety of one system's answers between prompts.
 
     Attributes:
         answers: number of answers, one to each distinct prompt.

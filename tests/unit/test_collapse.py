@@ -1,4 +1,4 @@
-"""Whether a policy says one thing to everybody: found where it does, and not found where it answers each prompt."""
+"""Tests that collapse is detected for policies with one answer, and not for policies that answer each prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine has installed or configured for its user does not reach the tests."""
+"""Tests that programs, settings and caches of the user do not reach the tests."""
 
 from __future__ import annotations
 
