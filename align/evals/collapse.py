@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from align.data.ngrams import ngrams, words
 from align.evals.text import distinct_n
 from align.ops.intervals import Interval, proportion
-from align.report.words import percent
+from align.report.words import in_words, percent
 
 COLLAPSED, VARIED, NOT_MEASURED = "collapsed", "varied", "not measured"
 MASK = "_"
@@ -175,9 +175,11 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     """
     if policy.n < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{policy.n} distinct prompts, {MIN_PROMPTS} are needed",))
-    if policy.low is not None and policy.low > 0:
+    if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
-    return Collapse(COLLAPSED, (f"it does not beat “{constant}”, given as the answer to every prompt",))
+    difference = in_words(policy.as_dict())
+    reason = f"it is not shown to beat “{constant}”, given as the answer to every prompt (difference {difference})"
+    return Collapse(COLLAPSED, (reason,))
 
 
 def _own_words(sentence: Sequence[str]) -> int:

@@ -169,6 +169,11 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     }
 
 
+def prompt_text(messages: Iterable[Message]) -> str:
+    """Return what a prompt says, system prompts left out."""
+    return " ".join(message.content for message in messages if message.role != "system")
+
+
 def measure_collapse(samples: Sequence[Sample]) -> dict[str, Any]:
     """Return how much both systems' answers vary between distinct prompts, greedy and sampled, and the verdict on the
     policy's greedy answers.
@@ -178,7 +183,7 @@ def measure_collapse(samples: Sequence[Sample]) -> dict[str, Any]:
         `new_phrase` of the policy. `collapse`: `verdict` and `reasons`, see `align.evals.collapse.judge_collapse`.
         Nothing if there are no greedy answers.
     """
-    texts = [" ".join(m.content for m in s.prompt if m.role != "system") for s in samples]
+    texts = [prompt_text(sample.prompt) for sample in samples]
     chosen = [index for index in first_of_each_prompt(texts) if samples[index].greedy_policy is not None]
     if not chosen:
         return {}

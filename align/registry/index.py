@@ -218,13 +218,11 @@ class Index:
     def replaced_manifests(self, log: AliasLog) -> dict[str, str]:
         """Return the runs whose manifest, or that of their evaluation, is not the one that the log of the aliases holds
         the digest of → what is to be said of it."""
-        held = {
-            (run, one): f"when @{change.alias} was changed (change {change.seq})"
-            for change in log.changes
-            for arm in change.arms
-            for run, one in arm.manifests.items()
-        }
-        latest = {run: (one, when) for (run, one), when in held.items()}  # the newest change, of several
+        latest: dict[str, tuple[HeldManifest, str]] = {}
+        for change in log.changes:  # of several, the newest counts
+            for arm in change.arms:
+                for run, one in arm.manifests.items():
+                    latest[run] = one, f"when @{change.alias} was changed (change {change.seq})"
         claims = [(run, one, when) for run, (one, when) in latest.items()]
         for export, run, *one in self.db.execute("select export, run, content, sha256 from held"):
             claims.append((run, HeldManifest(*one), f"when {export} was written"))

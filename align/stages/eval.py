@@ -29,7 +29,7 @@ from align.evals.collapse import (
     first_of_each_prompt,
     judge_against_constant,
 )
-from align.evals.comparison import Sample, summarise, write_samples
+from align.evals.comparison import Sample, prompt_text, summarise, write_samples
 from align.evals.llm_words import collect_judge_usage
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
@@ -214,7 +214,7 @@ def is_closed(config: Config) -> bool:
 def against_constant(scorer: Scorer, asked: Sequence[Conversation], samples: Sequence[Sample]) -> Collapse:
     """Compare the policy's greedy answers with the constant answer that scores best, of the commonest ones that both
     systems gave."""
-    first = first_of_each_prompt([s.prompt[-1].content for s in samples])
+    first = first_of_each_prompt([prompt_text(sample.prompt) for sample in samples])
     prompts = [asked[index] for index in first]
     texts = [samples[index].greedy_policy or "" for index in first]
     counts = Counter([*texts, *(samples[index].greedy_ref or "" for index in first)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from align.config.rates import default_rate, find_size_class
 from align.config.root import Config
@@ -38,4 +39,9 @@ def count_weights(folder: Path) -> int:
     """Return the number of weights in a model's safetensors files, by their headers alone."""
     files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
     tensors = (tensor for path in files for name, tensor in header(path).items() if name != "__metadata__")
-    return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    shapes = (tensor.get("shape") for tensor in tensors if isinstance(tensor, dict))
+    return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading explains what is no shape
+
+
+def is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)

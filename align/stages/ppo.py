@@ -26,6 +26,7 @@ from align.data.chat import encode_prompts
 from align.data.ngrams import repetition
 from align.errors import require
 from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety
+from align.evals.comparison import prompt_text
 from align.models.backbone import base_model
 from align.models.load import (
     choose_checkpointing,
@@ -220,11 +221,13 @@ def watch_variety(workers: Workers, config: Config, start: Mapping[str, float]) 
 
     Returns:
         `greedy_distinct`, the number of different answers; `greedy_commonest`, the share of the commonest one; and
-        `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Nothing below 64 distinct prompts.
+        `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Nothing below 64 distinct prompts, and
+        with reward=check.
     """
-    asked = [" ".join(m.content for m in p.conversation.messages if m.role != "system") for p in workers.held_out]
+    asked = [prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
     first = first_of_each_prompt(asked)
-    if not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
+    closed = config.reward.name == "check"  # many prompts may share one right answer
+    if closed or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
         return {}
     with greedily(workers.engine):
         answers = workers.sample("policy", workers.held_out, "held_out")

@@ -4,12 +4,21 @@ language models trained on code", 2021)."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from align.errors import require
+from align.errors import InputError, require
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.fences import blocks
-from align.reward.checkers.sandbox import UNSAFE, Limits, choose_tier, run_program
+from align.reward.checkers.sandbox import (
+    UNSAFE,
+    Limits,
+    ProgramRun,
+    SandboxFailed,
+    Tier,
+    choose_tier,
+    run_program,
+)
 from align.spec import known, number, text, texts, whole
 
 KIND = "code"
@@ -76,7 +85,7 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
     asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]
 
     def rule(answer: str) -> list[Part]:
-        result = run_program(program(answer, prompt, entry), tests, limits, tier)
+        result = run_in_sandbox(program(answer, prompt, entry), tests, limits, tier)
         return [
             part(words, problem == "", result.ended if problem is None else problem)
             for words, problem in zip(asks, result.problems, strict=True)
@@ -84,6 +93,23 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
 
     warnings = (WARNINGS[tier.name],) if tier.name in WARNINGS else ()
     return Checker(KIND, tuple(asks), rule, warnings, tier.name)
+
+
+def run_in_sandbox(source: str, tests: Sequence[str], limits: Limits, tier: Tier) -> ProgramRun:
+    """Run a program and its tests, a second time if no sandbox could be set up.
+
+    Raises:
+        InputError: the second time failed too.
+    """
+    try:
+        return run_program(source, tests, limits, tier)
+    except SandboxFailed:  # such as a process that this machine had no memory for
+        pass
+    try:
+        return run_program(source, tests, limits, tier)
+    except SandboxFailed as error:
+        remedy = "Free memory and processes on this machine, and run the same command again."
+        raise InputError("allow_code", "true", str(error), remedy) from error
 
 
 def compiles(test: str, field: str) -> None:

@@ -57,6 +57,8 @@ ALWAYS_REFUSED: Numbers = {
     # Doors into the kernel that no test of an answer needs. io_uring opens sockets past a filter.
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
+    # Files in memory, which no limit of a process counts.
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "keyctl": (250, 219), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
 }  # fmt: skip
 REFUSED_WITHOUT_NAMESPACES: Numbers = {

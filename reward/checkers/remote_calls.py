@@ -474,6 +474,8 @@ def decode_array(kind: str, shape: Sequence[int], content: str) -> Any:
 UNARY = ("neg", "pos", "abs", "invert")
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
 ORDER = ("lt", "le", "gt", "ge")
+OF_NUMBERS = (*UNARY, "round", "bool", "int", "float", "index")
+"""Operations whose result a test compares as a number or takes as a verdict."""
 
 
 def reversed_operation(name: str) -> Callable[[Any, Any], Any]:
@@ -553,10 +555,18 @@ class TestFunction:
 
 
 class TestsPeer(Peer):
-    """The side of the tests. The answer can call the functions that a test passes to it, and reaches nothing else."""
+    """The side of the tests. The answer can call the functions that a test passes to it, and reaches nothing else.
+
+    Attributes:
+        mixed: numbers of the answer's objects that an operator made with plain data.
+    """
 
     __test__ = False
     copies_subclasses = True
+
+    def __init__(self, reading: int, writing: int) -> None:
+        super().__init__(reading, writing)
+        self.mixed: set[int] = set()
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
         return {"call": OPERATIONS["call"], "next": next}
@@ -596,8 +606,10 @@ class RemoteObject:
     """An object that is no plain data and stays in the answer's process.
 
     It never equals plain data, and has no order with it, so that an object which claims to equal everything passes no
-    test. An object whose class extends a plain type, such as a named tuple, is compared by what it holds as that type;
-    the comparison is made here. Objects of the answer are compared with each other by the answer.
+    test. What an operator makes of it and plain data has no plain value either: `abs(f(2) - 3) < 0.1` would otherwise
+    hold for an object that is its own difference and whose absolute value is 0. An object whose class extends a plain
+    type, such as a named tuple, is compared by what it holds as that type; the comparison is made here. Objects of the
+    answer are compared with each other by the answer.
     """
 
     __slots__ = ("_kind", "_number", "_peer")
@@ -653,11 +665,20 @@ def read_plain(value: RemoteObject) -> Any:
     return peer_of(value).ask("plain", value)
 
 
+def is_mixed(value: RemoteObject) -> bool:
+    """Return whether an operator made this object of one of the answer's and plain data."""
+    return number_in(value) in peer_of(value).mixed
+
+
 def remote_unary(name: str, result: type | None = None) -> Callable[..., Any]:
     def method(self: RemoteObject, *args: Any) -> Any:
         value = peer_of(self).ask(name, self, *args)
         if result is not None and not isinstance(value, result):
             raise TypeError(f"{name} gave a {type(value).__name__}")
+        if name in OF_NUMBERS and is_mixed(self):
+            if type(value) is not RemoteObject:
+                raise TypeError(f"an object that was made with plain data has no {name}")
+            peer_of(self).mixed.add(number_in(value))
         return value
 
     return method
@@ -668,11 +689,16 @@ def remote_binary(name: str) -> Callable[..., Any]:
     plain result would be the object's own word on a comparison that the test means to make."""
 
     def method(self: RemoteObject, other: Any) -> Any:
-        if type(other) is not RemoteObject and is_plain(self):
+        plain = type(other) is not RemoteObject
+        if plain and is_plain(self):
             return OPERATIONS[name](read_plain(self), other)
-        value = peer_of(self).ask(name, self, other)
-        if type(other) is not RemoteObject and type(value) is not RemoteObject:
+        value = None if plain and name in ORDER else peer_of(self).ask(name, self, other)
+        if plain and type(value) is not RemoteObject:
             raise TypeError(f"an object of the answer's own class and a {type(other).__name__} have no {name}")
+        if type(value) is RemoteObject and (plain or is_mixed(self) or is_mixed(other)):
+            peer_of(self).mixed.add(number_in(value))
+        elif is_mixed(self) or (not plain and is_mixed(other)):
+            raise TypeError(f"an object that was made with plain data has no {name}")
         return value
 
     return method

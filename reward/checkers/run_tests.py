@@ -24,26 +24,44 @@ class Names(dict[str, Any]):
     """The names that a test sees: its own, and the answer's. Functions and classes of the answer are bound once, so
     that copies of the names have them too; its other names are read when they are used.
 
-    An answer may not replace `abs` or `len` for tests that use other names of it; a function called `sum` can still
-    be tested by itself.
+    An answer may not replace `abs` or `len` for tests that use names of its own; a function called `sum` can still be
+    tested by itself. The tests alone decide which of the two they are, for the answer may lie about its names.
     """
 
     def __init__(self, peer: TestsPeer, sources: Sequence[str]) -> None:
         super().__init__(__name__="answer", __builtins__=builtins)
         self.peer = peer
-        names = [str(name) for name in peer.ask("names")]
-        used = {node.id for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-        own = {name for name in names if not hasattr(builtins, name)}
-        self.hidden = set(dir(builtins)) if used & own else set()
-        for name in names:
+        names = peer.ask("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConnectionEnded("it sent what is no list of names")
+        self.hidden = set(dir(builtins)) if names_of_answer(sources) else set()
+        for name in (name for name in names if not is_reserved(name)):
             value = None if name in self.hidden else peer.ask("global", name)
             if isinstance(value, type | types.ModuleType) or type(value) is RemoteObject:
                 self[name] = value
 
     def __missing__(self, name: str) -> Any:
-        if name in self.hidden:
+        if name in self.hidden or is_reserved(name):
             raise KeyError(name)  # Python then looks among its own names
         return self.peer.ask("global", name)
+
+
+def names_of_answer(tests: Sequence[str]) -> set[str]:
+    """Return the names that tests use, do not define, and that are not Python's: the answer has to have them."""
+    nodes = [node for source in tests for node in ast.walk(ast.parse(source))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    defined |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    imports = [alias for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names]
+    defined |= {(alias.asname or alias.name).partition(".")[0] for alias in imports}
+    return used - defined - set(dir(builtins))
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether Python gives a name its meaning, such as `__builtins__`."""
+    return name.startswith("__") and name.endswith("__")
 
 
 class AnswerModule(types.ModuleType):

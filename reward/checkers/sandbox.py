@@ -247,7 +247,7 @@ def bubblewrap(drop: bool) -> list[str]:
     return [
         "bwrap", *(spaces if drop else ("--unshare-all",)), "--die-with-parent", "--new-session", "--cap-drop", "ALL",
         *rights, "--dev", "/dev", "--proc", "/proc", "--size", str(SCRATCH_BYTES), "--tmpfs", confinement.SCRATCH,
-        *folders, *shown, "--chdir", confinement.SCRATCH,
+        *folders, *shown, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", confinement.SCRATCH,
     ]  # fmt: skip
 
 

@@ -78,4 +78,4 @@ def test_few_prompts_decide_nothing(shop: Workshop):
 def test_of_a_closed_task_one_answer_may_be_right(shop: Workshop):
     rule = "reward.rules=[{rule: regex, pattern: Great}]"
     said = evaluated(shop, "run.name=closed", "eval.closed=true", "reward=rules", rule)
-    assert "COLLAPSED: it does not beat “Great!”, given as the answer to every prompt." in said
+    assert "COLLAPSED: it is not shown to beat “Great!”, given as the answer to every prompt" in said

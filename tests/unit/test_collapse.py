@@ -163,7 +163,11 @@ def test_a_closed_task_must_beat_the_best_constant():
     constant = np.array([1.0] * 30 + [0.0] * 50)
     assert judge_against_constant(mean(right - constant), "yes") == Collapse(VARIED, ())
     found = judge_against_constant(mean(constant - constant), "yes")
-    assert found == Collapse(COLLAPSED, ("it does not beat “yes”, given as the answer to every prompt",))
+    assert found.verdict == COLLAPSED
+    assert found.reasons[0].startswith(
+        "it is not shown to beat “yes”, given as the answer to every prompt (difference 0.0"
+    )
+    assert judge_against_constant(mean(np.ones(80)), "yes").verdict == VARIED  # right everywhere: no interval
     assert judge_against_constant(mean(right[:50] - constant[:50]), "yes").verdict == NOT_MEASURED
 
 

@@ -261,7 +261,7 @@ class ColumnRules:
         said = [text for name in asking for text in spoken(row[name])]
         below = list[str]()
         for name, rendered in self._rendered(row, names, where):
-            if not all(any(part in text for text in said) for part in rendered.parts):
+            if not any(stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in said):
                 below.append(rendered.text)
                 at = name
         if not below:
@@ -319,6 +319,17 @@ class Rendered:
 
     text: str
     parts: Sequence[str]
+
+
+def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
+    """Return whether a text holds all parts as whole words: `no` does not stand in `know`."""
+    begin = 0
+    for part in parts:
+        found = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)").search(text, begin)
+        if found is None:
+            return False
+        begin = found.end() if in_order else 0
+    return True
 
 
 @lru_cache(4096)

@@ -120,8 +120,9 @@ def publish(
 def repeated(times: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the numbers of rows that are written again, behind all rows once: those that stand there twice, then those
     that stand there three times, and so on, `GROUP` at a time."""
+    numbers = np.flatnonzero(times > 1)
     for often in range(1, int(times.max(initial=0))):
-        numbers = np.flatnonzero(times > often)
+        numbers = numbers[times[numbers] > often]
         for start in range(0, len(numbers), GROUP):
             yield numbers[start : start + GROUP]
 
