@@ -14,7 +14,10 @@ from sqlalchemy import create_engine
 
 
 def programs() -> Path | None:
-    """Where Debian's package, or the PATH, has the server's programs; the newest version's."""
+    """Where Debian's package, or the PATH, has the server's programs; the newest version's. None if root, as whom the
+    server refuses to run, cannot become another user."""
+    if os.geteuid() == 0 and shutil.which("runuser") is None:
+        return None
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parents[1].name))
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).parent if on_path else None
