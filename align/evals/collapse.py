@@ -31,6 +31,10 @@ MAX_SENTENCE_SHARE = 0.30
 OWN_WORD_SHARE = 0.05
 """A word in more than this share of the answers to prompts without it belongs to the policy, and is not masked."""
 SENTENCE_END = re.compile(r"[.!?…。！？\n]+")
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which have no spaces between words."""
+ECHO = 0.8
+"""Words of an answer that has none of its own, as a share of its prompt's: from here on it repeats the prompt."""
 PHRASE = 4
 """Words of a phrase."""
 
@@ -83,10 +87,10 @@ class Collapse(NamedTuple):
 
 
 def first_of_each_prompt(prompts: Sequence[str]) -> list[int]:
-    """Return the index of the first occurrence of each distinct prompt, compared without case and punctuation."""
-    indices: dict[tuple[str, ...], int] = {}
+    """Return the index of the first occurrence of each distinct prompt, compared without case and spacing."""
+    indices: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
-        indices.setdefault(tuple(words(prompt)), index)
+        indices.setdefault(" ".join(prompt.casefold().split()), index)
     return list(indices.values())
 
 
@@ -128,7 +132,10 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
     Raises:
         ValueError: there are no answers.
     """
-    masked = [" / ".join(" ".join(part) for part in parts) for parts in mask_answers(prompts, answers)]
+    masked = [
+        compared_form(prompt, answer, parts)
+        for prompt, answer, parts in zip(prompts, answers, mask_answers(prompts, answers), strict=True)
+    ]
     counts = Counter(masked)
     common, count = counts.most_common(1)[0] if counts else ("", 0)
     if not count:
@@ -140,6 +147,15 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
         commonest_share=proportion([float(each == common) for each in masked]),
         distinct2=distinct_n(answers, 2),
     )
+
+
+def compared_form(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
+    """Return the text by which an answer is compared with others: its masked sentences, or its own words if the mask
+    leaves nothing of it. So numbers and quotations from the prompt differ; the whole prompt, said again, does not."""
+    if any(word not in (MASK, "0") for sentence in sentences for word in sentence):
+        return " / ".join(" ".join(sentence) for sentence in sentences)
+    said = words(answer)
+    return MASK if len(said) >= ECHO * len(words(prompt)) else " ".join(said)
 
 
 def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
@@ -183,7 +199,8 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
 
 
 def _own_words(sentence: Sequence[str]) -> int:
-    return sum(word != MASK for word in sentence)
+    """Return the number of words that are not masked. In a script without spaces a letter counts as a word."""
+    return sum(max(1, len(UNSPACED.findall(word))) for word in sentence if word != MASK)
 
 
 def _commonest_new(policy: Sequence[set[str]], ref: Sequence[set[str]]) -> Phrase | None:

@@ -102,6 +102,22 @@ def test_a_phrase_whose_words_some_prompts_hold_is_masked_nowhere():
     assert measure_variety(prompts, ["Yeah I love it!"] * 80).commonest_share.value == 1
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [lambda topic, i: str(i), lambda topic, i: topic.split()[1], lambda topic, i: f"{topic}."],
+    ids=["numbers", "word", "quotation"],
+)
+def test_numbers_and_quotations_from_the_prompt_are_answers(answer: Any):
+    prompts = [f"Passage {i}: {topic} are sold here. What is sold?" for i, topic in enumerate(TOPICS)]
+    answers = [answer(topic, i) for i, topic in enumerate(TOPICS)]
+    assert measure_variety(prompts, answers).distinct == len(set(answers))
+
+
+def test_a_new_sentence_without_spaces():
+    answers = [f"{a} 我非常非常高兴为您服务。" for a in varied_answers(1)]
+    assert verdict(answers).reasons == ("“我非常非常高兴为您服务” stands in 100% of its greedy answers (start: 0%)",)
+
+
 def test_answers_that_differ_are_none():
     assert verdict(varied_answers(1)) == Collapse(VARIED, ())
     assert verdict(varied_answers(0), varied_answers(0)) == Collapse(VARIED, ())
@@ -155,7 +171,8 @@ def test_few_prompts_decide_nothing():
 
 
 def test_a_prompt_counts_once():
-    assert first_of_each_prompt(["Who are you?", "who are you", "What?", "WHO are you!"]) == [0, 2]
+    assert first_of_each_prompt(["Who are you?", "who  are YOU?", "What?", "WHO are\nyou?"]) == [0, 2]
+    assert first_of_each_prompt(["What is 2 + 2?", "What is 2 - 2?"]) == [0, 1]
 
 
 def test_a_closed_task_must_beat_the_best_constant():

@@ -132,7 +132,7 @@ def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):
     path = tmp_path / "l.jsonl"
     rows = [
         {"id": 7, "prompt": "q", "completion": "<think>\nhm\n</think>\n\na", "label": True},
-        {"prompt": "q", "completion": "", "label": False}, {"prompt": "q", "completion": "b", "label": "no"},
+        {"prompt": "q", "completion": "", "label": False}, {"prompt": "q", "completion": "b", "label": "perhaps"},
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     source = DataSource("jsonl", str(path), system="Be kind.", hide_reasoning=True, skips=True)
@@ -142,5 +142,5 @@ def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):
         ("l.jsonl:2", "", False),
     ]
     assert [turn.role for turn in found[0].prompt] == ["system", "user"]
-    with pytest.raises(InputError, match="it is no answer with a label"):
+    with pytest.raises(InputError, match="label=perhaps: is no label"):
         read_labelled(DataSource("jsonl", str(path)))
