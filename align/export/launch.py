@@ -68,7 +68,7 @@ fi
 """
 GUARDED = (
     "It listens on this machine alone, unless LISTEN names another interface, and VLLM_API_KEY in the environment "
-    "holds its key."
+    "holds its key, which vLLM asks for under /v1 alone: put a proxy in front of it before LISTEN opens it to others."
 )
 LOADING = "RUNTIME_LORA=yes lets each client with the key load adapters from any folder that vLLM can read."
 SERVE = 'exec vllm serve {model} --host "${{LISTEN:-127.0.0.1}}" --served-model-name {name} '
