@@ -197,10 +197,52 @@ CONTRADICTED = (
 )
 
 
-def test_an_object_that_agrees_with_everything_passes_nothing():
-    found = run(AGREES, *CONTRADICTED)
+IS_ITS_OWN_DIFFERENCE = """
+class Agrees:
+    def __sub__(self, other): return self
+    __rsub__ = __add__ = __radd__ = __neg__ = __mul__ = __sub__
+    def __abs__(self): return 0.0
+    def __round__(self, digits=None): return 0
+    def __float__(self): return 0.0
+    def __bool__(self): return True
+    def __lt__(self, other): return self
+    __le__ = __gt__ = __ge__ = __lt__
+def f(x): return Agrees()
+"""
+ABOUT_NUMBERS = (
+    "assert abs(f(3.5) - 0.5) < 1e-6",
+    "assert abs(-(f(3.5) - 0.5)) < 1e-6",
+    "assert abs((f(3.5) - 0.5) * f(1)) < 1e-6",
+    "assert round(f(3.5) - 0.5, 6) == 0",
+    "assert float(4 - f(2)) == 0",
+    "assert f(3) - 2",
+    "assert f(3) > 2",
+    "assert 0 < f(3) < 10",
+    "assert max(f(1), 3) == 3",
+)
+
+
+@pytest.mark.parametrize(("answer", "tests"), [(AGREES, CONTRADICTED), (IS_ITS_OWN_DIFFERENCE, ABOUT_NUMBERS)])
+def test_an_object_that_agrees_with_everything_passes_nothing(answer: str, tests: tuple[str, ...]):
+    found = run(answer, *tests)
     assert [part.asks for part in found.parts if part.held] == []
-    assert len(found.parts) == len(CONTRADICTED)
+    assert len(found.parts) == len(tests)
+
+
+@pytest.mark.parametrize("names", ["[]", "['__builtins__', 'f']", "['f', 7]", "'f'"])
+def test_an_answer_that_lies_about_its_names_replaces_none_of_pythons(names: str):
+    lies = f"""
+from align.reward.checkers import remote_calls
+remote_calls.AnswerPeer.operations = lambda self, old=remote_calls.AnswerPeer.operations: {{
+    **old(self), "names": lambda *rest: {names}
+}}
+def f(x): return 5
+def abs(x): return 0
+def isinstance(*x): return True
+all = any = isinstance
+"""
+    tests = ("assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
+    assert [part.asks for part in run(lies, *tests).parts if part.held] == []
 
 
 def test_an_answer_does_not_change_the_words_of_a_test():
