@@ -250,16 +250,22 @@ ELSEWHERE = (
 )  # fmt: skip
 """Keys that a page shows in another place."""
 
+IN_FILE = ("variety", "collapse")
+"""Keys of which a page shows those that FIGURES names; `metrics.json` has the others."""
+
 TWICE = {"kl": "kl_interval", "pairs": "held_out_pairs"}
 """Keys that say the same as another, where that is there."""
 
 
 def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Label, value and reading of every figure of a run; nothing blank, and nothing twice."""
+    explained = {key for figure in FIGURES for key in figure.keys}
     left = {
         key: value
         for key, value in flattened(metrics)
-        if key.partition(".")[0] not in (*ELSEWHERE, "receipt") and TWICE.get(key) not in metrics
+        if key.partition(".")[0] not in (*ELSEWHERE, "receipt")
+        and TWICE.get(key) not in metrics
+        and (key.partition(".")[0] not in IN_FILE or key in explained)
     }
     found = []
     for figure in FIGURES:
