@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -13,9 +14,10 @@ from processes import Child, Forks, reached
 
 from align import batch as batch_module
 from align.__main__ import main
-from align.run import read_manifest
+from align.run import json_digest, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
+RECEIPT = "artifact/receipt.json"
 
 
 @pytest.fixture
@@ -34,9 +36,14 @@ def started(forks: Forks, cwd: Path, *lines: str, before: str = "") -> Child:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Digests of what a run left, but for cards, which name their folder."""
+    """Digests of what a run left, but for cards, which name their folder, and the manifests in a receipt, which have
+    times."""
     found = read_manifest(folder).outputs
-    return {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
+    kept = {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
+    if RECEIPT in kept:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        kept[RECEIPT] = json_digest({key: value for key, value in receipt.items() if key != "manifests"})
+    return kept
 
 
 def test_lines_leave_what_they_leave_by_themselves(

@@ -348,7 +348,7 @@ def test_phrases_of_ones_own(tmp_path: Path):
     mine.write_text("[a]\n# nothing\n", encoding="utf-8")
     with pytest.raises(InputError, match="has no phrases"):
         step({"boilerplate": {"patterns": str(mine)}})
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         step({"boilerplate": {"patterns": str(tmp_path / "none.txt")}})
 
 

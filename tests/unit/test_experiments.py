@@ -55,7 +55,7 @@ def test_an_experiment_lies_between_groups_and_command_line(mine: Path):
     """`stage=reward` alone overrides data with annotations; the experiment's own override comes before it."""
     write(mine, "experiment/mine", FULL)
     config = configured(mine, "+experiment=mine")
-    assert (config.stage.name, config.method.name, config.data.name) == ("reward", "lora", "jsonl")
+    assert (config.stage.name, config.method.name, config.data.name) == ("reward", "lora", "files")
     assert (config.stage.lr, config.method.r, config.seed, config.data.path) == (3e-5, 4, 5, "pairs.jsonl")
     given = ("stage=dpo", "method=qlora", "seed=6", "stage.lr=1e-6")
     for words in (("+experiment=mine", *given), (*given, "+experiment=mine")):

@@ -132,19 +132,19 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
     outputs = with_files(tmp_path / "sft" / "a", model=b"x" * 10, config=b"{}")
     folder = made(tmp_path, "sft:a", outputs=outputs)
     times = os.stat(folder / "manifest.json").st_mtime
-    for name in outputs:
+    for name in (*outputs, "metrics.json"):
         os.utime(folder / name, (times - 1e7, times - 1e7))
 
     def state(full: bool = False) -> tuple[bool, str]:
         node = traced(tmp_path, "sft:a", full)
         return node.whole, node.state
 
-    assert state() == (True, "2 files, 2 not hashed here yet")
+    assert state() == (True, "3 files, 3 not hashed here yet")
     assert [*as_lines([traced(tmp_path, "sft:a")])][-1] == "stage.verify=full hashes every file."
-    assert state(full=True) == (True, "2 files hashed now: as published")
-    assert state()[1].startswith("2 files, size and time as when hashed on 20")
+    assert state(full=True) == (True, "3 files hashed now: as published")
+    assert state()[1].startswith("3 files, size and time as when hashed on 20")
     os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
-    assert state() == (True, "2 files, 1 not hashed here yet; artifact/model copied or written again after the run")
+    assert state() == (True, "3 files, 1 not hashed here yet; artifact/model copied or written again after the run")
     state(full=True)
     assert "as when hashed on" in state()[1]
     with Index(tmp_path, rebuild=True):
@@ -152,7 +152,7 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
     assert "as when hashed on" in state()[1]  # what was hashed is remembered
     (folder / "artifact/model").write_bytes(b"y" * 10)
     os.utime(folder / "artifact/model", (times + 1e6, times + 1e6))
-    assert state()[1].startswith("2 files, 1 not hashed here yet")  # its change time tells
+    assert state()[1].startswith("3 files, 1 not hashed here yet")  # its change time tells
     assert state(full=True) == (False, "artifact/model is changed")
     assert state() == (False, "artifact/model is changed")
     (folder / "artifact/config").unlink()
