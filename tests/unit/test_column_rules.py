@@ -199,6 +199,9 @@ def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp
     assert [*map(texts, read_documents(path, answered=True))] == [["q", "a"]]
 
 
+LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij")
+
+
 @pytest.mark.parametrize(
     ("columns", "below"),
     [
@@ -208,6 +211,17 @@ def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp
         ({"options": [{"label": "a", "text": "x"}, {"label": "b", "text": "y"}]}, "a. x\nb. y"),
         ({"option_b": "y", "Option_A": "x"}, "A. x\nB. y"),
         ({"A": "x", "B": "y", "C": 3}, "A. x\nB. y\nC. 3"),
+        ({"options": [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}]}, "A. x\nB. y"),
+        ({"options": [{"id": "B", "content": "x"}, {"id": "A", "content": "y"}]}, "B. x\nA. y"),
+        ({"options": [{"id": "0f" * 9, "option": "x"}, {"id": "f0" * 9, "option": 0}]}, "A. x\nB. 0"),
+        ({"option_a": "x", "option_b": "", "option_c": "z", "option_d": None}, "A. x\nB.\nC. z"),
+        ({"A": "x", "B": None, "C": "z", "D": ""}, "A. x\nB.\nC. z"),
+        ({"option_a": 0, "option_b": 1, "option_c": False}, "A. 0\nB. 1\nC. false"),
+        ({"choices": ["x", None, "z", None]}, "A. x\nB.\nC. z"),
+        ({f"option_{letter}": letter * 2 for letter in "jihgfedcba"}, LETTERED),
+        ({letter.upper(): letter * 2 for letter in "abcdefghij"}, LETTERED),
+        ({f"option_{i}": f"o{i}" for i in range(1, 11)}, "\n".join(f"{i}. o{i}" for i in range(1, 11))),
+        ({"documents": [{"text": "", "content": "one"}]}, "one"),
         ({"documents": [{"title": "T", "text": "one"}, "two"]}, "T\none\n\ntwo"),
         ({"choices": ["x"], "context": "c", "input": "i"}, "i\nc\nA. x"),
     ],
@@ -215,6 +229,49 @@ def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp
 def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -> None:
     (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "a"}]))
     assert texts(read.record) == [f"q\n{below}", "a"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": [{"key": "A", "sense": "x"}, {"key": "B", "sense": "y"}]},
+        {"choices": {"label": ["A", "B"], "text": ["x"]}},
+        {"choices": [{"label": "A", "text": ["x"]}]},
+    ],
+)
+def test_choices_without_texts_or_with_fewer_are_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{"question": "q", **row, "answer": "A"}])
+    (name,) = row
+    with pytest.raises(InputError, match=f"{name}=.*neither a text nor a number"):
+        read_source(path)
+    (read,) = read_source(path, ColumnRules(metadata=[name]))
+    assert read.metadata == row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "choices": [{"text": "a", "index": 0}]},
+        {"messages": [{"role": "user", "content": "q"}], "choices": [{"message": {"content": "a"}}]},
+        {"prompt": "q", "completion": "a", "choices": [{"text": "a", "finish_reason": "stop"}]},
+    ],
+)
+def test_answers_that_an_api_logs_are_no_choices(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [row])
+    with pytest.raises(InputError, match=r"choices=.*as an API logs them"):
+        read_source(path)
+    (read,) = read_source(path, ColumnRules(metadata=["choices"]))
+    assert read.metadata["choices"] == row["choices"]
+
+
+def test_fields_of_choices_and_documents_that_are_not_written_are_metadata(tmp_path: Path) -> None:
+    more = {
+        "options": [{"key": "A", "value": "x", "right": True}, {"key": "B", "value": "y", "right": False}],
+        "documents": [{"text": "one", "score": 0.5, "summary": LONG}],
+    }
+    (read,) = read_source(write(tmp_path, "d.jsonl", [{"question": "q", **more, "answer": "A"}]))
+    assert texts(read.record) == ["q\none\nA. x\nB. y", "A"]
+    assert read.metadata == more
 
 
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from align.data.formats.rows import Row
@@ -71,12 +72,19 @@ CONTEXT = (
 """Columns without which a question is another one, in the order in which they are written below it."""
 CHOICES = ("choices", "options", "answer_choices", "endings")
 """Columns that list what a question lets one choose from."""
-LETTERED = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-h1-8])")
-"""A column that holds one choice. The columns `a`, `b`, `c` of a row that has all three are such too."""
-LETTERS = ("a", "b", "c", "d", "e", "f", "g", "h")
+LETTERED = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-r]|\d{1,2})")
+"""A column that holds one choice. The columns `a`, `b`, `c` … of a row that has the first three are such too."""
+OPTION_TEXTS = ("text", "value", "content", "option")
+OPTION_LABELS = ("label", "key", "id", "letter")
+"""Fields of a choice that is an object: its text, and its letter."""
+LONGEST_LABEL = 3
+"""Characters of the label of a choice that is an object. What is longer is an id, and letters are written."""
+REPLY_FIELDS = frozenset({"message", "finish_reason", "logprobs", "delta", "index"})
+"""Fields of an answer as an API logs it, under `choices`."""
 TITLES = ("title", "heading", "name")
 BODIES = ("text", "content", "contents", "passage", "body", "document", "paragraph", "snippet")
 """Fields of a document that is an object: its title, and its text."""
+WRITTEN_FIELDS = frozenset({*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS})
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "kto_tag": "label"}
 """Other names of columns → ours."""
 KNOWN = frozenset(
@@ -261,7 +269,9 @@ class ColumnRules:
         said = [text for name in asking for text in spoken(row[name])]
         below = list[str]()
         for name, rendered in self._rendered(row, names, where):
-            if not any(stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in said):
+            if rendered.parts and not any(
+                stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in said
+            ):
                 below.append(rendered.text)
                 at = name
         if not below:
@@ -275,17 +285,26 @@ class ColumnRules:
         return row
 
     def _rendered(self, row: Mapping[str, Any], names: Sequence[str], where: str) -> Iterator[tuple[str, Rendered]]:
-        choices = [name for name in names if name not in CONTEXT and name not in CHOICES]
-        for name in (name for name in names if name not in choices):
+        lettered = [name for name in context_columns(tuple(row)) if name not in CONTEXT and name not in CHOICES]
+        for name in (name for name in names if name not in lettered):
+            if name == "choices" and are_replies(
+                row[name], answered=any(row.get(one) is not None for one in CHECKED_BY)
+            ):
+                problem = "holds answers as an API logs them, and not what a question lets one choose from"
+                remedy = f"Write the answer into a column `completion`. {self.keep([name])}"
+                raise refused(where, name, row[name], problem, remedy)
             rendered = rendered_choices(row[name]) if name in CHOICES else rendered_context(row[name])
+            if rendered is None and name in CHOICES:
+                raise self._homeless(row, where, name, "holds a choice that is neither a text nor a number")
             if rendered is None:
                 raise self._homeless(row, where, name, "is neither a text nor a list of texts")
             yield name, rendered
-        if choices:
-            rendered = rendered_choices([row[name] for name in choices])
+        if lettered:
+            labels = [letter_in(name) for name in lettered]
+            rendered = rendered_choices({"label": labels, "text": [row[name] for name in lettered]})
             if rendered is None:
-                raise self._homeless(row, where, choices[0], "is neither a text nor a number")
-            yield choices[0], rendered
+                raise self._homeless(row, where, lettered[0], "is neither a text nor a number")
+            yield lettered[0], rendered
 
     def _written_below(self, value: Any, below: str, where: str, asking: str, at: str) -> Any:
         """Return the value of a question's column with more below the question."""
@@ -352,13 +371,25 @@ def known_names(names: tuple[str, ...]) -> Mapping[str, str]:
 def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of a row's columns that change its question, in the order in which they are written below it."""
     there = {name.strip().casefold(): name for name in reversed(names)}
-    several = [name for name in there if LETTERED.fullmatch(name)]
-    alone = [name for name in there if name in LETTERS] if {"a", "b", "c"} <= there.keys() else []
-    lettered = several if len(several) > 1 else alone
+    several = sorted((name for name in there if LETTERED.fullmatch(name)), key=by_letter)
+    run = takewhile(there.__contains__, ascii_lowercase)
+    lettered = several if len(several) > 1 else [*run] if {"a", "b", "c"} <= there.keys() else []
     return (
         *(there[name] for name in (*CONTEXT, *CHOICES) if name in there),
-        *(there[name] for name in sorted(lettered)),
+        *(there[name] for name in lettered),
     )
+
+
+def letter_in(name: str) -> str:
+    """Return the letter or number of the choice that a column holds."""
+    lettered = LETTERED.fullmatch(name.strip().casefold())
+    return (lettered[1] if lettered else name.strip()).upper()
+
+
+def by_letter(name: str) -> tuple[int, str]:
+    """Return what columns of choices are ordered by: 10 comes behind 9."""
+    letter = letter_in(name)
+    return (int(letter), "") if letter.isdecimal() else (0, letter)
 
 
 def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ...]:
@@ -412,14 +443,37 @@ def document_text(value: Any) -> str | None:
         return value
     if not isinstance(value, Mapping):
         return None
-    body = next((value[name] for name in BODIES if isinstance(value.get(name), str)), None)
-    title = next((value[name] for name in TITLES if isinstance(value.get(name), str) and value[name]), "")
-    return body if body is None or not title else f"{title}\n{body}"
+    bodies = [value[name] for name in BODIES if isinstance(value.get(name), str)]
+    titles = (value[name] for name in TITLES if isinstance(value.get(name), str) and value[name])
+    if not bodies:
+        return None
+    return "\n".join(text for text in (next(titles, ""), next(filter(None, bodies), "")) if text)
+
+
+def are_replies(value: Any, answered: bool) -> bool:
+    """Return whether a column `choices` holds answers as an API logs them: objects with fields of such, or objects
+    without labels in a row that has no answer.
+
+    Args:
+        answered: the row has an answer elsewhere.
+    """
+    if not isinstance(value, list) or not value or not all(isinstance(one, Mapping) for one in value):
+        return False
+    labelled = all(field_of(one, OPTION_LABELS) is not None for one in value)
+    return not labelled and (not answered or any(REPLY_FIELDS & one.keys() for one in value))
+
+
+def field_of(value: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Return the first of some fields that an object has; None if it has none."""
+    return next((value[name] for name in names if value.get(name) is not None), None)
 
 
 def rendered_choices(value: Any) -> Rendered | None:
-    """Return choices as text, a line each: `A. …`. Labels that stand beside the choices take the place of letters.
-    Returns None if a choice is neither a text nor a number."""
+    """Return choices as text, a line each: `A. …`. Labels that stand beside the choices take the place of letters. An
+    empty choice keeps its letter, but for those at the end.
+
+    Returns None if a choice is neither a text nor a number, or an object without one, or if labels are not as many.
+    """
     labels: Any = ()
     texts = value
     if isinstance(value, str):
@@ -430,17 +484,60 @@ def rendered_choices(value: Any) -> Rendered | None:
         if texts is None:
             labels = [*value]
             texts = [*value.values()]
-    if isinstance(texts, list) and all(isinstance(one, Mapping) for one in texts):
-        labels = [one.get("label") for one in texts]
-        texts = [one.get("text") for one in texts]
-    if not isinstance(texts, list | tuple):
+    if isinstance(texts, list) and texts and all(isinstance(one, Mapping) for one in texts):
+        if not all(any(name in one for name in OPTION_TEXTS) for one in texts):
+            return None
+        labels = [field_of(one, OPTION_LABELS) for one in texts]
+        if any(len(str(label)) > LONGEST_LABEL for label in labels):
+            labels = ()
+        texts = [field_of(one, OPTION_TEXTS) for one in texts]
+    if not isinstance(texts, list) or not all(isinstance(one, str | int | float | None) for one in texts):
         return None
-    if not all(isinstance(one, str | int | float | None) for one in texts):
+    if isinstance(labels, list) and labels and len(labels) != len(texts):
         return None
-    names = [*map(str, labels)] if isinstance(labels, list) and len(labels) == len(texts) and all(labels) else None
-    names = names or [letter_of(i) for i in range(len(texts))]
-    both = [(name, str(text)) for name, text in zip(names, texts, strict=True) if text not in (None, "")]
-    return Rendered("\n".join(f"{name}. {text}" for name, text in both), [text.strip() for _, text in both])
+    names = own_labels(labels) or [letter_of(i) for i in range(len(texts))]
+    written = [choice_text(text) for text in texts]
+    while written and not written[-1]:
+        written.pop()
+    lines = [f"{name}. {text}".rstrip(" ") for name, text in zip(names, written, strict=False)]
+    return Rendered("\n".join(lines), [text.strip() for text in written if text])
+
+
+def own_labels(labels: Any) -> list[str] | None:
+    """Return the labels of choices; None if they do not tell one from another, such as marks of the right choice."""
+    if not isinstance(labels, list) or not all(labels):
+        return None
+    names = [str(label).strip() for label in labels]
+    return names if len({*names}) == len(names) and all(names) else None
+
+
+def choice_text(value: Any) -> str:
+    """Return a choice as text: a truth value as JSON writes it, nothing as an empty text."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def holds_more(value: Any) -> bool:
+    """Return whether a context or choices hold more than their rendering says, such as scores of documents."""
+    if isinstance(value, str) or not isinstance(value, list | Mapping):
+        return False
+    objects = [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+    if not objects and isinstance(value, list):
+        return False
+    if any(not WRITTEN_FIELDS.issuperset(one) for one in objects):
+        return True
+    rendered = [one.text for one in (rendered_context(value), rendered_choices(value)) if one is not None]
+    return not any(all(text.strip() in one for text in leaves(value)) for one in rendered)
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Yield the texts, numbers and truth values within a value, as choices are written."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(inner)
+    else:
+        yield choice_text(value)
 
 
 def letter_of(place: int) -> str:
@@ -483,6 +580,8 @@ def missing_column(data: Mapping[str, Any], ours: str, theirs: str, where: str) 
 def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
     """Return the columns that a row's reader reads, its context among them."""
     read = _columns_read(tuple([name for name, value in row.items() if value is not None]), shape)
+    if below := context_columns(tuple(row)):
+        read = (read | {*below}) - {name for name in below if holds_more(row[name])}
     if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
         return read - {named}
     return read
@@ -557,6 +656,7 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
     exempt = IDENTIFYING | COMMENTS.get(shape, frozenset()) | (CHECKED_BY if asked else frozenset())
     if shape.kind == DOCUMENTS and "chosen" in row.data:  # of a pair, of which the better answer is imitated
         exempt |= {"rejected"}
+    exempt |= {*context_columns(tuple(row.data))}  # written already, but for fields of their objects
     found = dict[str, tuple[int, int]]()
     said: list[str] | None = None
     for name, value in unread.items():
