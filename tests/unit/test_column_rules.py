@@ -274,6 +274,70 @@ def test_fields_of_choices_and_documents_that_are_not_written_are_metadata(tmp_p
     assert read.metadata == more
 
 
+ANSWERED = {
+    "pair": {"chosen": "a", "rejected": "b"},
+    "completion": {"completion": "a"},
+    "label": {"completion": "a", "label": True},
+    "ranking": {"answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    "scores": {"completions": [{"response": "a", "overall_score": 2}, {"response": "b", "overall_score": 1}]},
+}
+ASKED = [("prompt", "question"), ("prompt", "instruction"), ("prompt", "query"), ("prompt", "code")]
+
+
+@pytest.mark.parametrize("answer", ANSWERED)
+@pytest.mark.parametrize("asked", [*ASKED, ("instruction", "question"), ("question", "query")])
+def test_a_second_question_is_refused_with_settings_that_work(
+    answer: str, asked: tuple[str, str], tmp_path: Path
+) -> None:
+    row = {asked[0]: "Be brief.", asked[1]: "Is it open?", **ANSWERED[answer]}
+    if asked[0] != "prompt" and answer in ("completion", "label", "ranking"):
+        row = {**row, "response": row.pop("completion", "a")}
+        row.pop("answers", "")
+    path = write(tmp_path, "d.jsonl", [row])
+    with pytest.raises(InputError) as caught:
+        read_source(path)
+    second = caught.value.problem.split("'")[1]
+    assert caught.value.problem.startswith(f"column '{second}' holds text")
+    assert f"{{context: {second}}}" in caught.value.remedy
+    first = next(name for name in asked if name != second)
+    for read in read_source(path, ColumnRules({"context": second})):
+        assert question_of(read.record) == f"{row[first]}\n{row[second]}"
+    for read in read_source(path, ColumnRules(metadata=[second])):
+        assert (question_of(read.record), read.metadata[second]) == (row[first], row[second])
+
+
+@pytest.mark.parametrize("answer", ANSWERED)
+@pytest.mark.parametrize("column", ["prompt", "instruction", "question"])
+def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path: Path) -> None:
+    if column != "prompt" and answer in ("completion", "label", "ranking"):
+        return
+    row = {column: "And him?", "history": [["Who is she?", "Anna, the sister of the man."]], **ANSWERED[answer]}
+    found = read_source(write(tmp_path, "d.jsonl", [row]))
+    assert [texts(read.record)[:3] for read in found] == [["Who is she?", "Anna, the sister of the man.", "And him?"]]
+    assert "history" not in found[0].metadata
+
+
+@pytest.mark.parametrize("history", [5, "q", ["q"], [["q"]], {"q": "a"}])
+@pytest.mark.parametrize("row", [{"instruction": "q", "output": "a"}, {"prompt": "q", "completion": "a"}])
+def test_a_history_of_no_turns_is_refused(row: dict[str, Any], history: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{**row, "history": history}])
+    for read in (read_source, read_documents):
+        with pytest.raises(InputError, match="history"):
+            read(path)
+    turns = {"messages": TURNS, "history": [["q", "a"]]}
+    with pytest.raises(InputError, match=r"history=.*no question that is one text"):
+        read_source(write(tmp_path, "d.jsonl", [turns]))
+
+
+def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Path) -> None:
+    row = {"question": "q", "context": "the passage", "notes": LONG, "answer": "a"}
+    path = write(tmp_path, "d.jsonl", [row])
+    assert question_of(read_source(path, ColumnRules({"context": "notes"}))[0].record) == f"q\nthe passage\n{LONG}"
+    rows = [{**one, "notes": LONG} for one in SHAPES["HelpSteer3"][0]]
+    (read,) = read_source(write(tmp_path, "d.jsonl", rows), ColumnRules({"context": "notes"}))
+    assert question_of(read.record).endswith(f"\n{LONG}")
+
+
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
 names = st.sampled_from([
@@ -432,5 +496,9 @@ def test_headers_in_any_case(tmp_path: Path) -> None:
         (read,) = read_source(path)
         assert texts(read.record) == ["s", "q", "a"]
     path = write(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
-    (read,) = read_source(path)
+    with pytest.raises(InputError, match="Prompt=shop notes: stands beside `prompt`"):
+        read_source(path)
+    (read,) = read_source(path, ColumnRules(metadata=["Prompt"]))
     assert (texts(read.record), read.metadata) == (["q", "a"], {"Prompt": SHORT})
+    path = write(tmp_path, "d.csv", [{"Prompt": SHORT, "prompt": "", "Completion": "", "completion": "a"}])
+    assert texts(read_source(path)[0].record) == [SHORT, "a"]

@@ -211,6 +211,8 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         ),
         ({**GOOD, "margin": "big"}, "margin", "not a finite number"),
         ({**GOOD, "margin": float("nan")}, "margin", "not a finite number"),
+        ({**GOOD, "margin": 10**400}, "margin", "not a finite number"),
+        ({"prompt": "Q", "response": "A", "helpfulness": -(10**400)}, "helpfulness", "not a finite number"),
         ({**GOOD, "strength": 1.5}, "strength", "whole number"),
         ({"prompt": "Q", "answers": [{"answer": "A", "rank": 1}]}, "answers", "two or more"),
         ({"prompt": "Q", "answers": [{"answer": "A", "rank": 1}, {"answer": "B"}]}, "answers[1].rank", "missing"),

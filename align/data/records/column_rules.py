@@ -36,6 +36,7 @@ from align.data.records.shapes import (
     HELPSTEER2,
     HELPSTEER3,
     LABELLED,
+    QUESTIONS,
     RANKING,
     SCORED,
     TEXT,
@@ -66,6 +67,7 @@ CONTEXT = (
     "background",
     "story",
     "premise",
+    "hypothesis",
     "table",
     "schema",
 )
@@ -85,7 +87,15 @@ TITLES = ("title", "heading", "name")
 BODIES = ("text", "content", "contents", "passage", "body", "document", "paragraph", "snippet")
 """Fields of a document that is an object: its title, and its text."""
 WRITTEN_FIELDS = frozenset({*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS})
-ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "kto_tag": "label"}
+ASKS = frozenset({*QUESTIONS, "instructions", "problem", "code"})
+"""Columns that ask, of which a row's shape reads one. Another one is refused however short its texts are."""
+ALIASES = {
+    "chosen_response": "chosen",
+    "rejected_response": "rejected",
+    "kto_tag": "label",
+    "system_message": "system",
+    "systemprompt": "system",
+}
 """Other names of columns → ours."""
 KNOWN = frozenset(
     {
@@ -220,15 +230,35 @@ class ColumnRules:
         if self.columns:
             data, displaced = renamed(data, self.columns, row.where)
             aside |= displaced
+        data = self._without_doubles(data, row.where)
         if names := known_names(tuple(data)):
             data = {names.get(name, name): value for name, value in data.items()}
         if cells is not None:
             data = cells.typed(data)
-        return row._replace(data=self.with_context(data, row.where), aside=aside)
+        return row._replace(data=self.with_history(self.with_context(data, row.where), row.where), aside=aside)
 
     def _metadata_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = {name.strip().casefold() for name in self.metadata}
-        return {name: data[name] for name in data if str(name).strip().casefold() in wanted} if wanted else {}
+        """Return the columns that the user keeps as metadata. A name in its own case is that column alone."""
+        wanted = {name.strip().casefold() for name in self.metadata if name not in data}
+        return {
+            name: value
+            for name, value in data.items()
+            if name in self.metadata or (wanted and str(name).strip().casefold() in wanted)
+        }
+
+    def _without_doubles(self, data: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return a row without null columns that another column has the name of, in different case.
+
+        Raises:
+            InputError: neither of the two is null.
+        """
+        for ours, other in names_alike(tuple(data)):
+            null = next((name for name in (other, ours) if data.get(name) is None), None)
+            if null is None:
+                problem = f"stands beside `{ours}`, and case does not tell columns apart"
+                raise refused(where, other, data[other], problem, f"Rename one of the two. {self.keep([other])}")
+            data = {name: value for name, value in data.items() if name != null}
+        return data
 
     def keep(self, names: Iterable[str]) -> str:
         """Return the sentence that says how columns are kept as metadata: a setting to copy."""
@@ -283,6 +313,28 @@ class ColumnRules:
         if "input" in names and "instruction" in asking:
             row["input"] = None
         return row
+
+    def with_history(self, data: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return a row whose question has the turns of `history` before it. The reader of an `instruction` reads its
+        history itself.
+
+        Raises:
+            InputError: the history is no list of pairs or turns, or the question is no text of one turn.
+        """
+        history = data.get("history")
+        if says_nothing(history):
+            return data
+        shape = recognised(data)
+        asking = asking_columns(data, shape)
+        if asking == ("instruction",) or (shape is None and not asking):
+            return data
+        before = turns_before(history)
+        if before is None:
+            raise self._homeless(data, where, "history", "is no list of [question, answer]")
+        question = data[asking[0]] if len(asking) == 1 else None
+        if not isinstance(question, str) or HH_TURN.match(question.lstrip(" ")) or HELPSTEER_TURN.search(question):
+            raise self._homeless(data, where, "history", "stands beside no question that is one text")
+        return {**data, asking[0]: [*before, {"role": "user", "content": question}], "history": None}
 
     def _rendered(self, row: Mapping[str, Any], names: Sequence[str], where: str) -> Iterator[tuple[str, Rendered]]:
         lettered = [name for name in context_columns(tuple(row)) if name not in CONTEXT and name not in CHOICES]
@@ -349,6 +401,17 @@ def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
             return False
         begin = found.end() if in_order else 0
     return True
+
+
+@lru_cache(4096)
+def names_alike(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
+    """Return the columns that have one of our names, each with another one that has it in different case."""
+    by_name = dict[str, list[str]]()
+    for name in names:
+        if (folded := str(name).strip().casefold()) in KNOWN:
+            by_name.setdefault(folded, []).append(name)
+    alike = (sorted(several, key=lambda name: name != ours) for ours, several in by_name.items())
+    return [(first, other) for first, *others in alike for other in others]
 
 
 @lru_cache(4096)
@@ -419,6 +482,19 @@ def repeats_question(row: Mapping[str, Any], named: str) -> bool:
         and speaker(side[0]) in (*USERS, "system")
         for side in sides
     )
+
+
+def turns_before(history: Any) -> list[Any] | None:
+    """Return the turns of a history: a list of [question, answer], or of turns as they are; None for anything else."""
+    if not isinstance(history, list):
+        return None
+    if all(isinstance(turn, Mapping) and "role" in turn for turn in history):
+        return history
+    pairs = [pair for pair in history if isinstance(pair, list) and [*map(type, pair)] == [str, str]]
+    if len(pairs) < len(history):
+        return None
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
 def speaker(turn: Mapping[str, Any]) -> Any:
@@ -561,6 +637,11 @@ def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
         else:
             raise missing_column(data, ours, theirs, where)
     rest = {name: value for name, value in data.items() if name not in named.values()}
+    there = {str(name).strip().casefold() for name, value in rest.items() if value is not None}
+    for ours in [ours for ours in named if ours in CONTEXT and ours in there]:  # both are part of the question
+        behind = CONTEXT[CONTEXT.index(ours) :]
+        free = (name for name in (*behind, *CONTEXT) if name not in there and name not in named)
+        named = {next(free, ours) if name == ours else name: theirs for name, theirs in named.items()}
     displaced = {name: rest.pop(name) for name in [*rest] if name in named}
     return {ours: data[theirs] for ours, theirs in named.items()} | rest, displaced
 
@@ -597,9 +678,10 @@ def _columns_read(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
         return frozenset({*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS})
     if shape.kind == PREFERENCES:
         asking = question_column(there)
-        read |= {*shape.needs, *ABOUT_PAIRS} - ({"instruction"} if shape is SCORED else set())
-        read |= {asking} if shape not in (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING) else set()
-        return frozenset(read | ({"input"} if asking == "instruction" else set()))
+        read |= {*shape.needs, *ABOUT_PAIRS}
+        if shape not in (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING):
+            read = (read - {*QUESTIONS}) | {asking}
+        return frozenset(read | ({"input", "history"} if asking == "instruction" else set()))
     if shape is TEXT:
         return frozenset(read | {"text"})
     of = next((of for of in CONVERSATIONS if there.get(of.needs[0])), shape)
@@ -731,7 +813,9 @@ class UnreadColumns:
         long = {
             name: characters / texts
             for name, (texts, characters) in self.sizes.items()
-            if texts and characters > LONGEST * texts and name.strip().casefold() not in kept
+            if texts
+            and (characters > LONGEST * texts or name.strip().casefold() in ASKS)
+            and name.strip().casefold() not in kept
         }
         if not long:
             return

@@ -291,7 +291,10 @@ def alpaca(row: Mapping[str, Any], where: str) -> Placed:
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
             raise refused(where, name, text, "is no text", "Give its text, or leave the row out.")
     turns: Placed = []
-    for i, pair in enumerate(row.get("history") or ()):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise refused(where, "history", history, "is no list", "Write a list of [question, answer].")
+    for i, pair in enumerate(history):
         place, texts_of_it = f"history[{i}]", pair if isinstance(pair, list) else []
         if len(texts_of_it) != 2 or not all(isinstance(text, str) for text in texts_of_it):
             raise refused(where, place, pair, "is no pair of texts", "Write [question, answer].")

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +78,8 @@ class SourceRow:
         return value
 
     def figure(self, column: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not -sys.float_info.max <= value <= sys.float_info.max:  # integers of JSON have no bounds
             raise self.error(column, "missing" if value is None else "not a finite number")
         return float(value)
 
