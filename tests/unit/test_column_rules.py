@@ -30,6 +30,9 @@ from align.types import Conversation, Feedback, Message, Preference, Record
 LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"
 SHORT = "shop notes"
 NOTHING = ColumnRules()
+U, A, B = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b")
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+WORSE = [TURNS[0], {"role": "assistant", "content": "b"}]
 
 
 def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[Read]:
@@ -338,6 +341,53 @@ def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Pat
     assert question_of(read.record).endswith(f"\n{LONG}")
 
 
+@pytest.mark.parametrize("answer", ["completion", "response", "output", "answer"])
+@pytest.mark.parametrize(
+    "turns", [{"messages": TURNS[:1]}, {"conversations": [{"from": "human", "value": "q"}]}], ids=["messages", "turns"]
+)
+def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{**turns, answer: "a"}])
+    (read,) = read_source(path)
+    assert (texts(read.record), read.metadata) == (["q", "a"], {})
+    assert [*map(texts, read_documents(path, answered=True))] == [["q", "a"]]
+    (prompt,) = read_prompts(path)
+    assert (texts(prompt), json.loads(prompt.row)) == (["q"], {answer: "a"})
+    path = write(tmp_path, "d.jsonl", [{**turns, answer: "a", "label": False}])
+    (read,) = read_source(path)
+    assert read.record == Feedback((U,), (A,), False, read.record.id)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="several answers"):
+        read_source(write(tmp_path, "d.jsonl", [{**turns, "completion": "a", "response": "b", answer: "c"}]))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"text": "q", "answer": "a"}, "answer"),
+        ({"question": "q", "answerKey": "A"}, "answerKey"),
+        ({"question": "q", "best_answer": "A"}, "best_answer"),
+        ({"question": "q", "answers": {"text": ["a"], "answer_start": [1]}}, "answers"),
+        ({"prompt": "q", "response_a": "a", "response_b": "b", "preference": "a"}, "response_a"),
+        ({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}, "response_0"),
+        ({"messages": [{"role": "user", "content": "q"}], "answers": ["a"]}, "answers"),
+    ],
+)
+def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any], name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [row])
+    for read in (read_source, read_documents):
+        with pytest.raises(InputError, match=f"{name}=.* is named as an answer") as caught:
+            read(path)
+    assert f"data.metadata=[{name}]" in caught.value.remedy
+    if "text" not in row:
+        (prompt,) = read_prompts(path)
+        assert texts(prompt) == ["q"]
+    others = [one for one in row if one not in ("prompt", "question", "text", "messages")]
+    assert read_source(path, ColumnRules(metadata=others))[0].metadata == {one: row[one] for one in others}
+    if isinstance(row[name], str) and not name.startswith("response"):
+        columns = {"question": "text", "answer": name} if "text" in row else {"answer": name}
+        assert "data.columns={" + ", ".join(f"{a}: {b}" for a, b in columns.items()) + "}" in caught.value.remedy
+        assert texts(read_source(path, ColumnRules(columns))[0].record) == ["q", row[name]]
+
+
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
 names = st.sampled_from([
@@ -417,9 +467,6 @@ def test_a_label_that_cannot_be_read_is_refused(row: dict[str, Any], label: Any,
 
 # --- Published data sets, as their columns are.
 
-U, A, B = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b")
-TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-WORSE = [TURNS[0], {"role": "assistant", "content": "b"}]
 PUBLISHED: dict[str, tuple[list[dict[str, Any]], str, Any]] = {
     "UltraFeedback": ([{
         "source": "evol_instruct", "instruction": "q", "models": ["m1", "m2"], "correct_answers": ["None"],

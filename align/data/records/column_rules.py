@@ -30,6 +30,7 @@ from align.data.records.content import DOCUMENTS, PREFERENCES
 from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM
 from align.data.records.refusals import refused
 from align.data.records.shapes import (
+    ANSWERS,
     COLUMNS,
     CONVERSATIONS,
     HELPSTEER,
@@ -42,9 +43,13 @@ from align.data.records.shapes import (
     TEXT,
     TREE,
     TREE_MESSAGE,
+    USERS,
     Shape,
+    answers_beside,
+    ends_with_user,
     question_column,
     recognised,
+    speaker,
 )
 from align.data.records.tools import OFFERED, says_nothing
 from align.errors import InputError
@@ -181,6 +186,30 @@ CHECKED_BY = frozenset(
     }
 )
 """Columns that answers to a prompt are checked by. Where a row is asked and not imitated, they are kept for that."""
+NAMED_ANSWER = frozenset(
+    {
+        *ANSWERS,
+        "answers",
+        "answerkey",
+        "answer_key",
+        "correct_answer",
+        "correct_answers",
+        "best_answer",
+        "preference",
+    }
+)
+"""Columns that hold an answer, or say which is right."""
+OF_SEVERAL = re.compile(r"(?:response|answer|completion|output)[ _-]?[abc0-3]|answers|correct_answers|preference")
+"""Of those, the ones that hold one of several answers, or all, or say which is better."""
+ANSWER_OF = {
+    "messages": "completion",
+    "conversations": "completion",
+    "prompt": "completion",
+    "instruction": "output",
+    "question": "answer",
+    "query": "response",
+}
+"""Column of a question → the column of its answer."""
 ABOUT_PAIRS = frozenset(
     {
         "margin",
@@ -197,7 +226,6 @@ ABOUT_PAIRS = frozenset(
     }
 )
 """Columns that a preference pair keeps as attributes of its own."""
-USERS = ("user", "human", "prompter")
 ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
 """Fields of a turn that are no text of it."""
 
@@ -262,18 +290,39 @@ class ColumnRules:
 
     def keep(self, names: Iterable[str]) -> str:
         """Return the sentence that says how columns are kept as metadata: a setting to copy."""
-        listed = "[" + ", ".join([*self.metadata, *names]) + "]"
+        listed = "[" + ", ".join(map(quoted, [*self.metadata, *names])) + "]"
         if self.source:
             return f"To keep it as metadata, write {{path: …, metadata: {listed}}}."
         return f'To keep it as metadata: "data.metadata={listed}".'
 
     def use(self, name: str) -> str:
         """Return the sentence that says how a column becomes part of the question: a setting to copy."""
-        pairs = {**self.columns, "context": name}
-        listed = "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in pairs.items()) + "}"
+        ours = next((ours for ours in ("context", *CONTEXT) if ours not in self.columns), "context")
+        return self._rename("If it belongs to the question", {ours: name})
+
+    def _rename(self, condition: str, names: Mapping[str, str]) -> str:
+        pairs = {**self.columns, **names}
+        listed = "{" + ", ".join(f"{ours}: {quoted(theirs)}" for ours, theirs in pairs.items()) + "}"
         if self.source:
-            return f"If it belongs to the question, write {{path: …, columns: {listed}}}."
-        return f'If it belongs to the question: "data.columns={listed}".'
+            return f"{condition}, write {{path: …, columns: {listed}}}."
+        return f'{condition}: "data.columns={listed}".'
+
+    def check_answer(self, row: Mapping[str, Any], shape: Shape, where: str) -> None:
+        """Check that a row without an answer has none in a column that its shape does not read.
+
+        Raises:
+            InputError: a column has the name of an answer.
+        """
+        if shape is not TEXT and has_answer(row, shape):
+            return
+        name = next((name for name, value in row.items() if value is not None and is_answer(str(name))), None)
+        if name is None or name in answers_beside(row, shape):
+            return
+        remedy = self.keep([name])
+        if isinstance(row[name], str) and not OF_SEVERAL.fullmatch(name.strip().casefold()):
+            ours = {"question": "text", "answer": name} if shape is TEXT else {ANSWER_OF[shape.needs[0]]: name}
+            remedy = f"{self._rename('If it is the answer', ours)} {remedy}"
+        raise refused(where, name, row[name], "is named as an answer, and the row is read without one", remedy)
 
     def with_context(self, data: dict[str, Any], where: str) -> dict[str, Any]:
         """Return a row whose question has its context and its choices below it, a line each.
@@ -382,6 +431,27 @@ class ColumnRules:
 
     def _homeless(self, row: Mapping[str, Any], where: str, name: str, problem: str) -> InputError:
         return refused(where, name, row[name], problem, f"Write it into the question. {self.keep([name])}")
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as a setting writes it: in quotes unless it is one word."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+        return name
+    return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def is_answer(name: str) -> bool:
+    """Return whether a column has the name of an answer, or of one of two that are compared."""
+    folded = name.strip().casefold()
+    return folded in NAMED_ANSWER or OF_SEVERAL.fullmatch(folded) is not None
+
+
+def has_answer(row: Mapping[str, Any], shape: Shape) -> bool:
+    """Return whether a row that is a conversation holds an answer in what its shape reads."""
+    if shape.answers:
+        return any(row.get(name) is not None for name in shape.answers)
+    turns = row.get(shape.needs[0])
+    return not isinstance(turns, list) or not ends_with_user(turns)
 
 
 @dataclass(frozen=True)
@@ -495,10 +565,6 @@ def turns_before(history: Any) -> list[Any] | None:
         return None
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
-
-
-def speaker(turn: Mapping[str, Any]) -> Any:
-    return turn.get("role", turn.get("from"))
 
 
 def rendered_context(value: Any) -> Rendered | None:
@@ -663,6 +729,7 @@ def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
     read = _columns_read(tuple([name for name, value in row.items() if value is not None]), shape)
     if below := context_columns(tuple(row)):
         read = (read | {*below}) - {name for name in below if holds_more(row[name])}
+    read |= {*answers_beside(row, shape)}
     if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
         return read - {named}
     return read

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +39,16 @@ from align.data.records.messages import (
     with_system_column,
 )
 from align.data.records.refusals import refused
-from align.data.records.shapes import CONVERSATIONS, HELP, SHAPES_OF_DOCUMENTS, TREE, TREE_MESSAGE, Shape, nearest
+from align.data.records.shapes import (
+    CONVERSATIONS,
+    HELP,
+    SHAPES_OF_DOCUMENTS,
+    TREE,
+    TREE_MESSAGE,
+    Shape,
+    answers_beside,
+    nearest,
+)
 from align.data.records.tools import OFFERED, check_calls, tools_of, value_of
 from align.data.records.trees import flat_tree_of, is_tree, is_tree_message, tree_of
 from align.errors import InputError, require
@@ -100,6 +109,8 @@ def read_documents(
             continue
         for row in group:
             with bad_rows:
+                if not rows:
+                    rules.check_answer(row.data, BY_COLUMN[shape_column(row.data, row.where)], row.where)
                 documents.append(document_of(row.data, row.where, id_of(row), answered, rows, row.aside))
                 count_unread(unread, row, BY_COLUMN[shape_column(row.data, row.where)], rows)
     bad_rows.settle(path, len(documents))
@@ -138,7 +149,7 @@ def document_of(
         raise refused(where, LABEL, row[LABEL], problem, LABELLED_HELP)
     if column == TEXT:
         return plain_text(row, where)
-    placed = placed_of(row, where, column, answered)
+    placed = placed_of(row, where, column, answered, asked=rows)
     for place, message in placed:
         check_said(place, message, where)
     tools = tools_of(row, where)
@@ -174,14 +185,30 @@ def shape_column(row: Mapping[str, Any], where: str) -> str:
     return shape
 
 
-def placed_of(row: Mapping[str, Any], where: str, column: str, answered: bool = False) -> Placed:
-    """The messages of a row that is a conversation, recognised by this column."""
+def placed_of(row: Mapping[str, Any], where: str, column: str, answered: bool = False, asked: bool = False) -> Placed:
+    """The messages of a row that is a conversation, recognised by this column.
+
+    Args:
+        answered: the row has to have a column for the answer.
+        asked: the row is asked, so that an answer beside a conversation is not read.
+    """
     read, answers = SHAPES[column]
     placed = read(row, where)
     if answered and answers and not any(name in row for name in answers):
         problem = "there is no answer among them"
         raise refused(where, "columns", ", ".join(map(str, row)), problem, f"Call it {' or '.join(answers)}.")
+    if not asked and (beside := answers_beside(row, BY_COLUMN[column])):
+        name = one_answer(row, where, column, beside)
+        placed = [*placed, *turns_of(row[name], "assistant", where, name)]
     return placed
+
+
+def one_answer(row: Mapping[str, Any], where: str, column: str, names: Sequence[str]) -> str:
+    """Return the first column of an answer. Raises: InputError: the columns hold different ones."""
+    if len({repr(row[name]) for name in names}) > 1:
+        problem = f"has several answers ({', '.join(names)})"
+        raise refused(where, column, row[column], problem, "Keep one of these columns.")
+    return names[0]
 
 
 def plain_text(row: Mapping[str, Any], where: str) -> str:
@@ -254,13 +281,10 @@ def calls_in(value: Any, where: str, column: str) -> list[Any]:
 def asked_and_answered(row: Mapping[str, Any], where: str, column: str, answers: tuple[str, ...]) -> Placed:
     """The turns of a question and of its answer, in whichever column that stands; of the question alone where there is
     none."""
-    given = {name: row[name] for name in answers if row.get(name) is not None}
-    if len({repr(value) for value in given.values()}) > 1:
-        problem = f"has several answers ({', '.join(given)})"
-        raise refused(where, column, row[column], problem, "Keep one of these columns.")
+    given = [name for name in answers if row.get(name) is not None]
+    name = one_answer(row, where, column, given) if given else answers[0]
     asked = turns_of(row[column], "user", where, column)
-    name = next(iter(given), answers[0])
-    answered = turns_of(given.get(name), "assistant", where, name)
+    answered = turns_of(row.get(name), "assistant", where, name)
     require(bool(asked), f"{where}, {column}", row[column], "asks nothing", "Give its text.")
     if [message for _, message in answered[: len(asked)]] == [message for _, message in asked]:
         answered = answered[len(asked) :]  # UltraFeedback's `chosen` repeats the prompt
@@ -281,11 +305,8 @@ def turns_of(value: Any, role: str, where: str, column: str) -> Placed:
 def alpaca(row: Mapping[str, Any], where: str) -> Placed:
     """An `instruction`, with its `input` on the lines below it, and the `output` or `response`; `history`, pairs of a
     question and an answer, in front."""
-    answers = {name: row[name] for name in ANSWERS["instruction"] if row.get(name) is not None}
-    if len({repr(value) for value in answers.values()}) > 1:
-        problem = f"has several answers ({', '.join(answers)})"
-        raise refused(where, "instruction", row["instruction"], problem, "Keep one of these columns.")
-    answer = next(iter(answers), "output")
+    answers = [name for name in ANSWERS["instruction"] if row.get(name) is not None]
+    answer = one_answer(row, where, "instruction", answers) if answers else "output"
     texts = {name: row.get(name) for name in ("instruction", "input", answer)}
     for name, text in texts.items():
         if not isinstance(text, str | None) or (name == "instruction" and text is None):

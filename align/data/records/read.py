@@ -141,6 +141,7 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         return
     if row.data.get(LABEL) is not None:
         raise label_error(row.data, row.where, rules.keep([LABEL]))
+    rules.check_answer(row.data, shape, row.where)
     yield document_of(row.data, row.where, id_of(row)), extra, metadata, sizes
 
 

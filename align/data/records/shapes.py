@@ -61,6 +61,9 @@ SHAPES = (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING, SCORED, ORCA, PAIRS, TREE_
 QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
 """Columns in which the question of a pair or of a ranking may stand. Of several the first counts that is not null."""
 ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
+BESIDE_TURNS = ("completion", "response", "output", "answer")
+"""Columns in which the answer to a conversation may stand that ends with the user's turn."""
+USERS = ("user", "human", "prompter")
 COLUMNS = frozenset(
     {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {"label"}
     | {"input", "history", "replies", *SYSTEM, *OFFERED}
@@ -118,6 +121,23 @@ def is_helpsteer(row: Mapping[str, Any]) -> bool:
 def question_column(row: Mapping[str, Any]) -> str:
     """Return the column that holds the question of a pair or of a ranking; empty if there is none."""
     return next((name for name in QUESTIONS if row.get(name) is not None), "")
+
+
+def speaker(turn: Mapping[str, Any]) -> Any:
+    return turn.get("role", turn.get("from"))
+
+
+def ends_with_user(turns: Any) -> bool:
+    """Return whether a list of turns ends with one of the user's."""
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[-1], Mapping) and speaker(turns[-1]) in USERS
+
+
+def answers_beside(row: Mapping[str, Any], shape: Shape) -> list[str]:
+    """Return the columns that hold the answer to a conversation which ends with the user's turn, mostly none."""
+    if shape.kind == PREFERENCES:
+        return []
+    turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
+    return [name for name in BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
 
 
 def unclear(row: Mapping[str, Any], where: str) -> InputError:
