@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from test_read_records import SHAPES
 from written import WRITERS, write
 
+from align.config.compose import check, compose_raw
 from align.data.feedback import holds_labels
 from align.data.labelled import answers_of_file
 from align.data.records.bad_rows import BadRows
@@ -386,6 +388,45 @@ def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any],
         columns = {"question": "text", "answer": name} if "text" in row else {"answer": name}
         assert "data.columns={" + ", ".join(f"{a}: {b}" for a, b in columns.items()) + "}" in caught.value.remedy
         assert texts(read_source(path, ColumnRules(columns))[0].record) == ["q", row[name]]
+
+
+@pytest.mark.parametrize("name", ["Notes, internal", "a: b", "my notes", "it's", "a]", "ä", "\\"])
+def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{"question": "q", "context": "c", name: LONG, "answer": "a"}])
+    with pytest.raises(InputError) as caught:
+        read_documents(path)
+    found = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
+    assert len(found) == 2
+    read = []
+    for setting in found:
+        data = check(compose_raw(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])).data
+        read += map(texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
+    assert read == [[f"q\nc\n{LONG}", "a"], ["q\nc", "a"]]
+
+
+@pytest.mark.parametrize("name", ["explanation", "Rationale", "solution"])
+def test_what_gives_the_answer_away_is_not_offered_as_part_of_the_question(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG}])
+    with pytest.raises(InputError) as caught:
+        read_source(path)
+    assert "context" not in caught.value.remedy
+    assert f'"data.metadata=[{name}]"' in caught.value.remedy
+    path = write(tmp_path, "d.jsonl", [{"question": "q", "answer": "a", name: LONG, "notes": LONG}])
+    with pytest.raises(InputError, match=r"\{context: notes\}"):
+        read_source(path)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", with_column(shape, "note", SHORT))
+    for read in (read_source, *training_readers(kind_in(shape))):
+        with pytest.raises(InputError, match=r"columns=.*note.*: there is no nope among the columns"):
+            read(path, ColumnRules(metadata=["note", "nope"]))
+        with pytest.raises(InputError, match=r"columns=.*note.*: none of them is read as nonsense"):
+            read(path, ColumnRules({"nonsense": "note"}))
+    sparse = write(tmp_path, "lines.json", with_column(shape, "note", None))
+    for read in (read_source, *training_readers(kind_in(shape))):
+        assert read(sparse, ColumnRules(metadata=["note"]))
 
 
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])

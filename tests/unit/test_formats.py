@@ -249,6 +249,33 @@ def test_a_table_without_a_header_is_told(tmp_path: Path, content: bytes, proble
         list(rows(tmp_path / "d.csv"))
 
 
+@pytest.mark.parametrize("content", ["prompt;completion\nGeöffnet?;Ja\n", "Prämisse;completion\nOffen?;Ja\n"])
+def test_another_encoding_has_a_remedy_of_its_own(tmp_path: Path, content: str) -> None:
+    (tmp_path / "d.csv").write_bytes(content.encode("cp1252"))
+    with pytest.raises(InputError, match="not text in UTF-8") as caught:
+        list(checked_rows(tmp_path / "d.csv"))
+    assert "iconv -f WINDOWS-1252 -t UTF-8" in caught.value.remedy
+
+
+@pytest.mark.parametrize("header", ['"Prompt";"Completion";"Notes, internal"', "Prompt;Completion;Notes, internal"])
+def test_a_separator_within_a_name_separates_nothing(tmp_path: Path, header: str) -> None:
+    (tmp_path / "d.csv").write_text(f"{header}\nHi;Ho;x\n")
+    assert [*rows(tmp_path / "d.csv")] == [(1, {"Prompt": "Hi", "Completion": "Ho", "Notes, internal": "x"})]
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow", "s.arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    table = pa.table([pa.array(["Q"]), pa.array(["A"]), pa.array(["B"])], names=["prompt", "answer", "answer"])
+    path = tmp_path / name
+    if name == "d.parquet":
+        pq.write_table(table, path)
+    else:
+        with (pa.ipc.new_file if name == "d.arrow" else pa.ipc.new_stream)(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match="several columns called answer"):
+        list(rows(path))
+
+
 def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("a,b\n")
     assert list(rows(tmp_path / "d.csv")) == []

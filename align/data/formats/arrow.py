@@ -47,6 +47,7 @@ def read_parquet(source: Source, skip: int = 0) -> Numbered:
     row = [0]
     with told(source, row), source.seekable() as file:
         whole = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+        check_names(whole.schema_arrow, source)
         about = whole.metadata
         for group in range(about.num_row_groups):
             here = about.row_group(group)
@@ -68,6 +69,7 @@ def read_arrow_file(source: Source, skip: int = 0) -> Numbered:
     row = [0]
     with told(source, row), source.seekable() as file:
         whole = pyarrow.ipc.open_file(file)
+        check_names(whole.schema, source)
         for i in range(whole.num_record_batches):
             yield from parts(whole.get_batch(i), source, row, skip)
         yield row[0], None
@@ -80,11 +82,20 @@ def read_arrow_stream(source: Source, skip: int = 0) -> Numbered:
     row = [0]
     with told(source, row), source.opened() as file:
         ending = Ending(file)
-        for batch in pyarrow.ipc.open_stream(pyarrow.PythonFile(ending, "r")):
+        stream = pyarrow.ipc.open_stream(pyarrow.PythonFile(ending, "r"))
+        check_names(stream.schema, source)
+        for batch in stream:
             yield from parts(batch, source, row, skip)
         if ending.last != END:
             raise source.corrupt(f"ends after row {row[0]} without the mark of its end: it was cut")
         yield row[0], None
+
+
+def check_names(schema: pyarrow.Schema, source: Source) -> None:
+    """Raises: InputError: two columns have one name, of which a row could hold one."""
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise source.refused(f"has several columns called {', '.join(twice)}", "Rename them.")
 
 
 class Ending:

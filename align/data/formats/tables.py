@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,10 +15,13 @@ from align.data.formats.values import DIVIDE, LONGEST, TOO_LONG
 from align.errors import InputError
 
 SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
-"""Ending → what may stand between two cells; the first that the header has."""
+"""Ending → what may stand between two cells; the one that the header has most often outside of quotes."""
 QUOTES = (
     'Write it with one row a record, and put a cell with a separator, a quote or a line\'s end in double quotes ("").'
 )
+NOT_UTF_8 = "not text in UTF-8"
+IN_UTF_8 = "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
+QUOTED = re.compile(r'"[^"]*"')
 WORDS = {"true": True, "false": False}
 TURN = frozenset({"role", "from"})
 """One of these fields says who speaks in a turn."""
@@ -46,7 +50,7 @@ class Lines:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            self.wrong = f"not text in UTF-8 ({error})"
+            self.wrong = f"{NOT_UTF_8} ({error})"
             return raw.decode("utf-8", "replace")
 
 
@@ -85,7 +89,7 @@ def read_table(source: Source, skip: int = 0) -> Iterator[tuple[int, dict[str, A
 def separator(header: str, name: str) -> str:
     """What stands between the cells."""
     known = next((signs for ending, signs in SEPARATORS.items() if name.endswith(ending)), SEPARATORS[".csv"])
-    return next((sign for sign in known if sign in header), known[0])
+    return max(known, key=QUOTED.sub("", header).count)
 
 
 def header_of(first: str, lines: Lines, source: Source) -> list[str]:
@@ -95,7 +99,8 @@ def header_of(first: str, lines: Lines, source: Source) -> list[str]:
     except csv.Error as error:
         raise source.refused(f"has no header in its first line ({error})", QUOTES) from error
     if lines.wrong:
-        raise source.refused(f"has no header in its first line: {lines.wrong}", "Write the columns' names there.")
+        remedy = IN_UTF_8 if lines.wrong.startswith(NOT_UTF_8) else "Write the columns' names there."
+        raise source.refused(f"has no header in its first line: {lines.wrong}", remedy)
     if not all(name.strip() for name in header) or not header:
         problem = "has a column without a name" if header else "has no header in its first line"
         raise source.refused(problem, "Write the columns' names into the first line.")
@@ -107,7 +112,8 @@ def header_of(first: str, lines: Lines, source: Source) -> list[str]:
 def row_of(cells: list[str], header: list[str], problem: str, where: str) -> dict[str, Any] | InputError:
     """A row by the names of its columns, or why it is none."""
     if problem:
-        return InputError(where, repr(cells[0][:60]), problem, DIVIDE if problem == TOO_LONG else QUOTES)
+        remedy = IN_UTF_8 if problem.startswith(NOT_UTF_8) else DIVIDE if problem == TOO_LONG else QUOTES
+        return InputError(where, repr(cells[0][:60]), problem, remedy)
     if len(cells) != len(header):
         counts = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}, and the header has {len(header)}"
         return InputError(where, repr(cells[0][:60]), f"it has another number of cells ({counts})", QUOTES)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -24,7 +24,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from align.data.formats.rows import Row
+from align.data.formats.rows import Row, placed_rows
 from align.data.formats.tables import Cells
 from align.data.records.content import DOCUMENTS, PREFERENCES
 from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM
@@ -54,6 +54,10 @@ from align.data.records.shapes import (
 from align.data.records.tools import OFFERED, says_nothing
 from align.errors import InputError
 
+EVALUATED = "data.eval_path"
+"""A file to which the settings of `data.path` apply too, and which may lack what that keeps as metadata."""
+FIRST = 16
+"""Rows whose columns are named if one is missing."""
 LONGEST = 40
 """Characters that the texts of a column may average and still be metadata."""
 CONTEXT = (
@@ -186,6 +190,20 @@ CHECKED_BY = frozenset(
     }
 )
 """Columns that answers to a prompt are checked by. Where a row is asked and not imitated, they are kept for that."""
+COMMENTING = CHECKED_BY | {
+    "explanation",
+    "explanations",
+    "rationale",
+    "rationales",
+    "reason",
+    "reasoning",
+    "justification",
+    "feedback",
+    "critique",
+    "comment",
+    "comments",
+}
+"""Columns that would give the answer away, and are not offered as part of the question."""
 NAMED_ANSWER = frozenset(
     {
         *ANSWERS,
@@ -226,6 +244,8 @@ ABOUT_PAIRS = frozenset(
     }
 )
 """Columns that a preference pair keeps as attributes of its own."""
+OURS = KNOWN | CHECKED_BY | ABOUT_PAIRS | IDENTIFYING | ASKS | {*ascii_lowercase}
+"""What a column may be renamed to: a name that is read, or that says what the column is."""
 ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
 """Fields of a turn that are no text of it."""
 
@@ -695,6 +715,12 @@ def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
     """
     named = dict[str, str]()
     for ours, theirs in columns.items():
+        if ours.strip().casefold() not in OURS and not LETTERED.fullmatch(ours):
+            there = ", ".join(map(str, data)) or "(none)"
+            remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
+            raise InputError(
+                f"{where}, columns", there, f"none of them is read as {ours}, which {theirs} is to be", remedy
+            )
         alike = [name for name in data if str(name).strip().casefold() == theirs.strip().casefold()]
         if theirs in data:
             named[ours] = theirs
@@ -806,7 +832,7 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
     if shape.kind == DOCUMENTS and "chosen" in row.data:  # of a pair, of which the better answer is imitated
         exempt |= {"rejected"}
     exempt |= {*context_columns(tuple(row.data))}  # written already, but for fields of their objects
-    found = dict[str, tuple[int, int]]()
+    found: dict[str, tuple[int, int]] = dict.fromkeys(map(str, row.aside), (0, 0))
     said: list[str] | None = None
     for name, value in unread.items():
         named = isinstance(value, int | float) or name in exempt or name.casefold() in exempt
@@ -877,6 +903,9 @@ class UnreadColumns:
             InputError: a column's texts average over `LONGEST` characters.
         """
         kept = {name.strip().casefold() for name in self.rules.metadata}
+        absent = kept - {name.strip().casefold() for name in self.sizes}
+        if absent and at != EVALUATED:
+            self._refuse_absent(absent, given)
         long = {
             name: characters / texts
             for name, (texts, characters) in self.sizes.items()
@@ -886,11 +915,22 @@ class UnreadColumns:
         }
         if not long:
             return
-        first = next(iter(long))
+        first = next((name for name in long if name.strip().casefold() not in COMMENTING), next(iter(long)))
         problem = f"column {first!r} holds text ({long[first]:.0f} characters on average) that nothing reads"
         if len(long) > 1:
             problem += f", as do {', '.join(map(repr, [*long][1:]))}"
-        raise InputError(at, given, problem, f"{self.rules.use(first)} {self.rules.keep(long)}")
+        remedy = self.rules.keep(long)
+        if first.strip().casefold() not in COMMENTING:
+            remedy = f"{self.rules.use(first)} {remedy}"
+        raise InputError(at, given, problem, remedy)
+
+    def _refuse_absent(self, absent: Collection[str], given: str) -> None:
+        """Refuse columns that are to be metadata and that no row has, if there is any row."""
+        there = dict.fromkeys(name for row in islice(placed_rows(given), FIRST) for name in row.data)
+        name = next(name for name in self.rules.metadata if name.strip().casefold() in absent)
+        if there:
+            problem = f"there is no {name} among the columns, which is to be metadata"
+            raise InputError(f"{given}, columns", ", ".join(there), problem, "Leave it out, or correct its name.")
 
     def tell(self, path: str | Path) -> None:
         """Print a line that names the columns which are kept as metadata, if there are any."""

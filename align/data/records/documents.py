@@ -124,7 +124,8 @@ def read_documents(
 
 def count_unread(unread: UnreadColumns, row: Row, shape: Shape, asked: bool = False) -> None:
     """Count what a row has in columns that nothing reads, see `align.data.records.column_rules.text_sizes`."""
-    if columns := unread_columns(row, shape):
+    columns = unread_columns(row, shape)
+    if columns or row.aside:
         unread.add(text_sizes(row, shape, columns, asked))
 
 

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 
 from align.data.formats.rows import Row
 from align.data.records.bad_rows import BadRows
-from align.data.records.column_rules import ColumnRules, UnreadColumns, text_sizes, unread_columns
+from align.data.records.column_rules import ColumnRules, UnreadColumns, unread_columns
 from align.data.records.content import PREFERENCES
-from align.data.records.documents import OURS, alpaca, share_gpt
+from align.data.records.documents import OURS, alpaca, count_unread, share_gpt
 from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows
 from align.data.records.messages import HH_TURN, check_row, transcript, with_system_column
@@ -129,9 +129,7 @@ def read_with_report(
             drops.update(drop for drop in parsed if isinstance(drop, Drop))
             pairs += [pair[0] for pair in parsed if not isinstance(pair, Drop)]
             for row in together:
-                shape = recognised(row.data) or PAIRS
-                if columns := unread_columns(row, shape):
-                    unread.add(text_sizes(row, shape, columns))
+                count_unread(unread, row, recognised(row.data) or PAIRS)
     bad_rows.settle(path, len(pairs) + sum(drops.values()))
     unread.check(field, str(path))
     require(rows > 0, field, str(path), "is empty", HELP)

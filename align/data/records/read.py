@@ -11,7 +11,7 @@ from align.data.formats.rows import Row
 from align.data.records.bad_rows import BadRows
 from align.data.records.column_rules import ColumnRules, Sizes, UnreadColumns, text_sizes, unread_columns
 from align.data.records.content import PREFERENCES
-from align.data.records.documents import OURS, document_of, id_of
+from align.data.records.documents import OURS, count_unread, document_of, id_of
 from align.data.records.drops import Drop
 from align.data.records.feedback import feedback_of
 from align.data.records.grouping import groups_of
@@ -134,7 +134,7 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
             sizes = NONE
         return
     metadata = unread_columns(row, shape)
-    sizes = text_sizes(row, shape, metadata) if metadata else NONE
+    sizes = text_sizes(row, shape, metadata) if metadata or row.aside else NONE
     if shape is LABELLED:
         extra.pop(LABEL, None)
         yield feedback_of(row.data, row.where, id_of(row)), extra, metadata, sizes
@@ -168,8 +168,7 @@ def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
     """Return the sizes of texts in columns that nothing reads, of rows of one shape that are read together."""
     unread = UnreadColumns(OURS)
     for row in group:
-        if columns := unread_columns(row, shape):
-            unread.add(text_sizes(row, shape, columns))
+        count_unread(unread, row, shape)
     return {name: (texts, characters) for name, (texts, characters) in unread.sizes.items()}
 
 
