@@ -309,6 +309,9 @@ def test_a_second_question_is_refused_with_settings_that_work(
         assert question_of(read.record) == f"{row[first]}\n{row[second]}"
     for read in read_source(path, ColumnRules(metadata=[second])):
         assert (question_of(read.record), read.metadata[second]) == (row[first], row[second])
+    again = [{**{name: value for name, value in row.items() if name != second}, "metadata": {second: row[second]}}]
+    for read in read_source(write(tmp_path, "d.jsonl", again)):
+        assert read.metadata[second] == row[second]
 
 
 @pytest.mark.parametrize("answer", ANSWERED)
@@ -569,6 +572,7 @@ def test_published_data_sets_are_read(name: str, format: str, tmp_path: Path) ->
             assert (record.prompt, record.chosen, record.rejected, record.margin) == ((U,), (A,), (B,), margin)
     everything = json.dumps(read.metadata, default=str) + json.dumps(texts(read.record))
     said = [text for row in rows for text in strings({k: v for k, v in row.items() if k not in ATTRIBUTES})]
+    assert "context" not in read.metadata
     assert all(
         json.dumps(text)[1:-1] in everything for text in said if text not in ("prompter", "assistant", "user", "gpt")
     )

@@ -93,7 +93,7 @@ LONGEST_LABEL = 3
 REPLY_FIELDS = frozenset({"message", "finish_reason", "logprobs", "delta", "index"})
 """Fields of an answer as an API logs it, under `choices`."""
 TITLES = ("title", "heading", "name")
-BODIES = ("text", "content", "contents", "passage", "body", "document", "paragraph", "snippet")
+BODIES = ("text", "content", "contents", "page_content", "passage", "body", "document", "paragraph", "snippet")
 """Fields of a document that is an object: its title, and its text."""
 WRITTEN_FIELDS = frozenset({*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS})
 ASKS = frozenset({*QUESTIONS, "instructions", "problem", "code"})
@@ -754,7 +754,8 @@ def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
     """Return the columns that a row's reader reads, its context among them."""
     read = _columns_read(tuple([name for name, value in row.items() if value is not None]), shape)
     if below := context_columns(tuple(row)):
-        read = (read | {*below}) - {name for name in below if holds_more(row[name])}
+        asking = shape.needs if shape is HELPSTEER3 else ()
+        read = (read | {*below}) - {name for name in below if name not in asking and holds_more(row[name])}
     read |= {*answers_beside(row, shape)}
     if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
         return read - {named}
@@ -832,6 +833,7 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
     if shape.kind == DOCUMENTS and "chosen" in row.data:  # of a pair, of which the better answer is imitated
         exempt |= {"rejected"}
     exempt |= {*context_columns(tuple(row.data))}  # written already, but for fields of their objects
+    exempt |= ASKS - {str(name).strip().casefold() for name in row.data}  # fields of `metadata`
     found: dict[str, tuple[int, int]] = dict.fromkeys(map(str, row.aside), (0, 0))
     said: list[str] | None = None
     for name, value in unread.items():
