@@ -314,6 +314,22 @@ def test_a_second_question_is_refused_with_settings_that_work(
         assert read.metadata[second] == row[second]
 
 
+@pytest.mark.parametrize(("first", "answer"), [("prompt", "completion"), ("instruction", "output")])
+def test_the_answer_to_a_second_question_is_refused_with_settings_that_work(
+    first: str, answer: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "d.jsonl", [{first: "Be brief.", "question": "Is it open?", "answer": "No."}])
+    for read in (read_source, read_documents):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert f'"data.columns={{{answer}: answer}}"' in caught.value.remedy
+        with pytest.raises(InputError, match="column 'question'") as caught:
+            read(path, rules=ColumnRules({answer: "answer"}))
+        assert f'"data.columns={{{answer}: answer, context: question}}"' in caught.value.remedy
+    (read,) = read_source(path, ColumnRules({answer: "answer", "context": "question"}))
+    assert texts(read.record) == ["Be brief.\nIs it open?", "No."]
+
+
 @pytest.mark.parametrize("answer", ANSWERED)
 @pytest.mark.parametrize("column", ["prompt", "instruction", "question"])
 def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path: Path) -> None:

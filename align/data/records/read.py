@@ -19,8 +19,10 @@ from align.data.records.labels import LABEL, label_error
 from align.data.records.preferences import parse
 from align.data.records.shapes import (
     COLUMNS,
+    CONVERSATIONS,
     HELPSTEER,
     LABELLED,
+    PAIRS,
     TREE,
     TREE_MESSAGE,
     Shape,
@@ -121,6 +123,9 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
             yield from records_in([row], rules)
         return
     if shape is None:
+        asking = [one for one in CONVERSATIONS if row.data.get(one.needs[0]) is not None]
+        if len(asking) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
+            rules.check_answer(row.data, asking[0], row.where)
         raise unclear(row.data, row.where)
     extra = extra_of(row)
     if shape.kind == PREFERENCES:
