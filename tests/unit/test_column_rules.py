@@ -227,6 +227,7 @@ LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij
         ({letter.upper(): letter * 2 for letter in "abcdefghij"}, LETTERED),
         ({f"option_{i}": f"o{i}" for i in range(1, 11)}, "\n".join(f"{i}. o{i}" for i in range(1, 11))),
         ({"documents": [{"text": "", "content": "one"}]}, "one"),
+        ({"contexts": ["one", None, "two"]}, "one\n\ntwo"),
         ({"documents": [{"title": "T", "text": "one"}, "two"]}, "T\none\n\ntwo"),
         ({"choices": ["x"], "context": "c", "input": "i"}, "i\nc\nA. x"),
     ],
@@ -603,6 +604,9 @@ def test_headers_in_any_case(tmp_path: Path) -> None:
         path = write(tmp_path, name, [{"Question": "q", "Answer": "a", "SYSTEM": "s"}])
         (read,) = read_source(path)
         assert texts(read.record) == ["s", "q", "a"]
+    for name in ("System Prompt", "system_message", "systemPrompt"):
+        path = write(tmp_path, "d.jsonl", [{"prompt": "q", "completion": "a", name: "s"}])
+        assert texts(read_source(path)[0].record) == ["s", "q", "a"]
     path = write(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
     with pytest.raises(InputError, match="Prompt=shop notes: stands beside `prompt`"):
         read_source(path)

@@ -103,6 +103,8 @@ ALIASES = {
     "rejected_response": "rejected",
     "kto_tag": "label",
     "system_message": "system",
+    "system prompt": "system",
+    "system message": "system",
     "systemprompt": "system",
 }
 """Other names of columns → ours."""
@@ -601,8 +603,8 @@ def rendered_context(value: Any) -> Rendered | None:
 
 def document_text(value: Any) -> str | None:
     """Return a document as text: its title on a line of its own, and its text."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | None):
+        return value or ""
     if not isinstance(value, Mapping):
         return None
     bodies = [value[name] for name in BODIES if isinstance(value.get(name), str)]
