@@ -60,7 +60,7 @@ def test_an_experiment_lies_between_groups_and_command_line(mine: Path):
     given = ("stage=dpo", "method=qlora", "seed=6", "stage.lr=1e-6")
     for words in (("+experiment=mine", *given), (*given, "+experiment=mine")):
         config = configured(mine, *words)
-        assert (config.stage.name, config.method.name, config.data.name) == ("dpo", "qlora", "jsonl")
+        assert (config.stage.name, config.method.name, config.data.name) == ("dpo", "qlora", "files")
         assert (config.stage.lr, config.method.r, config.seed) == (1e-6, 4, 6)
     assert configured(mine, "experiment=mine").seed == 5  # as where a primary configuration has the group
     assert configured(mine, "+experiment='mine'").seed == 5
