@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from align.config.rates import default_rate, find_size_class
 from align.config.root import Config
@@ -43,5 +43,5 @@ def count_weights(folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading explains what is no shape
 
 
-def is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
