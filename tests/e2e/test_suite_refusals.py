@@ -273,11 +273,11 @@ def test_the_card_of_a_grader(bench: Bench):
 
 def test_cards_that_are_refused(bench: Bench):
     path = bench.file("pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    odd = bench.file("odd.jsonl", [{"prompt": "a", "completion": "b", "label": "yes"}])
+    odd = bench.file("odd.jsonl", [{"prompt": "a", "completion": "b", "label": "perhaps"}])
     asks = ["eval=judge", "eval.asks=refuses", "data=jsonl"]
     for more, problem in (
         ((f"data.path={path}",), "it is no answer with a label"),
-        ((f"data.path={odd}",), "it is no answer with a label"),
+        ((f"data.path={odd}",), "label=perhaps: is no label"),
         (
             (f"data.path={path}", "stage.judge=reward"),
             "is answered by a language model, and stage.judge=reward is none",
