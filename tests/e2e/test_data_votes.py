@@ -98,7 +98,7 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     for listed, says in (
         ("[{annotations: nobody}]", "the store has no such project"),
         ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
-        ("[{annotations: greetings, columns: {prompt: q}}]", "votes have none"),
+        ("[{annotations: greetings, columns: {prompt: q}}]", "only files have them"),
         ("[{annotations: greetings, votes: 1}]", "is no key of a source"),
         ("[{annotations: ''}]", "is no project"),
     ):
