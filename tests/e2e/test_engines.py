@@ -17,7 +17,7 @@ from align.models.adapter_pool import AdapterPool, snapshot
 from align.models.load import load_base
 from align.rollout import registry
 from align.rollout.hf import HfEngine
-from align.run import Base
+from align.run import Base, model_digest
 from align.track import read_rows
 from align.types import Rollout
 
@@ -40,6 +40,14 @@ class SnapshotEngine:
     pool: Any = None
     base: Any = None
 
+    @property
+    def temperature(self) -> float:
+        return self.engine.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self.engine.temperature = temperature
+
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         self.calls.append("load")
         self.base, self.dtype = base, dtype
@@ -54,9 +62,8 @@ class SnapshotEngine:
             folder = snapshot(actor, self.base, self.folder)
             taken = folder.name
             if (folder / "config.json").is_file():
-                self.wholes[taken] = ModelActor(
-                    load_base(replace(self.base, path=str(folder)), "lora", torch.device("cpu"), self.dtype)
-                )
+                whole = replace(self.base, path=str(folder), digest=model_digest(folder))
+                self.wholes[taken] = ModelActor(load_base(whole, "lora", torch.device("cpu"), self.dtype))
             else:
                 assert self.pool.add(folder) == taken
         self.digests[actor] = taken
