@@ -34,7 +34,7 @@ from align.models.fastpath import use_fast_path
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.weights import NotPlainError
 from align.models.load import load_base
-from align.run import Base
+from align.run import Base, model_digest
 
 PUBLISHED = Path(__file__).resolve().parent / "published_configs.json"
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def explain_nf4(folder: Path, route: Route) -> str:
     """Return why `method=qlora` does not work, or what it leaves unquantised. Returns an empty text if it works."""
     import align.models.plain_path as plain_path
 
-    base = Base("small", str(folder), None, "0" * 64)
+    base = Base("small", str(folder), None, model_digest(folder))
     table_lookup = plain_path.route
     plain_path.route = lambda config: route  # the table of this very run is not written yet
     try:
