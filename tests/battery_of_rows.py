@@ -100,7 +100,7 @@ CASES = [
     file("sft", {**chat("a", "b"), "system": 3}, "row 2, system=3"),
     file("sft", {"messages": [{"role": "system", "content": "A"}, *turns("a", "b")], "system": "B"}, "row 2, system=B"),
     file("sft", {**chat("a", "b"), "chat_template_kwargs": {"x": 1}}, "row 2, chat_template_kwargs", "template_kwargs"),
-    file("sft", {"prompt": "a", "answer": "b"}, "row 2, columns=prompt, answer", "no answer", "completion"),
+    file("sft", {"prompt": "a", "answer": "b"}, "row 2, answer=b", "named as an answer", "completion: answer"),
     file("sft", {"prompt": "a", "completion": "b", "response": "c"}, "row 2, prompt"),
     file("sft", {"prompt": "", "completion": "b"}, "row 2, prompt=''", "empty"),
     file("sft", {"prompt": 3, "completion": "b"}, "row 2, prompt=3"),

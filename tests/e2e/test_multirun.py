@@ -157,7 +157,7 @@ def test_printed_configurations(align: Align, sft: list[str]):
     assert found[0]["stage"]["lr"] == "${method.lr}"
     assert "# [2 of 2] seed=4 run.name='x-seed=4'" in out
     _, out, _ = align("-m", *sft, "seed=3,4", "--cfg", "job", "--resolve")
-    assert [(one["seed"], one["stage"]["lr"]) for one in yaml.safe_load_all(out)] == [(3, 2e-4), (4, 2e-4)]
+    assert [(one["seed"], one["stage"]["lr"]) for one in yaml.safe_load_all(out)] == [(3, None), (4, None)]
     urls = ",".join(f"'postgresql://u:hunter2@{host}/x'" for host in "ab")
     assert "hunter2" not in "".join(map(str, align("-m", *sft, f"store.url={urls}", "--cfg", "job")))
     assert align("-m", *sft, "seed=3,-4", "--cfg", "job")[0] == 2
@@ -171,7 +171,10 @@ def test_resolved_is_what_a_run_writes_down_and_holds_no_secret(align: Align, sf
     assert "hunter2" not in out
     assert align(*words)[0] == 0
     written = yaml.safe_load(Path("runs/sft/x/config.yaml").read_text())
-    assert written == yaml.safe_load(out) | {"method": {**written["method"]}}  # `auto` is settled as a run opens
+    resolved = yaml.safe_load(out)
+    assert (resolved["stage"]["lr"], written["stage"]["lr"]) == (None, 2e-4)  # the rate follows from the base
+    resolved["stage"]["lr"] = 2e-4
+    assert written == resolved | {"method": {**written["method"]}}  # `auto` is settled as a run opens
     assert written["method"]["name"] == "qlora"
 
 

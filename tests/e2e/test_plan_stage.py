@@ -79,10 +79,10 @@ def test_it_says_memory_cards_disk_and_time_and_leaves_nothing(
 @pytest.mark.parametrize(
     "words",
     [
-        "sft stage.micro_batch=1000000000000000000000000000057 stage.batch_size=1000000000000000000000000000057",
-        "ppo stage.updates=1000000000000000000000000000057 stage.throughput=0.001", "sft stage.throughput=1e9",
-        "ppo stage.checkpoints=1000000000000000000000000000057", "sft method.r=1000000000000000000000000000057",
-        "reward stage.answers=1000000000000000000000000000057 stage.throughput=1",
+        "sft stage.micro_batch=9223372036854775807 stage.batch_size=9223372036854775807",
+        "ppo stage.updates=9223372036854775807 stage.throughput=0.001", "sft stage.throughput=1e9",
+        "ppo stage.checkpoints=9223372036854775807", "sft method.r=9223372036854775807",
+        "reward stage.answers=9223372036854775807 stage.throughput=1",
     ],
 )  # fmt: skip
 def test_a_plan_of_any_size_is_short_and_soon_there(words: str, here: Path, capsys: pytest.CaptureFixture[str]):
@@ -90,7 +90,7 @@ def test_a_plan_of_any_size_is_short_and_soon_there(words: str, here: Path, caps
     status, out, error = told(f"stage=plan stage.of={words}", capsys)
     assert (status, error) == (0, "")
     assert time.process_time() - began < 5
-    made = out.replace("1000000000000000000000000000057", "")
+    made = out.replace("9223372036854775807", "")
     assert max(len(number) for number in re.findall(r"[\d,.]+", made)) < 12
     assert not re.search(r"\b(inf|nan|0\.0 s)\b", out)
 
