@@ -34,6 +34,10 @@ class NoTokenBytes(InputError):
     """The tokenizer does not say which bytes its tokens are."""
 
 
+NOT_ALLOWED = "satisfy the grammar"
+"""What llguidance says of a token that may not come next."""
+
+
 class GrammarFailed(AlignError):
     """A grammar that was compiled cannot go on: a step of it costs more than it may."""
 
@@ -235,7 +239,10 @@ class Constrained:
 
     def accept(self, token: int) -> bool:
         if not self.matcher.consume_token(token):
-            raise GrammarFailed(self.matcher.get_error())
+            problem = self.matcher.get_error()
+            if NOT_ALLOWED in problem:  # an engine that passes over grammars, which no request is to blame for
+                raise RuntimeError(f"the engine drew a token that the grammar does not allow: {problem}")
+            raise GrammarFailed(problem)
         self._left -= 1
         self._ending = self._ending[1:] if self._ending[:1] == [token] else self._ending
         return self.matcher.is_stopped()

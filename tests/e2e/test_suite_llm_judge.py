@@ -277,7 +277,7 @@ def test_what_is_refused_before_anybody_is_asked(place: Place, server: ChatServe
     (place.folder / "prompt.txt").write_text("Who is better? {answer_a} {answer_b} [[A]] [[B]] [[C]]")
     for judge, problem in (
         (f"{{{at(server)}, prompt: {place.folder / 'prompt.txt'}}}", "has the place {conversation} 0 times"),
-        (f"{{{at(server)}, prompt: nowhere.txt}}", "stage.judge.prompt=nowhere.txt: cannot be read"),
+        (f"{{{at(server)}, prompt: nowhere.txt}}", "stage.judge.prompt=nowhere.txt: there is no such file"),
         ("nobody", "stage.judge=nobody: is no judge"),
         ("{url: localhost, model: x}", "stage.judge.url=localhost"),
         ("{url: 'http://h/v1'}", "stage.judge.model"),
