@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +65,12 @@ def machine() -> dict[str, Any]:
         "instructions": instructions(), "onednn_max_cpu_isa": onednn_limit(),
         "threads": os.environ.get(THREADS, ""), "system": platform.platform(),
     }  # fmt: skip
+
+
+def describe_processor(hardware: Mapping[str, Any]) -> str:
+    """Return the processor's model and the newest instruction set that kernels may use, of a manifest's `hardware`."""
+    newest = hardware["onednn_max_cpu_isa"] or (hardware["instructions"].split() or [hardware["machine"]])[-1]
+    return f"{hardware['processor'] or 'unknown processor'}, {newest}"
 
 
 @cache

@@ -31,6 +31,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from corpus import NEGATIVE, TWIN, shingles, similarity, write
 
+from align.run import environment
+
 HERE = Path(__file__).resolve().parent
 THRESHOLD = 0.7
 BYTES = {
@@ -114,9 +116,8 @@ def alike_by_chance(texts: list[str], rows: set[int]) -> Iterator[tuple[int, int
 
 
 def machine(given: argparse.Namespace) -> dict[str, Any]:
-    text = Path("/proc/cpuinfo").read_text()
-    cpu = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "threads": 1, "rounds": given.rounds,
+    return {"system": platform.platform(), "cpu": environment.describe_processor(environment.machine()),
+            "cores": os.cpu_count(), "threads": 1, "rounds": given.rounds,
             "documents": given.documents, "load": [round(os.getloadavg()[0], 1)],
             "versions": [f"{name}=={version(name)}" for name in ("numpy", "pyarrow")]}  # fmt: skip
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from work import Work, result_of
 
 from align.models.smollm2 import converted
+from align.run import environment
 
 HERE = Path(__file__).resolve().parent
 PEER, MODELS = HERE / ".peer", HERE / ".models"
@@ -129,7 +130,8 @@ def main() -> None:
     own = [f"{name}=={version(name)}" for name in OURS]
     apart = any(row.scripts[0] == "peer.py" for row in chosen.values())
     machine = {
-        "system": platform.platform(), "cpu": cpu(), "rounds": given.rounds,
+        "system": platform.platform(), "cpu": environment.describe_processor(environment.machine()),
+        "rounds": given.rounds,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "peer": list(PEER_NEEDS) if apart else own, "ours": own,
     }  # fmt: skip
@@ -177,16 +179,6 @@ def markdown(found: dict[str, Any]) -> str:
         seconds = f" {row['ratio']['processor']:.2f} |" if processor else ""
         lines.append(f"| {name} | {backbone} | {' | '.join(sides)} | {speed} | {memory} | {share} |{seconds}")
     return "\n".join(lines) + "\n"
-
-
-def cpu() -> str:
-    """The processor's name, and whether it multiplies bf16 by itself."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return f"{name}{', AVX512-BF16' if 'avx512_bf16' in text else ''}"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from align.ops.linear import bf16
 from align.planning.memory import footprint
 from align.planning.shapes import shape_of
 from align.planning.workload import Workload
-from align.run import Base
+from align.run import Base, environment
 from align.stages.measuring import measured
 from align.trainers.common import Training
 
@@ -96,11 +96,6 @@ def row(base: Base, work: Workload, device: torch.device) -> dict[str, object]:
     }  # fmt: skip
 
 
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -113,10 +108,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     machine = {
-        "system": platform.platform(), "cpu": cpu(), "cores": os.cpu_count(), "threads": given.threads,
+        "system": platform.platform(),
+        "cpu": environment.describe_processor(environment.machine()),
+        "cores": os.cpu_count(),
+        "threads": given.threads,
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "versions": [f"{name}=={version(name)}" for name in PACKAGES],
-    }  # fmt: skip
+    }
     kept = json.loads(given.save.read_text(encoding="utf-8")) if given.only and given.save.is_file() else {}
     found: dict[str, object] = kept.get("rows", {}) if kept.get("machine") == machine else {}
     print("| model | case | predicted | measured | off by |\n|---|---|---|---|---|")

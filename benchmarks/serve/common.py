@@ -22,7 +22,7 @@ from align.models.base import find_base
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.load import load_base, skeleton
 from align.rollout.continuous import ContinuousBatch
-from align.run import Base
+from align.run import Base, environment
 
 PPO = Path(__file__).resolve().parents[1] / "ppo"
 sys.path.append(str(PPO))  # for its `work`
@@ -102,9 +102,13 @@ class Record:
         torch.set_num_threads(given.threads)
         self.path: Path = given.save
         machine = {
-            "system": platform.platform(), "cpu": cpu(), "cores": os.cpu_count(), "threads": given.threads,
-            "rounds": given.rounds, "versions": [f"{name}=={version(name)}" for name in PACKAGES] + list(more),
-        }  # fmt: skip
+            "system": platform.platform(),
+            "cpu": environment.describe_processor(environment.machine()),
+            "cores": os.cpu_count(),
+            "threads": given.threads,
+            "rounds": given.rounds,
+            "versions": [f"{name}=={version(name)}" for name in PACKAGES] + list(more),
+        }
         self.found: dict[str, Any] = {"machine": machine, "load": {}, "rows": {}}
         self._load = load()
 
@@ -130,14 +134,3 @@ def quantile(of: Sequence[float], share: float) -> float:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
-
-
-def cpu() -> str:
-    """The processor's name, and how it multiplies bf16."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    can = [label for flag, label in (("avx512_bf16", "AVX512-BF16"), ("amx_bf16", "AMX")) if flag in text]
-    return ", ".join([name, *can])

@@ -14,6 +14,7 @@ from typing import Any
 
 from align.report import in_words
 from align.run import Manifest, read_manifest
+from align.run.environment import describe_processor
 
 STAGES = ("full", "ppo", "eval")
 
@@ -36,6 +37,7 @@ def figures(root: Path) -> dict[str, Any]:
     keys = ("value", "low", "high")
     return {
         "seed": runs["ppo"][1].seed,
+        "processor": describe_processor(runs["ppo"][1].hardware),
         "sums": task["items"],
         "taught": {key: task["systems"]["taught"]["score"][key] for key in keys},
         "practised": {key: task["systems"]["practised"]["score"][key] for key in keys},
@@ -53,13 +55,14 @@ def seconds(run: Manifest) -> float:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One row a seed."""
+    """Return a Markdown table with one row a seed and processor."""
     lines = [
-        "| seed | sums | taught by examples | after GRPO | difference | KL, nats an answer | minutes |",
-        "|" + "---|" * 7,
+        "| processor | seed | sums | taught by examples | after GRPO | difference | KL, nats an answer | minutes |",
+        "|" + "---|" * 8,
     ]
     for row in rows:
         cells = (
+            row["processor"],
             row["seed"],
             row["sums"],
             *(in_words(row[name], ".2f") for name in ("taught", "practised", "difference")),
@@ -71,11 +74,15 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", type=Path, nargs="+")
-    parser.add_argument("--save", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--save", type=Path, help="put the figures into the list in this JSON file")
     given = parser.parse_args()
-    rows = sorted(map(figures, given.roots), key=lambda row: row["seed"])
+    rows = sorted(map(figures, given.roots), key=lambda row: (row["processor"], row["seed"]))
     print(markdown(rows), end="")
     if given.save:
+        measured = {(row["processor"], row["seed"]) for row in rows}
+        saved = json.loads(given.save.read_text(encoding="utf-8")) if given.save.is_file() else []
+        rows += [row for row in saved if (row["processor"], row["seed"]) not in measured]
+        rows.sort(key=lambda row: (row["processor"], row["seed"]))
         given.save.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
