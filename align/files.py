@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
@@ -30,6 +31,25 @@ MAX_PART = 255
 CHUNK = 2**20
 READ_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors")
 """Endings of the files that transformers and PEFT open in a folder that they are given."""
+LOADED_WHOLE = (
+    "*config.json",
+    "*.index.json",
+    "*.jinja",
+    "*.model",
+    "*vocab*",
+    "added_tokens.json",
+    "byte_maps.json",
+    "chat_template*",
+    "dict.txt",
+    "emoji.json",
+    "merges.txt",
+    "normalizer.json",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "word_pronunciation.json",
+    "word_shape.json",
+)
+"""Names of those that they read whole. The rest are the tokenizer files that some class in transformers asks for."""
 CHECK_PATH = "Check the path, and that you may read it."
 KINDS = (
     (stat.S_ISDIR, "is a folder, not a file"),
@@ -211,7 +231,7 @@ def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
     """Raise InputError unless each file in a folder that a library may open there can be read.
 
     A library finds files by rules of its own, waits at a pipe without an end, and passes over a link to nowhere.
-    Weights may have any size, the files that are read whole may not.
+    The size limit applies to the names in `LOADED_WHOLE`: weights, and rows that lie beside them, may have any size.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(READ_SUFFIXES))
@@ -220,7 +240,7 @@ def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
     for name in names:
         path = folder / name
         check_readable(path, field, remedy)
-        if not name.endswith(".safetensors"):
+        if any(fnmatchcase(name, pattern) for pattern in LOADED_WHOLE):
             refuse_large(path, os.stat(path).st_size, field)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from importlib.resources import files as files_of_package
 from pathlib import Path
 
 import pytest
@@ -53,7 +56,7 @@ SMALL: dict[str, tuple[str, Read]] = {
     "bytes": ("file", lambda path: files.read_bytes(path, "field")),
     "text": ("file", lambda path: files.read_text(path, "field")),
     "json": ("file.json", lambda path: json_object(path, "field", "Mend it.")),
-    "folder": ("some.json", lambda path: files.check_folder(path.parent, "field")),
+    "folder": ("tokenizer.json", lambda path: files.check_folder(path.parent, "field")),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent)),
     "gate": ("gate.yaml", lambda path: read_gates([path.parent])),
     "private key": ("key.pem", lambda path: private_key(str(path), "export.sign")),
@@ -153,6 +156,24 @@ def test_a_file_that_is_too_large_to_be_read_whole(reader: str, tmp_path: Path, 
     make_large(tmp_path / name)
     with pytest.raises(CorruptFile, match=r"is read up to 1 MiB.*run\.max_file_mb"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "trainer_state.json", "notes.txt", "model-00001-of-00001.safetensors"])
+def test_the_limit_spares_files_that_no_loader_reads_whole(name: str, tmp_path: Path, small_limit: None) -> None:
+    make_large(tmp_path / name)
+    files.check_folder(tmp_path, "field")
+    make_large(tmp_path / "config.json")
+    with pytest.raises(CorruptFile, match=r"config\.json.*has 1\.0 MiB"):
+        files.check_folder(tmp_path, "field")
+
+
+def test_the_limit_covers_every_tokenizer_file_of_transformers() -> None:
+    source = Path(str(files_of_package("transformers")))
+    texts = (path.read_text(encoding="utf-8") for path in source.glob("**/tokenization_*.py"))
+    names = {name for text in texts for name in re.findall(r'_file": "([^"]+)"', text)}
+    assert {"vocab.json", "spiece.model", "bpe.codes"} <= names
+    loaded = {name for name in names if name.endswith(files.READ_SUFFIXES)}
+    assert {name for name in loaded if not any(fnmatchcase(name, pattern) for pattern in files.LOADED_WHOLE)} == set()
 
 
 def test_a_file_that_states_no_size_is_read_no_further_than_the_limit(tmp_path: Path, small_limit: None) -> None:
