@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from types import MappingProxyType
 
@@ -42,6 +43,21 @@ def upgrade_command() -> str:
     return f"pip install -U {DISTRIBUTION}"
 
 
+def reinstall_command() -> str | None:
+    """Return the shell command that writes our files into the environment again, from where they came.
+
+    Returns None for an editable installation, whose files lie in the checkout.
+    """
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return None
+    if origin.get("dir_info", {}).get("editable"):
+        return None
+    source = f"'{DISTRIBUTION} @ {origin['url']}'" if "url" in origin else DISTRIBUTION
+    return f"pip install --force-reinstall --no-deps {source}"
+
+
 def missing_modules(extra: str, modules: Sequence[str] | None = None) -> list[str]:
     """Return which modules of an extra this environment lacks, of all or of some. Nothing is imported."""
     return [module for module in modules or EXTRA_MODULES[extra] if find_spec(module) is None]
@@ -68,14 +84,20 @@ def require_extra(extra: str, field: str, value: str, modules: Sequence[str] | N
 def describe_foreign_distribution() -> str | None:
     """Return a warning if the other distribution called `align` is installed in this environment, else None.
 
-    Both write to the folder `align/` of site-packages, so the remedy puts our files back after the uninstallation.
+    A wheel of ours writes to the folder `align/` of site-packages as theirs does, so the remedy puts our files back
+    after the uninstallation. Beside an editable installation theirs may be imported in the place of ours.
     """
     try:
         foreign_version = version(FOREIGN_DISTRIBUTION)
     except PackageNotFoundError:
         return None
+    foreign = f"'{FOREIGN_DISTRIBUTION}' {foreign_version}"
+    fact = f"the distribution {foreign} of other authors is installed beside {DISTRIBUTION}"
+    uninstall = f"pip uninstall -y {FOREIGN_DISTRIBUTION}"
+    reinstall = reinstall_command()
+    if reinstall is None:
+        return f"{fact}. Outside of this checkout it may be imported in the place of ours. Run: {uninstall}"
     return (
-        f"the distribution '{FOREIGN_DISTRIBUTION}' {foreign_version} of other authors is installed beside "
-        f"{DISTRIBUTION}. Both write to one folder, so uninstalling it removes files of ours too. Run: "
-        f"pip uninstall -y {FOREIGN_DISTRIBUTION} && pip install --force-reinstall --no-deps {DISTRIBUTION}"
+        f"{fact}. Both write to one folder, so uninstalling it removes files of ours too. Run: "
+        f"{uninstall} && {reinstall}"
     )

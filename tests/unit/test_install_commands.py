@@ -169,10 +169,12 @@ def test_extras_that_are_checked_are_declared():
     assert set(EXTRA_MODULES) <= EXTRAS
 
 
-def write_distribution(folder: Path, name: str, version: str) -> None:
-    metadata = folder / f"{name}-{version}.dist-info"
+def write_distribution(folder: Path, name: str, version: str, direct_url: str = "") -> None:
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if direct_url:
+        (metadata / "direct_url.json").write_text(direct_url)
 
 
 @pytest.mark.parametrize("beside", ["align", None])
@@ -187,6 +189,27 @@ def test_a_distribution_of_others_with_our_import_name_is_warned_of(beside: str 
         return
     (line,) = lines
     assert line.startswith("align: warning: the distribution 'align' 0.1.1 of other authors is installed")
-    # Uninstalling it removes files that both have, so ours are written again.
-    assert line.index("pip uninstall -y align ") < line.index(f"--no-deps {DISTRIBUTION}")
-    assert "--force-reinstall" in line
+    assert line.endswith("Run: pip uninstall -y align")  # our files lie in the checkout
+
+
+@pytest.mark.parametrize(
+    ("direct_url", "reinstall"),
+    [
+        ("", DISTRIBUTION),
+        ('{"url": "file:///tmp/a.whl", "archive_info": {}}', f"'{DISTRIBUTION} @ file:///tmp/a.whl'"),
+        ('{"url": "file:///tmp/checkout", "dir_info": {}}', f"'{DISTRIBUTION} @ file:///tmp/checkout'"),
+        ('{"url": "file:///tmp/checkout", "dir_info": {"editable": true}}', None),
+    ],
+    ids=["index", "wheel", "folder", "editable"],
+)
+def test_the_remedy_fits_how_ours_was_installed(
+    direct_url: str, reinstall: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_distribution(tmp_path, "align", "0.1.1")
+    write_distribution(tmp_path, DISTRIBUTION, "0.1.0", direct_url)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = distribution.describe_foreign_distribution()
+    assert text is not None
+    commands = text.partition("Run: ")[2].split(" && ")
+    expected = [f"pip install --force-reinstall --no-deps {reinstall}"] if reinstall else []
+    assert commands == ["pip uninstall -y align", *expected]  # it removes files that both have, so ours come again
