@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from align import ranks
 from align.files import read_bytes
+from align.outputs import replace_file
 
 PLAIN_EVERY_S = 10.0
 STEPS = "steps.jsonl"
@@ -85,9 +86,7 @@ class Tracker:
         optional = [path for path in (self.samples_path, self.steps_path) if path.exists()]
         for path in (self.metrics_path, self.timing_path, *optional):
             kept = [row for row in read_rows(path) if row["step"] < keep_below]
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
-            temporary.replace(path)  # a crash here must not take the rows of the steps before the checkpoint along
+            replace_file(path, "".join(map(line_of, kept)).encode(), sync=False)
         self._mirror, self._shown = mirror, dict[str, Table]()
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:

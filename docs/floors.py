@@ -23,6 +23,7 @@ FLOORS = {
         "align.distribution",
         "align.errors",
         "align.files",
+        "align.outputs",
         "align.config",
         "align.redaction",
         "align.key_shapes",

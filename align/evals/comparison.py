@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen
 from align.files import has_file, open_text
 from align.ops.intervals import mean, proportion
+from align.outputs import atomic_file
 from align.types import Message
 
 
@@ -212,15 +212,11 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
 
     Floats keep every digit (`repr`), which is what makes the recomputed figures exact.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # Lone surrogates, which a broken tokenizer can emit, must survive the round trip.
-        with part.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
-            for sample in samples:
-                lines.write(json.dumps(sample.as_dict(), ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        for sample in samples:
+            line = json.dumps(sample.as_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+            # Lone surrogates, which a broken tokenizer can emit, must survive the round trip.
+            file.write(line.encode("utf-8", "surrogatepass"))
     return path
 
 

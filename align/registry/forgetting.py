@@ -23,6 +23,7 @@ from typing import Any
 from align.annotate.store import Store
 from align.annotate.store.about import erase
 from align.errors import AlignError, InputError, RunBusy
+from align.outputs import refuse_foreign_database, replace_file
 from align.redaction import redacted
 from align.registry.downstream import Made, Words, downstream
 from align.registry.forgotten_texts import Shown, Texts, shown_in, without
@@ -35,9 +36,11 @@ from align.report.live import finished_page
 from align.report.seen import Seen
 from align.report.words import counted
 from align.rollout.kept import FILE as ANSWERS
+from align.rollout.kept import REMEDY as MOVE_ANSWERS
+from align.rollout.kept import TABLES as ANSWER_TABLES
 from align.run.artifacts import REPLACED
 from align.run.digests import file_digest
-from align.run.files import json_object, write_bytes, write_json
+from align.run.files import json_object, write_json
 from align.run.folder import locked
 from align.run.manifest import FILE as MANIFEST
 from align.run.manifest import read_manifest
@@ -145,6 +148,7 @@ def apply(root: Path, wanted: Selector, url: str, plan: Plan, who: str) -> Itera
     for run, files in by_run(receipt).items():
         yield from cleared(root, run, files, plan, receipt)
     if (root / ANSWERS).is_file():
+        refuse_foreign_database(root / ANSWERS, "run.root", ANSWER_TABLES, MOVE_ANSWERS)
         (root / ANSWERS).unlink()
         yield f"{ANSWERS}: removed; evaluations make their answers again"
     marked(root, receipt)
@@ -259,7 +263,7 @@ def changed(folder: Path, file: str, texts: Texts, words: Words) -> str:
         path.unlink()
         return REMOVED
     mode = path.stat().st_mode
-    write_bytes(path, rest)
+    replace_file(path, rest)
     path.chmod(mode)
     return REWRITTEN
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from align.config.stages import WITH_RUNS
 from align.errors import RunBusy
+from align.files import open_regular
+from align.outputs import refuse_foreign_log
 from align.registry.folders import locked_inodes
 from align.registry.index import Index
 from align.registry.record import Record, publication
@@ -27,9 +29,11 @@ from align.run.alias_log import AliasLog
 from align.run.artifacts import REPLACED
 from align.run.files import write_json
 from align.run.folder import locked
+from align.run.weights import ABOUT
 
 LOG = "removed.jsonl"
 """Beside the runs: what was taken away, a line each time."""
+OTHER_LOG = f"Move {LOG} away: what is removed is noted there."
 BY = "stage=registry stage.action=gc"
 TRAINS = ("sft", "full", "dpo", "kto", "ppo", "reward")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -131,9 +135,9 @@ def checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterato
 
 
 def bases(root: Path, now: float) -> Iterator[Piece]:
-    """What lies in `bases/`, and no export links to."""
+    """Yield the folders of bases in `bases/` that no export links to. A folder without `base.json` is not align's."""
     linked = {Path(os.path.realpath(link)) for link in links(root / "export")}
-    for path in sorted((root / "bases").glob("[!.]*")):
+    for path in sorted(about.parent for about in (root / "bases").glob(f"[!.]*/{ABOUT}")):
         real = Path(os.path.realpath(path))
         shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
         needed = shared or any(target == real or real in target.parents for target in linked)
@@ -235,13 +239,14 @@ def held(root: Path, piece: Piece) -> Iterator[None]:
 
 def noted(root: Path, piece: Piece, who: str) -> None:
     """One line of the log: what goes, with the name and the size of each file."""
+    refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
     files = {one.relative_to(root).as_posix(): one.stat().st_size for one in files_in(path)}
     if piece.kind == "artifacts":
         files = {name: size for name, size in files.items() if name.endswith(WEIGHTS)}
     line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "who": who, "kind": piece.kind, "path": piece.path,
             "run": piece.run, "why": piece.why, "files": files}  # fmt: skip
-    with (root / LOG).open("a", encoding="utf-8") as file:
+    with open(root / LOG, "a", encoding="utf-8", opener=open_regular) as file:
         file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,7 +1,8 @@
 """An index of the run folders: one SQLite file beside them, brought up to date whenever it is asked.
 
-It holds nothing that the folders do not say. One that is damaged or of another version is made again, and where none
-can be written, as on a disk that is read only, it lives in memory for the one question.
+It holds nothing that the folders do not say. One of another version is made again. One that is damaged, or that another
+program made, is renamed first, for nobody can tell whose it is. Where none can be written, as on a disk that is read
+only, it lives in memory for the one question.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from align.errors import CorruptFile, InputError, half_character, require
+from align.files import has_file
+from align.outputs import move_aside
 from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.intact import Hashed
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, noted_in, record_of, unreadable
@@ -115,6 +118,7 @@ class Index:
 
     def __init__(self, root: Path, rebuild: bool = False) -> None:
         self.root = root
+        has_file(root / INDEX, "run.root", f"Move {INDEX} away: it is made again.")
         attempts: list[tuple[Path | None, bool]] = [(None, True), (None, False)]
         if (root / INDEX).exists() or any(folders(root)):  # nothing is left in a folder that is no folder of runs
             attempts.insert(0, (root / INDEX, False))
@@ -126,7 +130,7 @@ class Index:
             except DAMAGED as error:
                 if not attempts:
                     raise
-                if self.path and not name_of(error).startswith(UNWRITTEN) and removed(self.path):
+                if self.path and not name_of(error).startswith(UNWRITTEN) and is_moved_aside(self.path):
                     attempts.insert(0, (self.path, False))
 
     def __enter__(self) -> Index:
@@ -157,7 +161,10 @@ class Index:
     def _renewed(self, rebuild: bool) -> int:
         self.db.execute("begin immediate")  # of two processes the second one waits, and finds nothing left to do
         if rebuild or self.db.execute("pragma user_version").fetchone() != (version(),):
-            for kind, name in self.db.execute("select type, name from sqlite_master where sql is not null").fetchall():
+            objects = self.db.execute("select type, name from sqlite_master where sql is not null").fetchall()
+            if objects and not {("table", "runs"), ("table", "hashed")} <= set(objects):
+                raise Damaged("another program made the tables")
+            for kind, name in objects:
                 if kind == "table" and name != "hashed":  # which costs more than a look at the manifests
                     self.db.execute(f'drop table "{name}"')
             for statement in filter(str.strip, TABLES.split(";")):
@@ -449,9 +456,9 @@ def read_only(path: Path) -> str:
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 
-def removed(path: Path) -> bool:
-    """Whether a damaged index could be taken away."""
+def is_moved_aside(path: Path) -> bool:
+    """Free the name of a file that is no index, and return whether that could be done."""
     with suppress(OSError):
-        path.unlink()
+        move_aside(path)
         return True
     return False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 
 from align.errors import CorruptFile, MissingArtifact
+from align.outputs import refuse_foreign_file
 from align.run.files import json_object, write_json
 
 FOLDER = "compare"
@@ -20,7 +22,18 @@ def note_sweep(root: Path, name: str, runs: list[str]) -> None:
     Args:
         runs: each as `stage:name`.
     """
-    write_json(root / FOLDER / f"{name}.json", {"schema_version": SCHEMA, "runs": runs})
+    path = root / FOLDER / f"{name}.json"
+    refuse_foreign_file(path, "run.root", is_note)
+    write_json(path, {"schema_version": SCHEMA, "runs": runs})
+
+
+def is_note(data: bytes) -> bool:
+    """Return whether the bytes are those of a note as `note_sweep` writes it."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() == {"schema_version", "runs"}
 
 
 def runs_of(root: Path, given: str) -> list[str]:

@@ -11,9 +11,7 @@ anything remote, so an answer that contains `<script>` is shown and never run.
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.distribution import install_command, missing_modules
 from align.errors import InputError, StorageError
-from align.files import has_file, read_bytes
+from align.outputs import refuse_foreign_file, replace_file
 from align.report.style import BLOCKS, COLOURS, FRAME
 from align.report.words import counted, format_figure
 from align.track import turn_text
@@ -82,7 +80,6 @@ Block = str
 """HTML of one block, every text in it escaped."""
 
 
-OTHER_FILE = "Name another file, or remove this one."
 SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
 
 
@@ -91,15 +88,9 @@ def add_seal(page: bytes) -> bytes:
     return page + SEAL.format(sha256(page).hexdigest()).encode()
 
 
-def refuse_foreign(path: Path, field: str) -> None:
-    """Raise InputError if a file is there that is not a page as `add_seal` made it."""
-    if not has_file(path, field, OTHER_FILE):
-        return
-    data = read_bytes(path, field, OTHER_FILE)
-    page = data[: data.rfind(b"<!-- written by align")]
-    if data != add_seal(page):
-        problem = "there is a file that align did not write, or that was edited since"
-        raise InputError(field, str(path), problem, OTHER_FILE)
+def is_sealed(data: bytes) -> bool:
+    """Return whether the bytes are those of a page as `add_seal` made it."""
+    return data == add_seal(data[: data.rfind(b"<!-- written by align")])
 
 
 class Report:
@@ -244,20 +235,15 @@ class Report:
             InputError: there is a file that align did not write, or that was edited since.
             StorageError: the folder is missing or cannot be written, or the disk is full.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # Lone surrogates, which a broken tokenizer can emit, have no UTF-8 form: they become references.
+        page = self.html().encode("utf-8", "xmlcharrefreplace")
         try:
-            # Lone surrogates, which a broken tokenizer can emit, have no UTF-8 form: they become references.
-            page = self.html().encode("utf-8", "xmlcharrefreplace")
-            part.write_bytes(add_seal(page) if field else page)
             if field:
-                refuse_foreign(path, field)
-            os.replace(part, path)
+                refuse_foreign_file(path, field, is_sealed)
+            replace_file(path, add_seal(page) if field else page, sync=False)
         except InputError:
-            part.unlink()
             raise
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             raise StorageError(
                 "report", str(path), f"cannot be written ({error.strerror})", "Free space or choose another run.root."
             ) from error

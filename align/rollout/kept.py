@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.errors import CorruptFile, StorageError
+from align.outputs import refuse_foreign_database
 from align.run import json_digest
 from align.run.atomic import unwritable
 
 FILE = "answers.db"
 MADE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
+TABLES = ("answers", "likelihoods")
+"""Of which each store has one or both."""
 AT_ONCE = 500
 """Ids that are looked up by one statement."""
 BUSY_S = 60.0
@@ -158,6 +161,7 @@ class AnswerStore:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
+            refuse_foreign_database(self.path, "answers", TABLES, REMEDY)
             with unwritable(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
                 db.execute(MADE.format(table=self.table))
                 yield db

@@ -19,13 +19,15 @@ from typing import Any
 
 from align.chain import GENESIS, Head, advance, canonical, link_hash
 from align.errors import CorruptFile, InputError, RunConflict, half_character
-from align.files import has_file, open_binary, open_regular, problem_of
+from align.files import check_readable, has_file, open_binary, open_regular, problem_of
 from align.run.held_manifests import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"
 SIGN = "@"
 """What a reference to an alias begins with."""
 SCHEMA = 1
+LINE_START = b'{"alias":'
+"""How every line begins: its keys are in order."""
 REMEDY = f"Restore {FILE} from a copy of the folder of runs."
 
 
@@ -148,6 +150,9 @@ def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
     head, changes, used = Head(0, GENESIS), list[Change](), 0
     lines = text.split(b"\n")
     rest = lines.pop()
+    if not (rest.startswith(LINE_START) or LINE_START.startswith(rest)):
+        # `append` cuts off what a killed process left; this is none of its lines.
+        raise CorruptFile(f"{path}, line {len(lines) + 1}", shown(rest), "is no change of an alias", REMEDY)
     for number, line in enumerate([*lines, rest] if whole(rest) else lines, 1):
         field = f"{path}, line {number}"
         change = change_in(line, field)
@@ -231,6 +236,8 @@ def append(
         OSError: the log cannot be written.
     """
     path = root / FILE
+    if has_file(path, "aliases", REMEDY):
+        check_readable(path, "aliases", REMEDY)
     with open(path, "ab+", opener=open_regular) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

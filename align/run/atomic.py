@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import glob
 import os
 import shutil
@@ -12,6 +14,11 @@ from socket import gethostname
 from uuid import uuid4
 
 from align.errors import InputError, StorageError
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+WITHOUT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+"""What systems and file systems say that cannot exchange two names, such as macOS and NFS."""
 
 
 @contextmanager
@@ -27,8 +34,9 @@ def publish(target: Path, replace: str = "") -> Iterator[Path]:
         InputError: `target` is a file, or holds files and is not one of those that may be replaced.
         StorageError: the folder cannot be written.
     """
-    if target.exists() and not target.is_dir():
-        raise InputError("target", target.name, "is a file", "Choose a folder that does not exist yet.")
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        problem = "is a link" if target.is_symlink() else "is a file"
+        raise InputError("target", target.name, problem, "Choose a folder that does not exist yet.")
     own = replace and (target / replace).is_file()
     if target.is_dir() and any(target.iterdir()) and not own:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
@@ -61,15 +69,35 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 
 def moved(part: Path, target: Path) -> None:
-    """Gives a finished folder its name, in the place of what had it."""
+    """Give a finished folder its name, in the place of what had it."""
     _sync(part)
-    if target.is_dir() and any(target.iterdir()):
-        old = part.with_suffix(".old")
+    if not (target.is_dir() and any(target.iterdir())):
+        os.replace(part, target)  # POSIX renames over an empty folder
+        return
+    old = part.with_suffix(".old")
+    try:
+        exchange(part, target)
+        os.replace(part, old)
+    except OSError as error:
+        if error.errno not in WITHOUT_EXCHANGE:
+            raise
         os.replace(target, old)
         os.replace(part, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(part, target)  # POSIX renames over an empty folder
+    shutil.rmtree(old)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names at once, so that a process that is killed leaves neither of them free.
+
+    Raises:
+        OSError: the file system or the system cannot do that (`WITHOUT_EXCHANGE`), or the names cannot be changed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(other))
 
 
 @contextmanager

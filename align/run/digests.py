@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from align.errors import CorruptFile
 from align.files import READ_SUFFIXES, has_file, open_binary, read_text
+from align.outputs import replace_file
 
 LARGE = 8 * 2**20
 """Bytes; smaller files are read each time, which takes milliseconds."""
@@ -143,9 +144,8 @@ def recall_digest(path: Path, state: FileState) -> str:
     if state_of(path) == state and state.is_settled(began):
         with suppress(OSError):  # a read-only home costs time, and nothing else
             entry.parent.mkdir(parents=True, exist_ok=True)
-            part = entry.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({"path": str(path.resolve()), "state": state, "sha256": digest}), "utf-8")
-            part.replace(entry)
+            value = {"path": str(path.resolve()), "state": state, "sha256": digest}
+            replace_file(entry, json.dumps(value).encode(), sync=False)
     return digest
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from align.errors import CorruptFile, MissingArtifact, StorageError
 from align.files import NotRegularFile, has_file, problem_of, read_text, shorten
+from align.outputs import replace_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -61,22 +61,17 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, so that a reader or a crash sees the old file or the new one, never half."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return the text that `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically and durably."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """The same of any file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, text.encode("utf-8"))
 
 
 def out_of_memory(error: BaseException) -> bool:

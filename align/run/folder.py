@@ -276,9 +276,11 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def failed_without_output(folder: Path, manifest: Manifest) -> bool:
-    """Whether a run failed before it made anything: on bad input, say. Its name is free for another one."""
-    made = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    return manifest.status == "failed" and all(path.name in OF_A_START for path in made)
+    """Return whether a run failed before it wrote any output, so that its folder may be removed. A link, a pipe and
+    the like are not the run's, whatever their size."""
+    entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    outputs = (path for path in entries if path.is_symlink() or not path.is_file() or path.stat().st_size)
+    return manifest.status == "failed" and all(path.name in OF_A_START for path in outputs)
 
 
 def locked(folder: Path) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 from align.aliases import NAME
 from align.errors import AlignError, CorruptFile, InputError, StorageError, require
 from align.files import has_file
+from align.outputs import replace_file
 from align.run import json_object
 from align.serve.events import log
 from align.serve.identity import Allowed
@@ -258,27 +259,19 @@ def writing(path: Path) -> Iterator[dict[str, Account]]:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            accounts = read_accounts(path) if path.exists() else {}
+            accounts = read_accounts(path) if has_file(path, "stage.keys", REMEDY) else {}
             yield accounts
             tenants = {name: as_json(account) for name, account in sorted(accounts.items())}
-            write_private(path, json.dumps({"schema_version": SCHEMA_VERSION, "tenants": tenants}, indent=2) + "\n")
+            text = json.dumps({"schema_version": SCHEMA_VERSION, "tenants": tenants}, indent=2) + "\n"
+            replace_file(path, text.encode(), mode=0o600)
             os.fsync(folder)
         finally:
             os.close(folder)
+    except InputError:
+        raise
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise StorageError("stage.keys", str(path), problem, "Make it writable, or choose another file.") from error
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by one that its owner alone may read, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed: the lock says that nobody else writes
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def by_hash(accounts: Mapping[str, Account]) -> Mapping[str, Tenant]:

@@ -32,12 +32,14 @@ from pathlib import Path
 from threading import Lock
 
 from align.errors import AlignError, InputError, StorageError
+from align.outputs import refuse_foreign_database
 from align.serve.tenants import Tenant
 
 PATIENCE_S, OPENING_S = 0.5, 10.0
 """How long a lock of another server is waited for: by requests, which all wait for it; by a server that begins."""
 """How long one server waits for another that writes the same file."""
 LOCK = ".lock"
+MOVE_AWAY = "Move it away, or name another key file: usage is counted beside that."
 TABLES = """
 CREATE TABLE IF NOT EXISTS totals (
     tenant TEXT PRIMARY KEY, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
@@ -108,6 +110,7 @@ class Usage:
         self.path, self.server = path, secrets.token_hex(8)
         self._lock = Lock()
         try:
+            refuse_foreign_database(path, "stage.keys", ("totals", "reservations"), MOVE_AWAY)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # before SQLite makes one that others may read
             self._db = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
             write_ahead(self._db)
@@ -117,6 +120,9 @@ class Usage:
                 self._alive = os.open(self._lock_file(self.server), os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(self._alive, fcntl.LOCK_EX)
                 self._settle_of_the_dead(db)
+        except InputError as error:
+            problem = f"usage cannot be counted there ({error.problem})"
+            raise StorageError("stage.keys", str(path), problem, MOVE_AWAY) from error
         except (OSError, sqlite3.Error, UsageUnwritable) as error:
             problem = f"usage cannot be counted there ({getattr(error, 'strerror', None) or error})"
             raise StorageError("stage.keys", str(path), problem, "Make it writable, or move it away.") from error
@@ -188,7 +194,7 @@ class Usage:
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and is_dead(self._lock_file(server)):
                 settled(db, request)
-        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{LOCK}"):
+        for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 16}{LOCK}"):
             if file != self._lock_file(self.server) and is_dead(file):
                 file.unlink()
 

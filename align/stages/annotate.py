@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from getpass import getuser
@@ -25,6 +26,7 @@ from align.config.root import Config, store_url
 from align.errors import InputError
 from align.files import read_text, user_path
 from align.run import Run, resolve, write_json
+from align.run.atomic import publish
 from align.run.lineage import readers_of
 from align.stages.rows import open_store
 from align.types import Result
@@ -145,7 +147,9 @@ def text_of(path: str) -> str:
 
 def exported(run: Run, config: Config) -> Result:
     with open_store(config, create=False) as store:
-        rows = export(store, config.project, run.artifact, config.data.allow_simulated)
+        shutil.rmtree(run.artifact)  # of an export that was cut off
+        with publish(run.artifact) as folder:
+            rows = export(store, config.project, folder, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
     return Result(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
 

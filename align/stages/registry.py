@@ -23,12 +23,13 @@ from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
 from align.errors import NOT_PASSED, MissingArtifact, require
 from align.files import user_path
+from align.outputs import refuse_foreign_file
 from align.redaction import MASK
 from align.registry.index import Index, asked
 from align.registry.query import found, path_of
 from align.registry.record import Record, number
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
-from align.report.page import refuse_foreign
+from align.report.page import is_sealed
 from align.report.words import counted
 from align.run.alias_log import SIGN, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
@@ -84,7 +85,7 @@ def compared(config: Config) -> Iterable[str]:
     sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
 
     if stage.html:  # before anything is printed
-        refuse_foreign(user_path(stage.html, "stage.html"), "stage.html")
+        refuse_foreign_file(user_path(stage.html, "stage.html"), "stage.html", is_sealed)
 
     def answer(index: Index) -> tuple[list[Record], int]:
         if wanted := stage.runs or (stage.sweep and runs_of(root, stage.sweep)):

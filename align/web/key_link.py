@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import parse_qs
 
-from align.errors import StorageError, require
+from align.errors import InputError, StorageError, require
 from align.files import read_text
+from align.outputs import refuse_foreign_file, replace_file
 from align.web.gate import KEY, Answer, Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
+KEY_TEXT = re.compile(rb"[\w-]{32}")
+"""The file of a key, as `secrets.token_urlsafe(24)` writes it."""
+OTHER_KEY = "Move the file away: a key is made in its place."
 
 
 class KeyAuthenticator(Generic[V]):
@@ -66,19 +70,19 @@ class Anybody:
 
 
 def key_in(path: Path) -> str:
-    """The key of the link: made once, so that a page outlives a restart of its server; for the user's own eyes.
+    """Return the key of the link, which is made once, so that a page outlives a restart of its server.
 
     Raises:
+        InputError: there is a file with something else than a key.
         StorageError: it cannot be read or written.
     """
     try:
-        if not path.is_file() or len(read_text(path, "key")) < 32:  # a crash may have left less
-            unfinished = path.with_name(f"{path.name}.part")
-            unfinished.unlink(missing_ok=True)
-            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_urlsafe(24))
-            os.replace(unfinished, path)
+        refuse_foreign_file(path, "key", lambda data: not data or KEY_TEXT.fullmatch(data) is not None, OTHER_KEY)
+        if not path.is_file() or not path.stat().st_size:
+            replace_file(path, secrets.token_urlsafe(24).encode(), mode=0o600)
         return read_text(path, "key")
+    except InputError:
+        raise
     except OSError as error:
         remedy = "Make its folder writable."
         raise StorageError("key", str(path), f"it cannot be kept ({error.strerror})", remedy) from error

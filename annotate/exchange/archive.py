@@ -16,7 +16,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
-from uuid import uuid4
 
 from sqlalchemy import Connection, Table, insert, select
 
@@ -26,6 +25,7 @@ from align.annotate.store.schema import SCHEMA_VERSION
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.data.formats.rows import checked_rows
 from align.errors import CorruptFile, InputError, StorageError, require
+from align.outputs import atomic_file
 
 FORMAT = "align annotation store"
 AT_ONCE = 500
@@ -46,24 +46,22 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
         InputError: there is such a file already, or it cannot be written.
     """
     taken = datetime.now(UTC).isoformat(timespec="seconds")
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-    require(not os.path.lexists(path), "stage.path", str(path), "there is such a file already", "Name a new one.")
+    exists = InputError("stage.path", str(path), "there is such a file already", "Name a new one.")
+    if os.path.lexists(path):
+        raise exists
     try:
-        private = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # it names people
-        with store.reading() as connection, os.fdopen(private, "wb") as raw:
+        # It names people, hence the rights.
+        with store.reading() as connection, atomic_file(path, mode=0o600, replace=False) as raw:
             about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **asdict(store.verify())}
             with gzip.open(raw, "wt", encoding="utf-8") as file:
                 rows = write(file, about, connection)
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.link(unfinished, path)  # unlike a rename it replaces nothing
+    except InputError:
+        raise
+    except FileExistsError as error:
+        raise exists from error
     except OSError as error:
-        if isinstance(error, InputError):
-            raise
         remedy = "Name a file in a folder that you can write to, on a disk with room."
         raise StorageError("stage.path", str(path), f"it cannot be written ({error.strerror})", remedy) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return about | {"rows": rows}
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from align.annotate.store import Item, Store, Vote
 from align.annotate.store.preference_pairs import pairs_of, training_rankings
+from align.errors import InputError
+from align.outputs import atomic_file
 from align.types import Message, Preference
 
 
@@ -56,8 +58,16 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    with path.open("w", encoding="utf-8") as file:
-        return sum(1 for row in rows if file.write(json.dumps(row, ensure_ascii=False) + "\n"))
+    """Write a new file of rows and return how many they are. Raises InputError if something has its name."""
+    count = 0
+    try:
+        with atomic_file(path, replace=False) as file:
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                count += 1
+    except FileExistsError as error:
+        raise InputError("folder", str(path), "there is such a file already", "Name an empty folder.") from error
+    return count
 
 
 def explicit(pair: Preference) -> dict[str, Any]:

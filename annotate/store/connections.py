@@ -28,6 +28,7 @@ from align.annotate.store.tables import (
     users,
 )
 from align.errors import InputError
+from align.files import open_regular
 
 ERASABLE = (
     prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations, guidelines, keys,
@@ -117,7 +118,8 @@ class Connections:
         if not path or path == ":memory:":
             yield
             return
-        with open(f"{path}.serving", "w") as file:  # the locks of the database's own file are SQLite's
+        # The locks of the database's own file are SQLite's. Nothing is written to this one.
+        with open(f"{path}.serving", "ab", opener=open_regular) as file:
             self._hold(lambda: is_locked(file))
             yield
 

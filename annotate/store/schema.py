@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
@@ -17,11 +18,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from align.annotate.store.tables import metadata, store_meta
 from align.distribution import install_command, upgrade_command
 from align.errors import CorruptFile, InputError, StorageError
+from align.outputs import refuse_foreign_database
 from align.redaction import secret_url, value_of
 
 SCHEMA_VERSION = 4
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
+
+OTHER_STORE = "Name a store that align made, or a file that does not exist yet."
 
 POOL = {"max_overflow": 60, "pool_timeout": 60}
 """More connections than a server has threads, so that each waits for the lock and none for a connection."""
@@ -58,8 +62,13 @@ def _engine(url: str, create: bool) -> Engine:
     parsed = _parse(url)
     masked_url = _masked(parsed)
     on_sqlite = parsed.get_backend_name() == "sqlite"
-    if on_sqlite and parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
-        _prepare_file(Path(parsed.database), masked_url, create)
+    if on_sqlite and parsed.database and parsed.database != ":memory:":
+        plain = not parsed.database.startswith("file:")
+        path = Path(parsed.database if plain else unquote(parsed.database.removeprefix("file:").partition("?")[0]))
+        if not path.is_dir():  # SQLite says of a folder that it cannot open it
+            refuse_foreign_database(path, "store.url", (store_meta.name,), OTHER_STORE, masked_url)
+        if plain:
+            _prepare_file(path, masked_url, create)
     try:
         in_memory = on_sqlite and parsed.database in (None, "", ":memory:")
         engine = create_engine(parsed, hide_parameters=True, **({} if in_memory else POOL))
@@ -85,8 +94,8 @@ def explained(masked_url: str) -> Iterator[None]:
         raise StorageError("store.url", masked_url, f"the database refused ({error.orig})", remedy) from error
     except DatabaseError as error:
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):
-            remedy = "Name a store that align made, or a file that does not exist yet."
-            raise CorruptFile("store.url", masked_url, f"not a SQLite database ({error.orig})", remedy) from error
+            problem = f"not a SQLite database ({error.orig})"
+            raise CorruptFile("store.url", masked_url, problem, OTHER_STORE) from error
         raise
 
 

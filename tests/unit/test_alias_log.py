@@ -155,7 +155,7 @@ def test_a_log_that_would_be_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / FILE)
     with pytest.raises(CorruptFile, match=r"is a pipe \(FIFO\), not a file"):
         read_log(tmp_path)
-    with pytest.raises(OSError, match=r"is a pipe \(FIFO\), not a file"):
+    with pytest.raises(CorruptFile, match=r"is a pipe \(FIFO\), not a file"):
         changed(tmp_path, "production", "ppo:a", replaces=0)
 
 

@@ -13,6 +13,7 @@ import pytest
 from align.errors import CorruptFile, InputError
 from align.export import converters
 from align.export.converters import HF, LORA, convert_model, converters_in, default_folder, main, unpack
+from align.outputs import FOLDER_SEAL
 
 CARRIED = (HF, LORA, "LICENSE", "conversion/base.py", "gguf-py/gguf/__init__.py")
 
@@ -39,9 +40,13 @@ def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cach
         converters_in(None)
     assert main([str(archive(tmp_path / "a.tar.gz"))]) == 0
     assert capsys.readouterr().out == f"{cache}\n"
-    assert {str(path.relative_to(cache)) for path in cache.rglob("*.*") if path.is_file()} | {"LICENSE"} == set(CARRIED)
+    unpacked = {str(path.relative_to(cache)) for path in cache.rglob("*.*") if path.is_file()}
+    assert unpacked | {"LICENSE"} == {*CARRIED, FOLDER_SEAL}
     assert converters_in(None) == cache == default_folder()
-    (cache / "conversion" / "old.py").write_text("")
+    assert main([str(archive(tmp_path / "old.tar.gz", (*CARRIED, "conversion/old.py")))]) == 0
+    assert (cache / "conversion" / "old.py").exists()
+    (cache / "conversion" / "__pycache__").mkdir()
+    (cache / "conversion" / "__pycache__" / "old.pyc").write_text("")
     assert main([str(archive(tmp_path / "b.tar.gz"))]) == 0
     assert not (cache / "conversion" / "old.py").exists()  # another version's
     assert [path.name for path in cache.parent.iterdir()] == ["llama.cpp"]

@@ -109,8 +109,9 @@ def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
     export(store, "p", tmp_path)
     assert {row["item"] for row in rows_in(tmp_path / "votes.jsonl")} == {kept, stand_in}
     assert rows_in(tmp_path / "demonstrations.jsonl") == []
-    export(store, "p", tmp_path, allow_simulated=True)
-    assert len(rows_in(tmp_path / "demonstrations.jsonl")) == 1
+    (tmp_path / "all").mkdir()
+    export(store, "p", tmp_path / "all", allow_simulated=True)
+    assert len(rows_in(tmp_path / "all" / "demonstrations.jsonl")) == 1
 
 
 def test_whoever_settles_an_item_reads_all_that_was_said(store):

@@ -32,6 +32,8 @@ ALLOWED = {
     ("align.errors", "align.redaction"),
     ("align.files", "align.errors"),
     ("align.functions", "align.errors"),
+    ("align.outputs", "align.errors"),
+    ("align.outputs", "align.files"),
     ("align.ranks", "align.errors"),
     ("align.spec", "align.errors"),
 }

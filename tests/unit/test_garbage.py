@@ -135,19 +135,20 @@ def test_leftovers_of_processes_that_have_ended(tmp_path: Path) -> None:
 
 def test_bases_that_no_export_links_to(tmp_path: Path) -> None:
     bases = tmp_path / "bases"
-    for name in ("linked", "orphan", "recent"):
+    for name in ("linked", "orphan", "recent", "shared", "alone", "thesis"):
         (bases / name).mkdir(parents=True)
-        (bases / name / "model.safetensors").write_bytes(b"x" * 100)
-    (bases / "shared.gguf").write_bytes(b"y" * 10)
-    (bases / "alone.gguf").write_bytes(b"z" * 10)
+        (bases / name / "model.safetensors").write_bytes(b"x" * (10 if name == "alone" else 100))
+        if name != "thesis":  # which somebody else put there
+            (bases / name / "base.json").write_text("{}")
+    (bases / "notes.txt").write_text("mine")
     export = run(tmp_path, "export:x", {"artifact": "ppo:a"}) / "artifact"
     (export / "pocket").symlink_to("../../../bases/linked", target_is_directory=True)
-    (export / "shared.gguf").hardlink_to(bases / "shared.gguf")
-    for name in ("linked", "orphan", "shared.gguf", "alone.gguf"):
+    (export / "model.safetensors").hardlink_to(bases / "shared" / "model.safetensors")
+    for name in ("linked", "orphan", "shared", "alone", "thesis", "notes.txt"):
         aged(bases / name)
-    assert paths(tmp_path, "bases") == ["bases/orphan", "bases/alone.gguf"]
+    assert paths(tmp_path, "bases") == ["bases/orphan", "bases/alone"]
     (export / "pocket").unlink()
-    assert paths(tmp_path, "bases") == ["bases/linked", "bases/orphan", "bases/alone.gguf"]
+    assert paths(tmp_path, "bases") == ["bases/linked", "bases/orphan", "bases/alone"]
 
 
 def everything(root: Path) -> dict[str, str]:

@@ -260,8 +260,9 @@ def test_a_strength_is_a_margin_where_every_pair_has_one(store, tmp_path):
     export(store, "p", tmp_path)
     assert [row["margin"] for row in rows_in(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
     rank(store, ids[2], "1>0")
-    export(store, "p", tmp_path)
-    assert not any("margin" in row for row in rows_in(tmp_path / "preferences.jsonl"))
+    (tmp_path / "again").mkdir()
+    export(store, "p", tmp_path / "again")
+    assert not any("margin" in row for row in rows_in(tmp_path / "again" / "preferences.jsonl"))
 
 
 def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_path):

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.errors import CorruptFile, InputError, StorageError
+from align.outputs import replace_file
 from align.redaction import redacted
-from align.serve.keys import Keys, KeysUnreadable, change_tenant, hashed, in_words, read_accounts, write_private
+from align.serve.keys import Keys, KeysUnreadable, change_tenant, hashed, in_words, read_accounts
 from align.serve.tenants import Limits, Tenant
 
 
@@ -134,7 +135,7 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, capl
             with pytest.raises(KeysUnreadable) as caught:
                 keys.who(key)
             assert str(path) not in str(caught.value)
-        write_private(path, text)
+        replace_file(path, text.encode(), mode=0o600)
         assert keys.who(key) is not None
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * 3  # once each, whoever asks
     assert str(path) not in caplog.text

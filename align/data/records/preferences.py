@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from align.data.records.shapes import HELPSTEER, PAIRS, SCORED, is_helpsteer, ne
 from align.data.records.tools import check_calls, tools_of
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
+from align.outputs import replace_file
 from align.types import Message, Preference
 
 Messages = tuple[Message, ...]
@@ -424,11 +424,9 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
     )  # half a surrogate pair becomes the very escape that JSON has for it
     if path.suffix == ".gz":
         blob = gzip.compress(blob, mtime=0)
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(blob)
-        os.replace(partial, path)
+        replace_file(path, blob)
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise StorageError("path", str(path), problem, "Choose a folder with room that you can write to.") from error

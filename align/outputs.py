@@ -1,0 +1,180 @@
+"""Writing files where a user may have put something else: never half, never through a link, and never in the place of
+what align did not make.
+
+`atomic_file`, `replace_file` and `open_log` write. `refuse_foreign_file`, `refuse_foreign_database` and
+`refuse_foreign_folder` come first wherever a setting, the command line or the environment names the path.
+`tests/unit/test_file_writes.py` lists every other call that writes, each with its reason. Floor 0: everything that
+writes a file imports this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager, suppress
+from io import BufferedWriter
+from pathlib import Path
+from socket import gethostname
+from urllib.parse import quote
+from uuid import uuid4
+
+from align.errors import CorruptFile, InputError
+from align.files import check_readable, has_file, open_binary, read_bytes, read_text
+
+OTHER_FILE = "Name another file, or remove this one."
+NOT_OURS = "there is a file that align did not write, or that was edited since"
+SQLITE_HEADER = b"SQLite format 3\0"
+FOLDER_SEAL = ".align.json"
+"""The file of a folder that `seal_folder` has sealed: the sha256 of every other file, by name."""
+
+
+@contextmanager
+def atomic_file(path: Path, mode: int = 0o666, replace: bool = True, sync: bool = True) -> Iterator[BufferedWriter]:
+    """Open a new file that takes its name when the block ends without an error, and is removed otherwise.
+
+    A reader or a crash sees the old file or the new one, never half. A link at the path is replaced and not followed.
+
+    Args:
+        mode: the rights of the file, less the umask.
+        replace: take the place of a file that has the name.
+        sync: have the bytes on disk before the name promises them.
+
+    Raises:
+        FileExistsError: something has the name, and `replace` is False.
+        OSError: the file cannot be written.
+    """
+    # A name as that of a scratch folder: `stage.action=gc` finds those of processes that were killed.
+    temporary = path.with_name(f".{path.name[:40]}.{gethostname()}-{os.getpid()}-{uuid4().hex[:8]}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # unlike a rename it replaces nothing
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o666, sync: bool = True) -> None:
+    """Write a file as `atomic_file` does."""
+    with atomic_file(path, mode, sync=sync) as file:
+        file.write(data)
+
+
+def refuse_foreign_file(path: Path, field: str, is_own: Callable[[bytes], bool], remedy: str = OTHER_FILE) -> None:
+    """Raise InputError unless nothing has a name, or a regular file with contents that align wrote.
+
+    Args:
+        field: the setting that names the path.
+        is_own: returns whether contents are align's.
+    """
+    if has_file(path, field, remedy) and not is_own(read_bytes(path, field, remedy)):
+        raise InputError(field, str(path), NOT_OURS, remedy)
+
+
+def refuse_foreign_log(path: Path, field: str, keys: Collection[str], remedy: str) -> None:
+    """Raise InputError unless nothing has a name, or a file whose first line is a JSON object with some keys.
+
+    A log grows without a bound, so that its first line has to tell whose it is.
+    """
+    if not has_file(path, field, remedy):
+        return
+    check_readable(path, field, remedy)
+    with open_binary(path) as file:
+        line = file.readline(2**20)
+    try:
+        is_own = not line or set(keys) <= json.loads(line).keys()
+    except (ValueError, AttributeError, RecursionError):
+        is_own = False
+    if not is_own:
+        raise InputError(field, str(path), "there is a file that align did not write", remedy)
+
+
+def refuse_foreign_database(
+    path: Path, field: str, tables: Collection[str], remedy: str, displayed: str | None = None
+) -> None:
+    """Raise InputError unless nothing has a name, or an empty file, or a SQLite database with one of align's tables.
+
+    Nothing is changed: SQLite otherwise switches the journal of a database, or writes its log back, as it opens it.
+
+    Args:
+        tables: names of tables. A database of the kind has at least one of them.
+        displayed: what to call the path in a message.
+
+    Raises:
+        CorruptFile: it is no SQLite database.
+    """
+    import sqlite3  # slow to import
+
+    if not has_file(path, field, remedy):
+        return
+    check_readable(path, field, remedy)
+    with open_binary(path) as file:
+        header = file.read(len(SQLITE_HEADER))
+    if not header:
+        return
+    if header != SQLITE_HEADER:
+        raise CorruptFile(field, displayed or str(path), "is not a SQLite database", remedy)
+    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    except sqlite3.Error:
+        return  # damaged, or written at this moment; the code that opens it says so
+    names = {name for (name,) in rows}
+    if names and not names & set(tables):
+        problem = f"the database belongs to another program (it holds the table {min(names)})"
+        raise InputError(field, displayed or str(path), problem, remedy)
+
+
+def seal_folder(folder: Path) -> None:
+    """Note the sha256 of every file in a folder, which tells it from the folders of others."""
+    replace_file(folder / FOLDER_SEAL, json.dumps(digests_of(folder), indent=2, sort_keys=True).encode())
+
+
+def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
+    """Raise InputError unless nothing has a name, or an empty folder, or one that was sealed and not changed since."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(field, str(folder), "is a link or a file, not a folder that align made", remedy)
+    digests = digests_of(folder)
+    seal = folder / FOLDER_SEAL
+    try:
+        is_own = not digests or json.loads(read_text(seal, field, remedy)) == digests
+    except (ValueError, RecursionError, InputError):
+        is_own = False
+    if not is_own:
+        raise InputError(field, str(folder), "holds files that align did not write, or that were edited since", remedy)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file in a folder, by name; what is no file has none. Python's caches are left out."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        is_cache = "__pycache__" in path.relative_to(folder).parts
+        if is_cache or path == folder / FOLDER_SEAL or (path.is_dir() and not path.is_symlink()):
+            continue
+        name = str(path.relative_to(folder))
+        if path.is_symlink() or not path.is_file():
+            digests[name] = ""
+            continue
+        with open_binary(path) as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file so that its name is free, and return its new name, which nothing had."""
+    place = path.with_name(f"{path.name}.{uuid4().hex[:8]}.aside")
+    os.rename(path, place)
+    return place

@@ -1,0 +1,255 @@
+"""Every call that replaces or removes a file: functions outside `align.outputs` that ask none of its guards are listed
+here, each with its reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_file_reads import call_name
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+from floors import MODULES, name_of
+
+METHODS = {
+    "write_text",
+    "write_bytes",
+    "rename",
+    "rmtree",
+    "unlink",
+    "rmdir",
+    "symlink_to",
+    "hardlink_to",
+    "touch",
+    "save_pretrained",
+    "save_file",
+    "write_table",
+    "ParquetWriter",
+    "FileHandler",
+}
+QUALIFIED = {
+    "os.replace",
+    "os.rename",
+    "os.remove",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.move",
+    "shutil.copy",
+    "shutil.copy2",
+    "shutil.copyfile",
+    "shutil.copytree",
+    "sqlite3.connect",
+    "torch.save",
+}
+ATOMIC = {"write_json", "replace_file", "atomic_file", "move_aside"}
+"""They replace whatever has the name."""
+GUARD = re.compile("refuse_foreign_(file|log|database|folder)")
+WRITING = re.compile(r"O_(WRONLY|RDWR|CREAT)|['\"](?:[wa]|r\+)[bt+]*['\"]")
+
+RUN = "a file of a run's own folder: a run takes no folder with files of others, and holds it locked"
+NEW = "in a folder that was just made, and takes its name by align.run.atomic"
+SCRATCH = "in a temporary folder of this process"
+WRITER = "a writer of align.run, whose callers are listed here"
+MOVES = "replaces nothing: align.run.atomic.publish has refused what is not align's"
+PARSED = "refuses a file of others as it reads it, before it writes"
+UNIQUE = "a new file: its name has a random part, a digest or a lock of its own"
+DEVICE = "a device, or a file of the kernel's"
+CACHE = "an entry of align's cache, named by a digest of a path"
+SHOWN = "what align made by its manifest, name or base.json; shown first, and removed where the user asks for that"
+ARTIFACT = "called for files of a run's artifact alone"
+ASIDE = "renames a file that is no index, and changes nothing in it"
+CREATED = "makes the file with O_EXCL's care: nothing is cut, and a database of others has been refused"
+OPENED = "packs into a file that align.outputs has opened, which replaces none"
+APPENDS = "locks the file, and writes nothing to it"
+EXCEPTIONS = {
+    "align.annotate.exchange.archive:backup": OPENED,
+    "align.__main__:entry": DEVICE,
+    "align.__main__:open_standard_streams": DEVICE,
+    "align.annotate.store.connections:alone": APPENDS,
+    "align.annotate.store.schema:_prepare_file": CREATED,
+    "align.data.records.preferences:write_preferences": ARTIFACT,
+    "align.data.sets.ahead:leave": RUN,
+    "align.data.sets.ahead:make_ahead": RUN,
+    "align.data.sets.evidence:write_dropped": RUN,
+    "align.data.sets.evidence:write_duplicates": RUN,
+    "align.data.sets.evidence:write_rows": RUN,
+    "align.data.sets.evidence:write_scores": RUN,
+    "align.data.sets.forget:forget": NEW,
+    "align.data.sets.forget:retire": SHOWN,
+    "align.data.sets.publishing:_flush": NEW,
+    "align.data.sets.publishing:publish": NEW,
+    "align.data.sets.scores:scored": RUN,
+    "align.data.sets.spool:write": RUN,
+    "align.data.sets.templated_leaks:__init__": SCRATCH,
+    "align.data.trained_ids:write_ids": RUN,
+    "align.data.trained_on:write": RUN,
+    "align.evals.comparison:write_samples": ARTIFACT,
+    "align.evals.label_accuracy:write_held_out_answers": RUN,
+    "align.evals.pair_accuracy:write_held_out": RUN,
+    "align.export.adapter:write_adapter": NEW,
+    "align.export.bases:link_base": NEW,
+    "align.export.for_vllm:__call__": RUN,
+    "align.export.gguf:cached_file": NEW,
+    "align.export.gguf:convert": SCRATCH,
+    "align.export.gguf:linked": NEW,
+    "align.export.gguf:tell_converter": SCRATCH,
+    "align.export.gguf:write_gguf": NEW,
+    "align.export.gguf:write_whole_gguf": NEW,
+    "align.export.kinds:export_gguf": NEW,
+    "align.export.launch:by_template": NEW,
+    "align.export.launch:write_script": NEW,
+    "align.export.merged:write_merged": NEW,
+    "align.mirrors.wandb:log": RUN,
+    "align.models.adapters:save_adapter": NEW,
+    "align.models.dequantised:dequantised_beside": NEW,
+    "align.models.load:save_tokenizer": NEW,
+    "align.models.plain_adapter:write_plain": NEW,
+    "align.models.roles:save": NEW,
+    "align.models.roles:save_critic": NEW,
+    "align.models.roles:save_policy": NEW,
+    "align.models.sharded:save_whole": NEW,
+    "align.models.smollm2:write_snapshot": SCRATCH,
+    "align.ppo.checkpoint:save": NEW,
+    "align.ranks:meet": DEVICE,
+    "align.ranks:tell_launcher": SCRATCH,
+    "align.registry.forgetting:answer_for": RUN,
+    "align.registry.forgetting:changed": SHOWN,
+    "align.registry.forgetting:drawn": SHOWN,
+    "align.registry.garbage:removed": SHOWN,
+    "align.registry.garbage:without_weights": SHOWN,
+    "align.registry.index:_opened": PARSED,
+    "align.registry.receipts:write": UNIQUE,
+    "align.registry.index:is_moved_aside": ASIDE,
+    "align.registry.replay:working": SCRATCH,
+    "align.reward.checkers.confinement:namespaces": DEVICE,
+    "align.reward.checkers.confinement:show": SCRATCH,
+    "align.reward.checkers.run_answer:main": DEVICE,
+    "align.reward.checkers.run_tests:main": DEVICE,
+    "align.rollout.ask_llama_cpp:main": SCRATCH,
+    "align.rollout.ask_vllm:main": SCRATCH,
+    "align.rollout.probes:write_probes": NEW,
+    "align.rollout.vllm_engine:_drop": RUN,
+    "align.rollout.vllm_process:__init__": RUN,
+    "align.rollout.vllm_process:remove_abandoned": UNIQUE,
+    "align.rollout.vllm_sampler:_drop": RUN,
+    "align.rollout.vllm_sampler:close": RUN,
+    "align.rollout.vllm_sampler:load": RUN,
+    "align.run.alias_log:append": PARSED,
+    "align.run.atomic:moved": MOVES,
+    "align.run.atomic:scratch_folder": UNIQUE,
+    "align.run.checkpoints:newest_whole": RUN,
+    "align.run.checkpoints:remove_old": RUN,
+    "align.run.checkpoints:seal": NEW,
+    "align.run.checkpoints:write_checkpoint": RUN,
+    "align.run.digests:recall_digest": CACHE,
+    "align.run.figures:write_figures": RUN,
+    "align.run.files:write_json": WRITER,
+    "align.run.files:write_text": WRITER,
+    "align.run.folder:__exit__": RUN,
+    "align.run.folder:begin": RUN,
+    "align.run.folder:known": RUN,
+    "align.run.folder:open": RUN,
+    "align.run.folder:publish": RUN,
+    "align.run.following:__exit__": SCRATCH,
+    "align.run.manifest:write_manifest": RUN,
+    "align.run.receipt:write_receipt": NEW,
+    "align.run.signing:verified": SCRATCH,
+    "align.run.stale:mark": RUN,
+    "align.run.weights:linked_folder": SCRATCH,
+    "align.serve.keys:writing": PARSED,
+    "align.serve.records:__init__": RUN,
+    "align.serve.usage:_settle_of_the_dead": UNIQUE,
+    "align.serve.usage:close": UNIQUE,
+    "align.serve.usage:is_dead": UNIQUE,
+    "align.stages.annotate:exported": RUN,
+    "align.stages.annotate:note_head": RUN,
+    "align.stages.best_of:published": RUN,
+    "align.stages.data:forgotten": RUN,
+    "align.stages.data:nothing_to_go_on_from": RUN,
+    "align.stages.data:published": RUN,
+    "align.stages.eval:pair": RUN,
+    "align.stages.execution:log_to": RUN,
+    "align.stages.export:print_checks": RUN,
+    "align.stages.export:run": RUN,
+    "align.stages.export:written": NEW,
+    "align.stages.grader_card:run": RUN,
+    "align.stages.judge_card:run": RUN,
+    "align.stages.sample:for_people": RUN,
+    "align.stages.serve:vllm": RUN,
+    "align.stages.suite:judged_by_gates": RUN,
+    "align.stages.suite:published": RUN,
+    "align.stages.suite:write_lines": RUN,
+    "align.stages.suite_lm_eval:by_lm_eval": RUN,
+    "align.stages.suite_people:people_asked": RUN,
+    "align.stages.verify:run": RUN,
+    "align.track:__init__": RUN,
+    "align.track:append": RUN,
+    "align.trainers.common:on_save": NEW,
+    "align.trainers.dealt:_save_optimizer_and_scheduler": NEW,
+}
+
+
+def writes_or_removes(call: ast.Call) -> bool:
+    """Return True for a call that may replace, change or remove a file."""
+    name = call_name(call)
+    last = name.rpartition(".")[2]
+    if name in QUALIFIED or name in ATOMIC or ("." in name and last in METHODS) or name in METHODS:
+        return not any(keyword.arg == "replace" and ast.unparse(keyword.value) == "False" for keyword in call.keywords)
+    if last == "replace" and "." in name and len(call.args) == 1 and not call.keywords:
+        return True  # of a path; that of a text takes two arguments
+    return last in ("open", "fdopen") and WRITING.search(ast.unparse(call)) is not None
+
+
+def writes_in(source: str, module: str) -> Iterator[str]:
+    """Yield `module:function` of each function with such a call that asks no guard; `module:` at the top."""
+    tree = ast.parse(source)
+    guarded = set()
+    places = set()
+    waiting: list[tuple[ast.AST, str]] = [(tree, "")]
+    while waiting:
+        node, function = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not function:
+            function = node.name
+        if isinstance(node, ast.Call) and GUARD.fullmatch(call_name(node)):
+            guarded.add(function)
+        if isinstance(node, ast.Call) and writes_or_removes(node):
+            places.add(function)
+        waiting += [(child, function) for child in ast.iter_child_nodes(node)]
+    yield from (f"{module}:{function}" for function in sorted(places - guarded))
+
+
+def test_every_write_is_guarded_or_has_a_reason() -> None:
+    places = {
+        place
+        for path in MODULES
+        if name_of(path) != "align.outputs"
+        for place in writes_in(path.read_text(encoding="utf-8"), name_of(path))
+    }
+    assert sorted(places - EXCEPTIONS.keys()) == [], "ask a guard of align.outputs first, or list it with a reason"
+    assert sorted(EXCEPTIONS.keys() - places) == [], "these write no file any more, or ask a guard"
+
+
+@pytest.mark.parametrize(
+    ("source", "writes"),
+    [
+        ("def f(p):\n    p.write_text('x')", True),
+        ("def f(p):\n    refuse_foreign_file(p, 'stage.x', str)\n    p.write_text('x')", False),
+        ("def f(p):\n    return open(p, 'ab')", True),
+        ("def f(p):\n    return open(p, 'rb')", False),
+        ("def f(p):\n    return p.open('r+b')", True),
+        ("def f(p, q):\n    p.replace(q)", True),
+        ("def f(p):\n    p.replace('a', 'b')", False),
+        ("def f(p):\n    atomic_file(p)", True),
+        ("def f(p):\n    atomic_file(p, replace=False)", False),
+        ("class A:\n    def f(p):\n        shutil.rmtree(p)", True),
+        ("def f(p):\n    os.fdopen(os.open(p, os.O_WRONLY))", True),
+        ("def f(p):\n    model.save_pretrained(p)", True),
+    ],
+)
+def test_the_finder_of_writes(source: str, writes: bool) -> None:
+    assert list(writes_in(source, "m")) == (["m:f"] if writes else [])
