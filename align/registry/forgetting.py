@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -38,9 +39,10 @@ from align.report.words import counted
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import REMEDY as MOVE_ANSWERS
 from align.rollout.kept import TABLES as ANSWER_TABLES
+from align.run.alias_log import Change, append, read_log
 from align.run.artifacts import REPLACED
 from align.run.digests import file_digest
-from align.run.files import json_object, write_json
+from align.run.files import json_object, json_text
 from align.run.folder import locked
 from align.run.manifest import FILE as MANIFEST
 from align.run.manifest import read_manifest
@@ -243,12 +245,14 @@ def cleared(root: Path, run: str, files: Sequence[str], plan: Plan, receipt: Rec
             else:
                 said.update(became=changed(folder, file, texts, plan.words) or said.get("became", REWRITTEN))
             said["sha256"] = file_digest(path) if path.is_file() else None
+        notes: list[str] = []
         with suppress(InputError):  # a manifest that nobody can read answers for nothing
-            answer_for(folder, files)
+            notes = answer_for(root, run, files, receipt)
     finally:
         os.close(lock)
     became = (f"{file} {receipt.files[in_root(run, file)]['became']}" for file in files)
     yield f"{run}: {', '.join(became)}"
+    yield from notes
 
 
 def changed(folder: Path, file: str, texts: Texts, words: Words) -> str:
@@ -282,8 +286,12 @@ def drawn(folder: Path, texts: Texts, words: Words) -> str:
     return REMOVED
 
 
-def answer_for(folder: Path, files: Sequence[str]) -> None:
-    """Have a manifest say what the files are now: whoever reads the run checks them."""
+def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> list[str]:
+    """Write the digests that a run's files have now into its manifest. Returns lines about the log of the aliases.
+
+    The log comes first: a process that is killed in between finds it in the same state, and writes the manifest.
+    """
+    folder = root / in_root(run)
     values = json_object(folder / MANIFEST, "manifest", "Restore it.")
     outputs, before = values.get("outputs") or {}, dict(values.get("outputs") or {})
     for file in files:
@@ -292,8 +300,51 @@ def answer_for(folder: Path, files: Sequence[str]) -> None:
                 outputs[file] = file_digest(folder / file)
             else:
                 del outputs[file]
-    if outputs != before:
-        write_json(folder / MANIFEST, values)
+    if outputs == before:
+        return []
+    data = json_text(values).encode()
+    try:
+        changes = hold_rewritten_manifest(root, run, sha256(data).hexdigest(), receipt)
+        notes = [f"@{change.alias} (change {change.seq}) holds the new manifest of {run}" for change in changes]
+    except InputError as error:
+        notes = [f"no alias holds the new manifest of {run}, which is called altered from now on ({error.problem})"]
+    replace_file(folder / MANIFEST, data)
+    return notes
+
+
+def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Receipt) -> list[Change]:
+    """Append to the log of the aliases that a manifest which it holds is rewritten, so that nobody calls it altered.
+
+    A manifest that is not the one that the log holds was altered before, and stays so.
+
+    Raises:
+        CorruptFile, RunConflict, InputError: the log cannot be read or appended to.
+    """
+    old_sha256 = file_digest(root / in_root(run) / MANIFEST)
+    changes = []
+    for alias, standing in read_log(root).standing().items():
+        arms = []
+        for arm in standing.arms:
+            held = arm.manifests.get(run)
+            if held is not None and held.sha256 == old_sha256:
+                arm = replace(arm, manifests={**arm.manifests, run: replace(held, sha256=new_sha256)})
+            arms.append(arm)
+        if all(new is old for new, old in zip(arms, standing.arms, strict=True)):
+            continue
+        why = f"stage.action=forget rewrote files of {run} (forgotten/{receipt.name}.json)"
+        changes.append(
+            append(
+                root,
+                alias,
+                arms,
+                who=receipt.who,
+                why=why,
+                replaces=standing.seq,
+                override=standing.override,
+                gates=standing.gates,
+            )
+        )
+    return changes
 
 
 def without_rows(root: Path, run: str, said: dict[str, object], ids: frozenset[str]) -> Iterator[str]:

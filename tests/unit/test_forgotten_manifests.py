@@ -1,0 +1,89 @@
+"""What forgetting does to a manifest that the log of the aliases holds the digest of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_folders import published
+
+from align.registry import forgetting
+from align.registry.forgetting import answer_for
+from align.registry.index import asked
+from align.registry.receipts import new_receipt
+from align.run.alias_log import FILE as ALIASES
+from align.run.alias_log import Change, Meant, append, read_log
+from align.run.held_manifests import hold_manifest
+from align.run.manifest import read_manifest
+
+RECEIPT = new_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"))
+
+
+def promote(root: Path, alias: str = "production") -> Change:
+    """Let an alias mean the run `sft:one`, whose manifest the log then holds."""
+    manifest = read_manifest(root / "sft" / "one")
+    held = {"sft:one": hold_manifest(root / "sft" / "one", manifest)}
+    return append(root, alias, [Meant("sft:one", manifest.digest, manifests=held)], who="ann", why="so", replaces=0)
+
+
+def altered(root: Path) -> str | None:
+    return asked(root, lambda index: (index.record("sft:one") or {})["replaced"])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder of runs with a promoted run, one of whose files is an other by now."""
+    published(tmp_path, "one")
+    promote(tmp_path)
+    promote(tmp_path, "staging")
+    assert altered(tmp_path) is None
+    (tmp_path / "sft" / "one" / "config.yaml").write_text("a: forgotten\n")
+    return tmp_path
+
+
+def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
+    before = (root / "sft" / "one" / "manifest.json").read_bytes()
+    lines = answer_for(root, "sft:one", ["config.yaml"], RECEIPT)
+    assert lines == [
+        "@production (change 3) holds the new manifest of sft:one",
+        "@staging (change 4) holds the new manifest of sft:one",
+    ]
+    assert (root / "sft" / "one" / "manifest.json").read_bytes() != before
+    assert altered(root) is None
+    log = read_log(root)
+    first, last = log.changes[0], log.last("production")
+    assert last is not None
+    assert (last.arms, last.who, last.replaces) == (first.arms, "me", first.seq)
+    assert last.why == f"stage.action=forget rewrote files of sft:one (forgotten/{RECEIPT.name}.json)"
+    assert answer_for(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert len(read_log(root).changes) == 4
+
+
+def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
+    manifest = root / "sft" / "one" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"loss": 1.5', '"loss": 0.5'))
+    assert altered(root)
+    assert answer_for(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert "manifest.json is another than" in (altered(root) or "")
+
+
+def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "replace_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            answer_for(root, "sft:one", ["config.yaml"], RECEIPT)
+    assert altered(root)  # until the command goes on
+    assert answer_for(root, "sft:one", ["config.yaml"], RECEIPT) == []
+    assert altered(root) is None
+    assert len(read_log(root).changes) == 4
+
+
+def test_a_log_that_cannot_be_read_stops_no_forgetting(root: Path) -> None:
+    (root / ALIASES).write_text("damaged\n")
+    (line,) = answer_for(root, "sft:one", ["config.yaml"], RECEIPT)
+    assert line.startswith("no alias holds the new manifest of sft:one, which is called altered from now on (")
+    assert "forgotten" in (root / "sft" / "one" / "config.yaml").read_text()
+    assert read_manifest(root / "sft" / "one").outputs["config.yaml"]
