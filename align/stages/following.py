@@ -80,21 +80,26 @@ def followed() -> int:
 
 
 def check(begun: Begun) -> None:
-    """Raises InputError where this machine has other code or other weights than the first rank's. One rank a machine
-    looks."""
+    """Raise InputError where this rank has other code or other weights than the first rank.
+
+    Adapters are hashed by every rank, so that each knows which bytes it has to load. Code and whole models are compared
+    by one rank of each machine: the others would wait for the same disk, and `load_base` compares the bytes that a rank
+    loads with the base's digest in any case.
+    """
     manifest, rank = begun.manifest, ranks.rank()
-    if ranks.local_rank():
-        return
-    here = code_digest()
-    problem = f"rank {rank} runs other code than rank 0, which has {manifest.code[:12]}"
-    require(here == manifest.code, "align", here[:12], problem, "Install the same version on every machine.")
-    problem = f"rank {rank} does not find the run's folder {begun.folder}"
-    require((begun.folder / "manifest.json").is_file(), "run.root", begun.config.run.root, problem, SHARED)
+    is_first_of_machine = ranks.local_rank() == 0
+    if is_first_of_machine:
+        here = code_digest()
+        problem = f"rank {rank} runs other code than rank 0, which has {manifest.code[:12]}"
+        require(here == manifest.code, "align", here[:12], problem, "Install the same version on every machine.")
+        problem = f"rank {rank} does not find the run's folder {begun.folder}"
+        require((begun.folder / "manifest.json").is_file(), "run.root", begun.config.run.root, problem, SHARED)
     for name, given in manifest.inputs.items():
-        if given.whole is not None:  # weights; rows come from the first rank
-            found = looked_at(name, given.ref, lambda path=Path(given.path): artifact_in(path, str(path)).digest)
-            same(name, given.ref, found, given.digest)
-    if base := manifest.base:
+        is_adapter = given.whole is False  # None: rows, which come from the first rank
+        if is_adapter or (is_first_of_machine and given.whole):
+            digest = looked_at(name, given.ref, lambda path=Path(given.path): artifact_in(path, str(path)).digest)
+            same(name, given.ref, digest, given.digest)
+    if is_first_of_machine and (base := manifest.base):
         here = looked_at("model.path", base.id, lambda: model_digest(Path(base.path), "model.path", base.id))
         same("model.path", base.id, here, base.digest)
 
