@@ -23,15 +23,38 @@ SCRATCH = "/tmp"
 """Where the program runs in a file system of its own."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
-CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWTIME = 0x10000000, 0x20000000, 0x40000000, 0x80
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_NEWTIME = 0x80
 ALL_NAMESPACES = (
-    CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
+    CLONE_NEWNS
+    | CLONE_NEWCGROUP
+    | CLONE_NEWUTS
+    | CLONE_NEWIPC
+    | CLONE_NEWUSER
+    | CLONE_NEWPID
+    | CLONE_NEWNET
     | CLONE_NEWTIME
-)  # fmt: skip
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x2, 0x4, 0x1000, 0x4000, 0x40000, 0x2
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, AT_FDCWD, AT_RECURSIVE = 0x1, 0x2, -100, 0x8000
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+)
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+PR_SET_PDEATHSIG = 1
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION_3 = 0x20080522
 
@@ -39,59 +62,139 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """Machines that the filter of system calls knows, by the value of `AUDIT_ARCH` in linux/audit.h."""
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CAPSET = {"x86_64": 126, "aarch64": 91}
-MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
-EPERM, ENOSYS = 1, 38
+MOUNT_SETATTR = 442
+LANDLOCK_CREATE_RULESET = 444
+LANDLOCK_ADD_RULE = 445
+LANDLOCK_RESTRICT_SELF = 446
+EPERM = 1
+ENOSYS = 38
 
 # Numbers of system calls: on x86_64 and on aarch64; None if the machine has no such call.
 Numbers = Mapping[str, tuple[int | None, int | None]]
 ALWAYS_REFUSED: Numbers = {
     # Other processes' memory, and descriptors of theirs.
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
-    "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
-    "process_madvise": (440, 440), "process_mrelease": (448, 448),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     # Mounts and namespaces.
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
-    "setns": (308, 268), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
-    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
     "open_tree_attr": (467, 467),
     # Doors into the kernel that no test of an answer needs. io_uring opens sockets past a filter.
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
     # Files in memory, which no limit of a process counts.
-    "memfd_create": (319, 279), "memfd_secret": (447, 447),
-    "keyctl": (250, 219), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
-}  # fmt: skip
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "keyctl": (250, 219),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+}
 REFUSED_WITHOUT_NAMESPACES: Numbers = {
     "socket": (41, 198),
     # Signals to processes of the same user, and sessions, in which a child would outlive its program.
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "setsid": (112, 157), "setpgid": (109, 154),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "setsid": (112, 157),
+    "setpgid": (109, 154),
     # Priorities and processors of processes of the same user.
-    "setpriority": (141, 140), "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119),
-    "sched_setparam": (142, 118), "sched_setattr": (314, 274), "ioprio_set": (251, 30),
-    "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "setpriority": (141, 140),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
     # Memory and queues that processes share by a key or a name.
-    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
-    "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
-    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
     # What Landlock lets pass on any file: modes, owners, attributes, times; cutting files, before its third version.
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
-    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
-    "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
-}  # fmt: skip
-CLONE, CLONE3, PRLIMIT64 = (56, 220), (435, 435), (302, 261)
-OPEN, OPENAT, OPENAT2, FCNTL = (2, None), (257, 56), (437, 437), (72, 25)
-F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "truncate": (76, 45),
+}
+CLONE = (56, 220)
+CLONE3 = (435, 435)
+PRLIMIT64 = (302, 261)
+OPEN = (2, None)
+OPENAT = (257, 56)
+OPENAT2 = (437, 437)
+FCNTL = (72, 25)
+F_SETOWN = 8
+F_SETSIG = 10
+F_SETOWN_EX = 15
 """Of fcntl: a descriptor that sends signals to another process."""
-O_ACCMODE, O_TRUNC = os.O_ACCMODE, os.O_TRUNC
+O_ACCMODE = os.O_ACCMODE
+O_TRUNC = os.O_TRUNC
 
-READ_FILE, READ_DIR, EXECUTE, WRITE_FILE, TRUNCATE, REFER = 1 << 2, 1 << 3, 1 << 0, 1 << 1, 1 << 14, 1 << 13
+READ_FILE = 1 << 2
+READ_DIR = 1 << 3
+EXECUTE = 1 << 0
+WRITE_FILE = 1 << 1
+TRUNCATE = 1 << 14
+REFER = 1 << 13
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 FILE_RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 """All rights over files that a version of Landlock knows, by the first version that knows them."""
-NET_RIGHTS, SCOPES = 0b11, 0b11
+NET_RIGHTS = 0b11
+SCOPES = 0b11
 """Binding and connecting TCP, since version 4; abstract sockets and signals, since version 6."""
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -105,12 +208,25 @@ def check(result: int, step: str) -> int:
     return result
 
 
+def isolate(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Move the standard input and output to descriptors that a program finds under no name, and confine this process.
+
+    Returns the two descriptors. The standard streams lead to `/dev/null` from here on.
+    """
+    reading = os.dup(0)
+    writing = os.dup(1)
+    for standard in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
+    confine(settings)
+    return reading, writing
+
+
 def confine(settings: Mapping[str, Any]) -> None:
     """Confine this process as the settings say, with everything that it starts.
 
     Args:
-        settings: `tier`; `visible`, paths that may be read; `drop`, whether root becomes nobody; `limits`, values by
-            the names of Python's `resource`.
+        settings: `tier`; `visible`, the paths that may be read; `drop`, whether root becomes the user 65534; `limits`,
+            values by the names of Python's `resource`.
     """
     tier = settings["tier"]
     if tier == "namespaces":
@@ -146,7 +262,8 @@ def namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
     no user namespace for the mounts. Afterwards a second user namespace is entered: the mounts belong to the first, so
     that no process in the second can change them.
     """
-    uid, gid = os.geteuid(), os.getegid()
+    uid = os.geteuid()
+    gid = os.getegid()
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if drop:
         check(libc.unshare(flags), "unshare")
@@ -170,10 +287,10 @@ def namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
 
 
 def wait_and_end_alike(child: int) -> None:
-    """Reap children until one of them ends, and end with its status."""
+    """Reap children until the given one ends, and end with its status."""
     while True:
-        ended, status = os.wait()
-        if ended == child:
+        finished_child, status = os.wait()
+        if finished_child == child:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)
 
@@ -196,7 +313,7 @@ def own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
 
 
 def show(path: str, target: str, read_only: bool) -> None:
-    """Bind a path of the machine to a target. A symbolic link is made anew, and a path that is missing left out."""
+    """Bind a path of the machine to a target. A symbolic link is copied, and a path that is missing is left out."""
     if os.path.islink(path) and not os.path.lexists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.symlink(os.readlink(path), target)
@@ -286,7 +403,9 @@ def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
     if machine not in ARCHITECTURES or sys.platform != "linux" or sys.maxsize < 2**32:
         raise OSError(ENOSYS, f"no filter of system calls is known for {machine}")
     column = list(ARCHITECTURES).index(machine)
-    load_number, refuse, absent = load(0), give_back(0x50000 | EPERM), give_back(0x50000 | ENOSYS)
+    load_number = load(0)
+    refuse = give_back(0x50000 | EPERM)
+    absent = give_back(0x50000 | ENOSYS)
     code = [load(4), jump(0x15, ARCHITECTURES[machine], 1, 0), give_back(0x80000000), load_number]
     if machine == "x86_64":
         code += [jump(0x35, 0x40000000, 0, 1), absent]  # the calls of x32 have numbers of their own
@@ -309,8 +428,8 @@ def filter_code(machine: str, without_namespaces: bool) -> list[bytes]:
             refuse_call(FCNTL[column], argument(1), jump(0x15, command, 0, 1))
         for number, flags in ((OPEN[column], 1), (OPENAT[column], 2)):
             # Cutting a file that is opened for reading alone, which Landlock sees from its third version on.
-            both, as_read = alu_and(O_TRUNC | O_ACCMODE), jump(0x15, O_TRUNC | os.O_RDONLY, 0, 1)
-            refuse_call(number, argument(flags), both, as_read)
+            is_cut_for_reading = jump(0x15, O_TRUNC | os.O_RDONLY, 0, 1)
+            refuse_call(number, argument(flags), alu_and(O_TRUNC | O_ACCMODE), is_cut_for_reading)
     return [*code, give_back(0x7FFF0000)]
 
 

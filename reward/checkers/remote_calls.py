@@ -21,12 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 MOST_BYTES = 2**24
 """Of one message."""
 MOST_PRINTED = 2**16
 """Characters of a call's output that the tests can read."""
+MOST_DESCRIBED = 300
+"""Characters of a problem in a report."""
 LARGE_INT = 2**53
 PLAIN_TEXTS: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
     "decimal": (Decimal, str, Decimal),
@@ -64,7 +66,9 @@ class Connection:
     """
 
     def __init__(self, reading: int, writing: int, serve: Callable[[Any], Any]) -> None:
-        self.reading, self.writing, self.serve = reading, writing, serve
+        self.reading = reading
+        self.writing = writing
+        self.serve = serve
 
     def request(self, message: Any) -> Any:
         """Send a request and return the response."""
@@ -88,10 +92,10 @@ class Connection:
         content = json.dumps(message).encode()
         if len(content) > MOST_BYTES:
             raise NotPassable(f"a value of more than {MOST_BYTES >> 20} MB cannot be passed")
-        left = memoryview(struct.pack("!I", len(content)) + content)
+        unsent = memoryview(struct.pack("!I", len(content)) + content)
         try:
-            while left:
-                left = left[os.write(self.writing, left) :]
+            while unsent:
+                unsent = unsent[os.write(self.writing, unsent) :]
         except BrokenPipeError as error:
             raise ConnectionEnded("it ended the process") from error
 
@@ -115,7 +119,7 @@ class Connection:
 
 
 def plain_kind(value: Any) -> str:
-    """Return the name of the plain type that a value is an instance of; empty if there is none."""
+    """Return the name of the plain type that a value is an instance of. Returns "" for any other value."""
     return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
 
 
@@ -145,7 +149,8 @@ class Containers:
         """Note what each container holds, to find those that a call changes."""
         self.before = {number: contents_of(container) for number, container in self.by_number.items()}
 
-    def changed(self) -> list[int]:
+    def list_changed(self) -> list[int]:
+        """Return the numbers of the containers whose contents are not those that were noted."""
         return [
             number
             for number, before in self.before.items()
@@ -161,47 +166,69 @@ def contents_of(container: Any) -> list[Any]:
 
 def same_contents(before: Sequence[Any], after: Sequence[Any]) -> bool:
     """Return whether two contents are the same objects in the same order."""
-    return len(before) == len(after) and all(one is other for one, other in zip(before, after, strict=True))
+    return len(before) == len(after) and all(old is new for old, new in zip(before, after, strict=True))
 
 
-class Peer:
-    """One side of the connection: turns values into JSON and back, and calls operations of the other side.
+def describe_error(error: BaseException) -> str:
+    """Return the class and the text of an exception, shortened. Its `__str__` may be an answer's and fail."""
+    try:
+        return f"{type(error).__name__}: {error}"[:MOST_DESCRIBED]
+    except BaseException:
+        return type(error).__name__
+
+
+class Side(Protocol):
+    """One end of a connection: what it lets the other end do, and what stands there for the other end's objects.
 
     Attributes:
-        shared: objects of this side that the other one may name.
-        ended: why the other side can be asked nothing more; empty while it can.
         copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
     """
 
-    copies_subclasses = False
+    copies_subclasses: bool
 
-    def __init__(self, reading: int, writing: int) -> None:
+    def operations(self) -> Mapping[str, Callable[..., Any]]:
+        """Return the operations that the other end may ask for, by name."""
+        ...
+
+    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
+        """Return a proxy of an object of the other end."""
+        ...
+
+    def number_of_proxy(self, value: Any) -> int | None:
+        """Return the number of a proxy's object. Returns None if the value is no proxy."""
+        ...
+
+    def is_shareable(self, value: Any) -> bool:
+        """Return whether the other end may get a reference to a value."""
+        ...
+
+    def check_request(self, message: Any) -> None:
+        """Raise ConnectionEnded if the other end may not send a request."""
+        ...
+
+    def check_builtin(self, value: Any) -> None:
+        """Raise ConnectionEnded if the other end may not name this object of Python's own."""
+        ...
+
+
+class Peer:
+    """A connection that turns values into JSON and back, and calls operations of the other end.
+
+    Attributes:
+        side: which of the two ends this is.
+        shared: objects of this end that the other one may name.
+        ended: why the other end can be asked nothing more; empty while it can.
+        mixed: numbers of the other end's objects that an operator made with plain data, see `RemoteObject`.
+    """
+
+    def __init__(self, reading: int, writing: int, side: Side) -> None:
         self.connection = Connection(reading, writing, self.serve)
+        self.side = side
         self.ended = ""
         self.shared: list[Any] = []
         self.shared_numbers: dict[int, int] = {}
-
-    # What the two sides do differently.
-
-    def operations(self) -> Mapping[str, Callable[..., Any]]:
-        """The operations that the other side may ask for."""
-        raise NotImplementedError
-
-    def proxy(self, number: int, kind: str) -> Any:
-        """Return what stands here for an object of the other side."""
-        raise NotImplementedError
-
-    def number_of_proxy(self, value: Any) -> int | None:
-        """Return the number of an object of the other side; None if the value is none."""
-        raise NotImplementedError
-
-    def may_share(self, value: Any) -> bool:
-        """Return whether the other side may get a reference to a value."""
-        raise NotImplementedError
-
-    def own_builtin(self, value: Any) -> Any:
-        """Return what is Python's own and was named by the other side."""
-        return value
+        self.exception_classes: dict[int, type[BaseException]] = {}
+        self.mixed: set[int] = set()
 
     # Requests.
 
@@ -236,15 +263,18 @@ class Peer:
         return value
 
     def serve(self, message: Any) -> Any:
+        """Do an operation that the other end asks for, and return the response."""
+        self.side.check_request(message)
         containers = Containers()
-        printed, standard = io.StringIO(), sys.stdout
+        printed = io.StringIO()
+        standard = sys.stdout
         response: dict[str, Any]
         try:
             args = [self.decode(each, containers) for each in message["args"]]
             kwargs = {name: self.decode(value, containers) for name, value in message["kwargs"].items()}
             containers.remember_contents()
             sys.stdout = printed
-            value = self.operations()[message["operation"]](*args, **kwargs)
+            value = self.side.operations()[message["operation"]](*args, **kwargs)
             sys.stdout = standard
             changed = self.encode_changes(containers)
             response = {"value": self.encode(value, containers), "changed": changed}
@@ -260,7 +290,8 @@ class Peer:
 
     def encode_changes(self, containers: Containers) -> list[Any]:
         return [
-            [number, self.encode_contents(containers.by_number[number], containers)] for number in containers.changed()
+            [number, self.encode_contents(containers.by_number[number], containers)]
+            for number in containers.list_changed()
         ]
 
     def encode_changes_or_none(self, containers: Containers) -> list[Any]:
@@ -273,7 +304,7 @@ class Peer:
 
     def encode(self, value: Any, containers: Containers) -> Any:
         """Return a value as JSON has it. Raises NotPassable if it can be neither copied nor shared."""
-        if (number := self.number_of_proxy(value)) is not None:
+        if (number := self.side.number_of_proxy(value)) is not None:
             return {"yours": number}
         if value is None or value is Ellipsis or value is NotImplemented:
             return None if value is None else {"builtin": repr(value)}
@@ -282,7 +313,7 @@ class Peer:
         if isinstance(value, bool):
             return value
         name = plain_kind(value)
-        if name and (self.copies_subclasses or type(value) is PLAIN_KINDS[name]):
+        if name and (self.side.copies_subclasses or type(value) is PLAIN_KINDS[name]):
             return self.encode_plain(name, value, containers)
         if type(value) is range:
             return {"range": [value.start, value.stop, value.step]}
@@ -316,8 +347,8 @@ class Peer:
             return {"complex": [value.real, value.imag]}
         if name in ("tuple", "frozenset"):
             return {name: [self.encode(each, containers) for each in value]}
-        if (known := containers.numbers.get(id(value))) is not None:
-            return {"known": known}
+        if (earlier := containers.numbers.get(id(value))) is not None:
+            return {"known": earlier}
         number = containers.add(value)
         return {name: self.encode_contents(value, containers), "number": number}
 
@@ -338,7 +369,7 @@ class Peer:
         return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
 
     def encode_shared(self, value: Any) -> Any:
-        if not self.may_share(value):
+        if not self.side.is_shareable(value):
             raise NotPassable(f"a {type(value).__name__} cannot be passed to the program under test")
         number = self.shared_numbers.get(id(value))
         if number is None:
@@ -350,13 +381,13 @@ class Peer:
 
     def encode_exception_class(self, kind: type[BaseException]) -> list[Any]:
         """Return the names of a class of exceptions and its bases, down to the first that Python has itself."""
-        own = []
+        classes = []
         for each in kind.__mro__:
             if getattr(builtins, each.__name__, None) is each:
-                return [own, each.__name__]
+                return [classes, each.__name__]
             self.shared.append(each)  # keeps its id from being used again
-            own.append([self.shared_numbers.setdefault(id(each), len(self.shared) - 1), each.__name__])
-        return [own, "Exception"]
+            classes.append([self.shared_numbers.setdefault(id(each), len(self.shared) - 1), each.__name__])
+        return [classes, "Exception"]
 
     def encode_error(self, error: BaseException) -> Any:
         """Return an exception as its class and its arguments, those that are plain."""
@@ -367,13 +398,13 @@ class Peer:
         except BaseException:
             args = []
         try:
-            text = str(error)[:300]
+            text = str(error)[:MOST_DESCRIBED]
         except BaseException:
             text = ""
         return {"class": self.encode_exception_class(type(error)), "args": args, "text": text}
 
     def decode(self, data: Any, containers: Containers) -> Any:
-        """Return the value that JSON stands for. Raises ConnectionEnded if it stands for none."""
+        """Return the value that JSON encodes. Raises ConnectionEnded if it encodes none."""
         if data is None or isinstance(data, bool | int | float | str):
             return data
         if not isinstance(data, dict) or not data:
@@ -407,20 +438,22 @@ class Peer:
         if tag in PLAIN_TEXTS:
             return PLAIN_TEXTS[tag][2](content)
         if tag == "builtin":
-            return self.own_builtin(getattr(builtins, content))
+            value = getattr(builtins, content)
+            self.side.check_builtin(value)
+            return value
         if tag == "array":
             return decode_array(*content)
         if tag == "module":
             # The tests' side takes its own module of this name, which the answer cannot have changed.
             if content in sys.stdlib_module_names or content == "numpy":
                 return importlib.import_module(content)
-            return self.proxy(int(data["mine"]), "")
+            return self.side.make_proxy(self, int(data["mine"]), "")
         if tag == "yours":
             return self.shared[content]
         if tag == "exception":
             return self.exception_class(*content)
         if tag == "mine":
-            return self.proxy(int(content), str(data["kind"]))
+            return self.side.make_proxy(self, int(content), str(data["kind"]))
         raise ConnectionEnded("it sent what is no value")
 
     def replace_contents(self, container: Any, content: Any, containers: Containers) -> None:
@@ -446,16 +479,15 @@ class Peer:
             error.args = (str(data["text"]),)
             return error
 
-    def exception_class(self, own: Sequence[Any], builtin: str) -> type[BaseException]:
-        """Return a class of exceptions that stands for one of the other side's."""
+    def exception_class(self, classes: Sequence[Any], builtin: str) -> type[BaseException]:
+        """Return a copy of a class of exceptions of the other end, with the same names and bases."""
         kind = getattr(builtins, builtin, Exception)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             kind = Exception
-        known = self.__dict__.setdefault("exception_classes", {})
-        for number, name in reversed(own):
-            if number not in known:
-                known[number] = type(str(name), (kind,), {})
-            kind = known[number]
+        for number, name in reversed(classes):
+            if number not in self.exception_classes:
+                self.exception_classes[number] = type(str(name), (kind,), {})
+            kind = self.exception_classes[number]
         return kind
 
 
@@ -478,7 +510,7 @@ OF_NUMBERS = (*UNARY, "round", "bool", "int", "float", "index")
 """Operations whose result a test compares as a number or takes as a verdict."""
 
 
-def reversed_operation(name: str) -> Callable[[Any, Any], Any]:
+def reverse_operation(name: str) -> Callable[[Any, Any], Any]:
     return lambda value, other: getattr(operator, name)(other, value)
 
 
@@ -502,19 +534,20 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "plain": plain_copy,
     **{name.__name__: name for name in (len, iter, next, bool, str, repr, hash, int, float, round, reversed)},
     **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", *UNARY, *BINARY, *ORDER)},
-    **{f"r{name}": reversed_operation(name) for name in BINARY},
+    **{f"r{name}": reverse_operation(name) for name in BINARY},
 }
 
 
-class AnswerPeer(Peer):
-    """The side of the answer, which does whatever the tests ask of the answer's objects."""
+class AnswerSide:
+    """The end of the answer, which does all that the tests ask of the answer's objects."""
 
-    def __init__(self, reading: int, writing: int, module: Any) -> None:
-        super().__init__(reading, writing)
+    copies_subclasses = False
+
+    def __init__(self, module: types.ModuleType) -> None:
         self.module = module
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
-        return {**OPERATIONS, "global": self.read_global, "set_global": self.set_global, "names": self.names}
+        return {**OPERATIONS, "global": self.read_global, "set_global": self.set_global, "names": self.list_names}
 
     def read_global(self, name: str) -> Any:
         return self.module.__dict__[name]
@@ -522,18 +555,24 @@ class AnswerPeer(Peer):
     def set_global(self, name: str, value: Any) -> None:
         self.module.__dict__[name] = value
 
-    def names(self) -> list[str]:
-        """Return the names of functions and classes that the answer has at its top level, and of everything else."""
+    def list_names(self) -> list[str]:
+        """Return the names that the answer has at its top level."""
         return [name for name in self.module.__dict__ if not name.startswith("__")]
 
-    def proxy(self, number: int, kind: str) -> Any:
-        return TestFunction(self, number)
+    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
+        return TestFunction(peer, number)
 
     def number_of_proxy(self, value: Any) -> int | None:
         return value.number if type(value) is TestFunction else None
 
-    def may_share(self, value: Any) -> bool:
+    def is_shareable(self, value: Any) -> bool:
         return True
+
+    def check_request(self, message: Any) -> None:
+        """The tests may ask for all."""
+
+    def check_builtin(self, value: Any) -> None:
+        """The tests may name all."""
 
 
 class TestFunction:
@@ -542,7 +581,8 @@ class TestFunction:
     __test__ = False
 
     def __init__(self, peer: Peer, number: int) -> None:
-        self.peer, self.number = peer, number
+        self.peer = peer
+        self.number = number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.peer.ask("call", self, *args, **kwargs)
@@ -554,51 +594,42 @@ class TestFunction:
         return self.peer.ask("next", self)
 
 
-class TestsPeer(Peer):
-    """The side of the tests. The answer can call the functions that a test passes to it, and reaches nothing else.
-
-    Attributes:
-        mixed: numbers of the answer's objects that an operator made with plain data.
-    """
+class TestsSide:
+    """The end of the tests. The answer can call the functions that a test passes to it, and reaches nothing else."""
 
     __test__ = False
     copies_subclasses = True
 
-    def __init__(self, reading: int, writing: int) -> None:
-        super().__init__(reading, writing)
-        self.mixed: set[int] = set()
-
     def operations(self) -> Mapping[str, Callable[..., Any]]:
         return {"call": OPERATIONS["call"], "next": next}
 
-    def own_builtin(self, value: Any) -> Any:
-        exception = isinstance(value, type) and issubclass(value, BaseException)
-        if not exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
-            raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
-        return value
-
-    def serve(self, message: Any) -> Any:
-        first = message.get("args", [None])[:1] if isinstance(message, dict) else []
-        if not (first and isinstance(first[0], dict) and "yours" in first[0]):
-            raise ConnectionEnded("it sent what is no request")  # calls what a test passed to it, and nothing else
-        return super().serve(message)
-
-    def proxy(self, number: int, kind: str) -> Any:
+    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
         if kind == "coroutine":
-            return self.run_coroutine(number)
-        return RemoteObject(self, number, kind if kind in PLAIN_KINDS else "")
-
-    async def run_coroutine(self, number: int) -> Any:
-        return self.ask("await", RemoteObject(self, number, ""))
+            return run_remote_coroutine(peer, number)
+        return RemoteObject(peer, number, kind if kind in PLAIN_KINDS else "")
 
     def number_of_proxy(self, value: Any) -> int | None:
         return object.__getattribute__(value, "_number") if type(value) is RemoteObject else None
 
-    def may_share(self, value: Any) -> bool:
+    def is_shareable(self, value: Any) -> bool:
         return callable(value) or isinstance(value, Iterator)
 
+    def check_request(self, message: Any) -> None:
+        first = message.get("args", [None])[:1] if isinstance(message, dict) else []
+        if not (first and isinstance(first[0], dict) and "yours" in first[0]):
+            raise ConnectionEnded("it sent what is no request")  # calls what a test passed to it, and nothing else
 
-def peer_of(value: RemoteObject) -> TestsPeer:
+    def check_builtin(self, value: Any) -> None:
+        exception = isinstance(value, type) and issubclass(value, BaseException)
+        if not exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
+            raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
+
+
+async def run_remote_coroutine(peer: Peer, number: int) -> Any:
+    return peer.ask("await", RemoteObject(peer, number, ""))
+
+
+def peer_of(value: RemoteObject) -> Peer:
     return object.__getattribute__(value, "_peer")
 
 
@@ -614,7 +645,7 @@ class RemoteObject:
 
     __slots__ = ("_kind", "_number", "_peer")
 
-    def __init__(self, peer: TestsPeer, number: int, kind: str) -> None:
+    def __init__(self, peer: Peer, number: int, kind: str) -> None:
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_kind", kind)
@@ -710,6 +741,7 @@ for _name in ORDER:
     setattr(RemoteObject, f"__{_name}__", remote_binary(_name))
 for _name in (*UNARY, "iter", "next", "getitem", "setitem", "delitem", "round", "reversed", "enter"):
     setattr(RemoteObject, f"__{_name}__", remote_unary(_name))
-for _name, _result in (("len", int), ("bool", bool), ("str", str), ("repr", str), ("hash", int), ("int", int),
-                       ("float", float), ("index", int)):  # fmt: skip
+RESULTS = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float, "index": int}
+"""Operations whose result Python wants of one type."""
+for _name, _result in RESULTS.items():
     setattr(RemoteObject, f"__{_name}__", remote_unary(_name, _result))

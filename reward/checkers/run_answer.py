@@ -9,19 +9,15 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from align.reward.checkers.confinement import confine
-from align.reward.checkers.remote_calls import AnswerPeer, ConnectionEnded
+from align.reward.checkers.confinement import isolate
+from align.reward.checkers.remote_calls import AnswerSide, ConnectionEnded, Peer, describe_error
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, and serve its standard input and output until the tests end."""
-    reading = os.dup(0)
-    writing = os.dup(1)
-    for standard in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
-    confine(settings)
+    reading, writing = isolate(settings)
     module = sys.modules["answer"] = types.ModuleType("answer")
-    peer = AnswerPeer(reading, writing, module)
+    peer = Peer(reading, writing, AnswerSide(module))
     peer.connection.send("ready")
     program = peer.connection.receive()
     try:
@@ -31,15 +27,8 @@ def main(settings: Mapping[str, Any]) -> None:
         except ConnectionEnded:
             raise
         except BaseException as error:
-            problem = describe(error)
+            problem = describe_error(error)
         peer.connection.send(problem)
         peer.connection.wait_for_response()
     finally:
         os._exit(0)
-
-
-def describe(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"[:300]
-    except BaseException:
-        return type(error).__name__

@@ -1,7 +1,6 @@
 """Run the tests of an answer in a process that the answer cannot reach, with its names standing for objects of the
-answer's process. Writes a line of JSON for each test: its number (-1 is the program) and what went wrong, empty if
-nothing did; -2 and a reason if the answer's process ended; -3 if it was not
-started."""
+answer's process. Writes a line of JSON for each test: its number (-1 is the program) and the problem, empty if the test
+passed; -2 and a reason if the answer's process ended; -3 if it was not started."""
 
 from __future__ import annotations
 
@@ -14,10 +13,12 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.reward.checkers.confinement import confine
-from align.reward.checkers.remote_calls import ConnectionEnded, RemoteObject, TestsPeer
+from align.reward.checkers.confinement import isolate
+from align.reward.checkers.remote_calls import ConnectionEnded, Peer, RemoteObject, TestsSide, describe_error
 
-PROGRAM, ENDED, NOT_STARTED = -1, -2, -3
+PROGRAM = -1
+ENDED = -2
+NOT_STARTED = -3
 
 
 class Names(dict[str, Any]):
@@ -28,7 +29,7 @@ class Names(dict[str, Any]):
     tested by itself. The tests alone decide which of the two they are, for the answer may lie about its names.
     """
 
-    def __init__(self, peer: TestsPeer, sources: Sequence[str]) -> None:
+    def __init__(self, peer: Peer, sources: Sequence[str]) -> None:
         super().__init__(__name__="answer", __builtins__=builtins)
         self.peer = peer
         names = peer.ask("names")
@@ -65,9 +66,9 @@ def is_reserved(name: str) -> bool:
 
 
 class AnswerModule(types.ModuleType):
-    """What `import answer` gives to a test."""
+    """The module that `import answer` gives to a test."""
 
-    def __init__(self, peer: TestsPeer) -> None:
+    def __init__(self, peer: Peer) -> None:
         super().__init__("answer")
         self.__dict__["peer"] = peer
 
@@ -88,18 +89,16 @@ class AnswerModule(types.ModuleType):
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, send the program to the answer's process, and run the tests on it."""
-    with os.fdopen(0, "rb", closefd=False) as file:
+    jobs, report = isolate(settings)
+    with os.fdopen(jobs, "rb") as file:
         job = json.load(file)
-    report = os.dup(1)
-    for standard in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
-    confine(settings)
 
     def write(number: int, problem: str) -> None:
         os.write(report, (json.dumps([number, problem]) + "\n").encode())
 
     try:
-        peer = TestsPeer(*job["descriptors"])
+        reading, writing = job["descriptors"]
+        peer = Peer(reading, writing, TestsSide())
         try:
             peer.connection.receive()
         except ConnectionEnded:
@@ -113,15 +112,15 @@ def main(settings: Mapping[str, Any]) -> None:
         names = Names(peer, job["tests"])
         sys.modules["answer"] = AnswerModule(peer)
         for number, source in enumerate(job["tests"]):
-            write(number, run(source, names))
+            write(number, run_test(source, names))
     except ConnectionEnded as error:
         write(ENDED, str(error))
     finally:
         os._exit(0)
 
 
-def run(source: str, names: Names) -> str:
-    """Run one test and return what went wrong. Raises ConnectionEnded if the answer's process ended, even if the test
+def run_test(source: str, names: Names) -> str:
+    """Run one test and return the problem. Raises ConnectionEnded if the answer's process ended, even if the test
     caught that."""
     problem = ""
     try:
@@ -129,7 +128,7 @@ def run(source: str, names: Names) -> str:
     except ConnectionEnded:
         raise
     except BaseException as error:
-        problem = f"{type(error).__name__}: {error}"[:300]
+        problem = describe_error(error)
     if names.peer.ended:
         raise ConnectionEnded(names.peer.ended)
     return problem

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 from align.errors import InputError
 from align.reward.checkers import confinement, remote_calls, run_answer, run_tests
 
-PROCESSES, FILE_MB, PROBE_S = 64, 16, 20
+PROCESSES = 64
+FILE_MB = 16
+PROBE_S = 20
 SCRATCH_BYTES = 4 * FILE_MB * 2**20
 """Of the files that one program can have in memory at once."""
 LEAST_MB = 256
@@ -53,7 +55,7 @@ module.main(settings)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may take.
+    """The most that one run may take.
 
     Attributes:
         seconds: of wall time, and rounded up of each process's processor time.
@@ -69,7 +71,7 @@ class Tier(NamedTuple):
 
     Attributes:
         name: one of `TIERS`, or `unsafe`.
-        drop: whether the program runs as nobody although this process is root.
+        drop: whether the program runs as the user 65534 although this process is root.
     """
 
     name: str
@@ -77,11 +79,11 @@ class Tier(NamedTuple):
 
 
 class ProgramRun(NamedTuple):
-    """What became of a program and its tests.
+    """The outcome of a program and its tests.
 
     Attributes:
-        problems: what went wrong in each test; empty where it passed, None where it was not reached.
-        ended: why some were not reached; empty where all were.
+        problems: the problem of each test: empty if it passed, None if it was not reached.
+        ended: why some tests were not reached; empty if all were.
         tier: the name of the sandbox.
     """
 
@@ -103,42 +105,48 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
     with ExitStack() as stack:
         folders = [stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)) for _ in range(2)]
         job_file, report = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-        from_answer, answer_writes = os.pipe()
-        answer_reads, to_answer = os.pipe()
-        ours = [from_answer, answer_writes, answer_reads, to_answer]
-        job = {"program": program, "tests": list(tests), "descriptors": [from_answer, to_answer]}
-        job_file.write(json.dumps(job).encode())
-        job_file.seek(0)
-        processes: list[subprocess.Popen[bytes]] = []
-        try:
-            processes.append(
-                start("run_tests", tier, at_least(limits), folders[0], job_file, report, (from_answer, to_answer))
-            )
-            processes.append(start("run_answer", tier, limits, folders[1], answer_reads, answer_writes))
-            for descriptor in ours:
-                os.close(descriptor)
-            ours = []
-            ended = wait_for(processes[0], limits.seconds)
-        finally:
-            for descriptor in ours:
-                os.close(descriptor)
-            for process in processes:
-                end(process)
+        with ExitStack() as processes:
+            with ExitStack() as pipes:
+                from_answer, answer_writes = open_pipe(pipes)
+                answer_reads, to_answer = open_pipe(pipes)
+                job = {"program": program, "tests": list(tests), "descriptors": [from_answer, to_answer]}
+                job_file.write(json.dumps(job).encode())
+                job_file.seek(0)
+                at_least = Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
+                tester = start("run_tests", tier, at_least, folders[0], job_file, report, (from_answer, to_answer))
+                processes.callback(kill_session, tester)
+                answerer = start("run_answer", tier, limits, folders[1], answer_reads, answer_writes)
+                processes.callback(kill_session, answerer)
+            ended = wait_for(tester, limits.seconds)
         report.seek(0)
         lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
     problems: dict[int, str] = dict(json.loads(line) for line in lines)
     if run_tests.NOT_STARTED in problems or (not problems and ended and "status" in ended):
         raise SandboxFailed(f"the sandbox ({tier.name}) could not be set up")
-    ended = problems.get(run_tests.PROGRAM) or problems.get(run_tests.ENDED) or ended
-    whole = all(number in problems for number in range(len(tests)))
-    ended = ended or ("" if whole else "the tests ended their process")
-    return ProgramRun([problems.get(number) for number in range(len(tests))], ended, tier.name)
+    results = [problems.get(number) for number in range(len(tests))]
+    reason = problems.get(run_tests.PROGRAM) or problems.get(run_tests.ENDED) or ended
+    if not reason and None in results:
+        reason = "the tests ended their process"
+    return ProgramRun(results, reason, tier.name)
+
+
+def open_pipe(stack: ExitStack) -> tuple[int, int]:
+    """Open a pipe that is closed with a stack, and return where it is read and where it is written."""
+    reading, writing = os.pipe()
+    stack.callback(os.close, reading)
+    stack.callback(os.close, writing)
+    return reading, writing
 
 
 def start(
-    role: str, tier: Tier, limits: Limits, folder: str, standard_input: Any, standard_output: Any,
+    role: str,
+    tier: Tier,
+    limits: Limits,
+    folder: str,
+    standard_input: Any,
+    standard_output: Any,
     descriptors: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:  # fmt: skip
+) -> subprocess.Popen[bytes]:
     """Start a process that confines itself and runs a module's `main`."""
     settings = {
         "tier": tier.name,
@@ -163,7 +171,7 @@ def start(
 
 @functools.cache
 def sources(role: str) -> Mapping[str, str]:
-    """Return the modules that a process needs, by name, the one to run last."""
+    """Return the sources of the modules that a process needs, by name. The last is the one to run."""
     main = {"run_answer": run_answer, "run_tests": run_tests}[role]
     return {
         module.__name__.rpartition(".")[2]: inspect.getsource(module) for module in (confinement, remote_calls, main)
@@ -171,7 +179,7 @@ def sources(role: str) -> Mapping[str, str]:
 
 
 def wait_for(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, and return how it ended; empty if it did so by itself and well."""
+    """Wait for a process, and return how it ended; empty if it ended by itself with status 0."""
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -179,15 +187,11 @@ def wait_for(process: subprocess.Popen[bytes], seconds: float) -> str:
     return f"its tests ended with status {status}" if status else ""
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def kill_session(process: subprocess.Popen[bytes]) -> None:
     """Kill a process with all that is in its session. Its children may be alive although it has ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def at_least(limits: Limits) -> Limits:
-    return Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
 
 
 def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
@@ -196,19 +200,19 @@ def resource_limits(limits: Limits, tier: Tier) -> dict[str, int]:
     Processes are counted by user. A sandbox with a user namespace has a count of its own; elsewhere what the user runs
     besides is added.
     """
-    own_count = tier.name == "namespaces" or (tier.name == "bubblewrap" and not tier.drop)
-    others = 0 if own_count else threads_of_user(tier.drop)
+    has_own_count = tier.name == "namespaces" or (tier.name == "bubblewrap" and not tier.drop)
+    running = 0 if has_own_count else count_threads(tier.drop)
     return {
         "RLIMIT_CPU": int(limits.seconds) + 1,
         "RLIMIT_AS": limits.memory_mb * 2**20,
         "RLIMIT_FSIZE": FILE_MB * 2**20,
-        "RLIMIT_NPROC": PROCESSES + others,
+        "RLIMIT_NPROC": PROCESSES + running,
         "RLIMIT_NOFILE": 64,
         "RLIMIT_CORE": 0,
     }
 
 
-def threads_of_user(drop: bool) -> int:
+def count_threads(drop: bool) -> int:
     """Count the threads of the user that the program will run as."""
     uid = confinement.NOBODY if drop else os.geteuid()
     count = 0
@@ -226,8 +230,8 @@ def interpreter() -> str:
 
 @functools.cache
 def visible_paths() -> list[str]:
-    """Return what a program may read: the system's libraries and this Python's, without the rest of the folder that it
-    is installed in, which may be somebody's home."""
+    """Return the paths that a program may read: the system's libraries and this Python's. The rest of the folder that
+    Python is installed in may be a home."""
     executables = {interpreter(), os.path.realpath(interpreter())}
     prefixes = [sys.prefix, sys.base_prefix, sys.base_exec_prefix]
     parts = [os.path.join(prefix, part) for prefix in prefixes for part in ("bin", "lib", "lib64", "pyvenv.cfg")]
@@ -237,29 +241,34 @@ def visible_paths() -> list[str]:
 
 
 def bubblewrap(drop: bool) -> list[str]:
-    """Return the beginning of a command that runs in bubblewrap. To become nobody, root keeps the rights to do so, and
-    needs no user namespace."""
+    """Return the beginning of a command that runs in bubblewrap. To become the user 65534, root keeps the rights to do
+    so, and needs no user namespace."""
     parents = {str(parent) for path in visible_paths() if path not in SYSTEM for parent in Path(path).parents}
     folders = [word for path in sorted(parents - {"/"}) for word in ("--perms", "0755", "--dir", path)]
-    shown = [word for path in visible_paths() for word in ("--ro-bind-try", path, path)]
+    binds = [word for path in visible_paths() for word in ("--ro-bind-try", path, path)]
     rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if drop else ()
     spaces = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
     return [
-        "bwrap", *(spaces if drop else ("--unshare-all",)), "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-        *rights, "--dev", "/dev", "--proc", "/proc", "--size", str(SCRATCH_BYTES), "--tmpfs", confinement.SCRATCH,
-        *folders, *shown, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", confinement.SCRATCH,
-    ]  # fmt: skip
+        "bwrap",
+        *(spaces if drop else ("--unshare-all",)),
+        *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *rights,
+        *("--dev", "/dev", "--proc", "/proc", "--size", str(SCRATCH_BYTES), "--tmpfs", confinement.SCRATCH),
+        *folders,
+        *binds,
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", confinement.SCRATCH),
+    ]
 
 
 def candidates(name: str) -> list[Tier]:
-    """Return the ways to set up a sandbox. Root's first one makes the program nobody's, so that its processes are
-    limited; it fails if nobody cannot read this Python and the sandbox has no view of files of its own."""
+    """Return the ways to set up a sandbox. Root's first one runs the program as the user 65534, so that its processes
+    are limited. It fails if that user cannot read this Python and the sandbox has no view of files of its own."""
     return [Tier(name, True), Tier(name)] if os.geteuid() == 0 else [Tier(name)]
 
 
 @functools.cache
 def find_tier(names: tuple[str, ...] = TIERS) -> Tier | None:
-    """Return the first of these sandboxes that works on this machine; None if there is none."""
+    """Return the first of these sandboxes that works on this machine. Returns None if none works."""
     return next((tier for name in names for tier in candidates(name) if works(tier)), None)
 
 
@@ -271,16 +280,16 @@ def choose_tier(unsafe: bool, field: str) -> Tier:
         field: the setting that the user agrees by.
 
     Raises:
-        InputError: there is none, and the user did not agree.
+        InputError: no sandbox works, and the user did not agree to run without one.
     """
     tier = find_tier() or (find_tier((UNSAFE,)) if unsafe else None)
     if tier is None:
-        raise InputError(
-            field, False,
-            "this machine cannot confine programs: bubblewrap, user namespaces and Landlock do not work here",
+        problem = "this machine cannot confine programs: bubblewrap, user namespaces and Landlock do not work here"
+        remedy = (
             "Install bubblewrap, or allow user namespaces or Landlock (Linux 5.13). On a machine with nothing to lose, "
-            f"write {field}=true to run without a sandbox.",
-        )  # fmt: skip
+            f"write {field}=true to run without a sandbox."
+        )
+        raise InputError(field, False, problem, remedy)
     return tier
 
 
@@ -311,9 +320,9 @@ def works(tier: Tier) -> bool:
     test = "assert open_doors is not None" if tier.name == UNSAFE else "assert open_doors() == []"
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        # A home above this Python has to be there, and shows nothing else.
-        shown = [path for path in ("/root", "/home") if not any(each.startswith(path) for each in visible_paths())]
-        program = f"PATHS = {[folder, *shown]!r}\n{PROBE}"
+        # A home that holds this Python has to be visible; it shows nothing else.
+        homes = [path for path in ("/root", "/home") if not any(each.startswith(path) for each in visible_paths())]
+        program = f"PATHS = {[folder, *homes]!r}\n{PROBE}"
         try:
             return run_program(program, [test], Limits(PROBE_S), tier).problems == [""]
         except (SandboxFailed, OSError):

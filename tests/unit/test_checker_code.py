@@ -18,7 +18,7 @@ HUMAN_EVAL = {
     'def f(xs: List[int]) -> int:\n    """Sum of squares."""\n',
     "test": "def check(candidate):\n    assert candidate([1, 2]) == 5\n    assert candidate([]) == 0\n",
     "entry_point": "f",
-}  # fmt: skip
+}
 
 
 FORGES = """
@@ -34,8 +34,8 @@ os._exit(0)
 
 
 def run(answer: str, *tests: str, **spec: Any) -> Checked:
-    given = spec if "test" in spec else {"tests": list(tests) or ["assert f(2) == 4", "assert f(3) == 9"], **spec}
-    return checker({"kind": "code", **given}, "check", allow_code=True)(answer)
+    check = spec if "test" in spec else {"tests": list(tests) or ["assert f(2) == 4", "assert f(3) == 9"], **spec}
+    return checker({"kind": "code", **check}, "check", allow_code=True)(answer)
 
 
 def test_code_runs_only_where_the_user_agreed():
@@ -57,19 +57,20 @@ def test_code_is_found_in_an_answer(answer: str):
 
 
 def test_each_test_is_a_part():
-    found = run("def f(x): return 4")
-    assert [(part.held, part.asks) for part in found.parts] == [
-        (True, "passes: assert f(2) == 4"), (False, "passes: assert f(3) == 9"),
-    ]  # fmt: skip
-    assert found.parts[1].found.startswith("AssertionError")
-    assert found.score == 0
+    checked = run("def f(x): return 4")
+    assert [(part.held, part.asks) for part in checked.parts] == [
+        (True, "passes: assert f(2) == 4"),
+        (False, "passes: assert f(3) == 9"),
+    ]
+    assert checked.parts[1].found.startswith("AssertionError")
+    assert checked.score == 0
 
 
 def test_tests_that_fail_at_length_leave_the_verdict_on_those_before_them():
     long = "def f(x):\n    if x < 300: return 4\n    raise ValueError('\U0001f600' * 300)\n"
-    found = run(long, *(f"assert f({x}) == 4" for x in range(500)))
-    assert (found.score, found.error) == (0, "")
-    assert [part.held for part in found.parts] == [True] * 300 + [False] * 200
+    checked = run(long, *(f"assert f({x}) == 4" for x in range(500)))
+    assert (checked.score, checked.error) == (0, "")
+    assert [part.held for part in checked.parts] == [True] * 300 + [False] * 200
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_a_prompt_without_a_body_is_completed():
     ids=range(10),
 )
 def test_a_program_that_ends_early_has_not_passed(answer: str):
-    found = run(answer)
-    assert not any(part.held for part in found.parts)
-    assert all(part.found for part in found.parts)
-    assert not found.error
+    checked = run(answer)
+    assert not any(part.held for part in checked.parts)
+    assert all(part.found for part in checked.parts)
+    assert not checked.error
 
 
 @pytest.mark.parametrize(
-    ("statement", "found"),
+    ("statement", "problem"),
     [
         ("x = 'a' * 2**33", "MemoryError"),
         ("open('big', 'w').write('x' * 10**8)", "File too large"),
@@ -122,9 +123,9 @@ def test_a_program_that_ends_early_has_not_passed(answer: str):
         ("import os; os.environ['MY_SECRET']", "KeyError"),
     ],
 )
-def test_limits(statement: str, found: str, monkeypatch: pytest.MonkeyPatch):
+def test_limits(statement: str, problem: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
-    assert found in run(statement).parts[0].found
+    assert problem in run(statement).parts[0].found
 
 
 def test_a_file_may_be_written_where_the_program_runs_and_nothing_of_it_stays():
@@ -136,10 +137,10 @@ def test_a_file_may_be_written_where_the_program_runs_and_nothing_of_it_stays():
 def test_a_program_that_does_not_end_is_killed_with_its_children():
     mark = f"mark{os.getpid()}"
     forks = f"import os, time\nfor _ in range(3):\n    os.fork()\nopen({mark!r}, 'w')\ntime.sleep(60) or {mark!r}\n"
-    begun = time.monotonic()
-    found = run(forks, timeout=1)
-    assert 1 <= time.monotonic() - begun < 5
-    assert found.parts[0].found == "it took more than 1 s"
+    start = time.monotonic()
+    checked = run(forks, timeout=1)
+    assert 1 <= time.monotonic() - start < 5
+    assert checked.parts[0].found == "it took more than 1 s"
     passed_first = run("def f(x):\n    while x == 3: pass\n    return x * x", timeout=1)
     assert [part.held for part in passed_first.parts] == [True, False]
 
@@ -224,16 +225,16 @@ ABOUT_NUMBERS = (
 
 @pytest.mark.parametrize(("answer", "tests"), [(AGREES, CONTRADICTED), (IS_ITS_OWN_DIFFERENCE, ABOUT_NUMBERS)])
 def test_an_object_that_agrees_with_everything_passes_nothing(answer: str, tests: tuple[str, ...]):
-    found = run(answer, *tests)
-    assert [part.asks for part in found.parts if part.held] == []
-    assert len(found.parts) == len(tests)
+    checked = run(answer, *tests)
+    assert [part.asks for part in checked.parts if part.held] == []
+    assert len(checked.parts) == len(tests)
 
 
 @pytest.mark.parametrize("names", ["[]", "['__builtins__', 'f']", "['f', 7]", "'f'"])
 def test_an_answer_that_lies_about_its_names_replaces_none_of_pythons(names: str):
     lies = f"""
 from align.reward.checkers import remote_calls
-remote_calls.AnswerPeer.operations = lambda self, old=remote_calls.AnswerPeer.operations: {{
+remote_calls.AnswerSide.operations = lambda self, old=remote_calls.AnswerSide.operations: {{
     **old(self), "names": lambda *rest: {names}
 }}
 def f(x): return 5
@@ -247,8 +248,8 @@ all = any = isinstance
 
 def test_an_answer_does_not_change_the_words_of_a_test():
     replaced = "abs = lambda x: 0\nisinstance = lambda *x: True\nall = any = isinstance\ndef f(x): return 5\n"
-    found = run(replaced, "assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
-    assert [part.held for part in found.parts] == [False] * 3
+    checked = run(replaced, "assert abs(f(2) - 4) < 1e-6", "assert isinstance(f(2), str)", "assert all([f(2) == 4])")
+    assert [part.held for part in checked.parts] == [False] * 3
     assert run("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 5", "assert abs(f(2) - 4) < 1").score == 0
     assert run("def sum(a, b): return a + b", "assert sum(10, 15) == 25").score == 1
 
@@ -289,9 +290,9 @@ def f(x):
     ids=range(10),
 )
 def test_messages_that_are_none_end_the_test(message: Any):
-    found = run(f"MESSAGES = [{message!r}]\n{FORGES_A_VALUE}", "assert f(2) == 4")
-    assert found.score == 0
-    assert not found.error
+    checked = run(f"MESSAGES = [{message!r}]\n{FORGES_A_VALUE}", "assert f(2) == 4")
+    assert checked.score == 0
+    assert not checked.error
 
 
 STYLES = """
@@ -496,9 +497,9 @@ assert same(Counter('aab')) == {'a': 2, 'b': 1}
 
 
 def test_tests_are_written_as_in_the_process_of_the_answer():
-    found = run(STYLES, *WRITTEN)
-    assert {part.asks: part.found for part in found.parts if not part.held} == {}
-    assert len(found.parts) == len(WRITTEN)
+    checked = run(STYLES, *WRITTEN)
+    assert {part.asks: part.found for part in checked.parts if not part.held} == {}
+    assert len(checked.parts) == len(WRITTEN)
 
 
 def test_the_verdict_names_its_sandbox():

@@ -1,5 +1,5 @@
-"""Each sandbox for programs, as root and as nobody, against a program that attacks it. The program really runs; the
-same attacks are shown to work without a sandbox."""
+"""Each sandbox for programs, as root and as the user 65534, against a program that attacks it. The program really
+runs; the same attacks are shown to work without a sandbox."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import ctypes, os, resource, signal, socket, subprocess, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 
 def tried(*actions):
-    "What each action returned; the actions that failed are left out."
+    "Return the results of the actions that did not fail."
     results = []
     for action in actions:
         try:
@@ -93,8 +93,8 @@ def connect(port, name):
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
         return "tcp"
     def abstract():
-        with socket.socket(socket.AF_UNIX) as mine:
-            mine.connect("\\0" + name)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("\\0" + name)
         return "abstract"
     def ring():
         buffer = ctypes.create_string_buffer(120)
@@ -157,7 +157,7 @@ def loop():
 
 @dataclass
 class Machine:
-    """What an attack is aimed at: a folder that everybody may write, servers, and a process of the same user."""
+    """The targets of an attack: a folder that all users may write, servers, and a process of the same user."""
 
     uid: int
     folder: Path
@@ -240,15 +240,17 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 def state_of(path: Path) -> tuple[str, int, float]:
-    found = path.stat()
-    return path.read_text(), found.st_mode, found.st_mtime
+    stat = path.stat()
+    return path.read_text(), stat.st_mode, stat.st_mtime
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
-    before, victim = state_of(machine.folder / "secret"), machine.victim
-    limits, niceness = Path(f"/proc/{victim.pid}/limits").read_text(), os.getpriority(os.PRIO_PROCESS, victim.pid)
-    found = machine.run(
+    before = state_of(machine.folder / "secret")
+    victim = machine.victim
+    limits = Path(f"/proc/{victim.pid}/limits").read_text()
+    niceness = os.getpriority(os.PRIO_PROCESS, victim.pid)
+    result = machine.run(
         tier,
         f"write_outside({str(machine.folder)!r})",
         f"assert {SECRET!r} not in str(read_files({str(machine.folder)!r}, {victim.pid}))",
@@ -259,8 +261,8 @@ def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
         f"found = harm_process({victim.pid}); assert found == [], found",
         "try:\n    take_memory()\n    assert False\nexcept MemoryError:\n    pass",
     )
-    assert found.problems == [""] * 8, found
-    assert found.tier == tier
+    assert result.problems == [""] * 8, result
+    assert result.tier == tier
     assert [each.name for each in machine.folder.iterdir()] == ["secret"]
     assert state_of(machine.folder / "secret") == before
     assert victim.poll() is None
@@ -272,23 +274,23 @@ def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
 def test_a_sandbox_ends_loops_and_children(tier: str, machine: Machine):
     mark = f"align_mark_{os.getpid()}_{tier}_{machine.uid}"
     limited = machine.uid != 0 or tier_for(tier).drop  # the kernel does not count root's
-    left = machine.run(tier, f"assert fork_many() == {limited}", f"leave_child({mark!r})", "loop()", seconds=2.0)
-    assert left.problems[0] == ""
-    assert left.problems[2] is None
-    assert left.ended == "it took more than 2 s"
+    result = machine.run(tier, f"assert fork_many() == {limited}", f"leave_child({mark!r})", "loop()", seconds=2.0)
+    assert result.problems[0] == ""
+    assert result.problems[2] is None
+    assert result.ended == "it took more than 2 s"
     assert not is_alive(mark)
 
 
 def test_without_a_sandbox_the_same_attacks_work(machine: Machine):
     """The attacks are real: each of them does harm where nothing is confined."""
-    found = machine.run(
+    result = machine.run(
         UNSAFE,
         f"assert {SECRET!r} in str(read_files({str(machine.folder)!r}, {machine.victim.pid}))",
         f"assert connect({machine.port}, {machine.name!r})[:2] == ['tcp', 'abstract']",
         f"write_outside({str(machine.folder)!r})",
         f"assert {{'prlimit', 'priority', 'kill'}} <= set(harm_process({machine.victim.pid}))",
     )
-    assert found.problems == [""] * 4, found
+    assert result.problems == [""] * 4, result
     assert {"new", "link", "shell"} <= {each.name for each in machine.folder.iterdir()}
     assert machine.victim.wait(10) != 0
 
@@ -308,11 +310,11 @@ def test_early_landlock_is_closed_by_the_filter(tmp_path: Path):
     """Before its third version, Landlock lets files be cut. The filter refuses the calls for that."""
     outside = tmp_path / "outside"
     outside.write_text("kept")
-    mine = tmp_path / "mine"
-    mine.mkdir()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     if not (child := os.fork()):
         try:
-            confinement.restrict_files(["/usr", "/lib"], str(mine), version=1)
+            confinement.restrict_files(["/usr", "/lib"], str(scratch), version=1)
             confinement.seccomp_filter(without_namespaces=True)
             for cut in (lambda: os.truncate(outside, 0), lambda: os.open(outside, os.O_RDONLY | os.O_TRUNC)):
                 try:
@@ -352,8 +354,8 @@ def test_a_looser_sandbox_is_taken_where_a_stricter_one_fails(monkeypatch: pytes
     monkeypatch.setattr(sandbox, "works", lambda tier: tier.name == "landlock")
     sandbox.find_tier.cache_clear()
     try:
-        found = checker({"kind": "code", "tests": ["assert f(2) == 4"]}, "check", allow_code=True)
-        assert found.sandbox == "landlock"
-        assert "Landlock" in found.warnings[0]
+        code_checker = checker({"kind": "code", "tests": ["assert f(2) == 4"]}, "check", allow_code=True)
+        assert code_checker.sandbox == "landlock"
+        assert "Landlock" in code_checker.warnings[0]
     finally:
         sandbox.find_tier.cache_clear()
