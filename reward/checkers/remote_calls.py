@@ -182,9 +182,11 @@ class Side(Protocol):
 
     Attributes:
         copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
+        shares_builtins: whether a function of Python's own, such as `sorted`, stays here when it is sent.
     """
 
     copies_subclasses: bool
+    shares_builtins: bool
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
         """Return the operations that the other end may ask for, by name."""
@@ -326,7 +328,8 @@ class Peer:
                 return {tag: write(value)}
         if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             return {"builtin": value.__name__}
-        if isinstance(value, types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value:
+        is_builtin = isinstance(value, types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value
+        if is_builtin and not self.side.shares_builtins:
             return {"builtin": value.__name__}
         if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
             return {"module": value.__name__, **self.encode_shared(value)}
@@ -542,6 +545,7 @@ class AnswerSide:
     """The end of the answer, which does all that the tests ask of the answer's objects."""
 
     copies_subclasses = False
+    shares_builtins = True
 
     def __init__(self, module: types.ModuleType) -> None:
         self.module = module
@@ -599,6 +603,7 @@ class TestsSide:
 
     __test__ = False
     copies_subclasses = True
+    shares_builtins = False
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
         return {"call": OPERATIONS["call"], "next": next}

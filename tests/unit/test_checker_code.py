@@ -295,6 +295,14 @@ def test_messages_that_are_none_end_the_test(message: Any):
     assert not checked.error
 
 
+def test_a_function_of_pythons_own_runs_in_the_answers_process():
+    assert run("f = sorted", "assert f([2, 1], key=lambda x: -x) == [2, 1]", "assert f([2, 1]) == [1, 2]").score == 1
+    assert run("f = sum", "assert f([1, 2]) == 3", "assert f is not sum").score == 1
+    forged = {"response": {"value": {"builtin": "eval"}, "changed": []}}
+    checked = run(f"MESSAGES = [{forged!r}]\n{FORGES_A_VALUE}", "assert f(2)('2 + 2') == 4")
+    assert checked.parts[0].found == "it sent what is no value"
+
+
 STYLES = """
 import asyncio, collections, contextlib, copy, dataclasses, enum, functools, math
 import datetime
