@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, select
 
@@ -28,7 +29,7 @@ from align.annotate.store.tables import (
     users,
 )
 from align.errors import InputError
-from align.files import open_regular
+from align.files import check_readable, has_file, open_regular
 
 ERASABLE = (
     prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations, guidelines, keys,
@@ -119,7 +120,10 @@ class Connections:
             yield
             return
         # The locks of the database's own file are SQLite's. Nothing is written to this one.
-        with open(f"{path}.serving", "ab", opener=open_regular) as file:
+        lock = Path(f"{path}.serving")
+        if has_file(lock, "store.url", "Move it away."):
+            check_readable(lock, "store.url", "Move it away.")
+        with open(lock, "ab", opener=open_regular) as file:
             self._hold(lambda: is_locked(file))
             yield
 
@@ -160,7 +164,7 @@ class Connections:
         return True
 
 
-def is_locked(file: IO[str]) -> bool:
+def is_locked(file: IO[Any]) -> bool:
     """Locks a file for this process, if no other has it; whether it is ours."""
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

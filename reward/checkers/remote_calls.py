@@ -489,7 +489,8 @@ class Peer:
             kind = Exception
         for number, name in reversed(classes):
             if number not in self.exception_classes:
-                self.exception_classes[number] = type(str(name), (kind,), {})
+                copy: Any = type(str(name), (kind,), {})
+                self.exception_classes[number] = copy
             kind = self.exception_classes[number]
         return kind
 

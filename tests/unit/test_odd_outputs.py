@@ -12,7 +12,7 @@ import sqlite3
 import stat
 import tarfile
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -231,6 +231,17 @@ def test_what_align_did_not_make_is_refused_and_stays(setting: str, kind: str, t
     assert len(str(refused.value)) < 600
 
 
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_the_lock_of_a_store_changes_nothing(kind: str, tmp_path: Path) -> None:
+    FOREIGN[kind](tmp_path / "annotations.db.serving")
+    before = contents_of(tmp_path)
+    is_file = kind not in NOT_FILES and "folder" not in kind
+    with at_once(), nullcontext() if is_file else pytest.raises(InputError):
+        serve_store(tmp_path / "annotations.db.serving")
+    after = contents_of(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
 @pytest.mark.parametrize("setting", sorted(name for name in FILES if not FILES[name].replaces))
 def test_what_is_written_once_is_not_written_again(setting: str, tmp_path: Path) -> None:
     output = OUTPUTS[setting]
@@ -388,7 +399,7 @@ def test_a_folder_is_the_old_one_or_the_new_one_however_its_writer_is_killed(cou
 
     write("old")
     run_in_child(kill_before_call("replace", count, lambda: write("new")))
-    assert contents_of(folder) in ({"base.json": text, "weights": text} for text in (b"old", b"new"))
+    assert contents_of(folder) in [{"base.json": text, "weights": text} for text in (b"old", b"new")]
     write("new")
     assert contents_of(folder) == {"base.json": b"new", "weights": b"new"}
     assert os.listdir(tmp_path) == ["base"]
