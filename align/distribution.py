@@ -18,7 +18,7 @@ FOREIGN_DISTRIBUTION = "align"
 EXTRA_MODULES = MappingProxyType(
     {
         "annotate": ("alembic", "argon2", "fastapi", "gradio", "markdown_it", "matplotlib", "uvicorn"),
-        "data": ("ftfy", "matplotlib", "phonenumbers", "py3langid"),
+        "data": ("ftfy", "phonenumbers", "py3langid"),
         "demo": ("chitchat_dataset",),
         "evals": ("lm_eval",),
         "mlflow": ("mlflow",),

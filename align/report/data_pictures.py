@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
+from align.report.bars import lying_bars, upright_bars
 from align.report.data_counts import SIDES, lost
 from align.report.page import Report
 
@@ -18,8 +18,6 @@ CLEANING = "dropped in cleaning"
 
 def draw_removed(report: Report, data: Mapping[str, Any]) -> None:
     """Draw how many rows of each source each step removed."""
-    from align.report.plots import stacked_rows
-
     sources = data["sources"]
     removed = {source["name"]: count_removed(source) for source in sources}
     steps = [*dict.fromkeys(step for counts in removed.values() for step in counts)]
@@ -27,10 +25,10 @@ def draw_removed(report: Report, data: Mapping[str, Any]) -> None:
     if not steps:
         return
     parts = merge_others({name: [counts[step] for step in steps] for name, counts in removed.items()})
-    picture = partial(stacked_rows, steps, parts, "rows", "What each step removed")
-    told = "; ".join(f"{step} {sum(counts[step] for counts in removed.values()):,}" for step in steps)
-    alt = f"Bars of the rows that each step removed, by source: {told}."
-    report.draw(picture, "Rows that each step removed, by source.", alt)
+    picture = lying_bars(steps, parts, "rows", "What each step removed")
+    summary = "; ".join(f"{step} {sum(counts[step] for counts in removed.values()):,}" for step in steps)
+    alt = f"Bars of the rows that each step removed, by source: {summary}."
+    report.plot(picture, "Rows that each step removed, by source.", alt)
 
 
 def count_removed(source: Mapping[str, Any]) -> Counter[str]:
@@ -47,46 +45,40 @@ def count_removed(source: Mapping[str, Any]) -> Counter[str]:
 
 def draw_sources(report: Report, data: Mapping[str, Any]) -> None:
     """Draw the rows and the characters of each source that are in the data set."""
-    from align.report.plots import stacked_rows
-
     sources = data["sources"]
     names = [source["name"] for source in sources]
     sides = {
         f"to {what}": [source["splits"][side]["rows"] for source in sources]
         for side, what in zip(SIDES, ("train on", "measure on"), strict=True)
     }
-    told = "; ".join(
+    summary = "; ".join(
         f"{name} {sum(rows):,}" for name, rows in zip(names, zip(*sides.values(), strict=True), strict=True)
     )
-    picture = partial(stacked_rows, names, sides, "rows", "Rows of each source")
-    report.draw(picture, "Rows of each source.", f"Bars of the rows of each source: {told}.")
+    picture = lying_bars(names, sides, "rows", "Rows of each source")
+    report.plot(picture, "Rows of each source.", f"Bars of the rows of each source: {summary}.")
     characters = data.get("lengths", {}).get("characters")
     if characters is None:  # rows were forgotten since
         return
-    picture = partial(
-        stacked_rows, names, {"characters": [characters[name] for name in names]}, "characters", "Text of each source"
-    )
-    told = "; ".join(f"{name} {characters[name]:,}" for name in names)
-    alt = f"Bars of the characters of each source: {told}."
-    report.draw(picture, "Characters of each source, system prompts left out.", alt)
+    parts = {"characters": [characters[name] for name in names]}
+    picture = lying_bars(names, parts, "characters", "Text of each source")
+    summary = "; ".join(f"{name} {characters[name]:,}" for name in names)
+    alt = f"Bars of the characters of each source: {summary}."
+    report.plot(picture, "Characters of each source, system prompts left out.", alt)
 
 
 def draw_lengths(report: Report, lengths: Mapping[str, Any]) -> None:
     """Draw how many rows have how many characters."""
-    from align.report.plots import stacked_columns
-
     totals = [sum(counts) for counts in zip(*lengths["counts"].values(), strict=True)]
     used = [i for i, total in enumerate(totals) if total]
     if not used:
         return
     chosen = range(used[0], used[-1] + 1)
-    starts = [lengths["edges"][i] for i in chosen]
+    edges = lengths["edges"][used[0] : used[-1] + 2]
     parts = merge_others({name: [counts[i] for i in chosen] for name, counts in lengths["counts"].items()})
-    labels = [f"{start:,}" for start in starts]
-    picture = partial(stacked_columns, labels, parts, "characters, from", "rows", "How long rows are")
-    told = "; ".join(f"{totals[i]:,} from {lengths['edges'][i]:,} to {lengths['edges'][i + 1] - 1:,}" for i in used)
-    alt = f"Histogram of the characters of rows, by source: {told}."
-    report.draw(picture, "Rows by their characters; each bar spans twice the one before.", alt)
+    picture = upright_bars([f"{edge:,}" for edge in edges], parts, "characters", "rows", "How long rows are")
+    summary = "; ".join(f"{totals[i]:,} from {lengths['edges'][i]:,} to {lengths['edges'][i + 1] - 1:,}" for i in used)
+    alt = f"Histogram of the characters of rows, by source: {summary}."
+    report.plot(picture, "Rows by their characters; each bar spans twice the one before.", alt)
 
 
 def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
+from align.report.bars import upright_bars
 from align.report.page import Part, Report
 from align.report.seen import Seen
 from align.report.words import counted, format_figure, percent
@@ -71,8 +71,6 @@ def kept_of(of: Mapping[str, Any]) -> str:
 
 def drawn(report: Report, said: Mapping[str, Any]) -> None:
     """A histogram of each of the first sources."""
-    from align.report.plots import histogram_cut
-
     edges, found = said["edges"], [one for one in said["sources"].items() if one[1]["rows"]]
     for name, of in found[:DRAWN]:
         lowest, _, middle, _, highest = of["quantiles"]
@@ -84,10 +82,9 @@ def drawn(report: Report, said: Mapping[str, Any]) -> None:
             f"Histogram of the scores of {name}: {of['rows']:,} rows {ends}; {of['dropped']:,} are dropped, and "
             f"what lies from {kept_of(of)} is kept."
         )
-        report.draw(
-            partial(histogram_cut, edges, of["kept"], of["left_out"], cuts, UNITS[said["by"]], name),
-            f"Scores of {name}.{where} {beyond}",
-            alt,
-        )
+        parts = {"kept": of["kept"], "dropped": of["left_out"]} if any(of["left_out"]) else {"kept": of["kept"]}
+        places = [(cut - edges[0]) / (edges[1] - edges[0]) for cut in cuts]
+        picture = upright_bars([*map(format_figure, edges)], parts, UNITS[said["by"]], "rows", name, places)
+        report.plot(picture, f"Scores of {name}.{where} {beyond}", alt)
     if len(found) > DRAWN:
         report.text(f"Drawn are the first {DRAWN} of {len(found)} sources.")

@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.ops.calibration import Bin
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":")
 INK, FAINT = "#333333", "#d9d9d9"
+MOST_LETTERS = 28
+"""Of a name beside a bar."""
 
 SMOOTHED_FROM = 24
 """Points from which on a line is smoothed: over fewer the eye does it."""
@@ -280,97 +281,6 @@ def histogram_pair(
         numbered(ax)
         _legend(figure)
     return figure
-
-
-def histogram_cut(
-    edges: Sequence[float],
-    kept: Sequence[int],
-    dropped: Sequence[int],
-    cuts: Sequence[float],
-    xlabel: str,
-    title: str = "",
-) -> Figure:
-    """Counts between edges, what is kept and what is dropped one above the other, with dashed lines at the cuts.
-
-    Args:
-        edges: one more than there are counts.
-    """
-    figure, ax = axes(xlabel, "rows", title, SMALL)
-    widths = [high - low for low, high in pairwise(edges)]
-    ax.bar(edges[:-1], kept, widths, align="edge", color=COLOURS[0], label="kept")
-    if any(dropped):
-        look: dict[str, Any] = {"color": COLOURS[1], "hatch": "///", "alpha": 0.8}
-        ax.bar(edges[:-1], dropped, widths, kept, align="edge", label="dropped", **look)
-    for cut in cuts:
-        ax.axvline(cut, color=INK, linestyle="--", linewidth=1.2)
-    numbered(ax)
-    _legend(figure)
-    return figure
-
-
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")
-"""Beside the colours, for eyes that do not tell them apart."""
-MOST_LETTERS = 28
-"""Of a name beside a bar."""
-
-
-def stacked_rows(names: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = "") -> Figure:
-    """Horizontal bars, one a name from the top down, each of several parts.
-
-    Args:
-        parts: what the legend calls a part → its size for each name.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, ax = axes(xlabel, "", title, (SMALL[0], max(SMALL[1], 1.4 + 0.26 * len(names))))
-    ax.grid(axis="y", visible=False)
-    ax.grid(axis="x", color=FAINT, linewidth=0.6)
-    places = range(len(names))
-    starts = [0.0] * len(names)
-    for (label, sizes), look in zip(parts.items(), _looks(len(parts)), strict=True):
-        ax.barh(places, sizes, 0.7, starts, label=label, **look)
-        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
-    shown = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names]
-    ax.set_yticks(places, shown, parse_math=False)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    ax.xaxis.set_major_formatter(number_formatter()())
-    if len(parts) > 1:
-        _legend(figure)
-    return figure
-
-
-def stacked_columns(
-    names: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, ylabel: str, title: str = ""
-) -> Figure:
-    """Vertical bars that touch, one a name from the left, each of several parts.
-
-    Args:
-        parts: what the legend calls a part → its size for each name.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, ax = axes(xlabel, ylabel, title, SMALL)
-    places = range(len(names))
-    starts = [0.0] * len(names)
-    for (label, sizes), look in zip(parts.items(), _looks(len(parts)), strict=True):
-        ax.bar(places, sizes, 1.0, starts, label=label, **look)
-        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
-    every = math.ceil(len(names) / 7)
-    ax.set_xticks([*places][::every], [*names][::every])
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    ax.yaxis.set_major_formatter(number_formatter()())
-    if len(parts) > 1:
-        _legend(figure)
-    return figure
-
-
-def _looks(count: int) -> list[dict[str, Any]]:
-    """Return the look of each part of stacked bars."""
-    return [
-        {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white", "linewidth": 0.6}
-        for i in range(count)
-    ]
 
 
 def _legend(figure: Figure) -> None:

@@ -362,3 +362,17 @@ def test_numbers_and_operators_by_hand(text: str, expected: str):
 def test_texts_that_are_not_looked_at_have_none(text):
     """The search that comes first passes over no text with numbers or operators."""
     assert (number_hashes(pa.array([text]))[0] != 0) == bool(numbers_and_operators(text))
+
+
+def test_hashes_are_equal_where_numbers_and_operators_are():
+    """Whichever of the two ways a text goes: digits alone are hashed as they stand, other texts are spelled."""
+    draw = random.Random(0)
+    signs = "0123456789 ab.,'+-*/%&|()=<>^~!\n²≤’٣٫– "
+    texts = ["".join(draw.choices(signs, k=draw.randint(0, 9))) for _ in range(60_000)]
+    by_tokens, by_hash = dict[tuple[str, ...], int](), dict[int, tuple[str, ...]]()
+    for text, digest in zip(texts, number_hashes(pa.array(texts)).tolist(), strict=True):
+        tokens = tuple(numbers_and_operators(text))
+        assert by_tokens.setdefault(tokens, digest) == digest, text
+        assert by_hash.setdefault(digest, tokens) == tokens, text
+    assert by_hash[0] == ()
+    assert len(by_hash) > 10_000

@@ -181,6 +181,11 @@ class Cleaner:
                 made.append(self._shown(other, None)[0] if one is None else self._shown(one, other)[1])
         return kept, made if after else None
 
+    @property
+    def hides(self) -> bool:
+        """Return whether a step looks for personal data."""
+        return bool(self._hiders)
+
     def hidden(self, text: str) -> str:
         """A text as people may see it: without personal data, where a step looks for any."""
         for pii in self._hiders:

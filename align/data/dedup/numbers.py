@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+
+from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 pc = pyarrow.compute
 
@@ -32,14 +33,25 @@ RUN = re.compile(rf"[\d{SMALL_DIGITS}{OPERATORS}]+(?:[.,'’٫٬]\d+)*")
 ASCII_RUN = re.compile(r"[0-9%&*+\-/<=>^|~]+(?:[.,'][0-9]+)*")
 """The same of ASCII text: a small set is searched for four times as fast."""
 TOKEN = re.compile(rf"\d+(?:[.,'’٫٬]\d+)*|[{SMALL_DIGITS}]+|(?<![\w.])\.\d+|[{OPERATORS}]+")
-MAY_HAVE = r"[\p{Nd}\p{No}\p{Sm}^]|&&|(?:[)\]]|(?:^|[^\p{L}])\p{L}) ?[*/%&|~–·-]+ ?(?:[(\[]|\p{L}(?:[^\p{L}]|$))"
-"""In RE2's syntax: a text that does not match has neither a number nor an operator."""
+BETWEEN_LETTERS = (
+    r"(?:[)\]]|(?:^|[^A-Za-z])[A-Za-z]) ?[*/%&|~-]+ ?(?:[(\[]|[A-Za-z](?:[^A-Za-z]|$))"  # between brackets too
+)
+MAY_HAVE = rf"[0-9+<=>^]|&&|\|\||{BETWEEN_LETTERS}"
+"""In RE2's syntax: an ASCII text that does not match has neither a number nor an operator."""
+MAY_NEED_SPELLING = (
+    rf"[+<=>^]|&&|\|\||\.[0-9]|[0-9][,'][0-9]|[0-9] *%|[0-9] ?[*/&|~-]|[*/%&|~-] ?[0-9]|{BETWEEN_LETTERS}"
+)
+"""In RE2's syntax: if an ASCII text does not match, its numbers are its runs of digits, and it has no operators."""
+DIGITS = bytes(c if chr(c).isdigit() and c < 128 else 0 for c in range(256))
+"""What remains of a text that needs no spelling: digits, and 0 between them."""
+TOKENS = bytes(0 if c == ord(" ") else c for c in range(256))
+"""The same for spelled tokens, which stand between blanks."""
 SAME = str.maketrans(
     {"−": "-", "–": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "∕": "/", "٫": ".", "’": "'"}
 )
 ALWAYS = frozenset("+=<>^" + SYMBOLS)
 GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:['٬]\d{3})+(?:[.,]\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?")
-BEFORE = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?$")
+BEFORE = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?\Z")
 """An operand that ends here."""
 AFTER = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
 """An operand that begins here."""
@@ -52,14 +64,40 @@ def number_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
         texts: N strings; null is the empty text.
     """
     hashes = np.zeros(len(texts), np.uint64)
-    candidates = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(MAY_HAVE))
-    places = np.flatnonzero(candidates.fill_null(False).to_numpy(zero_copy_only=False))
-    for place, text in zip(places.tolist(), texts.take(pa.array(places)).to_pylist(), strict=True):
-        tokens = numbers_and_operators(text)
-        if tokens:
-            digest = blake2b(" ".join(tokens).encode(), digest_size=8).digest()
-            hashes[place] = int.from_bytes(digest, "little") or 1
+    is_ascii = pc.call_function("string_is_ascii", [texts]).fill_null(True).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(is_ascii)
+    places = places[matches(texts if is_ascii.all() else texts.take(pa.array(places)), MAY_HAVE)]
+    spells = np.zeros(len(places), bool)
+    spells[matches(texts.take(pa.array(places)), MAY_NEED_SPELLING)] = True
+    hashes[places[~spells]] = hash_tokens(texts.take(pa.array(places[~spells])), DIGITS)
+    places = np.concatenate([places[spells], np.flatnonzero(~is_ascii)])
+    spelled = [" ".join(numbers_and_operators(text)) for text in texts.take(pa.array(places)).to_pylist()]
+    hashes[places] = hash_tokens(pa.array(spelled, pa.string()), TOKENS)
     return hashes
+
+
+def matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
+    """Return the places of the texts in which a pattern of RE2 is found, int64."""
+    found = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
+    return np.flatnonzero(found.fill_null(False).to_numpy(zero_copy_only=False))
+
+
+def hash_tokens(texts: pa.Array | pa.ChunkedArray, table: bytes) -> np.ndarray:
+    """Return a hash of each text's tokens in their order, uint64 (N); 0 for a text that has none.
+
+    Args:
+        table: byte → byte; 0 stands between tokens.
+    """
+    hashes = [np.zeros(0, np.uint64)]
+    for data, starts in blocks(texts, str, table):
+        tokens, counts = word_hashes(data, starts)
+        ends = np.cumsum(counts)
+        order = np.arange(len(tokens)) - np.repeat(ends - counts, counts)
+        sums = np.zeros(len(tokens) + 1, np.uint64)
+        np.cumsum(mixed(tokens ^ (order.astype(np.uint64) * ODD)), out=sums[1:])
+        sums = mixed(sums[ends] - sums[ends - counts])
+        hashes.append(np.maximum(sums, 1) * (counts > 0))
+    return np.concatenate(hashes)
 
 
 def numbers_and_operators(text: str) -> list[str]:

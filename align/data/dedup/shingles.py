@@ -15,6 +15,8 @@ from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 HASH_BITS = 54
 """Of a shingle's hash. Ten bits are left for a place in a block, so that one sort orders many documents at once."""
+FIRST_BITS = 16
+"""Of a shingle's hash, by which most that are not looked for are told."""
 DIGEST_BYTES = 16
 BLANK = ord(" ")
 SPACED = bytes(BLANK if i < 128 and chr(i).isspace() else ord(chr(i).lower()) if i < 128 else i for i in range(256))
@@ -58,7 +60,12 @@ class Shingles:
 
     def only(self, some: np.ndarray) -> Shingles:
         """Return each set without the values that are not among `some` (ascending)."""
-        inside = held(some, self.values)
+        # Most values are seen not to be there by their first bits, which costs an eighth of a search.
+        shift = np.uint64(HASH_BITS - FIRST_BITS)
+        begins = np.zeros(1 << FIRST_BITS, bool)
+        begins[some >> shift] = True
+        inside = begins[self.values >> shift]
+        inside[inside] = held(some, self.values[inside])
         return Shingles(self.values[inside], np.append(0, np.cumsum(inside))[self.offsets])
 
 
@@ -80,16 +87,24 @@ def shingled(texts: pa.Array | pa.ChunkedArray, width: int = 3) -> Shingles:
     return Shingles(np.concatenate(values), np.concatenate([[0], np.cumsum(np.concatenate(sizes), dtype=np.int64)]))
 
 
-def runs(hashes: np.ndarray, counts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sets of a block's documents: their values one after another, and their sizes."""
+def hash_runs(hashes: np.ndarray, width: int) -> np.ndarray:
+    """Return a hash of the run of `width` words that begins at each word, uint64 under 2^54. Runs do not end where a
+    document does."""
     many = max(len(hashes) - width + 1, 0)
-    document = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
     joined = hashes[:many].copy()
     for later in range(1, width):
         joined *= ODD
         joined += hashes[later : later + many]
     joined = mixed(joined)
     joined >>= np.uint64(64 - HASH_BITS)
+    return joined
+
+
+def runs(hashes: np.ndarray, counts: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sets of a block's documents: their values one after another, and their sizes."""
+    joined = hash_runs(hashes, width)
+    many = len(joined)
+    document = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
     joined |= document[:many] << np.uint64(HASH_BITS)
     joined = joined[document[:many] == document[len(document) - many :]]  # a run ends with its document
     joined.sort()

@@ -205,14 +205,16 @@ def compare_sets(sets: Shingles, a: np.ndarray, b: np.ndarray, threshold: float,
     common = count_common(sets, a, sets, b)
     union = sets.sizes[a] + sets.sizes[b] - common
     similarity = common / np.maximum(union, 1)
-    pairs = np.flatnonzero(similarity >= threshold)
+    pairs = np.flatnonzero((similarity >= threshold) & (common < union))  # equal sets are twins
     if not len(shared) or not len(pairs):
         return similarity
     a, b, common, union = a[pairs], b[pairs], common[pairs], union[pairs]
-    of_shared = sets.only(shared)
-    both = count_common(of_shared, a, of_shared, b)
     least = np.minimum(sets.sizes[a], sets.sizes[b])
-    enough = (common - both) >= threshold * (union - both)
-    enough &= (least - both >= OWN) | (common == union)
+    chosen = np.zeros(len(sets), bool)
+    chosen[a] = chosen[b] = True
+    of_shared = sets.where(chosen).only(shared)
+    place = np.cumsum(chosen) - 1
+    both = count_common(of_shared, place[a], of_shared, place[b])
+    enough = ((common - both) >= threshold * (union - both)) & (least - both >= OWN)
     similarity[pairs[(2 * both > common) & ~enough]] = 0
     return similarity

@@ -178,6 +178,8 @@ def said_json(turn: Message) -> str:
 
 def row_bytes(record: Record) -> bytes:
     """The row that stands for a record, as canonical JSON."""
+    if isinstance(record, str):
+        return f'{{"text":{encode_basestring_ascii(record)}}}'.encode()
     if isinstance(record, Conversation) and not record.tools:
         return f'{{"messages":[{",".join(map(turn_json, record.messages))}]}}'.encode()
     return canonical(content_of(record)).encode()

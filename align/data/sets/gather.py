@@ -270,7 +270,8 @@ class Gathering:
 
     def metadata_of(self, read: Read) -> str | None:
         """Return a record's metadata as JSON, without personal data if a step looks for any."""
-        return metadata_json(with_strings(read.metadata, self.cleaner.hidden) if read.metadata else {})
+        hides = read.metadata and self.cleaner.hides
+        return metadata_json(with_strings(read.metadata, self.cleaner.hidden) if hides else read.metadata)
 
 
 class Gathered:
