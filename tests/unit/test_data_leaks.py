@@ -80,6 +80,21 @@ def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sh
     assert found.rows.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
 
 
+@pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
+@pytest.mark.parametrize("own", [6, 7])
+def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, sharing: int, own: int) -> None:
+    """A row shares the last words of an instruction and some words behind it with a row to measure on."""
+    instruction = "answer as a sailor of the old times would"
+    words = [*instruction.split()[own - 13 :], *["red", "lamp", "under", "seven", "narrow", "bridges", "once"][:own]]
+    others = [chat(f"{i} {instruction}", f"nothing {i} {i * 7} {i * 13}") for i in range(sharing - 1)]
+    shared = " ".join(words)
+    rows = spooled(tmp_path, [*others, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
+    held_out = np.arange(sharing + 1) >= sharing
+    found = leaks_of(rows, DOCUMENTS, held_out, ~held_out, None)
+    leaked = sharing == COMMON or own == 7
+    assert found.rows.tolist() == ([sharing - 1] if leaked else [])
+
+
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
     wanted = np.array([False, True, False])
@@ -103,7 +118,10 @@ def by_hand(said: list[list[str]], asked: list[str], test: np.ndarray, near: flo
     train, measured = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
     many = Counter(run for row in train for run in runs(said[row], 13))
     questions, exact = {asked[row] for row in measured}, {(*said[row],) for row in measured if len(said[row]) < 13}
+    parts = Counter(run for row in train for run in runs(said[row], 7))
+    shared = {run for run in parts if parts[run] > COMMON}
     grams = {run for row in measured for run in runs(said[row], 13) if many[run] <= COMMON}
+    grams = {run for run in grams if shared.isdisjoint(runs([*run], 7))}
     sets, found = [runs(said[row], 3) for row in measured], dict[int, str]()
     for row in train:
         own = runs(said[row], 3)
@@ -123,7 +141,7 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None
 ) -> None:
     draw = np.random.default_rng(0)
-    base = [" ".join(draw.choice([f"w{i}" for i in range(40)], draw.integers(1, 30))) for _ in range(60)]
+    base = [" ".join(draw.choice([f"w{i}" for i in range(40)], draw.integers(1, 30))) for _ in range(90)]
     asked, answers = list[str](), list[str]()
     for _ in range(450):
         words = base[draw.integers(60)].split()

@@ -9,11 +9,13 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import held
+from align.data.dedup.arrays import distinct, held
 from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.prefilter import Prefilter
 from align.data.dedup.questions import RULES as QUESTION_RULES
 from align.data.dedup.questions import QuestionIndex, QuestionSet, asked_keys, evaluation_keys, letter_runs
+from align.data.dedup.shingles import hash_runs, shingled
+from align.data.dedup.words import blocks, word_hashes
 from align.data.sets.columns import CONTENT, texts_of
 from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows
@@ -24,6 +26,10 @@ COMMON = 10
 """Rows that may share a run of 13 words with a row of the test split: what more of them share is a common phrase or
 boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
 the row of it that leaked most often stands in many rows."""
+WIDTH = 13
+"""Words of a run that gives a row to measure on away."""
+PART = 7
+"""Words of a run, more than half of it, that make it a phrase where many rows share them."""
 SLICE = 48 << 20
 """Bytes of text to measure on that are indexed at once."""
 
@@ -130,9 +136,10 @@ def leaks_of(rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, n
     if not measured.any():
         return first_of([])
     found, before = list[Leaks](), 0
-    phrases, trained = worth_asking(rows, kind, measured, trained, near)
+    phrases, suspects = worth_asking(rows, kind, measured, trained, near)
+    phrases = np.union1d(phrases, templated_runs(rows, kind, measured, trained, suspects, phrases))
     for said, asked in slices(rows, kind, measured):
-        some = Evaluations([Texts.of_rows(said, asked)], near, phrases).leaks(rows, kind, trained)
+        some = Evaluations([Texts.of_rows(said, asked)], near, phrases).leaks(rows, kind, suspects)
         found.append(Leaks(some.rows, some.sets, some.where + before, some.rules))
         before += len(said)
     return found[0] if len(found) == 1 else first_of(found)
@@ -143,7 +150,7 @@ def worth_asking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it finds,
     and few others."""
-    prefilter, questions = Prefilter(COMMON, threshold=near), [NO_KEYS]
+    prefilter, questions = Prefilter(COMMON, WIDTH, near), [NO_KEYS]
     for said, asked in slices(rows, kind, measured):
         prefilter.measure(said)
         questions.append(evaluation_keys(asked).key)
@@ -157,6 +164,46 @@ def worth_asking(
     for numbers, batch in rows.where(alike, [*CONTENT[kind]]):
         found[numbers] |= prefilter.maybe(texts_of(kind, batch))
     return prefilter.phrases, found
+
+
+def templated_runs(
+    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, suspects: np.ndarray, phrases: np.ndarray
+) -> np.ndarray:
+    """Return the runs of words, uint64, that are mostly text which many rows share: the end of an instruction and a
+    word of their own. `PART` words in a row of each are in more than `COMMON` rows to train on.
+
+    Args:
+        suspects: the rows to train on that may have a run in common with rows to measure on, bool (N).
+        phrases: runs of words that are known to be phrases, ascending.
+    """
+    candidates = [NO_KEYS]
+    for _, batch in rows.where(suspects, [*CONTENT[kind]]):
+        runs = shingled(texts_of(kind, batch), WIDTH).values
+        candidates.append(runs[~held(phrases, runs)])
+    whole, parts = parts_of_runs(rows, kind, measured, distinct(np.concatenate(candidates)))
+    some = distinct(parts.ravel())
+    counts = np.zeros(len(some), np.int64)
+    for _, batch in rows.where(trained if len(some) else np.zeros_like(trained), [*CONTENT[kind]]):
+        runs = shingled(texts_of(kind, batch), PART).values
+        counts += np.bincount(np.searchsorted(some, runs[held(some, runs)]), minlength=len(some))
+    return distinct(whole[held(some[counts > COMMON], parts.ravel()).reshape(parts.shape).any(axis=1)])
+
+
+def parts_of_runs(rows: Rows, kind: str, measured: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs of rows to measure on that are among some (ascending), uint64 (M), and the runs of `PART` words
+    within each, uint64 (M, parts)."""
+    steps = np.arange(WIDTH - PART + 1)
+    whole, parts = [NO_KEYS], [np.zeros((0, len(steps)), np.uint64)]
+    for _, batch in rows.where(measured if len(candidates) else np.zeros_like(measured), [*CONTENT[kind]]):
+        for data, starts in blocks(texts_of(kind, batch)):
+            hashes, counts = word_hashes(data, starts)
+            runs = hash_runs(hashes, WIDTH)
+            document = np.repeat(np.arange(len(counts)), counts)
+            inside = document[: len(runs)] == document[len(document) - len(runs) :]
+            places = np.flatnonzero(inside & held(candidates, runs))
+            whole.append(runs[places])
+            parts.append(hash_runs(hashes, PART)[places[:, None] + steps])
+    return np.concatenate(whole), np.concatenate(parts)
 
 
 def first_of(found: Sequence[Leaks]) -> Leaks:
