@@ -233,8 +233,8 @@ LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij
     ],
 )
 def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -> None:
-    (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "a"}]))
-    assert texts(read.record) == [f"q\n{below}", "a"]
+    (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "it is x"}]))
+    assert texts(read.record) == [f"q\n{below}", "it is x"]
 
 
 @pytest.mark.parametrize(
@@ -387,10 +387,9 @@ def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, A
         ({"text": "q", "answer": "a"}, "answer"),
         ({"question": "q", "answerKey": "A"}, "answerKey"),
         ({"question": "q", "best_answer": "A"}, "best_answer"),
-        ({"question": "q", "answers": {"text": ["a"], "answer_start": [1]}}, "answers"),
-        ({"prompt": "q", "response_a": "a", "response_b": "b", "preference": "a"}, "response_a"),
-        ({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}, "response_0"),
-        ({"messages": [{"role": "user", "content": "q"}], "answers": ["a"]}, "answers"),
+        ({"question": "q", "answers": {"spans": ["a"], "starts": [1]}}, "answers"),
+        ({"prompt": "q", "response_a": "a", "response_b": "b", "quality_a": 1}, "response_a"),
+        ({"prompt": "q", "response_0": "a", "response_1": "b"}, "response_0"),
     ],
 )
 def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any], name: str, tmp_path: Path) -> None:
@@ -398,7 +397,7 @@ def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any],
     for read in (read_source, read_documents):
         with pytest.raises(InputError, match=f"{name}=.* is named as an answer") as caught:
             read(path)
-    assert f"data.metadata=[{name}]" in caught.value.remedy
+    assert re.search(rf"data\.metadata=\[{name}[],]", caught.value.remedy)
     if "text" not in row:
         (prompt,) = read_prompts(path)
         assert texts(prompt) == ["q"]
@@ -483,6 +482,8 @@ def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, c
     for name, value in row.items():
         if not found or (name == "label" and isinstance(found[0].record, Feedback)):
             continue
+        if name == "winner" and isinstance(found[0].record, Preference):
+            continue
         said = " ".join(part for one in found for part in [*texts(one.record), *strings(one.metadata)])
         attributes = [value for one in found if isinstance(one.record, Preference) for value in astuple(one.record)]
         for text in spoken(value):
@@ -492,6 +493,222 @@ def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, c
 
 
 FIGURES = {"overall_preference", "helpfulness", "score", *SAID, "option_a", "option_b"}
+
+
+# --- Choices that the question names itself.
+
+NAMED = "Which fits?\nA) E14\nB) E27"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "below"),
+    [
+        (NAMED, "B", ""),
+        (NAMED, "(b)", ""),
+        (NAMED, "E27", ""),
+        ("Which fits? 1. E14 2. E27", "2", ""),
+        ("Which fits? 1. E14 2. E27", "B", "\nA. E14\nB. E27"),
+        ("Is it E14 or E27?", "E27", ""),
+        ("Is it E14 or E27?", "B", "\nA. E14\nB. E27"),
+        ("Which fits?", "b.", "\nA. E14\nB. E27"),
+    ],
+)
+def test_the_label_of_an_answer_means_one_choice(question: str, answer: str, below: str, tmp_path: Path) -> None:
+    for row in (
+        {"question": question, "answer": answer},
+        {"prompt": question, "completion": answer},
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
+    ):
+        (read,) = read_source(write(tmp_path, "d.jsonl", [{**row, "choices": ["E14", "E27"]}]))
+        assert texts(read.record) == [question + below, answer]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"question": "Which fits?\nA) E27\nB) E14", "choices": ["E14", "E27"], "answer": "B"}, "several choices"),
+        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "C"}, "no choice"),
+        ({"question": "Which fits?", "choices": ["E14", "E27"], "answer": "1"}, "no choice"),
+        ({"question": "How many?", "option_1": "2", "option_2": "3", "answer": "2"}, "several choices"),
+    ],
+)
+def test_a_label_that_means_no_choice_or_two_is_refused(row: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    assert copy_remedies(tmp_path, row, f"{problem}.*Write the text of the choice") == 1
+
+
+# --- Fields of turns.
+
+
+def test_fields_of_turns_are_metadata_and_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{**TURNS[0], "mood": "calm", "name": "Anna"}, {**TURNS[1], "n": 0, "note": LONG, "refusal": None}]
+    fields = {"mood": ["calm", None], "name": ["Anna", None], "n": [None, 0], "note": [None, LONG]}
+    pair = {"prompt": turns[:1], "chosen": turns[1], "rejected": WORSE[1]}
+    rows = {
+        "messages": {"messages": turns},
+        "conversations": {
+            "conversations": [{**turn, "from": turn["role"], "value": turn["content"]} for turn in turns]
+        },
+        "prompt": pair,
+    }
+    for column, row in rows.items():
+        path = write(tmp_path, "d.jsonl", [row, row])
+        for read in read_source(path):
+            assert texts(read.record)[:2] == ["q", "a"]
+            expected = {f"{column}[].{name}": values for name, values in fields.items()}
+            if row is pair:
+                expected = {
+                    "prompt[].mood": ["calm"],
+                    "prompt[].name": ["Anna"],
+                    "chosen[].n": [0],
+                    "chosen[].note": [LONG],
+                }
+            assert read.metadata == expected
+        capsys.readouterr()
+        training_readers("preferences" if row is pair else DOCUMENTS)[0](path, NOTHING)
+        assert capsys.readouterr().out.count(".mood") == 1
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"from": "human", "value": "q", "content": "another"},
+        {"from": "human", "value": "q", "role": "assistant"},
+        {"role": "user", "content": "q", "value": "another"},
+        {"role": "user", "content": "q", "text": "another"},
+        *({"role": "user", "content": "q", name: ["x"]} for name in ("attachments", "images", "image_url", "files")),
+        {"role": "user", "content": "q", "context": LONG},
+    ],
+)
+def test_a_field_that_changes_its_turn_is_refused(turn: dict[str, Any], tmp_path: Path) -> None:
+    column = "conversations" if "from" in turn else "messages"
+    answer = {"from": "gpt", "value": "a"} if "from" in turn else TURNS[1]
+    name = {"conversations": "role|value", "messages": [*turn][-1]}[column]
+    for read in (read_source, read_documents):
+        with pytest.raises(InputError, match=rf"{column}\[0\]\.({name})"):
+            read(write(tmp_path, "d.jsonl", [{column: [turn, answer]}]))
+    same = {**turn, **{key: "q" for key in ("content", "value", "text") if key in turn}}
+    same |= {key: [] for key in ("attachments", "images", "image_url", "files", "context") if key in turn}
+    if "role" in turn and "from" in turn:
+        same["role"] = "user"
+    assert texts(read_source(write(tmp_path, "d.jsonl", [{column: [same, answer]}]))[0].record) == ["q", "a"]
+
+
+# --- Several answers, and two answers with a verdict.
+
+
+@pytest.mark.parametrize("question", [{"question": "q"}, {"query": "q"}, {"prompt": "q"}, {"instruction": "q"},
+                                      {"messages": TURNS[:1]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"answers": {"text": ["a", "b"], "answer_start": [3, 9]}},  # SQuAD
+        {"answers": [{"text": "a", "answer_start": 3}, {"text": "b", "answer_start": 9}]},
+        {"answer": {"value": "a", "aliases": ["b"], "normalized_value": "a", "type": "WikipediaEntity"}},  # TriviaQA
+        {"answer": ["a", "b"]},  # Natural Questions
+        {"answers": ["a", LONG]},
+    ],
+)
+def test_the_first_of_several_answers_is_imitated(
+    question: dict[str, Any], answers: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [{**question, **answers, "context": LONG, "id": "1"}]
+    for name in ("d.jsonl", "d.parquet"):
+        path = write(tmp_path, name, rows)
+        (read,) = read_source(path)
+        assert texts(read.record) == [f"q\n{LONG}", "a"]
+        assert read.metadata == {**answers, "id": "1"}
+        assert [*map(texts, read_documents(path, answered=True))] == [[f"q\n{LONG}", "a"]]
+        (prompt,) = read_prompts(path)
+        assert {**answers, "id": "1"}.items() <= json.loads(prompt.row).items()
+    none = {name: {"text": [], "answer_start": []} for name in answers}
+    with pytest.raises(InputError, match="the assistant's turn is empty"):
+        read_source(write(tmp_path, "d.jsonl", [{**question, **none}]))
+
+
+VERDICTS = {
+    ("a", "b"): (["a", "A", "model_a", "response_a", "[[A]]", 1, 1.0, "1"], ["b", "Model B", 2, "2"]),
+    ("1", "2"): (["1", 1, "output_1", 1.0], [2, "2", "Response 2"]),
+    ("0", "1"): ([0, "0", "response_0"], [1, "1"]),
+}
+
+
+@pytest.mark.parametrize("endings", VERDICTS)
+@pytest.mark.parametrize("stem", ["response_", "answer_", "output_", "completion", "Response "])
+@pytest.mark.parametrize("column", ["winner", "preference", "label", "better_response_id"])
+def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: str, column: str, tmp_path: Path) -> None:
+    row = {"prompt": "q", f"{stem}{endings[0]}": "x", f"{stem}{endings[1]}": "y", "model": "m"}
+    for better, verdicts in zip(("x", "y"), VERDICTS[endings], strict=True):
+        path = write(tmp_path, "d.jsonl", [{**row, column: verdict} for verdict in verdicts])
+        pairs = [read.record for read in read_source(path)]
+        assert [texts(pair) for pair in pairs] == [["q", better, "y" if better == "x" else "x"]] * len(verdicts)
+        assert [*map(texts, read_preferences(path))] == [*map(texts, pairs)]
+        assert read_source(path)[0].metadata == {"model": "m"}
+    ties = [{**row, column: tie} for tie in ("tie", "tie (bothbad)", "both_bad", "Draw")]
+    with pytest.raises(InputError, match="none of its 4 rows holds a preference"):
+        read_preferences(write(tmp_path, "d.jsonl", ties))
+    for value in ("c", 3, -1, True, "m", *([0] if endings != ("0", "1") else [2])):
+        with pytest.raises(InputError, match=rf"{column}=.*neither of the answers.*Write"):
+            read_source(write(tmp_path, "d.jsonl", [{**row, column: value}]))
+
+
+def test_models_are_named_as_winners(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "model_a": "m1", "model_b": "m2", "winner": "m2"}
+    (read,) = read_source(write(tmp_path, "d.jsonl", [row]))
+    assert texts(read.record) == ["q", "y", "x"]
+    assert read.metadata == {"model_a": "m1", "model_b": "m2"}
+
+
+@pytest.mark.parametrize("winner", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
+def test_lists_of_turns_as_the_arena_on_kaggle_has_them(winner: tuple[int, int, int], tmp_path: Path) -> None:
+    texts_of = {"prompt": ["q", "r"], "response_a": ["a", "c"], "response_b": ["b", None]}
+    verdict = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), winner, strict=True))
+    for row in (texts_of, {name: json.dumps(value) for name, value in texts_of.items()}):
+        for name in WRITERS:
+            path = write(tmp_path, name, [{"id": 7, **row, **verdict}])
+            if winner == (1, 1, 0):
+                with pytest.raises(InputError, match="winner_model_a"):
+                    read_source(path)
+                continue
+            found = [texts(read.record) for read in read_source(path)]
+            sides = [["a", "r", "c"], ["b", "r", ""]]
+            expected = {(1, 0, 0): ["q", *sides[0], *sides[1]], (0, 1, 0): ["q", *sides[1], *sides[0]]}
+            assert found == ([expected[winner]] if winner in expected else [])
+
+
+# --- Every setting that an error prints works when it is copied.
+
+
+def copy_remedies(folder: Path, row: dict[str, Any], problem: str = "") -> int:
+    """Read a row that is refused again with each setting that the error offers. Return how many there are."""
+    path = write(folder, "d.jsonl", [row])
+    with pytest.raises(InputError, match=problem) as caught:
+        read_source(path)
+    offered = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
+    for setting in offered:
+        data = check(compose_raw(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])).data
+        read_source(path, ColumnRules(data.columns or {}, data.metadata or ()))
+    return len(offered)
+
+
+@pytest.mark.parametrize("row", [
+    *({"question": "q", "answer": "a", "metadata": {name: LONG}} for name in ("context", "notes", "Notes, internal")),
+    {"question": "q", "answer": "a", "metadata": json.dumps({"context": LONG, "n": 1})},
+    {"question": "q", "answer": "a", "metadata": {"context": LONG}, "context": "c"},
+    {"question": "q", "answer": "a", "notes": LONG, "more": LONG},
+    {"messages": [*TURNS, *TURNS], "context": LONG},
+    {"question": "q", "answer": "a", "option_a": ["x"], "option_b": ["y"], "option_c": "z"},
+    {"question": "q", "answer": "a", "context": {"x": [LONG]}},
+    {"question": "q", "best_answer": "a"},
+    {"prompt": "q", "instruction": "r", "completion": "a"},
+    {"prompt": "q", "completion": "a", "label": "good"},
+    {"prompt": "q", "response_a": "a", "response_b": "b"},
+    {"text": "q", "label": 1},
+    {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a", "notes": LONG},
+    {"conversation_a": TURNS, "conversation_b": WORSE, "winner": "model_a", "notes": LONG},
+    {"question": "q", "answers": {"text": ["a"]}, "notes": LONG},
+])  # fmt: skip
+def test_settings_that_an_error_offers_work(row: dict[str, Any], tmp_path: Path) -> None:
+    assert copy_remedies(tmp_path, row) > 0
 
 
 # --- Labels.
@@ -567,6 +784,21 @@ PUBLISHED: dict[str, tuple[list[dict[str, Any]], str, Any]] = {
     "OASST trees": ([{"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": {
         "message_id": "1", "role": "prompter", "text": "q", "lang": "en", "replies": [
             {"message_id": "2", "role": "assistant", "text": "a", "lang": "en", "replies": []}]}}], DOCUMENTS, None),
+    "LMSYS's arena": ([{
+        "question_id": "58210e39", "model_a": "chatglm-6b", "model_b": "koala-13b", "winner": "model_b",
+        "judge": "arena_user_973", "conversation_a": WORSE, "conversation_b": TURNS, "turn": 1, "anony": True,
+        "language": "English", "tstamp": 1682351591.1322, "toxic_chat_tag": {"roberta-large": {"flagged": False}},
+        "openai_moderation": {"flagged": False, "category_scores": {"hate": 0.1}}}], "preferences", None),
+    "arena-55k": ([{
+        "id": 30192, "model_a": "gpt-4-1106-preview", "model_b": "gpt-4-0613", "prompt": ["q"],
+        "response_a": ["a"], "response_b": ["b"], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}],
+        "preferences", None),
+    "PKU-SafeRLHF": ([{
+        "prompt": "q", "response_0": "b", "response_1": "a", "prompt_source": "Alpaca3-70B",
+        "is_response_0_safe": False, "is_response_1_safe": True, "response_0_harm_category": {"Violence": False},
+        "better_response_id": 1, "safer_response_id": 1, "response_0_sha256": "0f" * 32}], "preferences", None),
+    "AlpacaFarm": ([{"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1}],
+                   "preferences", None),
     "Dolly": ([{"instruction": "q", "context": "", "response": "a", "category": "open_qa"}], DOCUMENTS, None),
     "Alpaca": ([{"instruction": "q", "input": "", "output": "a", "text": f"{LONG}\nq\na"[-20:]}], DOCUMENTS, None),
 }  # fmt: skip

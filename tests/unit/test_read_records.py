@@ -77,6 +77,9 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "HelpSteer3": (
         [{"context": [said("user", "q")], "response1": "a", "response2": "b", "overall_preference": -2}], PAIR,
     ),
+    "arena": ([{"conversation_a": [said("user", "q"), said("assistant", "b")], "winner": "model_b",
+                "conversation_b": [said("user", "q"), said("assistant", "a")]}], PAIR),
+    "two answers": ([{"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}], PAIR),
     "Nectar": ([{"prompt": "q", "answers": [{"answer": "b", "rank": 2}, {"answer": "a", "rank": 1}]}], PAIR),
     "Orca": ([{"system": "s", "question": "q", "chosen": "a", "rejected": "b"}], ORCA),
     "KTO": ([{"prompt": "q", "completion": "a", "label": False}], DISLIKED),

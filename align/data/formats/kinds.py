@@ -31,7 +31,8 @@ NOT_READ = {
 }  # fmt: skip
 """What a file begins with that is not read: what it is, and what to do."""
 OF_A_ROW = {
-    "messages", "conversations", "prompt", "completion", "chosen", "rejected", "answers", "context", "history",
+    "messages", "conversations", "conversation_a", "conversation_b", "prompt", "completion", "chosen", "rejected",
+    "answers", "context", "history",
     "replies", "tools", "functions", "tool_calls", "images", "audio", "expected",
 }  # fmt: skip
 """Columns of one row that hold a list of objects: an object with such a list is a row, and none that holds rows."""

@@ -27,15 +27,18 @@ from typing import Any
 from align.data.formats.rows import Row, placed_rows
 from align.data.formats.tables import Cells
 from align.data.records.content import DOCUMENTS, PREFERENCES
-from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM
+from align.data.records.judged_pairs import ANSWER, VERDICTS, WINNERS, judged_columns
+from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM, TURN_FIELDS
 from align.data.records.refusals import refused
 from align.data.records.shapes import (
     ANSWERS,
+    BESIDE_TURNS,
     COLUMNS,
     CONVERSATIONS,
     HELPSTEER,
     HELPSTEER2,
     HELPSTEER3,
+    JUDGED,
     LABELLED,
     QUESTIONS,
     RANKING,
@@ -51,7 +54,7 @@ from align.data.records.shapes import (
     recognised,
     speaker,
 )
-from align.data.records.tools import OFFERED, says_nothing
+from align.data.records.tools import OFFERED, RESULTS, says_nothing
 from align.errors import InputError
 
 EVALUATED = "data.eval_path"
@@ -122,9 +125,15 @@ KNOWN = frozenset(
         "deleted",
         "message_tree_id",
         "metadata",
+        *VERDICTS,
+        *WINNERS,
     }
 )
 """Names that are found in other case too."""
+OF_TURNS = "[]."
+"""What stands in front of a field of turns, where it is named like a column: `messages[].mood`."""
+WITHIN = "metadata."
+"""What stands in front of a field of the object `metadata`, where it is named like a column."""
 IDENTIFYING = frozenset(
     {
         "id",
@@ -221,6 +230,8 @@ NAMED_ANSWER = frozenset(
 """Columns that hold an answer, or say which is right."""
 OF_SEVERAL = re.compile(r"(?:response|answer|completion|output)[ _-]?[abc0-3]|answers|correct_answers|preference")
 """Of those, the ones that hold one of several answers, or all, or say which is better."""
+LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:]?")
+"""An answer that names a choice."""
 ANSWER_OF = {
     "messages": "completion",
     "conversations": "completion",
@@ -246,7 +257,7 @@ ABOUT_PAIRS = frozenset(
     }
 )
 """Columns that a preference pair keeps as attributes of its own."""
-OURS = KNOWN | CHECKED_BY | ABOUT_PAIRS | IDENTIFYING | ASKS | {*ascii_lowercase}
+OURS = KNOWN | {"winner_tie"} | CHECKED_BY | ABOUT_PAIRS | IDENTIFYING | ASKS | {*ascii_lowercase}
 """What a column may be renamed to: a name that is read, or that says what the column is."""
 ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
 """Fields of a turn that are no text of it."""
@@ -275,17 +286,22 @@ class ColumnRules:
         Raises:
             InputError: a column that is to be renamed is missing, or a context cannot be written below the question.
         """
+        if not (self.columns or self.metadata or cells) and stands_as_it_is(row.data):
+            return row
+        where = row.where
         aside = self._metadata_of(row.data)
         data = {name: value for name, value in row.data.items() if name not in aside} if aside else row.data
         if self.columns:
-            data, displaced = renamed(data, self.columns, row.where)
+            data, displaced = renamed(data, self.columns, where)
             aside |= displaced
-        data = self._without_doubles(data, row.where)
+        data = self._without_doubles(data, where)
         if names := known_names(tuple(data)):
             data = {names.get(name, name): value for name, value in data.items()}
         if cells is not None:
             data = cells.typed(data)
-        return row._replace(data=self.with_history(self.with_context(data, row.where), row.where), aside=aside)
+        data, several = with_first_answer(data)
+        data = self.with_history(self.with_context(data, where), where)
+        return row._replace(data=data, aside={**aside, **several})
 
     def _metadata_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns that the user keeps as metadata. A name in its own case is that column alone."""
@@ -337,10 +353,14 @@ class ColumnRules:
         """
         if shape is not TEXT and has_answer(row, shape):
             return
-        name = next((name for name, value in row.items() if value is not None and is_answer(str(name))), None)
-        if name is None or name in answers_beside(row, shape):
+        beside = answers_beside(row, shape)
+        names = [
+            name for name, value in row.items() if value is not None and is_answer(str(name)) and name not in beside
+        ]
+        if not names:
             return
-        remedy = self.keep([name])
+        name = names[0]
+        remedy = self.keep(names)
         if isinstance(row[name], str) and not OF_SEVERAL.fullmatch(name.strip().casefold()):
             ours = {"question": "text", "answer": name} if shape is TEXT else {ANSWER_OF[shape.needs[0]]: name}
             remedy = f"{self._rename('If it is the answer', ours)} {remedy}"
@@ -370,9 +390,12 @@ class ColumnRules:
         said = [text for name in asking for text in spoken(row[name])]
         below = list[str]()
         for name, rendered in self._rendered(row, names, where):
-            if rendered.parts and not any(
-                stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in said
-            ):
+            if rendered.labels:
+                written = not self._are_choices_named(row, rendered, "\n".join(said), name, where)
+            else:
+                in_order = name not in CONTEXT
+                written = not any(stands_in(rendered.parts, text, in_order) for text in said)
+            if rendered.parts and written:
                 below.append(rendered.text)
                 at = name
         if not below:
@@ -429,6 +452,32 @@ class ColumnRules:
                 raise self._homeless(row, where, lettered[0], "is neither a text nor a number")
             yield lettered[0], rendered
 
+    def _are_choices_named(self, row: Mapping[str, Any], choices: Rendered, text: str, name: str, where: str) -> bool:
+        """Return whether the question names its choices already, so that the label of an answer means one of them.
+
+        Raises:
+            InputError: the answer is a label that means no choice, or one in the question and another in the column.
+        """
+        label = answer_label(row)
+        asked = labels_in(choices.parts, text)
+        own = {key.casefold(): part for key, part in zip(choices.labels, choices.parts, strict=True) if part}
+        in_question = dict(zip(asked or (), filter(None, choices.parts), strict=False))
+        meanings = {meaning[label].casefold() for meaning in (in_question, own) if label in meaning}
+        is_text = label in map(str.casefold, choices.parts)
+        if label is None or (is_text and not meanings):
+            return asked is not None or stands_in([*filter(None, choices.parts)], text, in_order=True)
+        meanings |= {label} if is_text else set()
+        if len(meanings) == 1:
+            return label in in_question
+        labels = ", ".join(choices.labels)
+        problem = f"is the label of no choice ({labels})"
+        if meanings:
+            problem = f"means several choices: {' and '.join(sorted(meanings))}"
+        remedy = f"Write the text of the choice as the answer. {self.keep(choice_columns(row, name))}"
+        raise refused(
+            where, name, row.get(name), f"stands beside the answer {label.upper()!r}, which {problem}", remedy
+        )
+
     def _written_below(self, value: Any, below: str, where: str, asking: str, at: str) -> Any:
         """Return the value of a question's column with more below the question."""
         if isinstance(value, str):
@@ -452,7 +501,8 @@ class ColumnRules:
         return [*turns[: users[0]], changed, *turns[users[0] + 1 :]]
 
     def _homeless(self, row: Mapping[str, Any], where: str, name: str, problem: str) -> InputError:
-        return refused(where, name, row[name], problem, f"Write it into the question. {self.keep([name])}")
+        remedy = f"Write it into the question. {self.keep(choice_columns(row, name))}"
+        return refused(where, name, row[name], problem, remedy)
 
 
 def quoted(name: str) -> str:
@@ -462,6 +512,7 @@ def quoted(name: str) -> str:
     return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+@lru_cache(4096)
 def is_answer(name: str) -> bool:
     """Return whether a column has the name of an answer, or of one of two that are compared."""
     folded = name.strip().casefold()
@@ -478,10 +529,11 @@ def has_answer(row: Mapping[str, Any], shape: Shape) -> bool:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A context as text, and the parts that are looked for in the question."""
+    """A context as text, and the parts that are looked for in the question; of choices, the label of each."""
 
     text: str
     parts: Sequence[str]
+    labels: Sequence[str] = ()
 
 
 def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
@@ -493,6 +545,18 @@ def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
             return False
         begin = found.end() if in_order else 0
     return True
+
+
+def stands_as_it_is(data: Mapping[str, Any]) -> bool:
+    """Return whether a row needs no other names, no context and no answer out of several."""
+    return keeps_names(tuple(data)) and isinstance(data.get("answer"), str | None)
+
+
+@lru_cache(4096)
+def keeps_names(names: tuple[str, ...]) -> bool:
+    """Return whether columns have our names, and none changes the question, stands in front of it or has answers."""
+    special = "history" in names or "answers" in names
+    return not (special or names_alike(names) or known_names(names) or context_columns(names))
 
 
 @lru_cache(4096)
@@ -535,6 +599,12 @@ def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def choice_columns(row: Mapping[str, Any], name: str) -> list[str]:
+    """Return all columns of a row that hold one choice each if `name` is one of them, else `name` alone."""
+    lettered = [one for one in context_columns(tuple(row)) if one not in CONTEXT and one not in CHOICES]
+    return lettered if name in lettered else [name]
+
+
 def letter_in(name: str) -> str:
     """Return the letter or number of the choice that a column holds."""
     lettered = LETTERED.fullmatch(name.strip().casefold())
@@ -559,14 +629,20 @@ def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ..
         named = question_column(row)
         if named and not repeats_question(row, named):
             return (named,)
-        return (*([named] if named else []), "chosen", "rejected")
+        return (*([named] if named else []), *sides_of(row))
     names = (shape.needs[0] for shape in CONVERSATIONS if row.get(shape.needs[0]) is not None)
     return (*islice(names, 1),)
 
 
+def sides_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the columns of a pair's answers."""
+    columns = judged_columns(tuple([name for name, value in row.items() if value is not None]))
+    return ("chosen", "rejected") if columns is None or row.get("chosen") is not None else columns.answers
+
+
 def repeats_question(row: Mapping[str, Any], named: str) -> bool:
     """Return whether both answers of a pair are whole conversations, of which the question's column is a caption."""
-    sides = [row.get("chosen"), row.get("rejected")]
+    sides = [row.get(name) for name in sides_of(row)]
     return named != "conversations" and all(
         isinstance(side, list)
         and bool(side)
@@ -664,7 +740,31 @@ def rendered_choices(value: Any) -> Rendered | None:
     while written and not written[-1]:
         written.pop()
     lines = [f"{name}. {text}".rstrip(" ") for name, text in zip(names, written, strict=False)]
-    return Rendered("\n".join(lines), [text.strip() for text in written if text])
+    return Rendered("\n".join(lines), [text.strip() for text in written], names[: len(written)])
+
+
+def labels_in(parts: Sequence[str], text: str) -> list[str] | None:
+    """Return the labels that a text writes in front of its choices (`A) …`), of the choices that are not empty; None if
+    one has no label, or two have the same."""
+    labels = list[str]()
+    for part in filter(None, parts):
+        match = re.search(rf"(?<!\w)([A-Za-z]|\d{{1,2}})[)\].:]\s*{re.escape(part)}(?!\w)", text)
+        if match is None:
+            return None
+        labels.append(match[1].casefold())
+    return labels if labels and len({*labels}) == len(labels) else None
+
+
+def answer_label(row: Mapping[str, Any]) -> str | None:
+    """Return the answer of a row if it is a label such as `B`, `(b)` or `2.`; None if it says something else."""
+    for name in (*BESIDE_TURNS, "chosen", "messages", "conversations"):
+        value = row.get(name)
+        if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+            value = value[-1].get("content", value[-1].get("value"))
+        match = LABEL.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match:
+            return match[1].casefold()
+    return None
 
 
 def own_labels(labels: Any) -> list[str] | None:
@@ -717,13 +817,16 @@ def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
     """
     named = dict[str, str]()
     for ours, theirs in columns.items():
-        if ours.strip().casefold() not in OURS and not LETTERED.fullmatch(ours):
+        name = ours.strip().casefold()
+        if name not in OURS and not LETTERED.fullmatch(ours) and not ANSWER.fullmatch(name):
             there = ", ".join(map(str, data)) or "(none)"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
             raise InputError(
                 f"{where}, columns", there, f"none of them is read as {ours}, which {theirs} is to be", remedy
             )
         alike = [name for name in data if str(name).strip().casefold() == theirs.strip().casefold()]
+        if theirs not in data and not alike:
+            data = with_field_lifted(data, theirs)
         if theirs in data:
             named[ours] = theirs
         elif len(alike) == 1:
@@ -740,6 +843,16 @@ def renamed(data: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
     return {ours: data[theirs] for ours, theirs in named.items()} | rest, displaced
 
 
+def with_field_lifted(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a row in which a field of the object `metadata` is a column of the name `metadata.FIELD`."""
+    inner = metadata_within(data.get("metadata"))
+    field = name.removeprefix(WITHIN)
+    if field == name or field not in inner:
+        return data
+    rest = {other: value for other, value in inner.items() if other != field}
+    return {**data, "metadata": rest, name: inner[field]}
+
+
 def missing_column(data: Mapping[str, Any], ours: str, theirs: str, where: str) -> InputError:
     """Return the error of a column that is to be renamed and is not there."""
     names = {str(name).casefold(): str(name) for name in data}
@@ -752,13 +865,45 @@ def missing_column(data: Mapping[str, Any], ours: str, theirs: str, where: str) 
 # --- Columns that nothing reads.
 
 
+FIRST_OF = ("answer", "answers")
+"""Columns that may hold several answers to a question."""
+
+
+def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a row whose answer is the first of several (SQuAD's, TriviaQA's, Natural Questions'), and the columns that
+    hold all of them. An answer out of none is an empty text."""
+    several = {name: data[name] for name in FIRST_OF if several_answers(data.get(name)) is not None}
+    rest = {name: value for name, value in data.items() if name not in several}
+    asking = next((shape.needs[0] for shape in CONVERSATIONS if rest.get(shape.needs[0]) is not None), "")
+    if not several or not asking:
+        return data, {}
+    shape = recognised(rest)
+    if shape is None or shape.kind == PREFERENCES or has_answer(rest, shape):
+        return rest, several
+    texts = several_answers(next(iter(several.values()))) or [""]
+    return {**rest, ANSWER_OF[asking]: texts[0]}, several
+
+
+def several_answers(value: Any) -> list[str] | None:
+    """Return the answers in a list of texts, a list of objects with a `text`, or an object of `text` or `value`; None
+    for anything else."""
+    if isinstance(value, Mapping):
+        value = value.get("text", value.get("value"))
+        value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list):
+        return None
+    texts = [one.get("text") if isinstance(one, Mapping) and speaker(one) is None else one for one in value]
+    return [text for text in texts if text.strip()] if all(isinstance(text, str) for text in texts) else None
+
+
 def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
     """Return the columns that a row's reader reads, its context among them."""
     read = _columns_read(tuple([name for name, value in row.items() if value is not None]), shape)
     if below := context_columns(tuple(row)):
         asking = shape.needs if shape is HELPSTEER3 else ()
         read = (read | {*below}) - {name for name in below if name not in asking and holds_more(row[name])}
-    read |= {*answers_beside(row, shape)}
+    if beside := answers_beside(row, shape):
+        read |= {*beside}
     if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
         return read - {named}
     return read
@@ -774,7 +919,11 @@ def _columns_read(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
         return frozenset({*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS})
     if shape.kind == PREFERENCES:
         asking = question_column(there)
-        read |= {*shape.needs, *ABOUT_PAIRS}
+        read |= {*ABOUT_PAIRS}
+        if shape is JUDGED and (columns := judged_columns(names)) is not None:
+            read |= {*columns.answers, *columns.verdict, *(("winner_tie",) if columns.verdict == WINNERS else ())}
+        else:
+            read |= {*shape.needs}
         if shape not in (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING):
             read = (read - {*QUESTIONS}) | {asking}
         return frozenset(read | ({"input", "history"} if asking == "instruction" else set()))
@@ -788,13 +937,34 @@ def _columns_read(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
 def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
     """Return the columns of a row that nothing reads: its metadata. Columns that are null are none."""
     read = columns_read(row.data, shape)
-    unread = {name: value for name, value in row.data.items() if name not in read and value is not None}
+    unread, turns = dict[str, Any](), dict[str, Any]()
+    for name, value in row.data.items():
+        if name not in read:
+            if value is not None:
+                unread[name] = value
+        elif type(value) in (list, dict):
+            turns |= turn_fields(name, value)
     if "metadata" in unread:
-        before = unread.pop("metadata")
-        unread = {**metadata_within(before), **unread}
-    return (
-        {**unread, **{name: value for name, value in row.aside.items() if value is not None}} if row.aside else unread
-    )
+        inner = metadata_within(unread.pop("metadata"))
+        unread |= {f"{WITHIN}{name}" if name in row.data else name: value for name, value in inner.items()}
+    unread |= turns
+    if row.aside:
+        unread |= {name: value for name, value in row.aside.items() if value is not None}
+    return unread
+
+
+def turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
+    """Return the fields of turns that nothing reads, by names such as `messages[].mood`, each with a value a turn."""
+    turns = [value] if isinstance(value, dict) else value
+    fields = dict[str, list[Any]]()
+    for place, turn in enumerate(turns):
+        if not isinstance(turn, Mapping) or len(turn) == 2 or speaker(turn) is None:
+            continue
+        for name, field_value in turn.items():
+            known = name in TURN_FIELDS or (name == "name" and speaker(turn) in RESULTS)
+            if not known and field_value not in (None, "", [], {}):
+                fields.setdefault(f"{column}{OF_TURNS}{name}", [None] * len(turns))[place] = field_value
+    return fields
 
 
 def metadata_within(value: Any) -> dict[str, Any]:
@@ -809,12 +979,16 @@ def metadata_within(value: Any) -> dict[str, Any]:
     return {} if value is None else {"metadata": value}
 
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+"""`json.dumps` makes a new one for every row."""
+
+
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
     """Return metadata as JSON text; None if there is none."""
     if not metadata:
         return None
     try:
-        return json.dumps(metadata, ensure_ascii=False, allow_nan=False, default=str)
+        return ENCODER.encode(metadata)
     except ValueError:  # numbers that JSON has not: nan and the infinities
         finite = json.loads(json.dumps(metadata, default=str), parse_constant=lambda name: None)
         return json.dumps(finite, ensure_ascii=False)
@@ -831,15 +1005,18 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
     Args:
         asked: the row is asked, and answers to it may be checked by its other columns.
     """
-    exempt = IDENTIFYING | COMMENTS.get(shape, frozenset()) | (CHECKED_BY if asked else frozenset())
-    if shape.kind == DOCUMENTS and "chosen" in row.data:  # of a pair, of which the better answer is imitated
-        exempt |= {"rejected"}
-    exempt |= {*context_columns(tuple(row.data))}  # written already, but for fields of their objects
-    exempt |= ASKS - {str(name).strip().casefold() for name in row.data}  # fields of `metadata`
+    exempt = exempt_columns(tuple(row.data), shape, asked)
     found: dict[str, tuple[int, int]] = dict.fromkeys(map(str, row.aside), (0, 0))
     said: list[str] | None = None
-    for name, value in unread.items():
-        named = isinstance(value, int | float) or name in exempt or name.casefold() in exempt
+    within = metadata_within(row.data.get("metadata")) if "metadata" in row.data else {}
+    for column, value in unread.items():
+        if column in row.aside:
+            continue
+        field = column.removeprefix(WITHIN).rpartition(OF_TURNS)[2]
+        nested = field in within and (field != column or column not in row.data)
+        name = f"{WITHIN}{field}" if nested else column
+        metadata = exempt_columns((), shape, asked) if nested else exempt
+        named = isinstance(value, int | float) or field in metadata or field.casefold() in metadata
         texts = [] if named else [text for text in spoken(value) if not is_identifier(text)]
         if not texts:
             found[name] = (0, 0)
@@ -850,6 +1027,16 @@ def text_sizes(row: Row, shape: Shape, unread: Mapping[str, Any], asked: bool = 
         new = [text for text in texts if not repeats(text, said)]
         found[name] = (len(new), sum(map(len, new)))
     return found
+
+
+@lru_cache(4096)
+def exempt_columns(names: tuple[str, ...], shape: Shape, asked: bool) -> frozenset[str]:
+    """Return the names of columns whose texts are metadata however long they are, see `text_sizes`."""
+    exempt = IDENTIFYING | COMMENTS.get(shape, frozenset()) | (CHECKED_BY if asked else frozenset())
+    if shape.kind == DOCUMENTS and "chosen" in names:  # of a pair, of which the better answer is imitated
+        exempt |= {"rejected"}
+    exempt |= {*context_columns(names)}  # written already, but for fields of their objects
+    return exempt | ASKS - {str(name).strip().casefold() for name in names}  # fields of `metadata`
 
 
 def is_identifier(text: str) -> bool:
@@ -876,6 +1063,12 @@ def spoken(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from spoken(inner)
+
+
+def may_be_asked(name: str) -> bool:
+    """Return whether a column that nothing reads may be written below the question: it gives no answer away, and is no
+    field of turns."""
+    return OF_TURNS not in name and name.strip().casefold().removeprefix(WITHIN) not in COMMENTING
 
 
 class UnreadColumns:
@@ -919,12 +1112,12 @@ class UnreadColumns:
         }
         if not long:
             return
-        first = next((name for name in long if name.strip().casefold() not in COMMENTING), next(iter(long)))
+        first = next(filter(may_be_asked, long), next(iter(long)))
         problem = f"column {first!r} holds text ({long[first]:.0f} characters on average) that nothing reads"
         if len(long) > 1:
             problem += f", as do {', '.join(map(repr, [*long][1:]))}"
         remedy = self.rules.keep(long)
-        if first.strip().casefold() not in COMMENTING:
+        if may_be_asked(first):
             remedy = f"{self.rules.use(first)} {remedy}"
         raise InputError(at, given, problem, remedy)
 

@@ -33,6 +33,7 @@ from align.data.records.messages import (
     EMPTY,
     SYSTEM,
     check_row,
+    check_texts,
     check_weight,
     message_of,
     messages_of,
@@ -260,6 +261,11 @@ def share_gpt(value: Any, where: str, column: str) -> Placed:
             raise refused(where, f"{column}[{i}]", turn, "is no turn", "Write a list of {from, value}.")
         rest = {name: given for name, given in turn.items() if name not in ("from", "value")}
         role = SHARE_GPT.get(str(turn["from"]), turn["from"])
+        check_texts(turn, where, f"{column}[{i}]")
+        other = turn.get("role", role)
+        if other not in (role, turn["from"]) and SHARE_GPT.get(str(other), other) != role:
+            problem = f"is another speaker than that of `from` ({turn['from']})"
+            raise refused(where, f"{column}[{i}].role", other, problem, "Keep one of the two.")
         said = {"content": turn["value"]} if "value" in turn else {}
         if role == CALLER:
             role, said = (

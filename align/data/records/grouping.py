@@ -21,7 +21,18 @@ BACK = 64
 """Rows before a place that are looked at, to know what its row goes on with; many times more where they are none."""
 CELLS = Cells(
     lists=frozenset(
-        {"messages", "conversations", "history", "answers", "completions", "choices", "options", "documents"}
+        [
+            "messages",
+            "conversations",
+            "conversation_a",
+            "conversation_b",
+            "history",
+            "answers",
+            "completions",
+            "choices",
+            "options",
+            "documents",
+        ]
     ),
     messages=frozenset({"prompt", "completion", "response", "chosen", "rejected", "context"}),
     numbers=frozenset(

@@ -12,16 +12,28 @@ from align.data.records.tools import CALLS, RESULTS, calls_of, result_of, says_n
 from align.types import ROLES, Message
 
 PARTS = "images and sound are not read: a model of text answers to text"
-NOT_READ: Mapping[str, str] = {
-    "images": PARTS, "image": PARTS, "audio": PARTS, "audios": PARTS, "videos": PARTS,
-}  # fmt: skip
-"""Fields of a message that would change what it says."""
+NOT_READ: Mapping[str, str] = dict.fromkeys(
+    ("images", "image", "image_url", "image_urls", "audio", "audios", "video", "videos"), PARTS
+)
+"""Fields of a message, and columns of a row, that would change what it says."""
+BESIDE_CONTENT = "it is not read, and changes what the turn says"
+NOT_READ_OF_TURNS: Mapping[str, str] = {
+    **NOT_READ,
+    **dict.fromkeys(
+        ("attachment", "attachments", "file", "files", "context", "document", "documents", "passage"), BESIDE_CONTENT
+    ),
+}
 NOT_READ_OF_ROWS: Mapping[str, str] = {
     **NOT_READ,
     "chat_template_kwargs": "arguments of the chat template are those of the whole run",
 }
 """Fields of a row that would change what its conversation says."""
-REMEDIES = {"chat_template_kwargs": "Set data.template_kwargs, and leave the column out."}
+IN_CONTENT = "Write it into the content, or leave such rows out."
+REMEDIES = {
+    "chat_template_kwargs": "Set data.template_kwargs, and leave the column out.",
+    **dict.fromkeys(("attachment", "attachments", "file", "files"), IN_CONTENT),
+    **dict.fromkeys(("context", "document", "documents", "passage"), IN_CONTENT),
+}
 """For what has another remedy than to leave the row out."""
 SYSTEM = ("system", "system_prompt")
 """Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
@@ -32,6 +44,12 @@ TRAINED = ("train", "training", "weight")
 WRITE = "Write a list of {role, content} messages."
 NAMES = {**RESULTS, "developer": "system"}
 """Other names of roles → ours. OpenAI calls the system turn `developer` since its reasoning models."""
+TEXTS = ("content", "value", "text")
+"""Fields that hold what a turn says; of several, all say the same."""
+TURN_FIELDS = frozenset(
+    {"role", "from", "content", "value", *REASONING, *TRAINED, *CALLS, "tool_call_id", *NOT_READ_OF_TURNS}
+)
+"""Fields of a turn that are read or refused. Others are metadata."""
 PART = ("type", "text", "cache_control")
 """Fields of a content part of text: the last is about the server that answered, not about what is said."""
 RESULT = "Write what the tool returned as text, an object as its JSON text."
@@ -63,7 +81,8 @@ def message_of(value: Any, where: str, column: str) -> Message:
             return Message(role, content)
     if not isinstance(value, Mapping):
         raise refused(where, column, value, "is no message", WRITE)
-    check_read(value, NOT_READ, where, f"{column}.")
+    check_read(value, NOT_READ_OF_TURNS, where, f"{column}.")
+    check_texts(value, where, column)
     role, content = value.get("role"), value.get("content")
     role = NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
@@ -168,6 +187,16 @@ def check_weight(row: Mapping[str, Any], where: str) -> None:
         if (number and value != 1) or (name == "weight" and value is not None and not number):
             problem = "weighs a whole row, and rows weigh the same"
             raise refused(where, name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1.")
+
+
+def check_texts(turn: Mapping[str, Any], where: str, column: str) -> None:
+    """Raises: InputError: a turn says two things, in two fields."""
+    texts = {name: turn[name] for name in TEXTS if isinstance(turn.get(name), str) and turn[name]}
+    for name, text in texts.items():
+        first = next(iter(texts))
+        if text != texts[first]:
+            problem = f"is another text than that of `{first}`"
+            raise refused(where, f"{column}.{name}", text, problem, "Keep one of the two.")
 
 
 def check_read(given: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str = "") -> None:

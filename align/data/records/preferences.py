@@ -11,6 +11,7 @@ Each row is recognised by its columns:
     prompt chosen[] rejected[]                        RewardBench 2: one right answer and several wrong ones, or several
     context response1 response2 overall_preference    HelpSteer3
     prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
+    response_a response_b winner                      two answers and a verdict (`judged_pairs`)
     instruction completions[{response, overall_score}]   UltraFeedback: the higher score is the better answer
 """
 
@@ -33,9 +34,19 @@ from align.data.records.content import PREFERENCES
 from align.data.records.documents import OURS, alpaca, count_unread, share_gpt
 from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows
+from align.data.records.judged_pairs import WRITE, judged_columns, read_verdict, with_verdict_applied
 from align.data.records.messages import HH_TURN, check_row, transcript, with_system_column
 from align.data.records.refusals import displayed
-from align.data.records.shapes import HELPSTEER, PAIRS, SCORED, is_helpsteer, nearest, question_column, recognised
+from align.data.records.shapes import (
+    HELPSTEER,
+    JUDGED,
+    PAIRS,
+    SCORED,
+    is_helpsteer,
+    nearest,
+    question_column,
+    recognised,
+)
 from align.data.records.tools import check_calls, tools_of
 from align.data.tally import tally
 from align.errors import InputError, StorageError, require
@@ -158,6 +169,8 @@ def parse(group: Sequence[Row]) -> Iterator[Parsed]:
         yield from _right_and_wrong(row)
     elif {"chosen", "rejected"} <= columns:
         yield _alone(_pair(row))
+    elif shape is JUDGED:
+        yield _judged(row)
     elif {"prompt", "answers"} <= columns:
         yield from _k_wise(row)
     elif {"prompt", "response_1", "response_2", "preference_strength"} <= columns:
@@ -210,6 +223,21 @@ def _pair(row: SourceRow) -> Preference | Drop:
         if named and asked[-len(named) :] != named:
             raise row.error(asking, "not what chosen and rejected share")
     return _preference(row, asked, (better, worse), _margin(row))
+
+
+def _judged(row: SourceRow) -> Parsed:
+    """Return the pair of two answers and a verdict that names the better one."""
+    columns = judged_columns(tuple([name for name, value in row.data.items() if value is not None]))
+    assert columns is not None
+    verdict = read_verdict(row.data, columns)
+    if verdict is None:
+        name = columns.verdict[0]
+        problem = f"neither of the answers {' and '.join(columns.answers)}, nor a tie"
+        raise row.error(name, problem, WRITE.format(*columns.endings))
+    if verdict == 0:
+        return Drop.TIE
+    pair = with_verdict_applied(row.data, columns, better=int(verdict > 0))
+    return _alone(_pair(SourceRow(pair, row.where, row.name)))
 
 
 def listed_turns(value: Any) -> Any:

@@ -144,10 +144,11 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         extra.pop(LABEL, None)
         yield feedback_of(row.data, row.where, id_of(row)), extra, metadata, sizes
         return
+    where = row.where
     if row.data.get(LABEL) is not None:
-        raise label_error(row.data, row.where, rules.keep([LABEL]))
-    rules.check_answer(row.data, shape, row.where)
-    yield document_of(row.data, row.where, id_of(row)), extra, metadata, sizes
+        raise label_error(row.data, where, rules.keep([LABEL]))
+    rules.check_answer(row.data, shape, where)
+    yield document_of(row.data, where, id_of(row)), extra, metadata, sizes
 
 
 def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
@@ -179,7 +180,7 @@ def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
 
 def extra_of(row: Row) -> dict[str, Any]:
     """Return the columns of a row that are no part of what it says, and hold one value."""
-    return one_values({**row.data, **{name: value for name, value in row.aside.items() if name not in COLUMNS}})
+    return one_values({**row.data, **row.aside} if row.aside else row.data)
 
 
 def one_values(data: Mapping[str, Any]) -> dict[str, Any]:

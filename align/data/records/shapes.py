@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
+from align.data.records.judged_pairs import VERDICTS, WINNERS, judged_columns
 from align.data.records.labels import LABEL, read_label
 from align.data.records.messages import SYSTEM
 from align.data.records.tools import OFFERED
@@ -43,6 +44,7 @@ RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"))
 SCORED = Shape("completions with scores (UltraFeedback)", PREFERENCES, ("instruction", "completions"))
 ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"))
 PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"))
+JUDGED = Shape("two answers and a verdict", PREFERENCES, ("prompt", "response_a", "response_b", "winner"))
 TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
 TREE_MESSAGE = Shape("a message of a tree (OASST)", DOCUMENTS, ("message_id", "parent_id", "role", "text"))
 LABELLED = Shape("an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", "label"))
@@ -57,7 +59,20 @@ CONVERSATIONS: tuple[Shape, ...] = (
 )
 """Of several the first counts: data sets fill the columns of other rows with null."""
 SHAPES_OF_DOCUMENTS = (*CONVERSATIONS, TEXT)
-SHAPES = (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING, SCORED, ORCA, PAIRS, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
+SHAPES = (
+    HELPSTEER,
+    HELPSTEER2,
+    HELPSTEER3,
+    RANKING,
+    SCORED,
+    ORCA,
+    PAIRS,
+    JUDGED,
+    TREE_MESSAGE,
+    LABELLED,
+    *CONVERSATIONS,
+    TEXT,
+)
 QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
 """Columns in which the question of a pair or of a ranking may stand. Of several the first counts that is not null."""
 ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
@@ -65,7 +80,7 @@ BESIDE_TURNS = ("completion", "response", "output", "answer")
 """Columns in which the answer to a conversation may stand that ends with the user's turn."""
 USERS = ("user", "human", "prompter")
 COLUMNS = frozenset(
-    {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {"label"}
+    {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {"label", *VERDICTS, *WINNERS}
     | {"input", "history", "replies", *SYSTEM, *OFFERED}
 )
 """Columns that hold what a row says; `label` does where it is one, see `align.data.records.labels`."""
@@ -100,6 +115,8 @@ def by_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
     for shape in (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS):
         if there.issuperset(shape.needs):
             return shape
+    if judged_columns(names) is not None:
+        return JUDGED
     if "completions" in there and there.intersection(QUESTIONS):
         return SCORED
     if "chosen" in there or "rejected" in there:  # a pair that lacks its other answer would pass for one to imitate
