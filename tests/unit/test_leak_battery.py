@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from align.data.dedup.question_words import word_blocks, word_weights
-from align.data.dedup.questions import LEAST_WIDTH, WIDEST, asked_keys, evaluation_keys, run_width
+from align.data.dedup.questions import LEAST_WIDTH, WIDEST, evaluation_keys, hash_asked, run_width
 from align.types import Conversation, Message
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
@@ -130,5 +130,5 @@ def test_everyday_words_say_less():
 
 
 def test_keys_of_texts_without_words():
-    assert len(asked_keys(pa.array(["", None, "!?", "Question:"])).key) == 1  # the word alone is what is asked
+    assert len(hash_asked(pa.array(["", None, "!?", "Question:"])).key) == 1  # the word alone is what is asked
     assert len(evaluation_keys(pa.array(["", None, "?!"])).key) == 0

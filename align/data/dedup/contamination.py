@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import distinct, held, ranges
+from align.data.dedup.arrays import held, ranges
+from align.data.dedup.hash_table import HashTable
 from align.data.dedup.jaccard import jaccard
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.shingles import Shingles, runs
@@ -48,53 +49,25 @@ class Hits:
     """int64: `EXACT`, `NGRAM` or `NEAR`."""
 
 
-class Lookup:
-    """Which evaluation texts a hash belongs to.
+def index_hashes(parts: list[tuple[np.ndarray, np.ndarray]], within: np.ndarray | None = None) -> HashTable:
+    """Return a table of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need
+    room.
 
     Args:
-        values, owners: hashes, ascending, and a text that has each.
+        within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
     """
-
-    def __init__(self, values: np.ndarray, owners: np.ndarray):
-        self.values, self.owners = values, owners
-        bits = min(max(16 * len(values), 1 << 16).bit_length(), 26)
-        self.mask = np.uint64((1 << bits) - 1)
-        there = np.zeros(1 << bits, bool)
-        there[(values & self.mask).astype(np.int64)] = True
-        self.there = np.packbits(there, bitorder="little")
-
-    @classmethod
-    def of(cls, parts: list[tuple[np.ndarray, np.ndarray]], within: np.ndarray | None = None) -> Lookup:
-        """Of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need room.
-
-        Args:
-            within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
-        """
-        values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
-        owners = np.concatenate([np.zeros(0, np.int32), *(owners for _, owners in parts)])
-        parts.clear()
-        order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
-        values, owners = values[order], owners[order]
-        del order
-        if within is None:
-            return cls(values, owners)
-        first = np.ones(len(values), bool)
-        first[1:] = (values[1:] != values[:-1]) | (within[owners[1:]] != within[owners[:-1]])
-        return cls(values[first], owners[first])
-
-    def maybe(self, values: np.ndarray) -> np.ndarray:
-        """Which of these hashes may be here (bool): most that are asked for are not, and need no search."""
-        at = (values & self.mask).astype(np.int64)
-        return (self.there[at >> 3] >> (at & 7).astype(np.uint8) & 1).view(bool)
-
-    def find(self, values: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs, each one once: owners of these values, and of the equal ones here."""
-        maybe = self.maybe(values)
-        values, owners = values[maybe], owners[maybe]
-        begins = np.searchsorted(self.values, values)
-        counts = np.searchsorted(self.values, values, "right") - begins
-        both = distinct(np.repeat(owners, counts) << 32 | self.owners[ranges(begins, counts)])
-        return both >> 32, both & 0xFFFFFFFF
+    values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
+    owners = np.concatenate([np.zeros(0, np.int32), *(owners for _, owners in parts)])
+    parts.clear()
+    order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
+    values = values[order]
+    owners = owners[order]
+    del order
+    if within is None:
+        return HashTable(values, owners)
+    first = np.ones(len(values), bool)
+    first[1:] = (values[1:] != values[:-1]) | (within[owners[1:]] != within[owners[:-1]])
+    return HashTable(values[first], owners[first])
 
 
 @dataclass(frozen=True)
@@ -160,10 +133,10 @@ class Index:
                 sizes.append(part.shingles.sizes)
                 self.rarity.add(part.shingles)
                 at += len(part.grams)
-        self.short, self.grams = (Lookup.of(parts, self.evaluation) for parts in (short, grams))
+        self.short, self.grams = (index_hashes(parts, self.evaluation) for parts in (short, grams))
         self.shingles = Shingles(np.concatenate(values), np.append(0, np.cumsum(np.concatenate(sizes))))
         del values
-        self.marks = Lookup.of(self._marks(list(map(len, sizes)), threshold) if threshold is not None else [])
+        self.marks = index_hashes(self._marks(list(map(len, sizes)), threshold) if threshold is not None else [])
 
     def _marks(self, counts: list[int], threshold: float) -> list[Pairs]:
         """Args: counts: texts that are looked at together."""
@@ -182,8 +155,8 @@ class Index:
         Args:
             common: their hashes, uint64, ascending.
         """
-        made, left = copy(self), ~held(common, self.grams.values)
-        made.grams = Lookup(self.grams.values[left], self.grams.owners[left])
+        made, left = copy(self), ~held(common, self.grams.hashes)
+        made.grams = HashTable(self.grams.hashes[left], self.grams.owners[left])
         return made
 
     def near(self, sets: Shingles) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +164,7 @@ class Index:
         if self.threshold is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         marks, many = self.rarity.marks(sets, self.threshold)
-        texts, found = self.marks.find(marks, np.repeat(np.arange(len(sets)), many))
+        texts, found = self.marks.find_pairs(marks, np.repeat(np.arange(len(sets)), many))
         enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
         return texts[enough], found[enough]
 
@@ -203,8 +176,8 @@ def hits(index: Index, texts: pa.Array | pa.ChunkedArray) -> Hits:
     for data, starts in blocks(texts):
         block = Features.of(data, starts, index.width, index.threshold is not None)
         for rule, (text, owner) in enumerate((
-            index.short.find(block.short, block.short_owners),
-            index.grams.find(block.grams.values, owners_of(block.grams)),
+            index.short.find_pairs(block.short, block.short_owners),
+            index.grams.find_pairs(block.grams.values, owners_of(block.grams)),
             index.near(block.shingles),
         )):  # fmt: skip
             found.append((text + at, owner, np.full(len(text), rule)))

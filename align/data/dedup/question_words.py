@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import held, ranges
+from align.data.dedup.hash_table import HashTable
 from align.data.dedup.words import blocks, mixed, plain
 
 PUNCTUATION = {
@@ -61,8 +61,10 @@ IS_DIGIT = byte_table("0123456789")
 IS_WORD = IS_DIGIT | byte_table("abcdefghijklmnopqrstuvwxyz") | (np.arange(256) > 127)
 ENDS_SEGMENT = byte_table('.?!:;"()[]{}<>|*#`\n\r')
 ENDS_LINE = byte_table("\n\r")
-OF_NUMBERS, OF_LETTERS = byte_table("+-*/^<>=%."), byte_table("+*^<>=")
-"""Operators that count between two numbers, and between single letters or a letter and a number."""
+OF_NUMBERS = byte_table("+-*/^<>=%.")
+"""Operators that count between two numbers."""
+OF_LETTERS = byte_table("+*^<>=")
+"""Operators that count between single letters, or a letter and a number."""
 SEPARATED = 1
 """The tag of a number behind another number; an operator between them is its own tag."""
 
@@ -88,44 +90,12 @@ TAGS = mixed(np.arange(1001, 1257, dtype=np.uint64))
 TAGS[0] = 0
 
 
-def power_at(table: tuple[np.ndarray, np.ndarray], exponents: np.ndarray) -> np.ndarray:
+def compute_power(table: tuple[np.ndarray, np.ndarray], exponents: np.ndarray) -> np.ndarray:
     return table[0][exponents & (CHUNK - 1)] * table[1][exponents >> 16]
 
 
-class Table:
-    """Numbers by hashes, with a bitmap in front: most hashes that are asked for are not there."""
-
-    def __init__(self, keys: np.ndarray, numbers: np.ndarray) -> None:
-        order = np.argsort(keys, kind="stable")
-        self.keys = keys[order]
-        self.numbers = numbers[order]
-        bits = min(max(16 * len(keys), 1 << 12).bit_length(), 26)
-        self.mask = np.uint64((1 << bits) - 1)
-        bitmap = np.zeros(1 << bits, bool)
-        bitmap[(keys & self.mask).astype(np.int64)] = True
-        self.bitmap = np.packbits(bitmap, bitorder="little")
-
-    def maybe(self, keys: np.ndarray) -> np.ndarray:
-        """bool: which of these keys may be here."""
-        at = (keys & self.mask).astype(np.int64)
-        return (self.bitmap[at >> 3] >> (at & 7).astype(np.uint8) & 1).view(bool)
-
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        """bool: which of these keys are here."""
-        there = self.maybe(keys)
-        places = np.flatnonzero(there)
-        there[places] = held(self.keys, keys[places])
-        return there
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `keys` and the numbers that these have here."""
-        places = np.flatnonzero(self.maybe(keys))
-        begins = np.searchsorted(self.keys, keys[places])
-        counts = np.searchsorted(self.keys, keys[places], "right") - begins
-        return np.repeat(places, counts), self.numbers[ranges(begins, counts)]
-
-
-BREAK, LINE = 1, 2
+BREAK = 1
+LINE = 2
 """What stands before a word: nothing that ends a sentence (0), something that does, or the beginning of a line."""
 
 
@@ -172,8 +142,8 @@ class WordBlock:
         at = self.begins[start]
         sums = self._sums[end] - self._sums[start]
         tagged = np.flatnonzero(self.tags[start])  # what stands before the run is no part of it
-        sums[tagged] -= TAGS[self.tags[start[tagged]]] * power_at(POWERS, at[tagged])
-        return mixed(sums * power_at(INVERSES, at))
+        sums[tagged] -= TAGS[self.tags[start[tagged]]] * compute_power(POWERS, at[tagged])
+        return mixed(sums * compute_power(INVERSES, at))
 
     def keys(self, words: np.ndarray, size: int) -> np.ndarray:
         """Hashes (uint64) of the first `size` letters (4, or a multiple of 8 up to 64) from these words on."""
@@ -233,7 +203,7 @@ def parse_words(data: np.ndarray, starts: np.ndarray) -> WordBlock:
     tagged = np.flatnonzero(tags)
     if len(tagged):
         added = np.zeros(len(sums), np.uint64)
-        added[tagged + 1] = TAGS[tags[tagged]] * power_at(POWERS, begins[tagged])
+        added[tagged + 1] = TAGS[tags[tagged]] * compute_power(POWERS, begins[tagged])
         sums += np.cumsum(added)
     return WordBlock(letters, begins, first, tags, breaks, sums)
 
@@ -259,7 +229,8 @@ def find_tags(
     tags = np.zeros(len(opened), np.uint8)
     if len(opened) < 2:
         return tags
-    numeric_end, numeric_begin = IS_DIGIT[data[closed - 1]], IS_DIGIT[data[opened]]
+    numeric_end = IS_DIGIT[data[closed - 1]]
+    numeric_begin = IS_DIGIT[data[opened]]
     single = (sizes == 1) & ~numeric_begin
     operator = np.zeros(len(opened) + 1, np.uint8)
     places = np.flatnonzero(OF_NUMBERS[data])[::-1]  # of several operators the first one counts
@@ -314,19 +285,19 @@ def word_weights(block: WordBlock) -> np.ndarray:
     """Weigh each word, int64 (words), in halves of an English letter. Common words count half."""
     letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
     weights = np.diff(letters[block.begins])
-    return np.where(common_words().has(block.values), weights // 2, weights)
+    return np.where(common_words().holds(block.values), weights // 2, weights)
 
 
-def table_of(words: str) -> Table:
+def hash_words(words: str) -> HashTable:
     """The hashes of words, to be looked up."""
     (block,) = word_blocks(pa.array([words]))
     values = np.unique(block.values)
-    return Table(values, np.arange(len(values)))
+    return HashTable.sort(values, np.arange(len(values)))
 
 
 @lru_cache(1)
-def common_words() -> Table:
-    return table_of(COMMON_WORDS)
+def common_words() -> HashTable:
+    return hash_words(COMMON_WORDS)
 
 
 def is_unspaced(block: WordBlock) -> np.ndarray:
@@ -346,33 +317,34 @@ ANSWER_PREFIXES = "answer answers a response solution assistant output antwort r
 
 
 @lru_cache(1)
-def question_prefixes() -> Table:
-    return table_of(QUESTION_PREFIXES)
+def question_prefixes() -> HashTable:
+    return hash_words(QUESTION_PREFIXES)
 
 
 @lru_cache(1)
-def answer_prefixes() -> Table:
-    return table_of(ANSWER_PREFIXES)
+def answer_prefixes() -> HashTable:
+    return hash_words(ANSWER_PREFIXES)
 
 
 @lru_cache(1)
-def all_prefixes() -> Table:
-    return table_of(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}")
+def all_prefixes() -> HashTable:
+    return hash_words(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}")
 
 
 def is_prefix(block: WordBlock, words: np.ndarray) -> np.ndarray:
     """bool: whether each of these words announces a question or is a number of at most three digits."""
     sizes = block.begins[words + 1] - block.begins[words]
-    begins, ends = block.letters[block.begins[words]], block.letters[block.begins[words + 1] - 1]
+    begins = block.letters[block.begins[words]]
+    ends = block.letters[block.begins[words + 1] - 1]
     numbered = (sizes <= 3) & IS_DIGIT[begins] & IS_DIGIT[ends]
-    return numbered | question_prefixes().has(block.values[words])
+    return numbered | question_prefixes().holds(block.values[words])
 
 
 PREFIX_WORDS = 4
 """Words of a prefix at most, such as `Question no. 12:`."""
 
 
-def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def find_stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return where each text begins without 0, 1, … prefix words, and where it ends without 0, 1, … words of what
     announces an answer: int64 (texts), -1 where there is no such prefix or end."""
     start = block.first[:-1]
@@ -380,7 +352,8 @@ def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray
     last = len(block) - 1
     if last < 0:
         return [start], [end]
-    starts, ends = [start], [end]
+    starts = [start]
+    ends = [end]
     still = np.ones(len(start), bool)
     for count in range(PREFIX_WORDS):
         word = np.minimum(start + count, last)
@@ -389,15 +362,16 @@ def stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray
     still = np.ones(len(start), bool)
     for count in range(2):
         word = np.clip(end - 1 - count, 0, last)
-        still = still & (end - 1 - count > start) & answer_prefixes().has(block.values[word])
+        still = still & (end - 1 - count > start) & answer_prefixes().holds(block.values[word])
         ends.append(np.where(still & (block.breaks[word] > 0), end - 1 - count, -1))
     return starts, ends
 
 
-def fully_stripped(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
+def strip_prefixes(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
     """Return where each text begins and ends without prefixes, int64 (texts)."""
-    starts, ends = stripped_bounds(block)
-    start, end = np.max(starts, axis=0), ends[0]
+    starts, ends = find_stripped_bounds(block)
+    start = np.max(starts, axis=0)
+    end = ends[0]
     for shorter in ends[1:]:
         end = np.where((shorter > start) & (shorter >= 0), shorter, end)
     return start, end

@@ -23,17 +23,17 @@ import pyarrow as pa
 import pyarrow.compute
 
 from align.data.dedup.arrays import held, ranges
+from align.data.dedup.hash_table import HashTable
 from align.data.dedup.question_words import (
     BREAK,
     LINE,
     TAGS,
-    Table,
     WordBlock,
     all_prefixes,
-    fully_stripped,
+    find_stripped_bounds,
     is_unspaced,
     question_prefixes,
-    stripped_bounds,
+    strip_prefixes,
     word_blocks,
     word_weights,
 )
@@ -127,7 +127,7 @@ class Questions:
         words = [[hashes, flags, numbers]]
         at = 0
         for block in word_blocks(given):
-            start, end = fully_stripped(block)
+            start, end = strip_prefixes(block)
             weights = np.append(0, np.cumsum(word_weights(block)))
             unspaced = np.append(0, np.cumsum(is_unspaced(block)))
             kept = np.flatnonzero(end > start)
@@ -178,12 +178,12 @@ class QuestionIndex:
         self._by_key = self._key_tables(first)
         self._beginnings = self._beginning_table(first)
         self._runs = self._run_tables(given)
-        self._halves: dict[int, Table] = {}
-        self._anchors = Table(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        self._halves: dict[int, HashTable] = {}
+        self._anchors = HashTable.sort(np.zeros(0, np.uint64), np.zeros(0, np.int64))
         self._slots = np.zeros(0, np.int64)
         self._index_halves(first[asked_by <= GENERIC], given)
 
-    def _key_tables(self, first: np.ndarray) -> list[tuple[int, Table]]:
+    def _key_tables(self, first: np.ndarray) -> list[tuple[int, HashTable]]:
         tables = []
         left = np.zeros(len(self.questions.owner), bool)
         left[first] = True
@@ -191,16 +191,16 @@ class QuestionIndex:
             chosen = np.flatnonzero(left & (self.questions.letters >= size))
             left[chosen] = False
             if len(chosen):
-                tables.append((size, Table(self.questions.keys[number][chosen], chosen)))
+                tables.append((size, HashTable.sort(self.questions.keys[number][chosen], chosen)))
         return tables
 
-    def _beginning_table(self, first: np.ndarray) -> Table:
+    def _beginning_table(self, first: np.ndarray) -> HashTable:
         """The first letters of questions that have `BEGINNING` of them: what a word is looked up by first."""
         long = first[self.questions.letters[first] >= BEGINNING]
         keys = np.unique(self.questions.keys[KEY_SIZES.index(BEGINNING)][long])
-        return Table(keys, np.arange(len(keys)))
+        return HashTable.sort(keys, np.arange(len(keys)))
 
-    def _run_tables(self, given: QuestionSet) -> list[tuple[int, bool, Table]]:
+    def _run_tables(self, given: QuestionSet) -> list[tuple[int, bool, HashTable]]:
         """Runs of words: their width, whether of letters without blanks, and who has them."""
         spaced = list[tuple[np.ndarray, np.ndarray]]()
         unspaced = list[tuple[np.ndarray, np.ndarray]]()
@@ -225,8 +225,8 @@ class QuestionIndex:
             values = np.concatenate([np.zeros(0, np.uint64), *(value for value, _ in found)])
             owners = np.concatenate([np.zeros(0, np.int64), *(owner for _, owner in found)])
             if (letters or width < WIDEST) and len(values):
-                values, owners = first_owners(values, owners, given.text_rows, SHARED)
-                tables.append((width, letters, Table(values, owners)))
+                values, owners = select_owners(values, owners, given.text_rows, SHARED)
+                tables.append((width, letters, HashTable.sort(values, owners)))
         return tables
 
     def _index_halves(self, chosen: np.ndarray, given: QuestionSet) -> None:
@@ -246,7 +246,7 @@ class QuestionIndex:
         anchors = []
         at = 0
         for block in word_blocks(given.questions):
-            start, end = fully_stripped(block)
+            start, end = strip_prefixes(block)
             local = np.array([i for i in range(len(start)) if i + at in wanted], np.int64)
             numbers = np.array([number_of[i + at] for i in local.tolist()], np.int64)
             at += len(start)
@@ -265,12 +265,12 @@ class QuestionIndex:
             values, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
             _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
             few = counts[inverse] <= CROWDED
-            self._halves[length] = Table(values[few], numbers[few])
+            self._halves[length] = HashTable.sort(values[few], numbers[few])
         unique = np.unique(np.concatenate(anchors))
-        self._anchors = Table(unique, np.arange(len(unique)))
+        self._anchors = HashTable.sort(unique, np.arange(len(unique)))
         slots = []
         for block in word_blocks(given.questions):
-            _, question, position = self._changed(block)
+            _, question, position = self._find_changed(block)
             slots.append(self._slot(question, position))
         self._slots = np.unique(np.concatenate(slots))
 
@@ -284,24 +284,24 @@ class QuestionIndex:
         at = 0
         for block in word_blocks(texts):
             text = block.text
-            words, question = self._contained(block)
+            words, question = self._find_contained(block)
             parts.append((text[words] + at, self.questions.owner[question], np.full(len(words), CONTAINED)))
             for width, _, table in self._runs:
                 starts = run_starts(block, width)
                 places, owner = table.find(block.runs(starts, starts + width))
                 parts.append((text[starts[places]] + at, owner, np.full(len(owner), RUN)))
-            words, question, position = self._changed(block)
+            words, question, position = self._find_changed(block)
             slots = held(self._slots, self._slot(question, position))
             changed = self.questions.owner[question[~slots]]
             parts.append((text[words[~slots]] + at, changed, np.full(len(changed), CHANGED)))
             at += len(block.first) - 1
         return Matches(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _contained(self, block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
+    def _find_contained(self, block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
         """Words at which questions stand, and these questions."""
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         everywhere = np.arange(len(block))
-        begun = everywhere[self._beginnings.maybe(block.keys(everywhere, BEGINNING))]
+        begun = everywhere[self._beginnings.may_hold(block.keys(everywhere, BEGINNING))]
         last_word = np.repeat(block.first[1:], np.diff(block.first))
         for size, table in self._by_key:
             places = begun if size >= BEGINNING else everywhere
@@ -322,20 +322,20 @@ class QuestionIndex:
         begun = block.breaks[words] >= BREAK
         ended = block.breaks[end] >= BREAK
         before = np.maximum(words - 1, 0)
-        announced = begun & ended & (words > 0) & question_prefixes().has(block.values[before])
+        announced = begun & ended & (words > 0) & question_prefixes().holds(block.values[before])
         line = (block.breaks[words] == LINE) & (block.breaks[end] == LINE)
         conditions = [says >= SAYS_ENOUGH, says >= SAYS_SOME, says >= SAYS_LITTLE, says >= SAYS_LEAST]
         return np.select(
             conditions, [np.ones(len(words), bool), begun | ended, begun & ended, line | announced], announced
         )
 
-    def _changed(self, block: WordBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _find_changed(self, block: WordBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Words at which halves of questions stand, the questions, and the first word of each that is changed."""
         none = np.zeros(0, np.int64)
         if not self._halves:
             return none, none, none
         starts = run_starts(block, ANCHOR)
-        starts = starts[self._anchors.has(block.runs(starts, starts + ANCHOR))]
+        starts = starts[self._anchors.holds(block.runs(starts, starts + ANCHOR))]
         last_word = np.repeat(block.first[1:], np.diff(block.first))
         found = [(none, none, none)]
         for length, table in sorted(self._halves.items()):
@@ -344,11 +344,11 @@ class QuestionIndex:
             words = inside[places]
             for low in range(0, len(words), AT_ONCE):
                 some = slice(low, low + AT_ONCE)
-                found.append(self._verified(block, words[some], numbers[some] >> 1, numbers[some] & 1))
+                found.append(self._verify_changes(block, words[some], numbers[some] >> 1, numbers[some] & 1))
         words, question, position = (np.concatenate(column) for column in zip(*found, strict=True))
         return words, question, position
 
-    def _verified(
+    def _verify_changes(
         self, block: WordBlock, words: np.ndarray, question: np.ndarray, side: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the halves of questions at some words whose other half is there too, but for one change."""
@@ -412,7 +412,7 @@ def run_starts(block: WordBlock, width: int) -> np.ndarray:
     return ranges(block.first[:-1], counts)
 
 
-def first_owners(values: np.ndarray, owners: np.ndarray, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def select_owners(values: np.ndarray, owners: np.ndarray, rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Each hash once with its first owner, without those that texts of more than `most` rows have."""
     order = np.lexsort((owners, values))
     values = values[order]
@@ -457,21 +457,21 @@ def evaluation_keys(texts: pa.Array | pa.ChunkedArray) -> QuestionKeys:
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.uint64))]
     at = 0
     for block in word_blocks(texts):
-        start, end = fully_stripped(block)
+        start, end = strip_prefixes(block)
         some = np.flatnonzero(end > start)
         parts.append((some + at, block.runs(start[some], end[some])))
         several, bags = bag_keys(block)
         parts.append((several + at, bags))
         at += len(start)
-    return ordered_keys(parts)
+    return order_keys(parts)
 
 
-def asked_keys(texts: pa.Array | pa.ChunkedArray) -> QuestionKeys:
+def hash_asked(texts: pa.Array | pa.ChunkedArray) -> QuestionKeys:
     """Keys of what training rows ask: with and without each prefix that they have, and their words in any order."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.uint64))]
     at = 0
     for block in word_blocks(texts):
-        starts, ends = stripped_bounds(block)
+        starts, ends = find_stripped_bounds(block)
         for start in starts:
             for end in ends:
                 some = np.flatnonzero((start >= 0) & (end > start))
@@ -481,7 +481,7 @@ def asked_keys(texts: pa.Array | pa.ChunkedArray) -> QuestionKeys:
         several, bags = bag_keys(block)
         parts.append((several + at, bags))
         at += len(block.first) - 1
-    return ordered_keys(parts)
+    return order_keys(parts)
 
 
 def bag_keys(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
@@ -495,7 +495,7 @@ def bag_keys(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
     words = np.flatnonzero(np.repeat(listed, np.diff(block.first)))
     alone = (sizes[words] == 1) & (block.letters[block.begins[words]] >= ord("a"))
     values = block.runs(words, words + 1)
-    words, values = (column[~alone & ~all_prefixes().has(values)] for column in (words, values))
+    words, values = (column[~alone & ~all_prefixes().holds(values)] for column in (words, values))
     counted = np.zeros(len(block), bool)
     counted[words] = True
     hashes = np.zeros(len(block) + 1, np.uint64)
@@ -511,7 +511,7 @@ def per_text(block: WordBlock, marked: np.ndarray) -> np.ndarray:
     return totals[block.first[1:]] - totals[block.first[:-1]]
 
 
-def ordered_keys(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> QuestionKeys:
+def order_keys(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> QuestionKeys:
     text, key = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(text, kind="stable")
     return QuestionKeys(text[order], key[order])

@@ -10,13 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.arrays import held
+from align.data.dedup.hash_table import HashTable
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 HASH_BITS = 54
 """Of a shingle's hash. Ten bits are left for a place in a block, so that one sort orders many documents at once."""
-FIRST_BITS = 16
-"""Of a shingle's hash, by which most that are not looked for are told."""
 DIGEST_BYTES = 16
 BLANK = ord(" ")
 SPACED = bytes(BLANK if i < 128 and chr(i).isspace() else ord(chr(i).lower()) if i < 128 else i for i in range(256))
@@ -60,12 +58,7 @@ class Shingles:
 
     def only(self, some: np.ndarray) -> Shingles:
         """Return each set without the values that are not among `some` (ascending)."""
-        # Most values are seen not to be there by their first bits, which costs an eighth of a search.
-        shift = np.uint64(HASH_BITS - FIRST_BITS)
-        begins = np.zeros(1 << FIRST_BITS, bool)
-        begins[some >> shift] = True
-        inside = begins[self.values >> shift]
-        inside[inside] = held(some, self.values[inside])
+        inside = HashTable(some, some).holds(self.values)
         return Shingles(self.values[inside], np.append(0, np.cumsum(inside))[self.offsets])
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from align.data.formats.rows import Row, placed_rows
 from align.data.formats.tables import Cells
 from align.data.records.content import DOCUMENTS, PREFERENCES
-from align.data.records.judged_pairs import ANSWER, VERDICTS, WINNERS, judged_columns
+from align.data.records.judged_pairs import ANSWER, VERDICTS, WINNERS, find_judged_columns
 from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM, TURN_FIELDS
 from align.data.records.refusals import refused
 from align.data.records.shapes import (
@@ -463,7 +463,7 @@ class ColumnRules:
         own = {key.casefold(): part for key, part in zip(choices.labels, choices.parts, strict=True) if part}
         in_question = dict(zip(asked or (), filter(None, choices.parts), strict=False))
         meanings = {meaning[label].casefold() for meaning in (in_question, own) if label in meaning}
-        is_text = label in map(str.casefold, choices.parts)
+        is_text = label in [part.casefold() for part in choices.parts]
         if label is None or (is_text and not meanings):
             return asked is not None or stands_in([*filter(None, choices.parts)], text, in_order=True)
         meanings |= {label} if is_text else set()
@@ -636,7 +636,7 @@ def asking_columns(row: Mapping[str, Any], shape: Shape | None) -> tuple[str, ..
 
 def sides_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return the columns of a pair's answers."""
-    columns = judged_columns(tuple([name for name, value in row.items() if value is not None]))
+    columns = find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
     return ("chosen", "rejected") if columns is None or row.get("chosen") is not None else columns.answers
 
 
@@ -892,8 +892,14 @@ def several_answers(value: Any) -> list[str] | None:
         value = [value] if isinstance(value, str) else value
     if not isinstance(value, list):
         return None
-    texts = [one.get("text") if isinstance(one, Mapping) and speaker(one) is None else one for one in value]
-    return [text for text in texts if text.strip()] if all(isinstance(text, str) for text in texts) else None
+    answers = list[str]()
+    for entry in value:
+        text = entry.get("text") if isinstance(entry, Mapping) and speaker(entry) is None else entry
+        if not isinstance(text, str):
+            return None
+        if text.strip():
+            answers.append(text)
+    return answers
 
 
 def columns_read(row: Mapping[str, Any], shape: Shape) -> frozenset[str]:
@@ -920,7 +926,7 @@ def _columns_read(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
     if shape.kind == PREFERENCES:
         asking = question_column(there)
         read |= {*ABOUT_PAIRS}
-        if shape is JUDGED and (columns := judged_columns(names)) is not None:
+        if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
             read |= {*columns.answers, *columns.verdict, *(("winner_tie",) if columns.verdict == WINNERS else ())}
         else:
             read |= {*shape.needs}

@@ -44,7 +44,7 @@ class JudgedColumns(NamedTuple):
 
 
 @lru_cache(4096)
-def judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
+def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
     """Return the columns of two answers and of a verdict among the columns of a row that are not null; None if it has
     no such columns."""
     verdict = WINNERS if {*names}.issuperset(WINNERS) else (*(name for name in VERDICTS if name in names),)[:1]
@@ -100,24 +100,24 @@ def read_words(text: str, row: Mapping[str, Any], columns: JudgedColumns) -> int
     return read_number(ending, columns)
 
 
-def with_verdict_applied(row: Mapping[str, Any], columns: JudgedColumns, better: int) -> dict[str, Any]:
+def apply_verdict(row: Mapping[str, Any], columns: JudgedColumns, better: int) -> dict[str, Any]:
     """Return a row with the better answer as `chosen` and the other one as `rejected`.
 
     Args:
         better: 0 if the first answer is better, 1 if the second is.
     """
     first, second = columns.answers
-    rest = {name: value for name, value in row.items() if name not in columns.answers}
+    pair = {name: value for name, value in row.items() if name not in columns.answers}
     answers: list[Any] = [row[first], row[second]]
-    turns = [listed_texts(value) for value in (row.get("prompt"), *answers)]
+    turns = [parse_texts(value) for value in (row.get("prompt"), *answers)]
     if all(turns) and len({*map(len, turns)}) == 1:  # the Kaggle form of LMSYS's arena
         asked, *several = turns
-        rest.pop("prompt")
+        pair.pop("prompt")
         answers = [interleave(asked, texts) for texts in several]
-    return {**rest, "chosen": answers[better], "rejected": answers[1 - better]}
+    return {**pair, "chosen": answers[better], "rejected": answers[1 - better]}
 
 
-def listed_texts(value: Any) -> list[str]:
+def parse_texts(value: Any) -> list[str]:
     """Return a list of texts, which may stand as its JSON text; an empty list for anything else. A null is an empty
     text."""
     if isinstance(value, str) and value.startswith("["):

@@ -34,7 +34,7 @@ from align.data.records.content import PREFERENCES
 from align.data.records.documents import OURS, alpaca, count_unread, share_gpt
 from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows
-from align.data.records.judged_pairs import WRITE, judged_columns, read_verdict, with_verdict_applied
+from align.data.records.judged_pairs import WRITE, apply_verdict, find_judged_columns, read_verdict
 from align.data.records.messages import HH_TURN, check_row, transcript, with_system_column
 from align.data.records.refusals import displayed
 from align.data.records.shapes import (
@@ -227,7 +227,7 @@ def _pair(row: SourceRow) -> Preference | Drop:
 
 def _judged(row: SourceRow) -> Parsed:
     """Return the pair of two answers and a verdict that names the better one."""
-    columns = judged_columns(tuple([name for name, value in row.data.items() if value is not None]))
+    columns = find_judged_columns(tuple([name for name, value in row.data.items() if value is not None]))
     assert columns is not None
     verdict = read_verdict(row.data, columns)
     if verdict is None:
@@ -236,7 +236,7 @@ def _judged(row: SourceRow) -> Parsed:
         raise row.error(name, problem, WRITE.format(*columns.endings))
     if verdict == 0:
         return Drop.TIE
-    pair = with_verdict_applied(row.data, columns, better=int(verdict > 0))
+    pair = apply_verdict(row.data, columns, better=int(verdict > 0))
     return _alone(_pair(SourceRow(pair, row.where, row.name)))
 
 

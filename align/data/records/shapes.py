@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.data.records.judged_pairs import VERDICTS, WINNERS, judged_columns
+from align.data.records.judged_pairs import VERDICTS, WINNERS, find_judged_columns
 from align.data.records.labels import LABEL, read_label
 from align.data.records.messages import SYSTEM
 from align.data.records.tools import OFFERED
@@ -115,7 +115,7 @@ def by_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
     for shape in (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS):
         if there.issuperset(shape.needs):
             return shape
-    if judged_columns(names) is not None:
+    if find_judged_columns(names) is not None:
         return JUDGED
     if "completions" in there and there.intersection(QUESTIONS):
         return SCORED

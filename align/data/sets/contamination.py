@@ -13,7 +13,7 @@ from align.data.dedup.arrays import distinct, held
 from align.data.dedup.contamination import RULES, Index, hits
 from align.data.dedup.prefilter import Prefilter
 from align.data.dedup.questions import RULES as QUESTION_RULES
-from align.data.dedup.questions import QuestionIndex, QuestionSet, asked_keys, evaluation_keys, letter_runs
+from align.data.dedup.questions import QuestionIndex, QuestionSet, evaluation_keys, hash_asked, letter_runs
 from align.data.dedup.shingles import hash_runs, shingled
 from align.data.dedup.words import blocks, word_hashes
 from align.data.sets.columns import CONTENT, texts_of
@@ -109,7 +109,7 @@ class Evaluations:
             rows[~is_run] = self._asked_by[number][owner[~is_run]]
             found.append((matches.text, np.full(len(owner), number), rows, QUESTION_RANKS[matches.rule]))
         if len(self._keys):
-            text, key = asked_keys(texts_of(kind, batch, "prompts"))
+            text, key = hash_asked(texts_of(kind, batch, "prompts"))
             place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
             same = self._keys[place] == key
             place = place[same]
@@ -159,7 +159,7 @@ def worth_asking(
     asks, alike, found = np.unique(np.concatenate(questions)), np.zeros_like(trained), np.zeros_like(trained)
     for numbers, batch in rows.where(trained, [*CONTENT[kind]]):
         alike[numbers] = prefilter.tell(texts_of(kind, batch))
-        asked_here = asked_keys(texts_of(kind, batch, "prompts"))
+        asked_here = hash_asked(texts_of(kind, batch, "prompts"))
         found[numbers[asked_here.text[held(asks, asked_here.key)]]] = True
     for numbers, batch in rows.where(alike, [*CONTENT[kind]]):
         found[numbers] |= prefilter.maybe(texts_of(kind, batch))
