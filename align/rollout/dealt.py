@@ -15,7 +15,22 @@ from align.types import Rollout
 
 
 @dataclass
-class DealtEngine:
+class RankedEngine:
+    """An engine that samples with another one, at its temperature."""
+
+    engine: Engine
+
+    @property
+    def temperature(self) -> float:
+        return self.engine.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self.engine.temperature = temperature
+
+
+@dataclass
+class DealtEngine(RankedEngine):
     """Each rank samples its share of the prompts.
 
     Attributes:
@@ -26,18 +41,9 @@ class DealtEngine:
         device: that rollouts lie on.
     """
 
-    engine: Engine
     batch_size: int
     pad_id: int
     device: torch.device
-
-    @property
-    def temperature(self) -> float:
-        return self.engine.temperature
-
-    @temperature.setter
-    def temperature(self, temperature: float) -> None:
-        self.engine.temperature = temperature
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         self.engine.load(base, method, dtype)
@@ -70,7 +76,7 @@ class DealtEngine:
 
 
 @dataclass
-class FirstRankEngine:
+class FirstRankEngine(RankedEngine):
     """An engine that has servers, which batch by themselves: the first rank asks them for all prompts.
 
     Attributes:
@@ -78,16 +84,7 @@ class FirstRankEngine:
         device: that rollouts lie on.
     """
 
-    engine: Engine
     device: torch.device
-
-    @property
-    def temperature(self) -> float:
-        return self.engine.temperature
-
-    @temperature.setter
-    def temperature(self, temperature: float) -> None:
-        self.engine.temperature = temperature
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         if ranks.is_main():
