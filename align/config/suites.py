@@ -44,13 +44,15 @@ class SuiteConfig(Settings):
     closed: bool | None = setting(
         None,
         "Whether many prompts may share one right answer, so that equal answers are no sign of collapse: the artifact "
-        "must then beat the best constant answer. Empty: true with reward=check.",
+        "must then beat the best constant answer. Empty: true with reward=check, and of tasks whose checks are of the "
+        "kinds exact, regex or json_schema or that ask whether answers refuse.",
         later=True,
     )
     gates: Any = setting(
         None,
         "What has to be shown of the first system, such as {name: safe, task: support, against: old, is: not_worse, "
         "margin: 0.05, least_n: 200}. On a task that a judge scores it takes a judge with a card (`stage.card`) whose "
-        "agreement is above `min_agreement` (0.6). A gate that is not passed ends the run with status 3.",
+        "agreement is above `min_agreement` (0.6). It fails if the system collapsed, unless it says `collapsed: true`. "
+        "A gate that is not passed ends the run with status 3.",
         later=True,
     )

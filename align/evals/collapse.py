@@ -9,34 +9,50 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from align.data.ngrams import ngrams, words
+from align.evals.questions import shortened
 from align.evals.text import distinct_n
-from align.ops.intervals import Interval, proportion
+from align.ops.intervals import Interval, mean, proportion
 from align.report.words import in_words, percent
 
-COLLAPSED, VARIED, NOT_MEASURED = "collapsed", "varied", "not measured"
+COLLAPSED = "collapsed"
+VARIED = "varied"
+NOT_MEASURED = "not measured"
 MASK = "_"
 MIN_PROMPTS = 64
 """Distinct prompts below which nothing is decided."""
 MAX_SHARE = 0.10
 """Share of its commonest greedy answer that a policy may give without doubt, if its reference gives less."""
+ALWAYS = 0.50
+"""The same whatever the reference gives: two systems may have collapsed alike."""
 MIN_DISTINCT = 0.5
 """Distinct greedy answers that a policy must keep, as a share of its reference's."""
 MAX_SENTENCE_SHARE = 0.30
 """Share of greedy answers in which one new sentence may stand."""
 OWN_WORD_SHARE = 0.05
 """A word in more than this share of the answers to prompts without it belongs to the policy, and is not masked."""
+CODE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
+"""A block of code, whose lines are no sentences."""
 SENTENCE_END = re.compile(r"[.!?…。！？\n]+")
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which have no spaces between words."""
+UNSPACED_WORDS = re.compile(f"{UNSPACED.pattern}|[^{UNSPACED.pattern[1:-1]}]+")
+BETWEEN_UNSPACED = re.compile(f"(?<={UNSPACED.pattern}) (?={UNSPACED.pattern})")
 ECHO = 0.8
 """Words of an answer that has none of its own, as a share of its prompt's: from here on it repeats the prompt."""
 PHRASE = 4
 """Words of a phrase."""
+PHRASE_LETTERS = 8
+"""The same in a script without spaces."""
+CONSTANTS = 8
+"""Commonest answers that are tried as the answer to every prompt of a closed task."""
+SAME_SCORES = 0.9
+"""Share of prompts from which on scores are those of a constant answer."""
 
 
 class Phrase(NamedTuple):
@@ -86,12 +102,183 @@ class Collapse(NamedTuple):
         return {"verdict": self.verdict, "reasons": list(self.reasons)}
 
 
+class SystemAnswers(NamedTuple):
+    """The answers of one system, one to each prompt.
+
+    Attributes:
+        sampled: at the temperature of the run, or as a file has them.
+        greedy: with the likeliest token at each position. None if the system gives no such answers.
+        no_greedy: why it gives none.
+    """
+
+    sampled: Sequence[str]
+    greedy: Sequence[str] | None = None
+    no_greedy: str = ""
+
+    def select(self, rows: Sequence[int]) -> SystemAnswers:
+        greedy = None if self.greedy is None else [self.greedy[row] for row in rows]
+        return self._replace(sampled=[self.sampled[row] for row in rows], greedy=greedy)
+
+    @property
+    def best(self) -> Sequence[str]:
+        """The greedy answers, or the sampled ones of a system that gives no others."""
+        return self.sampled if self.greedy is None else self.greedy
+
+
+class Comparison(NamedTuple):
+    """The variety of a policy's answers and of its reference's to the same prompts."""
+
+    policy: Variety
+    ref: Variety | None
+    sentence: Phrase | None
+    phrase: Phrase | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.as_dict(),
+            **({"ref": self.ref.as_dict()} if self.ref else {}),
+            "new_sentence": self.sentence and self.sentence.as_dict(),
+            "new_phrase": self.phrase and self.phrase.as_dict(),
+        }
+
+
+class Measurement(NamedTuple):
+    """A verdict on a policy, and its figures: `greedy` and `sampled` → the comparison with the reference."""
+
+    collapse: Collapse
+    variety: Mapping[str, Comparison]
+
+    def as_dict(self) -> dict[str, Any]:
+        variety = {how: comparison.as_dict() for how, comparison in self.variety.items()}
+        return {"variety": variety, "collapse": self.collapse.as_dict()}
+
+
+def measure_collapse(
+    prompts: Sequence[str], policy: SystemAnswers, ref: SystemAnswers | None, reference: str = "start"
+) -> Measurement:
+    """Measure how much a policy's answers vary between distinct prompts, and decide whether it collapsed.
+
+    The greedy answers decide. Of a policy without any, the sampled ones can show that it collapsed, but not that it did
+    not: answers at temperature 0 vary less.
+
+    Args:
+        prompts: one an answer; of several answers to one prompt the first counts.
+        ref: answers of the system that the policy is compared with. Without one, only the share of the commonest answer
+            is judged.
+        reference: the name of that system, for the reasons.
+
+    Raises:
+        ValueError: there are no prompts.
+    """
+    rows = first_of_each_prompt(prompts)
+    prompts = [prompts[row] for row in rows]
+    policy = policy.select(rows)
+    ref = ref.select(rows) if ref else None
+    variety = {"sampled": compare_answers(prompts, policy.sampled, ref and ref.sampled)}
+    if policy.greedy is None:
+        collapse = judge_comparison(variety["sampled"], reference, "answers")
+        return Measurement(restrict_to_sampled(collapse, policy.no_greedy), variety)
+    variety["greedy"] = compare_answers(prompts, policy.greedy, ref and ref.best)
+    return Measurement(judge_comparison(variety["greedy"], reference, "greedy answers"), variety)
+
+
+def restrict_to_sampled(collapse: Collapse, why: str) -> Collapse:
+    """Return a verdict on sampled answers as one on a system that gives no greedy ones, for the reason `why`."""
+    if collapse.verdict != VARIED:
+        return collapse
+    return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {why}",))
+
+
+def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> Comparison:
+    """Compare answers to distinct prompts with those of a reference."""
+    if ref is None:
+        return Comparison(measure_variety(prompts, policy), None, None, None)
+    return Comparison(
+        measure_variety(prompts, policy),
+        measure_variety(prompts, ref),
+        commonest_new_sentence(prompts, policy, ref),
+        commonest_new_phrase(prompts, policy, ref),
+    )
+
+
+def judge_comparison(comparison: Comparison, reference: str, answers: str) -> Collapse:
+    ref = comparison.ref
+    share = ref.commonest_share.value if ref else 0.0
+    name = reference if ref else ""
+    return judge_collapse(comparison.policy, ref.distinct if ref else 0, share, comparison.sentence, name, answers)
+
+
+def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
+    """Return the verdict on one system over several tasks: collapsed if it collapsed on one of them, and measured if it
+    was measured on one.
+
+    Args:
+        verdicts: name of a task → the verdict on the answers to it.
+    """
+    for verdict in (COLLAPSED, VARIED, NOT_MEASURED):
+        reasons: dict[str, None] = {}
+        for name, collapse in verdicts.items():
+            if collapse.verdict == verdict:
+                where = f"on {name} " if verdict == COLLAPSED else ""
+                reasons |= dict.fromkeys(f"{where}{reason}" for reason in collapse.reasons)
+        if verdict in (collapse.verdict for collapse in verdicts.values()):
+            return Collapse(verdict, tuple(reasons))
+    return Collapse(NOT_MEASURED, ("no task asks for answers",))
+
+
+def collapse_lines(verdicts: Mapping[str, Collapse]) -> list[str]:
+    """Return the lines that stand before all figures: systems that collapsed, and those that were not measured.
+
+    Args:
+        verdicts: name of a system → its verdict. A single system is not named where it collapsed.
+    """
+    collapsed = []
+    unmeasured: dict[str, list[str]] = {}
+    for name, collapse in verdicts.items():
+        reasons = "; ".join(collapse.reasons)
+        if collapse.verdict == COLLAPSED:
+            collapsed.append(f"{name}: {reasons}" if len(verdicts) > 1 else reasons)
+        if collapse.verdict == NOT_MEASURED:
+            unmeasured.setdefault(reasons, []).append(name)
+    lines = [f"COLLAPSED: {'; '.join(collapsed)}. The win rate below is no success."] if collapsed else []
+    for reasons, names in unmeasured.items():
+        lines.append(f"whether {' or '.join(names)} collapsed is not measured: {reasons}")
+    return lines
+
+
+def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
+    """Return the words that many greedy answers of a policy have in common, and those of its reference have not, for a
+    reader to look at. No rule judges them: a constant clause inside sentences that differ looks like the wording of a
+    trained answer. Empty if the policy collapsed, or was not measured.
+
+    Args:
+        phrase: `new_phrase` of the greedy answers, see `Phrase.as_dict`.
+    """
+    if collapse.verdict != VARIED or phrase is None or phrase["policy"]["value"] < MAX_SENTENCE_SHARE:
+        return []
+    shares = f"{phrase['policy']['value']:.0%} of the greedy answers ({reference}: {phrase['ref']['value']:.0%})"
+    return [f"the words “{phrase['text']}” stand in {shares}"]
+
+
 def first_of_each_prompt(prompts: Sequence[str]) -> list[int]:
     """Return the index of the first occurrence of each distinct prompt, compared without case and spacing."""
     indices: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
         indices.setdefault(" ".join(prompt.casefold().split()), index)
     return list(indices.values())
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case. In a script without spaces each letter is a word."""
+    parts: list[str] = []
+    for word in words(text):
+        parts += UNSPACED_WORDS.findall(word) if UNSPACED.search(word) else [word]
+    return parts
+
+
+def join_words(sentence: Sequence[str]) -> str:
+    """Return the text of a sentence, without spaces in a script that has none."""
+    return BETWEEN_UNSPACED.sub("", " ".join(sentence))
 
 
 def mask_answers(prompts: Sequence[str], answers: Sequence[str]) -> list[list[list[str]]]:
@@ -101,28 +288,29 @@ def mask_answers(prompts: Sequence[str], answers: Sequence[str]) -> list[list[li
     kept, because a constant phrase would otherwise look different wherever a prompt happens to share a word with it:
     words in more than 5 % of the answers to prompts without them, and words in more than half of the prompts.
     """
-    prompt_words = [set(words(prompt)) for prompt in prompts]
-    sentences = [[words(part) for part in SENTENCE_END.split(answer) if words(part)] for answer in answers]
-    unprompted: Counter[str] = Counter()
-    for asked, parts in zip(prompt_words, sentences, strict=True):
-        unprompted.update({word for part in parts for word in part} - asked)
-    holding = Counter(word for asked in prompt_words for word in asked)
+    prompt_words = [set(split_words(prompt)) for prompt in prompts]
+    sentences = [
+        [sentence for part in SENTENCE_END.split(answer) if (sentence := split_words(part))] for answer in answers
+    ]
+    own: Counter[str] = Counter()
+    for in_prompt, parts in zip(prompt_words, sentences, strict=True):
+        own.update({word for part in parts for word in part} - in_prompt)
+    holding = Counter(word for in_prompt in prompt_words for word in in_prompt)
     total = len(prompts)
-    kept = {word for word, count in unprompted.items() if count > OWN_WORD_SHARE * max(1, total - holding[word])}
+    kept = {word for word, count in own.items() if count > OWN_WORD_SHARE * max(1, total - holding[word])}
     kept |= {word for word, count in holding.items() if count > total / 2}
-    masked = []
-    for asked, parts in zip(prompt_words, sentences, strict=True):
-        hidden = asked - kept
-        masked.append([_mask_words(part, hidden) for part in parts])
-    return masked
+    return [
+        [_mask_words(part, in_prompt - kept) for part in parts]
+        for in_prompt, parts in zip(prompt_words, sentences, strict=True)
+    ]
 
 
 def _mask_words(sentence: Sequence[str], hidden: set[str]) -> list[str]:
     masked: list[str] = []
     for word in sentence:
-        kept = MASK if word in hidden else "0" if word.isdecimal() else word
-        if kept != MASK or masked[-1:] != [MASK]:
-            masked.append(kept)
+        shown = MASK if word in hidden else "0" if word.isdecimal() else word
+        if shown != MASK or masked[-1:] != [MASK]:
+            masked.append(shown)
     return masked
 
 
@@ -133,7 +321,7 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
         ValueError: there are no answers.
     """
     masked = [
-        compared_form(prompt, answer, parts)
+        compare_key(prompt, answer, parts)
         for prompt, answer, parts in zip(prompts, answers, mask_answers(prompts, answers), strict=True)
     ]
     counts = Counter(masked)
@@ -149,36 +337,44 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
     )
 
 
-def compared_form(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
-    """Return the text by which an answer is compared with others: its masked sentences, or its own words if the mask
-    leaves nothing of it. So numbers and quotations from the prompt differ; the whole prompt, said again, does not."""
+def compare_key(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
+    """Return the text by which an answer is compared with others: its masked sentences in any order, without what is
+    said twice in a row. Returns the words of an answer that is masked completely, so that numbers and quotations from
+    the prompt differ, unless the answer repeats the prompt."""
     if any(word not in (MASK, "0") for sentence in sentences for word in sentence):
-        return " / ".join(" ".join(sentence) for sentence in sentences)
-    said = words(answer)
-    return MASK if len(said) >= ECHO * len(words(prompt)) else " ".join(said)
+        return " / ".join(sorted({" ".join(word for word, _ in groupby(sentence)) for sentence in sentences}))
+    answer_words = split_words(answer)
+    return MASK if len(answer_words) >= ECHO * len(split_words(prompt)) else " ".join(answer_words)
 
 
 def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
     """Return the sentence that stands in most of the policy's answers, of those that stand in clearly more of them than
-    of the reference's answers: their intervals do not overlap. Sentences have two words or more that are not masked.
-    Returns None if there is no such sentence."""
+    of the reference's answers: their intervals do not overlap. Sentences have two words or more that are not masked;
+    code has none. Returns None if there is no such sentence."""
     sides = [
-        [{" ".join(part) for part in parts if _own_words(part) > 1} for parts in mask_answers(prompts, answers)]
-        for answers in (policy, ref)
+        [{join_words(part) for part in parts if _count_own_words(part) > 1} for parts in mask_answers(prompts, texts)]
+        for texts in ([CODE.sub("\n", answer) for answer in answers] for answers in (policy, ref))
     ]
     return _commonest_new(*sides)
 
 
 def commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Return the run of four words that `commonest_new_sentence` would return if it were a sentence."""
-    sides: list[list[set[str]]] = [
-        [
-            {" ".join(gram) for part in parts for gram in ngrams(part, PHRASE)}
-            for parts in mask_answers(prompts, answers)
-        ]
+    """Return the run of four words, or of eight letters in a script without spaces, that `commonest_new_sentence` would
+    return if it were a sentence."""
+    sides = [
+        [{phrase for part in parts for phrase in _iter_phrases(part)} for parts in mask_answers(prompts, answers)]
         for answers in (policy, ref)
     ]
     return _commonest_new(*sides)
+
+
+def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
+    for phrase in ngrams(sentence, PHRASE):
+        if not any(UNSPACED.match(word) for word in phrase):
+            yield join_words(phrase)
+    for phrase in ngrams(sentence, PHRASE_LETTERS):
+        if any(UNSPACED.match(word) for word in phrase):
+            yield join_words(phrase)
 
 
 def judge_against_constant(policy: Interval, constant: str) -> Collapse:
@@ -194,13 +390,13 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
     difference = in_words(policy.as_dict())
-    reason = f"it is not shown to beat “{constant}”, given as the answer to every prompt (difference {difference})"
+    every = f"“{shortened(constant)}”, given as the answer to every prompt"
+    reason = f"it is not shown to beat {every} (difference {difference})"
     return Collapse(COLLAPSED, (reason,))
 
 
-def _own_words(sentence: Sequence[str]) -> int:
-    """Return the number of words that are not masked. In a script without spaces a letter counts as a word."""
-    return sum(max(1, len(UNSPACED.findall(word))) for word in sentence if word != MASK)
+def _count_own_words(sentence: Sequence[str]) -> int:
+    return sum(word != MASK for word in sentence)
 
 
 def _commonest_new(policy: Sequence[set[str]], ref: Sequence[set[str]]) -> Phrase | None:
@@ -224,34 +420,95 @@ def _share_of(count: int, total: int) -> Interval:
     return proportion([1.0] * count + [0.0] * (total - count))
 
 
-def judge_collapse(policy: Variety, ref_distinct: int, ref_share: float, sentence: Phrase | None = None) -> Collapse:
-    """Decide from the greedy answers of a policy and its reference whether the policy collapsed.
+def judge_collapse(
+    policy: Variety,
+    ref_distinct: int,
+    ref_share: float,
+    sentence: Phrase | None = None,
+    reference: str = "start",
+    answers: str = "greedy answers",
+) -> Collapse:
+    """Decide from the answers of a policy and of its reference whether the policy collapsed.
 
     Args:
-        ref_distinct: number of different masked answers of the reference.
-        ref_share: share of the reference's commonest answer.
+        ref_distinct: number of different masked answers of the reference; 0 without a reference.
+        ref_share: share of the reference's commonest answer; 0 without a reference.
         sentence: see `commonest_new_sentence`.
+        reference: the name of the reference, for the reasons; empty without one.
+        answers: what the policy's answers are called.
 
     Returns:
         `not measured` below 64 distinct prompts. `collapsed` if the low end of the commonest answer's share is above
-        10 % and above the reference's share; or if the policy has less than half of the reference's distinct answers;
-        or if a new sentence stands in 30 % of the answers or more.
+        10 % and above the reference's share, or above 50 %; or if the policy has less than half of the reference's
+        distinct answers; or if a new sentence stands in 30 % of the answers or more.
     """
     if policy.answers < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{policy.answers} distinct prompts, {MIN_PROMPTS} are needed",))
     reasons = []
     share = policy.commonest_share
     assert share.low is not None
-    if share.low > MAX_SHARE and share.low > ref_share:
+    if share.low > MAX_SHARE and (share.low > ref_share or share.low > ALWAYS):
+        compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
         reasons.append(
-            f"{percent(share.as_dict())} of its greedy answers are alike: “{policy.commonest}” "
-            f"(start: {ref_share:.0%} for its commonest)"
+            f"{percent(share.as_dict())} of its {answers} are alike: “{shortened(policy.commonest)}”{compared}"
         )
     if policy.distinct < MIN_DISTINCT * ref_distinct:
-        reasons.append(f"{policy.distinct} different greedy answers, where the start has {ref_distinct}")
+        reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")
     if sentence and sentence.policy.value >= MAX_SENTENCE_SHARE:
         reasons.append(
-            f"“{sentence.text}” stands in {sentence.policy.value:.0%} of its greedy answers (start: "
+            f"“{sentence.text}” stands in {sentence.policy.value:.0%} of its {answers} ({reference}: "
             f"{sentence.ref.value:.0%})"
         )
     return Collapse(COLLAPSED if reasons else VARIED, tuple(reasons))
+
+
+def judge_closed_task(
+    score: Callable[[Sequence[str]], Sequence[float]],
+    policy: SystemAnswers,
+    ref: SystemAnswers | None,
+    best_score: float | None = None,
+) -> Collapse:
+    """Decide for a closed task, where many prompts may have one right answer, whether a policy collapsed: it is not
+    shown to beat the best constant answer, and gives one answer often or scores as the constant answer does.
+
+    Constant answers are sought among the commonest ones that the policy and its reference gave.
+
+    Args:
+        score: scores one answer to each prompt.
+        policy, ref: their answers, one to each distinct prompt.
+        best_score: the highest score that an answer can have. None if there is no such limit.
+    """
+    answers = policy.best
+    if len(answers) < MIN_PROMPTS:
+        return Collapse(NOT_MEASURED, (f"{len(answers)} distinct prompts, {MIN_PROMPTS} are needed",))
+    counts = Counter([*answers, *(ref.best if ref else ())])
+    constants = [text for text, _ in counts.most_common(CONSTANTS)]
+    scores = {text: list(score([text] * len(answers))) for text in constants}
+    constant = max(constants, key=lambda text: sum(scores[text]))
+    if best_score is not None and min(scores[constant]) >= best_score:
+        return Collapse(NOT_MEASURED, (f"“{shortened(constant)}” is right for every prompt",))
+    own = list(score(answers))
+    collapse = judge_against_constant(mean([a - b for a, b in zip(own, scores[constant], strict=True)]), constant)
+    if best_score is not None and min(own) >= best_score:
+        collapse = Collapse(VARIED, ())
+    if collapse.is_collapsed and not (is_one_answer(answers) or scores_alike(own, scores[constant])):
+        collapse = Collapse(VARIED, ())
+    return restrict_to_sampled(collapse, policy.no_greedy) if policy.greedy is None else collapse
+
+
+def is_one_answer(answers: Sequence[str]) -> bool:
+    """Return whether one answer, compared without case and punctuation, is given to more than 10 % without doubt."""
+    keys = [" ".join(words(answer)) or answer.strip() for answer in answers]
+    count = Counter(keys).most_common(1)[0][1]
+    low = _share_of(count, len(answers)).low
+    assert low is not None
+    return low > MAX_SHARE
+
+
+def scores_alike(own: Sequence[float], constant: Sequence[float]) -> bool:
+    """Return whether a policy scores as a constant answer does, also on the prompts where that has a rare score, so
+    that its answers are that constant in other words."""
+    usual = Counter(constant).most_common(1)[0][0]
+    equal = [a == b for a, b in zip(own, constant, strict=True)]
+    rare = [same for same, score in zip(equal, constant, strict=True) if score != usual]
+    return bool(rare) and all(sum(part) >= SAME_SCORES * len(part) for part in (equal, rare))

@@ -17,15 +17,7 @@ import numpy as np
 
 from align.data.ngrams import repetition
 from align.errors import CorruptFile, MissingArtifact
-from align.evals.collapse import (
-    NOT_MEASURED,
-    Collapse,
-    commonest_new_phrase,
-    commonest_new_sentence,
-    first_of_each_prompt,
-    judge_collapse,
-    measure_variety,
-)
+from align.evals.collapse import SystemAnswers, measure_collapse
 from align.evals.stats import per_prompt, win_rate
 from align.evals.text import distinct_n, most_risen
 from align.files import has_file, open_text
@@ -128,7 +120,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
         tokens), `distinct1`, `distinct2`, `repetition`, `eos_rate` and `empty_rate` for `ref` and `policy`;
         `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`;
-        `variety` and `collapse`, see `measure_collapse`. n counts prompts.
+        `variety` and `collapse`, see `compare_variety`. n counts prompts.
 
     Raises:
         ValueError: there are no samples.
@@ -165,7 +157,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
         "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
         "empty_rate": both((not s.ref.strip() for s in samples), (not s.policy.strip() for s in samples)),
-        **measure_collapse(samples),
+        **compare_variety(samples),
     }
 
 
@@ -174,37 +166,15 @@ def prompt_text(messages: Iterable[Message]) -> str:
     return " ".join(message.content for message in messages if message.role != "system")
 
 
-def measure_collapse(samples: Sequence[Sample]) -> dict[str, Any]:
+def compare_variety(samples: Sequence[Sample]) -> dict[str, Any]:
     """Return how much both systems' answers vary between distinct prompts, greedy and sampled, and the verdict on the
-    policy's greedy answers.
-
-    Returns:
-        `variety`: for `greedy` and `sampled`, the variety of `ref` and `policy` with the commonest `new_sentence` and
-        `new_phrase` of the policy. `collapse`: `verdict` and `reasons`, see `align.evals.collapse.judge_collapse`.
-        Nothing if there are no greedy answers.
-    """
-    texts = [prompt_text(sample.prompt) for sample in samples]
-    chosen = [index for index in first_of_each_prompt(texts) if samples[index].greedy_policy is not None]
-    if not chosen:
+    policy, see `align.evals.collapse.measure_collapse`. Nothing if there are no greedy answers."""
+    rows = [sample for sample in samples if sample.greedy_policy is not None]
+    if not rows:
         return {}
-    prompts = [texts[index] for index in chosen]
-    drawn = {
-        "greedy": [(samples[index].greedy_ref or "", samples[index].greedy_policy or "") for index in chosen],
-        "sampled": [(samples[index].ref, samples[index].policy) for index in chosen],
-    }
-    variety: dict[str, Any] = {}
-    collapse = Collapse(NOT_MEASURED, ())
-    for how, pairs in drawn.items():
-        ref, policy = ([pair[side] for pair in pairs] for side in (0, 1))
-        measured = {"ref": measure_variety(prompts, ref), "policy": measure_variety(prompts, policy)}
-        sentence = commonest_new_sentence(prompts, policy, ref)
-        phrase = commonest_new_phrase(prompts, policy, ref)
-        if how == "greedy":
-            start = measured["ref"]
-            collapse = judge_collapse(measured["policy"], start.distinct, start.commonest_share.value, sentence)
-        variety[how] = {who: each.as_dict() for who, each in measured.items()}
-        variety[how] |= {"new_sentence": sentence and sentence.as_dict(), "new_phrase": phrase and phrase.as_dict()}
-    return {"variety": variety, "collapse": collapse.as_dict()}
+    policy = SystemAnswers([row.policy for row in rows], [row.greedy_policy or "" for row in rows])
+    ref = SystemAnswers([row.ref for row in rows], [row.greedy_ref or "" for row in rows])
+    return measure_collapse([prompt_text(row.prompt) for row in rows], policy, ref).as_dict()
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> Path:

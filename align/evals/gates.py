@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
 from align.aliases import NAME, NAMED
 from align.errors import require
+from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.probes import LM_EVAL, LOSS
 from align.evals.questions import yes_to
 from align.evals.results import SHARES, Scored, own_mean
@@ -34,6 +35,7 @@ UNITS = {LOSS: "bits per byte", LM_EVAL: "the scale of some metric"}
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOWEST_LEVEL = 0.5
 """The least level of a gate's interval, exclusive."""
+KEYS = ("against", "margin", "level", "least_n", "min_agreement", "collapsed")
 COIN = 0.5
 """The least `min_agreement`: what a coin has where no verdict is a tie."""
 
@@ -49,6 +51,8 @@ class Gate:
         rule: see `align.evals.stats.Rule`.
         min_agreement: that a judge's agreement has to be above, see `align.evals.card_gate`; None where nobody said.
         asks: the question of a task that is graded: its figures are shares of yes.
+        collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
+            not. False if it must not be known to have collapsed.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Gate:
     rule: Rule
     min_agreement: float | None = None
     asks: str = ""
+    collapsed: bool | Literal["measured"] = False
 
     @property
     def words(self) -> str:
@@ -96,7 +101,7 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
 
 
 def parsed_gate(given: Any, at: str, tasks: Mapping[str, Task], systems: Sequence[str]) -> Gate:
-    gate = known(given, at, ("name", "task", "is"), ("against", "margin", "level", "least_n", "min_agreement"))
+    gate = known(given, at, ("name", "task", "is"), KEYS)
     name = gate["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
     task, kind = tasks[one_of(gate, at, "task", [*tasks])], one_of(gate, at, "is", KINDS)
@@ -118,7 +123,10 @@ def parsed_gate(given: Any, at: str, tasks: Mapping[str, Task], systems: Sequenc
     require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
     problem = "is 1, which no agreement is above"
     require(agreement != 1, f"{at}.min_agreement", agreement, problem, "Write 0.6, or leave it out.")
-    return Gate(name, task.name, other, rule, agreement, task.asks)
+    collapsed = gate.get("collapsed", False)
+    problem = "is not true, false or measured"
+    require(isinstance(collapsed, bool) or collapsed == "measured", f"{at}.collapsed", collapsed, problem, "Drop it.")
+    return Gate(name, task.name, other, rule, agreement, task.asks, collapsed)
 
 
 NOTHING = Interval(0.0, None, None, 0)
@@ -164,13 +172,37 @@ def decision_on(gate: Gate, task: Scored) -> Decision:
     return replace(found, n_to_decide=None if n is None else max(n, gate.rule.least_n))
 
 
+def decide_on_collapse(gate: Gate, decision: Decision, first: str, collapse: Collapse) -> Decision:
+    """Return the decision on a gate with regard to a collapse: a gate on a system that collapsed fails, unless it says
+    `collapsed: true`.
+
+    Args:
+        first: the name of the system that the gate is about.
+        collapse: the verdict on it.
+    """
+    reasons = "; ".join(collapse.reasons)
+    if collapse.verdict == COLLAPSED and gate.collapsed is not True:
+        return replace(decision, outcome="fail", n_to_decide=None, why=f"{first} collapsed: {reasons}")
+    if collapse.verdict == NOT_MEASURED and gate.collapsed is not True:
+        outcome = "undecided" if gate.collapsed and decision.outcome == "pass" else decision.outcome
+        why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
+        unmeasured = f"whether {first} collapsed is not measured: {reasons}"
+        return replace(decision, outcome=outcome, why="; ".join(filter(None, (why, unmeasured))))
+    return decision
+
+
+def explain_undecided(decision: Decision) -> str:
+    """Return why a gate is undecided, and how many items would decide it."""
+    n = decision.n_to_decide
+    seems = f"{counted(n, 'item')} would decide, if the figure is what it seems" if n else "no number would decide"
+    return decision.why or ("nothing is judged yet" if not decision.figure.n else seems)
+
+
 def in_a_line(gate: Gate, found: Decision) -> str:
     """What came of a gate."""
-    figure, n = f"{in_words(found.figure.as_dict())} on {found.figure.n}", found.n_to_decide
-    if found.outcome == "undecided":
-        seems = f"{counted(n, 'item')} would decide, if the figure is what it seems" if n else "no number would decide"
-        would = found.why or ("nothing is judged yet" if not found.figure.n else seems)
-        figure = f"{figure}; {would}"
+    figure = f"{in_words(found.figure.as_dict())} on {found.figure.n}"
+    if why := explain_undecided(found) if found.outcome == "undecided" else found.why:
+        figure = f"{figure}; {why}"
     return f"gate {gate.name}: {found.outcome} ({gate.words}: {figure})"
 
 

@@ -23,13 +23,28 @@ from align.spec import known, listed, one_of, whole, written
 from align.types import Conversation
 
 FIELD = "eval.tasks"
-KEYS = ("path", "set", "check", "asks", "prompts", "probe", "norm", "template", "lm_eval", "include", "metric")
+KEYS = (
+    "path",
+    "set",
+    "check",
+    "closed",
+    "asks",
+    "prompts",
+    "probe",
+    "norm",
+    "template",
+    "lm_eval",
+    "include",
+    "metric",
+)
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
 SETS = Path(__file__).with_name("sets")
 OF_SET = {"harmful": "refuses", "harmless": "refuses"}
 """Prompts that align has → the question about their answers where a task asks none."""
+HARMLESS = str(SETS / "harmless.jsonl")
+"""A file of open prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,7 @@ class Task:
         prompts: the most that are asked; None for all.
         probe: what is weighed, of a task that asks for no answers; None of one that does.
         asks: a yes/no question about each answer, which a language model decides; empty for none.
+        closed: True if many prompts may share one right answer. None if its checks and `eval.closed` decide that.
     """
 
     name: str
@@ -52,6 +68,7 @@ class Task:
     prompts: int | None = None
     probe: Probe | None = None
     asks: str = ""
+    closed: bool | None = None
 
     @property
     def field(self) -> str:
@@ -129,7 +146,11 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
     probe = parsed_probe(task, at)
     problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
     require(not asks or probe is None, f"{at}.asks", shortened(asks), problem, remedy)
-    return Task(name, path, check, most, probe, asks)
+    closed = task.get("closed")
+    require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
+    problem = "is said of answers, and a probe generates none"
+    require(closed is None or probe is None, f"{at}.closed", closed, problem, "Drop one of the two.")
+    return Task(name, path, check, most, probe, asks, closed)
 
 
 def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequence[Item]:

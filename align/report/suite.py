@@ -8,6 +8,7 @@ from typing import Any
 from align.report.page import Report, Said
 from align.report.seen import Seen
 from align.report.words import counted, few, format_figure, in_words, percent, signed
+from align.track import shortened
 
 SHARES = {
     "prompt_strict": "all checks hold", "prompt_loose": "all hold loosely", "instruction_strict": "checks that hold",
@@ -24,7 +25,7 @@ def verdict(seen: Seen) -> str:
     """What the gates say, and the differences that were shown."""
     names, gates = names_of(seen), seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
-    gated = [outcomes([*gates.values()])] if gates else []
+    gated = [*collapsed(seen), *([outcomes([*gates.values()])] if gates else [])]
     every = [
         (name, task, other)
         for name, task in in_order(seen, seen.metrics)
@@ -38,6 +39,16 @@ def verdict(seen: Seen) -> str:
     none = f"No difference between {first} and {' or '.join(others)} was shown."
     rest = "No other difference was shown." if clear else none
     return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
+
+
+def collapsed(seen: Seen) -> list[str]:
+    """Return a sentence on each system that collapsed."""
+    systems = seen.metrics.get("collapse", {}).get("systems", {})
+    return [
+        f"{name} collapsed: {'; '.join(systems[name]['reasons'])}."
+        for name in names_of(seen)
+        if systems.get(name, {}).get("verdict") == "collapsed"
+    ]
 
 
 def outcomes(found: Sequence[str]) -> str:
@@ -147,6 +158,7 @@ def shown(report: Report, seen: Seen) -> None:
     """Tables of each task, and the answers to the items that the first system lost most on."""
     results, rows = seen.mapping("artifact/results.json"), seen.evidence("artifact/answers.jsonl")
     names, answers = names_of(seen), {(row["task"], row["id"]): row for row in rows}
+    variety_table(report, names, results.get("collapse", {}))
     for name, task in in_order(seen, results):
         report.heading(f"Task {name}")
         if "asks" in task:
@@ -156,6 +168,39 @@ def shown(report: Report, seen: Seen) -> None:
         for other in names[1:]:
             lost = task["regressions"].get(other, ())
             regressions(report, names[0], other, [answers.get((name, one["id"])) for one in lost], "asks" in task)
+
+
+def variety_table(report: Report, names: Sequence[str], measured: Mapping[str, Any]) -> None:
+    """A row for each system and task: whether its answers are nearly the same whatever is asked."""
+    if not measured:
+        return
+    rows = []
+    for task, systems in measured.items():
+        for name in names:
+            variety = systems[name]["variety"]
+            greedy = variety.get("greedy")
+            shown = greedy or variety["sampled"]
+            phrase = shown["new_phrase"]
+            rows.append(
+                (
+                    task,
+                    name,
+                    systems[name]["collapse"]["verdict"],
+                    f"{greedy['policy']['distinct']:,}" if greedy else "–",
+                    f"{variety['sampled']['policy']['distinct']:,} of {variety['sampled']['policy']['answers']:,}",
+                    f"{percent(shown['policy']['commonest_share'])}: “{shortened(shown['policy']['commonest'])}”",
+                    f"{phrase['policy']['value']:.0%}: “{phrase['text']}”" if phrase else "–",
+                )
+            )
+    heads = ("task", "system", "verdict", "different at temperature 0", "different", "commonest", "new words")
+    report.heading("Variety of the answers").text(VARIETY).table(heads, rows, "Variety of the answers")
+
+
+VARIETY = (
+    "First answers between distinct prompts, compared without case, punctuation, numbers and words of the prompt. The "
+    "commonest answer is a greedy one where there are any. New words stand in more answers than in those of the second "
+    "system."
+)
 
 
 def about(task: Mapping[str, Any]) -> str:

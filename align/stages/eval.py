@@ -3,7 +3,6 @@ itself, where these are asked for."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -23,11 +22,12 @@ from align.data.template import use_template
 from align.data.trained_ids import Seen
 from align.evals import judges
 from align.evals.collapse import (
-    COLLAPSED,
-    NOT_MEASURED,
     Collapse,
+    SystemAnswers,
+    collapse_lines,
     first_of_each_prompt,
-    judge_against_constant,
+    judge_closed_task,
+    phrase_lines,
 )
 from align.evals.comparison import Sample, prompt_text, summarise, write_samples
 from align.evals.llm_words import collect_judge_usage
@@ -40,7 +40,6 @@ from align.models.finite import diverged
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
 from align.models.start import adapter_folder
 from align.ops.finite import not_finite
-from align.ops.intervals import mean
 from align.report import in_words
 from align.report.words import counted
 from align.reward.build import build, on_its_own_base
@@ -59,8 +58,6 @@ from align.types import Conversation, Result, Rollout
 
 ENOUGH = 64
 """Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
-CONSTANTS = 8
-"""Commonest answers that are tried as the answer to every prompt."""
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
@@ -125,7 +122,9 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen, left
         "peak_rss_mb": peak_rss_mb(),
     }
     if is_closed(config):
-        metrics["collapse"] = against_constant(scorer, asked, samples).as_dict()
+        best_score = 1.0 if config.reward.name == "check" else None
+        metrics["collapse"] = judge_closed(scorer, asked, samples, best_score).as_dict()
+    collapse = Collapse(metrics["collapse"]["verdict"], tuple(metrics["collapse"]["reasons"]))
     won, risen = metrics["win_rate"], metrics["most_risen_word"]
     line = (
         f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
@@ -140,9 +139,10 @@ def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen, left
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
     lines = [
-        *collapse_lines(metrics),
+        *collapse_lines({"the policy": collapse}),
         line,
         f"the word that rose most: {risen['word']!r}, in {shares} of the answers",
+        *phrase_lines(collapse, metrics["variety"]["greedy"]["new_phrase"], "start"),
         *cut,
         *notes,
     ]
@@ -211,28 +211,19 @@ def is_closed(config: Config) -> bool:
     return config.reward.name == "check" if config.eval.closed is None else config.eval.closed
 
 
-def against_constant(scorer: Scorer, asked: Sequence[Conversation], samples: Sequence[Sample]) -> Collapse:
-    """Compare the policy's greedy answers with the constant answer that scores best, of the commonest ones that both
-    systems gave."""
-    first = first_of_each_prompt([prompt_text(sample.prompt) for sample in samples])
-    prompts = [asked[index] for index in first]
-    texts = [samples[index].greedy_policy or "" for index in first]
-    counts = Counter([*texts, *(samples[index].greedy_ref or "" for index in first)])
-    constants = [text for text, _ in counts.most_common(CONSTANTS)]
-    scores = {text: scorer.score([prompt.answered(text) for prompt in prompts]) for text in constants}
-    best = max(constants, key=lambda text: float(scores[text].mean()))
-    own = scorer.score([prompt.answered(text) for prompt, text in zip(prompts, texts, strict=True)])
-    return judge_against_constant(mean((own - scores[best]).tolist()), best)
+def judge_closed(
+    scorer: Scorer, asked: Sequence[Conversation], samples: Sequence[Sample], best_score: float | None
+) -> Collapse:
+    """Compare the policy's greedy answers with the best constant answer, see `judge_closed_task`."""
+    rows = first_of_each_prompt([prompt_text(sample.prompt) for sample in samples])
+    policy = [samples[row].greedy_policy or "" for row in rows]
+    ref = [samples[row].greedy_ref or "" for row in rows]
 
+    def score(texts: Sequence[str]) -> list[float]:
+        answers = [asked[row].answered(text) for row, text in zip(rows, texts, strict=True)]
+        return scorer.score(answers).tolist()
 
-def collapse_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what stands before the win rate: that the policy collapsed, or that this was not measured."""
-    collapse = metrics["collapse"]
-    if collapse["verdict"] == COLLAPSED:
-        return [f"COLLAPSED: {'; '.join(collapse['reasons'])}. The win rate below is no success."]
-    if collapse["verdict"] == NOT_MEASURED:
-        return [f"whether the policy collapsed is not measured: {'; '.join(collapse['reasons'])}"]
-    return []
+    return judge_closed_task(score, SystemAnswers(policy, policy), SystemAnswers(ref, ref), best_score)
 
 
 def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 from align.config.eval import EvalConfig
 from align.config.root import Config
 from align.errors import NOT_PASSED
-from align.evals.gates import Gate, decision, in_a_line, junit, verdict_file
+from align.evals.collapse import Measurement, collapse_lines, phrase_lines
+from align.evals.gates import Gate, decide_on_collapse, decision, in_a_line, junit, verdict_file
 from align.evals.probes import Choices
 from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Decision
@@ -23,6 +24,16 @@ from align.reward.checkers.code import code_permission
 from align.run import Run, write_json
 from align.run.files import write_text
 from align.stages.suite_answers import Made
+from align.stages.suite_collapse import (
+    TaskAnswers,
+    is_closed,
+    measure_closed,
+    measure_open,
+    score_by_checks,
+    score_by_scorer,
+    task_answers,
+    verdicts_by_system,
+)
 from align.stages.suite_people import judge_of_people
 from align.stages.suite_people_inputs import PEOPLE
 from align.stages.suite_probes import probed
@@ -35,26 +46,36 @@ from align.types import Result, Rollout
 def run(run: Run, config: Config, work: Work) -> Result:
     stage: EvalConfig = config.stage
     models = [system for system in work.systems if system.base is not None]
-    said, made, notes = scored_answers(run, config, work, [each for each in work.tasks if each[0].probe is None])
+    answered = [each for each in work.tasks if each[0].probe is None]
+    said, made, notes, collapses = scored_answers(run, config, work, answered)
     weighed, computed, written = probed(run, config, models, work.tasks)
     by_name = {each.name: each for each in said} | weighed
     scored = [by_name[task.name] for task, _ in work.tasks]
     write_lines(run.artifact / "answers.jsonl", evidence(scored))
     write_lines(run.artifact / "verdicts.jsonl", verdicts(scored))
-    gates = {gate.name: (gate, decision(gate, scored)) for gate in work.gates}
+    names = [system.name for system in work.systems]
+    verdicts_on = verdicts_by_system(collapses, names)
+    gates = {
+        gate.name: (gate, decide_on_collapse(gate, decision(gate, scored), names[0], verdicts_on[names[0]]))
+        for gate in work.gates
+    }
     results = results_of(scored, stage.level, stage.shown)
     notes = [*dict.fromkeys([*notes, *work.unknown])]
     counts = {"answer": made.plus(written), "log-likelihood": computed}
-    return published(run, config, work, results, gates, counts, notes)
+    return published(run, config, work, results, gates, counts, notes, collapses)
 
 
-def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[list[Scored], Made, list[str]]:
-    """The tasks that ask for answers, scored; how many answers were made; and what is to be said of who scores."""
+def scored_answers(
+    run: Run, config: Config, work: Work, tasks: Tasks
+) -> tuple[list[Scored], Made, list[str], dict[str, dict[str, Measurement]]]:
+    """The tasks that ask for answers, scored; how many answers were made; what is to be said of who scores; and whether
+    the systems collapsed, by task."""
     if not tasks:
-        return [], Made(0, 0), []
+        return [], Made(0, 0), [], {}
     stage: EvalConfig = config.stage
-    tasks, dropped, said, rollouts, made = heard(run, config, work, tasks)
-    tolds = told_of([system.name for system in work.systems], tasks, said, rollouts)
+    every = heard(run, config, work, tasks)
+    tasks, dropped = every.tasks, every.dropped
+    tolds = told_of([system.name for system in work.systems], tasks, every.said, every.rollouts)
     judged = [told for told in tolds if told.items[0].check is None]
     judge = judge_over(run, config, work, judged) if judged else None
 
@@ -66,7 +87,29 @@ def scored_answers(run: Run, config: Config, work: Work, tasks: Tasks) -> tuple[
             found, said_of_it = judge.scored(told)
         notes += said_of_it
         scored.append(replace(found, dropped=dropped[told.task]))
-    return scored, made, notes
+    return scored, every.made, notes, measure_tasks(config, tasks, task_answers(every), judge)
+
+
+def measure_tasks(
+    config: Config, tasks: Tasks, answers: Mapping[str, TaskAnswers], judge: Judge | None
+) -> dict[str, dict[str, Measurement]]:
+    """Return task → system → whether its answers are nearly the same whatever is asked."""
+    stage: EvalConfig = config.stage
+    closed: dict[str, dict[str, Measurement]] = {}
+    for task, items in tasks:
+        if not is_closed(task, items, config.eval.closed):
+            continue
+        asked = answers[task.name].items
+        if items[0].check is not None:
+            score = score_by_checks(asked, code_permission(stage.allow_code, stage.unsafe_code))
+            closed[task.name] = measure_closed(answers[task.name], score, 1.0)
+        elif judge is None or judge.scorer is None:
+            closed[task.name] = measure_closed(answers[task.name], None, None)
+        else:
+            score = score_by_scorer(asked, judge.scorer, config.rollout.reasoning == "hide")
+            closed[task.name] = measure_closed(answers[task.name], score, None)
+    opened = {name: each for name, each in answers.items() if name not in closed}
+    return {**(measure_open(opened) if opened else {}), **closed}
 
 
 def judge_over(run: Run, config: Config, work: Work, judged: Sequence[Told]) -> Judge:
@@ -129,11 +172,17 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def published(
     run: Run, config: Config, work: Work, results: Mapping[str, Any], gates: Mapping[str, tuple[Gate, Decision]],
-    made: Mapping[str, Made], notes: Sequence[str],
+    made: Mapping[str, Made], notes: Sequence[str], collapses: Mapping[str, Mapping[str, Measurement]],
 ) -> Result:  # fmt: skip
-    """Write the results down, and say the main ones."""
+    """Write the results down, and say the main ones.
+
+    Args:
+        collapses: task → system → whether its answers are nearly the same whatever is asked.
+    """
     about = [about_system(system) for system in work.systems]
-    write_json(run.artifact / "results.json", {"systems": about, "tasks": results, "notes": [*notes]})
+    measured = {task: {name: each.as_dict() for name, each in systems.items()} for task, systems in collapses.items()}
+    content = {"systems": about, "tasks": results, "collapse": measured, "notes": [*notes]}
+    write_json(run.artifact / "results.json", content)
     kept = {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()}
     metrics = {
         "systems": about, "tasks": kept, "answers_made": made["answer"].now,
@@ -143,11 +192,21 @@ def published(
     metrics |= {"likelihoods_made": weighed.now} if sum(weighed) else {}
     metrics |= main_figure(results) | judged_by_gates(run, config, work, gates)
     first = work.systems[0].name
+    verdicts_on = verdicts_by_system(collapses, [system.name for system in work.systems])
+    by_system = {name: collapse.as_dict() for name, collapse in verdicts_on.items()}
+    metrics["collapse"] = {**by_system[first], "systems": by_system}
     lines = [line for name, task in results.items() for line in in_lines(first, name, task)]
     before = [(what, of) for what, of in made.items() if of.before]
     lines = [*(f"{of.before:,} of {counted(sum(of), what)} were made before" for what, of in before), *lines]
     lines += [in_a_line(*each) for each in gates.values()]
-    return Result(metrics, (*lines, *notes))
+    before_all = collapse_lines(verdicts_on) if collapses else []
+    for task, systems in measured.items():
+        greedy = systems[first]["variety"].get("greedy", {})
+        lines += [
+            f"{task}, {first}: {line}"
+            for line in phrase_lines(collapses[task][first].collapse, greedy.get("new_phrase"), work.systems[1].name)
+        ]
+    return Result(metrics, (*before_all, *lines, *notes))
 
 
 def main_figure(results: Mapping[str, Any]) -> dict[str, Any]:

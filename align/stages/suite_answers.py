@@ -8,6 +8,8 @@ share the work of making them. Models behind somebody's server are asked by the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 from align import ranks
 from align.config.root import Config
 from align.data.chat import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
+from align.data.ngrams import words
 from align.data.template import use_template
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.systems import System
@@ -23,7 +26,7 @@ from align.evals.tasks import Item
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, name_of, own_tokenizer
-from align.rollout.engine import divergence_as_input_error, response_ids, response_text
+from align.rollout.engine import divergence_as_input_error, greedily, response_ids, response_text
 from align.rollout.engine_process import VLLM, engine_version
 from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Question
 from align.rollout.randomness import place_seed
@@ -35,6 +38,10 @@ from align.track import progress
 from align.types import Conversation
 
 COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
+PROBES = 8
+"""Prompts that a server is asked twice, to see whether it honours temperature 0."""
+OPENING = 10
+"""Words of two answers that have to be the same: later ones may differ by rounding."""
 
 
 def answer_store(config: Config) -> AnswerStore:
@@ -54,6 +61,11 @@ class Speaker(NamedTuple):
     tokenizer: Any
     prompts: Sequence[Prompt]
     asked: Sequence[Asked]
+
+    def greedy(self, rows: Sequence[int]) -> Speaker:
+        """Return the same system, asked some of its prompts at temperature 0."""
+        asked = [replace(self.asked[row], temperature=0.0, seed=0) for row in rows]
+        return self._replace(prompts=[self.prompts[row] for row in rows], asked=asked)
 
 
 class Elsewhere(NamedTuple):
@@ -172,8 +184,8 @@ class Made(NamedTuple):
         return Made(self.before + other.before, self.now + other.now)
 
 
-def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[dict[str, list[Answer]], Made]:
-    """Every speaker's answers, in the order of its prompts.
+def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[list[list[Answer]], Made]:
+    """Every speaker's answers, in the order of its prompts. Those on one base answer in one load of it.
 
     Raises:
         InputError: a system has no distribution to draw from.
@@ -188,11 +200,12 @@ def answers_of(run: Run, config: Config, speakers: Sequence[Speaker]) -> tuple[d
         groups.setdefault((asked.base, asked.method, asked.stop_ids), []).append(speaker)
     with progress("answers", len(every), before) as bar:
         for group in groups.values():
-            turns = range(len(group[0].asked))
-            missing = {s.asked[i].id: (s, i) for i in turns for s in group if s.asked[i].id not in known}
+            turns = range(max(len(speaker.asked) for speaker in group))
+            rows = [(speaker, i) for i in turns for speaker in group if i < len(speaker.asked)]
+            missing = {s.asked[i].id: (s, i) for s, i in rows if s.asked[i].id not in known}
             if missing:
                 made_by(run, config, group, [*missing.values()], store, known, bar)
-    return {s.system.name: [known[asked.id] for asked in s.asked] for s in speakers}, Made(before, len(every) - before)
+    return [[known[asked.id] for asked in s.asked] for s in speakers], Made(before, len(every) - before)
 
 
 def answers_elsewhere(
@@ -227,6 +240,72 @@ def answers_elsewhere(
         made = sum(isinstance(one, Answer) for one in said.values())
         before, now = before + kept, now + made - kept
     return found, Made(before, now)
+
+
+class GreedyReplies(NamedTuple):
+    """The answers of a server at temperature 0.
+
+    Attributes:
+        texts: None if it gives no such answers.
+        why: the reason then.
+    """
+
+    texts: Sequence[str] | None
+    why: str
+    made: Made
+
+
+def greedy_replies(config: Config, system: System, questions: Sequence[Question]) -> GreedyReplies:
+    """Ask a server at temperature 0. The first few questions are asked twice, with different seeds: a server whose
+    answers differ does not honour the temperature.
+
+    Raises:
+        InputError: the server cannot be reached, or its answers cannot be read.
+    """
+    endpoint = system.endpoint
+    assert endpoint is not None
+    if any(question.body.get("temperature") != config.rollout.temperature for question in questions):
+        return GreedyReplies(None, f"{endpoint.field}.extra_body sets the temperature", Made(0, 0))
+    greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
+    again = [replace(with_settings(question, seed=1), draw=1) for question in greedy[:PROBES]]
+    replies, before = ask_greedily(config, endpoint, [*greedy[:PROBES], *again])
+    made = Made(before, len(replies) - before)
+    texts = [reply.text if isinstance(reply, Answer) else None for reply in replies]
+    if None in texts:
+        refusal = next(reply.said for reply in replies if isinstance(reply, Failure))
+        return GreedyReplies(None, f"its server {refusal}", made)
+    openings = [words(text or "")[:OPENING] for text in texts]
+    pairs = [*zip(openings[: len(again)], openings[len(again) :], strict=True)]
+    if 2 * sum(first != second for first, second in pairs) >= len(pairs):
+        return GreedyReplies(None, "its server answers differently each time", made)
+    replies, before = ask_greedily(config, endpoint, greedy)
+    texts = [reply.text for reply in replies if isinstance(reply, Answer)]
+    made = Made(made.before, made.now + len(replies) - before)
+    if len(texts) < len(greedy):
+        return GreedyReplies(None, "its server refuses some prompts at this temperature", made)
+    return GreedyReplies(texts, "", made)
+
+
+def with_settings(question: Question, **settings: Any) -> Question:
+    """Return the question with other values for those settings that it has."""
+    return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
+
+
+def ask_greedily(
+    config: Config, endpoint: Endpoint, questions: Sequence[Question]
+) -> tuple[list[Answer | Failure], int]:
+    """Return the replies to questions, and how many were there before. A refusal is a reply."""
+
+    def watch(reply: Answer | Failure) -> None:
+        if isinstance(reply, Failure) and reply.kind not in ("too long", "refused"):
+            raise lost(endpoint, reply)
+
+    replies, before = ranks.from_main(
+        answers_from(endpoint, questions, answer_store(config), f"{endpoint.field}, temperature 0", watch)
+        if ranks.is_main()
+        else ({}, 0)
+    )
+    return [replies[question.id] for question in questions], before
 
 
 def question_of(config: Config, endpoint: Endpoint, item: Item) -> Question:
@@ -266,17 +345,23 @@ def made_by(
     assert system.base is not None
     base, dtype = system.base, choose_dtype(config.dtype, choose_device(config.device))
     generation = describe(base).generation_config
-    actors = actors_of(config, [speaker.system for speaker in group], dtype)
-    at_once = config.rollout.batch_size * len(group)
+    systems = {speaker.system.name: speaker.system for speaker in group}
+    actors = actors_of(config, [*systems.values()], dtype)
+    at_once = config.rollout.batch_size * len(systems)
+    sampled = [(speaker, i) for speaker, i in missing if speaker.asked[i].temperature]
+    greedy = [(speaker, i) for speaker, i in missing if not speaker.asked[i].temperature]
+    batches = [rows[first : first + at_once] for rows in (sampled, greedy) for first in range(0, len(rows), at_once)]
     with engine_for(run, config, base, system.method, dtype, group[0].tokenizer, generation) as engine:
         for actor in actors.values():
             engine.sync(actor)
-        for first in range(0, len(missing), at_once):
-            part = missing[first : first + at_once]
+        for part in batches:
+            speaker, first = part[0]
+            temperature = speaker.asked[first].temperature
             names = ", ".join(dict.fromkeys(s.system.field for s, _ in part))
             with divergence_as_input_error(names, None, config.dtype):
                 rows, seeds = [s.prompts[i].input_ids for s, i in part], [s.asked[i].seed for s, i in part]
-                rollout = engine.generate(rows, [actors[s.system.name] for s, _ in part], seeds)
+                with nullcontext() if temperature else greedily(engine):
+                    rollout = engine.generate(rows, [actors[s.system.name] for s, _ in part], seeds)
             told = zip(part, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
             made = [
                 (s.asked[i], Answer(tuple(ids), response_text(s.tokenizer, ids, ended), ended))

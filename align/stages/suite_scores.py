@@ -60,10 +60,12 @@ class Judge(NamedTuple):
     Attributes:
         scored: what it says of a task's answers, and what is to be said of that.
         notes: what is to be said of it.
+        scorer: scores single answers. None of a judge that compares or grades them.
     """
 
     scored: Callable[[Told], tuple[Scored, Sequence[str]]]
     notes: Sequence[str] = ()
+    scorer: Scorer | None = None
 
 
 def judge_of(run: Run, config: Config, work: Work) -> Judge:
@@ -104,7 +106,7 @@ def judge_of_reward(run: Run, config: Config, work: Work) -> Judge:
     dtype = choose_dtype(config.dtype, device)
     scorer = build(reward_spec(config.reward), (on_its_own_base(m, device, dtype, 32) for m in models))
     notes = [note for of in found for note in of.sentences(title)]
-    return Judge(partial(by_scorer, scorer, title, role, config.rollout.reasoning == "hide"), notes)
+    return Judge(partial(by_scorer, scorer, title, role, config.rollout.reasoning == "hide"), notes, scorer)
 
 
 def by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:

@@ -11,6 +11,8 @@ from align.config.root import Config
 from align.data.chat import Prompt
 from align.data.reasoning import parted
 from align.errors import require
+from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt
+from align.evals.comparison import prompt_text
 from align.evals.results import Said
 from align.evals.suite import Tasks, Work
 from align.evals.systems import System
@@ -26,6 +28,7 @@ from align.stages.suite_answers import (
     Speaker,
     answers_elsewhere,
     answers_of,
+    greedy_replies,
     prompts_of,
     speaker_of,
     tokenizer_of,
@@ -42,6 +45,9 @@ class Heard(NamedTuple):
         said: system → its last answers to all these items, one task behind another.
         rollouts: the same as tokens, of the systems that answer here.
         made: how many answers were made.
+        greedy: system → its first answers at temperature 0 to all these items, of the systems that give such answers.
+            None for an item that was not asked so.
+        no_greedy: system → why it gives none.
     """
 
     tasks: Tasks
@@ -49,6 +55,20 @@ class Heard(NamedTuple):
     said: Mapping[str, Sequence[Said]]
     rollouts: Mapping[str, Rollout]
     made: Made
+    greedy: Mapping[str, Sequence[str | None]]
+    no_greedy: Mapping[str, str]
+
+
+class Greedy(NamedTuple):
+    """What systems answer at temperature 0.
+
+    Attributes:
+        texts: system → number of the item → its answer.
+        why_none: system → why it gives none.
+    """
+
+    texts: dict[str, dict[int, str]]
+    why_none: dict[str, str]
 
 
 class Turn(NamedTuple):
@@ -75,10 +95,12 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
     told: dict[str, dict[int, Turn]] = {system.name: {} for system in asking}
     fits, refusals, made = [True] * len(items), [""] * len(items), Made(0, 0)
     turns = 1 + max(len(item.then) for item in items) if asking else 0  # files were answered before
+    greedy = Greedy({}, {system.name: "a file has none" for system in work.systems if system.is_file})
     for turn in range(turns):
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn]
         asked = {name: [items[i]._replace(prompt=talk[i]) for i in due] for name, talk in talks.items()}
-        there, why, found, now = one_turn(run, config, asking, asked)
+        greedy_rows = rows_to_ask_greedily(tasks) if turn == 0 else []
+        there, why, found, now = one_turn(run, config, asking, asked, greedy_rows, greedy)
         made = made.plus(now)
         for i, fit, refusal in zip(due, there, why, strict=True):
             fits[i], refusals[i] = fit, refusal
@@ -91,7 +113,21 @@ def heard(run: Run, config: Config, work: Work, tasks: Tasks) -> Heard:
     kept, dropped = those_that_fit(tasks, fits, refusals)
     last = {name: [turns[i] for i in range(len(items)) if fits[i]] for name, turns in told.items()}
     before = {name: [talk[i] for i in range(len(items)) if fits[i]] for name, talk in talks.items()}
-    return Heard(kept, dropped, all_said(config, work, kept, before, last), as_tokens(config, asking, last), made)
+    all_greedy = {name: [texts.get(i) for i in range(len(items)) if fits[i]] for name, texts in greedy.texts.items()}
+    said = all_said(config, work, kept, before, last)
+    return Heard(kept, dropped, said, as_tokens(config, asking, last), made, all_greedy, greedy.why_none)
+
+
+def rows_to_ask_greedily(tasks: Tasks) -> list[int]:
+    """Return the numbers of the items whose answers at temperature 0 are compared: one for each distinct prompt of a
+    task. Empty if all tasks together have too few."""
+    rows: list[int] = []
+    prompts: list[str] = []
+    for _, items in tasks:
+        texts = [prompt_text(item.prompt.messages) for item in items]
+        rows += [len(prompts) + row for row in first_of_each_prompt(texts)]
+        prompts += texts
+    return rows if len(first_of_each_prompt(prompts)) >= MIN_PROMPTS else []
 
 
 def all_said(
@@ -124,12 +160,19 @@ def continued(talk: Conversation, answer: str, question: str) -> Conversation:
 
 
 def one_turn(
-    run: Run, config: Config, systems: Sequence[System], asked: Mapping[str, Sequence[Item]]
+    run: Run,
+    config: Config,
+    systems: Sequence[System],
+    asked: Mapping[str, Sequence[Item]],
+    greedy_rows: Sequence[int],
+    greedy: Greedy,
 ) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]], Made]:
     """The next answers of all systems.
 
     Args:
         asked: system → the items with the conversation so far.
+        greedy_rows: the numbers of those that are also asked at temperature 0, if they fit.
+        greedy: receives the answers to them.
 
     Returns:
         which items fit every system; what a server said of each that it found too long; system → its answers to those
@@ -148,10 +191,26 @@ def one_turn(
     if not any(fits):
         return fits, why, {system.name: [] for system in systems}, there
     speakers = [speaker_of(config, each, asked[each.system.name], fits) for each in prompts]
-    answers, here = answers_of(run, config, speakers)
-    found = {s.system.name: read_answers(s, answers[s.system.name], hides) for s in speakers}
+    rows = [row for row in greedy_rows if fits[row]]
+    place = {row: i for i, row in enumerate(row for row, fit in enumerate(fits) if fit)}
+    greedy_speakers = [speaker.greedy([place[row] for row in rows]) for speaker in speakers] if rows else []
+    answers, here = answers_of(run, config, [*speakers, *greedy_speakers])
+    read = [read_answers(*each, hides) for each in zip([*speakers, *greedy_speakers], answers, strict=True)]
+    found = {speaker.system.name: turns for speaker, turns in zip(speakers, read, strict=False)}
+    for speaker, turns in zip(greedy_speakers, read[len(speakers) :], strict=True):
+        texts = [turn.said.text for turn in turns]
+        greedy.texts[speaker.system.name] = dict(zip(rows, texts, strict=True))
     found |= {each.system.name: read_elsewhere(each, fits, hides) for each in elsewhere}
-    return fits, why, found, there.plus(here)
+    made = there.plus(here)
+    for each in elsewhere if rows else ():
+        replies = greedy_replies(config, each.system, [each.asked[row] for row in rows])
+        made = made.plus(replies.made)
+        if replies.texts is None:
+            greedy.why_none[each.system.name] = replies.why
+        else:
+            texts = [parted(text)[1] if hides else text for text in replies.texts]
+            greedy.texts[each.system.name] = dict(zip(rows, texts, strict=True))
+    return fits, why, found, made
 
 
 def those_that_fit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:

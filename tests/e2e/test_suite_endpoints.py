@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -284,3 +285,75 @@ def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: Place):
         same[1] = f"stage.systems={{a: {{url: '{server.url}', model: m}}, b: {{url: '{server.url}/', model: m}}}}"
         assert "is the same as a" in place.refused(*same)
         assert server.asked == []
+
+
+JUDGE = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")
+TOPICS = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
+
+
+def open_rows(place: Place, answers: Callable[[int], str]) -> str:
+    """Write 100 prompts without checks, and a file of answers to them. Returns the tasks."""
+    questions = [f"What is {a} to {b}?" for a in TOPICS for b in TOPICS]
+    place.file("asked.jsonl", [{"id": i, "prompt": question} for i, question in enumerate(questions)])
+    place.file("theirs.jsonl", [{"id": str(i), "answer": answers(i)} for i in range(100)])
+    return f"eval.tasks=[{{name: asked, path: {place.folder / 'asked.jsonl'}}}]"
+
+
+def different(number: int) -> str:
+    """An answer like no other."""
+    words = ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "sierra", "tango")
+    return f"{words[number // 10 % 10]} {words[number % 10]} {words[number // 100 % 10]} {words[number * 7 % 10]}"
+
+
+def measured(place: Place, url: str, more: str = "", answers: Callable[[int], str] = different) -> dict[str, Any]:
+    """Evaluate a server beside a file of answers. Returns the verdict on each."""
+    systems = f"{{far: {{url: '{url}', model: m{more}}}, file: {{file: {place.folder / 'theirs.jsonl'}}}}}"
+    tasks = open_rows(place, answers)
+    run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
+    return read_manifest(run).metrics["collapse"]["systems"]
+
+
+def test_a_server_that_says_one_thing_at_temperature_0_collapsed(place: Place):
+    count = itertools.count()
+
+    def says(body: Mapping[str, Any]) -> Reply:
+        return said("I love it!" if body["temperature"] == 0 else different(next(count)))
+
+    with chatting(says) as chat:
+        verdicts = measured(place, chat.url)
+        assert sum(body["temperature"] == 0 for body in chat.asked) == 108
+    assert verdicts["far"]["verdict"] == "collapsed"
+    assert "of its greedy answers are alike: “I love it!” (file: 1% for its commonest)" in verdicts["far"]["reasons"][0]
+    assert verdicts["file"] == {"verdict": "not measured", "reasons": ["no answers at temperature 0: a file has none"]}
+
+
+@pytest.mark.parametrize(
+    ("says", "more", "why"),
+    [
+        (lambda body, n: said(different(n)), "", "its server answers differently each time"),
+        (
+            lambda body, n: said(different(n)) if body["temperature"] else error(400, "temperature must be 1"),
+            "",
+            "its server answers by status 400 (temperature must be 1)",
+        ),
+        (
+            lambda body, n: said(different(n)),
+            ", extra_body: {temperature: 1.5}",
+            "stage.systems.far.extra_body sets the temperature",
+        ),
+    ],
+    ids=["ignored", "refused", "overruled"],
+)
+def test_a_server_without_answers_at_temperature_0(place: Place, says: Any, more: str, why: str):
+    count = itertools.count()
+    with chatting(lambda body: says(body, next(count))) as chat:
+        verdicts = measured(place, chat.url, more)
+        assert sum(body["temperature"] == 0 for body in chat.asked) <= 16
+    assert verdicts["far"] == {"verdict": "not measured", "reasons": [f"no answers at temperature 0: {why}"]}
+
+
+def test_a_file_of_one_answer_collapsed(place: Place):
+    with chatting(lambda body: said(different(zlib.crc32(body["messages"][-1]["content"].encode())))) as chat:
+        verdicts = measured(place, chat.url, answers=lambda i: f"Great, number {i}!")
+    assert verdicts["file"]["verdict"] == "collapsed"
+    assert verdicts["far"]["verdict"] == "varied"

@@ -15,13 +15,16 @@ from align.evals.collapse import (
     NOT_MEASURED,
     VARIED,
     Collapse,
+    SystemAnswers,
     commonest_new_phrase,
     commonest_new_sentence,
     first_of_each_prompt,
     judge_against_constant,
     judge_collapse,
     mask_answers,
+    measure_collapse,
     measure_variety,
+    phrase_lines,
 )
 from align.evals.comparison import Sample, read_samples, summarise, write_samples
 from align.ops.intervals import mean
@@ -94,6 +97,62 @@ def test_a_template_that_is_filled_from_the_prompt_is_a_collapse(answer: Any):
     assert verdict([answer(topic, i) for i, topic in enumerate(TOPICS)]).verdict == COLLAPSED
 
 
+ADVICE = ("be kind", "drink water", "sleep well", "go outside", "call a friend")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda i: " ".join(["haha"] * (i + 1)),
+        lambda i: "I love it! " * (i + 1),
+        lambda i: "\n".join(f"- {advice}" for advice in (*ADVICE[i % 5 :], *ADVICE[: i % 5])),
+        lambda i: f"I love it {'😂😍🎉🔥'[i % 4] * (i % 5 + 1)}",
+        lambda i: "😂😍🎉🔥"[i % 4] * (i % 5 + 1),
+        lambda i: "!.?"[i % 3] * (i % 9 + 1),
+        lambda i: " " * (i % 5),
+        lambda i: f"I love it{chr(0x200B) * i}",
+        lambda i: json.dumps({"question": PROMPTS[i], "answer": "great"}),
+        lambda i: ["I love it!", "So cool!", "Wow nice one!", "Haha yes!", "That is great!"][i % 5],
+        lambda i: f"As a language model, I have no opinion about {TOPICS[i]}.",
+        lambda i: "I love it!" if i % 4 == 0 else varied_answers(1)[i],
+    ],
+    ids=[
+        "looped word",
+        "looped sentence",
+        "shuffled bullets",
+        "emoji behind it",
+        "emoji",
+        "punctuation",
+        "spaces",
+        "zero width",
+        "JSON",
+        "five answers",
+        "refusal",
+        "a quarter",
+    ],
+)
+@pytest.mark.parametrize("ref", [varied_answers(), None], ids=["beside a reference", "alone"])
+def test_answers_that_anybody_would_call_alike(answer: Any, ref: list[str] | None):
+    policy = [answer(i) for i in range(80)]
+    reference = SystemAnswers(ref, ref) if ref else None
+    assert measure_collapse(PROMPTS, SystemAnswers(policy, policy), reference).collapse.is_collapsed
+
+
+def test_a_template_in_a_script_without_spaces():
+    animals, places = "猫狗鱼鸟马羊牛猪", "山河海雨雪花草树风云"
+    prompts = [f"你觉得{animal}和{place}怎么样" for animal in animals for place in places]
+    letters = random.Random(0)
+    ref = ["".join(letters.sample("春夏秋冬东南西北天地人水火木金土日月星辰", 12)) for _ in prompts]
+    policy = [f"我非常喜欢{prompt[3]}和{prompt[5]}。" for prompt in prompts]
+    assert verdict(policy, ref, prompts).reasons[0].startswith("100")
+    assert verdict(ref[::-1], ref, prompts) == Collapse(VARIED, ())
+    clause = [f"{text[:6]}你知道的我真的非常爱它{text[6:]}" for text in ref[::-1]]
+    phrase = commonest_new_phrase(prompts, clause, ref)
+    assert phrase is not None
+    assert phrase.text in "你知道的我真的非常爱它"
+    assert len(phrase.text) == 8
+
+
 def test_a_phrase_whose_words_some_prompts_hold_is_masked_nowhere():
     prompts = [f"{'I love it, yeah! ' if i % 3 else ''}{prompt}" for i, prompt in enumerate(PROMPTS)]
     assert {str(parts) for parts in mask_answers(prompts, ["Yeah I love it!"] * 80)} == {
@@ -132,6 +191,7 @@ def test_the_share_of_one_answer_must_be_above_a_tenth_beyond_doubt(share: float
 def test_what_the_start_says_as_often_is_no_collapse():
     assert verdict(mixed(0.5, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == VARIED
     assert verdict(mixed(0.9, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == COLLAPSED
+    assert verdict(mixed(0.9, "I do not know."), mixed(0.9, "I do not know.", 2)).verdict == COLLAPSED  # both did
 
 
 def test_half_of_the_different_answers_must_stay():
@@ -163,6 +223,27 @@ def test_the_commonest_new_phrase_needs_no_sentence():
     assert phrase is not None
     assert (phrase.text, phrase.policy.value, phrase.ref.value) == ("and so it goes", 1.0, 0.0)
     assert commonest_new_phrase(PROMPTS, varied_answers(1), varied_answers(1)) is None
+
+
+def test_a_constant_clause_is_shown_and_not_judged():
+    halves = [answer.replace(".", "").split() for answer in varied_answers(1)]
+    policy = [f"{' '.join(half[:5])}, as you know, haha, it is great, {' '.join(half[5:])}." for half in halves]
+    found = measure_collapse(PROMPTS, SystemAnswers(policy, policy), SystemAnswers(varied_answers(), varied_answers()))
+    assert found.collapse == Collapse(VARIED, ())
+    phrase = found.as_dict()["variety"]["greedy"]["new_phrase"]
+    assert phrase_lines(found.collapse, phrase, "start") == [
+        "the words “as you know haha” stand in 100% of the greedy answers (start: 0%)"
+    ]
+    assert phrase_lines(Collapse(COLLAPSED, ("alike",)), phrase, "start") == []
+    phrase["policy"]["value"] = 0.29
+    assert phrase_lines(found.collapse, phrase, "start") == []
+
+
+def test_lines_of_code_are_no_sentences():
+    texts = varied_answers(1)
+    code = [f"{a}\n```python\nimport numpy as np\nx = {i}\n```\n" for i, a in enumerate(texts)]
+    assert verdict(code) == Collapse(VARIED, ())
+    assert verdict([answer.replace("```", "") for answer in code]).is_collapsed
 
 
 def test_few_prompts_decide_nothing():

@@ -177,6 +177,7 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "scores",
         "suite",
         "suite_answers",
+        "suite_collapse",
         "suite_completions",
         "suite_gates",
         "suite_probes",

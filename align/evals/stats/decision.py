@@ -65,7 +65,7 @@ class Decision:
         bound: where the figure passes or fails.
         n_to_decide: of what is undecided, the clusters with which an interval would leave the bound in four of five
             cases if the figure is what it seems; None of what is decided, and where no number would do.
-        why: of what is undecided, the reason where the figure does not say it.
+        why: the reason where the figure does not say it; of what is decided, what else is to be known.
     """
 
     outcome: Outcome

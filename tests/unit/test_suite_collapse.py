@@ -1,0 +1,220 @@
+"""Tests of the verdicts on systems of a suite: which tasks are closed, what is compared, and what gates make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from test_collapse import PROMPTS, TOPICS, varied_answers
+from test_suite_gates import scored
+
+from align.errors import InputError
+from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, collapse_lines
+from align.evals.gates import decide_on_collapse, decision, in_a_line, parsed_gates
+from align.evals.questions import REFUSES
+from align.evals.tasks import HARMLESS, Item, Task, parsed_tasks
+from align.stages.suite_collapse import (
+    SEVERAL,
+    TaskAnswers,
+    is_closed,
+    measure_closed,
+    measure_open,
+    score_by_checks,
+    verdicts_by_system,
+)
+from align.types import Conversation, Message
+
+ONE = ["Haha yeah I love it!"] * 80
+
+
+def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[Item]:
+    return [
+        Item(str(i), str(i), "", Conversation((Message("user", prompt),)), more.get("check"), then=more.get("then", ()))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[Item] | None = None, **systems: Any) -> TaskAnswers:
+    """A list of texts stands for greedy answers and the same sampled ones."""
+    given = {
+        name: texts if isinstance(texts, SystemAnswers) else SystemAnswers(texts, texts)
+        for name, texts in systems.items()
+    }
+    return TaskAnswers(asked or items(prompts), prompts, given)
+
+
+def verdicts(task: TaskAnswers) -> dict[str, str]:
+    return {name: measured.collapse.verdict for name, measured in measure_open({"chat": task})["chat"].items()}
+
+
+def test_each_system_is_compared_with_the_second_one():
+    texts = varied_answers(1)
+    assert verdicts(answers(new=ONE, old=varied_answers(), third=texts)) == {
+        "new": COLLAPSED,
+        "old": VARIED,
+        "third": VARIED,
+    }
+    assert verdicts(answers(new=texts, old=ONE)) == {"new": VARIED, "old": COLLAPSED}
+    assert verdicts(answers(new=ONE, old=ONE, third=texts)) == {"new": COLLAPSED, "old": COLLAPSED, "third": VARIED}
+    reasons = measure_open({"chat": answers(new=texts, old=ONE)})["chat"]["old"].collapse.reasons
+    assert reasons == ("100\xa0% [95, 100] of its greedy answers are alike: “Haha yeah I love it!”",)
+
+
+def test_a_file_shows_that_it_collapsed_and_not_that_it_did_not():
+    file = SystemAnswers(ONE, None, "a file has none")
+    assert verdicts(answers(new=file, old=varied_answers())) == {"new": COLLAPSED, "old": VARIED}
+    found = measure_open({"chat": answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())})["chat"]
+    assert found["new"].collapse == Collapse(NOT_MEASURED, ("no answers at temperature 0: a file has none",))
+    assert [*found["new"].variety] == ["sampled"]
+    # A greedy system beside a file is judged by its own greedy answers.
+    file = file._replace(sampled=varied_answers())
+    sampled_only = SystemAnswers(varied_answers(1), ONE)
+    assert verdicts(answers(new=sampled_only, theirs=file)) == {"new": COLLAPSED, "theirs": NOT_MEASURED}
+
+
+def test_tasks_with_few_prompts_are_measured_together():
+    parts = {
+        name: answers(PROMPTS[rows], items(PROMPTS[rows]), new=ONE[rows], old=varied_answers()[rows])
+        for name, rows in (("a", slice(0, 40)), ("b", slice(40, 80)))
+    }
+    found = measure_open(parts)
+    assert [*found] == [SEVERAL]
+    assert found[SEVERAL]["new"].variety["greedy"].policy.answers == 80
+    overall = verdicts_by_system(found, ["new", "old"])
+    assert (overall["new"].verdict, overall["old"].verdict) == (COLLAPSED, VARIED)
+    assert overall["new"].reasons[0].startswith(f"on {SEVERAL} 100\xa0% ")
+    alone = measure_open({"a": parts["a"]})["a"]["new"].collapse
+    assert alone == Collapse(NOT_MEASURED, ("40 distinct prompts, 64 are needed",))
+
+
+@pytest.mark.parametrize(
+    ("task", "check", "default", "expected"),
+    [
+        (Task("t"), None, None, False),
+        (Task("t"), None, True, True),
+        (Task("t", closed=False), None, True, False),
+        (Task("t", closed=True), None, None, True),
+        (Task("t"), {"kind": "exact", "answers": ["4"]}, None, True),
+        (Task("t"), {"kind": "exact", "choices": ["a", "b"], "answers": ["a"]}, None, True),
+        (Task("t"), {"kind": "regex", "pattern": "e"}, None, True),
+        (Task("t"), {"kind": "json_schema", "schema": {}}, None, True),
+        (Task("t"), {"kind": "code", "tests": "x"}, None, False),
+        (Task("t"), {"kind": "instructions"}, None, False),
+        (Task("t"), [None, {"kind": "exact", "answers": ["4"]}], None, True),
+        (Task("t", "own.jsonl", asks=REFUSES), None, None, True),
+        (Task("t", HARMLESS, asks=REFUSES), None, None, False),
+        (Task("t", asks="Is the answer polite?"), None, None, False),
+    ],
+)
+def test_where_many_prompts_may_share_one_right_answer(task: Task, check: Any, default: bool | None, expected: bool):
+    assert is_closed(task, items(check=check)[:2], default) is expected
+
+
+def test_a_task_says_that_it_is_closed():
+    (task,) = parsed_tasks([{"name": "t", "path": "t.jsonl", "closed": True}], False)
+    assert task.closed is True
+    for bad in ({"closed": "yes"}, {"closed": True, "probe": "loss"}):
+        with pytest.raises(InputError, match="closed"):
+            parsed_tasks([{"name": "t", "path": "t.jsonl", **bad}], False)
+
+
+def closed_verdicts(asked: Sequence[Item], **systems: Any) -> dict[str, Collapse]:
+    task = answers(PROMPTS, asked, **systems)
+    found = measure_closed(task, score_by_checks(asked, False), 1.0)
+    return {name: measured.collapse for name, measured in found.items()}
+
+
+def test_a_closed_task_with_a_majority_class():
+    right = ["yes" if i % 4 else "no" for i in range(80)]
+    asked = [
+        item._replace(check={"kind": "exact", "answers": [text]}) for item, text in zip(items(), right, strict=True)
+    ]
+    noisy = [text if i % 9 else "maybe" for i, text in enumerate(right)]
+    found = closed_verdicts(asked, new=right, old=["yes"] * 80, noisy=noisy, minority=["no"] * 80)
+    assert {name: collapse.verdict for name, collapse in found.items()} == {
+        "new": VARIED,
+        "old": COLLAPSED,
+        "noisy": VARIED,
+        "minority": COLLAPSED,
+    }
+    assert found["minority"].reasons[0].startswith("it is not shown to beat “yes”, given as the answer to every prompt")
+    # The file of the right answers says nothing of temperature 0; one with the majority class does.
+    files = {"new": SystemAnswers(right, None, "a file has none"), "old": SystemAnswers(["yes"] * 80, None, "it")}
+    assert [each.verdict for each in closed_verdicts(asked, **files).values()] == [NOT_MEASURED, COLLAPSED]
+
+
+def test_the_majority_class_in_other_words_each_time():
+    right = ["A" if i % 4 else "B" for i in range(80)]
+    asked = [
+        item._replace(check={"kind": "regex", "pattern": f"\\({text}\\)"})
+        for item, text in zip(items(), right, strict=True)
+    ]
+    worded = [f"({'A'}) because of {words}" for words in varied_answers(2)]
+    thought = [f"({text}) because of {words}" for text, words in zip(right, varied_answers(3), strict=True)]
+    found = closed_verdicts(asked, new=worded, old=thought)
+    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": COLLAPSED, "old": VARIED}
+
+
+def test_wrong_answers_that_differ_are_no_collapse():
+    """A hard task: all answers are wrong, so that none beats a constant one."""
+    asked = items(check={"kind": "exact", "answers": ["12345"]})
+    numbers = [str(i * 37) for i in range(80)]
+    found = closed_verdicts(asked, new=numbers, old=["42"] * 80)
+    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": VARIED, "old": COLLAPSED}
+
+
+def test_one_answer_that_is_right_everywhere_decides_nothing():
+    asked = items(check={"kind": "exact", "answers": ["no"]})
+    found = closed_verdicts(asked, new=["no"] * 80, old=["no"] * 40 + ["yes"] * 40)
+    assert found["new"] == Collapse(NOT_MEASURED, ("“no” is right for every prompt",))
+    schema = {"type": "object", "required": ["city"]}
+    asked = items(check={"kind": "json_schema", "schema": schema})
+    texts = [f'{{"city": "{topic}"}}' for topic in TOPICS]
+    assert closed_verdicts(asked, new=texts, old=texts)["new"].verdict == NOT_MEASURED
+
+
+def test_a_judge_that_scores_no_single_answer_and_several_turns_are_not_measured():
+    task = answers(new=["yes"] * 80, old=["no"] * 80)
+    assert {m.collapse.verdict for m in measure_closed(task, None, None).values()} == {NOT_MEASURED}
+    asked = items(check=[None, {"kind": "exact", "answers": ["no"]}], then=("And now?",))
+    task = answers(PROMPTS, asked, new=["yes"] * 80, old=["no"] * 80)
+    found = measure_closed(task, lambda texts: [0.0] * len(texts), 1.0)
+    assert {measured.collapse.verdict for measured in found.values()} == {NOT_MEASURED}
+
+
+def test_the_lines_before_all_figures():
+    collapsed, unmeasured = Collapse(COLLAPSED, ("on chat x",)), Collapse(NOT_MEASURED, ("few",))
+    assert collapse_lines({"new": collapsed, "a": unmeasured, "b": unmeasured, "c": Collapse(VARIED, ())}) == [
+        "COLLAPSED: new: on chat x. The win rate below is no success.",
+        "whether a or b collapsed is not measured: few",
+    ]
+
+
+def gate_line(collapse: Collapse, **more: Any) -> str:
+    given = {"name": "g", "task": "asked", "is": "superior", "margin": 0.5, **more}
+    (gate,) = parsed_gates([given], [Task("asked", "a.jsonl")], ("new", "old"))
+    found = decision(gate, [scored([1.0] * 80, [0.0] * 80)])
+    return in_a_line(gate, decide_on_collapse(gate, found, "new", collapse))
+
+
+def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():
+    collapsed, unmeasured = Collapse(COLLAPSED, ("on chat x",)), Collapse(NOT_MEASURED, ("few prompts",))
+    varied = gate_line(Collapse(VARIED, ()))
+    assert varied.startswith("gate g: pass (")
+    assert "collapsed" not in varied
+    assert gate_line(collapsed).startswith("gate g: fail (")
+    assert gate_line(collapsed).endswith("; new collapsed: on chat x)")
+    assert gate_line(collapsed, collapsed="measured").startswith("gate g: fail (")
+    assert gate_line(collapsed, collapsed=True) == varied
+    assert gate_line(unmeasured).startswith("gate g: pass (")
+    assert gate_line(unmeasured).endswith("; whether new collapsed is not measured: few prompts)")
+    assert gate_line(unmeasured, collapsed="measured").startswith("gate g: undecided (")
+    assert gate_line(Collapse(VARIED, ()), collapsed="measured") == varied
+    few = {"is": "not_worse", "against": "old", "margin": 0.05, "least_n": 200}
+    line = gate_line(unmeasured, **few)
+    assert line.endswith(
+        "; 200 items would decide, if the figure is what it seems; whether new collapsed is not measured: few prompts)"
+    )
+    with pytest.raises(InputError, match="is not true, false or measured"):
+        gate_line(collapsed, collapsed="maybe")
