@@ -39,7 +39,7 @@ REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "computed", "dtype", "into", "parents", "system", "folded", "seed", "data", "judge"),
     *("metrics", "losses", "measured", "sampled", "receipt", "licences", "license", "language", "tags", "notes"),
-    *("served", "launch", "modelfile", "linked", "score", "accuracy"),
+    *("served", "launch", "modelfile", "linked", "score", "accuracy", "collapse"),
 )
 TITLES = {
     "sft": "Supervised fine-tuning",
@@ -70,7 +70,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.export.verdicts.Check`; `served`, the name that the launch files give it; `launch`, these files' own
             names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
             to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
-            score is read at, and `accuracy`, its figures on held-out pairs;
+            score is read at, and `accuracy`, its figures on held-out pairs; `collapse`, the verdict on whether its
+            answers are nearly the same whatever is asked;
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
@@ -84,7 +85,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
     if facts["kind"] not in KINDS:
         raise ValueError(f"kind={facts['kind']!r} is none of {', '.join(KINDS)}")
     check_base(facts["base"])
-    for key, text in _texts({name: fact for name, fact in facts.items() if name != "system"}):  # which is a content
+    contents = ("system", "collapse")
+    for key, text in _texts({name: fact for name, fact in facts.items() if name not in contents}):
         if ABSOLUTE.search(text):
             raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
     sections = (_what(facts), _training(facts), _evaluation(facts), _fidelity(facts), _licences(facts), loading(facts))
@@ -176,9 +178,15 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
         rows = [(words, _with_interval(accuracy[key])) for key, words in PAIRS.items() if key in accuracy]
         pairs = f"On held-out pairs{_of(facts)}; brackets are 95 % intervals."
         return f"## Evaluation\n\n{pairs}\n\n" + table(("", "share"), rows)
+    collapse = facts.get("collapse", {})
+    collapsed = ""
+    if collapse.get("verdict") == "collapsed":
+        reasons = "; ".join(map(one_line, collapse["reasons"]))
+        collapsed = f"**This model collapsed:** {reasons}. A win rate is no evidence of its quality.\n\n"
     metrics = facts.get("metrics")
     if not metrics:
-        return _losses(facts)
+        losses = _losses(facts)
+        return f"{losses or '## Evaluation'}\n\n{collapsed}" if collapsed else losses
     judge = f" by {one_line(facts['judge'])}" if facts.get("judge") else ""
     won = metrics["win_rate"]
     role = "proxy" if "proxy" in metrics else "gold"  # whose scores are optimised is no evidence of quality
@@ -199,11 +207,6 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     if ended := metrics.get("eos_rate"):
         cut = {who: f"{1 - share:.0%}" for who, share in ended.items()}
         rows.append(("answers cut at the most tokens", cut["policy"], cut["ref"]))
-    collapse = metrics.get("collapse", {})
-    collapsed = ""
-    if collapse.get("verdict") == "collapsed":
-        reasons = "; ".join(map(one_line, collapse["reasons"]))
-        collapsed = f"**This model collapsed:** {reasons}. The win rate is no evidence of quality.\n\n"
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in map(one_line, metrics.get("judge_notes", ())))
     sampled = f" {one_line(facts['sampled'][:1].upper() + facts['sampled'][1:])}." if facts.get("sampled") else ""
     return (

@@ -14,7 +14,8 @@ A gate is a YAML file that binds aliases to conditions:
 
 Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
 was trained against, counts only where a condition says `proxy: true`. Figures of a policy that collapsed, which gives
-nearly the same answer to every prompt, count only where a condition says `collapsed: true`.
+nearly the same answer to every prompt, count only where a condition says `collapsed: true`. With `collapsed: measured`
+they count only if an evaluation measured that the policy did not collapse.
 """
 
 from __future__ import annotations
@@ -198,10 +199,13 @@ def condition(given: Any, field: str, home: Path) -> tuple[str, Check]:
 
 
 def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]:
-    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with `proxy: true` and `collapsed: true` as exemptions."""
+    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with `proxy: true` and `collapsed: true` as exemptions;
+    `collapsed: measured` asks for an evaluation that measured it."""
     limits = {key: given[key] for key in ("at_least", "at_most") if key in given}
     known = {*given} <= {"figure", "proxy", "collapsed", *limits} and isinstance(given["figure"], str)
-    known = bool(limits) and known and all(isinstance(given.get(key, False), bool) for key in ("proxy", "collapsed"))
+    collapsed = given.get("collapsed", False)
+    known = bool(limits) and known and isinstance(given.get("proxy", False), bool)
+    known = known and (isinstance(collapsed, bool) or collapsed == "measured")
     require(known, field, dict(given), "is no bound of a figure", EXAMPLE)
     for value in limits.values():
         finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -221,13 +225,20 @@ def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]
         judge = judged_by(subject, key, figure)
         if judge and not given.get("proxy"):
             return False, f"{in_words(figure)} by {judge}, which it was trained against: evaluate it with another judge"
-        if value_at(subject.record, "metrics.collapse.verdict") == "collapsed" and not given.get("collapsed"):
-            return False, f"{in_words(figure)} of a policy that collapsed: {collapse_reasons(subject.record)}"
+        verdict = value_at(subject.record, "metrics.collapse.verdict")
+        reasons = collapse_reasons(subject.record)
+        if verdict == "collapsed" and collapsed is not True:
+            return False, f"{in_words(figure)} of a policy that collapsed: {reasons}"
+        if verdict != "varied" and collapsed == "measured":
+            why = reasons or "no evaluation says it"
+            return False, f"{in_words(figure)}; whether the policy collapsed is not measured: {why}"
+        unmeasured = "; whether the policy collapsed is not measured" if verdict == "not measured" else ""
         low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
         kept = limits.get("at_least", -math.inf) <= low and high <= limits.get("at_most", math.inf)
-        return kept, in_words(figure)
+        return kept, f"{in_words(figure)}{unmeasured}"
 
-    return f"{name} {words}", check
+    required = ", collapse measured" if collapsed == "measured" else ""
+    return f"{name} {words}{required}", check
 
 
 def collapse_reasons(record: Record) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from align.config.stages import STAGES
 from align.errors import InputError
 from align.files import open_binary
-from align.run.figures import read_figures
+from align.run.figures import collapse_verdict, read_figures, suite_collapse
 from align.run.files import json_object
 from align.run.manifest import Input, Manifest
 from align.run.stale import stale_in
@@ -256,6 +256,9 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
     if verdict:  # what was measured of the artifact later; its own figures come first
         found["metrics"] = {**verdict["metrics"], **own["metrics"]}
         found["altered"] = "; ".join(filter(None, (own.get("altered"), verdict.get("altered")))) or None
+    collapse = suite_collapse_among(children)
+    if collapse and collapse_verdict(found["metrics"]) != "collapsed":
+        found["metrics"] = {**found["metrics"], "collapse": collapse}
     found["score"] = score_of(found)
     found["kl"] = next((value for key in MOVED if (value := number(found["metrics"].get(key))) is not None), None)
     return found
@@ -268,6 +271,19 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
         if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
     ]  # fmt: skip
     return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", *publication(one)), default=None)
+
+
+def suite_collapse_among(children: Iterable[Record]) -> Mapping[str, Any] | None:
+    """Return the verdict of the newest finished evaluation of several systems on whether an artifact collapsed. None if
+    none measured it."""
+    newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
+    for child in children:
+        if child["stage"] != "eval" or child["status"] != "done":
+            continue
+        collapse = suite_collapse(child["metrics"], child["through"])
+        if collapse and (newest is None or publication(child) > newest[0]):
+            newest = (publication(child), collapse)
+    return newest[1] if newest else None
 
 
 def altered_in(record: Mapping[str, Any]) -> str:

@@ -84,6 +84,27 @@ def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any
     return figures.metrics
 
 
+def collapse_verdict(metrics: Mapping[str, Any]) -> str | None:
+    """Return an evaluation's verdict: `collapsed`, `varied` or `not measured`. None if it has none."""
+    collapse = metrics.get("collapse")
+    return collapse.get("verdict") if isinstance(collapse, Mapping) else None
+
+
+def suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any] | None:
+    """Return the verdict of an evaluation of several systems on whether one of them collapsed. None if it was not
+    measured.
+
+    Args:
+        metrics: the figures of the evaluation.
+        through: the name of the system among the inputs of the evaluation, such as `systems.new`.
+    """
+    collapse = metrics.get("collapse")
+    systems = collapse.get("systems") if isinstance(collapse, Mapping) else None
+    verdict = systems.get(through.removeprefix("systems.")) if isinstance(systems, Mapping) else None
+    measured = isinstance(verdict, Mapping) and verdict.get("verdict") in ("collapsed", "varied")
+    return verdict if measured else None
+
+
 def canonical(metrics: Any) -> str:
     """Return figures as one text, in which equal ones are equal: NaN is no exception."""
     return json.dumps(metrics, sort_keys=True)

@@ -6,7 +6,7 @@ An input is known by its digest; its path and its run's name are hints. A parent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from align.config.stages import STAGES
 from align.errors import InputError
 from align.run.artifacts import Artifact, artifact_in, readable, with_digest
+from align.run.figures import load_published_figures, suite_collapse
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
@@ -214,6 +215,22 @@ def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
         if manifest.done and (of := manifest.inputs.get("artifact")) is not None and same_artifact(of, artifact)
     ]
     return max(found, key=lambda m: (m.metrics.get("judge_is") != "proxy", m.publication), default=None)
+
+
+def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
+    """Return the verdict of the newest finished evaluation of several systems on whether exactly this artifact
+    collapsed. None if none measured it."""
+    newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
+    for folder, manifest in manifests(root, "eval"):
+        names = [name for name, read in manifest.inputs.items() if same_artifact(read, artifact)]
+        if not manifest.done or not any(name.startswith("systems.") for name in names):
+            continue
+        metrics = load_published_figures(folder, manifest)
+        for name in names:
+            collapse = suite_collapse(metrics, name)
+            if collapse and (newest is None or manifest.publication > newest[0]):
+                newest = (manifest.publication, collapse)
+    return newest[1] if newest else None
 
 
 def same_artifact(noted: Input, found: Input) -> bool:

@@ -4,6 +4,7 @@ receipt."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from align.run import Artifact, Base, Run, write_json
 from align.run.atomic import publish
 from align.run.figures import load_published_figures
 from align.run.held_manifests import hold_manifest
-from align.run.lineage import data_behind, evaluated_by, origin_of, trained_through
+from align.run.lineage import data_behind, evaluated_by, origin_of, suite_collapse_of, trained_through
 from align.run.manifest import read_manifest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PrivateKey, PublicKey, base_beside, sign, verified
@@ -194,6 +195,7 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
         "system": system_prompt(steps, scores),
     }  # fmt: skip
     metrics = load_published_figures(artifact.path.parent, manifest) if manifest else {}
+    collapse: Mapping[str, Any] = {}
     if manifest and scores:
         facts |= {"accuracy": metrics, "measured": measured_on(manifest, manifest.config["stage"]["held_out"])}
         if manifest.config["data"].get("reasoning") == "hide":
@@ -202,9 +204,14 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
         facts |= {"losses": metrics, "measured": measured_on(manifest)}
     if (evaluation := evaluated_by(artifact.as_input(), root)) is not None:
         measured = load_published_figures(root / evaluation.stage / evaluation.name, evaluation)
-        facts |= {"metrics": measured, "judge": measured.get("judge", "")}
+        collapse = measured.get("collapse", {})
+        # An answer that is quoted there may look like a path of this machine.
+        figures = {key: value for key, value in measured.items() if key not in ("variety", "collapse")}
+        facts |= {"metrics": figures, "judge": measured.get("judge", "")}
         facts |= {"measured": measured_on(evaluation), "sampled": sampling(evaluation.config)}
-    return facts
+    if collapse.get("verdict") != "collapsed":
+        collapse = suite_collapse_of(artifact.as_input(), root) or collapse
+    return facts | ({"collapse": collapse} if collapse else {})
 
 
 def folders_of(config: Config) -> list[Path]:

@@ -19,6 +19,8 @@ from align.registry.promotion import subject_of
 from align.registry.verdicts import verdict_on
 from align.run.alias_log import Meant
 from align.run.digests import file_digest
+from align.run.lineage import suite_collapse_of
+from align.run.manifest import Input, read_manifest
 from align.run.receipt import write_receipt
 from align.run.signing import private_key, sign
 from align.run.weights import adapter_digest
@@ -386,3 +388,58 @@ def test_the_key_of_a_gate(tmp_path: Path) -> None:
     shutil.copy(keys.private, tmp_path / "key.pub")
     with pytest.raises(InputError, match=r"conditions\[0\]\.signature.*is a private key"):  # which nobody overrides
         finding(tmp_path, "{signature: key.pub}")
+
+
+def collapse(verdict: str, *reasons: str) -> dict[str, Any]:
+    return {"verdict": verdict, "reasons": [*reasons]}
+
+
+@pytest.mark.parametrize(
+    ("collapse_", "exempt", "passed", "says"),
+    [
+        (None, "", True, "0.81 [0.75, 0.87] (n=200)"),
+        (None, ", collapsed: measured", False, "is not measured: no evaluation says it"),
+        (collapse("varied"), "", True, "0.81 [0.75, 0.87] (n=200)"),
+        (collapse("varied"), ", collapsed: measured", True, "0.81 [0.75, 0.87] (n=200)"),
+        (collapse("not measured", "few"), "", True, "; whether the policy collapsed is not measured"),
+        (collapse("not measured", "few"), ", collapsed: measured", False, "is not measured: few"),
+        (collapse("collapsed", "alike"), "", False, "of a policy that collapsed: alike"),
+        (collapse("collapsed", "alike"), ", collapsed: measured", False, "of a policy that collapsed: alike"),
+        (collapse("collapsed", "alike"), ", collapsed: true", True, "0.81 [0.75, 0.87] (n=200)"),
+    ],
+)
+def test_what_a_condition_asks_of_a_collapse(tmp_path: Path, collapse_: Any, exempt: str, passed: bool, says: str):
+    evaluated(tmp_path, **({"collapse": collapse_} if collapse_ else {}))
+    found = finding(tmp_path, f"{{figure: win_rate, at_least: 0.7{exempt}}}")
+    assert (found.passed, found.said.endswith(says)) == (passed, True), found.said
+    assert found.condition.endswith(", collapse measured") is ("measured" in exempt)
+
+
+def test_an_evaluation_of_several_systems_says_that_a_policy_collapsed(tmp_path: Path):
+    def suite(name: str, day: int, verdict: dict[str, Any]) -> None:
+        systems = {"new": verdict, "old": collapse("varied")}
+        inputs = {"systems.new": "ppo:a", "systems.old": "sft:s"}
+        made(tmp_path, f"eval:{name}", inputs, metrics={"collapse": {**verdict, "systems": systems}}, day=day)
+
+    evaluated(tmp_path, collapse=collapse("not measured", "few"))
+    condition = "{figure: win_rate, at_least: 0.7, collapsed: measured}"
+    assert not finding(tmp_path, condition).passed
+    suite("varied", 2, collapse("varied"))
+    assert finding(tmp_path, condition).passed
+    suite("collapsed", 3, collapse("collapsed", "on chat alike"))
+    assert finding(tmp_path, condition).said.endswith("of a policy that collapsed: on chat alike")
+    suite("unmeasured", 4, collapse("not measured", "few"))
+    assert finding(tmp_path, condition).said.endswith("of a policy that collapsed: on chat alike")
+    suite("newest", 5, collapse("varied"))
+    assert finding(tmp_path, condition).passed
+    assert suite_collapse_of(subject_input(tmp_path), tmp_path) == collapse("varied")
+
+
+def subject_input(root: Path) -> Input:
+    return read_manifest(root / "eval" / "e").inputs["artifact"]
+
+
+@pytest.mark.parametrize("word", ["maybe", "1", "[true]"])
+def test_a_word_that_says_nothing_of_a_collapse_is_refused(tmp_path: Path, word: str):
+    with pytest.raises(InputError, match="is no bound of a figure"):
+        read_gate(gate(tmp_path, f"  - {{figure: kl, at_most: 1, collapsed: {word}}}"))
