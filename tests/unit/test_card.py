@@ -196,6 +196,19 @@ def test_a_card_says_on_what_and_how_it_was_measured():
     assert "| loss, nats a token | 6.25 | 6.58 |" in imitates
 
 
+def test_a_card_says_that_a_model_collapsed_whatever_measured_it():
+    reasons = ["on chat 90% of its greedy answers are alike: “see /home/me/answers.txt”"]
+    collapse = {"verdict": "collapsed", "reasons": reasons}
+    warning = f"**This model collapsed:** {reasons[0]}. A win rate is no evidence of its quality."
+    card = render_card(FACTS | {"collapse": collapse})
+    assert card.index("## Evaluation") < card.index(warning) < card.index("| win rate |")
+    unmeasured = {key: value for key, value in FACTS.items() if key != "metrics"}
+    assert "## Evaluation" not in render_card(unmeasured)
+    card = render_card(unmeasured | {"collapse": collapse})
+    assert card.index("## Evaluation") < card.index(warning)
+    assert "collapsed" not in render_card(FACTS | {"collapse": {"verdict": "varied", "reasons": []}})
+
+
 def test_a_base_that_no_hub_knows_is_linked_to_nobodys_repository():
     matter = front_matter(render_card(FACTS | {"base": BASE | {"id": "model", "revision": ""}}))
     assert not any(key.startswith("base_model") for key in matter)
