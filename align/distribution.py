@@ -17,7 +17,7 @@ FOREIGN_DISTRIBUTION = "align"
 
 EXTRA_MODULES = MappingProxyType(
     {
-        "annotate": ("alembic", "argon2", "fastapi", "gradio", "markdown_it", "matplotlib", "uvicorn"),
+        "annotate": ("argon2", "fastapi", "gradio", "markdown_it", "matplotlib", "uvicorn"),
         "data": ("ftfy", "phonenumbers", "py3langid"),
         "demo": ("chitchat_dataset",),
         "evals": ("lm_eval",),
@@ -36,11 +36,6 @@ EXTRA_MODULES = MappingProxyType(
 def install_command(extra: str) -> str:
     """Return the shell command that adds an extra to this environment."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
-def upgrade_command() -> str:
-    """Return the shell command that installs the newest release."""
-    return f"pip install -U {DISTRIBUTION}"
 
 
 def reinstall_command() -> str | None:

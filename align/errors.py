@@ -82,3 +82,9 @@ def require(condition: bool, field: str, value: Any, problem: str, remedy: str) 
     """Raise `InputError` unless `condition` holds."""
     if not condition:
         raise InputError(field, value, problem, remedy)
+
+
+def require_schema_version(version: Any, expected: int, field: str, value: Any, remedy: str) -> None:
+    """Raise `InputError` unless a file or a store has the one version that this align reads."""
+    problem = f"has schema_version {version}, and this version of align reads {expected}"
+    require(type(version) is int and version == expected, field, value, problem, remedy)

@@ -19,7 +19,6 @@ ACTIONS = {
     "verify": "the chain of the ledger, and every content that was not erased",
     "backup": "the whole store in one file",
     "restore": "a backup into an empty store",
-    "migrate": "an older store's tables brought up to date",
     "erase": "an item, an annotator's identity and words, or a whole project",
 }
 DOES = "; ".join(f"`{action}` {does}" for action, does in ACTIONS.items())

@@ -159,8 +159,8 @@ def compared(seen: Seen) -> str:
     seen_too = metrics.get("seen")  # stage.seen=report
     asked = f"{counted(won['n'], 'prompt')}, {seen_too:,} of which training saw," if seen_too else ""
     against = f"{asked or counted(won['n'], 'held-out prompt')} against what it started from"
-    collapse = metrics.get("collapse", {})  # older runs have none
-    collapsed = collapse.get("verdict") == "collapsed"  # see `align.evals.collapse`
+    collapse = metrics["collapse"]  # see `align.evals.collapse`
+    collapsed = collapse["verdict"] == "collapsed"
     sentences = [
         f"The policy collapsed: {'; '.join(collapse['reasons'])}." if collapsed else "",
         f"The policy wins {percent(won)} of {against}, by {by}{proxy} and moved {metrics['kl']:.1f} nats from it.",
@@ -266,7 +266,7 @@ DONE = {
     "import": "Prompts and answers of a file are in {project}.", "configure": "The settings of {project} were changed.",
     "export": "The votes of {project} lie in this run's artifact.",
     "verify": "Every row of {project}'s ledger is what was written.", "backup": "The store was copied into one file.",
-    "restore": "The store was restored from a backup.", "migrate": "The tables of the store are up to date.",
+    "restore": "The store was restored from a backup.",
     "erase": "What was to be erased from {project} is gone; a row of the ledger says so.",
 }  # fmt: skip
 

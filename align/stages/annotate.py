@@ -18,11 +18,10 @@ from align.annotate.simulate import simulate
 from align.annotate.store import Head, Settings, configure, publish_guidelines
 from align.annotate.store.projects import state_of
 from align.annotate.store.queries import known_projects
-from align.annotate.store.schema import migrate
 from align.config.addresses import in_the_clear, origins
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
-from align.config.root import Config, store_url
+from align.config.root import Config
 from align.errors import InputError
 from align.files import read_text, user_path
 from align.run import Run, resolve, write_json
@@ -175,12 +174,6 @@ def restored(run: Run, config: Config) -> Result:
     return Result({"seq": head.seq}, (f"the ledger up to row {head.seq}, each what was written",))
 
 
-def migrated(run: Run, config: Config) -> Result:
-    before, after = migrate(store_url(config))
-    line = f"schema_version {before} → {after}" if before != after else f"it has schema_version {after} already"
-    return Result({"before": before, "after": after}, (line,))
-
-
 def erased(run: Run, config: Config) -> Result:
     stage: AnnotateConfig = config.stage
     root = config.run.folder
@@ -203,10 +196,17 @@ def erased(run: Run, config: Config) -> Result:
 
 
 DO: dict[str, Callable[[Run, Config], Result]] = {
-    "serve": served, "invite": invited, "simulate": simulated, "import": imported, "configure": configured,
-    "export": exported, "verify": verified, "backup": backed_up, "restore": restored,
-    "migrate": migrated, "erase": erased,
-}  # fmt: skip
+    "serve": served,
+    "invite": invited,
+    "simulate": simulated,
+    "import": imported,
+    "configure": configured,
+    "export": exported,
+    "verify": verified,
+    "backup": backed_up,
+    "restore": restored,
+    "erase": erased,
+}
 
 
 def note_head(run: Run, project: str, head: Head) -> None:

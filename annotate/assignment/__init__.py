@@ -2,7 +2,7 @@
 
     queue = AssignmentQueue(store, "quickstart")
     task = queue.take("ann")
-    seq, following = queue.vote("ann", task.token, key, Judgement(tiers))
+    seq, following = queue.vote("ann", task.token, key, Judgement(tiers), terms)
 
 An item is *leased* to one annotator for each vote that it still wants. A lease ends with a vote, with its return, or
 when its holder has shown no sign of life for a while; then the item goes to somebody else, and a vote that comes late

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, upd
 
 from align.annotate.assignment.orders import counterbalanced_order, turned
 from align.annotate.store.items import one
-from align.annotate.store.projects import guidelines_of, settings_of
+from align.annotate.store.projects import settings_of
 from align.annotate.store.queries import count_work
 from align.annotate.store.tables import leases, work
 from align.chain import canonical
@@ -70,16 +70,23 @@ def grant(
     last = db.execute(select(func.max(leases.c.turn)).where(*alike)).scalar()
     turn = -1 if last is None else last
     turn += purpose != "repeat"  # whose order is given: it takes no turn
-    guidelines = guidelines_of(db, project)
     if purpose == "work":  # a gold item wants nobody, and would stand the same way before everyone
         display_order = order_of_item(db, project, item, ids)
     row = {
-        "token": secrets.token_urlsafe(24), "project": project, "annotator": who, "number": number,
-        "item": item, "purpose": purpose,
+        "token": secrets.token_urlsafe(24),
+        "project": project,
+        "annotator": who,
+        "number": number,
+        "item": item,
+        "purpose": purpose,
         "shown": canonical(list(display_order or counterbalanced_order(ids, who, turn))),
-        "k": len(ids), "turn": turn, "state": "open", "granted_at": now, "vote": None,
-        "guidelines": None if guidelines is None else guidelines[0], "expires_at": expiry(db, project, now),
-    }  # fmt: skip
+        "k": len(ids),
+        "turn": turn,
+        "state": "open",
+        "granted_at": now,
+        "vote": None,
+        "expires_at": expiry(db, project, now),
+    }
     db.execute(insert(leases), row)
     if purpose == "work":
         count_work(db, project, item, leased=1)

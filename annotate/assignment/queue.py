@@ -81,16 +81,13 @@ class AssignmentQueue:
         with self.store.reading() as db:
             return task_of(db, lease_of(db, self.project, self._known(db, annotator), token))
 
-    def vote(
-        self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms | None = None
-    ) -> tuple[int, Task | None]:
+    def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> tuple[int, Task | None]:
         """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
 
         Args:
             key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
             judgement: `display_order`, `purpose`, `source` and the versions are set here, whatever it says.
-            terms: what it was made under, however long ago; None: whoever made it did not say, and it is held to any
-                settings that the project ever had, and to the guidelines that were in force when the item was given.
+            terms: what it was made under, however long ago.
 
         Raises:
             AlreadyJudged: the annotator has judged the item, in another tab for instance.
@@ -99,14 +96,15 @@ class AssignmentQueue:
         with self.store.transaction() as db:
             who = self._pseudonym(db, annotator)
             lease = lease_of(db, self.project, who, token)
-            if terms is not None:
-                check_terms(db, self.project, lease.purpose, terms)
-            read = lease.guidelines if terms is None else terms.guidelines
+            check_terms(db, self.project, lease.purpose, terms)
             judgement = replace(
-                judgement, display_order=tuple(json.loads(lease.shown)), purpose=lease.purpose, source="human",
-                guideline_version="" if read is None else str(read),
-                project_version=None if terms is None else terms.version,
-            )  # fmt: skip
+                judgement,
+                display_order=tuple(json.loads(lease.shown)),
+                purpose=lease.purpose,
+                source="human",
+                guideline_version="" if terms.guidelines is None else str(terms.guidelines),
+                project_version=terms.version,
+            )
             sent_before = row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if sent_before is None:  # else it is a copy, which must not bring back what was taken back since

@@ -24,7 +24,7 @@ from align.annotate.store.counting import recount
 from align.annotate.store.schema import SCHEMA_VERSION
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.data.formats.rows import checked_rows
-from align.errors import CorruptFile, InputError, StorageError, require
+from align.errors import CorruptFile, InputError, StorageError, require, require_schema_version
 from align.outputs import atomic_file
 
 FORMAT = "align annotation store"
@@ -95,9 +95,10 @@ def restore(store: Store, path: Path) -> Head:
     _, about = next(lines, (0, {}))
     problem = "it is no backup of an annotation store"
     require(about.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")
-    version = about.get("schema_version")
-    problem = f"its schema_version is {version}, and this align reads {SCHEMA_VERSION}"
-    require(version == SCHEMA_VERSION, "stage.path", str(path), problem, "Restore it with the align that wrote it.")
+    remedy = (
+        "Restore it with the version of align that wrote it, and export its votes: stage=annotate stage.action=export"
+    )
+    require_schema_version(about.get("schema_version"), SCHEMA_VERSION, "stage.path", str(path), remedy)
     with store.transaction() as connection:
         for table in tables():
             if connection.execute(select(table).limit(1)).first() is not None:

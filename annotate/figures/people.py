@@ -176,7 +176,7 @@ def as_csv(people: Sequence[Person]) -> str:
     for person in people:
         shares = [cell for path in SHARES.values() for cell in _cells(attrgetter(path)(person))]
         row = [*(getattr(person, name) for name in PLAIN), *(person.skips[reason] for reason in SKIPS), *shares]
-        writer.writerow([_inert(cell) for cell in row])
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
     return file.getvalue()
 
 
@@ -184,7 +184,3 @@ def _cells(figure: Figure) -> tuple[Any, ...]:
     if isinstance(figure, Undefined):
         return figure, None, None, 0
     return figure.value, figure.low, figure.high, figure.n
-
-
-def _inert(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

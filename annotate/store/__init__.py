@@ -6,7 +6,7 @@
     store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
     prefs = preferences(store, "quickstart")
 
-ledger    rows in a chain of hashes, pure           tables, migrations   what lies in the database, and how it came to
+ledger    rows in a chain of hashes, pure           tables               what lies in the database
 records   the records and their rows                schema               how a database is opened
 queries   what is asked of the tables               connections          writers and readers
 checks    what is refused before it is written      database             the store itself

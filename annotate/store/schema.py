@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.annotate.store.tables import metadata, store_meta
-from align.distribution import install_command, upgrade_command
-from align.errors import CorruptFile, InputError, StorageError
+from align.distribution import install_command
+from align.errors import CorruptFile, InputError, StorageError, require_schema_version
 from align.outputs import refuse_foreign_database
 from align.redaction import secret_url, value_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresql+psycopg://user@host/name."
 
@@ -31,7 +31,7 @@ POOL = {"max_overflow": 60, "pool_timeout": 60}
 """More connections than a server has threads, so that each waits for the lock and none for a connection."""
 
 LOCK = 0x616C69676E
-"""PostgreSQL's advisory lock that whoever makes or changes the tables holds."""
+"""PostgreSQL's advisory lock of the process that makes the tables."""
 
 
 def connect(url: str, create: bool = True) -> Engine:
@@ -164,60 +164,25 @@ def _begin(connection) -> None:
 
 
 def _ready(engine: Engine, masked_url: str, create: bool) -> None:
-    """Makes the tables in an empty database; refuses any schema but this one."""
+    """Make the tables in an empty database; refuse any schema but this one."""
     with engine.connect() as connection, connection.begin():
         version = _version(connection, masked_url)
     if version is None:
         if not create:
             raise InputError("store.url", masked_url, "there is no store", "Fill one first with stage=sample.")
-        with _alone(engine) as connection:
+        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
             version = _version(connection, masked_url)  # again, under the lock: another process may have been first
-            version = _upgraded(connection, version) if version is None else version
-    if version != SCHEMA_VERSION:
-        age, remedy = (
-            ("a newer", f"Upgrade it: {upgrade_command()}")
-            if version > SCHEMA_VERSION
-            else ("an older", "Bring it up to date with stage=annotate stage.action=migrate; keep a copy of it first.")
-        )
-        problem = f"the store has schema_version {version}, of {age} align; this one reads {SCHEMA_VERSION}"
-        raise InputError("store.url", masked_url, problem, remedy)
-
-
-def migrate(url: str) -> tuple[int, int]:
-    """Brings an older store's tables up to date, in one transaction; the versions it had and has.
-
-    Raises:
-        InputError: there is no store, or a newer one; see `connect`.
-    """
-    engine = _engine(url, create=False)
-    masked_url = _masked(engine.url)
-    try:
-        with explained(masked_url):
-            with _alone(engine) as connection:
-                before = _version(connection, masked_url)
-                if before is not None and before < SCHEMA_VERSION:
-                    return before, _upgraded(connection, before)
-            _ready(engine, masked_url, create=False)
-            return SCHEMA_VERSION, SCHEMA_VERSION
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """A transaction that makes or changes tables: one at a time, whoever else has the same idea."""
-    with engine.connect().execution_options(writing=True) as connection, connection.begin():
-        if engine.dialect.name == "postgresql":
-            connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
-        yield connection
-
-
-def _upgraded(connection: Connection, version: int | None) -> int:
-    """The tables made or brought up to date; the version they have now."""
-    from align.annotate.store.migrations import upgrade  # alembic, which only this needs, takes a third of a second
-
-    upgrade(connection, version)
-    return connection.execute(select(store_meta.c.schema_version)).scalar_one()
+            if version is None:
+                metadata.create_all(connection)
+                version = SCHEMA_VERSION
+                connection.execute(insert(store_meta), {"id": 1, "schema_version": version})
+    remedy = (
+        "Export its votes with the version that wrote it: stage=annotate stage.action=export. Or fill a new store: "
+        "stage=sample store.url=sqlite:///NEW.db"
+    )
+    require_schema_version(version, SCHEMA_VERSION, "store.url", masked_url, remedy)
 
 
 def _version(connection: Connection, masked_url: str) -> int | None:

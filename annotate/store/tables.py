@@ -1,4 +1,4 @@
-"""The annotation store's tables, as they are now; `migrations/` holds how they came to be.
+"""The annotation store's tables.
 
 The erasable ones hold what people wrote and who they are; the ledger holds what happened to it, and is never changed.
 What stands in `work`, `leases` and `drafts` says who judges what next: all of it can be lost without losing a vote.
@@ -8,6 +8,7 @@ Every row of these has a project; users are the whole store's, and `members` say
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     Boolean,
     Column,
     Float,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 
@@ -89,6 +91,27 @@ ledger = Table(
     Index("ledger_by_kind", "project", "kind", "seq"),
     Index("ledger_by_annotator", "project", "annotator", "kind"),
 )
+REFUSE_ON_SQLITE = "CREATE TRIGGER {} BEFORE {} ON ledger BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+APPEND_ONLY = [
+    ("sqlite", REFUSE_ON_SQLITE.format("ledger_no_update", "UPDATE")),
+    ("sqlite", REFUSE_ON_SQLITE.format("ledger_no_delete", "DELETE")),
+    (
+        "postgresql",
+        (
+            "CREATE FUNCTION align_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$"
+        ),
+    ),
+    (
+        "postgresql",
+        (
+            "CREATE TRIGGER ledger_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger "
+            "FOR EACH STATEMENT EXECUTE FUNCTION align_append_only()"
+        ),
+    ),
+]
+for dialect, statement in APPEND_ONLY:
+    event.listen(ledger, "after_create", DDL(statement).execute_if(dialect=dialect))
 
 projects = Table(
     "projects",
@@ -131,7 +154,7 @@ remarks = Table(
 LEFT = text("wanted > judged + leased")
 
 # One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
-# without counting; `AssignmentQueue` counts anew when it opens.
+# without counting; `restore` counts anew.
 work = Table(
     "work",
     metadata,
@@ -160,7 +183,6 @@ leases = Table(
     Column("k", Integer, nullable=False),  # how many candidates
     Column("turn", Integer, nullable=False),  # the annotator's 0th, 1st, 2nd, … of so many
     Column("shown", Text, nullable=False),  # canonical JSON: candidate ids as they stand on the screen
-    Column("guidelines", Integer),  # the version in force when it was given
     Column("state", String(10), nullable=False),  # open, judged, expired or returned
     Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the queue's clock
     Column("expires_at", Float(53), nullable=False),

@@ -39,10 +39,8 @@ class TermsBody(BaseModel):
 
 
 class VoteBody(Body):
-    """`terms` is missing from what a page of an older align kept."""
-
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
-    terms: TermsBody | None = None
+    terms: TermsBody
     judgement: JudgementBody = Field(alias="said")
 
 
@@ -134,7 +132,7 @@ def add_steps(router: APIRouter, here: Any) -> None:
         if held.purpose == "review":
             check_reviewer(person, queue)
         judgement = judgement_of(held, body.judgement)
-        terms = None if body.terms is None else Terms(**body.terms.model_dump())
+        terms = Terms(**body.terms.model_dump())
         seq, following = queue.vote(person.name, body.token, body.key, judgement, terms)
         return {"seq": seq, **step(queue, person, mode_of(held.purpose), following)}
 

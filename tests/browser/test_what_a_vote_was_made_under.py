@@ -66,25 +66,6 @@ def test_a_draft_with_a_rating_that_nobody_asks_for_any_more_can_be_sent(serve, 
     assert page.locator("text=Not taken by the server").count() == 0
 
 
-def test_a_page_of_an_older_version_kept_a_vote_without_terms(serve, page):
-    app = serve(PAIRS, attributes=["helpful"])
-    app.open(page)
-    app.instead["/api/vote"] = LOST
-    rate(page, "5")
-    page.keyboard.press("1")
-    page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#said').textContent.includes('does not answer')")
-    page.evaluate(
-        "for (const name of Object.keys(localStorage).filter((name) => /^align-outbox.[^/]*$/.test(name))) {"
-        "const letters = JSON.parse(localStorage.getItem(name)).map(({ terms, ...rest }) => rest);"
-        "localStorage.setItem(name, JSON.stringify(letters)); }"
-    )
-    configure(app.store, "p", {"attributes": []})
-    del app.instead["/api/vote"]
-    page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
-    assert [(list(vote.ratings.values()), vote.project_version) for vote in app.votes] == [([{"helpful": 5}], None)]
-
-
 def test_a_vote_names_the_guidelines_that_its_author_had_and_new_ones_are_shown(serve, page):
     app = serve(PAIRS)
     publish_guidelines(app.store, "p", "# Be kind")

@@ -18,6 +18,8 @@ from align.errors import InputError
 from align.types import Conversation, Message
 
 PAGE = {"X-Align": "a page"}
+UNCHANGED = {"version": 0, "mode": "work", "guidelines": None}
+"""The terms of a project whose settings nobody changed."""
 SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 
@@ -162,15 +164,16 @@ def test_an_item_says_nothing_of_who_wrote_what(ask):
     ],
 )
 def test_a_vote_that_makes_no_sense_is_refused_and_leaves_the_item(ask, said):
-    task = ask("/api/task").json()["task"]
-    answer = ask("/api/vote", {"token": task["token"], "key": "0" * 32, "said": said})
+    step = ask("/api/task").json()
+    task = step["task"]
+    answer = ask("/api/vote", {"token": task["token"], "key": "0" * 32, "terms": step["terms"], "said": said})
     assert answer.status_code == 422
     assert ask("/api/task").json()["task"]["token"] == task["token"]
 
 
 def test_another_annotators_token_is_of_no_use(ask):
     for path, more in (
-        ("vote", {"key": "0" * 32, "said": {"tiers": [[0], [1]]}}),
+        ("vote", {"key": "0" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}),
         ("renew", {}),
         ("draft", {"draft": {}}),
     ):
@@ -180,7 +183,8 @@ def test_another_annotators_token_is_of_no_use(ask):
 
 def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
     task = ask("/api/task").json()["task"]
-    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}}
+    said = {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}
+    body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": said}
     first, again = ask("/api/vote", body).json(), ask("/api/vote", body).json()
     assert first["seq"] == again["seq"]
     assert first["task"]["token"] == again["task"]["token"] != task["token"]
@@ -207,7 +211,8 @@ def test_every_step_says_its_terms_and_a_vote_those_that_it_was_made_under(clien
 
 def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
     task = ask("/api/task").json()["task"]
-    given = {"token": task["token"], "key": "3" * 32, "said": {"tiers": [[1], [0]], "rationale": "cut \ud83d"}}
+    said = {"tiers": [[1], [0]], "rationale": "cut \ud83d"}
+    given = {"token": task["token"], "key": "3" * 32, "terms": UNCHANGED, "said": said}
     headers = {"Cookie": f"align_key_7861={'k' * 32}", "Content-Type": "application/json"}
     headers["X-Align"] = ask("/api/project").json()["id"]
     assert client.post("/api/vote", headers=headers, content=json.dumps(given)).json()["field"] == "said.rationale"

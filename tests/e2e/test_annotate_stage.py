@@ -61,8 +61,6 @@ def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Pat
     here = shop.said.splitlines()[-2]
     asked(shop, "verify", other)
     assert shop.said.splitlines()[-2] == here
-    asked(shop, "migrate")
-    assert "schema_version 4 already" in shop.said
 
 
 def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:

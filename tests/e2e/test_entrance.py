@@ -22,6 +22,8 @@ from align.types import Conversation, Message
 GOOD = "correct horse battery"
 URL = "https://annotate.example.org"
 FROM_PAGE = {"Origin": URL}
+UNCHANGED = {"version": 0, "mode": "work", "guidelines": None}
+"""The terms of a project whose settings nobody changed."""
 
 
 class Site(NamedTuple):
@@ -219,7 +221,7 @@ def test_anothers_lease_and_vote_cannot_be_used(someone, store):
     ann, bob = someone("ann"), someone("bob")
     task = ask(ann, "/api/task").json()["task"]
     assert ask(bob, "/api/task").json()["task"]["token"] != task["token"]
-    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]], "strength": 1}}
+    body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]], "strength": 1}}
     assert ask(bob, "/api/vote", body).status_code == 422
     for path in ("renew", "draft"):
         more = {"draft": {}} if path == "draft" else {}
@@ -235,7 +237,7 @@ def test_who_is_taken_out_keeps_what_they_said_in_their_page(someone, accounts):
     place = places(ann)["p"]
     task = ask(ann, "/api/task").json()["task"]
     accounts.set_role("p", "ann", None)
-    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]]}}
+    body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}
     assert ann.post("/api/vote", headers={"X-Align": place}, json=body).status_code == 401
     accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)
     ann.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
@@ -316,15 +318,24 @@ def test_what_is_settled_is_a_reviewers_to_settle(someone, store, accounts):
     configure(store, "p", {"overlap": 2})
     for client, better in ((ann, "yes"), (bob, "no")):
         for _ in range(4):
-            task = ask(client, "/api/task").json()["task"]
+            step = ask(client, "/api/task").json()
+            task, terms = step["task"], step["terms"]
             first = next(place for place, answer in enumerate(task["answers"]) if better in answer["html"])
             said = {"tiers": [[first], [1 - first]], "strength": 1, "rationale": "<b>because</b>"}
-            assert ask(client, "/api/vote", {"token": task["token"], "key": token_hex(16), "said": said}).is_success
+            assert ask(
+                client, "/api/vote", {"token": task["token"], "key": token_hex(16), "terms": terms, "said": said}
+            ).is_success
     assert ask(ann, "/api/review").status_code == 403
-    task = ask(rev, "/api/review").json()["task"]
+    step = ask(rev, "/api/review").json()
+    task = step["task"]
     assert len(task["others"]) == 2
     assert "&lt;b&gt;because" in task["others"][0]["rationale"]["html"]
-    body = {"token": task["token"], "key": "1" * 32, "said": {"tiers": [[0], [1]], "strength": 3}}
+    body = {
+        "token": task["token"],
+        "key": "1" * 32,
+        "terms": step["terms"],
+        "said": {"tiers": [[0], [1]], "strength": 3},
+    }
     accounts.set_role("p", "rev", "annotator")
     assert ask(rev, "/api/vote", body).status_code == 403
     accounts.set_role("p", "rev", "reviewer")

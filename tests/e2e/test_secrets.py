@@ -127,7 +127,7 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
     votes = "data=annotations data.allow_simulated=true stage.batch_size=8 stage.held_out=0.3"
     actions = (
         *("import stage.path=items.jsonl", "simulate", "configure stage.state=open"),
-        *("export data.allow_simulated=true", "verify", "migrate", "backup stage.path=backup.gz", "invite"),
+        *("export data.allow_simulated=true", "verify", "backup stage.path=backup.gz", "invite"),
     )
     lines = [
         f"stage=data data=jsonl data.path={chats} {given}",
@@ -210,7 +210,7 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
         own = f"https://{PLANTED['ALIGN_STORE_URL']}:{secret}@h/x.git"
         wrong = [
             *([f"stage={s}", f"store.url={url}", "data=annotations"] for s in ("reward", "dpo", "kto") for url in urls),
-            *(["stage=annotate", f"stage.action={a}", f"store.url={u}"] for a in ("verify", "migrate") for u in urls),
+            *(["stage=annotate", f"stage.action={a}", f"store.url={u}"] for a in ("verify", "export") for u in urls),
             ["stage=sample", "init=base", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}",
              f"store.url={urls[0]}"],
             ["stage=sft", f"stor.url={urls[1]}"], ["stage=sft", f"store={urls[1]}"], [f"stage={urls[1]}"], [urls[1]],

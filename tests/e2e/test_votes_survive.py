@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.terms import Terms
 from align.annotate.store import Candidate, Judgement, Store, configure
 from align.errors import StorageError
 from align.types import Conversation, Message
 
+UNCHANGED = Terms(0, "work", None)
+"""Of a project whose settings are those it was made with."""
 ANNOTATORS = 50
 ITEMS = 400
 
@@ -39,7 +42,7 @@ def work_on(url: str, people: list[str], log: str) -> None:
             for who in [who for who in people if held[who]]:
                 task = held[who]
                 tiers = tuple((id,) for id in task.display_order)
-                seq, held[who] = queue.vote(who, task.token, f"{who}/{task.token}", Judgement(tiers))
+                seq, held[who] = queue.vote(who, task.token, f"{who}/{task.token}", Judgement(tiers), UNCHANGED)
                 acknowledged.write(f"{seq} {task.item.id} {who}\n")
                 acknowledged.flush()
 
@@ -114,8 +117,8 @@ def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypa
         judgement = Judgement(tuple((id,) for id in task.display_order))
         with other.transaction():
             with pytest.raises(StorageError, match="locked"):
-                queue.vote("ann", task.token, "k", judgement)
-        seq, _ = queue.vote("ann", task.token, "k", judgement)
+                queue.vote("ann", task.token, "k", judgement, UNCHANGED)
+        seq, _ = queue.vote("ann", task.token, "k", judgement, UNCHANGED)
         assert [vote.seq for vote in store.rankings("p")] == [seq]
 
 
@@ -130,10 +133,10 @@ def test_a_full_disk_is_said_and_the_vote_is_taken_once_there_is_room(tmp_path: 
             db.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
         told = Judgement(tuple((id,) for id in task.display_order), rationale="because " * 10_000)
         with pytest.raises(StorageError, match="full"):
-            queue.vote("ann", task.token, "k", told)
+            queue.vote("ann", task.token, "k", told, UNCHANGED)
         assert store.rankings("p") == []
         assert store.verify()
         with store.reading() as db:
             db.exec_driver_sql("PRAGMA max_page_count = 1000000")
-        seq, _ = queue.vote("ann", task.token, "k", told)
+        seq, _ = queue.vote("ann", task.token, "k", told, UNCHANGED)
         assert [vote.seq for vote in store.rankings("p")] == [seq]

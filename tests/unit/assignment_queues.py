@@ -3,6 +3,7 @@
 from annotation_store import add, said
 
 from align.annotate.assignment import AssignmentQueue
+from align.annotate.assignment.terms import mode_of, terms_now
 from align.annotate.store import configure
 from align.annotate.store.tables import work
 
@@ -28,8 +29,15 @@ def best_first(task, **more):
     return said(task.item.id, "0>1>2", **more)
 
 
+def cast_vote(queue, who, task, key, judgement):
+    """Vote under the terms of now."""
+    with queue.store.reading() as db:
+        terms, _ = terms_now(db, queue.project, mode_of(task.purpose))
+    return queue.vote(who, task.token, key, judgement, terms)
+
+
 def judge(queue, who, task, key=None, **more):
-    return queue.vote(who, task.token, key or f"{who}/{task.token}", best_first(task, **more))
+    return cast_vote(queue, who, task, key or f"{who}/{task.token}", best_first(task, **more))
 
 
 def counters(store):

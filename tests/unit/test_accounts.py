@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from annotation_store import add
+from assignment_queues import cast_vote
 from people import GOOD, member
 from sqlalchemy import select, text
 
@@ -183,7 +184,7 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
     session = member(accounts, "ann@example.org")
     queue = AssignmentQueue(store, "p")
     task = queue.take("ann@example.org")
-    queue.vote("ann@example.org", task.token, "k" * 16, Judgement(tuple((id,) for id in task.display_order)))
+    cast_vote(queue, "ann@example.org", task, "k" * 16, Judgement(tuple((id,) for id in task.display_order)))
     accounts.invite("p", "annotator", "ann@example.org")
     assert accounts.handle("p", "ann@example.org") == store.known("p", "ann@example.org")
     store.erase_annotator("p", store.known("p", "ann@example.org"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from annotation_store import ask, said
-from assignment_queues import Hands, best_first, counters, judge, queue_of
+from assignment_queues import Hands, best_first, cast_vote, counters, judge, queue_of
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.clock import Clock
@@ -253,7 +253,7 @@ def test_a_vote_that_is_refused_leaves_the_lease(store):
     task = queue.take("ann")
     before = counters(store)
     with pytest.raises(InputError):
-        queue.vote("ann", task.token, "k", said(task.item.id, "0>1"))
+        cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1"))
     assert counters(store) == before
     assert queue.take("ann").token == task.token
 
@@ -267,7 +267,7 @@ def test_everything_that_was_said_comes_back(store):
         task, strength=2, quality="good", ratings={first: {"helpful": 5, "honest": 4}}, flagged=(third, task.item.id),
         seconds=12.5, rationale="It is kinder.", demonstration="I am well — and you?", source="simulated",
     )  # fmt: skip
-    seq, _ = queue.vote("ann", task.token, "k", given)
+    seq, _ = cast_vote(queue, "ann", task, "k", given)
     (vote,) = store.rankings("p")
     expected = replace(
         given,
@@ -286,7 +286,7 @@ def test_everything_that_was_said_comes_back(store):
 def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
     queue = queue_of(store, items=1)
     task = queue.take("ann")
-    _, following = queue.vote("ann", task.token, "k", Judgement(skipped="unsure", rationale="no idea"))
+    _, following = cast_vote(queue, "ann", task, "k", Judgement(skipped="unsure", rationale="no idea"))
     assert following is None
     (skip,) = store.skips("p")
     assert (skip.skipped, skip.rationale, skip.display_order) == ("unsure", "no idea", task.display_order)
@@ -372,7 +372,7 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
             task = held[who].pop(rng.choice(mine).token)
             judgement = Judgement(skipped="unsure") if act == "s" else best_first(task)
             try:
-                votes[who].append(queue.vote(who, task.token, f"{seed}/{step}", judgement)[0])
+                votes[who].append(cast_vote(queue, who, task, f"{seed}/{step}", judgement)[0])
             except AlreadyJudged:  # under another lease: this one had run out, or was given back
                 assert any(v.item == task.item.id for v in (*store.rankings("p"), *store.skips("p")))
         elif act == "u" and votes[who]:

@@ -23,7 +23,7 @@ def test_it_is_small_beside_torch():
 
 
 def test_it_has_nothing_that_only_some_stages_need():
-    heavy = {"gradio", "fastapi", "uvicorn", "matplotlib", "alembic", "phonenumbers", "py3langid", "llguidance"}
+    heavy = {"gradio", "fastapi", "uvicorn", "matplotlib", "phonenumbers", "py3langid", "llguidance"}
     assert not heavy & set(PACKAGES)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from annotation_store import add, ask, said
-from assignment_queues import judge, queue_of
+from assignment_queues import cast_vote, judge, queue_of
 from sqlalchemy.event import listen
 
 from align.annotate.assignment import REPEAT_AFTER, AssignmentQueue
@@ -28,7 +28,7 @@ def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
     for who in ("ann", "bob"):
         task = queue.take(who)
         assert task.item.id == gold
-        _, following = queue.vote(who, task.token, who, said(gold, "0>1"))
+        _, following = cast_vote(queue, who, task, who, said(gold, "0>1"))
         assert following.item.id != gold
         queue.give_back(who, following.token)
     assert {vote.purpose for vote in store.rankings("p")} == {"gold"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from annotation_store import add, asked, rank, said, tamper
+from assignment_queues import cast_vote
 from datasets import Dataset, DatasetDict
 from postgres import new_schema
 from written import PACKERS, WRITERS, write
@@ -291,7 +292,7 @@ def fill(store):
         add(store, f"run/{i}")
     queue = AssignmentQueue(store, "p")
     task = queue.take("ann")
-    _, held = queue.vote("ann", task.token, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
+    _, held = cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
     queue.save_draft("ann", held.token, {"rationale": "half"})
     store.erase_content("p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held.item.id)))
     return held
@@ -384,7 +385,7 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
         ("less", [*lines[:-5], *lines[-4:]], "cut short"),
         ("forged", forged, "its sha256 differs"),
         ("strange", [*lines[:3], '{"table": "users", "row": {}}', *lines[3:]], "no row of a table"),
-        ("older", [lines[0].replace('"schema_version": 4', '"schema_version": 1'), *lines[1:]], "schema_version is 1"),
+        ("older", [json.dumps(json.loads(lines[0]) | {"schema_version": 1}), *lines[1:]], "schema_version is 1"),
         ("other", ["{}", *lines[1:]], "no backup"),
     ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(broken) + "\n")

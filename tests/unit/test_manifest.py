@@ -1,31 +1,26 @@
-"""Manifests: one record with one reader and writer, what a run's identity is made of, and folders of older versions."""
+"""Manifests: one record with one reader and writer, and what a run's identity is made of."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from run_folders import BASE, manifest_of, opened, published
 
-from align.annotate.store import Store
-from align.annotate.store.schema import migrate
 from align.config.compose import check, compose_raw, plain
 from align.config.identity import identifying, input_names
 from align.config.schemas import SCHEMAS
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, RunConflict
-from align.run import Base, Input, Run, artifact_in, read_manifest, resolve, verify_outputs
+from align.run import Base, Input, Run, artifact_in, read_manifest, verify_outputs
 from align.run.environment import code_digest
-from align.run.lineage import Gone, ancestors, evaluation_of, readers_of, trained_through
+from align.run.lineage import Gone, ancestors, trained_through
 from align.run.manifest import FILE, Manifest, first_invalid_key, identity_of, manifest_from, write_manifest
 
-OLD = Path(__file__).parent / "runs_of_version_1.zip"
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
 FULL = Manifest(
     "ppo", "x", 3, CONFIG,
@@ -79,14 +74,10 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [path, *inner] if path else inner
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path, version: int) -> None:
+def test_whatever_stands_in_a_manifest_it_is_read_or_refused(tmp_path: Path) -> None:
     """Every key of a real manifest, taken out and replaced by a value of every kind."""
     folder = published(tmp_path, "x")
     good = manifest_of(folder)
-    if version == 1:
-        good = {k: v for k, v in good.items() if k not in ("config", "digest", "code")} | {"schema_version": 1}
-        good["identity"] = {"config": manifest_of(folder)["config"], "inputs": {"data": "d1"}}
     refused = read = 0
     for path in leaves(good):
         for odd in (..., *ODD):
@@ -143,7 +134,6 @@ def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:
     told = [identifying("sample", composed("stage=sample", f"reward={name}"), ()) for name in ("learned", "sentiment")]
     assert told[0] == told[1]
     assert "reward" not in told[0]
-    assert not {"best_of", "gold"} & told[0]["stage"].keys()
 
 
 def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: Path) -> None:
@@ -163,16 +153,6 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
     assert identity_of("ppo", config, inputs, replace(BASE, digest="x")) != same
     # What no input stands for stays in, as it is spelled.
     assert identity_of("ppo", config, {}, None) != identity_of("ppo", other, {}, None)
-
-
-def test_a_key_of_a_later_version_moves_no_name_at_its_default() -> None:
-    """Names are derived from identities: those that were given before the key was there stay."""
-    plain, skips = (composed("stage=sft", f"data.on_bad_row={value}") for value in ("error", "skip"))
-    older = {**plain, "data": {key: value for key, value in plain["data"].items() if key != "on_bad_row"}}
-    same = identity_of("sft", plain, {}, BASE)
-    assert "on_bad_row" not in same["config"]["data"]
-    assert identity_of("sft", older, {}, BASE) == same
-    assert identity_of("sft", skips, {}, BASE)["config"]["data"]["on_bad_row"] == "skip"
 
 
 def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
@@ -325,74 +305,6 @@ def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
     inputs = {"reward": Input("1")}
     assert identity_of("ppo", one, inputs, BASE) == identity_of("ppo", two, inputs, BASE)
     assert identity_of("ppo", one, {}, BASE) != identity_of("ppo", two, {}, BASE)
-
-
-# --- Folders of an older version
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """Runs of `sft`, `sample`, `annotate`, `reward`, `ppo` and `eval` on a tiny model, and their store, as the version
-    before manifests of version 2 left them. Paths were shortened, and what followed from that."""
-    with zipfile.ZipFile(OLD) as archive:
-        archive.extractall(tmp_path / "runs")
-    return tmp_path / "runs"
-
-
-def test_runs_of_version_1_are_read(old: Path) -> None:
-    found = {f"{m['stage']}:{m['name']}": m for p in old.glob("*/*/manifest.json") for m in [json.loads(p.read_text())]}
-    assert {m["schema_version"] for m in found.values()} == {1}
-    assert found.keys() == {"sft:s", "sample:a", "annotate:v", "reward:r", "ppo:p", "eval:e"}
-    for stage in ("sft", "reward", "ppo"):
-        artifact = resolve(f"{stage}:latest", old)
-        assert artifact.manifest is not None
-        assert artifact.manifest.metrics == found[artifact.manifest.ref]["metrics"]
-        assert artifact.manifest.config == found[artifact.manifest.ref]["identity"]["config"]
-    policy = resolve("ppo:p", old)
-    assert policy.manifest is not None
-    assert [m.ref for m in ancestors(policy.manifest, old)] == ["ppo:p", "sft:s", "reward:r"]
-    assert [p.name for p in trained_through(policy.manifest, policy.digest, old)] == ["s", "r", "p"]
-    assert evaluation_of(policy.as_input(), old) == found["eval:e"]["metrics"]
-    seq = found["reward:r"]["inputs"]["data"]["seq"]
-    assert readers_of(old, "p", seq, seq + 1) == (["reward/r", "ppo/p", "eval/e", "sample/a"], [])
-
-
-@pytest.mark.parametrize("run", ["sft/s", "sample/a", "reward/r", "ppo/p", "eval/e"])
-def test_the_command_that_made_a_run_of_version_1_finds_it_done(old: Path, run: str) -> None:
-    manifest = read_manifest(old / run)
-    config = yaml.safe_load((old / run / "config.yaml").read_text())
-    config["run"]["root"] = str(old)
-    before = (old / run / FILE).read_bytes()
-    with Run.open(config, manifest.inputs, manifest.base, "x") as again:
-        assert again.done
-    assert (old / run / FILE).read_bytes() == before
-    with pytest.raises(RunConflict, match="seed"):
-        Run.open(config | {"seed": 9}, manifest.inputs, manifest.base, "x")
-    # Today's command: keys that the old version did not know are at their defaults, and a tokenizer is noted.
-    today = composed(f"stage={manifest.stage}", f"run.root={old}", f"run.name={manifest.name}")
-    for part, values in config.items():
-        today[part] = merged(today[part], values)
-    noted = {name: replace(found, tokenizer="t") for name, found in manifest.inputs.items()}
-    with Run.open(today, noted, manifest.base, "x") as again:
-        assert again.done
-    today["data"]["template_kwargs"] = {"enable_thinking": False}
-    with pytest.raises(RunConflict, match=r"data\.template_kwargs.* has None"):
-        Run.open(today, noted, manifest.base, "x")
-
-
-def merged(new: Any, old: Any) -> Any:
-    """The tree of today with the values of an older one."""
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        return old
-    return {**new, **{key: merged(new.get(key), value) for key, value in old.items()}}
-
-
-def test_a_store_of_that_version_is_read(old: Path) -> None:
-    migrate(f"sqlite:///{old / 'annotations.db'}")
-    with Store.open(f"sqlite:///{old / 'annotations.db'}", create=False) as store:
-        store.verify()
-        assert len(list(store.rankings("p"))) == 24
-        assert store.head("p").hash == read_manifest(old / "reward" / "r").inputs["data"].digest
 
 
 def test_every_stage_has_a_schema() -> None:

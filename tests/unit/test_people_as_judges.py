@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from annotation_store import add, ask, rank
-from assignment_queues import queue_of
+from assignment_queues import cast_vote, queue_of
 from hypothesis import given
 from hypothesis import strategies as st
 from votes import voted
@@ -103,7 +103,7 @@ def test_the_second_person_sees_the_pair_turned_round(store):
         task = queue.take(who)
         while task is not None:
             shown.setdefault(task.item.id, []).append(task.display_order)
-            _, task = queue.vote(who, task.token, f"{who}/{task.token}", rank_of(task))
+            _, task = cast_vote(queue, who, task, f"{who}/{task.token}", rank_of(task))
     assert len(shown) == 4
     for id, orders in shown.items():
         assert orders == [tuple(f"{id}-{k}" for k in "012"), tuple(f"{id}-{k}" for k in "120")]
@@ -113,7 +113,7 @@ def test_who_skips_an_item_leaves_its_order_to_the_next(store):
     queue = queue_of(store, items=1, turned_by_item=True)
     task = queue.take("ann")
     assert task is not None
-    queue.vote("ann", task.token, "k" * 20, rank_of(task, skipped="unsure"))
+    cast_vote(queue, "ann", task, "k" * 20, rank_of(task, skipped="unsure"))
     again = queue.take("bob")
     assert again is not None
     assert again.display_order == task.display_order

@@ -1,21 +1,15 @@
-"""A project's settings and guidelines, what annotators write beside their votes, and stores of an older schema."""
+"""A project's settings and guidelines, and what annotators write beside their votes."""
 
 import json
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from annotation_store import add, ask, asked, rank, said, tamper, url_of
+from annotation_store import add, ask, asked, rank, said, tamper
 from postgres import new_schema
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine
 
-from align.annotate.store import Candidate, Settings, Store, configure, preferences, publish_guidelines
+from align.annotate.store import Candidate, Settings, Store, configure, publish_guidelines
 from align.annotate.store.counting import recount
-from align.annotate.store.migrations import VERSION_TABLE
 from align.annotate.store.projects import guidelines_of, settings_of, state_of
-from align.annotate.store.schema import migrate
-from align.annotate.store.tables import metadata
 from align.errors import CorruptFile, InputError
 
 
@@ -204,104 +198,12 @@ def test_an_erased_remark_makes_a_repeated_vote_no_other_one(remarked):
     assert remarked.record("p", item, judgement, annotator="bob", key="k") == seq
 
 
-# Older stores
-
-
-def test_a_new_store_has_the_tables_that_the_code_speaks_of(store):
-    with store.reading() as db:
-        context = MigrationContext.configure(db, opts={"version_table": VERSION_TABLE, "compare_type": True})
-        found = compare_metadata(context, metadata)
-    # SQLite does not tell in which direction an index goes; `test_gold_and_repeats` asks its planner about that one.
-    assert [change for change in found if getattr(change[1], "name", "") != "work_by_priority"] == []
-
-
-def old_store(url, version):
-    """A store as an earlier version left it: two items, the first ranked by two people, one of whom took it back."""
-    with Store.open(url) as store:
-        ids = [add(store, f"run/{i}") for i in range(2)]
-        for who in ("ann", "bob"):
-            seq = rank(store, ids[0], "0>1>2", annotator=who)
-        store.retract("p", seq)
-        rank(store, ids[1], "0>1>2", source="simulated")
-        head = store.head()
-    assignment = ("projects", "guidelines", "remarks", "work", "leases", "drafts", VERSION_TABLE)
-    before = assignment if version == 1 else ()
-    accounts = ("sessions", "members", "invitations", "users") if version < 3 else ()
-    gone = ("project_keys", *accounts, *before)
-    undone = [f"DROP TABLE {name}" for name in gone]
-    if version == 1:
-        undone.append("DROP INDEX ledger_by_annotator")
-        if "postgresql" in url:
-            undone += ["DROP TRIGGER ledger_append_only ON ledger", "DROP FUNCTION align_append_only()"]
-    else:
-        undone.append(f"UPDATE {VERSION_TABLE} SET version_num = '000{version}'")
-    changed(url, *undone, f"UPDATE align_store SET schema_version = {version}")
-    return ids, head
-
-
-def changed(url, *statements):
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_an_older_store_is_refused_with_the_command_and_then_brought_up_to_date(store_url, tmp_path, version):
-    ids, head = old_store(store_url, version)
-    with pytest.raises(InputError, match=rf"schema_version {version}, of an older align.*stage\.action=migrate"):
-        Store.open(store_url)
-    assert migrate(store_url) == (version, 4)
-    assert migrate(store_url) == (4, 4)
-    with Store.open(store_url) as store:
-        assert store.verify(head) == head
-        assert len(preferences(store, "p", allow_simulated=True)) == 6
-        assert asked(store, "SELECT name, settings, state FROM projects") == [("p", "{}", "open")]
-        key = store.key("p")
-        assert key is not None
-        assert len(key) == 32
-        counted = asked(store, "SELECT item, wanted, judged, leased FROM work ORDER BY judged DESC")
-        assert counted == [(ids[0], 1, 1, 0), (ids[1], 1, 0, 0)]
-        shuffled = dict(asked(store, "SELECT item, shuffle FROM work"))
-        with store.reading() as db:
-            context = MigrationContext.configure(db, opts={"version_table": VERSION_TABLE})
-            missing = [
-                c for c in compare_metadata(context, metadata) if getattr(c[1], "name", "") != "work_by_priority"
-            ]
-        assert missing == []
-    with Store.open(f"sqlite:///{tmp_path / 'new.db'}") as new:
-        assert [add(new, f"run/{i}") for i in range(2)] == ids
-        assert dict(asked(new, "SELECT item, shuffle FROM work")) == shuffled
-
-
-def test_a_migration_that_fails_leaves_the_store_as_it_was(store_url):
-    _, head = old_store(store_url, 1)
-    changed(store_url, "CREATE TABLE drafts (x INTEGER)")  # what the migration is going to make
-    with pytest.raises((InputError, SQLAlchemyError)):
-        migrate(store_url)
-    engine = create_engine(store_url)
-    tables = set(inspect(engine).get_table_names())
-    engine.dispose()
-    assert tables == {"align_store", "prompts", "candidates", "annotators", "ledger", "drafts"}
-    changed(store_url, "DROP TABLE drafts")
-    assert migrate(store_url) == (1, 4)
-    with Store.open(store_url) as store:
-        assert store.verify(head) == head
-
-
-def test_there_is_nothing_to_migrate_where_there_is_no_store(tmp_path):
-    with pytest.raises(InputError, match="there is no store"):
-        migrate(url_of(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_tables_of_a_shared_database_are_left_alone(postgres):
     url = new_schema(postgres, "shared")
     engine = create_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('theirs')")
+        connection.exec_driver_sql("CREATE TABLE theirs (id VARCHAR(32))")
+        connection.exec_driver_sql("INSERT INTO theirs VALUES ('kept')")
     with Store.open(url) as store:
-        assert asked(store, "SELECT version_num FROM alembic_version") == [("theirs",)]
+        assert asked(store, "SELECT id FROM theirs") == [("kept",)]
     engine.dispose()

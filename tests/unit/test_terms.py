@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from annotation_store import add, asked, rank, said
+from annotation_store import add, rank, said
 from assignment_queues import judge, queue_of
 
 from align.annotate.assignment.terms import Terms, mode_of, terms_now
@@ -42,8 +40,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("changes", [*([name] for name in CHANGES), list(CHANGES)])
-@pytest.mark.parametrize("told", [True, False])
-def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes, told):
+def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, changes):
     queue = queue_of(store, attributes=["helpful", "honest"])
     publish_guidelines(store, "p", "# One")
     task, terms = queue.take("ann"), now(store)
@@ -51,11 +48,11 @@ def test_whatever_changes_a_vote_made_before_is_taken_as_it_was_said(store, chan
         configure(store, "p", CHANGES[name], state="closed" if name == "nothing is given out any more" else None)
     publish_guidelines(store, "p", "# Two")
     judgement = rated(task, helpful=5, honest=1)
-    seq, _ = queue.vote("ann", task.token, "k", judgement, terms if told else None)
+    seq, _ = queue.vote("ann", task.token, "k", judgement, terms)
     (vote,) = store.rankings("p")
     assert vote.ratings == {task.display_order[0]: {"helpful": 5, "honest": 1}}
-    assert (vote.guideline_version, vote.project_version) == ("1", terms.version if told else None)
-    assert queue.vote("ann", task.token, "k", judgement, terms if told else None)[0] == seq  # sent again
+    assert (vote.guideline_version, vote.project_version) == ("1", terms.version)
+    assert queue.vote("ann", task.token, "k", judgement, terms)[0] == seq  # sent again
     store.verify()
 
 
@@ -97,7 +94,7 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
     after, task = now(store), queue.take("ann")
     refused = [
         (before, {"honest": 1}), (after, {"helpful": 1}), (after, {"honest": 5}), (before, {"helpful": 6}),
-        (None, {"nope": 1}), (None, {"helpful": 6}), (Terms(9999, "work", None), {}), (Terms(1, "work", None), {}),
+        (Terms(9999, "work", None), {}), (Terms(1, "work", None), {}),
         (Terms(after.version, "review", None), {}), (Terms(after.version, "work", 1), {}),
         (Terms(-1, "work", None), {}),
     ]  # fmt: skip
@@ -109,16 +106,6 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
     assert len(store.rankings("p")) == 1
 
 
-def test_votes_of_before_there_were_versions_keep_what_they_had(store):
-    item = add(store)
-    seq = rank(store, item, "0>1>2", guideline_version="1", key="old")
-    payload = json.loads(asked(store, f"SELECT payload FROM ledger WHERE seq = {seq}")[0][0])
-    assert "project_version" not in payload
-    assert store.verify().seq == seq
-    assert store.rankings("p")[0].project_version is None
-    assert rank(store, item, "0>1>2", guideline_version="1", key="old") == seq
-
-
 def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
     modes = {purpose: mode_of(purpose) for purpose in PURPOSES}
     assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
@@ -128,8 +115,9 @@ def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
     queue = queue_of(store)
     _, following = judge(queue, "ann", queue.take("ann"))
     assert queue.known_guidelines("ann") is None  # there were none
+    earlier = now(store)
     publish_guidelines(store, "p", "# One")
-    _, following = judge(queue, "ann", following)  # which was given before
+    _, following = queue.vote("ann", following.token, "k", said(following.item.id, "0>1>2"), earlier)
     assert queue.known_guidelines("ann") is None
     seq, _ = judge(queue, "ann", following)
     publish_guidelines(store, "p", "# Two")
