@@ -37,13 +37,16 @@ class DpoConfig(Settings):
     )  # fmt: skip
     loss: str = setting("sigmoid", "The loss on a pair.", choices=tuple(BETAS))
     label_smoothing: float = setting(
-        0.0, "Share of the pairs that are taken to be labelled the wrong way round (cDPO); for `sigmoid` alone.",
-        at_least=0, below=0.5, later=True,
-    )  # fmt: skip
+        0.0,
+        "Share of the pairs that are taken to be labelled the wrong way round (cDPO); for `sigmoid` alone.",
+        at_least=0,
+        below=0.5,
+    )
     simpo_gamma: float = setting(
-        GAMMA, "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
-        at_least=0, later=True,
-    )  # fmt: skip
+        GAMMA,
+        "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
+        at_least=0,
+    )
     lr: float | None = training.lr("dpo")
     epochs: float = training.epochs()
     batch_size: int = training.batch_size("Pairs")

@@ -24,12 +24,10 @@ class EvalConfig(Settings):
         "Who answers, by name, such as {new: ppo:latest, old: @production, base: base, theirs: {file: answers.jsonl}}; "
         "{url: http://127.0.0.1:8000/v1, model: NAME} is a model behind a server. "
         "The first is compared with each other one. Empty: `artifact` and what it started from.",
-        later=True,
     )
     first: str = setting(
         "",
         "The system that is compared with the others and that gates are about. Empty: the first of `systems`.",
-        later=True,
     )
     judge: Any = setting(
         "reward",
@@ -37,39 +35,31 @@ class EvalConfig(Settings):
         "annotation app (people); or a language model behind an OpenAI-compatible server, such as {url: "
         "http://127.0.0.1:8000/v1, model: NAME, key_env: VARIABLE}, which is asked about each pair of answers in both "
         "orders, or the question of a task with `asks` about each answer.",
-        later=True,
     )
     card: Any = setting(
         "",
         "The card of the judge, a run of eval=judge such as eval:NAME: gates on what it judges ask for one. A list "
         "where a judge compares answers and also answers questions about them, each of which has a card of its own.",
         names="card",
-        later=True,
     )
     votes: int | None = setting(
         None,
         "Number of votes that `judge=people` asks for, in all. Empty: one on each pair, and a second person's on a "
         "fifth of them.",
-        above=0, later=True,
-    )  # fmt: skip
+        above=0,
+    )
     gold: str | None = setting(
         None,
         "A file of pairs whose better answer is known, `expected`. People get them among the others, which shows how "
         "they judge.",
-        later=True,
     )
-    level: float = setting(0.95, "Level of the intervals of systems and of judges.", above=0.5, below=1, later=True)
-    answers: int = setting(
-        1, "Number of answers to each prompt. They count as one piece of evidence.", above=0, later=True
-    )
-    allow_code: bool = setting(
-        False, "Run the code that answers hold, for tasks that check it by unit tests.", later=True
-    )
+    level: float = setting(0.95, "Level of the intervals of systems and of judges.", above=0.5, below=1)
+    answers: int = setting(1, "Number of answers to each prompt. They count as one piece of evidence.", above=0)
+    allow_code: bool = setting(False, "Run the code that answers hold, for tasks that check it by unit tests.")
     unsafe_code: bool = setting(
         False,
         "Run that code also on a machine that has no sandbox for it: neither bubblewrap nor namespaces nor Landlock.",
-        later=True,
-    )  # fmt: skip
+    )
     prompts: int = setting(256, "Number of held-out prompts that both models answer.", above=0)
     seen: str = setting(
         "drop",
@@ -84,7 +74,6 @@ class EvalConfig(Settings):
         "words. Those are asked and counted apart. Null looks for none.",
         above=0,
         at_most=1,
-        later=True,
     )
     allow_proxy: bool = setting(
         False, "Accept a judge that the policy was optimised against. Its score is then called a proxy."

@@ -124,12 +124,10 @@ class DataConfig(Settings):
         None,
         "Other names of columns in the files of data.path and data.eval_path, ours first: {prompt: question, context: "
         "notes}. A context is written below the question.",
-        later=True,
     )
     metadata: Any = setting(
         None,
         "Columns of these files that are kept as metadata and not read, whatever they hold: [notes, label].",
-        later=True,
     )
     part: str | None = setting(
         None, "Part of the corpus chitchat: `base` is plain text. Empty: the part that the stage needs."
@@ -176,11 +174,10 @@ class DataConfig(Settings):
     )
     on_bad_row: str = setting(
         "error",
-
         "What happens to rows with content that align cannot represent. `error`: the file is refused. `skip`: such "
         "rows are left out and counted.",
-        choices=("error", "skip"), later=True,
-    )  # fmt: skip
+        choices=("error", "skip"),
+    )
     limit: int | None = setting(
         None,
         "Largest number of rows that are used for training, and of rows that are held out, after shuffling. Empty: "
@@ -302,14 +299,15 @@ class ExportConfig(Settings):
         list(QUANTISED), "Quantised variants of a GGUF base or whole model.", choices=QUANTISED
     )
     sign: str | None = setting(
-        None, "File with the private key that signs the export (PEM; curve P-256, P-384 or P-521). Empty: unsigned.",
-        names="signer", later=True,
-    )  # fmt: skip
+        None,
+        "File with the private key that signs the export (PEM; curve P-256, P-384 or P-521). Empty: unsigned.",
+        names="signer",
+    )
     verify: str | None = setting(
         None,
         "File with a public key. What export=check measures, or stage=serve loads, has to be signed by its owner.",
-        names="signer", later=True,
-    )  # fmt: skip
+        names="signer",
+    )
 
     def check_together(self) -> None:
         require(

@@ -31,8 +31,7 @@ def declared_keys() -> Mapping[str, tuple[Setting, Any]]:
 
 @cache
 def defaults(stage: str, reward: str) -> Mapping[str, Any]:
-    """Dotted key → its default, of every key that a configuration of a stage may lack because an older version, which
-    did not know it, wrote it down.
+    """Return dotted key → default, of every key that a configuration of a stage has.
 
     Args:
         reward: the choice of the group `reward`; empty for none.
@@ -45,19 +44,6 @@ def defaults(stage: str, reward: str) -> Mapping[str, Any]:
         for name, value in defaults_of(schema).items()
         if not str(value).startswith("${")
     }
-
-
-def completed(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that was written down, with the defaults of the keys that it lacks."""
-    found = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items()}
-    for key, value in defaults(stage, str(found.get("reward", {}).get("name", ""))).items():
-        *parents, leaf = key.split(".")
-        inside: Any = found
-        for parent in parents:
-            inside[parent] = dict(inside.get(parent) or {})
-            inside = inside[parent]
-        inside.setdefault(leaf, value)
-    return found
 
 
 def without_refs(parts: Any) -> Any:
@@ -82,12 +68,12 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         if name in inputs and isinstance(inside, dict):
             inside.pop(leaf, None)
     own = schema_of(stage)
-    ours = {f"{own.AT}.{name}": (each, defaults_of(own)[name]) for name, each in declared_in(own).items()}
-    for key, (declared, default) in {**declared_keys(), **ours}.items():
+    ours = {f"{own.AT}.{name}": declared for name, declared in declared_in(own).items()}
+    groups = {key: declared for key, (declared, _) in declared_keys().items()}
+    for key, declared in (groups | ours).items():
         part, _, leaf = key.rpartition(".")
-        inside = kept.get(part)
-        if isinstance(inside, dict) and (not declared.identity or (declared.later and inside.get(leaf) == default)):
+        if not declared.identity and isinstance(inside := kept.get(part), dict):
             inside.pop(leaf, None)
     if "reward" in inputs and isinstance(reward := kept.get("reward"), dict) and "parts" in reward:
         reward["parts"] = without_refs(reward["parts"])
-    return {key: part for key, part in kept.items() if part != {}}  # all of it is later than some runs
+    return kept

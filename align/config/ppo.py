@@ -46,7 +46,6 @@ class TripwireConfig(Settings):
         True,
         "Warn where the greedy answers to the prompts of `eval_every` are nearly alike, from 64 distinct prompts on. "
         "Needs no patience.",
-        later=True,
     )
     patience: int = setting(
         3, "Number of updates in a row that must cross a threshold before it makes a warning.", above=0
@@ -109,23 +108,26 @@ class PpoConfig(Settings):
         "answers to the prompt. `grpo`: the reward less the mean of all answers to the prompt, divided as "
         "scale_rewards says. `reinforce_pp` (REINFORCE++): what is yet to come, whitened over the batch. Only `gae` "
         "has a value role.",
-        choices=("gae", "rloo", "grpo", "reinforce_pp"), later=True,
-    )  # fmt: skip
+        choices=("gae", "rloo", "grpo", "reinforce_pp"),
+    )
     group_size: int | None = setting(
         None,
         "Answers to each prompt. Empty: 8 with advantage=rloo or grpo, else 1. With advantage=reinforce_pp and more "
-        "than one, the mean of a prompt's answers is the baseline.", above=0, later=True,
-    )  # fmt: skip
+        "than one, the mean of a prompt's answers is the baseline.",
+        above=0,
+    )
     scale_rewards: str = setting(
         "group",
         "What divides the advantages of advantage=grpo: the standard deviation of the rewards of the prompt's answers, "
-        "that of the whole batch, or nothing (Dr. GRPO).", choices=("group", "batch", "none"), later=True,
-    )  # fmt: skip
+        "that of the whole batch, or nothing (Dr. GRPO).",
+        choices=("group", "batch", "none"),
+    )
     max_draws: int = setting(
         1,
         "How often an update may ask. With more than 1 it asks other prompts in place of those whose answers all "
-        "earned the same (dynamic sampling, DAPO).", above=0, later=True,
-    )  # fmt: skip
+        "earned the same (dynamic sampling, DAPO).",
+        above=0,
+    )
     value_backbone: str = setting(
         "own",
         "What the value head reads. `own`: a separate adapter, which starts as a copy of the reward model's. "
@@ -143,31 +145,37 @@ class PpoConfig(Settings):
     schedule: str = training.schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
     clip_range_high: float | None = setting(
-        None, "Upper bound of the ratio, as 1 + clip_range_high (clip-higher, DAPO). Empty: clip_range.", above=0,
-        later=True,
-    )  # fmt: skip
+        None,
+        "Upper bound of the ratio, as 1 + clip_range_high (clip-higher, DAPO). Empty: clip_range.",
+        above=0,
+    )
     importance_sampling_level: str = setting(
-        "token", "What has a ratio π_new/π_old: a token, or a whole answer (`sequence`, GSPO).",
-        choices=("token", "sequence"), later=True,
-    )  # fmt: skip
+        "token",
+        "What has a ratio π_new/π_old: a token, or a whole answer (`sequence`, GSPO).",
+        choices=("token", "sequence"),
+    )
     loss_mean: str | None = setting(
         None,
         "What the policy loss is a mean over. `token`: all tokens of a minibatch. `sequence`: its answers, each with "
         "the mean of its tokens. `constant`: the sum over tokens is divided by rollout.max_new_tokens for each answer, "
         "which is unbiased. Empty: `constant` with advantage=rloo, else `token`.",
-        choices=("token", "sequence", "constant"), later=True,
-    )  # fmt: skip
+        choices=("token", "sequence", "constant"),
+    )
     value_clip_range: float | None = setting(None, "Largest change of a value in one update. Empty: no limit.", above=0)
     importance_cap: float = setting(
         2.0,
         "Largest weight of a token's loss with rollout=vllm. The weight is π_old over the probability that the server "
-        "drew the token with.", at_least=1, later=True,
-    )  # fmt: skip
+        "drew the token with.",
+        at_least=1,
+    )
     max_staleness: int = setting(
         0,
         "With 1 and rollout=vllm, the server answers the prompts of the next update while the policy learns from this "
-        "one. It answers by the policy as it is before that.", unit="updates", at_least=0, at_most=1, later=True,
-    )  # fmt: skip
+        "one. It answers by the policy as it is before that.",
+        unit="updates",
+        at_least=0,
+        at_most=1,
+    )
     max_approx_kl: float | None = setting(
         None, "End an update's passes when the policy has moved this far. Empty: never.", unit="nats a token", above=0
     )
@@ -354,8 +362,7 @@ class PpoConfig(Settings):
         )  # fmt: skip
 
     def named(self) -> dict[str, int | str | float | None]:
-        """One spelling of what may be written out or left empty, so that both are one run. One answer to a prompt is
-        the empty one, as in runs that are older than these settings."""
+        """One spelling of what may be written out or left empty, so that both are one run."""
         usual, high = replace(self, loss_mean=None).effective_loss_mean, self.clip_range_high
         return {
             "group_size": self.per_prompt if self.per_prompt > 1 else None,

@@ -64,7 +64,6 @@ class RolloutConfig(Settings):
         "`vllm`: dtype that the server computes in. `auto`: the dtype of training. The dequantised base of "
         "method=qlora is written in it.",
         choices=("auto", "float32", "bfloat16", "float16"),
-        later=True,
     )
     args: Any = setting(
         None, "`vllm`: further arguments of `vllm serve`, a mapping such as {gpu-memory-utilization: 0.4}.",

@@ -49,8 +49,11 @@ class RunConfig(Settings):
         DEFAULT_MAX_FILE_MB,
         "Largest file that is read whole: JSON, YAML, chat templates, keys, gates. Rows and weights are read piece by "
         "piece and may be larger.",
-        unit="MiB", above=0, at_most=2**20, identity=False, later=True,
-    )  # fmt: skip
+        unit="MiB",
+        above=0,
+        at_most=2**20,
+        identity=False,
+    )
 
     @property
     def folder(self) -> Path:

@@ -26,13 +26,11 @@ class SampleConfig(Settings):
         "the worst ones pairs. Nothing goes to annotators. Empty: off.",
         at_least=2,
         at_most=4096,
-        later=True,
     )
     gold: Any = setting(
         None,
         "Second reward of `best_of`, as a mapping: {name: sentiment}. It measures the answers that `reward=` ranks "
         "first, and ranks nothing.",
-        later=True,
     )
 
     def check_together(self) -> None:

@@ -38,8 +38,6 @@ class Setting:
         names: the input that it is the name of, such as `data`. A run's identity holds that input's digest, so that
             another spelling of the name is the same run.
         identity: whether a run's identity has it; not where it says how the work is done, and not what comes of it.
-        later: a key of a later version: at its default it is no part of a run's identity, so that names which were
-            derived before it was there stay as they are.
     """
 
     meaning: str
@@ -51,7 +49,6 @@ class Setting:
     choices: tuple[str, ...] = ()
     follows: str = ""
     names: str = ""
-    later: bool = False
     identity: bool = True
 
     @property
@@ -113,14 +110,11 @@ def setting(
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
     names: str = "",
-    later: bool = False,
     identity: bool = True,
 ) -> Any:
     """A key of a schema: its default, and what `Setting` says of it."""
     follows = default[2:-1] if isinstance(default, str) and re.fullmatch(r"\$\{[\w.]+\}", default) else ""
-    declared = {
-        SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, later, identity)
-    }
+    declared = {SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, identity)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=declared)
     return field(default=default, metadata=declared)

@@ -22,14 +22,12 @@ class SuiteConfig(Settings):
         SYSTEMS,
         "What is measured: the systems of `stage.systems` (systems), or the judge, on pairs of `data=` (judge).",
         choices=(SYSTEMS, JUDGE),
-        later=True,
     )
     asks: str = setting(
         "",
         "With `measures=judge`: the question about one answer that the judge is measured on, in words or by the name "
         "of one that align has (refuses). `data=` then has answers with labels, true for yes. Empty: the judge is "
         "measured on pairs.",
-        later=True,
     )
     tasks: Any = setting(
         None,
@@ -39,14 +37,12 @@ class SuiteConfig(Settings):
         "Without `asks`, without `check`, and without one in its rows, the judge of `reward=` scores. With `probe: "
         "choice` or `probe: loss` it asks for no answers and measures log-likelihoods; {name: NAME, lm_eval: TASK, "
         "include: FOLDER} is a task of lm-eval. Empty: one task with a judge.",
-        later=True,
     )
     closed: bool | None = setting(
         None,
         "Whether many prompts may share one right answer, so that equal answers are no sign of collapse: the artifact "
         "must then beat the best constant answer. Empty: true with reward=check, and of tasks whose checks are of the "
         "kinds exact, regex or json_schema or that ask whether answers refuse.",
-        later=True,
     )
     gates: Any = setting(
         None,
@@ -54,5 +50,4 @@ class SuiteConfig(Settings):
         "margin: 0.05, least_n: 200}. On a task that a judge scores it takes a judge with a card (`stage.card`) whose "
         "agreement is above `min_agreement` (0.6). It fails if the system collapsed, unless it says `collapsed: true`. "
         "A gate that is not passed ends the run with status 3.",
-        later=True,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError, require
+from align.errors import CorruptFile, InputError, require, require_schema_version
 from align.evals.judge_identity import JudgeIdentity, difference, differing
 from align.report.words import counted, in_words
 from align.run import Input, file_digest, json_object, resolve
@@ -43,7 +43,7 @@ class Card:
         consistency: the share of verdicts that survive a swap of the answers; None where the judge sees no order.
         level: of the intervals.
         sides: of a grader, `yes` and `no` → its agreement on the answers with this label.
-        errors: how many of `verdicts` the judge did not give; 0 of a card that is older than this count.
+        errors: how many of `verdicts` the judge did not give.
     """
 
     judge: JudgeIdentity
@@ -108,13 +108,10 @@ def read_card(path: Path) -> Card:
     """
     Raises:
         CorruptFile: it is no card.
-        InputError: a later version wrote it.
+        InputError: another version wrote it.
     """
     found = json_object(path, FIELD, MEASURE)
-    version = found.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA:
-        problem = f"was written by a later version, this one reads {SCHEMA}"
-        raise InputError(FIELD, str(path), problem, "Use the version of align that wrote it.")
+    require_schema_version(found.get("schema_version"), SCHEMA, FIELD, str(path), MEASURE)
     try:
         judge, swap = JudgeIdentity(str(found["judge"]["title"]), found["judge"]["made_of"]), found["swap"]
         verdicts, kappa = int(found["agreement"]["verdicts"]), found["agreement"]["kappa"]
@@ -124,11 +121,11 @@ def read_card(path: Path) -> Card:
         card = Card(
             judge, file_digest(path), str(found["reference"]), agreement, chance, verdicts,
             swap and float(swap["consistency"]["value"]), float(found["level"]), sides,
-            int(found.get("errors", 0)),
+            int(found["errors"]),
         )  # fmt: skip
         every = [value for one in (agreement, *sides.values()) for value in one.values()]
         numbers = [*every, card.level, card.consistency or 0.0, chance or 0.0]
-        whole = version == SCHEMA and found["judge"]["identity"] == judge.digest and all(map(math.isfinite, numbers))
+        whole = found["judge"]["identity"] == judge.digest and all(map(math.isfinite, numbers))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CorruptFile(FIELD, str(path), "is no card of a judge", MEASURE) from None
     if not whole:

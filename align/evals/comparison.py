@@ -83,18 +83,13 @@ class Sample:
         Raises:
             KeyError, TypeError, ValueError: a field is missing or holds something else.
         """
-
-        def score(of: str) -> Any:
-            """Older files call every judge gold."""
-            return record[f"gold_{of}"] if f"gold_{of}" in record else record[f"score_{of}"]
-
         return cls(
             prompt_id=str(record["prompt_id"]),
             prompt=tuple(map(Message.of, record["prompt"])),
             ref=str(record["ref"]),
             policy=str(record["policy"]),
-            score_ref=float(score("ref")),
-            score_policy=float(score("policy")),
+            score_ref=float(record["score_ref"]),
+            score_policy=float(record["score_policy"]),
             length_ref=int(record["length_ref"]),
             length_policy=int(record["length_policy"]),
             ended_ref=bool(record["ended_ref"]),

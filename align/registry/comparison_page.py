@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from align.registry.comparison import (
     MOVED,
@@ -20,7 +19,6 @@ from align.registry.comparison import (
 )  # fmt: skip
 from align.registry.index import asked
 from align.registry.ranking import bounded, said_first
-from align.registry.record import Record
 from align.registry.shown import NOTHING
 from align.registry.sweeps import FOLDER, note_sweep
 from align.report.curves import CURVES, UNITS, Curve
@@ -108,7 +106,8 @@ def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
         cells = [(settings | seeds)[key] for key in found.keys]
         status = row.records[0]["status"]
         runs = "\n".join(row.runs) if status == "done" else f"{row.runs[0]}\n({status})"
-        rows.append([str(i), runs, *cells, *(figure_cell(row.figures.get(name)) for name in figures)])
+        values = (row.figures.get(name) for name in figures)
+        rows.append([str(i), runs, *cells, *(NOTHING if value is None else format_figure(value) for value in values)])
     report.table(["row", "run", *found.keys, *figures], rows, "Settings that differ, and figures")
     for problem in altered_in_rows(found):
         report.text(f"Altered: {problem}.")
@@ -116,10 +115,6 @@ def table(report: Report, found: Comparison, labels: Sequence[str]) -> None:
         report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
     if found.apart:
         report.text(f"{counted(found.apart, 'setting')} left out, which only some of these stages have.")
-
-
-def figure_cell(value: Any) -> str:
-    return NOTHING if value is None else format_figure(value)
 
 
 def price_shown(report: Report, found: Comparison, labels: Sequence[str], score: str, price: str, called: str) -> None:
@@ -155,18 +150,16 @@ def curves_shown(report: Report, found: Comparison, labels: Sequence[str], root:
     if len(found.stages) != 1 or found.stages[0] not in CURVES:
         return
     drawn = list(enumerate(found.rows))[:DRAWN]
-    streams = {i: [stream_of(root, record) for record in once_a_seed(row.records)] for i, row in drawn}
+    streams = {
+        i: [read_rows(root / record["folder"] / "metrics.jsonl") for record in once_a_seed(row.records)]
+        for i, row in drawn
+    }
     if len(found.rows) > DRAWN:
         report.text(f"The curves are those of the first {DRAWN} rows.")
     for curve in CURVES[found.stages[0]]:
         for key, line in curve.lines.items():
             lines = {i: over_seeds([points_of(stream, key) for stream in streams[i]]) for i, _ in drawn}
             one_curve(report, curve, line, {i: found for i, found in lines.items() if found}, labels, found.stages[0])
-
-
-def stream_of(root: Path, record: Record) -> list[dict[str, Any]]:
-    """What a run logged, step by step."""
-    return read_rows(root / record["folder"] / "metrics.jsonl")
 
 
 def over_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config.identity import completed, identifying
+from align.config.identity import identifying
 from align.errors import CorruptFile, InputError, require
 from align.files import check_readable
 from align.registry.record import UNREADABLE, Record
@@ -70,10 +70,9 @@ def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[A
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """Dotted key → value of the configuration that decides what a run makes; inputs are known by their digests. A key
-    that an older version did not know has its default."""
+    """Dotted key → value of the configuration that decides what a run makes; inputs are known by their digests."""
     known: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
-    return dict(leaves(identifying(manifest.stage, completed(manifest.stage, manifest.config), known)))
+    return dict(leaves(identifying(manifest.stage, manifest.config, known)))
 
 
 def is_ref(key: str) -> bool:

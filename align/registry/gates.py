@@ -226,7 +226,8 @@ def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]
         if judge and not given.get("proxy"):
             return False, f"{in_words(figure)} by {judge}, which it was trained against: evaluate it with another judge"
         verdict = value_at(subject.record, "metrics.collapse.verdict")
-        reasons = collapse_reasons(subject.record)
+        reasons = value_at(subject.record, "metrics.collapse.reasons")
+        reasons = "; ".join(map(str, reasons)) if isinstance(reasons, list) else ""
         if verdict == "collapsed" and collapsed is not True:
             return False, f"{in_words(figure)} of a policy that collapsed: {reasons}"
         if verdict != "varied" and collapsed == "measured":
@@ -239,11 +240,6 @@ def bound(given: Mapping[str, Any], field: str, home: Path) -> tuple[str, Check]
 
     required = ", collapse measured" if collapsed == "measured" else ""
     return f"{name} {words}{required}", check
-
-
-def collapse_reasons(record: Record) -> str:
-    reasons = value_at(record, "metrics.collapse.reasons")
-    return "; ".join(map(str, reasons)) if isinstance(reasons, list) else ""
 
 
 def figure_of(record: Record, name: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import json
 from pathlib import Path
 
-from align.errors import CorruptFile, MissingArtifact
+from align.errors import CorruptFile, MissingArtifact, require_schema_version
 from align.outputs import refuse_foreign_file
 from align.run.files import json_object, write_json
 
@@ -44,7 +44,8 @@ def runs_of(root: Path, given: str) -> list[str]:
 
     Raises:
         MissingArtifact: there is no such sweep; the message has the nearest name.
-        CorruptFile: its note says nothing that is known here.
+        InputError: another version wrote its note.
+        CorruptFile: its note names no runs.
     """
     noted = {path.stem: path for path in (root / FOLDER).glob("*.json") if path.is_file()}
     newest = max(noted, key=lambda name: (noted[name].stat().st_mtime_ns, name), default=None)
@@ -55,7 +56,8 @@ def runs_of(root: Path, given: str) -> list[str]:
         problem = f"is no sweep under {root}"
         raise MissingArtifact(FIELD, given, problem, f"{remedy}A sweep (-m) of two runs that are done leaves one.")
     found = json_object(noted[name], FIELD, "Name its runs by stage.runs.")
+    require_schema_version(found.get("schema_version"), SCHEMA, FIELD, str(noted[name]), "Name its runs by stage.runs.")
     runs = found.get("runs")
-    if found.get("schema_version") != SCHEMA or not isinstance(runs, list) or not all(isinstance(r, str) for r in runs):
+    if not isinstance(runs, list) or not all(isinstance(r, str) for r in runs):
         raise CorruptFile(FIELD, given, f"{noted[name]} does not say which runs it is of", "Name them by stage.runs.")
     return runs

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, InputError, require_schema_version
 from align.registry.shown import figure as in_words
 from align.run.artifacts import readable
 from align.run.digests import file_digest
@@ -25,6 +25,7 @@ SCHEMA = 1
 FOLDER = "verdicts"
 PASS = "pass"
 REMEDY = "See docs/registry.md for what a verdict file holds."
+AGAIN = "Evaluate again with stage=eval resume=never, or write the file anew: docs/registry.md says what it holds."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,14 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
 
     Raises:
         CorruptFile: it is none.
-        InputError: a later version wrote it.
+        InputError: another version wrote it.
     """
     found = json_object(path, "verdict", REMEDY)
-    version, inputs = found.get("schema_version"), found.get("inputs")
-    if isinstance(version, int) and version > SCHEMA:
-        problem = f"was written by a later version, this one reads {SCHEMA}"
-        raise InputError("verdict", str(path), problem, "Use the version of align that wrote it.")
+    require_schema_version(found.get("schema_version"), SCHEMA, "verdict", str(path), AGAIN)
+    inputs = found.get("inputs")
     texts = isinstance(found.get("gate"), str) and isinstance(found.get("verdict"), str)
     digests = isinstance(inputs, dict) and all(isinstance(value, str) for value in inputs.values())
-    if version != SCHEMA or not texts or not isinstance(inputs, dict) or not digests:
+    if not texts or not isinstance(inputs, dict) or not digests:
         raise CorruptFile("verdict", str(path), "is no verdict file", REMEDY)
     return Verdict(found["gate"], found["verdict"], found.get("figure"), inputs, source, run)
 

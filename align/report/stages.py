@@ -282,8 +282,6 @@ def by_conversation(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str,
     """Lines of `samples.jsonl`, those together that were asked the same from the first turn on."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if isinstance(row["prompt"], str):  # a run that an older version began has the last turn alone
-            row = {**row, "prompt": [{"role": "user", "content": row["prompt"]}]}
         found.setdefault(json.dumps(row["prompt"]), []).append(row)
     return list(found.values())
 

@@ -61,8 +61,8 @@ class Asked:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it; of an answer that no text ends without its `stops`."""
-        return json_digest({name: value for name, value in asdict(self).items() if name != "stops" or value})
+        """SHA-256 of all of it."""
+        return json_digest(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Question:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it; of the first answer without its 0."""
-        return json_digest({name: value for name, value in asdict(self).items() if name != "draw" or value})
+        """SHA-256 of all of it."""
+        return json_digest(asdict(self))
 
 
 class Token(NamedTuple):
@@ -118,8 +118,8 @@ class Answer:
     def of(cls, record: Mapping[str, Any]) -> Answer:
         """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
         ids, text, ended = tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"])
-        last = (Token(str(said), {**likely}) for said, likely in record.get("last", ()))
-        prompt_tokens, completion_tokens = record.get("usage", (0, 0))
+        last = (Token(str(said), {**likely}) for said, likely in record["last"])
+        prompt_tokens, completion_tokens = record["usage"]
         return cls(ids, text, ended, tuple(last), (int(prompt_tokens), int(completion_tokens)))
 
 

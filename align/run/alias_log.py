@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align.chain import GENESIS, Head, advance, canonical, link_hash
-from align.errors import CorruptFile, InputError, RunConflict, half_character
+from align.errors import CorruptFile, InputError, RunConflict, half_character, require_schema_version
 from align.files import check_readable, has_file, open_binary, open_regular, problem_of
 from align.run.held_manifests import HeldManifest, parse_held_manifests
 
@@ -29,6 +29,10 @@ SCHEMA = 1
 LINE_START = b'{"alias":'
 """How every line begins: its keys are in order."""
 REMEDY = f"Restore {FILE} from a copy of the folder of runs."
+PROMOTE_AGAIN = (
+    f"Use the version of align that wrote it, or move {FILE} away and promote again with stage=registry "
+    "stage.action=promote."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,7 @@ class Change:
 
     @property
     def hashed(self) -> list[Any]:
-        arms = [
-            [arm.ref, arm.digest, arm.weight, *([arm.held_as_json()] if arm.manifests else [])] for arm in self.arms
-        ]
+        arms = [[arm.ref, arm.digest, arm.weight, arm.held_as_json()] for arm in self.arms]
         gates = [dict(gate) for gate in self.gates]
         return [self.seq, self.at, self.alias, arms, self.replaces, self.who, self.why, self.override, gates]
 
@@ -128,7 +130,7 @@ def read_log(root: Path) -> AliasLog:
 
     Raises:
         CorruptFile: a line is missing, was altered, or cannot be read.
-        InputError: a later version of align wrote a line.
+        InputError: another version of align wrote a line.
     """
     if not has_file(root / FILE, "aliases", REMEDY):
         return AliasLog()
@@ -185,19 +187,18 @@ def change_in(line: bytes, field: str) -> Change:
         found = json.loads(line, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         raise CorruptFile(field, shown(line), "is no line of JSON in UTF-8", REMEDY) from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        problem, remedy = f"was written by a later version of align, this one reads {SCHEMA}", "Use that version."
-        raise InputError(field, f"schema_version {version}", problem, remedy)
-    typed = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
-    if version != SCHEMA or not typed or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
+    if not isinstance(found, dict):
+        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
+    require_schema_version(found.get("schema_version"), SCHEMA, field, shown(line), PROMOTE_AGAIN)
+    typed = all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
+    if not typed or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
         raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
     if not all(isinstance(gate, dict) for gate in found["gates"]) or half_character(
         json.dumps(found, ensure_ascii=False)
     ):
         raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
     arms = tuple(
-        Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm.get("manifests", {})) or {})
+        Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm["manifests"]) or {})
         for arm in found["arms"]
     )
     return Change(**{**{key: found[key] for key in KINDS}, "arms": arms, "gates": tuple(found["gates"])})
@@ -210,7 +211,7 @@ def refused(text: str) -> float:
 def is_arm(value: Any) -> bool:
     texts = isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)
     weight = value.get("weight") if isinstance(value, dict) else None
-    held = isinstance(value, dict) and parse_held_manifests(value.get("manifests", {})) is not None
+    held = isinstance(value, dict) and parse_held_manifests(value.get("manifests")) is not None
     return texts and held and isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
 
 

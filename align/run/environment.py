@@ -61,10 +61,14 @@ def code_digest() -> str:
 def machine() -> dict[str, Any]:
     """What decides the last bits of a sum: the processor and the threads among it, as far as the environment says."""
     return {
-        "machine": platform.machine(), "processor": processor(), "cpus": os.cpu_count(),
-        "instructions": instructions(), "onednn_max_cpu_isa": onednn_limit(),
-        "threads": os.environ.get(THREADS, ""), "system": platform.platform(),
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "instructions": instructions(),
+        "onednn_max_cpu_isa": next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), ""),
+        "threads": os.environ.get(THREADS, ""),
+        "system": platform.platform(),
+    }
 
 
 def describe_processor(hardware: Mapping[str, Any]) -> str:
@@ -82,11 +86,6 @@ def instructions() -> str:
         flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
         return " ".join(name for name in INSTRUCTIONS if name in flags)
     return ""
-
-
-def onednn_limit() -> str:
-    """Return the instruction set that oneDNN is limited to by the environment; empty if it may use all."""
-    return next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), "")
 
 
 @cache

@@ -251,8 +251,6 @@ def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
         return None
     old = read_manifest(folder)
     was, wanted = old.identity, new.identity
-    if not was["tokenizers"]:  # it noted none
-        wanted["tokenizers"] = {}
     if was == wanted or again:
         return old
     if failed_without_output(folder, old):

@@ -57,12 +57,8 @@ def maker(found: Input, root: Path) -> Manifest | None:
 
 
 def published(folder: Path, manifest: Manifest, found: Input) -> bool:
-    """Whether a run published an input, as far as can be told: one whose weights were removed, before manifests had
-    their digest, is believed where it lay."""
-    if not manifest.done:
-        return False
-    digest = manifest.digest or artifact_in(folder, str(folder), verify=False).digest
-    return digest == found.digest or (not digest and folder == Path(found.path).parent)
+    """Return whether a run published an input."""
+    return manifest.done and found.digest == (manifest.digest or artifact_in(folder, str(folder), verify=False).digest)
 
 
 def base_made_in(base: Base, root: Path) -> Path | Gone | None:
@@ -142,11 +138,6 @@ def walked(
     yield from come_through(manifest, folder, manifest.digest)
 
 
-def manifests_behind(artifact: Artifact, root: Path) -> Iterator[Manifest | Gone]:
-    """The manifest of an artifact's run and of those that it came through; nothing of a bare folder."""
-    return (found for found, _ in folders_behind(artifact, root))
-
-
 def folders_behind(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | Gone, Path | None]]:
     """The same, each with its folder; None of one that is gone."""
     return walked(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
@@ -156,7 +147,7 @@ def data_behind(artifact: Artifact, root: Path) -> list[str]:
     """The names of the data that an artifact was trained on, each once, as other machines may know them. Of a run that
     is gone, that nobody knows."""
     found = []
-    for manifest in manifests_behind(artifact, root):
+    for manifest, _ in folders_behind(artifact, root):
         if isinstance(manifest, Gone):
             found.append(f"whatever {manifest.ref} was trained on: that run is gone")
             continue
@@ -201,18 +192,14 @@ def trained_through(manifest: Manifest, digest: str, root: Path) -> list[Step]:
     return [step for i, step in enumerate(found) if step not in found[:i]]
 
 
-def evaluation_of(artifact: Input, root: Path) -> dict[str, Any] | None:
-    """The figures of `evaluated_by`; None where there are none."""
-    found = evaluated_by(artifact, root)
-    return dict(found.metrics) if found else None
-
-
 def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
     """The newest finished evaluation of exactly this artifact, one by a proxy only where there is no other."""
     found = [
         manifest
         for _, manifest in manifests(root, "eval")
-        if manifest.done and (of := manifest.inputs.get("artifact")) is not None and same_artifact(of, artifact)
+        if manifest.done
+        and (of := manifest.inputs.get("artifact")) is not None
+        and (of.digest, of.tokenizer) == (artifact.digest, artifact.tokenizer)
     ]
     return max(found, key=lambda m: (m.metrics.get("judge_is") != "proxy", m.publication), default=None)
 
@@ -222,7 +209,11 @@ def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
     collapsed. None if none measured it."""
     newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
     for folder, manifest in manifests(root, "eval"):
-        names = [name for name, read in manifest.inputs.items() if same_artifact(read, artifact)]
+        names = [
+            name
+            for name, read in manifest.inputs.items()
+            if (read.digest, read.tokenizer) == (artifact.digest, artifact.tokenizer)
+        ]
         if not manifest.done or not any(name.startswith("systems.") for name in names):
             continue
         metrics = load_published_figures(folder, manifest)
@@ -231,11 +222,6 @@ def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
             if collapse and (newest is None or manifest.publication > newest[0]):
                 newest = (manifest.publication, collapse)
     return newest[1] if newest else None
-
-
-def same_artifact(noted: Input, found: Input) -> bool:
-    """Whether both are the same weights, spoken to by the same template, as far as that was noted."""
-    return noted.digest == found.digest and noted.tokenizer in ("", found.tokenizer)
 
 
 def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:

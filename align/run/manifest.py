@@ -1,8 +1,7 @@
 """A run's manifest: one record with one reader and one writer.
 
 A path below the folder of all runs is written as `<root>/…`, so that the folder can be moved. Paths are hints: an input
-is known by its digest. Version 1 (before December 2026) is read as it was written: it had one
-configuration, less where it was written and how it was watched, for its identity too.
+is known by its digest.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.config.identity import completed, identifying
+from align.config.identity import identifying
 from align.config.stages import STAGES
-from align.errors import CorruptFile, InputError
+from align.errors import CorruptFile, require_schema_version
 from align.redaction import masked_tree, unmarked
 from align.run.files import json_object, write_json
 
 SCHEMA_VERSION = 2
-READS = (1, SCHEMA_VERSION)
-KNOWN = " and ".join(map(str, READS))
 FILE = "manifest.json"
 ROOT = "<root>/"
 
@@ -142,8 +139,7 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the run this run, see `identity_of`. It follows from the rest, so that a key which the manifest's
-        version did not know is at its default."""
+        """What makes the run this run, see `identity_of`."""
         return identity_of(self.stage, self.config, self.inputs, self.base)
 
     @property
@@ -152,7 +148,7 @@ class Manifest:
 
     @property
     def publication(self) -> tuple[int, str]:
-        """What done runs are ordered by: their number of publication; of runs that carry none, the time."""
+        """What done runs are ordered by: their number of publication; of two with one number, the time."""
         return self.published, self.times["finished"]
 
     def as_json(self, root: Path) -> dict[str, Any]:
@@ -189,7 +185,7 @@ def identity_of(
     without the password."""
     known = {*inputs, *(["base"] if base else [])}
     return {
-        "config": unmarked(masked_tree(identifying(stage, completed(stage, config), known))),
+        "config": unmarked(masked_tree(identifying(stage, config, known))),
         "inputs": {name: found.digest for name, found in inputs.items()},
         "tokenizers": {name: found.tokenizer for name, found in inputs.items() if found.tokenizer},
         "base": base.digest if base else None,
@@ -202,24 +198,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run's folder, of this version or an older one.
+    """Return the manifest of a run's folder.
 
     Raises:
         CorruptFile: it is no run's manifest.
-        InputError: another schema version wrote it, which this one does not read.
+        InputError: another schema version wrote it.
     """
     path = folder / FILE
     values = json_object(path, "manifest", "Move the folder away.")
     found = values.get("schema_version")
     if found is None or not isinstance(values.get("status"), str):
         raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
-    if found not in READS:
-        raise InputError(
-            "schema_version", found, f"{path} was written by another version of align, this one reads {KNOWN}",
-            "Use the version that wrote it, or move the folder away and run the command again.",
-        )  # fmt: skip
-    if found == 1 and isinstance(identity := values.get("identity"), dict):
-        values = values | {"config": identity.get("config")}
+    remedy = "Move the folder away and run its command again, or use the version of align that wrote it."
+    require_schema_version(found, SCHEMA_VERSION, "manifest", str(path), remedy)
     if wrong := first_invalid_key(values):
         problem = f"is not a run's manifest: {wrong} is missing, or of another kind than runs write it"
         raise CorruptFile("manifest", str(path), problem, "Move the folder away.")

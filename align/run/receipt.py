@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile
+from align.errors import CorruptFile, require_schema_version
 from align.run.digests import file_digest, json_digest
 from align.run.files import read_json, write_json
 from align.run.signing import SIGNATURE
@@ -51,13 +51,15 @@ def checked_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
 
     Raises:
         MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
+        InputError: another version wrote it.
     """
     receipt = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
-    remedy = "Export it again."
+    remedy = "Export it again with stage=export resume=never."
+    require_schema_version(receipt.get("schema_version"), SCHEMA, RECEIPT, folder.name, remedy)
     rows = receipt.get("rows")
     whole = isinstance(receipt.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
-    if receipt.get("schema_version") != SCHEMA or not whole:
-        raise CorruptFile(RECEIPT, folder.name, "is no receipt that this version reads", remedy)
+    if not whole:
+        raise CorruptFile(RECEIPT, folder.name, "is no receipt of an export", remedy)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT, SIGNATURE}
     there -= {name for name in there - receipt["files"].keys() if beside and name.startswith(f"{beside}/")}
     for name in sorted(there ^ receipt["files"].keys()):

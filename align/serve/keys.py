@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from align.aliases import NAME
-from align.errors import AlignError, CorruptFile, InputError, StorageError, require
+from align.errors import AlignError, CorruptFile, InputError, StorageError, require, require_schema_version
 from align.files import has_file
 from align.outputs import replace_file
 from align.run import json_object
@@ -208,9 +208,7 @@ def read_accounts(path: Path) -> dict[str, Account]:
     private = path.stat().st_mode & 0o077 == 0
     require(private, field, str(path), "others than its owner may read or write it", f"Run chmod 600 {path}.")
     found = json_object(path, field, REMEDY)
-    version = found.get("schema_version")
-    problem = f"has schema_version {version}, and this version of align reads {SCHEMA_VERSION}"
-    require(version == SCHEMA_VERSION, field, str(path), problem, REMEDY)
+    require_schema_version(found.get("schema_version"), SCHEMA_VERSION, field, str(path), REMEDY)
     try:
         return {name: account_from(name, values) for name, values in found["tenants"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -52,7 +52,7 @@ from align.reward.inputs import check_rows, models_of, read_alike, reward_inputs
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Base, Input, file_digest, json_digest
 from align.run.environment import code_digest, package_versions
-from align.run.lineage import evaluation_of
+from align.run.lineage import evaluated_by
 from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
@@ -247,8 +247,9 @@ def export(config: Config) -> Inputs:
     elif not artifact.manifest:
         check_stranger(artifact, base, method)
     records = {"artifact": artifact.as_input()}
-    if (evaluation := evaluation_of(artifact.as_input(), config.run.folder)) is not None:
-        records["evaluation"] = Input(json_digest(evaluation))  # stands in the card: another is another export
+    if (evaluation := evaluated_by(artifact.as_input(), config.run.folder)) is not None:
+        # It stands in the card: another evaluation is another export.
+        records["evaluation"] = Input(json_digest(dict(evaluation.metrics)))
     kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
     asked = engines_asked(kind, where, brings_scores(artifact.path))
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked

@@ -23,13 +23,14 @@ def test_a_manifest_that_is_none(tmp_path: Path, text: str):
         resolve("sft:latest", tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 3])
+@pytest.mark.parametrize("version", [0, 1, 3])
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
     folder = published(tmp_path, "x")
     write_json(folder / "manifest.json", manifest_of(folder) | {"schema_version": version})
-    with pytest.raises(InputError, match="another version") as caught:
+    with pytest.raises(InputError, match=f"has schema_version {version}, and") as caught:
         opened(tmp_path, "x")
-    assert (caught.value.field, caught.value.value) == ("schema_version", version)
+    assert (caught.value.field, caught.value.value) == ("manifest", str(folder / "manifest.json"))
+    assert "run its command again" in caught.value.remedy
 
 
 def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):

@@ -252,7 +252,7 @@ def test_verdicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is not JSON"), ("[]", "not an object"), ('{"schema_version": 9}', "was written by a later version"),
+        ("{", "is not JSON"), ("[]", "not an object"), ('{"schema_version": 9}', "this version of align reads 1"),
         ('{"schema_version": 1, "gate": "safety", "verdict": "pass"}', "is no verdict file"),
         ('{"schema_version": 1, "gate": "safety", "verdict": true, "inputs": {}}', "is no verdict file"),
         ('{"schema_version": 1, "gate": "safety", "verdict": "pass", "inputs": {"artifact": 3}}', "is no verdict file"),

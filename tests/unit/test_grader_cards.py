@@ -85,7 +85,7 @@ def test_log_odds_are_bounded(p: float, odds: float):
 GRADER = JudgeIdentity("m at http://h/v1", {"url": "http://h/v1", "asks": "Is it rude?"})
 FIGURE = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 60}
 WHOLE: dict[str, Any] = {
-    "schema_version": 1, "judge": GRADER.as_dict(), "reference": "l.jsonl", "level": 0.95, "swap": None,
+    "schema_version": 1, "judge": GRADER.as_dict(), "reference": "l.jsonl", "level": 0.95, "swap": None, "errors": 0,
     "agreement": {"raw": FIGURE, "kappa": FIGURE, "verdicts": 120}, "by_label": {"yes": FIGURE, "no": FIGURE},
 }  # fmt: skip
 

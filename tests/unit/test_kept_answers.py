@@ -31,8 +31,7 @@ def test_whatever_decides_an_answer_is_in_its_name():
     assert replace(ASKED, seed=3).id == ASKED.id
 
 
-def test_an_answer_that_no_text_ends_is_called_what_it_was_called_before_there_were_such_texts():
-    assert ASKED.id == "3a1d343c4613f46fa99fe92b8e8713cbea018b39d26e3c6a2ea4224d399be32f"
+def test_the_texts_that_end_an_answer_are_in_its_name():
     assert len({replace(ASKED, stops=stops).id for stops in ((), ("a", "b"), ("b", "a"), ("ab",))}) == 4
 
 

@@ -121,7 +121,7 @@ def edited(**values: Any) -> Any:
         (lambda text: "[" * 100_000, "nested too deeply"),
         (lambda text: "\x00\xff", "is not JSON"),
         (lambda text: "[]", "is a list"),
-        (edited(schema_version=99), "was written by another version of align"),
+        (edited(schema_version=99), "has schema_version 99, and this version of align reads 2"),
         (edited(schema_version=None), "is not a run's manifest"),
         (edited(times={"started": 3}), "times.* is missing, or of another kind"),
         (edited(metrics=[]), "metrics is missing"),

@@ -30,7 +30,7 @@ from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.known import remember
 from align.data.sets.sides import SIDES
-from align.errors import CorruptFile, MissingArtifact, require
+from align.errors import CorruptFile, MissingArtifact, require_schema_version
 from align.files import check_readable, user_path
 from align.merkle import Tree, root_of
 from align.run.artifacts import check_not_replaced, done_runs, named_run
@@ -228,9 +228,7 @@ def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
     if not path.is_file():
         raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET} is not there", MAKE)
     data = json_object(path, field, RESTORE)
-    version = data.get("schema_version")
-    remedy = f"This version of align reads {SCHEMA_VERSION}: make it again with stage=data."
-    require(version == SCHEMA_VERSION, f"{path}, schema_version", version, "is another version's", remedy)
+    require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE)
     shards, splits = data.get("shards"), data.get("splits")
     named = isinstance(shards, dict) and all(SHARD_NAME.fullmatch(name) for name in shards)
     sides = [splits.get(side) for side in SIDES] if isinstance(splits, dict) else [None]
