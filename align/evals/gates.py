@@ -18,7 +18,7 @@ from align.aliases import NAME, NAMED
 from align.errors import require
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.probes import LM_EVAL, LOSS
-from align.evals.questions import yes_to
+from align.evals.questions import describe_yes
 from align.evals.results import SHARES, Scored, own_mean
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
@@ -49,7 +49,7 @@ class Gate:
         task: whose figure it is.
         against: the system that the first one is compared with; empty where its own mean score is asked.
         rule: see `align.evals.stats.Rule`.
-        min_agreement: that a judge's agreement has to be above, see `align.evals.card_gate`; None where nobody said.
+        min_agreement: that a judge's agreement has to be above, see `align.evals.judge_report`; None where nobody said.
         asks: the question of a task that is graded: its figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
             not. False if it must not be known to have collapsed.
@@ -68,7 +68,7 @@ class Gate:
         """What is asked, for people. A share of yes is above or below another, and not better or worse."""
         margin, other = f"{self.rule.margin:g}", self.against
         if self.asks:
-            share, bound = f"share that {yes_to(self.asks)}", f"that of {other} by {margin} or more"
+            share, bound = f"share that {describe_yes(self.asks)}", f"that of {other} by {margin} or more"
             above = f"above that of {other} by more than {margin}" if other else f"above {margin}"
             at_most = f"not above {bound}" if other else f"below {margin}"
             asked = {"superior": above, "not_worse": f"not below {bound}", "at_most": at_most}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from align.evals.probes import figures_of
-from align.evals.questions import yes_to
+from align.evals.questions import describe_yes
 from align.evals.stats import (
     bradley_terry,
     cluster_effect,
@@ -215,7 +215,7 @@ def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
     categories = dict.fromkeys(item.category for item in task.items if item.category)
     parts = {other: part for other in others if (part := task.compared_with(other)).items}
     return {
-        "by": task.by, "role": task.role, **({"asks": task.asks, "yes": yes_to(task.asks)} if task.asks else {}),
+        "by": task.by, "role": task.role, **({"asks": task.asks, "yes": describe_yes(task.asks)} if task.asks else {}),
         "items": len(task.items), "dropped": task.dropped,
         "systems": {name: of_system(task, name, level) for name in names},
         "against": {other: against(part, first, other, level) for other, part in parts.items()},

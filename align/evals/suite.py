@@ -8,8 +8,8 @@ from typing import Literal
 
 from align.data.trained_ids import Seen
 from align.errors import require
-from align.evals.card_gate import Card
 from align.evals.gates import Gate
+from align.evals.judge_report import JudgeReport
 from align.evals.llm_judge import LLMJudge
 from align.evals.systems import System
 from align.evals.tasks import Item, Task
@@ -36,7 +36,7 @@ class Work:
     unknown: Sequence[str] = ()
     gates: Sequence[Gate] = ()
     judge: Literal["reward", "people"] | LLMJudge = "reward"
-    cards: Mapping[str, Card] = field(default_factory=dict)
+    cards: Mapping[str, JudgeReport] = field(default_factory=dict)
 
 
 def unseen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:

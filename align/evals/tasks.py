@@ -16,7 +16,7 @@ from align.data.records.messages import with_default_system
 from align.data.split import question
 from align.errors import InputError, require
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe
-from align.evals.questions import question_in, shortened
+from align.evals.questions import parse_question, shorten_question
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.code import AllowCode
 from align.spec import known, listed, one_of, whole, written
@@ -133,19 +133,19 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
     require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
     most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
-    asks = question_in(task["asks"], f"{at}.asks") if task.get("asks") is not None else ""
+    asks = parse_question(task["asks"], f"{at}.asks") if task.get("asks") is not None else ""
     if task.get("set") is not None:
         problem, remedy = "are the prompts that align has, and path names a file of others", "Drop one of the two."
         require(not path, f"{at}.set", task["set"], problem, remedy)
         path = str(SETS / f"{one_of(task, at, 'set', [*OF_SET])}.jsonl")
-        asks = asks or ("" if check is not None else question_in(OF_SET[task["set"]], f"{at}.asks"))
+        asks = asks or ("" if check is not None else parse_question(OF_SET[task["set"]], f"{at}.asks"))
     if check is not None:
         problem, remedy = "is asked of a judge, and check is a rule that decides alone", "Drop one of the two."
         require(not asks, f"{at}.asks", task.get("asks"), problem, remedy)
         checks_of(check, None, f"{at}.check", allow_code=allow_code)
     probe = parsed_probe(task, at)
     problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
-    require(not asks or probe is None, f"{at}.asks", shortened(asks), problem, remedy)
+    require(not asks or probe is None, f"{at}.asks", shorten_question(asks), problem, remedy)
     closed = task.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
     problem = "is said of answers, and a probe generates none"

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from align.ops.calibration import Bin, calibration_bins
-from align.report import data_set, judge_card, suite
+from align.report import data_set, judge_report, suite
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
 from align.report.seen import Seen
@@ -292,8 +292,8 @@ def said(row: Mapping[str, Any], label: str) -> Said:
 
 def comparison_shown(report: Report, seen: Seen) -> None:
     """How scores and lengths lie, and answers side by side."""
-    if judge_card.is_card(seen):
-        judge_card.shown(report, seen)
+    if judge_report.is_judge_run(seen):
+        judge_report.add_figures(report, seen)
         pairs_shown(report, seen)
         return
     if "systems" in seen.metrics:

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.ops.few import FEW
 from align.ops.intervals import t_quantile
-from align.report import data_set, judge_card, suite
+from align.report import data_set, judge_report, suite
 from align.report.seen import Seen
 from align.report.words import NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
 
@@ -149,8 +149,8 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def compared(seen: Seen) -> str:
     metrics = seen.metrics
-    if judge_card.is_card(seen):
-        return judge_card.verdict(seen)
+    if judge_report.is_judge_run(seen):
+        return judge_report.summarize(seen)
     if "systems" in metrics:
         return suite.verdict(seen)
     won, judge = metrics["win_rate"], metrics["judge"]

@@ -30,7 +30,7 @@ from align.evals.collapse import (
     phrase_lines,
 )
 from align.evals.comparison import Sample, prompt_text, summarise, write_samples
-from align.evals.llm_words import collect_judge_usage
+from align.evals.llm_judge import collect_judge_usage
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import response_logprobs
@@ -50,7 +50,7 @@ from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, greedily, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Artifact, Base, Manifest, Run, resolve, write_json
-from align.stages import grader_card, judge_card, suite
+from align.stages import judge, suite
 from align.stages.rollouts import engine_for
 from align.stages.starting import start
 from align.track import peak_rss_mb
@@ -70,9 +70,7 @@ def run(run: Run, config: Config, *rows: Any) -> Result:
 
 def evaluate(run: Run, config: Config, *rows: Any) -> Result:
     if config.eval.measures == JUDGE:
-        if config.eval.asks:
-            return grader_card.run(run, config, *rows)
-        return judge_card.run(run, config, *rows)
+        return judge.run(run, config, *rows)
     return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
 
 

@@ -58,8 +58,7 @@ from align.run.weights import brings_scores
 from align.serve.keys import read_accounts
 from align.serve.opening import opened
 from align.stages.best_of_inputs import best_of_inputs
-from align.stages.grader_card_inputs import grader_inputs, known_answers_of
-from align.stages.judge_card_inputs import judge_inputs, known_pairs_of
+from align.stages.judge import find_inputs, read_examples
 from align.stages.rows import (
     judgements_of,
     open_store,
@@ -202,11 +201,10 @@ def ppo(config: Config) -> Inputs:
 
 
 def evaluate(config: Config) -> Inputs:
-    if config.eval.measures == JUDGE and config.eval.asks:
-        return Inputs(config, "grader", None, grader_inputs(config), partial(known_answers_of, config))
     if config.eval.measures == JUDGE:
-        records = judge_inputs(config)
-        return Inputs(config, f"judge-{config.reward.name}", None, records, partial(known_pairs_of, config, records))
+        title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
+        records = find_inputs(config)
+        return Inputs(config, title, None, records, partial(read_examples, config, records))
     check_one_kind(config)
     if config.stage.systems is not None:
         found = found_suite(config)

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from align.config.root import Config
 from align.errors import require
-from align.evals.card_gate import MIN_AGREEMENT, Card, admitted
 from align.evals.gates import FIELD, Gate
 from align.evals.judge_identity import JudgeIdentity
+from align.evals.judge_report import MIN_AGREEMENT, JudgeReport, choose_report
 
 DROP = "Drop it."
 
 
 def check_gates(
-    config: Config, gates: Sequence[Gate], judges: Mapping[str, JudgeIdentity | None], cards: Sequence[Card],
+    config: Config, gates: Sequence[Gate], judges: Mapping[str, JudgeIdentity | None], cards: Sequence[JudgeReport],
     proxy: bool,
-) -> dict[str, Card]:  # fmt: skip
+) -> dict[str, JudgeReport]:  # fmt: skip
     """The cards by which judges decide gates, by gate.
 
     Args:
@@ -40,10 +40,10 @@ def check_gates(
         require(compared, f"{FIELD}[{i}].task", gate.task, problem, remedy)
     problem = "is the card of a judge, and no gate is decided by one"
     require(bool(with_card) or not config.stage.card, "stage.card", config.stage.card, problem, DROP)
-    found = dict[str, Card]()
+    found = dict[str, JudgeReport]()
     for gate, judge in with_card:
         problem = f"would decide gate {gate.name}, and some system was optimised against it: a proxy decides nothing"
         require(not proxy or bool(gate.asks), "reward", judge.title, problem, "Judge by another scorer.")
         least = MIN_AGREEMENT if gate.min_agreement is None else gate.min_agreement
-        found[gate.name] = admitted(gate.name, judge, cards, config.stage.card, least)
+        found[gate.name] = choose_report(gate.name, judge, cards, config.stage.card, least)
     return found

@@ -11,13 +11,12 @@ from align.config.scorers import reward_spec
 from align.data.sources import data_records
 from align.errors import require
 from align.evals import judges
-from align.evals.card_gate import Card, found_cards
 from align.evals.endpoint import Endpoint, api_key
 from align.evals.gates import Gate, parsed_gates
-from align.evals.judge_identity import grader_identity, identity_of
-from align.evals.llm_grader import grader_of
-from align.evals.llm_judge import LLMJudge, parsed_judge
-from align.evals.questions import shortened
+from align.evals.judge_identity import identify_judge, identify_llm
+from align.evals.judge_report import JudgeReport, find_reports
+from align.evals.llm_judge import LLMJudge, parse_judge
+from align.evals.questions import shorten_question
 from align.evals.suite import Tasks, Work
 from align.evals.systems import System, matched, opened_systems
 from align.evals.tasks import JUDGED, Task, parsed_tasks
@@ -69,7 +68,7 @@ class Found(NamedTuple):
     records: dict[str, Input]
     gates: Sequence[Gate]
     judge: Literal["reward", "people"] | LLMJudge
-    cards: Sequence[Card]
+    cards: Sequence[JudgeReport]
 
     @property
     def base(self) -> Base | None:
@@ -108,14 +107,14 @@ def found_suite(config: Config) -> Found:
     if not all(task.own for task in tasks):
         records |= data_records(source_of(config))
     base = next((system.base for system in systems if system.base is not None), None)
-    judge = parsed_judge(config.stage.judge)
+    judge = parse_judge(config.stage.judge)
     for task in tasks:
         problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
         remedy = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
-        asked = shortened(task.asks)
+        asked = shorten_question(task.asks)
         require(not asked or isinstance(judge, LLMJudge), f"{task.field}, asks", asked, problem, remedy)
     records |= judge_inputs(config, judge, records, systems, base, [task.asks for task in tasks if task.asks])
-    cards, read = found_cards(config.stage.card, root)
+    cards, read = find_reports(config.stage.card, root)
     records |= read
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
     return Found(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, cards)
@@ -133,7 +132,7 @@ def judge_inputs(
         questions: that tasks ask about each answer.
     """
     if isinstance(judge, LLMJudge):
-        graders = [grader_of(judge, asks).identity for asks in questions]
+        graders = [judge.with_question(asks).identity for asks in questions]
         return {"judge": judge.endpoint.record(json_digest([judge.identity, *graders]) if graders else judge.identity)}
     if judge == PEOPLE:
         return people_inputs(config, records, [system.name for system in systems])
@@ -159,7 +158,7 @@ def work_of(config: Config, found: Found) -> tuple[Work]:
     return (Work(found.systems, tasks, files, seen, unknown, found.gates, found.judge, cards),)
 
 
-def cards_that_decide(config: Config, found: Found, tasks: Tasks) -> Mapping[str, Card]:
+def cards_that_decide(config: Config, found: Found, tasks: Tasks) -> Mapping[str, JudgeReport]:
     """The card behind each gate that a judge decides.
 
     Raises:
@@ -174,9 +173,9 @@ def cards_that_decide(config: Config, found: Found, tasks: Tasks) -> Mapping[str
         api_key(found.judge.endpoint)
     elif judged and found.judge != PEOPLE:
         proxy = any(of.proxy for of in standings_of(config, found))
-    judges_of = {name: identity_of(found.judge, reward_spec(config.reward), found.records) for name in judged}
+    judges_of = {name: identify_judge(found.judge, reward_spec(config.reward), found.records) for name in judged}
     if isinstance(found.judge, LLMJudge):
-        judges_of |= {task.name: grader_identity(grader_of(found.judge, task.asks)) for task, _ in tasks if task.asks}
+        judges_of |= {task.name: identify_llm(found.judge.with_question(task.asks)) for task, _ in tasks if task.asks}
     return check_gates(config, found.gates, judges_of, found.cards, proxy)
 
 

@@ -13,9 +13,7 @@ from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.data.reasoning import without_reasoning
 from align.evals import judges
-from align.evals.llm_grader import Graded, LLMGrader, grader_of, grades_by_llm
-from align.evals.llm_grader import errors_of as errors_of_grader
-from align.evals.llm_judge import LLMJudge, errors_of, judges_itself, verdicts_by_llm
+from align.evals.llm_judge import GradedAnswer, LLMJudge, describe_self_judging
 from align.evals.results import Said, Scored
 from align.evals.suite import Work
 from align.evals.tasks import Item
@@ -73,7 +71,7 @@ def judge_of(run: Run, config: Config, work: Work) -> Judge:
     hides = config.rollout.reasoning == "hide"
     if isinstance(work.judge, LLMJudge):
         store = answer_store(config)
-        return Judge(partial(by_llm, work.judge, store, hides), judges_itself(work.judge, work.systems))
+        return Judge(partial(by_llm, work.judge, store, hides), describe_self_judging(work.judge, work.systems))
     return judge_of_reward(run, config, work)
 
 
@@ -113,27 +111,31 @@ def by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, told: Told) -> tupl
     """What a language model says of the first system's answers beside each other one's, or of each answer where the
     task asks a question. The first rank asks it."""
     if told.asks:
-        return by_grader(grader_of(judge, told.asks), store, hides, told)
+        return grade_answers(judge.with_question(told.asks), told.asks, store, hides, told)
     others = [name for name in told.answers if name != told.first]
     asked = {other: pairs_of(told, other, hides) for other in others if ranks.is_main()}
-    found = ranks.from_main({other: verdicts_by_llm(judge, pairs, store) for other, pairs in asked.items()})
-    notes = [f"{told.task}: {note}" for note in errors_of(judge, [one for said in found.values() for one in said])]
+    found = ranks.from_main({other: judge.compare(pairs, store) for other, pairs in asked.items()})
+    notes = [f"{told.task}: {note}" for note in judge.describe_errors([one for said in found.values() for one in said])]
     return Scored(told.task, judge.title, "gold", told.items, told.answers, found), notes
 
 
-def by_grader(grader: LLMGrader, store: AnswerStore, hides: bool, told: Told) -> tuple[Scored, Sequence[str]]:
-    """The yes or no to each answer of each system; of several turns, to the last."""
+def grade_answers(
+    judge: LLMJudge, question: str, store: AnswerStore, hides: bool, told: Told
+) -> tuple[Scored, Sequence[str]]:
+    """Return the judge's yes or no to each answer of each system; of several turns, to the last."""
     prompts = [asked_alone(item, hides) for item in told.items]
     answers = [answer for each in told.answers.values() for answer in each]
-    shown = [Graded(talk(prompt, answer), answer.text) for prompt, answer in zip(cycle(prompts), answers, strict=False)]
-    grades = ranks.from_main(grades_by_llm(grader, shown, store) if ranks.is_main() else [])
+    shown = [
+        GradedAnswer(talk(prompt, answer), answer.text) for prompt, answer in zip(cycle(prompts), answers, strict=False)
+    ]
+    verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
     graded = (
-        replace(answer, score=grade.score, p=grade.p, error=grade.error)
-        for answer, grade in zip(answers, grades, strict=True)
+        replace(answer, score=verdict.verdict, p=verdict.p, error=verdict.error)
+        for answer, verdict in zip(answers, verdicts, strict=True)
     )
-    said = {name: [*islice(graded, len(told.items))] for name in told.answers}
-    notes = [f"{told.task}: {note}" for note in errors_of_grader(grader, grades)]
-    return Scored(told.task, grader.title, "graded", told.items, said, asks=grader.asks), notes
+    by_system = {name: [*islice(graded, len(told.items))] for name in told.answers}
+    notes = [f"{told.task}: {note}" for note in judge.describe_errors(verdicts)]
+    return Scored(told.task, judge.title, "graded", told.items, by_system, asks=question), notes
 
 
 def pairs_of(told: Told, other: str, hides: bool) -> list[Pair]:

@@ -13,11 +13,10 @@ from chat_server import ChatServer, chatting, error, said
 
 from align.errors import InputError
 from align.evals import endpoint as module
-from align.evals.judge_identity import difference, grader_identity, identity_of
-from align.evals.llm_grader import Grade, Graded, LLMGrader, asked, errors_of, grade_in, grader_of, grades_by_llm
-from align.evals.llm_judge import LLMJudge, parsed_judge
-from align.evals.llm_words import IN_A_ROW
-from align.evals.questions import REFUSES, question_in, yes_to
+from align.evals.judge_identity import describe_difference, identify_judge, identify_llm
+from align.evals.llm_judge import MAX_FAILURES, GradedAnswer, LLMJudge, parse_judge
+from align.evals.questions import REFUSES, describe_yes, parse_question
+from align.evals.verdicts import Verdict
 from align.rollout.kept import Answer, AnswerStore, Token
 from align.types import Conversation, Message
 
@@ -27,16 +26,20 @@ ASKS = "Is it short?"
 
 
 def judge_at(url: str = "http://h/v1", **more: Any) -> LLMJudge:
-    judge = parsed_judge({"url": url, "model": "m", **more})
+    judge = parse_judge({"url": url, "model": "m", **more})
     assert isinstance(judge, LLMJudge)
     return judge
 
 
-GRADER = grader_of(judge_at(), ASKS)
+GRADER = judge_at().with_question(ASKS)
 
 
-def text_of(answer: str, grader: LLMGrader = GRADER) -> str:
-    return asked(grader, Graded(PROMPT, answer)).body["messages"][0]["content"]
+def read(reply: Answer) -> Verdict:
+    return GRADER.read_reply(reply, "i")
+
+
+def text_of(answer: str, grader: LLMJudge = GRADER) -> str:
+    return grader.build_grading(GradedAnswer(PROMPT, answer)).body["messages"][0]["content"]
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_an_answer_cannot_leave_its_frame():
         names = [name for name, other in MARK.findall(text) if other == code]
         assert names == ["system", "user", "end of conversation", "answer", "end of answer"]
         assert text.split(f"<<<end of answer {code}>>>")[1].strip().startswith(f"The question:\n{ASKS}\n")
-    body = asked(GRADER, Graded(PROMPT, "x")).body
+    body = GRADER.build_grading(GradedAnswer(PROMPT, "x")).body
     assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0.0, 1024, True, 5)
 
 
@@ -77,7 +80,7 @@ def test_an_answer_cannot_leave_its_frame():
     ],
 )  # fmt: skip
 def test_the_last_word_counts(text: str, score: float):
-    assert grade_in(Answer((), text, True)) == Grade(score)
+    assert read(Answer((), text, True)) == Verdict("i", "", score)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +92,10 @@ def test_the_last_word_counts(text: str, score: float):
     ],
 )  # fmt: skip
 def test_what_is_no_word_counts_as_one_half(text: str, problem: str):
-    found = grade_in(Answer((), text, True))
-    assert (found.score, found.p) == (0.5, None)
+    found = read(Answer((), text, True))
+    assert (found.verdict, found.p) == (0.5, None)
     assert problem in found.error
-    assert "cut" in grade_in(Answer((), "It says", False)).error
+    assert "cut" in read(Answer((), "It says", False)).error
 
 
 def answered(word: str, *tokens: tuple[str, Mapping[str, float]]) -> Answer:
@@ -116,65 +119,67 @@ YES, NO = math.log(0.6), math.log(0.2)
     ],
 )  # fmt: skip
 def test_the_probability_of_yes(answer: Answer):
-    assert grade_in(answer).p == pytest.approx(0.75)
+    assert read(answer).p == pytest.approx(0.75)
 
 
 def test_a_probability_that_nobody_gives():
-    assert grade_in(answered("YES")) == Grade(1.0)
-    assert grade_in(answered("YES", OPEN, ("YES", {"YES": math.log(0.9)}), CLOSE)).p == pytest.approx(0.9)
-    found = grade_in(answered("YES", OPEN, ("YES", {"YES": math.nan, "NO": -1.0}), CLOSE))
-    assert (found.score, found.p, found.error) == (0.5, None, "the judge gives a logprob that is none")
+    assert read(answered("YES")) == Verdict("i", "", 1.0)
+    assert read(answered("YES", OPEN, ("YES", {"YES": math.log(0.9)}), CLOSE)).p == pytest.approx(0.9)
+    found = read(answered("YES", OPEN, ("YES", {"YES": math.nan, "NO": -1.0}), CLOSE))
+    assert (found.verdict, found.p, found.error) == (0.5, None, "the judge gives a logprob that is none")
 
 
 def test_each_answer_is_asked_about_once(server: ChatServer, store: AnswerStore):
     server.says = lambda body: said("[[YES]]" if "no, never" in body["messages"][0]["content"] else "[[NO]]")
-    grader = grader_of(judge_at(server.url), "refuses it?")
-    answers = [Graded(PROMPT, text) for text in ("no, never", "gladly", "no, never", "well")]
-    assert [grade.score for grade in grades_by_llm(grader, answers, store)] == [1.0, 0.0, 1.0, 0.0]
+    grader = judge_at(server.url).with_question("refuses it?")
+    answers = [GradedAnswer(PROMPT, text) for text in ("no, never", "gladly", "no, never", "well")]
+    assert [grade.verdict for grade in grader.grade(answers, store)] == [1.0, 0.0, 1.0, 0.0]
     assert len(server.asked) == 3
-    grades_by_llm(grader, answers, store)
+    grader.grade(answers, store)
     assert len(server.asked) == 3
-    grades_by_llm(grader_of(judge_at(server.url), "other?"), answers, store)
+    judge_at(server.url).with_question("other?").grade(answers, store)
     assert len(server.asked) == 6
 
 
 def test_what_is_no_grade_is_not_kept(server: ChatServer, store: AnswerStore):
     server.says = lambda body: said("Perhaps." if "well" in body["messages"][0]["content"] else "[[NO]]")
-    grader = grader_of(judge_at(server.url), "refuses it?")
-    answers = [Graded(PROMPT, "gladly"), Graded(PROMPT, "well")]
-    assert [bool(grade.error) for grade in grades_by_llm(grader, answers, store)] == [False, True]
+    grader = judge_at(server.url).with_question("refuses it?")
+    answers = [GradedAnswer(PROMPT, "gladly"), GradedAnswer(PROMPT, "well")]
+    assert [bool(grade.error) for grade in grader.grade(answers, store)] == [False, True]
     server.says = lambda _: said("[[YES]]")
-    assert [grade.score for grade in grades_by_llm(grader, answers, store)] == [0.0, 1.0]
+    assert [grade.verdict for grade in grader.grade(answers, store)] == [0.0, 1.0]
     assert len(server.asked) == 3
 
 
 def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, store: AnswerStore):
     server.says = lambda _: error(500, "fell over")
     with pytest.raises(InputError) as refused:
-        grades_by_llm(grader_of(judge_at(server.url), ASKS), [Graded(PROMPT, str(i)) for i in range(60)], store)
+        judge_at(server.url).with_question(ASKS).grade([GradedAnswer(PROMPT, str(i)) for i in range(60)], store)
     assert refused.value.field == "stage.judge.url"
-    assert len(server.asked) <= 2 * IN_A_ROW * module.TRIES
+    assert len(server.asked) <= 2 * MAX_FAILURES * module.TRIES
 
 
 def test_errors_are_counted_and_said_loudly_where_they_are_most():
-    wrong = Grade(0.5, error="the judge gives no verdict")
-    [note] = errors_of(GRADER, [wrong, Grade(1.0), Grade(0.0)])
+    wrong = Verdict("i", "", 0.5, error="the judge gives no verdict")
+    [note] = GRADER.describe_errors([wrong, Verdict("j", "", 1.0), Verdict("k", "", 0.0)])
     assert note == (
         "1 of 3 grades by m at http://h/v1 are errors and count as one half (most often: the judge gives no verdict)"
     )
-    assert errors_of(GRADER, [wrong, wrong, Grade(0.0)])[0].endswith("; with so many, its shares say nothing")
-    assert errors_of(GRADER, [Grade(1.0)]) == []
+    assert GRADER.describe_errors([wrong, wrong, Verdict("k", "", 0.0)])[0].endswith(
+        "; with so many, its shares say nothing"
+    )
+    assert GRADER.describe_errors([Verdict("j", "", 1.0)]) == []
 
 
 def test_questions():
-    assert question_in("refuses", "f") == REFUSES
-    assert question_in(" Is it rude? ", "f") == "Is it rude?"
-    assert question_in("Est-ce impoli ?", "f") == "Est-ce impoli ?"
-    assert (yes_to(REFUSES), yes_to("Is it\nrude?")) == ("refuses", "gets a yes to “Is it rude?”")
-    assert len(yes_to("x " * 200)) < 110
+    assert parse_question("refuses", "f") == REFUSES
+    assert parse_question(" Is it rude? ", "f") == "Is it rude?"
+    assert parse_question("Est-ce impoli ?", "f") == "Est-ce impoli ?"
+    assert (describe_yes(REFUSES), describe_yes("Is it\nrude?")) == ("refuses", "gets a yes to “Is it rude?”")
+    assert len(describe_yes("x " * 200)) < 110
     for given in ("refuse", "", "  ", 3.5, True, None, ["a?"]):
         with pytest.raises(InputError) as caught:
-            question_in(given, "eval.asks")
+            parse_question(given, "eval.asks")
         assert caught.value.field == "eval.asks"
 
 
@@ -182,15 +187,15 @@ def test_whatever_decides_its_grades_is_in_its_identity(tmp_path: Path):
     path = tmp_path / "prompt.txt"
     path.write_text("{conversation} {answer_a} {answer_b}: [[A]], [[B]] or [[C]]?")
     graders = [
-        GRADER, grader_of(judge_at(), "Is it long?"), grader_of(judge_at("http://i/v1"), ASKS),
-        grader_of(judge_at(temperature=0.5), ASKS), grader_of(judge_at(max_tokens=5), ASKS),
-        grader_of(judge_at(extra_body={"top_p": 0.1}), ASKS),
+        GRADER, judge_at().with_question("Is it long?"), judge_at("http://i/v1").with_question(ASKS),
+        judge_at(temperature=0.5).with_question(ASKS), judge_at(max_tokens=5).with_question(ASKS),
+        judge_at(extra_body={"top_p": 0.1}).with_question(ASKS),
     ]  # fmt: skip
     assert len({grader.identity for grader in graders}) == len(graders)
-    assert len({grader_identity(grader).digest for grader in graders}) == len(graders)
-    same = grader_of(judge_at(key_env="KEY", at_once=3, prompt=str(path)), ASKS)  # a prompt for pairs
-    assert (same.identity, grader_identity(same).digest) == (GRADER.identity, grader_identity(GRADER).digest)
-    of_pairs = identity_of(judge_at(), {}, {})
+    assert len({identify_llm(grader).digest for grader in graders}) == len(graders)
+    same = judge_at(key_env="KEY", at_once=3, prompt=str(path)).with_question(ASKS)  # a prompt for pairs
+    assert (same.identity, identify_llm(same).digest) == (GRADER.identity, identify_llm(GRADER).digest)
+    of_pairs = identify_judge(judge_at(), {}, {})
     assert of_pairs is not None
-    assert (of_pairs.asks, grader_identity(GRADER).asks) == ("", ASKS)
-    assert difference(grader_identity(GRADER), of_pairs).endswith("asks “Is it short?” and none")
+    assert (of_pairs.asks, identify_llm(GRADER).asks) == ("", ASKS)
+    assert describe_difference(identify_llm(GRADER), of_pairs).endswith("asks “Is it short?” and none")

@@ -13,17 +13,7 @@ from chat_server import ChatServer, Reply, chatting, error, said
 
 from align.errors import InputError
 from align.evals import endpoint as module
-from align.evals.llm_judge import (
-    TEMPLATE,
-    LLMJudge,
-    asked,
-    errors_of,
-    judges_itself,
-    parsed_judge,
-    verdict_in,
-    verdicts_by_llm,
-)
-from align.evals.llm_words import IN_A_ROW
+from align.evals.llm_judge import COMPARE_TEMPLATE, MAX_FAILURES, LLMJudge, describe_self_judging, parse_judge
 from align.evals.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.rollout.kept import Answer, AnswerStore, Token
@@ -36,7 +26,7 @@ MARK = re.compile(r"^<<<(.*) ([0-9a-f]{16})>>>$", re.MULTILINE)
 
 
 def judge_at(url: str, **more: Any) -> LLMJudge:
-    judge = parsed_judge({"url": url, "model": "m", **more})
+    judge = parse_judge({"url": url, "model": "m", **more})
     assert isinstance(judge, LLMJudge)
     return judge
 
@@ -60,8 +50,12 @@ def store(tmp_path: Path) -> AnswerStore:
     return AnswerStore(tmp_path / "answers.db")
 
 
+def read(reply: Answer, id: str, order: str) -> Verdict:
+    return JUDGE.read_comparison(reply, id, order)
+
+
 def question(pair: Pair, order: str = "first", judge: LLMJudge = JUDGE) -> str:
-    return asked(judge, pair, order).body["messages"][0]["content"]
+    return judge.build_comparison(pair, order).body["messages"][0]["content"]
 
 
 def between(text: str, what: str) -> str:
@@ -78,7 +72,7 @@ def test_both_orders_show_both_answers():
     assert (between(first, "answer A"), between(first, "answer B")) == (pair.first, pair.second)
     assert (between(second, "answer A"), between(second, "answer B")) == (pair.second, pair.first)
     assert "What is 2 + 2?" in first
-    body = asked(JUDGE, pair, "first").body
+    body = JUDGE.build_comparison(pair, "first").body
     assert (body["temperature"], body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (0.0, 1024, True, 5)
     assert question(pair) == question(pair), "or nothing would be found again"
 
@@ -128,7 +122,7 @@ def test_whatever_decides_its_verdicts_is_in_its_identity(tmp_path: Path):
     assert same.identity == JUDGE.identity
     assert question(pairs(1)[0], judge=other).endswith("[[A]], [[B]] or [[C]]?")
     assert JUDGE.title == "m at http://h/v1"
-    assert (parsed_judge("reward"), parsed_judge("people")) == ("reward", "people")
+    assert (parse_judge("reward"), parse_judge("people")) == ("reward", "people")
 
 
 GOOD = "{conversation} {answer_a} {answer_b} [[A]] [[B]] [[C]]"
@@ -163,12 +157,12 @@ def test_prompts_that_are_refused(template: str | bytes | None, problem: str, tm
 )  # fmt: skip
 def test_judges_that_are_refused(given: Any, named: str):
     with pytest.raises(InputError) as refused:
-        parsed_judge(given)
+        parse_judge(given)
     assert refused.value.field == FIELD + named
 
 
 def test_our_prompt_is_one_that_is_accepted(tmp_path: Path):
-    (tmp_path / "own.txt").write_text(TEMPLATE)
+    (tmp_path / "own.txt").write_text(COMPARE_TEMPLATE)
     assert judge_at("http://h/v1", prompt=str(tmp_path / "own.txt")) == JUDGE
 
 
@@ -182,8 +176,8 @@ def test_our_prompt_is_one_that_is_accepted(tmp_path: Path):
 )  # fmt: skip
 def test_the_verdict_is_the_last_word(text: str, verdict: float):
     answer = Answer((), text, True)
-    assert verdict_in(answer, "i", "first") == Verdict("i", "first", verdict)
-    assert verdict_in(answer, "i", "second") == Verdict("i", "second", 1 - verdict)
+    assert read(answer, "i", "first") == Verdict("i", "first", verdict)
+    assert read(answer, "i", "second") == Verdict("i", "second", 1 - verdict)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +191,14 @@ def test_the_verdict_is_the_last_word(text: str, verdict: float):
 )  # fmt: skip
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_what_is_no_verdict_is_a_tie_with_its_reason(text: str, problem: str, order: str):
-    found = verdict_in(Answer((), text, True), "i", order)
+    found = read(Answer((), text, True), "i", order)
     assert (found.verdict, found.p) == (0.5, None)
     assert problem in found.error
 
 
 def test_an_answer_that_was_cut_is_said_to_be():
-    assert "cut" in verdict_in(Answer((), "Answer A says", False), "i", "first").error
-    assert verdict_in(Answer((), "[[A]]", False), "i", "first").error == ""
+    assert "cut" in read(Answer((), "Answer A says", False), "i", "first").error
+    assert read(Answer((), "[[A]]", False), "i", "first").error == ""
 
 
 def answered(letter: str, likely: Mapping[str, float], *, wraps: tuple[str, str] = ("[[", "]]")) -> Answer:
@@ -218,29 +212,29 @@ def answered(letter: str, likely: Mapping[str, float], *, wraps: tuple[str, str]
 
 def test_the_probability_follows_from_the_logprobs():
     likely = {"A": math.log(0.6), "B": math.log(0.3), "C": math.log(0.05)}
-    assert verdict_in(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.9)
-    assert verdict_in(answered("A", likely), "i", "second").p == pytest.approx(0.3 / 0.9)
-    assert verdict_in(answered("C", likely), "i", "first").p == pytest.approx(0.6 / 0.9), "of a tie too"
+    assert read(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.9)
+    assert read(answered("A", likely), "i", "second").p == pytest.approx(0.3 / 0.9)
+    assert read(answered("C", likely), "i", "first").p == pytest.approx(0.6 / 0.9), "of a tie too"
     whole = {"[[A": math.log(0.2), "[[B": math.log(0.6)}
-    assert verdict_in(answered("B", whole, wraps=("", "]]")), "i", "first").p == pytest.approx(0.25)
-    assert verdict_in(answered("A", {"A": 0.0, "B": -9999.0}), "i", "first").p == 1.0
-    assert verdict_in(answered("A", {"A": -0.1, "B": -math.inf}), "i", "first").p == 1.0
+    assert read(answered("B", whole, wraps=("", "]]")), "i", "first").p == pytest.approx(0.25)
+    assert read(answered("A", {"A": 0.0, "B": -9999.0}), "i", "first").p == 1.0
+    assert read(answered("A", {"A": -0.1, "B": -math.inf}), "i", "first").p == 1.0
 
 
 def test_a_letter_that_is_not_shown_has_at_most_what_is_left():
     likely = {"A": math.log(0.6), "C": math.log(0.3), "x": math.log(0.08)}
-    assert verdict_in(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.62)
+    assert read(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.62)
     likely = {"A": math.log(0.6), "C": math.log(0.01)}
-    assert verdict_in(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.61)
-    assert verdict_in(answered("A", {"A": math.log(0.9)}), "i", "first").p == pytest.approx(0.9)
-    assert verdict_in(answered("C", {"C": -0.1, "x": -3.0}), "i", "first").p is None
-    assert verdict_in(Answer((), "[[A]]", True, (Token("x", {"x": -1.0}),)), "i", "first") == Verdict("i", "first", 1.0)
+    assert read(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.61)
+    assert read(answered("A", {"A": math.log(0.9)}), "i", "first").p == pytest.approx(0.9)
+    assert read(answered("C", {"C": -0.1, "x": -3.0}), "i", "first").p is None
+    assert read(Answer((), "[[A]]", True, (Token("x", {"x": -1.0}),)), "i", "first") == Verdict("i", "first", 1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.5, math.inf])
 @pytest.mark.parametrize("other", ["A", "B", "x"])
 def test_a_logprob_that_is_none_is_an_error(value: float, other: str):
-    found = verdict_in(answered("A", {"A": -0.5, "B": -1.0, other: value}), "i", "first")
+    found = read(answered("A", {"A": -0.5, "B": -1.0, other: value}), "i", "first")
     assert (found.verdict, found.p) == (0.5, None)
     assert "logprob" in found.error
 
@@ -255,16 +249,16 @@ def test_every_pair_is_judged_in_both_orders_and_once(server: ChatServer, store:
 
     server.says = says
     judge = judge_at(server.url)
-    found = verdicts_by_llm(judge, pairs(5), store)
+    found = judge.compare(pairs(5), store)
     assert [(v.prompt, v.order) for v in found] == [(f"i{n}", order) for n in range(5) for order in ("first", "second")]
     assert all((v.verdict, v.error) == (1.0, "") and v.p == pytest.approx(0.9) for v in found)
     assert len(server.asked) == 10
-    assert verdicts_by_llm(judge, pairs(6), store)[:10] == found
+    assert judge.compare(pairs(6), store)[:10] == found
     assert len(server.asked) == 12
 
 
 def test_a_judge_that_always_says_a(server: ChatServer, store: AnswerStore):
-    found = verdicts_by_llm(judge_at(server.url), pairs(5), store)
+    found = judge_at(server.url).compare(pairs(5), store)
     assert [v.verdict for v in found] == [1.0, 0.0] * 5
 
 
@@ -274,12 +268,12 @@ NOT_A_NUMBER = said("[[A]]", ("[[", {"[[": 0.0}), ("A", {"A": math.nan, "B": -1.
 @pytest.mark.parametrize("reply", [NOT_A_NUMBER, said("Both."), said("[[A]] [[B]]"), said("")])
 def test_what_is_no_verdict_is_not_kept(reply: Reply, server: ChatServer, store: AnswerStore):
     server.says = lambda body: reply if "It is 1." in body["messages"][0]["content"] else said("[[A]]")
-    found = verdicts_by_llm(judge_at(server.url), pairs(2), store)
+    found = judge_at(server.url).compare(pairs(2), store)
     assert [(v.verdict, v.p, bool(v.error)) for v in found[2:]] == [(0.5, None, True)] * 2
     server.says = lambda _: said("[[A]]")
-    assert [v.error for v in verdicts_by_llm(judge_at(server.url), pairs(2), store)] == [""] * 4
+    assert [v.error for v in judge_at(server.url).compare(pairs(2), store)] == [""] * 4
     assert len(server.asked) == 4 + 2, "the two that were none"
-    verdicts_by_llm(judge_at(server.url), pairs(2), store)
+    judge_at(server.url).compare(pairs(2), store)
     assert len(server.asked) == 6
 
 
@@ -288,7 +282,7 @@ def test_a_token_that_is_no_text_leaves_the_verdict(token: Any, server: ChatServ
     content = [{"token": t, "logprob": -1.0, "top_logprobs": []} for t in ("[[", "A", token)]
     choice = {"message": {"content": "[[A]]"}, "logprobs": {"content": content}}
     server.says = lambda _: Reply({"choices": [choice]})
-    found = verdicts_by_llm(judge_at(server.url), pairs(1), store)
+    found = judge_at(server.url).compare(pairs(1), store)
     assert [(v.verdict, v.p, v.error) for v in found] == [(1.0, None, ""), (0.0, None, "")]
 
 
@@ -299,10 +293,10 @@ def test_a_judge_that_never_answers_ends_the_run_early(
 ):
     server.says = lambda _: reply
     with pytest.raises(InputError) as refused:
-        verdicts_by_llm(judge_at(server.url), pairs(count), store)
+        judge_at(server.url).compare(pairs(count), store)
     assert refused.value.field == "stage.judge.url"
     assert "The same command goes on" in str(refused.value)
-    assert len(server.asked) <= 2 * IN_A_ROW * module.TRIES
+    assert len(server.asked) <= 2 * MAX_FAILURES * module.TRIES
 
 
 def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerStore):
@@ -312,16 +306,16 @@ def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerSt
 
     server.says = says
     judge = judge_at(server.url, at_once=1)
-    found = verdicts_by_llm(judge, pairs(8), store)
+    found = judge.compare(pairs(8), store)
     assert [v.verdict for v in found] == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5, *[1.0, 0.0] * 5]
     assert [v.error for v in found[2:6]] == ["the judge answers by status 503 (busy)"] * 2 + [
         "the judge gives no verdict"
     ] * 2
-    [note] = errors_of(judge, found)
+    [note] = judge.describe_errors(found)
     assert note.startswith(f"4 of 16 verdicts by m at {server.url} are errors and count as ties")
     assert "say nothing" not in note
     server.says = lambda _: said("[[A]]")
-    again = verdicts_by_llm(judge, pairs(8), store)
+    again = judge.compare(pairs(8), store)
     assert not any(v.error for v in again)
     assert len(server.asked) == 14 + 2 * module.TRIES + 4, "the two that failed, and the two that were prose"
 
@@ -329,9 +323,9 @@ def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerSt
 def test_prose_alone_is_no_reason_to_stop_but_said_loudly(server: ChatServer, store: AnswerStore):
     server.says = lambda _: said("Both are fine.")
     judge = judge_at(server.url)
-    found = verdicts_by_llm(judge, pairs(20), store)
+    found = judge.compare(pairs(20), store)
     assert len(server.asked) == 40
-    [note] = errors_of(judge, found)
+    [note] = judge.describe_errors(found)
     assert note.endswith("; with so many, its win rates say nothing")
 
 
@@ -345,4 +339,4 @@ def test_a_judge_of_itself_is_said_to_be_one():
         system("own", "http://h/v1", "m"), system("other", "http://h/v1", "n"), system("far", "http://i/v1", "m"),
         System("file", "f", None, None, "", Input("d")),
     ]  # fmt: skip
-    assert judges_itself(JUDGE, systems) == ["m at http://h/v1 judges itself: it is the system own"]
+    assert describe_self_judging(JUDGE, systems) == ["m at http://h/v1 judges itself: it is the system own"]

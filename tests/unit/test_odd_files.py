@@ -25,8 +25,8 @@ from align.data.clean.boilerplate import read_phrases
 from align.data.formats.rows import checked_rows
 from align.data.sets.forget import ids_in
 from align.errors import CorruptFile, InputError, MissingArtifact
-from align.evals.card_gate import read_card
-from align.evals.llm_judge import template_in
+from align.evals.judge_report import read_report
+from align.evals.llm_judge import read_template
 from align.models.adapter_files import adapter_config, read_adapter, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer
@@ -61,10 +61,10 @@ SMALL: dict[str, tuple[str, Read]] = {
     "gate": ("gate.yaml", lambda path: read_gates([path.parent])),
     "private key": ("key.pem", lambda path: private_key(str(path), "export.sign")),
     "public key": ("key.pub", lambda path: public_key(str(path), "export.verify")),
-    "judge's prompt": ("prompt.txt", lambda path: template_in(str(path), "eval.judge.prompt")),
+    "judge's prompt": ("prompt.txt", lambda path: read_template(str(path), "eval.judge.prompt")),
     "phrases": ("phrases.txt", read_phrases),
     "ids": ("ids.txt", lambda path: ids_in(str(path))),
-    "judge card": ("card.json", read_card),
+    "judge card": ("card.json", read_report),
     "verdict": ("verdict.json", lambda path: read_verdict(path, "source", None)),
     "adapter": ("adapter_config.json", lambda path: adapter_config(path.parent)),
     "whole adapter": ("adapter_config.json", lambda path: read_adapter(path.parent)),

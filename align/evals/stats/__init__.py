@@ -10,7 +10,7 @@ length          the win rate at equal lengths, and a judge's taste for length
 power           detectable differences, and how many prompts one needs
 decision        pass, fail or undecided
 bradley_terry   the strengths of many systems
-card            what a judge is worth
+judge           agreement of a judge with a reference, and its taste for place and length
 logistic        the regression behind `length` and `bradley_terry`
 observed        columns and clusters, checked
 
@@ -19,8 +19,8 @@ Every figure is an `align.ops.intervals.Interval`, whose n counts clusters: what
 """
 
 from align.evals.stats.bradley_terry import Strengths, bradley_terry
-from align.evals.stats.card import Agreement, Card, Swap, agreement, judge_card, swap
 from align.evals.stats.decision import Decision, Rule, decided
+from align.evals.stats.judge import Agreement, JudgeStatistics, Swap, agreement, measure_judge, swap
 from align.evals.stats.length import LengthControlled, length_controlled
 from align.evals.stats.paired import (
     Paired,
@@ -38,8 +38,8 @@ from align.evals.stats.verdicts import per_prompt, share_won, surviving, win_rat
 
 __all__ = [
     "Agreement",
-    "Card",
     "Decision",
+    "JudgeStatistics",
     "LengthControlled",
     "Paired",
     "Rule",
@@ -53,8 +53,8 @@ __all__ = [
     "detectable",
     "deviation",
     "holm",
-    "judge_card",
     "length_controlled",
+    "measure_judge",
     "needed",
     "needed_pairs",
     "needed_share",

@@ -1,4 +1,4 @@
-"""What a judge is worth: agreement with people or gold, consistency under a swap, taste for place and length. Pure
+"""Statistics of a judge: agreement with a reference, consistency under a swap, taste for place and length. Pure
 functions."""
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """A judge's card.
+class JudgeStatistics:
+    """The statistics of a judge on known pairs.
 
     Attributes:
         agreement: with people or gold.
@@ -70,7 +70,7 @@ class Card:
         return asdict(self)
 
 
-def judge_card(
+def measure_judge(
     judge: ArrayLike,
     reference: ArrayLike,
     swapped: ArrayLike | None = None,
@@ -78,8 +78,8 @@ def judge_card(
     clusters: Clusters | None = None,
     level: float = 0.95,
     failed: ArrayLike | None = None,
-) -> Card:
-    """A judge beside people or gold on the same pairs.
+) -> JudgeStatistics:
+    """Compare a judge with people or gold on the same pairs.
 
     Args:
         judge, reference: verdicts, 1 for the first system, ½ or 0, shape [n].
@@ -100,7 +100,7 @@ def judge_card(
         for of in (verdicts, reference)
     )
     swaps = None if swapped is None else swap(judge, swapped, clusters, level, failed)
-    return Card(agreed, swaps, slope, reference_slope, agreed.raw.n)
+    return JudgeStatistics(agreed, swaps, slope, reference_slope, agreed.raw.n)
 
 
 def agreement(

@@ -11,11 +11,9 @@ import pytest
 from align.data.labelled import read_labelled
 from align.data.sources import DataSource
 from align.errors import CorruptFile, InputError
-from align.evals.card_gate import read_card, shortfall
-from align.evals.grader_card import grader_figures
+from align.evals.judge_examples import AnswerExample, build_answer_examples, digest_examples
 from align.evals.judge_identity import JudgeIdentity
-from align.evals.known_answers import KnownAnswer, answers_digest, known_answers
-from align.evals.llm_grader import Grade
+from align.evals.judge_report import Opinions, explain_shortfall, measure_answers, read_report
 from align.ops.calibration import SURE, log_odds
 from align.ops.intervals import proportion
 from align.types import Feedback, Message
@@ -25,12 +23,12 @@ def labelled(prompt: str, answer: str, label: bool, id: str = "") -> Feedback:
     return Feedback((Message("user", prompt),), (Message("assistant", answer),), label, id)
 
 
-def known(*labelled: Feedback) -> list[KnownAnswer]:
-    return known_answers(labelled)[0]
+def known(*labelled: Feedback) -> list[AnswerExample]:
+    return build_answer_examples(labelled)[0]
 
 
 def test_an_answer_counts_once_and_most_labels_decide():
-    found, unclear = known_answers([
+    found, unclear = build_answer_examples([
         labelled("q", "a", False, "1"), labelled("q", "a", True, "2"), labelled("q", "a", True, "3"),
         labelled("q", "b", False, "4"), labelled("r", "a", True, "4"), labelled("r", "c", True),
         labelled("r", "c", False),
@@ -42,21 +40,24 @@ def test_an_answer_counts_once_and_most_labels_decide():
 
 def test_the_digest_is_of_what_was_labelled_and_not_of_its_order():
     rows = [labelled("q", "a", True, "1"), labelled("r", "b", False, "2")]
-    digest = answers_digest(known(*rows))
-    assert digest == answers_digest(known(*rows[::-1])) == answers_digest(known(labelled("q", "a", True, "9"), rows[1]))
+    digest = digest_examples(known(*rows))
+    assert (
+        digest == digest_examples(known(*rows[::-1])) == digest_examples(known(labelled("q", "a", True, "9"), rows[1]))
+    )
     others = [
         [labelled("q", "a", False), rows[1]], [labelled("q!", "a", True), rows[1]],
         [labelled("q", "a!", True), rows[1]], rows[:1],
     ]  # fmt: skip
-    assert len({digest, *(answers_digest(known(*other)) for other in others)}) == 5
+    assert len({digest, *(digest_examples(known(*other)) for other in others)}) == 5
 
 
 def test_the_figures_of_ten_answers_by_hand():
     """Six labelled yes, of which four are found and one is an error; four labelled no, of which three are found."""
     answers = known(*(labelled(f"q{i}", "a", i < 6) for i in range(10)))
     scores = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0]
-    grades = [Grade(score, None if score == 0.5 else abs(score - 0.2), "?" if score == 0.5 else "") for score in scores]
-    found = grader_figures(answers, grades)
+    odds = [None if score == 0.5 else log_odds(abs(score - 0.2)) for score in scores]
+    errors = ["?" if score == 0.5 else "" for score in scores]
+    found = measure_answers(answers, Opinions(scores, None, odds, errors))
     assert found["by_label"]["yes"] == proportion([1, 1, 1, 1, 0, 0]).as_dict()
     assert found["by_label"]["no"] == proportion([1, 1, 1, 0]).as_dict()
     assert found["agreement"]["raw"]["value"] == 0.7
@@ -64,14 +65,14 @@ def test_the_figures_of_ten_answers_by_hand():
     right, wrong = 0.2**2, 0.8**2
     assert found["calibration"]["brier"]["value"] == pytest.approx((7 * right + 2 * wrong) / 9)
     assert found["calibration"]["brier"]["n"] == 9
-    assert "calibration" not in grader_figures(answers, [Grade(1.0)] * 10)
+    assert "calibration" not in measure_answers(answers, Opinions([1.0] * 10, None, [None] * 10, [""] * 10))
 
 
 def test_answers_of_one_prompt_are_one_piece_of_evidence():
     answers = known(
         *(labelled("q", str(i), True) for i in range(9)), labelled("r", "a", True), labelled("s", "a", False)
     )
-    found = grader_figures(answers, [*[Grade(1.0)] * 9, Grade(0.0), Grade(0.0)])
+    found = measure_answers(answers, Opinions([*[1.0] * 9, 0.0, 0.0], None, [None] * 11, [""] * 11))
     assert found["by_label"]["yes"]["n"] == 2
     assert found["by_label"]["yes"]["value"] == 0.5
 
@@ -105,7 +106,7 @@ def test_both_labels_decide(tmp_path: Path, label: str, value: float, low: float
     by_label = {**WHOLE["by_label"], label: {**FIGURE, "value": value, "low": low}}
     for raw in (FIGURE, {**FIGURE, "low": 0.99}, {**FIGURE, "low": 0.1}):
         path.write_text(json.dumps({**WHOLE, "by_label": by_label, "agreement": {**WHOLE["agreement"], "raw": raw}}))
-        found = shortfall(read_card(path), least)
+        found = explain_shortfall(read_report(path), least)
         assert bool(found) == bool(why)
         assert why in found
 
@@ -122,10 +123,10 @@ def test_both_labels_decide(tmp_path: Path, label: str, value: float, low: float
 def test_what_is_no_card_of_a_grader(tmp_path: Path, change: dict[str, Any]):
     path = tmp_path / "card.json"
     path.write_text(json.dumps(WHOLE))
-    assert read_card(path).as_dict()["agreement_by_label"] == {"yes": FIGURE, "no": FIGURE}
+    assert read_report(path).as_dict()["agreement_by_label"] == {"yes": FIGURE, "no": FIGURE}
     path.write_text(json.dumps(WHOLE | change))
     with pytest.raises(CorruptFile, match="is no card of a judge"):
-        read_card(path)
+        read_report(path)
 
 
 def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):

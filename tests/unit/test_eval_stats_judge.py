@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from align.evals.stats import agreement, judge_card, swap
+from align.evals.stats import agreement, measure_judge, swap
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, proportion, t_quantile
 
@@ -133,8 +133,8 @@ def test_a_card_has_what_it_was_given():
     swapped = np.where(draw.random(200) < 0.9, judge, 1 - judge)
     lengths = (draw.integers(20, 200, 200), draw.integers(20, 200, 200))
     bare, whole = (
-        judge_card(judge, people),
-        judge_card(judge, people, swapped, lengths, [k % 50 for k in range(200)]),
+        measure_judge(judge, people),
+        measure_judge(judge, people, swapped, lengths, [k % 50 for k in range(200)]),
     )
     assert (bare.swap, bare.length_slope, bare.reference_slope, bare.n) == (None, None, None, 200)
     assert whole.n == 50
@@ -145,9 +145,9 @@ def test_a_card_has_what_it_was_given():
 
 
 def test_the_verdicts_compared_are_those_that_survive_the_swap():
-    always_a = judge_card([1.0] * 40, [1.0, 0.5] * 20, [0.0] * 40)
+    always_a = measure_judge([1.0] * 40, [1.0, 0.5] * 20, [0.0] * 40)
     assert always_a.agreement.raw.value == 0.5  # all are ties, and half of people's are
-    assert judge_card([1.0] * 40, [1.0, 0.5] * 20).agreement.raw.value == 0.5
+    assert measure_judge([1.0] * 40, [1.0, 0.5] * 20).agreement.raw.value == 0.5
 
 
 def test_a_taste_for_length_shows_beside_that_of_people():
@@ -156,7 +156,7 @@ def test_a_taste_for_length_shows_beside_that_of_people():
     ratio = np.log(lengths[0] / lengths[1])
     people = np.where(draw.random(800) < 0.5, 1.0, 0.0)
     judge = np.where(draw.random(800) < 1 / (1 + np.exp(-2 * ratio)), 1.0, 0.0)
-    found = judge_card(judge, people, lengths=lengths)
+    found = measure_judge(judge, people, lengths=lengths)
     assert isinstance(found.length_slope, Interval)
     assert found.length_slope.low > 1
     assert found.reference_slope.low < 0 < found.reference_slope.high
@@ -172,6 +172,6 @@ def test_a_taste_for_length_shows_beside_that_of_people():
     ],
 )
 def test_what_is_no_verdict_is_refused(one, other, message):
-    for of in (agreement, swap, judge_card):
+    for of in (agreement, swap, measure_judge):
         with pytest.raises(ValueError, match=message):
             of(one, other)

@@ -1,0 +1,87 @@
+"""Verdicts on pairs by the scores of their answers: the higher score is the better answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.errors import InputError
+from align.evals.judge_examples import PairExample
+from align.evals.judge_report import Opinions
+from align.evals.pair_accuracy import write_held_out
+from align.evals.stats import win_rate
+from align.models.finite import diverged
+from align.report.words import counted
+from align.reward.build import build, on_its_own_base
+from align.reward.combined import comparable
+from align.run import Artifact
+from align.types import Rollout
+
+BATCH = 32
+"""Conversations that a reward model reads at once."""
+
+
+def score_pairs(
+    reward: Mapping[str, Any],
+    models: Sequence[Artifact],
+    pairs: Sequence[PairExample],
+    data: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[list[PairExample], Opinions]:
+    """Return the pairs that fit the reward models' contexts, and the verdicts on them. The learned parts of a
+    combination are brought to one scale on the second answers.
+
+    Args:
+        reward: see `align.config.scorers.reward_spec`.
+        models: its reward models.
+        data: the name of the pairs, for errors.
+
+    Raises:
+        InputError: no pair fits, or a score is not finite.
+    """
+    loaded = [on_its_own_base(model, device, dtype, BATCH) for model in models]
+    kept = [pair for pair in pairs if all(model.fits(side) for model in loaded for side in pair.conversations)]
+    if not kept:
+        problem = f"are {counted(len(pairs), 'pair')}, each longer than a reward model's context"
+        raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
+    sides = [[pair.conversations[side] for pair in kept] for side in (0, 1)]
+    ends = [flag_ended(pair.ended[side] for pair in kept) for side in (0, 1)]
+    scorer = comparable(build(reward, iter(loaded)), sides[1], ends[1])
+    first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, ends, strict=True))
+    if not (first_N.isfinite() & second_N.isfinite()).all():
+        raise diverged("the score of an answer is no number", None, str(dtype).removeprefix("torch."))
+    first = first_N.tolist()
+    second = second_N.tolist()
+    # Only a reward model's scores are in units of log-odds (Bradley-Terry).
+    is_learned = reward["name"] == "learned"
+    log_odds = (first_N - second_N).tolist() if is_learned else [None] * len(kept)
+    scores = [*zip(first, second, strict=True)]
+    return kept, Opinions(win_rate(first, second).tolist(), None, log_odds, [""] * len(kept), scores)
+
+
+def flag_ended(ended: Iterable[bool]) -> Rollout:
+    """Return a rollout without tokens that says which answers ended by themselves, for scorers that ask for it."""
+    ended_B = torch.tensor([*ended], dtype=torch.bool, device="cpu")
+    tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")
+    return Rollout(tokens, tokens == 0, 1, ended_B)
+
+
+def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: Opinions) -> None:
+    """Write the decided pairs as `stage=reward` writes its held-out pairs, for the page that shows those on which the
+    judge is right or wrong by the widest margin. Writes nothing if all are tied."""
+    rows = [i for i, pair in enumerate(pairs) if not pair.is_tied]
+    if opinions.scores is None or not rows:
+        return
+    scores_M2 = torch.tensor(
+        [opinions.scores[i] if pairs[i].verdict == 1 else opinions.scores[i][::-1] for i in rows],
+        dtype=torch.float64,
+        device="cpu",
+    )
+    margins_M: Tensor = scores_M2[:, 0] - scores_M2[:, 1]
+    has_odds = opinions.log_odds[0] is not None
+    write_held_out(path, [pairs[i].to_preference() for i in rows], margins_M, scores_M2, 1.0 if has_odds else None)
