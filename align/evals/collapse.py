@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from align.data.ngrams import ngrams, words
-from align.evals.questions import shortened
+from align.evals.questions import shorten_question
 from align.evals.text import distinct_n
 from align.ops.intervals import Interval, mean, proportion
 from align.report.words import in_words, percent
@@ -390,7 +390,7 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
     difference = in_words(policy.as_dict())
-    every = f"“{shortened(constant)}”, given as the answer to every prompt"
+    every = f"“{shorten_question(constant)}”, given as the answer to every prompt"
     reason = f"it is not shown to beat {every} (difference {difference})"
     return Collapse(COLLAPSED, (reason,))
 
@@ -450,7 +450,7 @@ def judge_collapse(
     if share.low > MAX_SHARE and (share.low > ref_share or share.low > ALWAYS):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
         reasons.append(
-            f"{percent(share.as_dict())} of its {answers} are alike: “{shortened(policy.commonest)}”{compared}"
+            f"{percent(share.as_dict())} of its {answers} are alike: “{shorten_question(policy.commonest)}”{compared}"
         )
     if policy.distinct < MIN_DISTINCT * ref_distinct:
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")
@@ -486,7 +486,7 @@ def judge_closed_task(
     scores = {text: list(score([text] * len(answers))) for text in constants}
     constant = max(constants, key=lambda text: sum(scores[text]))
     if best_score is not None and min(scores[constant]) >= best_score:
-        return Collapse(NOT_MEASURED, (f"“{shortened(constant)}” is right for every prompt",))
+        return Collapse(NOT_MEASURED, (f"“{shorten_question(constant)}” is right for every prompt",))
     own = list(score(answers))
     collapse = judge_against_constant(mean([a - b for a, b in zip(own, scores[constant], strict=True)]), constant)
     if best_score is not None and min(own) >= best_score:
