@@ -113,10 +113,10 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
                 job_file.write(json.dumps(job).encode())
                 job_file.seek(0)
                 at_least = Limits(limits.seconds, max(limits.memory_mb, LEAST_MB))
-                tester = start("run_tests", tier, at_least, folders[0], job_file, report, (from_answer, to_answer))
-                processes.callback(kill_session, tester)
                 answerer = start("run_answer", tier, limits, folders[1], answer_reads, answer_writes)
                 processes.callback(kill_session, answerer)
+                tester = start("run_tests", tier, at_least, folders[0], job_file, report, (from_answer, to_answer))
+                processes.callback(kill_session, tester)  # killed first: it reports the end of the other
             ended = wait_for(tester, limits.seconds)
         report.seek(0)
         lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
