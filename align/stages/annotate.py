@@ -146,7 +146,7 @@ def text_of(path: str) -> str:
 
 def exported(run: Run, config: Config) -> Result:
     with open_store(config, create=False) as store:
-        shutil.rmtree(run.artifact)  # of an export that was cut off
+        shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was cut off
         with publish(run.artifact) as folder:
             rows = export(store, config.project, folder, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
