@@ -1,34 +1,104 @@
-"""The accounts of a store: each thing that is asked of them is one transaction."""
+"""The accounts of a store: passwords, sessions, invitations and roles. Each request is one transaction.
+
+The store keeps the SHA-256 of the tokens of sessions and invitations, so that nobody who reads it can use them. The
+beginning of an invitation's digest is the id by which an admin revokes it.
+"""
 
 from __future__ import annotations
 
+import math
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from argon2 import PasswordHasher
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from align.annotate.accounts import invitations, sessions
-from align.annotate.accounts.invitations import INVITATION_S, Invitation, Pending
-from align.annotate.accounts.members import (
-    Person,
-    annotator_named,
-    assign_role,
-    check_role,
-    member_named,
-    members_of,
-    name_of_handle,
-    new_expected_annotator,
-    promote,
-    remove_member,
-)
-from align.annotate.accounts.passwords import new_user, replace_password, set_password, verified_user
 from align.annotate.store import Store
 from align.annotate.store.projects import check_not_erased
-from align.annotate.store.queries import check_project
-from align.annotate.store.users import number_of_admins, roles_of, user_named
-from align.errors import InputError
-from align.web.credentials import Passwords, Refused, checked_name, checked_password, normalised_name
+from align.annotate.store.queries import annotator_of, check_project, close_leases, new_annotator
+from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
+from align.annotate.store.users import is_annotator, leave, number_of_admins, roles_of, user_named
+from align.errors import InputError, require
+from align.web.credentials import (
+    Passwords,
+    Refused,
+    checked_name,
+    checked_password,
+    digest,
+    is_name,
+    network,
+    new_token,
+    normalised_name,
+)
 from align.web.throttle import Throttle
+
+ROLES = ("annotator", "reviewer", "admin")
+"""Each may do what those before it may: judge; see how all judge, and settle what they disagree on; manage."""
+SESSION_S = 14 * 86400
+"""A session ends if its owner does not come for so long."""
+PROLONGED_EVERY_S = 3600
+"""A session is prolonged once an hour, so that not every request writes."""
+INVITATION_S = 7 * 86400
+ID_LENGTH = 12
+"""Digits of an invitation's digest that are its id."""
+TRIES, TRIES_MANY = 5, 50
+"""Wrong passwords that cost no wait: for a name from one network; for a name, or from a network, in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A person who is logged in.
+
+    Attributes:
+        name: the identity of their annotator.
+        roles: by project.
+    """
+
+    name: str
+    roles: Mapping[str, str]
+
+    def may(self, project: str, role: str) -> bool:
+        """Return whether they have this role in a project, or one above it."""
+        mine = self.roles.get(project)
+        return mine is not None and ROLES.index(mine) >= ROLES.index(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What an invitation's link is for.
+
+    Attributes:
+        name: the person's; empty if its holder chooses one.
+        resets: whether it may set the password of that name: there is no such account yet, or its maker manages every
+            project that the account is in. Otherwise it only lets join who logs in.
+        known: whether there is an account of that name.
+    """
+
+    project: str
+    role: str
+    name: str
+    resets: bool
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An invitation that can still be accepted.
+
+    Attributes:
+        name: the person's; empty if its holder chooses one.
+        made_by: the name of the admin; empty for the operator of the server.
+        expires_at: seconds since 1970.
+    """
+
+    id: str
+    role: str
+    name: str
+    made_by: str
+    expires_at: float
 
 
 class Accounts:
@@ -42,13 +112,15 @@ class Accounts:
     def __init__(
         self, store: Store, clock: Callable[[], float] = time.time, hasher: PasswordHasher | None = None
     ) -> None:
-        self.store, self.clock, self.passwords = store, clock, Passwords(hasher or PasswordHasher())
+        self.store = store
+        self.clock = clock
+        self.passwords = Passwords(hasher or PasswordHasher())
         self._tries = Throttle(time.monotonic)
 
-    # Coming in
+    # Sessions and passwords
 
     def log_in(self, name: str, password: str, address: str) -> str:
-        """A new session's token.
+        """Return the token of a new session.
 
         Args:
             address: where the attempt comes from; failures of a name and of an address each cost a wait.
@@ -57,32 +129,34 @@ class Accounts:
             Refused: no such name and password, or too many attempts.
             Busy: come back in a moment.
         """
-        user = verified_user(self.store, self.passwords, self._tries, name, password, address)
+        user = self._verify_password(name, password, address)
         stale = self.passwords.stale(user.password)
         kept = self.passwords.hashed(password) if stale else user.password
         with self.store.transaction() as db:
             set_password(db, user, kept)
-            return sessions.open_session(db, user.id, self.clock())
+            return self._open_session(db, user.id)
 
     def who(self, session: str) -> Person | None:
-        """Whose session it is; None where it is none (any more). Coming back keeps it open."""
+        """Return the person of a session, which is prolonged; None if there is no such session (any more)."""
         now = self.clock()
+        found = select(users.c.id, users.c.name, sessions.c.expires_at).join(users, users.c.id == sessions.c.user)
+        this = sessions.c.digest == digest(session)
         with self.store.reading() as db:
-            user = sessions.user_of(db, session, now)
+            user = db.execute(found.where(this, sessions.c.expires_at > now)).first()
             if user is None:
                 return None
             person = Person(user.name, roles_of(db, user.id))
-        if sessions.is_due(user.expires_at, now):
+        if user.expires_at < now + SESSION_S - PROLONGED_EVERY_S:
             with self.store.transaction() as db:
-                sessions.prolong(db, session, now)
+                db.execute(update(sessions).where(this).values(expires_at=now + SESSION_S))
         return person
 
     def log_out(self, session: str) -> None:
         with self.store.transaction() as db:
-            sessions.end(db, session)
+            db.execute(delete(sessions).where(sessions.c.digest == digest(session)))
 
     def change_password(self, session: str, old: str, new: str) -> None:
-        """Sets another password, and ends the person's other sessions.
+        """Set another password, and end the person's other sessions.
 
         Raises:
             Refused: the old one is not theirs, or too many attempts.
@@ -91,123 +165,210 @@ class Accounts:
         person = self.who(session)
         if person is None:
             raise Refused("session", "(not shown)", "it is over", "Log in again.")
-        user = verified_user(self.store, self.passwords, self._tries, person.name, old, f"session of {person.name}")
+        user = self._verify_password(person.name, old, f"session of {person.name}")
         kept = self.passwords.hashed(checked_password(person.name, new))
         with self.store.transaction() as db:
             set_password(db, user, kept)
-            invitations.end_for(db, person.name)
-            sessions.end_all(db, user.id, but=session)
+            db.execute(delete(invitations).where(invitations.c.name == person.name))
+            db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != digest(session)))
+
+    def _verify_password(self, name: str, password: str, address: str) -> Row:
+        """Return the user whose name and password these are. Raises as `log_in`. An attempt that could not be verified
+        is no failure."""
+        name = normalised_name(name)
+        place = network(address)
+        here = f"name {name[:100]} from {place}"
+        tried = ((here, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {place}", TRIES_MANY))
+        failures = self._tries.failures(f"from {place}")
+        with ExitStack() as unverified:
+            for what, free in tried:
+                wait = self._tries.attempt(what, free)
+                if wait > 0:
+                    problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
+                    raise Refused("name", name, problem, "Wait, then try again.")
+                unverified.callback(self._tries.forgive, what)
+            user = None
+            if is_name(name):  # the database is not asked for what cannot be a name
+                with self.store.reading() as db:
+                    user = user_named(db, name)
+            matches = self.passwords.matches(None if user is None else user.password, password, place, failures)
+            unverified.pop_all()
+        if user is None or not matches:
+            raise Refused("name", name, "no such name and password", "Check both; an admin can send a new link.")
+        self._tries.succeeded(here)
+        for what, _ in tried[1:]:
+            self._tries.forgive(what)
+        return user
+
+    def _open_session(self, db: Connection, user: str) -> str:
+        """Return a new session's token, and delete the sessions that are over."""
+        token, now = new_token(), self.clock()
+        db.execute(delete(sessions).where(sessions.c.expires_at < now))
+        db.execute(insert(sessions), {"digest": digest(token), "user": user, "expires_at": now + SESSION_S})
+        return token
 
     # Invitations
 
     def invite(
         self, project: str, role: str, name: str = "", lasts_s: float = INVITATION_S, by: Person | None = None
     ) -> str:
-        """A token that lets somebody in, once.
+        """Return a token that lets somebody in, once.
 
         Args:
-            name: whom it is for; of somebody who has an account it sets a new password, and the role. Empty: whoever
-                has it chooses a name.
-            by: an admin of the project; None: the operator of the server.
+            name: the person's. If they have an account, it sets a new password, and the role. If it is empty, the
+                holder chooses a name.
+            by: an admin of the project; None for the operator of the server.
 
         Raises:
             InputError: unknown project or role, or a name that nobody can have.
         """
         check_role(role)
         name = checked_name(name) if name else ""
+        token = new_token()
         with self.store.transaction() as db:
             check_project(db, project)
             check_not_erased(db, project)
-            return invitations.add(db, project, role, name, by.name if by else "", self.clock(), lasts_s)
+            self._delete_expired(db)
+            maker = user_named(db, by.name) if by else None
+            row = {
+                "digest": digest(token),
+                "project": project,
+                "role": role,
+                "name": name,
+                "made_by": "" if maker is None else maker.id,
+                "expires_at": self.clock() + lasts_s,
+            }
+            db.execute(insert(invitations), row)
+        return token
 
     def first_admin(self, project: str) -> str | None:
-        """An invitation for the project's first admin, which replaces any before it; None where there is one."""
+        """Return an invitation for the project's first admin, which replaces any before it; None if there is one."""
         with self.store.transaction() as db:
-            invitations.end_expired(db, self.clock())
+            self._delete_expired(db)
             if number_of_admins(db, project):
                 return None
-            invitations.end_of_admins(db, project)
+            open_to_all = (invitations.c.role == "admin", invitations.c.name == "")
+            db.execute(delete(invitations).where(invitations.c.project == project, *open_to_all))
             return self.invite(project, "admin", lasts_s=86400)
 
     def invited(self, token: str) -> Invitation | None:
-        """What an invitation is for; None where it is none (any more)."""
+        """Return what an invitation is for; None if it is over or was used."""
+        valid = (invitations.c.digest == digest(token), invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
-            return invitations.invitation_of(db, token, self.clock())
+            row = db.execute(select(invitations).where(*valid)).first()
+            if row is None:
+                return None
+            user = user_named(db, row.name)
+            theirs = {} if user is None else roles_of(db, user.id)
+            managed = roles_of(db, row.made_by) if row.made_by else dict.fromkeys(theirs, "admin")
+        resets = all(managed.get(project) == "admin" for project in theirs)
+        return Invitation(row.project, row.role, row.name, resets, user is not None)
 
     def pending(self, project: str) -> list[Pending]:
-        """The invitations to a project that are good still, the newest last."""
+        """Return the invitations to a project that can still be accepted, the newest last."""
+        maker = users.c.name.label("maker")
+        found = select(invitations, maker).outerjoin(users, users.c.id == invitations.c.made_by)
+        valid = found.where(invitations.c.project == project, invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
-            return invitations.pending(db, project, self.clock())
+            rows = db.execute(valid.order_by(invitations.c.expires_at, invitations.c.digest)).all()
+        return [Pending(row.digest[:ID_LENGTH], row.role, row.name, row.maker or "", row.expires_at) for row in rows]
 
     def revoke(self, project: str, id: str) -> None:
-        """Ends an invitation. Raises: InputError: the project has none of that id (any more)."""
+        """End an invitation. Raises: InputError: the project has none of that id (any more)."""
+        this = (invitations.c.project == project, invitations.c.digest.startswith(id, autoescape=True))
         with self.store.transaction() as db:
-            invitations.revoke(db, project, id)
+            if len(id) != ID_LENGTH or db.execute(delete(invitations).where(*this)).rowcount == 0:
+                raise InputError("link", id, "it was used, or has ended", "Look at the list again.")
 
     def accept(self, token: str, name: str, password: str) -> str:
-        """Makes the account, or sets its new password (which ends its sessions), gives the role, and opens a session.
+        """Make the account, or set its new password (which ends its sessions), give the role, and open a session.
 
         Raises:
             Refused: the invitation is over, was used, or is for somebody else; or somebody has the name.
             InputError: a name or password that nobody can have.
         """
-        if self.invited(token) is None:  # before a password is hashed for whoever comes by
-            raise invitations.over()
+        if self.invited(token) is None:  # before a password is hashed for a stranger
+            raise over()
         name = checked_name(name)
         kept = self.passwords.hashed(checked_password(name, password))
         with self.store.transaction() as db:
-            invitation = invitations.used(db, token, self.clock())
+            invitation = self._use(db, token)
             user = user_named(db, name)
-            invitations.check_may_accept(db, invitation, name, user)
+            check_may_accept(db, invitation, name, user)
             if user is None:
-                id = new_user(db, name, kept, self.clock())
+                id = secrets.token_hex(16)
+                row = {"id": id, "name": name, "password": kept, "created_at": self.clock()}
+                db.execute(insert(users), row)
             else:
                 id = user.id
-                replace_password(db, id, kept)
-                sessions.end_all(db, id)
-            invitations.end_for(db, name)
+                db.execute(update(users).where(users.c.id == id).values(password=kept))
+                db.execute(delete(sessions).where(sessions.c.user == id))
+            db.execute(delete(invitations).where(invitations.c.name == name))
             promote(db, invitation.project, id, invitation.role)
-            return sessions.open_session(db, id, self.clock())
+            return self._open_session(db, id)
 
     def join(self, token: str, person: Person) -> None:
-        """Gives somebody who has an account the role of an invitation.
+        """Give the role of an invitation to a person who has an account.
 
         Raises:
             Refused: the invitation is over, was used, or is for somebody else.
         """
         with self.store.transaction() as db:
-            invitation, user = invitations.used(db, token, self.clock()), user_named(db, person.name)
+            invitation = self._use(db, token)
+            user = user_named(db, person.name)
             if user is None or invitation.name not in ("", person.name):
                 raise Refused("token", "(not shown)", "the invitation is for somebody else", "Ask for one of your own.")
             promote(db, invitation.project, user.id, invitation.role)
 
+    def _use(self, db: Connection, token: str) -> Invitation:
+        """Return what an invitation is for, and end it. Raises: Refused: it is over or was used."""
+        invitation = self.invited(token)
+        if invitation is None:
+            raise over()
+        db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
+        return invitation
+
+    def _delete_expired(self, db: Connection) -> None:
+        db.execute(delete(invitations).where(invitations.c.expires_at < self.clock()))
+
     # Members
 
     def members(self, project: str) -> dict[str, str]:
-        """Names and roles of a project, by name."""
+        """Return names and roles of a project, by name."""
+        found = select(users.c.name, members.c.role).join(members, members.c.user == users.c.id)
         with self.store.reading() as db:
-            return members_of(db, project)
+            rows = db.execute(found.where(members.c.project == project).order_by(users.c.name)).all()
+        return {row.name: row.role for row in rows}
 
     def pseudonym(self, project: str, name: str) -> str:
-        """Of somebody who has judged in a project, or is a member of it or invited to it by name: who was not met yet
-        gets one.
+        """Return the pseudonym of a person who has judged in a project, or is a member of it or invited to it by name.
+        A person who has not judged yet gets one.
 
         Raises:
             InputError: nobody of that name is known there.
         """
+        tidied = normalised_name(name)
         with self.store.transaction() as db:
-            person = annotator_named(db, project, name) or new_expected_annotator(db, project, name)
+            person = annotator_of(db, project, name) or annotator_of(db, project, tidied)
+            if person is None:
+                user = user_named(db, tidied)
+                invited = select(invitations.c.digest)
+                invited = invited.where(invitations.c.project == project, invitations.c.name == tidied)
+                member = user is not None and project in roles_of(db, user.id)
+                if member or db.execute(invited).first() is not None:
+                    person = new_annotator(db, project, tidied)
         return self.store.known(project, name) if person is None else person.pseudonym
 
     def handle(self, project: str, name: str) -> str:
-        """What stands for somebody where no name may: their pseudonym in a project, or else their account's id.
+        """Return what stands for a person where no name may: their pseudonym in a project, or else their account's id.
 
         Raises:
             InputError: nobody of that name has judged in the project or has an account.
         """
+        tidied = normalised_name(name)
         with self.store.reading() as db:
-            person = annotator_named(db, project, name)
-            user = user_named(db, normalised_name(name))
+            person = annotator_of(db, project, name) or annotator_of(db, project, tidied)
+            user = user_named(db, tidied)
         if person is not None:
             return person.pseudonym
         if user is None:
@@ -216,15 +377,17 @@ class Accounts:
         return user.id
 
     def behind(self, project: str, handle: str) -> str:
-        """The name behind a handle. Raises: InputError: nobody's."""
+        """Return the name behind a handle. Raises: InputError: nobody's."""
+        theirs = (annotators.c.project == project, annotators.c.pseudonym == handle)
         with self.store.reading() as db:
-            found = name_of_handle(db, project, handle)
-        if found is None:
+            name = db.execute(select(annotators.c.identity).where(*theirs)).scalar()
+            name = name or db.execute(select(users.c.name).where(users.c.id == handle)).scalar()
+        if name is None:
             raise InputError("annotator", handle, "it stands for nobody (any more)", "Give the name.")
-        return found
+        return name
 
     def set_role(self, project: str, name: str, role: str | None) -> None:
-        """Changes somebody's role in a project; None takes them out of it, and what they hold goes back.
+        """Change a person's role in a project; None takes them out of it, and returns the items that they hold.
 
         Raises:
             InputError: unknown role or member, or the project would be left without an admin.
@@ -232,11 +395,66 @@ class Accounts:
         if role is not None:
             check_role(role)
         with self.store.transaction() as db:
-            user = member_named(db, project, name, role)
+            user = user_named(db, normalised_name(name))
+            before = None if user is None else roles_of(db, user.id).get(project)
+            if user is None or before is None:
+                raise InputError("name", name, f"nobody of that name is in project {project}", "Check the spelling.")
+            last = before == "admin" and role != "admin" and number_of_admins(db, project) == 1
+            require(not last, "name", name, "they are the only admin", "Make somebody else one first.")
             if role is None:
-                remove_member(db, project, user)
+                person = annotator_of(db, project, user.name)
+                if person is not None:
+                    close_leases(db, project, leases.c.annotator == person.pseudonym, "returned")
+                leave(db, project, user.name)
                 self.store.erased()
                 return
             if role != "admin":
-                invitations.end_of_maker(db, project, user.id)
+                theirs = (invitations.c.project == project, invitations.c.made_by == user.id)
+                db.execute(delete(invitations).where(*theirs))
             assign_role(db, project, user.id, role)
+
+
+def check_role(role: str) -> None:
+    require(role in ROLES, "role", role, "there is no such role", f"Choose one of: {', '.join(ROLES)}.")
+
+
+def set_password(db: Connection, user: Row, kept: str) -> None:
+    """Set the hash of a user's password, which they proved to know a moment ago.
+
+    Raises:
+        Refused: the password has been set anew since, or the account is gone.
+    """
+    still = (users.c.id == user.id, users.c.password == user.password)
+    if db.execute(update(users).where(*still).values(password=kept)).rowcount == 0:
+        raise Refused("name", user.name, "the password was set anew meanwhile", "Log in with the new one.")
+
+
+def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
+    """Raise Refused if a person of this name may not take the invitation with a password."""
+    if invitation.name:
+        if invitation.name != name:
+            raise Refused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
+        if not invitation.resets:
+            remedy = "Log in and open the link again; who runs the server can set a new password."
+            raise Refused("name", name, "the account is in projects of others too", remedy)
+    elif user is not None or is_annotator(db, name):
+        remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
+        raise Refused("name", name, "somebody here has that name", remedy)
+
+
+def over() -> Refused:
+    """Return the error of an invitation that cannot be accepted any more."""
+    return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")
+
+
+def assign_role(db: Connection, project: str, user: str, role: str) -> None:
+    """Give a user this role, in place of another."""
+    db.execute(delete(members).where(members.c.project == project, members.c.user == user))
+    db.execute(insert(members), {"project": project, "user": user, "role": role})
+
+
+def promote(db: Connection, project: str, user: str, role: str) -> None:
+    """Give a user this role, unless they have a higher one."""
+    before = roles_of(db, user).get(project)
+    if before is None or ROLES.index(before) < ROLES.index(role):
+        assign_role(db, project, user, role)

@@ -12,7 +12,6 @@ queue      what annotators ask, a transaction each     orders     the order on t
 selection  which item is given next                    reviewing  what annotators disagree on
 leases     given, prolonged, looked up                 terms      what somebody judges under
 tasks      what an annotator holds, with its draft     clock      what time it is, for leases
-progress   how far an annotator and the project are
 """
 
 from align.annotate.assignment.queue import AssignmentQueue

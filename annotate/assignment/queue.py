@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, select, update
 
 from align.annotate.assignment.clock import Clock
 from align.annotate.assignment.leases import (
@@ -21,21 +21,44 @@ from align.annotate.assignment.leases import (
     prolong,
     wanted_again,
 )
-from align.annotate.assignment.progress import Progress, guidelines_at_last_vote, judged_by, sums, why_idle
 from align.annotate.assignment.reviewing import contested
-from align.annotate.assignment.selection import choose, choose_review
+from align.annotate.assignment.selection import choose, choose_review, fresh
 from align.annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
 from align.annotate.assignment.terms import Terms, check_terms
 from align.annotate.store import Judgement, Store
 from align.annotate.store.projects import settings_of, state_of
-from align.annotate.store.queries import VOTES, annotator_of, close_leases, new_annotator, remark_of, row_by_key
+from align.annotate.store.queries import (
+    VOTES,
+    annotator_of,
+    close_leases,
+    new_annotator,
+    remark_of,
+    row_by_key,
+    stands,
+)
 from align.annotate.store.records import check_text, vote_of
-from align.annotate.store.tables import leases, ledger
+from align.annotate.store.tables import leases, ledger, work
 from align.errors import InputError, require
 
 SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
 """Seconds for which what takes a look at every item, or at every vote, is not looked at again."""
 RECENT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an annotator and their project are.
+
+    Attributes:
+        mine: the annotator's standing rankings, gold and repeats among them.
+        quota: asked of them; 0: no number.
+        done, wanted: rankings of the whole project, gold and repeats aside.
+    """
+
+    mine: int
+    quota: int
+    done: int
+    wanted: int
 
 
 class AssignmentQueue:
@@ -169,9 +192,14 @@ class AssignmentQueue:
             return db.execute(last).scalars().all()[::-1]  # type: ignore[return-value]
 
     def known_guidelines(self, annotator: str) -> int | None:
-        """The version of the guidelines that the annotator had before them at their newest vote, taken back or not."""
+        """Return the version of the guidelines that the annotator had before them at their newest vote, taken back or
+        not."""
         with self.store.reading() as db:
-            return guidelines_at_last_vote(db, self.project, self._known(db, annotator))
+            who = self._known(db, annotator)
+            mine = (ledger.c.project == self.project, ledger.c.kind.in_(VOTES), ledger.c.annotator == who)
+            payload = db.execute(select(ledger.c.payload).where(*mine).order_by(ledger.c.seq.desc()).limit(1)).scalar()
+        version = json.loads(payload)["guideline_version"] if payload else ""
+        return int(version) if version else None
 
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
         """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""
@@ -190,10 +218,12 @@ class AssignmentQueue:
     def progress(self, annotator: str, anew: bool = False) -> Progress:
         """How far they are. The project's sums take a look at every item and may be a second old, unless `anew`."""
         with self.store.reading() as db:
-            mine = judged_by(db, self.project, self._known(db, annotator))
+            mine = self._judged_by(db, self._known(db, annotator))
             at, done, wanted = self._sums
             if anew or self.clock() - at > SUMS_LAST_S:
-                done, wanted = sums(db, self.project)
+                judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
+                sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
+                done, wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
                 self._sums = (self.clock(), done, wanted)
             return Progress(mine, settings_of(db, self.project).quota, done, wanted)
 
@@ -201,7 +231,14 @@ class AssignmentQueue:
         """Why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is `held` by
         others, or all is `done`."""
         with self.store.reading() as db:
-            return why_idle(db, self.project, self._known(db, annotator))
+            who = self._known(db, annotator)
+            state = state_of(db, self.project)
+            if state != "open":
+                return state
+            if self._quota_reached(db, who):
+                return "quota"
+            held = fresh(self.project, who).where(work.c.leased > 0, work.c.judged < work.c.wanted).limit(1)
+            return "done" if db.execute(held).first() is None else "held"
 
     def _next(self, db: Connection, who: str) -> Task | None:
         held = self._held(db, who, leases.c.purpose != "review")
@@ -209,8 +246,7 @@ class AssignmentQueue:
             return held
         close_leases(db, self.project, leases.c.expires_at < self.clock())
         settings = settings_of(db, self.project)
-        over = settings.quota and judged_by(db, self.project, who) >= settings.quota
-        if over or state_of(db, self.project) != "open":
+        if self._quota_reached(db, who) or state_of(db, self.project) != "open":
             return None
         number = next_number(db, self.project, who)
         purpose, item, display_order = choose(db, self.project, who, number, settings)
@@ -236,6 +272,15 @@ class AssignmentQueue:
             return None
         prolong(db, lease, self.clock())
         return task_of(db, lease)
+
+    def _judged_by(self, db: Connection, who: str) -> int:
+        """Return the number of the annotator's standing rankings."""
+        mine = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == who)
+        return db.execute(select(func.count()).select_from(ledger).where(*mine)).scalar_one()
+
+    def _quota_reached(self, db: Connection, who: str) -> bool:
+        quota = settings_of(db, self.project).quota
+        return quota > 0 and self._judged_by(db, who) >= quota
 
     def _pseudonym(self, db: Connection, annotator: str) -> str:
         """Of an annotator, who is met where they were not yet."""
