@@ -79,24 +79,31 @@ def linear_logprobs(
     Args:
         weight_VD: takes no gradient.
     """
+    return linear_predictions(hidden_ND, targets_N, weight_VD, temperature, chunk)[:2]
+
+
+def linear_predictions(
+    hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logprobs and entropies of `linear_logprobs`, and the id of the likeliest token at each place [N]."""
     chunk = chunk or rows_for(weight_VD.shape[0], weight_VD.device)
     return Linear.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
 
 
 class Linear(torch.autograd.Function):
-    """`linear_logprobs` as autograd takes it."""
+    """The autograd function of `linear_predictions`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float, chunk: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
         parts = []
         for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
             logits = linear(h, weight_VD).float()
             if temperature != 1.0:
                 logits /= temperature
-            picked, p, entropy = described(logits, y)
+            picked, p, entropy, likeliest = described(logits, y)
             pull = None
             if wanted:
                 p.scatter_add_(
@@ -105,13 +112,14 @@ class Linear(torch.autograd.Function):
                 if temperature != 1.0:
                     p /= temperature  # before it is rounded: of fp16, small numbers lose digits
                 pull = linear(p.to(weight_VD.dtype), weight_VD.t())
-            parts.append((picked, entropy, pull))
-        logprobs, entropies, pulls = zip(*parts, strict=True)
+            parts.append((picked, entropy, likeliest, pull))
+        logprobs, entropies, likeliest_ids, pulls = zip(*parts, strict=True)
         if wanted:
             ctx.save_for_backward(torch.cat(pulls))
         entropy = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy)
-        return torch.cat(logprobs), entropy
+        likeliest_N = torch.cat(likeliest_ids)
+        ctx.mark_non_differentiable(entropy, likeliest_N)
+        return torch.cat(logprobs), entropy, likeliest_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,8 +127,8 @@ class Linear(torch.autograd.Function):
         return (-grads[0][:, None] * pull_ND).to(pull_ND.dtype), None, None, None, None
 
 
-def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of the targets [N], p [N, V] and the entropies [N], without a gradient.
+def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log p of the targets [N], p [N, V], the entropies [N] and the likeliest tokens [N], without a gradient.
 
     One pass over the logits by a fused kernel, where logsumexp takes five: the normaliser is that of the likeliest
     token, whose p is too large to underflow.
@@ -129,12 +137,12 @@ def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Ten
         return _described(logits_NV, targets_N)
 
 
-def _described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p_NV = logits_NV.softmax(-1)
     top_N, at_N = logits_NV.max(-1)
     normaliser_N = top_N - p_NV.gather(-1, at_N[:, None]).squeeze(-1).log()
     picked_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N
-    return picked_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV)
+    return picked_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV), at_N
 
 
 def rows_for(vocabulary: int, device: torch.device) -> int:

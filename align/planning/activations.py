@@ -41,11 +41,16 @@ def is_fast(shape: Shape, work: Workload, autocast: bool = False) -> bool:
     Args:
         autocast: fp32 weights are computed with in fewer bits.
     """
-    if work.cuda or not shape.llama or work.dtype == "float16" or work.length > LONGEST or autocast:
+    if work.cuda or not shape.llama or work.dtype == "float16" or autocast:
         return False
+    return not work.dropout and not work.packing
+
+
+def keeps_attention(shape: Shape, work: Workload) -> bool:
+    """Return whether the fast path keeps the weights of attention. Otherwise attention goes row by row."""
     layers = 1 if work.recompute else shape.layers
     weights = work.tokens * work.length * shape.heads * layers * work.size
-    return weights <= KEPT and not work.dropout and not work.packing
+    return work.length <= LONGEST and weights <= KEPT
 
 
 def samples_fast(shape: Shape, work: Workload) -> bool:
@@ -74,18 +79,21 @@ def pass_of(shape: Shape, work: Workload, trained: bool = False) -> Pass:
 
 def fast_layer(shape: Shape, work: Workload, trained: bool) -> float:
     """What the fast path keeps of a layer: its input and that of its MLP, queries, keys, values and what they read, the
-    two halves of the gated unit, each input through A, and the weights of attention."""
+    two halves of the gated unit, each input through A, and the weights of attention if it keeps them."""
     inside, shared = shape.heads * shape.head, shape.groups * shape.head
     low = 0 if trained else work.rank * len([m for m in shape.linears if bears(m, work)])
     numbers = 2 * shape.width + 2 * inside + 2 * shared + 2 * shape.mlp + low
-    return work.tokens * work.size * (numbers + shape.heads * work.length)
+    if keeps_attention(shape, work):
+        return work.tokens * work.size * (numbers + shape.heads * work.length)
+    return work.tokens * (work.size * numbers + FP32 * shape.heads)  # a normaliser for each query
 
 
 def fast_backward(shape: Shape, work: Workload) -> float:
     """What its backward pass makes in a layer: in the MLP, or in attention."""
     inside = shape.heads * shape.head
     mlp = 4 * shape.mlp + shape.width
-    attention = 2 * shape.heads * work.length + 4 * inside + 2 * shape.width
+    weights = 2 * shape.heads * work.length if keeps_attention(shape, work) else 4 * inside
+    attention = weights + 4 * inside + 2 * shape.width
     return work.tokens * work.size * max(mlp, attention) + shape.largest * work.size
 
 

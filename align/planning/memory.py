@@ -62,7 +62,12 @@ def of_trainer(shape: Shape, work: Workload) -> Footprint:
         always.append(Part("reference", "adapter", adapter_bytes(shape, work)))
     always.append(Part("policy", "moments", trained / FP32 * work.moments / share))
     one = pass_of(shape, work, whole)
-    logits = 0.0 if work.stage == "reward" else trl_logits(shape, work)
+    if work.stage == "reward":
+        logits = 0.0
+    elif work.stage == "sft" and not work.cuda and not whole:
+        logits = own_logits(shape, work.tokens)
+    else:
+        logits = trl_logits(shape, work)
     trained_gradients = Part("policy", "gradients", trained / share)
     update = [
         Part("policy", "gradients", trained_gradients.bytes if work.accumulates else 0.0),

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat import IGNORED, Encoded
-from align.models.plain_path import route_of
+from align.models.backbone import lm_head
+from align.models.plain_path import decoder_of, route_of
+from align.models.sharded import is_sharded
+from align.ops.logprobs import linear_predictions
 from align.trainers.common import on_one_gpu
 from align.trainers.dealt import Dealt
 
@@ -36,7 +40,39 @@ def sft_trainer(
 
 
 class RowTrainer(Dealt, SFTTrainer):
-    """TRL's trainer, its rows in our order."""
+    """TRL's trainer with its rows in our order, and on a CPU with a loss that reads the trained tokens alone.
+
+    Where there is no Triton, TRL's fused loss scores every position, those of prompts and of padding too, computes all
+    logits again in the backward pass, and multiplies their gradient with the head in fp32.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        head_weight = find_frozen_head(model)
+        if return_outputs or head_weight is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels_BS = inputs["labels"][:, 1:]
+        trained_BS = labels_BS != IGNORED
+        targets_N = labels_BS[trained_BS]
+        with self.accelerator.autocast():
+            options = {key: value for key, value in inputs.items() if key != "labels"}
+            hidden_BSD = decoder_of(model)(**options, use_cache=False).last_hidden_state
+        states_ND = hidden_BSD[:, :-1][trained_BS].to(head_weight.dtype)
+        logprobs_N, _, likeliest_N = linear_predictions(states_ND, targets_N, head_weight)
+        correct = int((likeliest_N == targets_N).sum())
+        self._metrics["train"]["mean_token_accuracy"].append(correct / max(1, len(targets_N)))
+        return -logprobs_N.sum() / (len(targets_N) if num_items_in_batch is None else num_items_in_batch)
+
+
+def find_frozen_head(model: Any) -> Tensor | None:
+    """Return the weight of a head on a CPU that is a frozen matrix and nothing more. Returns None for other heads."""
+    if is_sharded(model) or not route_of(model).fast:
+        return None
+    head = lm_head(model)
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    return head.weight if head.weight.device.type == "cpu" else None
 
 
 class OwnLogits(RowTrainer):

@@ -44,6 +44,20 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
+@pytest.fixture
+def by_row(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each call of attention that goes row by row."""
+    calls: list[int] = []
+    real = llama.causal_attention_by_row
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(len(arguments[3].mask_BW))
+        return real(*arguments)
+
+    monkeypatch.setattr(llama, "causal_attention_by_row", counted)
+    return calls
+
+
 def fat(model: Any) -> Any:
     """With transformers' and PEFT's own forwards again."""
     for module in model.modules():
@@ -127,6 +141,7 @@ SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 1024,
 }  # fmt: skip
+LAYERS = SIZES["num_hidden_layers"]
 FAMILIES = llama_like(SIZES)
 
 
@@ -238,7 +253,6 @@ LONG_WAYS: dict[str, Any] = {
     "its inside asked for": (FAMILIES["mistral"], {"output_hidden_states": True}),
     "a cache of its own": (FAMILIES["mistral"], {"use_cache": True}),
     "a mask of four dimensions": (FAMILIES["mistral"], {"attention_mask": torch.zeros(1, 1, 20, 20)}),
-    "a row too long to keep its attention": (FAMILIES["mistral"], {"input_ids": torch.arange(6, 306).repeat(2)[None]}),
 }
 
 
@@ -315,22 +329,53 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
     assert 0 < alone < 1.5 * whole
 
 
-def test_many_long_rows_go_the_long_way_where_there_is_a_gradient(
-    model: Any, monkeypatch: pytest.MonkeyPatch, passes: list[str]
-):
-    """Kept for all layers at once, the weights of attention would not fit; made again, those of one layer may."""
-    rollout = ragged_rollout()
-    columns = rollout.tokens_BS.shape[1]
-    monkeypatch.setattr(llama, "KEPT", len(rollout.tokens_BS) * columns**2 * 4 * 4)  # one layer in fp32
-    outcome(model)
-    assert not passes
+def test_a_row_too_long_to_keep_its_attention_is_read_by_row(passes: list[str], by_row: list[int]):
+    model = made(FAMILIES["mistral"])
+    ids = torch.arange(6, 306).repeat(2)[None]
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
-        response_logprobs(model, rollout, 1.0)
-    assert passes == ["whole_rows"]
+        short = base_model(model).get_decoder()(**call).last_hidden_state
+        assert passes == ["whole_rows"]
+        assert len(by_row) == LAYERS
+        long = base_model(fat(model)).get_decoder()(**call).last_hidden_state
+    assert_close(short, long, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reason", ["long", "many", "ragged"])
+def test_attention_by_row_gives_the_logprobs_and_gradients_of_the_long_way(
+    family: str, reason: str, monkeypatch: pytest.MonkeyPatch, by_row: list[int]
+):
+    settings = {"long": {"LONGEST": 4}, "many": {"KEPT": 0}, "ragged": {"RAGGED": 0.5, "RAGGED_COLUMNS": 4}}
+    for name, value in settings[reason].items():
+        monkeypatch.setattr(llama, name, value)
+    assert_same(made(FAMILIES[family]))
+    assert len(by_row) == 2 * LAYERS  # with a gradient and without one
+
+
+def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
+    monkeypatch: pytest.MonkeyPatch, by_row: list[int]
+):
+    """Kept for all layers at once, the weights of attention would not fit; computed again, those of one layer may."""
+    model = made(FAMILIES["mistral"])
+    rollout = ragged_rollout()
+    lengths = rollout.mask_BS.sum(1)
+    cells = len(lengths) * int(lengths.max()) ** 2
+    monkeypatch.setattr(llama, "KEPT", cells * 4 * 4)  # one layer in fp32
+    outcome(model)
+    assert len(by_row) == LAYERS
     for layer in base_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
     outcome(model)
-    assert passes == ["whole_rows"] * 2
+    assert len(by_row) == LAYERS
+    share = cells / float((lengths**2).sum())
+    monkeypatch.setattr(llama, "RAGGED_COLUMNS", 4)
+    monkeypatch.setattr(llama, "RAGGED", share + 0.01)
+    outcome(model)
+    assert len(by_row) == LAYERS
+    monkeypatch.setattr(llama, "RAGGED", share - 0.01)
+    outcome(model)
+    assert len(by_row) > LAYERS
 
 
 def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):

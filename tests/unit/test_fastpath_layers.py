@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from align.models.fastpath.attention import causal_attention
+from align.models.fastpath.attention import causal_attention, causal_attention_by_row
 from align.models.fastpath.layers import (
     Again,
     LowRank,
@@ -136,6 +136,18 @@ def test_attention(mask: Tensor, groups: int):
         expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
     assert gradcheck(lambda *x: causal_attention(*x, places, 0.3), (q, k, v))
+
+
+@pytest.mark.parametrize("mask", [RAGGED, torch.ones(2, 4, dtype=torch.bool), torch.tensor([[1, 1], [0, 0]]).bool()])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_by_row(mask: Tensor, groups: int):
+    count = int(mask.sum())
+    q, k, v = wanted(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
+    places = PackedIndex.of(mask)
+    with torch.no_grad():
+        expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
+        assert_close(causal_attention_by_row(q, k, v, places, 0.3), expected)
+    assert gradcheck(lambda *x: causal_attention_by_row(*x, places, 0.3), (q, k, v))
 
 
 def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from align.models.backbone import answered
 from align.models.fastpath import llama, packed
-from align.models.fastpath.attention import causal_attention
+from align.models.fastpath.attention import causal_attention, causal_attention_by_row
 from align.models.fastpath.packed import LEAST_SHARED, PackedIndex
 from align.rollout.hf import HfEngine
 from align.types import Rollout
@@ -84,7 +84,9 @@ def test_attention_over_shared_rows(seed: int, groups: int):
     with torch.no_grad():
         expected = one_by_one(q[of], k[of], v[of], mask.sum(1).tolist(), 0.3)[first]
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
+        assert_close(causal_attention_by_row(q, k, v, places, 0.3), expected)
     assert gradcheck(lambda a, b, c: causal_attention(a, b, c, places, 0.3), (q, k, v))
+    assert gradcheck(lambda a, b, c: causal_attention_by_row(a, b, c, places, 0.3), (q, k, v))
 
 
 # Whole decoders.

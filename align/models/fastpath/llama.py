@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from align.models.fastpath.attention import causal_attention
+from align.models.fastpath.attention import causal_attention, causal_attention_by_row
 from align.models.fastpath.cache import ReservedCache
 from align.models.fastpath.decoding import one_token, steady
 from align.models.fastpath.layers import Again, Matrix, projected, rms_norm, rotated, swiglu
@@ -27,7 +27,10 @@ UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch")
 """Options of a call that there is no short way for, and those that change nothing here."""
 LONGEST, KEPT = 512, 1 << 30
-"""Columns, and bytes kept for a backward pass, beyond which the weights of attention, S² a head, are too many."""
+"""Columns, and bytes kept for a backward pass, beyond which the weights of attention, S² a head, are too many.
+Attention then goes row by row and keeps none. A pass that fills a cache has `LONGEST` columns at most."""
+RAGGED, RAGGED_COLUMNS = 1.5, 256
+"""Attention goes row by row too above this ratio of the rectangle's cells to those of the rows, and of columns."""
 
 
 def is_llama(module: nn.Module) -> bool:
@@ -59,12 +62,12 @@ def suits(
     self: Any, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None, cache: Any, options: dict[str, Any]
 ) -> bool:
     """Whether a call is one of those that have a short way."""
-    if ids is None or ids.device.type != "cpu" or ids.shape[1] > LONGEST or any(options.get(n) for n in UNKNOWN):
+    if ids is None or ids.device.type != "cpu" or any(options.get(n) for n in UNKNOWN):
         return False
     if options.keys() - {*UNKNOWN, *HARMLESS}:
         return False
     dtype = self.embed_tokens.weight.dtype
-    if torch.is_grad_enabled() and (dtype == torch.float16 or attention_bytes(self, ids) > KEPT):
+    if torch.is_grad_enabled() and dtype == torch.float16:
         return False  # in fp16 the adapter's gradient would be too small for its dtype
     if mask.dim() != 2 if mask is not None else positions is not None:
         return False  # positions without a mask: several rows are packed into one
@@ -74,15 +77,33 @@ def suits(
         return not options.get("use_cache")
     if not isinstance(cache, ReservedCache) or torch.is_grad_enabled() or mask is None or positions is None:
         return False
+    if ids.shape[1] > LONGEST:
+        return False
     return cache.get_seq_length() == 0 or (cache.decoder is not None and ids.shape[1] == 1)
 
 
-def attention_bytes(self: Any, ids_BS: Tensor) -> int:
-    """What a pass with a gradient keeps of attention: of all layers, or of one where they are made again."""
+def suits_by_row(self: Any, places: PackedIndex) -> bool:
+    """Return whether attention goes row by row: its weights are too many to keep, or mostly those of padding.
+
+    The answer does not depend on whether there is a gradient: both passes give the same bits.
+    """
+    columns = places.longest
+    cells = len(places.mask_BW) * columns**2
+    if columns > LONGEST or attention_bytes(self, cells) > KEPT:
+        return True
+    return columns > RAGGED_COLUMNS and cells > RAGGED * sum(length**2 for length in places.lengths())
+
+
+def attention_bytes(self: Any, cells: int) -> int:
+    """Return the bytes that a pass with a gradient keeps of attention: of all layers, or of one where they are computed
+    again.
+
+    Args:
+        cells: weights of one head in one layer.
+    """
     recomputed = getattr(self.layers[0], "gradient_checkpointing", False)
     layers = 1 if recomputed else len(self.layers)
-    rows, columns = ids_BS.shape
-    return rows * columns**2 * self.config.num_attention_heads * layers * self.embed_tokens.weight.dtype.itemsize
+    return cells * self.config.num_attention_heads * layers * self.embed_tokens.weight.dtype.itemsize
 
 
 def short(
@@ -111,6 +132,7 @@ def whole_rows(
     x_ND = self.embed_tokens(places.real(ids_BS))
     at_N = places.real(positions_BS)
     cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=at_N[None]))
+    attention = causal_attention_by_row if suits_by_row(self, places) else causal_attention
     for number, (layer, module) in enumerate(zip(decoder.layers, self.layers, strict=True)):
 
         def block(x_ND: Tensor, layer: Layer = layer, number: int = number) -> Tensor:
@@ -118,7 +140,7 @@ def whole_rows(
             if cache is not None:
                 keys, values = (places.rectangle(t).transpose(1, 2) for t in (k.float(), v))
                 cache.update(keys, values, number)
-            seen = causal_attention(q, k, v, places, decoder.scale)
+            seen = attention(q, k, v, places, decoder.scale)
             return mlp(layer, decoder, x_ND + projected(seen.flatten(1), layer.o)[0])
 
         again = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)

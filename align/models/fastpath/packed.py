@@ -58,9 +58,13 @@ class PackedIndex(NamedTuple):
         x_A = x_BW.reshape(-1) if self.given_A is None else x_BW.reshape(-1)[self.given_A]
         return x_A if self.shared is None else x_A[self.shared.first_N]
 
+    def lengths(self) -> list[int]:
+        """Return the number of real tokens of each row."""
+        return self.mask_BW.sum(-1).tolist()
+
     def rectangle(self, x_ND: Tensor) -> Tensor:
         """N tokens in every place that they have [B, W, …], 0 on padding."""
-        x_AD = self._each(x_ND)
+        x_AD = self.expand(x_ND)
         shape = (*self.mask_BW.shape, *x_AD.shape[1:])
         if self.given_A is None:
             return x_AD.view(shape)
@@ -68,31 +72,41 @@ class PackedIndex(NamedTuple):
 
     def grouped(self, x_NHD: Tensor, groups: int) -> Tensor:
         """[N, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
-        return self._pushed(self._each(x_NHD), groups)
+        return self._pushed(self.expand(x_NHD), groups)
 
     def grouped_once(self, x_NHD: Tensor, groups: int) -> Tensor:
         """The same with each token in one of its places, 0 in the others."""
-        if self.shared is None:
-            return self._pushed(x_NHD, groups)
-        x_AHD = x_NHD.new_zeros(len(self.shared.of_A), *x_NHD.shape[1:]).index_copy_(0, self.shared.first_N, x_NHD)
-        return self._pushed(x_AHD, groups)
+        return self._pushed(self.expand_once(x_NHD), groups)
 
     def flat(self, x: Tensor, heads: int) -> Tensor:
         """The inverse of `grouped`, and the transpose of `grouped_once`: [N, H, D]."""
-        x_AHD = self._flat(x, heads)
-        return x_AHD if self.shared is None else x_AHD[self.shared.first_N]
+        return self.reduce(self._flat(x, heads))
 
     def flat_summed(self, x: Tensor, heads: int) -> Tensor:
         """The transpose of `grouped`: the sum over all places of a token."""
-        x_AHD = self._flat(x, heads)
-        if self.shared is None:
-            return x_AHD
-        zeros = x_AHD.new_zeros(len(self.shared.first_N), *x_AHD.shape[1:])
-        return zeros.index_add_(0, self.shared.of_A, x_AHD)
+        return self.reduce_by_sum(self._flat(x, heads))
 
-    def _each(self, x_ND: Tensor) -> Tensor:
+    def expand(self, x_ND: Tensor) -> Tensor:
+        """Return the N tokens at each of the A places, row by row."""
         # Not x[of_A]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
         return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_A)
+
+    def expand_once(self, x_ND: Tensor) -> Tensor:
+        """Return the N tokens at the first of their places [A, …], and 0 at the others: the transpose of `reduce`."""
+        if self.shared is None:
+            return x_ND
+        return x_ND.new_zeros(len(self.shared.of_A), *x_ND.shape[1:]).index_copy_(0, self.shared.first_N, x_ND)
+
+    def reduce(self, x_AD: Tensor) -> Tensor:
+        """Return what stands at the first place of each of the N tokens: the inverse of `expand`."""
+        return x_AD if self.shared is None else x_AD[self.shared.first_N]
+
+    def reduce_by_sum(self, x_AD: Tensor) -> Tensor:
+        """Return the sum over all places of each of the N tokens: the transpose of `expand`."""
+        if self.shared is None:
+            return x_AD
+        zeros = x_AD.new_zeros(len(self.shared.first_N), *x_AD.shape[1:])
+        return zeros.index_add_(0, self.shared.of_A, x_AD)
 
     def _pushed(self, x_AHD: Tensor, groups: int) -> Tensor:
         rows, (heads, width) = len(self.mask_BW), x_AHD.shape[1:]
