@@ -26,11 +26,10 @@ from align.run.files import write_text
 from align.stages.suite_answers import Made
 from align.stages.suite_collapse import (
     TaskAnswers,
+    closed_score,
     is_closed,
     measure_closed,
     measure_open,
-    score_by_checks,
-    score_by_scorer,
     task_answers,
     verdicts_by_system,
 )
@@ -99,15 +98,10 @@ def measure_tasks(
     for task, items in tasks:
         if not is_closed(task, items, config.eval.closed):
             continue
-        asked = answers[task.name].items
-        if items[0].check is not None:
-            score = score_by_checks(asked, code_permission(stage.allow_code, stage.unsafe_code))
-            closed[task.name] = measure_closed(answers[task.name], score, 1.0)
-        elif judge is None or judge.scorer is None:
-            closed[task.name] = measure_closed(answers[task.name], None, None)
-        else:
-            score = score_by_scorer(asked, judge.scorer, config.rollout.reasoning == "hide")
-            closed[task.name] = measure_closed(answers[task.name], score, None)
+        allow_code = code_permission(stage.allow_code, stage.unsafe_code)
+        scorer = judge.scorer if judge else None
+        scoring = closed_score(answers[task.name].items, allow_code, scorer, config.rollout.reasoning == "hide")
+        closed[task.name] = measure_closed(answers[task.name], scoring)
     opened = {name: each for name, each in answers.items() if name not in closed}
     return {**(measure_open(opened) if opened else {}), **closed}
 

@@ -125,22 +125,46 @@ def score_by_scorer(items: Sequence[Item], scorer: Scorer, hides: bool) -> Score
     return score
 
 
-def measure_closed(answers: TaskAnswers, score: Score | None, best_score: float | None) -> dict[str, Measurement]:
-    """Measure the systems on a closed task, where each must beat the best constant answer.
+class ClosedScore(NamedTuple):
+    """How answers to a closed task are scored.
+
+    Attributes:
+        score: None if single answers are not scored.
+        best: the highest score that an answer can have. None if there is no such limit.
+        why_none: why single answers are not scored.
+    """
+
+    score: Score | None
+    best: float | None = None
+    why_none: str = ""
+
+
+def closed_score(items: Sequence[Item], allow_code: AllowCode, scorer: Scorer | None, hides: bool) -> ClosedScore:
+    """Return how single answers to the items of a closed task are scored.
 
     Args:
-        score: None if a judge scores no single answer.
+        scorer: of items without checks. None if their judge scores no single answer.
+        hides: the reasoning of earlier turns.
     """
+    if any(item.then for item in items):
+        return ClosedScore(None, why_none="several turns are scored together")
+    if items[0].check is not None:
+        return ClosedScore(score_by_checks(items, allow_code), 1.0)
+    if scorer is None:
+        return ClosedScore(None, why_none="its judge scores no single answer")
+    return ClosedScore(score_by_scorer(items, scorer, hides))
+
+
+def measure_closed(answers: TaskAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
+    """Measure the systems on a closed task, where each must beat the best constant answer."""
     measurements = answers.measure()
     reference = [*answers.systems][1]
     for name, system in answers.systems.items():
-        if score is None:
-            verdict = Collapse(NOT_MEASURED, ("equal answers may be right, and its judge scores no single answer",))
-        elif any(item.then for item in answers.items):
-            verdict = Collapse(NOT_MEASURED, ("equal answers may be right, and are scored after several turns",))
+        if scoring.score is None:
+            verdict = Collapse(NOT_MEASURED, (f"equal answers may be right, and {scoring.why_none}",))
         else:
             ref = None if name == reference else answers.systems[reference]
-            verdict = judge_closed_task(score, system, ref, best_score)
+            verdict = judge_closed_task(scoring.score, system, ref, scoring.best)
         measurements[name] = measurements[name]._replace(collapse=verdict)
     return measurements
 

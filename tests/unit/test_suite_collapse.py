@@ -17,10 +17,10 @@ from align.evals.tasks import HARMLESS, Item, Task, parsed_tasks
 from align.stages.suite_collapse import (
     SEVERAL,
     TaskAnswers,
+    closed_score,
     is_closed,
     measure_closed,
     measure_open,
-    score_by_checks,
     verdicts_by_system,
 )
 from align.types import Conversation, Message
@@ -121,7 +121,7 @@ def test_a_task_says_that_it_is_closed():
 
 def closed_verdicts(asked: Sequence[Item], **systems: Any) -> dict[str, Collapse]:
     task = answers(PROMPTS, asked, **systems)
-    found = measure_closed(task, score_by_checks(asked, False), 1.0)
+    found = measure_closed(task, closed_score(asked, False, None, False))
     return {name: measured.collapse for name, measured in found.items()}
 
 
@@ -175,12 +175,11 @@ def test_one_answer_that_is_right_everywhere_decides_nothing():
 
 
 def test_a_judge_that_scores_no_single_answer_and_several_turns_are_not_measured():
-    task = answers(new=["yes"] * 80, old=["no"] * 80)
-    assert {m.collapse.verdict for m in measure_closed(task, None, None).values()} == {NOT_MEASURED}
-    asked = items(check=[None, {"kind": "exact", "answers": ["no"]}], then=("And now?",))
-    task = answers(PROMPTS, asked, new=["yes"] * 80, old=["no"] * 80)
-    found = measure_closed(task, lambda texts: [0.0] * len(texts), 1.0)
-    assert {measured.collapse.verdict for measured in found.values()} == {NOT_MEASURED}
+    turns = {"check": [None, {"kind": "exact", "answers": ["no"]}], "then": ("And now?",)}
+    for asked, why in ((items(), "its judge scores no single answer"), (items(**turns), "several turns are scored")):
+        found = closed_verdicts(asked, new=["yes"] * 80, old=["no"] * 80)
+        assert {collapse.verdict for collapse in found.values()} == {NOT_MEASURED}
+        assert found["new"].reasons[0].startswith(f"equal answers may be right, and {why}")
 
 
 def test_the_lines_before_all_figures():
