@@ -4,8 +4,8 @@ Usage: python recipes/check.py RECIPE RUN_ROOT [SEED] [--save FILE]
 
 `bars.json` holds the limits that a run must reach; the exit status is 1 if one on learning or memory is missed.
 `expected.json` holds one row of figures for each seed and processor. Processors add in different orders and so draw
-different tokens, so the rows span a band: a figure outside of it is marked and fails nothing. Only on one processor do
-the same seed and the same versions give the same digits. `format_table(RECIPE)` is the table in docs/recipes.md.
+different tokens, so the rows span a band: a figure far outside of it is marked and fails nothing. Only on one processor
+do the same seed and versions give the same digits. `format_table(RECIPE)` is the table in docs/recipes.md.
 """
 
 from __future__ import annotations
@@ -196,14 +196,16 @@ def describe_few(row: Row, name: str) -> str:
 
 
 def describe_band(value: Any, name: str, rows: Sequence[Row]) -> str:
-    """Return the lowest and highest of the expected figures, marked if `value` lies outside."""
+    """Return the lowest and highest of the expected figures, marked if `value` lies further outside than they are
+    apart, and than a hundredth of them."""
     expected = [row[name] for row in rows if name in row]
     if isinstance(value, str) or name in ("seed", *MACHINE_FIGURES) or not expected:
         return ""
     low = min(expected)
     high = max(expected)
-    outside = "" if low <= float(f"{value:.4g}") <= high else "  outside"
-    return f"{low:.4g} to {high:.4g}{outside}"
+    margin = max(high - low, 0.01 * abs(high), 0.01 * abs(low))
+    is_inside = low - margin <= value <= high + margin
+    return f"{low:.4g} to {high:.4g}{'' if is_inside else '  outside'}"
 
 
 def print_comparison(row: Row, bars: Mapping[str, tuple[str, float]], expected: Sequence[Row]) -> list[str]:
