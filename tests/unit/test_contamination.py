@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from align.data.dedup import words
 from align.data.dedup.contamination import EXACT, NEAR, NGRAM, Index, hits
 
-WORDS = [f"w{i}" for i in range(400)]
+WORDS = [f"w{chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(400)]
+"""Without digits: texts in which these differ are no near-duplicates."""
 
 
 def text_of(rng: np.random.Generator, many: int) -> list[str]:
@@ -75,7 +76,7 @@ def test_each_rule_by_hand():
     inside = [*text_of(rng, 20), *long[9:22], *text_of(rng, 20)]
     one_less = [*text_of(rng, 20), *long[9:21], *text_of(rng, 20)]
     changed = [word if i % 11 else "other" for i, word in enumerate(long)]  # every run of 13 words is broken
-    assert found(index, ["what is 2 2", "what is 2 3", "is 2 2", "YES", "yes yes", "", "???", None]) == [
+    assert found(index, ["what is 2+2", "what is 2 - 2", "is 2 + 2", "YES", "yes yes", "", "???", None]) == [
         (0, "short", 1, EXACT),
         (3, "short", 2, EXACT),
     ]

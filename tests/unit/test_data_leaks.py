@@ -49,6 +49,8 @@ def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
         (chat("What did it do?", f"Well, {LONG}, I think."), chat("Tell me a story", LONG), "ngram"),
         (chat("What is  2 + 2?", "Four, I think"), chat("what is 2 + 2?", "4"), "question"),
         (chat("hello there", "hi you"), chat("hello", "there hi you"), "exact"),
+        (chat("that is 2 + 2", "so it is"), chat("that is", "2 + 2 so it is"), "exact"),
+        (chat("that is 2 + 2", "so it is"), chat("that is", "2 - 2 so it is"), None),
         (chat("a b c d e f", "g h i j k"), chat("a b c d e f", "g h i j x"), "question"),
         (chat("a b c d e f", "g h i j k l"), chat("z b c d e f", "g h i j k l"), "near"),
         ("plain text of six words here", "Plain text of six words here", "question"),
@@ -109,6 +111,10 @@ def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     assert leaks_of(rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
 
 
+def letters_of(number: int) -> str:
+    return "".join("abcdefghij"[int(digit)] for digit in str(number))
+
+
 def by_hand(said: list[list[str]], asked: list[str], test: np.ndarray, near: float | None) -> dict[int, str]:
     """Row to train on → the first rule by which it is found, by sets of strings."""
 
@@ -141,12 +147,13 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None
 ) -> None:
     draw = np.random.default_rng(0)
-    base = [" ".join(draw.choice([f"w{i}" for i in range(40)], draw.integers(1, 30))) for _ in range(90)]
+    vocabulary = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(40)]  # other digits make other texts
+    base = [" ".join(draw.choice(vocabulary, draw.integers(1, 30))) for _ in range(90)]
     asked, answers = list[str](), list[str]()
     for _ in range(450):
         words = base[draw.integers(60)].split()
-        words[draw.integers(len(words))] = f"w{draw.integers(40)}"
-        asked.append(base[draw.integers(60)] if draw.random() < 0.1 else f"q {draw.integers(1 << 60)}")
+        words[draw.integers(len(words))] = vocabulary[draw.integers(40)]
+        asked.append(base[draw.integers(60)] if draw.random() < 0.1 else f"q {letters_of(int(draw.integers(1 << 60)))}")
         answers.append(" ".join(words))
         said, at = base[draw.integers(60)].split(), draw.integers(1, 3)
         asked.append(" ".join(said[:at]))

@@ -2,9 +2,10 @@
 
 A training text is a hit of an evaluation text by one of three rules, the first that holds being the one that is named:
 
-- `EXACT`: both have the same words in the same order, and fewer than `width`.
+- `EXACT`: both have the same words, numbers and operators in the same order, and fewer words than `width`.
 - `NGRAM`: they have a run of `width` words in common (13, as in Brown et al. 2020, arXiv 2005.14165, appendix C).
-- `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold.
+- `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold, and they have the same numbers and
+  operators.
 
 Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`align.data.dedup.prefixes`)
 leaves few pairs. A text without words is never a hit. `align.data.dedup.words` says what a word is.
@@ -12,7 +13,7 @@ leaves few pairs. A text without words is never a hit. `align.data.dedup.words` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 from align.data.dedup.arrays import held, ranges
 from align.data.dedup.hash_table import HashTable
 from align.data.dedup.jaccard import jaccard
+from align.data.dedup.numbers import number_hashes
 from align.data.dedup.prefixes import Rarity
 from align.data.dedup.shingles import Shingles, runs
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
@@ -81,17 +83,35 @@ class Features:
     """Runs of `width` words."""
     shingles: Shingles
     """None of any text where near-duplicates are not looked for."""
+    numbers: np.ndarray
+    """uint64: hashes of the numbers and operators of each text (`number_hashes`)."""
 
     @classmethod
-    def of(cls, data: np.ndarray, starts: np.ndarray, width: int, near: bool) -> Features:
+    def of(cls, data: np.ndarray, starts: np.ndarray, numbers: np.ndarray, width: int, near: bool) -> Features:
         hashes, counts = word_hashes(data, starts)
         owners = np.flatnonzero((counts > 0) & (counts < width))
         first, whole = (np.cumsum(counts) - counts)[owners], counts[owners].astype(np.uint64)
         for word in range(width - 1):
             longer = counts[owners] > word
             whole[longer] = mixed(whole[longer] * ODD + hashes[first[longer] + word])
+        whole ^= numbers[owners]
         none = Shingles(np.zeros(0, np.uint64), np.zeros(len(counts) + 1, np.int64))
-        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3) if near else none)
+        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3) if near else none, numbers)
+
+
+def iter_features(texts: pa.Array | pa.ChunkedArray, width: int, near: bool) -> Iterator[Features]:
+    """Yield the features of texts, block by block.
+
+    Args:
+        width: words of a run.
+        near: whether near-duplicates are looked for.
+    """
+    numbers = number_hashes(texts)
+    at = 0
+    for data, starts in blocks(texts):
+        end = at + len(starts) - 1
+        yield Features.of(data, starts, numbers[at:end], width, near)
+        at = end
 
 
 def sets(hashes: np.ndarray, counts: np.ndarray, width: int) -> Shingles:
@@ -123,18 +143,20 @@ class Index:
         self.evaluation = np.repeat(np.arange(len(counts)), counts)
         self.row = ranges(np.zeros(len(counts), np.int64), counts)
         self.rarity, at = Rarity(), 0
+        numbers = [np.zeros(0, np.uint64)]
         short, grams, values, sizes = list[Pairs](), list[Pairs](), [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
         for texts in evaluations.values():
-            for block in blocks(texts):
-                part = Features.of(*block, width, threshold is not None)
+            for part in iter_features(texts, width, threshold is not None):
                 short.append((part.short, (part.short_owners + at).astype(np.int32)))
                 grams.append((part.grams.values, (owners_of(part.grams) + at).astype(np.int32)))
                 values.append(part.shingles.values)
                 sizes.append(part.shingles.sizes)
+                numbers.append(part.numbers)
                 self.rarity.add(part.shingles)
                 at += len(part.grams)
         self.short, self.grams = (index_hashes(parts, self.evaluation) for parts in (short, grams))
         self.shingles = Shingles(np.concatenate(values), np.append(0, np.cumsum(np.concatenate(sizes))))
+        self.numbers = np.concatenate(numbers)
         del values
         self.marks = index_hashes(self._marks(list(map(len, sizes)), threshold) if threshold is not None else [])
 
@@ -159,12 +181,16 @@ class Index:
         made.grams = HashTable(self.grams.hashes[left], self.grams.owners[left])
         return made
 
-    def near(self, sets: Shingles) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of sets, at most 1,024, and evaluation texts that reach the threshold."""
+    def near(self, block: Features) -> tuple[np.ndarray, np.ndarray]:
+        """Return pairs of texts of a block and evaluation texts that reach the threshold and have the same numbers."""
+        sets = block.shingles
         if self.threshold is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         marks, many = self.rarity.marks(sets, self.threshold)
         texts, found = self.marks.find_pairs(marks, np.repeat(np.arange(len(sets)), many))
+        same = block.numbers[texts] == self.numbers[found]
+        texts = texts[same]
+        found = found[same]
         enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
         return texts[enough], found[enough]
 
@@ -173,15 +199,14 @@ def hits(index: Index, texts: pa.Array | pa.ChunkedArray) -> Hits:
     """The training texts, of N strings where null is the empty text, that are in evaluation sets."""
     none = np.zeros(0, np.int64)
     found, at = [(none, none, none)], 0  # text, evaluation text, rule
-    for data, starts in blocks(texts):
-        block = Features.of(data, starts, index.width, index.threshold is not None)
+    for block in iter_features(texts, index.width, index.threshold is not None):
         for rule, (text, owner) in enumerate((
             index.short.find_pairs(block.short, block.short_owners),
             index.grams.find_pairs(block.grams.values, owners_of(block.grams)),
-            index.near(block.shingles),
+            index.near(block),
         )):  # fmt: skip
             found.append((text + at, owner, np.full(len(text), rule)))
-        at += len(starts) - 1
+        at += len(block.grams)
     text, owner, rule = (np.concatenate(parts) for parts in zip(*found, strict=True))
     evaluation = index.evaluation[owner]
     order = np.lexsort((owner, rule, evaluation, text))

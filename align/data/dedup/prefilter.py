@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from align.data.dedup.arrays import held
 from align.data.dedup.bloom import BloomFilter
-from align.data.dedup.contamination import Features, owners_of
+from align.data.dedup.contamination import Features, iter_features, owners_of
 from align.data.dedup.prefixes import Rarity
-from align.data.dedup.words import blocks, mixed
+from align.data.dedup.words import mixed
 
 
 class Tally:
@@ -118,8 +118,7 @@ class Prefilter:
         return np.concatenate(found)
 
     def _blocks(self, texts: pa.Array | pa.ChunkedArray) -> Iterator[Features]:
-        for data, starts in blocks(texts):
-            yield Features.of(data, starts, self.width, self.threshold is not None)
+        return iter_features(texts, self.width, self.threshold is not None)
 
     def _others(self, block: Features) -> tuple[np.ndarray, np.ndarray]:
         """Beside runs of words, the hashes of which hits have one in common, and the place in the block of each."""
