@@ -1,7 +1,7 @@
 """The accounts of a store: passwords, sessions, invitations and roles. Each request is one transaction.
 
-The store keeps the SHA-256 of the tokens of sessions and invitations, so that nobody who reads it can use them. The
-beginning of an invitation's digest is the id by which an admin revokes it.
+The store keeps the SHA-256 of the tokens of sessions and invitations, so that a reader of the store cannot use them.
+The beginning of an invitation's digest is the id by which an admin revokes it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What an invitation's link is for.
+    """The project and the role that an invitation gives.
 
     Attributes:
         name: the person's; empty if its holder chooses one.
@@ -202,7 +202,8 @@ class Accounts:
 
     def _open_session(self, db: Connection, user: str) -> str:
         """Return a new session's token, and delete the sessions that are over."""
-        token, now = new_token(), self.clock()
+        token = new_token()
+        now = self.clock()
         db.execute(delete(sessions).where(sessions.c.expires_at < now))
         db.execute(insert(sessions), {"digest": digest(token), "user": user, "expires_at": now + SESSION_S})
         return token
@@ -288,7 +289,7 @@ class Accounts:
             InputError: a name or password that nobody can have.
         """
         if self.invited(token) is None:  # before a password is hashed for a stranger
-            raise over()
+            raise refused_invitation()
         name = checked_name(name)
         kept = self.passwords.hashed(checked_password(name, password))
         with self.store.transaction() as db:
@@ -324,7 +325,7 @@ class Accounts:
         """Return what an invitation is for, and end it. Raises: Refused: it is over or was used."""
         invitation = self.invited(token)
         if invitation is None:
-            raise over()
+            raise refused_invitation()
         db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
         return invitation
 
@@ -442,7 +443,7 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
         raise Refused("name", name, "somebody here has that name", remedy)
 
 
-def over() -> Refused:
+def refused_invitation() -> Refused:
     """Return the error of an invitation that cannot be accepted any more."""
     return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")
 
