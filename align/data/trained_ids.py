@@ -187,10 +187,8 @@ def seen_by(
     for manifest, folder in folders_behind(artifact, root):
         if isinstance(manifest, Gone) or folder is None:
             unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
-        elif manifest.stage in stages and FILE not in manifest.outputs:
-            unknown.append(f"{manifest.ref} has no {FILE}: {NOT_KNOWN}")
         elif manifest.stage in stages:
-            nameless, plain = add_questions(found, folder / FILE, manifest.outputs[FILE])
+            nameless, plain = add_questions(found, folder / FILE, manifest.outputs.get(FILE, ""))
             unknown += [f"{manifest.ref} could not read the key of {nameless:,} rows: {NOT_KNOWN}"] if nameless else []
             unknown += [f"{plain:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}"] if plain else []
     if artifact.manifest is None:

@@ -20,8 +20,6 @@ TRAINED, DATA = "trained_ids.parquet", "data"
 METRICS = 12
 """Figures that are printed; the others are counted."""
 RUNS = "stage.runs"
-OUTCOME = ("status", "error", "altered", "replaced", "kl")
-"""What came of a run, besides its score and its figures."""
 
 
 def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:

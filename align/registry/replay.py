@@ -96,8 +96,11 @@ def replay(
         f"Name a run of {', '.join(REPLAYED)}.",
     )  # fmt: skip
     manifest = read_manifest(folder)
-    logged = {name: rows_until(folder / name, steps) for name in STREAMS}
-    logged = {name: found for name, found in logged.items() if found}
+    logged: dict[str, list[dict[str, Any]]] = {}
+    for name in STREAMS:
+        rows = [row for row in read_rows(folder / name) if steps is None or row["step"] <= steps]
+        if rows:
+            logged[name] = rows
     problem = "logged no step" if steps is None else f"logged no step up to {steps}"
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
     last = max(found[-1]["step"] for found in logged.values())
@@ -106,7 +109,7 @@ def replay(
         yield f"makes {record['run']} again up to step {last:,}"
         there = Path(scratch) / record["stage"] / NAME
         now: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
-        with working(again, Path(scratch) / "said.txt", manifest.hardware.get("threads")) as child:
+        with working(again, Path(scratch) / "said.txt", manifest.hardware["threads"]) as child:
             told = time.monotonic()
             while not is_decided(logged, now):
                 ended = child.poll() is not None  # before the look: what it wrote last is then seen
@@ -124,11 +127,6 @@ def replay(
             problem = f"cannot be made again: {said_last.removeprefix('align: ')}"
             raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
         said.append(compared(record, logged, now, manifest, read_manifest(there)))
-
-
-def rows_until(path: Path, steps: int | None) -> list[dict[str, Any]]:
-    """Return the rows of a stream up to a step; all if `steps` is None."""
-    return [row for row in read_rows(path) if steps is None or row["step"] <= steps]
 
 
 def is_decided(
@@ -172,11 +170,11 @@ def place_of(name: str, found: Input, root: Path) -> str:
 
 
 @contextmanager
-def working(line: Sequence[str], log: Path, threads: str | None) -> Iterator[subprocess.Popen[bytes]]:
+def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command of align in a process of its own, which ends with the block: nothing of it is kept.
 
     Args:
-        threads: as the run had them, see `align.run.environment.THREADS`; None where it did not note them.
+        threads: as the run had them, see `align.run.environment.THREADS`; empty where the environment did not say.
     """
     environment = os.environ | ({THREADS: threads} if threads else {})
     with log.open("wb") as out:

@@ -93,7 +93,10 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     """
     records = [record for ref in index.names() if (record := index.record(ref)) is not None]
     stored = in_store(wanted, url)
-    texts = Texts(stored.texts, stored.shared, stored.names, marks_of(stored)) if stored else Texts()
+    texts = Texts()
+    if stored:
+        annotator, item = (stored.id if stored.what == what else "" for what in (ANNOTATOR, ITEM))
+        texts = Texts(stored.texts, stored.shared, stored.names, Marks(annotator, item, frozenset(stored.votes)))
     from_files = list[str]()
     sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
     for record in records:
@@ -117,18 +120,13 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     if stored is None:
         notes += same_in_store(url, texts)
     project = stored.project if stored else None
-    voted = frozenset(record["run"] for record in records if project is not None and reads_project(record, project))
+    voted = frozenset(
+        record["run"]
+        for record in records
+        if project is not None
+        and project in (record.get("project"), *(i.get("project") for i in record["inputs"].values()))
+    )
     return Selection(stored, sets, texts, voted, read, tuple(notes))
-
-
-def marks_of(stored: About) -> Marks:
-    """What tells the rows of votes that go."""
-    annotator, item = (stored.id if stored.what == what else "" for what in (ANNOTATOR, ITEM))
-    return Marks(annotator, item, frozenset(stored.votes))
-
-
-def reads_project(record: Record, project: str) -> bool:
-    return any(one.get("project") == project for one in record["inputs"].values()) or record.get("project") == project
 
 
 def nothing_known(wanted: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
@@ -251,12 +249,9 @@ def why_read(root: Path, record: Record, wanted: Selector, stored: About | None)
     """Why a run is stale: it read some of it itself, or nobody can say; empty where it did not."""
     certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
     for one in record["inputs"].values():
-        if stored is not None and one.get("project") == stored.project and holds_votes(record):
-            seq = int(one.get("seq", -1))
-            if seq >= 0 and stored.read_by(seq):
-                return certain
-            if seq < 0:
-                return f"{MAY_HAVE}: it does not say up to which vote it read"
+        # What a simulated annotator reads of a project has no row of the ledger: none of it is in what its run made.
+        if stored is not None and one.get("project") == stored.project and stored.read_by(one.get("seq", -1)):
+            return certain
     if wanted.kind == SOURCE and wanted.value in sources_in(root, record):
         return certain
     if wanted.kind == CONTENT_ID and record["stage"] in TRAINS:
@@ -267,11 +262,6 @@ def why_read(root: Path, record: Record, wanted: Selector, stored: About | None)
 def reads_files(record: Record) -> bool:
     """Whether a run read its rows from files, and will do so again; of a data set another takes the place."""
     return record["stage"] != "data" and not any(one.get("root") for one in record["inputs"].values())
-
-
-def holds_votes(record: Record) -> bool:
-    """Whether what a run made has something of the votes that it read: what it did with the store itself has not."""
-    return record["stage"] != "annotate" or record["config"]["stage"].get("action") == "export"
 
 
 def sources_in(root: Path, record: Record) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,24 +42,6 @@ def test_it_is_found_from_another_working_folder(shop: Workshop, work: Path) -> 
     assert manifest.base is not None
     assert (manifest.base.id, manifest.base.path) == ("my llama", str(work / "my llama"))
     shop.run("export", "artifact=sft:a")
-
-
-def test_an_older_manifest_with_a_relative_path_is_read_where_it_was_written(
-    shop: Workshop, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = Path(shutil.copytree(work / "runs", tmp_path / "runs"))
-    file = runs / "sft" / "a" / "manifest.json"
-    written = json.loads(file.read_text())
-    written["base"]["path"] = "my llama"
-    file.write_text(json.dumps(written))
-    older = Workshop(runs, shop.data)
-    assert older.status("stage=export", "artifact=sft:a") == 2
-    assert (
-        "its base my llama is not in my llama any more. Say where it lies by now: model=hub model.path=" in older.said
-    )
-    assert older.status("stage=export", "artifact=sft:a", "model=hub", f"model.path={work / 'my llama'}") == 0
-    monkeypatch.chdir(work)
-    assert older.status("stage=export", "artifact=sft:a", "resume=never") == 0
 
 
 def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path, tmp_path: Path) -> None:
