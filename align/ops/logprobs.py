@@ -113,6 +113,7 @@ class Linear(torch.autograd.Function):
                     p /= temperature  # before it is rounded: of fp16, small numbers lose digits
                 pull = linear(p.to(weight_VD.dtype), weight_VD.t())
             parts.append((picked, entropy, likeliest, pull))
+            del logits, p  # beside the next chunk's they would be one more
         logprobs, entropies, likeliest_ids, pulls = zip(*parts, strict=True)
         if wanted:
             ctx.save_for_backward(torch.cat(pulls))

@@ -73,7 +73,9 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
 
 def compute_plain_loss(model: Any, rows: list[Encoded]) -> tuple[Tensor, Tensor, int]:
     """Return the summed loss of the model's own forward on each row alone, and how many tokens it predicts rightly."""
-    losses, correct, count = [], 0, 0
+    losses = []
+    correct = 0
+    count = 0
     for row in rows:
         logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1]
         targets = torch.tensor(row.labels[1:])
@@ -107,13 +109,13 @@ def test_loss_gradient_and_accuracy_are_those_of_the_models_own_logits(
 def test_a_step_of_several_micro_batches_divides_by_its_tokens(model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     rows = build_rows()
     trainer = build_trainer(model, tiny_tokenizer, rows, tmp_path)
-    whole = trainer.compute_loss(model, collate(trainer, rows))
+    loss_of_all = trainer.compute_loss(model, collate(trainer, rows))
     count = sum(label != IGNORED for row in rows for label in row.labels[1:])
     parts = [
         trainer.compute_loss(model, collate(trainer, part), num_items_in_batch=torch.tensor(count))
         for part in (rows[:1], rows[1:])
     ]
-    assert_close(parts[0] + parts[1], whole, atol=1e-5, rtol=1e-5)
+    assert_close(parts[0] + parts[1], loss_of_all, atol=1e-5, rtol=1e-5)
 
 
 def test_the_head_reads_the_trained_tokens_alone(
@@ -121,13 +123,14 @@ def test_the_head_reads_the_trained_tokens_alone(
 ) -> None:
     rows = build_rows()
     trainer = build_trainer(model, tiny_tokenizer, rows, tmp_path)
-    real, counts = sft.linear_predictions, []
+    real = sft.linear_predictions
+    counts = []
 
-    def counted(states: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def count_states(states: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         counts.append(len(states))
         return real(states, *arguments)
 
-    monkeypatch.setattr(sft, "linear_predictions", counted)
+    monkeypatch.setattr(sft, "linear_predictions", count_states)
     trainer.compute_loss(model, collate(trainer, rows))
     assert counts == [sum(length - prompt for prompt, length in LENGTHS)]
 
