@@ -83,6 +83,31 @@ def test_grpo_stands_beside_trls_own(tiny_model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+def test_supervised_tuning_stands_beside_trainer_and_trl(tiny_model: Path, tmp_path: Path):
+    """All three train on the same tokens with the same losses, and the table has their rates, ratios and bars."""
+    saved = tmp_path / "results.json"
+    sizes = ["--distributions", "chat-like", "--rounds", "1", "--steps", "2", "--batch", "2", "--micro-batch", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "sft" / "run.py"), "--model", str(tiny_model), *sizes]
+    command += ["--warm-up", "2", "--held-out", "1", "--dtype", "float32", "--save", str(saved)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr  # it fails if the losses differ
+    report = json.loads(saved.read_text(encoding="utf-8"))
+    assert set(report["rows"]) == {"chat-like"}
+    row = report["rows"]["chat-like"]
+    rates = row["tokens_per_cpu_s"]
+    assert list(rates) == ["align", "Trainer", "TRL"]
+    assert all(rate > 0 for rate in rates.values())
+    assert row["ratio"] == {peer: round(rates["align"] / rates[peer], 2) for peer in ("Trainer", "TRL")}
+    assert row["bar"] == {"Trainer": 1.3, "TRL": 1.8}
+    assert row["steps"] == 2
+    assert row["losses_differ_by"] < 1e-3
+    before, after = row["held_out_loss"]["align"]
+    assert after != before
+    table = process.stdout.splitlines()
+    assert any(line.startswith("| chat-like |") and line.count("|") == 9 for line in table)
+
+
+@pytest.mark.slow
 def test_an_update_without_a_critic_keeps_fewer_bytes_alive(tiny_model: Path, tmp_path: Path):
     saved = tmp_path / "live.json"
     command = [sys.executable, str(PPO / "live.py"), str(tiny_model), "--rows", "8", "--dtype", "float32"]
