@@ -385,7 +385,7 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
         ("less", [*lines[:-5], *lines[-4:]], "cut short"),
         ("forged", forged, "its sha256 differs"),
         ("strange", [*lines[:3], '{"table": "users", "row": {}}', *lines[3:]], "no row of a table"),
-        ("older", [json.dumps(json.loads(lines[0]) | {"schema_version": 1}), *lines[1:]], "schema_version is 1"),
+        ("older", [json.dumps(json.loads(lines[0]) | {"schema_version": 1}), *lines[1:]], "has schema_version 1, and"),
         ("other", ["{}", *lines[1:]], "no backup"),
     ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(broken) + "\n")

@@ -96,17 +96,15 @@ def made(
     """A run that is done, as far as its manifest; returns what a later run records of it."""
     folder = root / stage / name
     (folder / "artifact").mkdir(parents=True)
+    config = {
+        "reward": reward or {"name": "learned", "ref": "reward:latest"},
+        "data": {"reasoning": reasoning},
+        "method": {},
+    }
     manifest = {
-        "schema_version": 1, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs),
-        "identity": {
-            "config": {
-                "reward": reward or {"name": "learned", "ref": "reward:latest"}, "data": {"reasoning": reasoning},
-                "method": {},
-            },
-            "inputs": {},
-        },
-        "metrics": metrics or {}, "base": base, "outputs": {}, "hardware": {},
-        "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
+        "schema_version": 2, "status": "done", "stage": stage, "name": name, "inputs": dict(inputs), "config": config,
+        "identity": {"config": config, "inputs": {}}, "metrics": metrics or {}, "base": base, "outputs": {},
+        "hardware": {}, "times": {"finished": "2026-01-01T00:00:00.000000+00:00"},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "artifact" / "adapter_model.safetensors").write_text(str(folder))
