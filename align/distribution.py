@@ -21,7 +21,7 @@ EXTRA_MODULES = MappingProxyType(
         "data": ("ftfy", "phonenumbers", "py3langid"),
         "demo": ("chitchat_dataset",),
         "evals": ("lm_eval",),
-        "mlflow": ("mlflow",),
+        "mlflow": ("alembic", "mlflow"),
         "plots": ("matplotlib",),
         "postgres": ("psycopg",),
         "serve": ("fastapi", "llguidance", "prometheus_client", "uvicorn"),

@@ -13,6 +13,7 @@ from torch.nn.functional import pad as widened
 from align.data.chat import IGNORED, Encoded
 from align.models import plain_path
 from align.models.backbone import hidden_states, lm_head, pad
+from align.models.fastpath.llama import attention_by_width
 from align.models.plain_path import route_of
 from align.ops.logprobs import rows_for
 
@@ -89,7 +90,9 @@ def picked_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS
     """
     targets_N = tokens_BS[picked_BS]
     if route_of(model).fast:
-        states, head = hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]], lm_head(model)
+        with attention_by_width():
+            states = hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]]
+        head = lm_head(model)
     else:
         _, logits_NV, places_N = plain_path.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         states, head = logits_NV[places_N.argsort()], torch.nn.Identity()

@@ -64,7 +64,7 @@ def of_trainer(shape: Shape, work: Workload) -> Footprint:
     one = pass_of(shape, work, whole)
     if work.stage == "reward":
         logits = 0.0
-    elif work.stage == "sft" and not work.cuda and not whole:
+    elif work.stage == "sft" and not work.cuda and not whole and shape.llama:
         logits = own_logits(shape, work.tokens)
     else:
         logits = trl_logits(shape, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -62,7 +63,8 @@ class RowTrainer(Dealt, SFTTrainer):
         logprobs_N, _, likeliest_N = linear_predictions(states_ND, targets_N, head_weight)
         correct = int((likeliest_N == targets_N).sum())
         self._metrics["train"]["mean_token_accuracy"].append(correct / max(1, len(targets_N)))
-        return -logprobs_N.sum() / (len(targets_N) if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(len(targets_N) if num_items_in_batch is None else num_items_in_batch)
+        return -logprobs_N.sum() / count.clamp_min(1)
 
 
 def find_frozen_head(model: Any) -> Tensor | None:
@@ -86,7 +88,8 @@ class OwnLogits(RowTrainer):
         targets = inputs["labels"][:, 1:]
         logits_BSV, picked = outputs.logits[:, :-1], targets != IGNORED
         loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        loss = loss / (picked.sum() if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch)
+        loss = loss / count.clamp_min(1)
         right = (logits_BSV.detach().argmax(-1) == targets)[picked]
         self._metrics["train"]["mean_token_accuracy"].append(float(right.sum() / picked.sum().clamp_min(1)))
         return (loss, outputs) if return_outputs else loss

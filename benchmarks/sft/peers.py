@@ -22,6 +22,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from work import Row, StepClock, Work, read_works, run_contestant
 
+from align.models.memory import keep_freed_memory
+
 
 def common_arguments(work: Work, folder: str, rows: int, lr: float) -> dict[str, Any]:
     """Return the arguments that both trainers get, equal to those of `stage=sft` where they change the result."""
@@ -65,6 +67,7 @@ def build_trainer(
 
 
 def load(work: Work) -> tuple[Any, Any]:
+    keep_freed_memory()  # as `stage=sft` does: by glibc's defaults a tenth of Trainer's processor time is page faults
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.dtype))
     torch.manual_seed(work.seed)
     lora = LoraConfig(r=work.rank, lora_alpha=work.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

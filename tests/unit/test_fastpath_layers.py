@@ -150,6 +150,13 @@ def test_attention_by_row(mask: Tensor, groups: int):
     assert gradcheck(lambda *x: causal_attention_by_row(*x, places, 0.3), (q, k, v))
 
 
+def test_attention_by_row_reads_strided_inputs():
+    places = PackedIndex.of(RAGGED)
+    inputs = [random(int(RAGGED.sum()), 6, 4, seed=seed).transpose(1, 2) for seed in (0, 1, 2)]
+    expected = causal_attention(*inputs, places, 0.3)
+    assert_close(causal_attention_by_row(*inputs, places, 0.3), expected)
+
+
 def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():
     q, k, v = (random(4 * 9, h, 16, seed=h, dtype=torch.bfloat16).requires_grad_() for h in (6, 2, 2))
     found = causal_attention(q, k, v, PackedIndex.of(torch.ones(4, 9, dtype=torch.bool)), 0.25)

@@ -144,6 +144,8 @@ def test_rows_without_a_trained_token_have_no_loss_and_no_gradient(
     loss.backward()
     assert loss.item() == 0
     assert all(not gradient.any() for gradient in take_gradients(model).values())
+    for count in (None, torch.tensor(0)):  # as TRL, which divides by 1
+        assert trainer.compute_loss(model, collate(trainer, rows), num_items_in_batch=count).item() == 0
 
 
 def test_only_a_frozen_matrix_is_read_past_the_trainer(model: Any) -> None:

@@ -112,7 +112,8 @@ def split_rows(
     """Yield queries, keys and values of each row that has a token, [1, H, S, D] each, a key for every query."""
     lengths = [length for length in places.lengths() if length]
     each = q_NHD.shape[1] // k_NGD.shape[1]
-    q_rows, k_rows, v_rows = (places.expand(x).split(lengths) for x in (q_NHD, k_NGD, v_NGD))
+    # The kernel reads a last dimension with a stride of 1, and does not check it.
+    q_rows, k_rows, v_rows = (places.expand(x).contiguous().split(lengths) for x in (q_NHD, k_NGD, v_NGD))
     for q, k, v in zip(q_rows, k_rows, v_rows, strict=True):
         k, v = (x.repeat_interleave(each, 1) for x in (k, v))
         yield q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None]

@@ -7,6 +7,9 @@ computed, no padding; the backward pass keeps little; one new token a row has a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -82,12 +85,27 @@ def suits(
     return cache.get_seq_length() == 0 or (cache.decoder is not None and ids.shape[1] == 1)
 
 
+BY_WIDTH: ContextVar[bool] = ContextVar("BY_WIDTH", default=False)
+
+
+@contextmanager
+def attention_by_width() -> Iterator[None]:
+    """Choose the kind of attention by the width of a pass alone, so that no bit of a row depends on the other rows."""
+    token = BY_WIDTH.set(True)
+    try:
+        yield
+    finally:
+        BY_WIDTH.reset(token)
+
+
 def suits_by_row(self: Any, places: PackedIndex) -> bool:
     """Return whether attention goes row by row: its weights are too many to keep, or mostly those of padding.
 
     The answer does not depend on whether there is a gradient: both passes give the same bits.
     """
     columns = places.longest
+    if BY_WIDTH.get():
+        return columns > LONGEST
     cells = len(places.mask_BW) * columns**2
     if columns > LONGEST or attention_bytes(self, cells) > KEPT:
         return True
@@ -128,7 +146,10 @@ def whole_rows(
     """Rows from their beginning: their N real tokens go through the layers, and back into the rectangle. Rows that
     begin alike, such as the answers to one prompt, share the tokens that they begin with."""
     positions_BS = positions_BS.expand_as(ids_BS)
-    places = PackedIndex.of(mask_BS, ids_BS, positions_BS)
+    # The fused kernel adds a token's attention up in an order that follows from its row's length: rows of different
+    # lengths share no tokens where bits count.
+    is_steady = BY_WIDTH.get() and ids_BS.shape[1] > LONGEST
+    places = PackedIndex.of(mask_BS, *(() if is_steady else (ids_BS, positions_BS)))
     x_ND = self.embed_tokens(places.real(ids_BS))
     at_N = places.real(positions_BS)
     cos_ND, sin_ND = (t[0] for t in self.rotary_emb(x_ND, position_ids=at_N[None]))
