@@ -1,7 +1,7 @@
 """Writing files where a user may have put something else: never half, never through a link, and never in the place of
 what align did not make.
 
-`atomic_file`, `replace_file` and `open_log` write. `refuse_foreign_file`, `refuse_foreign_database` and
+`atomic_file` and `replace_file` write. `refuse_foreign_file`, `refuse_foreign_database` and
 `refuse_foreign_folder` come first wherever a setting, the command line or the environment names the path.
 `tests/unit/test_file_writes.py` lists every other call that writes, each with its reason. Floor 0: everything that
 writes a file imports this module.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from io import BufferedWriter
@@ -124,16 +126,45 @@ def refuse_foreign_database(
         return
     if header != SQLITE_HEADER:
         raise CorruptFile(field, displayed or str(path), "is not a SQLite database", remedy)
-    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(address, uri=True)) as database:
-            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    except sqlite3.Error:
-        return  # damaged, or written at this moment; the code that opens it says so
-    names = {name for (name,) in rows}
+        names = read_schema_names(path)
+    except sqlite3.Error as error:
+        problem = f"SQLite cannot read it ({error})"
+        raise CorruptFile(field, displayed or str(path), problem, remedy) from error
     if names and not names & set(tables):
-        problem = f"the database belongs to another program (it holds the table {min(names)})"
+        problem = f"the database belongs to another program (it holds {min(names)})"
         raise InputError(field, displayed or str(path), problem, remedy)
+
+
+def read_schema_names(path: Path) -> set[str]:
+    """Return the names of the tables and views of a SQLite database, without changing it.
+
+    A database whose tables are still in the write-ahead log beside it, or that is written at this moment, is read in a
+    copy.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    import sqlite3
+
+    def read(database_path: Path, options: str) -> set[str]:
+        address = f"file:{quote(os.fsencode(database_path.absolute()))}?{options}"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            rows = database.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+        return {name for (name,) in rows}
+
+    log = path.with_name(f"{path.name}-wal")
+    has_log = log.is_file() and log.stat().st_size > 0
+    with suppress(sqlite3.Error):
+        names = read(path, "mode=ro&immutable=1")
+        if names or not has_log:
+            return names
+    with tempfile.TemporaryDirectory(prefix="align-") as folder:
+        copy = Path(folder, "copy.db")
+        shutil.copyfile(path, copy)
+        if has_log:
+            shutil.copyfile(log, copy.with_name("copy.db-wal"))
+        return read(copy, "mode=rw")
 
 
 def seal_folder(folder: Path) -> None:
@@ -161,7 +192,7 @@ def digests_of(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file in a folder, by name; what is no file has none. Python's caches are left out."""
     digests = {}
     for path in sorted(folder.rglob("*")):
-        is_cache = "__pycache__" in path.relative_to(folder).parts
+        is_cache = path.suffix == ".pyc" and path.parent.name == "__pycache__"
         if is_cache or path == folder / FOLDER_SEAL or (path.is_dir() and not path.is_symlink()):
             continue
         name = str(path.relative_to(folder))

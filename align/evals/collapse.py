@@ -29,7 +29,7 @@ MIN_PROMPTS = 64
 MAX_SHARE = 0.10
 """Share of its commonest greedy answer that a policy may give without doubt, if its reference gives less."""
 ALWAYS = 0.50
-"""The same whatever the reference gives: two systems may have collapsed alike."""
+"""The same of one answer word for word, whatever the reference gives: two systems may have collapsed alike."""
 MIN_DISTINCT = 0.5
 """Distinct greedy answers that a policy must keep, as a share of its reference's."""
 MAX_SENTENCE_SHARE = 0.30
@@ -75,6 +75,7 @@ class Variety:
         distinct: number of different masked answers.
         commonest: the answer that is given most often, as its first occurrence is written.
         commonest_share: its share, with Wilson's 95 % interval.
+        identical_share: share of the answer that is given most often word for word, without case and punctuation.
         distinct2: share of distinct word pairs over all answers.
     """
 
@@ -82,6 +83,7 @@ class Variety:
     distinct: int
     commonest: str
     commonest_share: Interval
+    identical_share: Interval
     distinct2: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -328,11 +330,13 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
     common, count = counts.most_common(1)[0] if counts else ("", 0)
     if not count:
         raise ValueError("no answers to measure")
+    texts = [" ".join(split_words(answer)) or answer.strip() for answer in answers]
     return Variety(
         answers=len(answers),
         distinct=len(counts),
         commonest=answers[masked.index(common)],
         commonest_share=proportion([float(each == common) for each in masked]),
+        identical_share=_share_of(Counter(texts).most_common(1)[0][1], len(texts)),
         distinct2=distinct_n(answers, 2),
     )
 
@@ -439,15 +443,17 @@ def judge_collapse(
 
     Returns:
         `not measured` below 64 distinct prompts. `collapsed` if the low end of the commonest answer's share is above
-        10 % and above the reference's share, or above 50 %; or if the policy has less than half of the reference's
-        distinct answers; or if a new sentence stands in 30 % of the answers or more.
+        10 % and above the reference's share; or if one answer is given word for word to more than 50 %; or if the
+        policy has less than half of the reference's distinct answers; or if a new sentence stands in 30 % of the
+        answers or more.
     """
     if policy.answers < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{policy.answers} distinct prompts, {MIN_PROMPTS} are needed",))
     reasons = []
     share = policy.commonest_share
     assert share.low is not None
-    if share.low > MAX_SHARE and (share.low > ref_share or share.low > ALWAYS):
+    assert policy.identical_share.low is not None
+    if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > ALWAYS):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
         reasons.append(
             f"{percent(share.as_dict())} of its {answers} are alike: “{shorten_question(policy.commonest)}”{compared}"
@@ -497,12 +503,12 @@ def judge_closed_task(
 
 
 def is_one_answer(answers: Sequence[str]) -> bool:
-    """Return whether one answer, compared without case and punctuation, is given to more than 10 % without doubt."""
+    """Return whether one answer, compared without case and punctuation, is given to more than half without doubt."""
     keys = [" ".join(words(answer)) or answer.strip() for answer in answers]
     count = Counter(keys).most_common(1)[0][1]
     low = _share_of(count, len(answers)).low
     assert low is not None
-    return low > MAX_SHARE
+    return low > ALWAYS
 
 
 def scores_alike(own: Sequence[float], constant: Sequence[float]) -> bool:

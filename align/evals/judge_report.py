@@ -58,6 +58,7 @@ class Opinions(NamedTuple):
         log_odds: of a verdict of 1, in nats; None where the judge gives no probability.
         errors: why a verdict is missing, in some order; empty where there is one.
         scores: of the first and second answers; None for a judge that compares answers.
+        probabilities: of yes, of a judge of single answers; None for a judge of pairs.
     """
 
     verdicts: Sequence[float]
@@ -65,6 +66,7 @@ class Opinions(NamedTuple):
     log_odds: Sequence[float | None]
     errors: Sequence[str]
     scores: Sequence[tuple[float, float]] | None = None
+    probabilities: Sequence[float | None] | None = None
 
 
 # Figures

@@ -6,7 +6,6 @@ Without `eval.asks` the judge compares pairs of answers; with it, it answers a y
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -329,7 +328,13 @@ def grade_answers(config: Config, judge: LLMJudge, answers: Sequence[AnswerExamp
     store = answer_store(config)
     verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
     odds = [None if verdict.p is None else log_odds(verdict.p) for verdict in verdicts]
-    opinions = Opinions([v.verdict for v in verdicts], None, odds, [v.error for v in verdicts])
+    opinions = Opinions(
+        [verdict.verdict for verdict in verdicts],
+        None,
+        odds,
+        [verdict.error for verdict in verdicts],
+        probabilities=[verdict.p for verdict in verdicts],
+    )
     return opinions, judge.describe_errors(verdicts)
 
 
@@ -339,11 +344,10 @@ def list_evidence(
     """Yield a row for each example, without its texts, which are in the data."""
     for i, example in enumerate(examples):
         row: dict[str, Any] = {"id": example.item.id, "cluster": example.item.cluster, "verdict": opinions.verdicts[i]}
-        odds = opinions.log_odds[i]
         if isinstance(example, AnswerExample):
             row["label"] = example.label
-            if odds is not None:
-                row["p"] = round(1 / (1 + math.exp(-odds)), 6)
+            if opinions.probabilities is not None and opinions.probabilities[i] is not None:
+                row["p"] = opinions.probabilities[i]
         else:
             row |= {"source": example.item.category, "reference": example.verdict, "votes": example.votes}
             row["characters"] = [*example.lengths]

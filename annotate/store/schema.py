@@ -189,7 +189,7 @@ def _version(connection: Connection, masked_url: str) -> int | None:
     """The schema's version; None in a database that holds no store yet."""
     found = set(inspect(connection).get_table_names())
     if store_meta.name in found:
-        return connection.execute(select(store_meta.c.schema_version)).scalar_one()
+        return connection.execute(select(store_meta.c.schema_version)).scalar() or 0
     # A SQLite file belongs to one program; a PostgreSQL database may hold others' tables, but not under our names.
     clash = found if connection.dialect.name == "sqlite" else found & set(metadata.tables)
     if clash:

@@ -295,3 +295,13 @@ def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
     assert metrics["variety"]["greedy"]["new_sentence"]["text"] == "haha yeah i love it"
     again = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
     assert json.dumps(again) == json.dumps(metrics)
+
+
+@pytest.mark.parametrize("form", ["The answer is {}.", "According to the passage, it is {}."])
+def test_a_form_that_the_reference_has_too_is_no_collapse(form: str):
+    prompts = [f"What is {i} plus {i + 3}?" for i in range(80)]
+    answers = [form.format(100 + 7 * i) for i in range(80)]
+    system = SystemAnswers(answers, answers)
+    assert measure_collapse(prompts, system, system).collapse.verdict == "varied"
+    same = SystemAnswers(["Yeah!"] * 80, ["Yeah!"] * 80)
+    assert measure_collapse(prompts, same, same).collapse.is_collapsed

@@ -625,6 +625,69 @@ def test_the_first_of_several_answers_is_imitated(
         read_source(write(tmp_path, "d.jsonl", [{**question, **none}]))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answers": ["bad", "good"], "scores": [0.1, 0.9]},
+        {"answers": ["good", "bad"], "rank": [2, 1]},
+        {
+            "answers": [
+                {"text": "bad", "pm_score": 1, "selected": False},
+                {"text": "good", "pm_score": 9, "selected": True},
+            ]
+        },
+    ],
+)
+def test_answers_with_scores_of_their_own_are_not_read_as_the_first(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="answers"):
+        read_source(write(tmp_path, "d.jsonl", [{"question": "q", **row}]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "column"),
+    [
+        ({"answerA": "x", "answerB": "y", "answerC": "z"}, "label"),  # SocialIQA
+        ({"answer_a": "x", "answer_b": "y", "answer_c": "z", "answer_d": "w"}, "label"),
+        ({"orig_response_A": "x", "orig_response_B": "y"}, "orig_preference"),  # Prometheus
+    ],
+)
+def test_more_than_two_answers_are_no_pair(answers: dict[str, str], column: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        read_preferences(write(tmp_path, "d.jsonl", [{"prompt": "q", **answers, column: "A"}]))
+
+
+@pytest.mark.parametrize("code", [0, -1, "0", 0.0])
+def test_a_code_below_one_refuses_its_source_whole(code: Any, tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"}
+    path = write(tmp_path, "d.jsonl", [{**row, "preference": 1}, {**row, "preference": code}])
+    with pytest.raises(InputError, match="may be the first answer, a tie or a degree") as refused:
+        read_preferences(path, skips=True)
+    assert "on_bad_row" not in refused.value.remedy
+
+
+KAGGLE = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+
+
+@pytest.mark.parametrize(
+    ("response", "problem"),
+    [
+        (r'["\ud83d"]', "half a character"),
+        (r'["\u0000"]', "NUL"),
+        ('["a", "b"]', "another length"),
+    ],
+)
+def test_texts_in_lists_of_the_arena_are_checked(response: str, problem: str, tmp_path: Path) -> None:
+    row = {"prompt": '["q"]', "response_a": response, "response_b": '["y"]', **KAGGLE}
+    with pytest.raises(InputError, match=problem):
+        read_preferences(write(tmp_path, "d.jsonl", [row]))
+
+
+def test_lists_beside_another_verdict_stay_texts(tmp_path: Path) -> None:
+    row = {"prompt": '["q"]', "response_a": '["x"]', "response_b": '["y"]', "winner": "a"}
+    (pair,) = read_preferences(write(tmp_path, "d.jsonl", [row]))
+    assert [turn.content for turn in (*pair.prompt, *pair.chosen)] == ['["q"]', '["x"]']
+
+
 VERDICTS = {
     ("a", "b"): (["a", "A", "model_a", "response_a", "[[A]]", 1, 1.0, "1"], ["b", "Model B", 2, "2"]),
     ("1", "2"): (["1", 1, "output_1", 1.0], [2, "2", "Response 2"]),
@@ -647,7 +710,7 @@ def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: st
     with pytest.raises(InputError, match="none of its 4 rows holds a preference"):
         read_preferences(write(tmp_path, "d.jsonl", ties))
     for value in ("c", 3, -1, True, "m", *([0] if endings != ("0", "1") else [2])):
-        with pytest.raises(InputError, match=rf"{column}=.*neither of the answers.*Write"):
+        with pytest.raises(InputError, match=rf"{column}=.*(neither of the answers|may be the first answer).*Write"):
             read_source(write(tmp_path, "d.jsonl", [{**row, column: value}]))
 
 

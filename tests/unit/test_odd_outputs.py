@@ -159,6 +159,25 @@ def make_database(path: Path) -> None:
         database.commit()
 
 
+def make_logged_database(path: Path) -> None:
+    """Make a database whose tables stand in its write-ahead log alone, as a killed program leaves it."""
+    original = path.with_name("original.db")
+    with closing(sqlite3.connect(original)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE bookmarks (address TEXT)")
+        database.commit()
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{original}{suffix}", f"{path}{suffix}")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{original}{suffix}").unlink(missing_ok=True)
+
+
+def make_views(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE VIEW bookmarks AS SELECT 'mine' AS address")
+        database.commit()
+
+
 def make_folder(path: Path) -> None:
     path.mkdir()
     (path / "thesis.txt").write_text("mine")
@@ -182,6 +201,8 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "list": lambda path: path.write_text("[1, 2]\n"),
     "page": lambda path: path.write_text("<!doctype html><title>mine</title>"),
     "database": make_database,
+    "database in its log": make_logged_database,
+    "database of views": make_views,
     "cut database": lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(4000)),
     "full folder": make_folder,
     "link to a file": link_to_file,

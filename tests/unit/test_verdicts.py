@@ -61,7 +61,13 @@ def test_supervised_tuning(metrics: dict[str, Any], sentence: str):
 
 
 def won(value: float, low: float, high: float, n: int = 256, judge_is: str = "gold") -> dict[str, Any]:
-    return {"win_rate": interval(value, low, high, n), "judge": "vader", "judge_is": judge_is, "kl": 4.83}
+    return {
+        "win_rate": interval(value, low, high, n),
+        "judge": "vader",
+        "judge_is": judge_is,
+        "kl": 4.83,
+        "collapse": {"verdict": "varied", "reasons": []},
+    }
 
 
 @pytest.mark.parametrize(

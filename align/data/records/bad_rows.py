@@ -22,6 +22,10 @@ MOST_SHOWN = 2000
 """Characters of a refused value that are handed over."""
 
 
+class RefusedSource(InputError):
+    """The error of a row that makes the other rows of its file doubtful, so that it cannot be left out alone."""
+
+
 @dataclass(slots=True)
 class Cause:
     """Rows that are refused for one cause: the error of the first, and how many there are."""
@@ -71,7 +75,7 @@ class BadRows:
         """What was refused since the last file ended, by cause."""
         return [
             {"field": first.field, "value": str(first.value)[:MOST_SHOWN], "problem": first.problem,
-             "remedy": first.remedy, "count": cause.count}
+             "remedy": first.remedy, "count": cause.count, "refuses_source": isinstance(first, RefusedSource)}
             for cause in self._causes.values() for first in [cause.first]
         ]  # fmt: skip
 
@@ -83,7 +87,8 @@ class BadRows:
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
         """Count what was refused elsewhere, see `as_json`."""
         for cause in causes:
-            error = InputError(cause["field"], cause["value"], cause["problem"], cause["remedy"])
+            kind = RefusedSource if cause["refuses_source"] else InputError
+            error = kind(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.take(error, cause["count"])
 
     def good(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -106,13 +111,16 @@ class BadRows:
         causes, self._causes = list(self._causes.values()), {}
         if not causes:
             return
-        count, first = sum(cause.count for cause in causes), causes[0].first
-        if self.skips and kept:
+        count = sum(cause.count for cause in causes)
+        whole = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)
+        first = whole or causes[0].first
+        if self.skips and kept and whole is None:
             tally("skipped_rows", count)
             print(f"left out {rows(count)} of {path}: {named(causes)}")
             return
         more = f" {rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named(causes)}."
-        leave = " To leave such rows out: data.on_bad_row=skip." if kept and not self.skips else ""
+        can_skip = kept and not self.skips and whole is None
+        leave = " To leave such rows out: data.on_bad_row=skip." if can_skip else ""
         raise InputError(
             first.field, first.value, first.problem, f"{first.remedy}{more if count > 1 else ''}{leave}"
         ) from first

@@ -26,6 +26,7 @@ from typing import Any
 
 from align.data.formats.rows import Row, placed_rows
 from align.data.formats.tables import Cells
+from align.data.formats.values import check_values
 from align.data.records.content import DOCUMENTS, PREFERENCES
 from align.data.records.judged_pairs import ANSWER, VERDICTS, WINNERS, find_judged_columns
 from align.data.records.messages import HELPSTEER_TURN, HH_TURN, NOT_READ_OF_ROWS, SYSTEM, TURN_FIELDS
@@ -299,6 +300,7 @@ class ColumnRules:
             data = {names.get(name, name): value for name, value in data.items()}
         if cells is not None:
             data = cells.typed(data)
+            check_values(data, where)
         data, several = with_first_answer(data)
         data = self.with_history(self.with_context(data, where), where)
         return row._replace(data=data, aside={**aside, **several})
@@ -872,7 +874,11 @@ FIRST_OF = ("answer", "answers")
 def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a row whose answer is the first of several (SQuAD's, TriviaQA's, Natural Questions'), and the columns that
     hold all of them. An answer out of none is an empty text."""
-    several = {name: data[name] for name in FIRST_OF if several_answers(data.get(name)) is not None}
+    several = {
+        name: data[name]
+        for name in FIRST_OF
+        if (answers := several_answers(data.get(name))) is not None and not has_scores(data, len(answers))
+    }
     rest = {name: value for name, value in data.items() if name not in several}
     asking = next((shape.needs[0] for shape in CONVERSATIONS if rest.get(shape.needs[0]) is not None), "")
     if not several or not asking:
@@ -884,9 +890,21 @@ def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     return {**rest, ANSWER_OF[asking]: texts[0]}, several
 
 
+OF_SPAN = {"text", "answer_start", "answer_end", "start", "end", "id", "answer_id"}
+"""Fields of an answer that say where it stands, and not how good it is."""
+
+
+def has_scores(data: Mapping[str, Any], count: int) -> bool:
+    """Return whether a column has a number for each of several answers: then the first need not be the best."""
+    return count > 1 and any(
+        isinstance(values, list) and len(values) == count and all(isinstance(value, int | float) for value in values)
+        for values in data.values()
+    )
+
+
 def several_answers(value: Any) -> list[str] | None:
-    """Return the answers in a list of texts, a list of objects with a `text`, or an object of `text` or `value`; None
-    for anything else."""
+    """Return the answers in a list of texts, a list of objects with a `text` and its place, or an object of `text` or
+    `value`; None for anything else."""
     if isinstance(value, Mapping):
         value = value.get("text", value.get("value"))
         value = [value] if isinstance(value, str) else value
@@ -894,7 +912,7 @@ def several_answers(value: Any) -> list[str] | None:
         return None
     answers = list[str]()
     for entry in value:
-        text = entry.get("text") if isinstance(entry, Mapping) and speaker(entry) is None else entry
+        text = entry.get("text") if isinstance(entry, Mapping) and entry.keys() <= OF_SPAN else entry
         if not isinstance(text, str):
             return None
         if text.strip():

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from align.data.records.labels import read_label
 
-ANSWER = re.compile(r"((?:orig_)?(?:response|answer|completion|output|conversation)[ _-]?)([ab012])")
-"""A column that holds one of two answers: its stem, and its ending."""
+ANSWER = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
+"""A column that holds one of the answers: its stem, and its ending."""
 ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
-VERDICTS = ("winner", "preference", "preferred", "better_response_id", "orig_preference", "choice", "label")
+VERDICTS = ("winner", "preference", "preferred", "better_response_id", "choice", "label")
 """Columns that say which answer is better. Of several the first counts, and the others are metadata."""
 WINNERS = ("winner_model_a", "winner_model_b")
 """Columns of which one is 1, or none if neither answer is better."""
@@ -51,7 +51,10 @@ def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
     if not verdict:
         return None
     by_parts = {match.groups(): name for name in names if (match := ANSWER.fullmatch(name.casefold()))}
+    stems = [stem for stem, _ in by_parts]
     for (stem, ending), name in by_parts.items():
+        if stems.count(stem) != 2:  # one of many choices
+            continue
         for first, second in ENDINGS:
             if ending == first and (stem, second) in by_parts:
                 return JudgedColumns((name, by_parts[stem, second]), (first, second), verdict)
@@ -75,6 +78,17 @@ def read_verdict(row: Mapping[str, Any], columns: JudgedColumns) -> int | None:
     if isinstance(value, str):
         return read_words(value, row, columns)
     return read_number(value, columns)
+
+
+def is_unclear_code(row: Mapping[str, Any], columns: JudgedColumns) -> bool:
+    """Return whether a verdict is a number that can be a code of another kind: 0 may be the first of two answers, or a
+    tie, and a negative number a degree."""
+    value = row[columns.verdict[0]]
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNERS
 
 
 def read_number(value: Any, columns: JudgedColumns) -> int | None:
@@ -105,12 +119,15 @@ def apply_verdict(row: Mapping[str, Any], columns: JudgedColumns, better: int) -
 
     Args:
         better: 0 if the first answer is better, 1 if the second is.
+
+    Raises:
+        ValueError: prompt and answers are lists of different lengths.
     """
     first, second = columns.answers
     pair = {name: value for name, value in row.items() if name not in columns.answers}
     answers: list[Any] = [row[first], row[second]]
     turns = [parse_texts(value) for value in (row.get("prompt"), *answers)]
-    if all(turns) and len({*map(len, turns)}) == 1:  # the Kaggle form of LMSYS's arena
+    if columns.verdict == WINNERS and all(turns):  # the Kaggle form of LMSYS's arena
         asked, *several = turns
         pair.pop("prompt")
         answers = [interleave(asked, texts) for texts in several]

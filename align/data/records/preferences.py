@@ -28,13 +28,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.data.formats.rows import Row
-from align.data.records.bad_rows import BadRows
+from align.data.formats.values import check_values
+from align.data.records.bad_rows import BadRows, RefusedSource
 from align.data.records.column_rules import ColumnRules, UnreadColumns, unread_columns
 from align.data.records.content import PREFERENCES
 from align.data.records.documents import OURS, alpaca, count_unread, share_gpt
 from align.data.records.drops import Drop
 from align.data.records.grouping import grouped_rows
-from align.data.records.judged_pairs import WRITE, apply_verdict, find_judged_columns, read_verdict
+from align.data.records.judged_pairs import (
+    WINNERS,
+    WRITE,
+    apply_verdict,
+    find_judged_columns,
+    is_unclear_code,
+    read_verdict,
+)
 from align.data.records.messages import HH_TURN, check_row, transcript, with_system_column
 from align.data.records.refusals import displayed
 from align.data.records.shapes import (
@@ -230,13 +238,23 @@ def _judged(row: SourceRow) -> Parsed:
     columns = find_judged_columns(tuple([name for name, value in row.data.items() if value is not None]))
     assert columns is not None
     verdict = read_verdict(row.data, columns)
+    name = columns.verdict[0]
+    if is_unclear_code(row.data, columns):
+        problem = "may be the first answer, a tie or a degree"
+        value = displayed(row.data[name])
+        raise RefusedSource(f"{row.where}, {name}", value, problem, WRITE.format(*columns.endings))
     if verdict is None:
-        name = columns.verdict[0]
         problem = f"neither of the answers {' and '.join(columns.answers)}, nor a tie"
         raise row.error(name, problem, WRITE.format(*columns.endings))
     if verdict == 0:
         return Drop.TIE
-    pair = apply_verdict(row.data, columns, better=int(verdict > 0))
+    try:
+        pair = apply_verdict(row.data, columns, better=int(verdict > 0))
+    except ValueError as error:
+        problem = "a list of texts of another length than the prompt's"
+        raise row.error(columns.answers[0], problem) from error
+    if columns.verdict == WINNERS:
+        check_values(pair, row.where)  # texts out of JSON in a text, which was not looked into before
     return _alone(_pair(SourceRow(pair, row.where, row.name)))
 
 
