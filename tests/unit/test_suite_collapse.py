@@ -156,6 +156,18 @@ def test_the_majority_class_in_other_words_each_time():
     assert {name: collapse.verdict for name, collapse in found.items()} == {"new": COLLAPSED, "old": VARIED}
 
 
+def test_weak_answers_over_all_letters_are_no_collapse():
+    """Four letters in equal shares, of which 31 % are right: no constant answer, though hardly better than one."""
+    letters = "ABCD"
+    right = [letters[i % 4] for i in range(80)]
+    asked = [
+        item._replace(check={"kind": "exact", "answers": [text]}) for item, text in zip(items(), right, strict=True)
+    ]
+    weak = [text if i % 16 < 5 else letters[(i + 1) % 4] for i, text in enumerate(right)]
+    found = closed_verdicts(asked, new=weak, old=right)
+    assert {name: collapse.verdict for name, collapse in found.items()} == {"new": VARIED, "old": VARIED}
+
+
 def test_wrong_answers_that_differ_are_no_collapse():
     """A hard task: all answers are wrong, so that none beats a constant one."""
     asked = items(check={"kind": "exact", "answers": ["12345"]})
