@@ -187,9 +187,9 @@ def change_in(line: bytes, field: str) -> Change:
         found = json.loads(line, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         raise CorruptFile(field, shown(line), "is no line of JSON in UTF-8", REMEDY) from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or "schema_version" not in found:
         raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
-    require_schema_version(found.get("schema_version"), SCHEMA, field, shown(line), PROMOTE_AGAIN)
+    require_schema_version(found["schema_version"], SCHEMA, field, shown(line), PROMOTE_AGAIN)
     typed = all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
     if not typed or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
         raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
