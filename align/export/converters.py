@@ -15,12 +15,13 @@ import sys
 import tarfile
 import tempfile
 import zlib
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
 from align.errors import CorruptFile, InputError
 from align.files import open_binary, user_path
-from align.outputs import FOLDER_SEAL, refuse_foreign_folder, seal_folder
+from align.outputs import FOLDER_SEAL, digests_of, refuse_foreign_folder, seal_folder
 from align.rollout.processes import last_words, run_quietly
 from align.run import file_digest, json_digest
 from align.run.atomic import publish
@@ -125,7 +126,6 @@ def unpack(archive: Path, folder: Path) -> None:
         InputError: the folder holds something else, or was edited.
         StorageError: the folder cannot be written.
     """
-    refuse_foreign_folder(folder, FIELD, MOVE_AWAY)
     try:
         with open_binary(archive) as file_of_archive, tarfile.open(fileobj=file_of_archive) as tar:
             needed = [(m, match[1]) for m in tar if m.isfile() and (match := NEEDED.fullmatch(m.name))]
@@ -136,6 +136,9 @@ def unpack(archive: Path, folder: Path) -> None:
     if not {HF, LORA} <= sources.keys():
         remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
         raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
+    if folder.is_dir() and digests_of(folder) == {name: sha256(source).hexdigest() for name, source in sources.items()}:
+        return  # by whatever program it was unpacked
+    refuse_foreign_folder(folder, FIELD, MOVE_AWAY)
     with publish(folder, replace=FOLDER_SEAL) as part:
         for name, source in sources.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)

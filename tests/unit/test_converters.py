@@ -52,6 +52,17 @@ def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cach
     assert [path.name for path in cache.parent.iterdir()] == ["llama.cpp"]
 
 
+def test_the_same_files_without_a_seal_stay(tmp_path: Path, cache: Path):
+    unpack(archive(tmp_path / "a.tar.gz"), cache)
+    (cache / FOLDER_SEAL).unlink()
+    unpack(tmp_path / "a.tar.gz", cache)
+    assert not (cache / FOLDER_SEAL).exists()
+    (cache / HF).write_text("mine")
+    with pytest.raises(InputError, match="did not write"):
+        unpack(tmp_path / "a.tar.gz", cache)
+    assert (cache / HF).read_text() == "mine"
+
+
 def test_an_archive_that_is_none_leaves_what_was_there(tmp_path: Path, cache: Path, capsys):
     unpack(archive(tmp_path / "a.tar.gz"), cache)
     half = tmp_path / "half.tar.gz"

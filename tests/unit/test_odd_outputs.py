@@ -27,7 +27,7 @@ from align.annotate.store import Store
 from align.errors import InputError
 from align.export.converters import HF, LORA, unpack
 from align.models.smollm2 import converted
-from align.outputs import FOLDER_SEAL, atomic_file, replace_file
+from align.outputs import atomic_file, replace_file
 from align.registry.garbage import LOG, Piece, noted
 from align.registry.index import INDEX, Index
 from align.registry.sweeps import note_sweep
@@ -291,8 +291,6 @@ def test_a_folder_of_align_that_was_edited_is_refused(tmp_path: Path) -> None:
         lambda: (folder / HF).write_text("mine"),
         lambda: (folder / "mine.py").write_text(""),
         lambda: (folder / LORA).unlink(),
-        lambda: (folder / FOLDER_SEAL).write_text("{}"),
-        lambda: (folder / FOLDER_SEAL).unlink(),
         lambda: (folder / "link").symlink_to(tmp_path),
     ):
         if folder.exists():
