@@ -67,7 +67,8 @@ def build_trainer(
 
 
 def load(work: Work) -> tuple[Any, Any]:
-    keep_freed_memory()  # as `stage=sft` does: by glibc's defaults a tenth of Trainer's processor time is page faults
+    if work.kept_memory:
+        keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.dtype))
     torch.manual_seed(work.seed)
     lora = LoraConfig(r=work.rank, lora_alpha=work.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

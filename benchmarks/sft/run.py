@@ -109,6 +109,11 @@ def main() -> None:
     for name in ("steps", "batch", "micro_batch", "warm_up", "held_out", "threads", "dtype"):
         default = Work.__dataclass_fields__[name].default
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument(
+        "--kept-memory",
+        action="store_true",
+        help="peers keep freed memory as `stage=sft` does; by glibc's defaults a tenth of their time is page faults",
+    )
     arguments = parser.parse_args()
     settings = {
         key: value for key, value in vars(arguments).items() if key not in ("rounds", "distributions", "save", "model")

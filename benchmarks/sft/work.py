@@ -60,6 +60,7 @@ class Work:
         dtype: of the weights.
         threads: of the process.
         seed: of the adapter's start and of the order of rows.
+        kept_memory: peers keep freed memory as `stage=sft` does.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Work:
     dtype: str = "bfloat16"
     threads: int = 1
     seed: int = 0
+    kept_memory: bool = False
 
 
 Row = dict[str, list[int]]
