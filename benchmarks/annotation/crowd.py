@@ -153,13 +153,19 @@ class Annotator:
             step = await self.ask(browser, "task")
             while step["task"] is not None and not over():
                 await asyncio.sleep(self.rng.uniform(0.5, 1.5) * self.every_s)
-                step = await self.judge(browser, step["task"]["token"])
+                step = await self.judge(browser, step)
 
-    async def judge(self, browser: httpx.AsyncClient, token: str) -> dict[str, Any]:
-        """What the page sends of an item: a draft when something was chosen, and the vote; what comes next."""
+    async def judge(self, browser: httpx.AsyncClient, task_step: dict[str, Any]) -> dict[str, Any]:
+        """Send what the page sends of an item, a draft and then the vote, and return the next step."""
+        token = task_step["task"]["token"]
         said = {"tiers": self.rng.choice(([[0], [1]], [[1], [0]])), "strength": self.rng.randint(1, 3)}
         await self.ask(browser, "draft", {"token": token, "draft": said})
-        vote = {"token": token, "key": secrets.token_hex(16), "said": said | {"seconds": self.every_s}}
+        vote = {
+            "token": token,
+            "key": secrets.token_hex(16),
+            "terms": task_step["terms"],
+            "said": said | {"seconds": self.every_s},
+        }
         began = time.perf_counter()
         step = await self.ask(browser, "vote", vote)
         self.seen.seconds.append(time.perf_counter() - began)
