@@ -63,7 +63,9 @@ class RowTrainer(Dealt, SFTTrainer):
         logprobs_N, _, likeliest_N = linear_predictions(states_ND, targets_N, head_weight)
         correct = int((likeliest_N == targets_N).sum())
         self._metrics["train"]["mean_token_accuracy"].append(correct / max(1, len(targets_N)))
-        count = torch.as_tensor(len(targets_N) if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(
+            len(targets_N) if num_items_in_batch is None else num_items_in_batch, device=logprobs_N.device
+        )
         return -logprobs_N.sum() / count.clamp_min(1)
 
 
@@ -88,7 +90,7 @@ class OwnLogits(RowTrainer):
         targets = inputs["labels"][:, 1:]
         logits_BSV, picked = outputs.logits[:, :-1], targets != IGNORED
         loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch, device=loss.device)
         loss = loss / count.clamp_min(1)
         right = (logits_BSV.detach().argmax(-1) == targets)[picked]
         self._metrics["train"]["mean_token_accuracy"].append(float(right.sum() / picked.sum().clamp_min(1)))

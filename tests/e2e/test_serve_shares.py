@@ -243,6 +243,7 @@ def test_a_server_that_ends_waits_for_no_refusal_that_it_holds(forks: Forks, tmp
     with serving(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
         body = {"model": "pocket", "prompt": [[20]], "max_tokens": 1}
         held = [post(server, key, body) for _ in range(AT_ONCE + 30)]  # 3 seconds of refusals
+        assert server.get("/health")[0] == 200  # connections are taken in order, so that all of these have been
         assert settles(lambda: sum(line["status"] == 429 for line in server.log) >= AT_ONCE - 1)
         began = time.monotonic()
         server.child.send_signal(signal.SIGTERM)
