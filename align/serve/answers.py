@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from align.rollout.requests import Output, Token
-from align.serve.decoding import TextDecoder
-from align.serve.formats import ChatFormat, Prompt, finite
-from align.serve.parts import Part, PartedAnswer, ToolCall
-from align.serve.records import Record
-from align.serve.token_texts import TokenTexts
+from align.serve.answer_parser import Part, PartedAnswer, ToolCall
+from align.serve.detokenize import TextDecoder, TokenTexts
+from align.serve.prompts import ChatFormat, Prompt, finite
+from align.serve.request_log import Record
 
 Json = dict[str, Any]
 

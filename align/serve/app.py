@@ -16,11 +16,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from align.serve.door import Door
-from align.serve.refusals import Refusal, fault, invalid
+from align.serve.background_tasks import run_background_tasks
+from align.serve.errors import Refusal, fault, invalid
+from align.serve.middleware import Door
 from align.serve.routes import administration, api, listing
 from align.serve.service import Service
-from align.serve.watching import watch
 
 UNREADABLE = "unreadable_body"
 ROUTING = {
@@ -44,7 +44,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.opened()
-        watching = asyncio.create_task(watch(service))
+        watching = asyncio.create_task(run_background_tasks(service))
         yield
         watching.cancel()
 

@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from align.data.reasoning import CLOSE
 from align.errors import AlignError, InputError
-from align.serve.trial import LIMITS, Trial
+from align.serve.grammar_sandbox import LIMITS, Trial
 
 MOST_KEPT = 32
 """Compiled grammars of a tokenizer. One has up to 20 MB of states where it is made to have many."""

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from align.rollout.requests import Stats
-from align.serve.records import Record
+from align.serve.request_log import Record
 
 MOST_MODELS, OTHER = 200, "(other)"
 """Names of models, and of tenants, that are told apart. Names may be loaded without end, and each is a time series of

@@ -9,9 +9,9 @@ from align.data.chat import encode_judged
 from align.data.reasoning import answer_alone, with_reasoning, without_reasoning
 from align.errors import InputError
 from align.rollout.requests import Output
-from align.serve.formats import ChatFormat, Prompt, text_of
-from align.serve.records import Record
-from align.serve.refusals import invalid, unsupported
+from align.serve.errors import invalid, unsupported
+from align.serve.prompts import ChatFormat, Prompt, text_of
+from align.serve.request_log import Record
 from align.serve.schemas import ChatMessage, RewardBody
 from align.types import Conversation, Message
 

@@ -16,18 +16,18 @@ from starlette.concurrency import run_in_threadpool
 
 from align.errors import InputError, readable
 from align.rollout.requests import Grammar, Request, SamplingParams
-from align.serve.accounting import Charge
+from align.serve.answer_constraints import constrained
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
-from align.serve.constraints import constrained
-from align.serve.decoding import StopFinder, TextDecoder
-from align.serve.formats import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
-from align.serve.identity import Chosen, Named, UnknownModel
-from align.serve.refusals import Refusal, invalid, unknown_model
+from align.serve.detokenize import StopFinder, TextDecoder
+from align.serve.errors import Refusal, invalid, unknown_model
+from align.serve.model_names import Chosen, Named, UnknownModel
+from align.serve.prompts import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
 from align.serve.rewards import Rewards, reward_prompts
 from align.serve.schemas import ChatBody, CompletionBody, ErrorBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
 from align.serve.service import Call, Service, refusing
 from align.serve.streams import EventStream, whole
 from align.serve.tenants import Tenant
+from align.serve.usage import Charge
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from align.serve.refusals import unsupported
+from align.serve.errors import unsupported
 
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 128, 4, 256, 20
 SEEDS = 2**63

@@ -13,19 +13,8 @@ from pathlib import Path
 from align.errors import InputError
 from align.rollout.engine_thread import EngineThread
 from align.rollout.requests import NotFinite, Output, Pending, Request
-from align.serve import events
-from align.serve.accounting import Accounting, Charge
-from align.serve.following import Following
-from align.serve.formats import Formats
-from align.serve.grammars import GrammarFailed
-from align.serve.identity import Chosen, Portfolio, UnknownModel, Version
-from align.serve.keys import Keys
-from align.serve.limits import RequestLimits
-from align.serve.mailbox import Inbox, Mailbox
-from align.serve.metrics import Metrics
-from align.serve.pace import Readers
-from align.serve.records import Record, RequestLog, Stopwatch
-from align.serve.refusals import (
+from align.serve.alias_watcher import Following
+from align.serve.errors import (
     SERVER,
     Refusal,
     as_refusal,
@@ -36,8 +25,15 @@ from align.serve.refusals import (
     uncounted,
     unknown_model,
 )  # fmt: skip
-from align.serve.tenants import Tenant
-from align.serve.usage import UsageUnwritable
+from align.serve.grammars import GrammarFailed
+from align.serve.mailbox import Inbox, Mailbox
+from align.serve.metrics import Metrics
+from align.serve.model_names import Chosen, Portfolio, UnknownModel, Version
+from align.serve.prompts import Formats
+from align.serve.rate_limits import ReadTurns, RequestLimits
+from align.serve.request_log import Record, RequestLog, Stopwatch, operator_log, warn_if_stale
+from align.serve.tenants import Keys, Tenant
+from align.serve.usage import Accounting, Charge, UsageUnwritable
 
 log = logging.getLogger(__name__)
 Heard = tuple["Call", int, Output]
@@ -76,7 +72,7 @@ class Service:
     keys: Keys | None = None
     following: Following | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
-    readers: Readers = field(default_factory=Readers)
+    readers: ReadTurns = field(default_factory=ReadTurns)
     stopped: Callable[[], object] = lambda: None
     mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
@@ -135,25 +131,25 @@ class Service:
 
         Raises:
             Refusal: the name is taken; it may be replaced where that is asked for.
-            InputError: see `align.serve.identity.Portfolio.load`; or its tensors do not fit the base.
+            InputError: see `align.serve.model_names.Portfolio.load`; or its tensors do not fit the base.
         """
         if self.portfolio.arms(name) and not replace:
             message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
             raise Refusal(400, message, param="lora_name", code="already_loaded")
         version = self.portfolio.load(name, folder, self.register, self.unregister)
-        events.log.info("%s loaded %s (%s)", who, name, version.digest[:12])
-        events.tell_if_stale(name, version.folder)
+        operator_log.info("%s loaded %s (%s)", who, name, version.digest[:12])
+        warn_if_stale(name, version.folder)
         return version
 
     def unload(self, name: str, who: str) -> None:
         """Take a name away.
 
         Raises:
-            UnknownModel, InputError: see `align.serve.identity.Portfolio.unload`.
+            UnknownModel, InputError: see `align.serve.model_names.Portfolio.unload`.
         """
         digests = ", ".join(self.portfolio.digest_of(arm.version)[:12] for arm in self.portfolio.arms(name))
         self.portfolio.unload(name, self.unregister)
-        events.log.info("%s unloaded %s (%s)", who, name, digests)
+        operator_log.info("%s unloaded %s (%s)", who, name, digests)
 
     def register(self, version: Version) -> None:
         self.check(version.folder)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from align.serve.answers import Answers
-from align.serve.refusals import Refusal, fault
+from align.serve.errors import Refusal, fault
 from align.serve.service import Call, gone
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ async def whole(call: Call, answers: Answers, receive: Receive, headers: Mapping
 class EventStream(Response):
     """The answers in chunks, while they are made. An error on the way is an event of its own, and the last.
 
-    As a response it only leaves itself in the scope's `streams`. `align.serve.door.Door` answers by it when routing is
-    done: otherwise each piece would come and go through twenty layers.
+    As a response it only adds itself to the scope's `streams`. `align.serve.middleware.Door` sends it when routing is
+    done: otherwise each piece would pass through twenty layers.
     """
 
     media_type = "text/event-stream"

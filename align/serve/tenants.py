@@ -1,10 +1,29 @@
-"""Who asks: a tenant, what it may ask for, and how much."""
+"""The tenants of a server and the file of their keys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import fcntl
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
 
-from align.serve.identity import Allowed
+from align.aliases import NAME
+from align.errors import AlignError, CorruptFile, InputError, StorageError, require, require_schema_version
+from align.files import has_file
+from align.outputs import replace_file
+from align.run import json_object
+from align.serve.model_names import Allowed
+from align.serve.request_log import operator_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +58,257 @@ class Tenant:
 
 
 LOCAL = Tenant("local", admin=True)
-"""Whoever reaches a server without a key file, which listens on the loopback interface only."""
+"""Every client of a server without a key file, which listens on the loopback interface only."""
+
+
+SCHEMA_VERSION = 1
+PREFIX = "al-"
+LONGEST = 200
+"""Characters of a key that is looked at."""
+ALL = "all"
+REMEDY = "Restore it, or make a new one with stage.action=key."
+
+
+class KeysUnreadable(AlignError):
+    """The key file cannot be read, so that every request is refused. Status 503; the reason is in the server's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Attributes:
+    sha256: of the key, hex.
+    created_at: ISO 8601, UTC.
+    """
+
+    sha256: str
+    created_at: str
+
+    @property
+    def id(self) -> str:
+        """The first digits of the hash, which reveal nothing of the key."""
+        return self.sha256[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantKeys:
+    """A tenant and its keys."""
+
+    tenant: Tenant
+    keys: tuple[Key, ...]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class TenantChange:
+    """The result of `change_tenant`.
+
+    Attributes:
+        key: the new key, which is stored nowhere. None if no key was created.
+        revoked: ids of the keys that were revoked.
+    """
+
+    entry: TenantKeys
+    new: bool
+    key: str | None
+    revoked: tuple[str, ...] = ()
+
+
+class Keys:
+    """The tenants of a key file, reloaded when the file changes. Safe to share between threads.
+
+    Attributes:
+        reads: how often the file was read.
+
+    Raises:
+        InputError: see `read_key_file`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.reads = path, 0
+        self._lock = Lock()
+        self._state: tuple[int, ...] | None = None
+        self._unreadable = False
+        state = file_stamp(path) if path.is_file() else ()  # before it is read: what is written meanwhile is read again
+        self._set_tenants(read_key_file(path), state)
+
+    def find_tenant(self, bearer: str) -> Tenant | None:
+        """Return the tenant of a key. Returns None for an unknown key.
+
+        Raises:
+            KeysUnreadable: the file can no longer be read.
+        """
+        self.reload_if_changed()
+        return self._by_hash.get(hash_key(bearer)) if bearer.startswith(PREFIX) and len(bearer) <= LONGEST else None
+
+    def reload_if_changed(self) -> None:
+        """Raises KeysUnreadable if the file can no longer be read."""
+        with self._lock:
+            try:
+                if self._state != (state := file_stamp(self.path)):
+                    self._set_tenants(read_key_file(self.path), state)
+            except (AlignError, OSError) as error:
+                problem = error.problem if isinstance(error, InputError) else "cannot be read"
+                if not self._unreadable:
+                    operator_log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
+                self._unreadable, self._state = True, None
+                raise KeysUnreadable("The server cannot read its keys. Try again later.") from error
+            if self._unreadable:
+                operator_log.warning("the key file can be read again")
+            self._unreadable = False
+
+    def holds(self, key: str) -> bool:
+        """Return whether the file held a key when it was last read.
+
+        Args:
+            key: its sha256, hex.
+        """
+        return key in self._by_hash
+
+    @property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """Name → tenant, as the file was last read."""
+        return self._by_name
+
+    def _set_tenants(self, tenants: Mapping[str, TenantKeys], state: tuple[int, ...]) -> None:
+        self._by_hash, self._state = index_by_key(tenants), state
+        self._by_name = {name: entry.tenant for name, entry in tenants.items()}
+        self.reads += 1
+
+
+def change_tenant(
+    path: Path,
+    name: str,
+    *,
+    admin: bool | None = None,
+    allow: Sequence[str] | None = None,
+    limits: Mapping[str, int | None] = MappingProxyType({}),
+    lift: Sequence[str] = (),
+    revoke: str | None = None,
+) -> TenantChange:
+    """Create a tenant with its first key, or change a tenant's rights, limits and keys. Adds a key if nothing else is
+    to change.
+
+    Args:
+        path: the key file, created if it is missing.
+        admin, allow, limits: None keeps the present value, or the default for a new tenant.
+        lift: limits to remove; `allow` is one.
+        revoke: the id of a key, or `all`.
+
+    Raises:
+        InputError: a key or a tenant to change does not exist, or the file cannot be used, see `read_key_file`.
+        StorageError: the file cannot be written.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with change_key_file(path) as tenants:
+        known = tenants.get(name)
+        given = {limit: value for limit, value in limits.items() if value is not None}
+        if known is None and (lift or revoke):
+            remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
+            raise InputError("stage.tenant", name, "there is no such tenant", remedy)
+        entry = known or TenantKeys(Tenant(name), (), now)
+        tenant = entry.tenant
+        if allow is not None or "allow" in lift:
+            tenant = replace(tenant, allowed=Allowed(None if allow is None else frozenset(allow)))
+        lifted: dict[str, Any] = {limit: None for limit in lift if limit != "allow"}
+        tenant = replace(tenant, limits=replace(tenant.limits, **lifted, **given))
+        tenant = tenant if admin is None else replace(tenant, admin=admin)
+        revoked = tuple(key.id for key in entry.keys if revoke in (key.id, ALL))
+        problem, ids = "is no key of this tenant", ", ".join(key.id for key in entry.keys) or "(none)"
+        require(revoke in (None, ALL) or bool(revoked), "stage.revoke", revoke, problem, f"Its keys are {ids}.")
+        keys = tuple(key for key in entry.keys if key.id not in revoked)
+        changes = bool(given or lift or revoke) or admin is not None or allow is not None
+        key = PREFIX + secrets.token_urlsafe(32) if known is None or not changes else None
+        keys += (Key(hash_key(key), now),) if key else ()
+        tenants[name] = replace(entry, tenant=tenant, keys=keys)
+        return TenantChange(tenants[name], known is None, key, revoked)
+
+
+def read_key_file(path: Path) -> dict[str, TenantKeys]:
+    """Return name → tenant and keys.
+
+    Raises:
+        InputError: the file is missing, or users other than its owner may read or write it.
+        CorruptFile: it is not a key file.
+    """
+    field = "stage.keys"
+    make = "Make one with stage.action=key stage.tenant=NAME."
+    require(has_file(path, field, make), field, str(path), "there is no such key file", make)
+    private = path.stat().st_mode & 0o077 == 0
+    require(private, field, str(path), "others than its owner may read or write it", f"Run chmod 600 {path}.")
+    content = json_object(path, field, REMEDY)
+    require_schema_version(content.get("schema_version"), SCHEMA_VERSION, field, str(path), REMEDY)
+    try:
+        return {name: parse_tenant_keys(name, values) for name, values in content["tenants"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(field, str(path), "is no key file as stage.action=key writes it", REMEDY) from error
+
+
+def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
+    """Raises AttributeError, KeyError, TypeError or ValueError for another shape."""
+    allow, limits = values["allow"], values["limits"]
+    keys = tuple(Key(key["sha256"], key["created_at"]) for key in values["keys"])
+    whole = (
+        NAME.fullmatch(name) is not None
+        and isinstance(values["admin"], bool)
+        and (allow is None or (isinstance(allow, list) and all(isinstance(each, str) for each in allow)))
+        and all(v is None or (type(v) is int and v >= (key != "token_budget")) for key, v in limits.items())
+        and all(re.fullmatch("[0-9a-f]{64}", key.sha256) for key in keys)
+    )
+    if not whole:
+        raise ValueError(name)
+    allowed = Allowed(None if allow is None else frozenset(allow))
+    return TenantKeys(Tenant(name, values["admin"], Limits(**limits), allowed), keys, str(values["created_at"]))
+
+
+def to_json(entry: TenantKeys) -> dict[str, Any]:
+    tenant, names = entry.tenant, entry.tenant.allowed.names
+    return {
+        "keys": [asdict(key) for key in entry.keys],
+        "admin": tenant.admin,
+        "allow": None if names is None else sorted(names),
+        "limits": asdict(tenant.limits),
+        "created_at": entry.created_at,
+    }
+
+
+@contextmanager
+def change_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
+    """Yield name → tenant and keys, to be changed, and replace the file when the block ends without an error. A lock
+    serialises concurrent changes.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            tenants = read_key_file(path) if has_file(path, "stage.keys", REMEDY) else {}
+            yield tenants
+            content = {name: to_json(entry) for name, entry in sorted(tenants.items())}
+            text = json.dumps({"schema_version": SCHEMA_VERSION, "tenants": content}, indent=2) + "\n"
+            replace_file(path, text.encode(), mode=0o600)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except InputError:
+        raise
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise StorageError("stage.keys", str(path), problem, "Make it writable, or choose another file.") from error
+
+
+def index_by_key(tenants: Mapping[str, TenantKeys]) -> Mapping[str, Tenant]:
+    return {key.sha256: replace(entry.tenant, key=key.sha256) for entry in tenants.values() for key in entry.keys}
+
+
+def hash_key(key: str) -> str:
+    """Return the sha256 of a key, hex. Lone surrogates, which no header can hold, are hashed too."""
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_stamp(path: Path) -> tuple[int, int, int, int]:
+    """Return values that change when a file is replaced or written."""
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

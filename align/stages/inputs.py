@@ -55,8 +55,8 @@ from align.run.environment import code_digest, package_versions
 from align.run.lineage import evaluated_by
 from align.run.signing import PrivateKey, PublicKey, private_key, public_key
 from align.run.weights import brings_scores
-from align.serve.keys import read_accounts
-from align.serve.opening import opened
+from align.serve.startup import opened
+from align.serve.tenants import read_key_file
 from align.stages.best_of_inputs import best_of_inputs
 from align.stages.judge import find_inputs, read_examples
 from align.stages.rows import (
@@ -266,7 +266,7 @@ def export(config: Config) -> Inputs:
 def serve(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
-        read_accounts(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
+        read_key_file(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
     signer = trusted_key(config)
     found = opened(
         parsed_aliases(stage.adapters, "stage.adapters"), config.run.folder,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -15,18 +16,28 @@ from align.config.serve import ServeConfig
 from align.errors import AlignError, require
 from align.files import user_path
 from align.run import Run
-from align.serve import events
-from align.serve.accounting import Accounting
+from align.serve.alias_watcher import Following
 from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
-from align.serve.following import Following
-from align.serve.keys import Keys, change_tenant, in_words, read_accounts
-from align.serve.limits import Limiter, RequestLimits
-from align.serve.opening import Opened
-from align.serve.tenant_table import as_table
-from align.serve.usage import Usage, usage_beside, used_beside
+from align.serve.rate_limits import Limiter, RequestLimits
+from align.serve.request_log import operator_log, warn_if_stale
+from align.serve.startup import Opened
+from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
+from align.serve.usage import Accounting, Usage, Used, usage_beside, used_beside
 from align.types import Result
 from align.web.listening import listening, serve
 
+TENANT_COLUMNS = (
+    "tenant",
+    "keys",
+    "may ask for",
+    "requests/min",
+    "tokens/min",
+    "concurrency",
+    "requests",
+    "tokens used",
+    "token budget",
+    "tokens left",
+)
 SHARED = 8
 """One slot in so many is for tenants who have none."""
 
@@ -54,7 +65,7 @@ def run(run: Run, config: Config, found: Opened) -> Result:
             return service.drain(0.0 if at_once else stage.drain_s)
 
         service.stopped = partial(signal.raise_signal, signal.SIGTERM)
-        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (events.log.name,))
+        serve(app, stage.host, stage.port, lambda: print(*lines, sep="\n", flush=True), drain, (operator_log.name,))
         totals = service.totals
         if not service.engine.alive:
             raise AlignError(
@@ -70,9 +81,9 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     """The parts of a server, its engine at work; and which engine that is, and why."""
     from align.models.load import load_tokenizer
     from align.rollout.engine_thread import EngineThread
-    from align.serve.formats import ChatFormat, Formats
     from align.serve.metrics import Metrics
-    from align.serve.records import AdapterLog, RequestLog
+    from align.serve.prompts import ChatFormat, Formats
+    from align.serve.request_log import AdapterLog, RequestLog
     from align.serve.service import Service
 
     stage, portfolio = config.stage, found.portfolio
@@ -82,7 +93,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
         versions = portfolio.versions().values()
         for ref, artifact in found.artifacts.items():
-            events.tell_if_stale(ref, artifact.path)
+            warn_if_stale(ref, artifact.path)
         if versions:
             print(f"reading {len(versions)} adapter{'s' * (len(versions) > 1)} …", flush=True)
         for version in versions:
@@ -99,7 +110,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
                 created=int(time.time()),
                 vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                accounting=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
+                entrying=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
                 limits=RequestLimits(stage.max_prompts, stage.max_logprobs),
                 keys=known, following=following(config, found),
             ), ready.why  # fmt: skip
@@ -191,7 +202,7 @@ def room(stage: ServeConfig) -> Room:
 
 def named(found: Opened) -> list[str]:
     """The names of a server, and what each stands for."""
-    from align.serve.identity import Allowed
+    from align.serve.model_names import Allowed
 
     said = []
     for name in found.portfolio.names(Allowed())[1:]:
@@ -211,7 +222,7 @@ def told_of_keys(stage: ServeConfig) -> str:
     """Who may ask."""
     if stage.keys is None:
         return "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
-    count = len(read_accounts(user_path(stage.keys, "stage.keys")))
+    count = len(read_key_file(user_path(stage.keys, "stage.keys")))
     return f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
@@ -238,18 +249,65 @@ def keyed(config: Config) -> Iterable[str]:
         yield f"the key, shown once: {done.key}"
     if done.revoked:
         yield f"revoked: {', '.join(done.revoked)}"
-    yield in_words(done.account)
+    yield describe_tenant(done.entry)
 
 
 def listed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None
     keys = user_path(stage.keys, "stage.keys")
-    accounts = read_accounts(keys)
-    remedy = f"The tenants are {', '.join(sorted(accounts)) or '(none)'}."
-    require(stage.tenant in (None, *accounts), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
-    shown = [account for name, account in sorted(accounts.items()) if stage.tenant in (None, name)]
-    return as_table(shown, used_beside(keys, [account.tenant.name for account in shown]))
+    tenants = read_key_file(keys)
+    remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
+    require(stage.tenant in (None, *tenants), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
+    shown = [entry for name, entry in sorted(tenants.items()) if stage.tenant in (None, name)]
+    return format_tenant_table(shown, used_beside(keys, [entry.tenant.name for entry in shown]))
+
+
+def describe_tenant(entry: TenantKeys) -> str:
+    """Return a tenant's rights, limits and keys in one line."""
+    tenant = entry.tenant
+    names = tenant.allowed.names
+    parts = ["every name" if names is None else "names " + (", ".join(sorted(names)) or "(none)")]
+    limits = {field.name: getattr(tenant.limits, field.name) for field in fields(Limits)}
+    parts += [f"{name} {value:,}" for name, value in limits.items() if value is not None]
+    if tenant.admin:
+        parts.append("may load and unload adapters")
+    keys = ", ".join(f"{key.id} ({key.created_at})" for key in entry.keys) or "none"
+    return f"tenant {tenant.name}: {'; '.join(parts)}; keys: {keys}"
+
+
+def format_tenant_table(entries: Sequence[TenantKeys], used: Mapping[str, Used]) -> list[str]:
+    """Return a header and one line for each tenant.
+
+    Args:
+        used: name of the tenant → its usage.
+    """
+    rows = [TENANT_COLUMNS, *(tenant_row(entry, used[entry.tenant.name]) for entry in entries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
+
+
+def tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
+    tenant = entry.tenant
+    limits = tenant.limits
+    names = tenant.allowed.names
+    allowed = "every name" if names is None else ", ".join(sorted(names)) or "nothing"
+    figures = (
+        limits.requests_per_minute,
+        limits.tokens_per_minute,
+        limits.concurrency,
+        used.requests,
+        used.tokens,
+        limits.token_budget,
+        None if limits.token_budget is None else used.left_of(limits.token_budget),
+    )
+    return (
+        tenant.name,
+        ", ".join(key.id for key in entry.keys) or "-",
+        allowed + (" (admin)" if tenant.admin else ""),
+        *("-" if figure is None else f"{figure:,}" for figure in figures),
+    )
 
 
 PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"key": keyed, "tenants": listed}

@@ -22,7 +22,7 @@ from align.models.load import choose_device, choose_dtype, describe
 from align.rollout.engine import divergence_as_input_error, response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.kept import Answer, AnswerStore, Asked
-from align.serve.decoding import StopFinder, TextDecoder
+from align.serve.detokenize import StopFinder, TextDecoder
 from align.stages.suite_answers import Made, actors_of, answer_store, computed_by, speaks
 from align.track import progress
 

@@ -32,7 +32,7 @@ from common import Record, bases, linear_shapes, median, options, quantile, rand
 from over_http import ADAPTERS, our_server, pin, says_its_base
 
 from align.run import Base
-from align.serve.keys import change_tenant
+from align.serve.tenants import change_tenant
 
 HERE = Path(__file__).resolve().parent
 TENANTS, LEAVE, LATEST, HOT_S, BEFORE_S, BAR = 8, 0.1, 10, 1.0, 4.0, 2.0

@@ -103,7 +103,7 @@ def test_the_server_of_the_compose_file(exports: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_server_of_the_kubernetes_manifest(exports: Path, tmp_path: Path) -> None:
-    from align.serve.keys import change_tenant
+    from align.serve.tenants import change_tenant
 
     pod = stateful_set()["spec"]["template"]["spec"]
     (first,), (server,) = pod["initContainers"], pod["containers"]

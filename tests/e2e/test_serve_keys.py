@@ -12,8 +12,7 @@ from workshop import Ready, Workshop
 from align.config.compose import check, compose_raw, plain
 from align.errors import CorruptFile, RunBusy
 from align.run import Run
-from align.serve.keys import Keys
-from align.serve.tenants import LOCAL, Limits, Tenant
+from align.serve.tenants import LOCAL, Keys, Limits, Tenant
 from align.serve.usage import Usage, usage_beside
 from align.stages.inputs import OF, Inputs
 
@@ -39,7 +38,7 @@ def key_action(shop: Workshop, *words: str) -> str:
 def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
     key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
     keys = Keys(shop.root.parent / "secrets" / "keys.json")
-    tenant = keys.who(key)
+    tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.admin, tenant.limits, tenant.allowed.names) == (True, Limits(token_budget=1000), {"support"})
     assert shop.said.count(key) == 1
@@ -47,8 +46,8 @@ def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
     assert second not in ("", key)
     ident = re.findall(r"keys: (\w{8}) \(", shop.said)[0]
     assert key_action(shop, "stage.tenant=acme", f"stage.revoke={ident}", "stage.lift=[allow]") == ""
-    assert keys.who(key) is None
-    changed = keys.who(second)
+    assert keys.find_tenant(key) is None
+    changed = keys.find_tenant(second)
     assert changed is not None
     assert changed.allowed.names is None
     files = [path for path in shop.root.parent.rglob("*") if path.is_file()]
@@ -61,7 +60,7 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
     key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
     key_action(shop, "stage.tenant=ben", "stage.requests_per_minute=60", "stage.concurrency=4")
     keys = Keys(shop.root.parent / "secrets" / "keys.json")
-    tenant, written = keys.who(key), keys.path.read_bytes()
+    tenant, written = keys.find_tenant(key), keys.path.read_bytes()
     assert tenant is not None
     head, *rows = asked(shop, "tenants").splitlines()
     acme, ben = map(str.split, rows)

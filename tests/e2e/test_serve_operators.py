@@ -17,7 +17,7 @@ from processes import Forks
 from safetensors.torch import load_file, save_file
 from serving import Server, adapters, serving, settles
 
-from align.serve.keys import change_tenant, hashed
+from align.serve.tenants import change_tenant, hash_key
 
 
 class Run(NamedTuple):
@@ -74,7 +74,7 @@ def test_a_key_that_is_revoked_ends_what_is_under_way_with_it(run: Run):
     admin = {"Authorization": f"Bearer {run.keys['root']}"}
     assert settles(lambda: run.server.stat("align_requests_running", **admin) == 2)
     revoked = time.monotonic()
-    change_tenant(run.folder / "keys.json", "ann", revoke=hashed(run.keys["ann"])[:8])
+    change_tenant(run.folder / "keys.json", "ann", revoke=hash_key(run.keys["ann"])[:8])
     for thread in threads:
         thread.join()
     text, ended = said["ann"]

@@ -16,8 +16,8 @@ import pytest
 from processes import Forks
 from serving import Server, adapters, serving, settles
 
-from align.serve.keys import change_tenant
-from align.serve.pace import AT_ONCE, PER_S
+from align.serve.rate_limits import REFUSAL_BURST, REFUSALS_PER_S
+from align.serve.tenants import change_tenant
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 LONG: list[Any] = [{"role": "user", "content": "word " * 5000}]
@@ -119,7 +119,7 @@ def test_whoever_asks_again_at_once_is_refused_at_a_measured_pace(keyed: Keyed):
         status, _ = keyed.server.post("/v1/chat/completions", asked(), **headers)
         found[status] += 1
     assert found[200] <= 3
-    assert 1 < found[429] <= AT_ONCE + seconds * PER_S + 1
+    assert 1 < found[429] <= REFUSAL_BURST + seconds * REFUSALS_PER_S + 1
     began = time.monotonic()
     assert limited(keyed.client("kim"), asked(max_tokens=900)).code == "rate_limit_exceeded"
     assert time.monotonic() - began < 1  # others' refusals do not wait for those
@@ -242,12 +242,12 @@ def test_a_server_that_ends_waits_for_no_refusal_that_it_holds(forks: Forks, tmp
     key = str(change_tenant(tmp_path / "keys.json", "eve", limits={"requests_per_minute": 1}).key)
     with serving(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
         body = {"model": "pocket", "prompt": [[20]], "max_tokens": 1}
-        held = [post(server, key, body) for _ in range(AT_ONCE + 30)]  # 3 seconds of refusals
+        held = [post(server, key, body) for _ in range(REFUSAL_BURST + 30)]  # 3 seconds of refusals
         assert server.get("/health")[0] == 200  # connections are taken in order, so that all of these have been
-        assert settles(lambda: sum(line["status"] == 429 for line in server.log) >= AT_ONCE - 1)
+        assert settles(lambda: sum(line["status"] == 429 for line in server.log) >= REFUSAL_BURST - 1)
         began = time.monotonic()
         server.child.send_signal(signal.SIGTERM)
         answers = [connection.recv(1000) for connection in held]
         assert time.monotonic() - began < 2
         assert server.child.ended().status == 0
-    assert sum(b" 429 " in answer.splitlines()[0] for answer in answers) == AT_ONCE + 29
+    assert sum(b" 429 " in answer.splitlines()[0] for answer in answers) == REFUSAL_BURST + 29

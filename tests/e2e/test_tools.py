@@ -19,7 +19,7 @@ from align.data.sets.published import data_set
 from align.data.split import question
 from align.models.pocket import FOLDER
 from align.run import read_manifest
-from align.serve.parts import PartedAnswer
+from align.serve.answer_parser import PartedAnswer
 from align.track import read_rows
 from align.types import Conversation
 

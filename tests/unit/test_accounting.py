@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import InputError
-from align.serve.accounting import Accounting, duration
-from align.serve.limits import Limiter
+from align.serve.rate_limits import Limiter
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import BudgetSpent, Usage
+from align.serve.usage import Accounting, BudgetSpent, Usage, duration
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ EXCEPTIONS = {
     "align.run.environment:processor": SYSTEM,
     "align.run.folder:locked": NOT_READ,
     "align.run.hub:split_files": "downloads from the hub into the cache of `datasets`",
-    "align.serve.keys:writing": NOT_READ,
+    "align.serve.tenants:change_key_file": NOT_READ,
     "align.trainers.dealt:_load_optimizer_and_scheduler": DIGEST,
 }
 

@@ -19,11 +19,11 @@ from align.models.base import find_base
 from align.run.alias_log import Meant, append, read_log
 from align.run.signing import private_key, public_key, sign
 from align.run.weights import adapter_digest
-from align.serve import following as module
+from align.serve import alias_watcher
 from align.serve.adapter_folders import Version
-from align.serve.following import Following
-from align.serve.identity import Allowed, UnknownModel
-from align.serve.opening import opened
+from align.serve.alias_watcher import Following
+from align.serve.model_names import Allowed, UnknownModel
+from align.serve.startup import opened
 
 SERVED: dict[str, Any] = {
     "chat": "@production", "half": {"chat": 1, "base": 1}, "mixed": {"@production": 3, "fixed": 1}, "fixed": "sft:a",
@@ -133,7 +133,7 @@ def test_what_failed_is_tried_again(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without another change of the log, and not at every look."""
-    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    monkeypatch.setattr(alias_watcher, "AGAIN_S", 0.0)
     home.engine.refuses = home.digest("b")
     home.promote("b")
     for _ in range(3):
@@ -141,13 +141,13 @@ def test_what_failed_is_tried_again(
     assert home.means() == [("a", 1.0)]
     assert len([one for one in caplog.messages if one.startswith("chat stays with sft:a")]) == 1
     home.engine.refuses = None
-    monkeypatch.setattr(module, "AGAIN_S", 99.0)
+    monkeypatch.setattr(alias_watcher, "AGAIN_S", 99.0)
     home.look()
     assert home.means() == [("b", 1.0)]
 
 
 def test_a_run_that_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    monkeypatch.setattr(alias_watcher, "AGAIN_S", 0.0)
     home.promote("b")
     shutil.move(home.root / "sft" / "b", home.root / "away")
     home.look()

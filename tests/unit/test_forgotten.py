@@ -25,7 +25,7 @@ from align.registry.selection import MAY_HAVE, TRAINED
 from align.run.alias_log import Meant
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE, mark, stale_in
-from align.serve.events import tell_if_stale
+from align.serve.request_log import warn_if_stale
 
 LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
 CUT = " ".join(LONG.split())[:59] + "…"
@@ -123,10 +123,10 @@ def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> Non
 
 def test_a_server_says_that_it_loads_what_is_stale(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = made(tmp_path, "ppo:p")
-    tell_if_stale("ppo:p", folder / "artifact")
+    warn_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == []
     mark(folder, TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
-    tell_if_stale("ppo:p", folder / "artifact")
+    warn_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == [f"ppo:p is stale since 2026-11-01, {TRAINED}"]
 
 

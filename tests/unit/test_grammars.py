@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.rollout.requests import Grammar
-from align.serve.constraints import constrained
-from align.serve.formats import ChatFormat, Prompt
-from align.serve.refusals import Refusal
+from align.serve.answer_constraints import constrained
+from align.serve.detokenize import TokenTexts
+from align.serve.errors import Refusal
+from align.serve.prompts import ChatFormat, Prompt
 from align.serve.schemas import ChatBody
-from align.serve.token_texts import TokenTexts
 
 PADDING = 64  # rows of the embedding that are no tokens
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from align.errors import CorruptFile, InputError, StorageError
 from align.outputs import replace_file
 from align.redaction import redacted
-from align.serve.keys import Keys, KeysUnreadable, change_tenant, hashed, in_words, read_accounts
-from align.serve.tenants import Limits, Tenant
+from align.serve.tenants import Keys, KeysUnreadable, Limits, Tenant, change_tenant, hash_key, read_key_file
+from align.stages.serve import describe_tenant
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_a_tenant_is_known_by_its_key(path: Path) -> None:
     key = key_of(path, allow=["support"], limits={"tokens_per_minute": 50, "concurrency": None}, admin=True)
     other = key_of(path, "other")
     keys = Keys(path)
-    tenant = keys.who(key)
+    tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.name, tenant.admin, tenant.limits) == ("acme", True, Limits(tokens_per_minute=50))
     assert "support" in tenant.allowed
     assert "legal" not in tenant.allowed
-    assert keys.who(other) == Tenant("other")
+    assert keys.find_tenant(other) == Tenant("other")
     assert re.fullmatch(r"al-[\w-]{43}", key)
 
 
@@ -49,9 +49,9 @@ def test_a_tenant_is_known_by_its_key(path: Path) -> None:
 def test_nobody_is_known_by_anything_else(path: Path, bearer: str) -> None:
     key = key_of(path)
     keys = Keys(path)
-    assert keys.who(bearer) is None
-    for near in (key[:-1], key + "x", key.upper(), " " + key, key[3:], hashed(key), "al-" + hashed(key)):
-        assert keys.who(near) is None
+    assert keys.find_tenant(bearer) is None
+    for near in (key[:-1], key + "x", key.upper(), " " + key, key[3:], hash_key(key), "al-" + hash_key(key)):
+        assert keys.find_tenant(near) is None
 
 
 def test_no_key_is_written_and_others_cannot_read_the_file(path: Path) -> None:
@@ -59,7 +59,7 @@ def test_no_key_is_written_and_others_cannot_read_the_file(path: Path) -> None:
     text = path.read_text()
     assert key not in text
     assert key[3:] not in text
-    assert hashed(key) in text
+    assert hash_key(key) in text
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert [p.name for p in path.parent.iterdir()] == ["keys.json"]
 
@@ -76,28 +76,28 @@ def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(pat
     assert (changed.key, changed.new) == (None, False)
     second = key_of(path)
     keys = Keys(path)
-    assert keys.who(first) == keys.who(second)
-    tenant = keys.who(first)
+    assert keys.find_tenant(first) == keys.find_tenant(second)
+    tenant = keys.find_tenant(first)
     assert tenant is not None
     assert tenant.limits == Limits(token_budget=10, concurrency=3)
-    lifted = change_tenant(path, "acme", lift=["allow", "token_budget"]).account.tenant
+    lifted = change_tenant(path, "acme", lift=["allow", "token_budget"]).entry.tenant
     assert (lifted.limits, lifted.allowed.names) == (Limits(concurrency=3), None)
-    assert change_tenant(path, "acme", admin=True).account.tenant.admin
+    assert change_tenant(path, "acme", admin=True).entry.tenant.admin
     assert change_tenant(path, "acme", admin=False).key is None
-    assert change_tenant(path, "acme", allow=[]).account.tenant.allowed.names == frozenset()
+    assert change_tenant(path, "acme", allow=[]).entry.tenant.allowed.names == frozenset()
 
 
 def test_keys_are_revoked_by_their_id(path: Path) -> None:
     first, second = key_of(path), key_of(path)
     keys = Keys(path)
-    done = change_tenant(path, "acme", revoke=hashed(first)[:8])
-    assert (done.revoked, done.key) == ((hashed(first)[:8],), None)
-    assert keys.who(first) is None
-    assert keys.who(second) is not None
+    done = change_tenant(path, "acme", revoke=hash_key(first)[:8])
+    assert (done.revoked, done.key) == ((hash_key(first)[:8],), None)
+    assert keys.find_tenant(first) is None
+    assert keys.find_tenant(second) is not None
     change_tenant(path, "acme", revoke="all")
-    assert keys.who(second) is None
-    assert read_accounts(path)["acme"].keys == ()
-    assert first not in in_words(done.account)
+    assert keys.find_tenant(second) is None
+    assert read_key_file(path)["acme"].keys == ()
+    assert first not in describe_tenant(done.entry)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_running_server_sees_each_change(path: Path) -> None:
     keys = Keys(path)
     for budget in range(1, 30):  # as fast as the file system's clock may be slow
         change_tenant(path, "acme", limits={"token_budget": budget})
-        tenant = keys.who(first)
+        tenant = keys.find_tenant(first)
         assert tenant is not None
         assert tenant.limits.token_budget == budget
 
@@ -133,10 +133,10 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, capl
         spoil()
         for _ in range(2):
             with pytest.raises(KeysUnreadable) as caught:
-                keys.who(key)
+                keys.find_tenant(key)
             assert str(path) not in str(caught.value)
         replace_file(path, text.encode(), mode=0o600)
-        assert keys.who(key) is not None
+        assert keys.find_tenant(key) is not None
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * 3  # once each, whoever asks
     assert str(path) not in caplog.text
 
@@ -144,10 +144,10 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, capl
 def test_whether_a_key_is_still_one(path: Path) -> None:
     first, second = key_of(path), key_of(path)
     keys = Keys(path)
-    held = [tenant.key for key in (first, second) if (tenant := keys.who(key)) is not None]
-    assert held == [hashed(first), hashed(second)]
-    change_tenant(path, "acme", revoke=hashed(first)[:8])
-    keys.look()
+    held = [tenant.key for key in (first, second) if (tenant := keys.find_tenant(key)) is not None]
+    assert held == [hash_key(first), hash_key(second)]
+    change_tenant(path, "acme", revoke=hash_key(first)[:8])
+    keys.reload_if_changed()
     assert [keys.holds(each) for each in held] == [False, True]
     assert (keys.tenants.keys(), keys.reads) == ({"acme"}, 2)
 
@@ -188,7 +188,7 @@ def test_a_whole_file_written_by_hand_is_read(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps({"schema_version": 1, "tenants": {"a": WHOLE}}))
     path.chmod(0o600)
-    assert read_accounts(path)["a"].tenant == Tenant("a")
+    assert read_key_file(path)["a"].tenant == Tenant("a")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
@@ -217,7 +217,9 @@ def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
     for thread in threads:
         thread.join()
     keys = Keys(path)
-    assert sorted(tenant.name for key in made if (tenant := keys.who(key))) == sorted(f"t{i % 4}" for i in range(16))
+    assert sorted(tenant.name for key in made if (tenant := keys.find_tenant(key))) == sorted(
+        f"t{i % 4}" for i in range(16)
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -225,13 +227,13 @@ def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
 def test_limits_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, limits: dict) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     key = key_of(path, limits=limits)
-    tenant = Keys(path).who(key)
+    tenant = Keys(path).find_tenant(key)
     assert tenant is not None
     assert tenant.limits == Limits(**limits)
 
 
 def test_it_needs_no_torch() -> None:
-    names = ("identity", "adapter_folders", "opening", "tenants", "keys", "limits", "usage")
+    names = ("model_names", "adapter_folders", "startup", "tenants", "rate_limits", "usage")
     code = f"import {', '.join(f'align.serve.{name}' for name in names)}, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "peft", "numpy"} & set(done.stdout.split())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.errors import InputError
-from align.serve.limits import Limited, Limiter, Standing
+from align.serve.rate_limits import Limited, Limiter, LimitStatus
 from align.serve.tenants import Limits, Tenant
 
 
@@ -108,17 +108,17 @@ def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: C
     with limits.enter(who, least=1) as entered, pytest.raises(Limited) as caught:
         limits.charge(entered, 30)
     assert caught.value.retry_after_s == pytest.approx(10)
-    assert limits.standing(who)["tokens_per_minute"].remaining == 20
-    assert limits.standing(who)["requests_per_minute"].remaining == 1
+    assert limits.status_of(who)["tokens_per_minute"].remaining == 20
+    assert limits.status_of(who)["requests_per_minute"].remaining == 1
 
 
 def test_how_a_tenant_stands(clock: Clock) -> None:
     limits, who = Limiter(clock), tenant(tokens_per_minute=60, concurrency=1)
-    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 60, 0.0)}
+    assert limits.status_of(who) == {"tokens_per_minute": LimitStatus(60, 60, 0.0)}
     assert asked(limits, who, 90) == 0
-    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 0, pytest.approx(90))}
+    assert limits.status_of(who) == {"tokens_per_minute": LimitStatus(60, 0, pytest.approx(90))}
     clock.now += 40.5
-    assert limits.standing(who) == {"tokens_per_minute": Standing(60, 10, pytest.approx(49.5))}
+    assert limits.status_of(who) == {"tokens_per_minute": LimitStatus(60, 10, pytest.approx(49.5))}
 
 
 def test_an_error_inside_frees_the_place(clock: Clock) -> None:

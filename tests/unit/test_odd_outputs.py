@@ -36,7 +36,7 @@ from align.rollout.kept import AnswerStore
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import Meant, append
 from align.run.atomic import publish
-from align.serve.keys import change_tenant
+from align.serve.tenants import change_tenant
 from align.serve.usage import Usage
 from align.web.key_link import key_in
 

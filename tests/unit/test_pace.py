@@ -8,7 +8,15 @@ from contextlib import ExitStack
 import pytest
 from clocks import Clock
 
-from align.serve.pace import AT_ONCE, HELD, HELD_OF_ONE, LONGEST_S, PER_S, Pace, Readers
+from align.serve.rate_limits import (
+    LONGEST_HOLD_S,
+    MAX_HELD,
+    MAX_HELD_PER_TENANT,
+    REFUSAL_BURST,
+    REFUSALS_PER_S,
+    ReadTurns,
+    RefusalPacer,
+)
 
 
 @pytest.fixture
@@ -17,33 +25,33 @@ def clock() -> Clock:
 
 
 def test_the_first_leave_at_once_and_the_others_evenly(clock: Clock):
-    pace = Pace(clock)
-    waits = [pace.wait("ann") for _ in range(AT_ONCE + 3)]
-    assert waits == pytest.approx([0] * AT_ONCE + [1 / PER_S, 2 / PER_S, 3 / PER_S])
+    pace = RefusalPacer(clock)
+    waits = [pace.wait("ann") for _ in range(REFUSAL_BURST + 3)]
+    assert waits == pytest.approx([0] * REFUSAL_BURST + [1 / REFUSALS_PER_S, 2 / REFUSALS_PER_S, 3 / REFUSALS_PER_S])
     assert pace.wait("bob") == 0
 
 
 def test_one_client_that_waits_for_each_answer_gets_so_many_a_second(clock: Clock):
-    pace, began, refused = Pace(clock), clock.now, 0
+    pace, began, refused = RefusalPacer(clock), clock.now, 0
     while clock.now < began + 60:
         clock.now += pace.wait("ann") + 0.001
         refused += 1
-    assert AT_ONCE + 60 * PER_S - 2 <= refused <= AT_ONCE + 60 * PER_S + 2
+    assert REFUSAL_BURST + 60 * REFUSALS_PER_S - 2 <= refused <= REFUSAL_BURST + 60 * REFUSALS_PER_S + 2
 
 
 def test_none_is_held_for_longer_than_the_longest_wait_and_what_was_long_ago_is_forgotten(clock: Clock):
-    pace = Pace(clock)
+    pace = RefusalPacer(clock)
     waits = [pace.wait("ann") for _ in range(1000)]
-    assert LONGEST_S - 1 < max(waits) <= LONGEST_S
-    crowded = waits[int(AT_ONCE + LONGEST_S * PER_S) + 1 :]
-    assert min(crowded) >= LONGEST_S / 2
-    assert len({int(wait) for wait in crowded}) > LONGEST_S / 4  # they do not come back together
-    clock.now += LONGEST_S + AT_ONCE / PER_S
-    assert [pace.wait("ann") for _ in range(AT_ONCE)] == pytest.approx([0] * AT_ONCE)
+    assert LONGEST_HOLD_S - 1 < max(waits) <= LONGEST_HOLD_S
+    crowded = waits[int(REFUSAL_BURST + LONGEST_HOLD_S * REFUSALS_PER_S) + 1 :]
+    assert min(crowded) >= LONGEST_HOLD_S / 2
+    assert len({int(wait) for wait in crowded}) > LONGEST_HOLD_S / 4  # they do not come back together
+    clock.now += LONGEST_HOLD_S + REFUSAL_BURST / REFUSALS_PER_S
+    assert [pace.wait("ann") for _ in range(REFUSAL_BURST)] == pytest.approx([0] * REFUSAL_BURST)
 
 
 def test_a_tenant_has_so_many_prompts_read_at_once_and_another_does_not_wait_for_them():
-    readers, reading, most = Readers(at_once=2), dict.fromkeys(("ann", "bob"), 0), dict.fromkeys(("ann", "bob"), 0)
+    readers, reading, most = ReadTurns(at_once=2), dict.fromkeys(("ann", "bob"), 0), dict.fromkeys(("ann", "bob"), 0)
     ended: list[str] = []
 
     async def read(tenant: str) -> None:
@@ -63,17 +71,17 @@ def test_a_tenant_has_so_many_prompts_read_at_once_and_another_does_not_wait_for
 
 
 def test_so_many_are_held_at_once_and_others_leave_at_once(clock: Clock):
-    pace = Pace(clock)
+    pace = RefusalPacer(clock)
     with ExitStack() as stack:
-        waits = [stack.enter_context(pace.held("ann")) for _ in range(HELD_OF_ONE + 1)]
+        waits = [stack.enter_context(pace.hold("ann")) for _ in range(MAX_HELD_PER_TENANT + 1)]
         assert waits[-2] > 0
         assert waits[-1] == 0
-        for i in range(HELD - HELD_OF_ONE - 1):
-            stack.enter_context(pace.held(f"t{i}"))
-        for _ in range(AT_ONCE + 1):  # one of these would wait, if there were room
-            with pace.held("bob") as wait:
+        for i in range(MAX_HELD - MAX_HELD_PER_TENANT - 1):
+            stack.enter_context(pace.hold(f"t{i}"))
+        for _ in range(REFUSAL_BURST + 1):  # one of these would wait, if there were room
+            with pace.hold("bob") as wait:
                 assert wait == 0
-    for _ in range(AT_ONCE):
+    for _ in range(REFUSAL_BURST):
         pace.wait("cid")
-    with pace.held("cid") as wait:
+    with pace.hold("cid") as wait:
         assert wait > 0

@@ -13,7 +13,7 @@ from served_adapters import METHOD, exported
 
 from align.errors import InputError
 from align.run import Base
-from align.serve.identity import Allowed, Arm, Chosen, Portfolio, UnknownModel, Version, public_id, sticky
+from align.serve.model_names import Allowed, Arm, Chosen, Portfolio, UnknownModel, Version, public_id, sticky
 
 ALL = Allowed()
 

@@ -14,10 +14,9 @@ from transformers import AutoTokenizer
 from align.models.pocket import FOLDER
 from align.rollout.requests import Output, Token
 from align.serve.answers import TextAnswers
-from align.serve.decoding import StopFinder, TextDecoder, beginning_at_end
-from align.serve.formats import ChatFormat, Prompt
-from align.serve.records import Record
-from align.serve.token_texts import TokenTexts
+from align.serve.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
+from align.serve.prompts import ChatFormat, Prompt
+from align.serve.request_log import Record
 
 POCKET = AutoTokenizer.from_pretrained(FOLDER)
 LETTERS = st.text(st.sampled_from("ab <|end>é€😀👩‍👩‍👧\n\t"), max_size=24)

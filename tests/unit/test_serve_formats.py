@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.serve.adapter_folders import Version
-from align.serve.formats import ChatFormat, Formats
+from align.serve.prompts import ChatFormat, Formats
 from align.serve.routes import in_header
 
 

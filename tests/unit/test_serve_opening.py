@@ -14,8 +14,8 @@ from align.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, private_key, public_key, sign
 from align.serve.adapter_folders import NotLoadable
-from align.serve.identity import Allowed
-from align.serve.opening import Opened, opened
+from align.serve.model_names import Allowed
+from align.serve.startup import Opened, opened
 
 POCKET = find_base()
 ALL = Allowed()

@@ -17,9 +17,9 @@ from align.data.supervised import encode
 from align.data.template import CHATML
 from align.errors import InputError
 from align.models.pocket import FOLDER
-from align.serve.formats import ChatFormat, chat_prompt
-from align.serve.parts import PartedAnswer
-from align.serve.refusals import Refusal
+from align.serve.answer_parser import PartedAnswer
+from align.serve.errors import Refusal
+from align.serve.prompts import ChatFormat, chat_prompt
 from align.serve.schemas import ChatBody
 from align.types import Conversation, Message, Tool, ToolCall
 

@@ -1,4 +1,4 @@
-"""The portfolio that a server begins with: the references of its command line, found and on one base."""
+"""The names that a server starts with: the references of its command line, resolved and checked to be on one base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.run.artifacts import artifact_of, meaning
 from align.run.signing import PublicKey
 from align.run.weights import ABOUT
 from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, origin_of, version_of
-from align.serve.identity import Arm, Portfolio
+from align.serve.model_names import Arm, Portfolio
 
 FIELD = "stage.adapters"
 

@@ -1,7 +1,4 @@
-"""Errors as OpenAI's clients read them: a status, and `{"error": {message, type, param, code}}`.
-
-https://platform.openai.com/docs/guides/error-codes
-"""
+"""Refusals in OpenAI's form: status, message, type, parameter and code."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 from align.errors import AlignError, InputError, readable
 from align.rollout.requests import QueueFull
-from align.serve.limits import Limited
+from align.serve.rate_limits import Limited
 from align.serve.usage import BudgetSpent, UsageUnwritable
 
 INVALID, SERVER = "invalid_request_error", "server_error"

@@ -1,4 +1,4 @@
-"""Names of a server that mean what an alias means: asked again while it runs."""
+"""Names that mean what an alias means: they change when the alias is moved."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from align.errors import AlignError, InputError, require
 from align.report.words import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE
-from align.serve import events
 from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of
-from align.serve.identity import Allowed, Arm, Hook, Portfolio
-from align.serve.opening import FIELD, arm_of, check_base, expanded
+from align.serve.model_names import Allowed, Arm, Hook, Portfolio
+from align.serve.request_log import operator_log, warn_if_stale
+from align.serve.startup import FIELD, arm_of, check_base, expanded
 
 AGAIN_S = 5.0
 """After so long it is tried again to follow what could not be followed."""
@@ -68,7 +68,7 @@ class Following:
                 if self._said.get(name) != why:
                     self._said[name] = why
                     line = f"{name} stays with {self.in_words(name)}: {why}"
-                    events.log.warning("%s", one_line(line))
+                    operator_log.warning("%s", one_line(line))
         self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
 
     def follow(self, name: str, written: Sequence[Written], ready: Hook, gone: Hook) -> None:
@@ -96,8 +96,8 @@ class Following:
             before = self.in_words(name)
             self.portfolio.stand_for(name, now, ready, gone)
             for ref, artifact in artifacts.items():
-                events.tell_if_stale(ref, artifact.path)
-            events.log.info("%s follows: %s, was %s", name, self.in_words(name), before)
+                warn_if_stale(ref, artifact.path)
+            operator_log.info("%s follows: %s, was %s", name, self.in_words(name), before)
 
     def check_followers(self, field: str, name: str, arms: int) -> None:
         """Raises InputError where other names stand for what this one stands for, and that shall be several things."""

@@ -1,9 +1,4 @@
-"""An answer in its parts while it is written: reasoning, what is said, and calls of tools.
-
-Reasoning is what stands between `<think>` and `</think>` at the beginning, as `align.data.reasoning` parts it. A call
-of a tool is JSON with `name` and `arguments` (or `parameters`), between `<tool_call>` and `</tool_call>` (Hermes, Qwen)
-or as the whole answer (Llama 3). JSON that calls none of the tools offered is text.
-"""
+"""The parts of an answer: reasoning, text and calls of tools."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from align.data.reasoning import CLOSE, OPEN
-from align.serve.decoding import beginning_at_end
+from align.serve.detokenize import beginning_at_end
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
 

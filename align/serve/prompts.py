@@ -1,4 +1,4 @@
-"""How an adapter is spoken to: its tokenizer with its chat template, and prompts made of requests by them."""
+"""Prompts of requests: a chat by the model's template, or texts and token ids; and the sampling of their answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from align.data.tool_chat import rendered, takes_tools, tool_prompt_ids
 from align.errors import InputError, half_character
 from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
+from align.serve.detokenize import TokenTexts
+from align.serve.errors import Refusal, invalid, unsupported
 from align.serve.grammars import Grammars
-from align.serve.identity import Version
-from align.serve.refusals import Refusal, invalid, unsupported
+from align.serve.model_names import Version
 from align.serve.schemas import MOST_ANSWERS, ChatBody, ChatMessage, CompletionBody, Sampled
-from align.serve.token_texts import TokenTexts
 
 WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
 """A call of a tool f, as templates write it."""

@@ -1,8 +1,11 @@
-"""How often a tenant may ask: requests and tokens a minute, and answers at once."""
+"""Rate limits: requests and tokens a minute, concurrent answers, the pace of refusals, turns to tokenise prompts."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +15,19 @@ from align.errors import InputError, require
 from align.serve.tenants import Tenant
 
 MINUTE_S = 60.0
-AT_ONCE_S = 1.0
-"""When one who has as many answers under way as it may is to come back: nobody knows when one of them ends."""
+CONCURRENCY_RETRY_S = 1.0
+"""`Retry-After` of a refusal for concurrency, for which no time is known."""
+REFUSALS_PER_S = 10.0
+"""A tenant's refusals a second."""
+REFUSAL_BURST = 20
+"""A tenant's refusals that leave without a wait."""
+LONGEST_HOLD_S = 30.0
+"""Longest wait of a refusal: clients' timeouts are longer."""
+MAX_HELD_PER_TENANT = 256
+MAX_HELD = 512
+"""Refusals that wait at once: each has a connection, and the server has 2,048."""
+CONCURRENT_READS = 4
+"""Prompts of one tenant that are tokenised at once."""
 
 
 class Limited(InputError):
@@ -52,7 +66,7 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class Account:
+class TenantLoad:
     """What a tenant has under way, and its buckets by the name of the limit.
 
     Attributes:
@@ -64,7 +78,7 @@ class Account:
 
 
 @dataclass(slots=True)
-class Entered:
+class AdmittedRequest:
     """A request that was let in.
 
     Attributes:
@@ -78,7 +92,7 @@ class Entered:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitStatus:
     """How a tenant stands with a limit by the minute.
 
     Attributes:
@@ -115,11 +129,11 @@ class Limiter:
     def __init__(self, clock: Callable[[], float], concurrency: int | None = None) -> None:
         self.clock = clock
         self.concurrency = concurrency
-        self._accounts: dict[str, Account] = {}
+        self._loads: dict[str, TenantLoad] = {}
         self._lock = Lock()
 
     @contextmanager
-    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0) -> Iterator[Entered]:
+    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0) -> Iterator[AdmittedRequest]:
         """For as long as a request is under way. It is asked before anything is made of the prompt, whose tokens are
         charged once they are known.
 
@@ -136,21 +150,21 @@ class Limiter:
         problem = f"asks for {answers} answers at once, and your key may have {most} ({limit})"
         require(most is None or answers <= most, "n", answers, problem, "Ask for fewer at once.")
         self._take(tenant, answers, least)
-        entered = Entered(tenant)
+        entered = AdmittedRequest(tenant)
         try:
             yield entered
         finally:
             self._give_back(tenant, answers, max(0, entered.charged - entered.tokens))
 
-    def charge(self, entered: Entered, tokens: int) -> None:
+    def charge(self, entered: AdmittedRequest, tokens: int) -> None:
         """Take what a request may use at most, prompt and answers. What it did not use is given back at its end.
 
         Raises:
             Limited: the minute has not so many left. The request itself stays charged: it was read.
         """
         with self._lock:
-            account, now = self._accounts[entered.tenant.name], self.clock()
-            buckets = self._buckets(account, entered.tenant, now)
+            load, now = self._loads[entered.tenant.name], self.clock()
+            buckets = self._buckets(load, entered.tenant, now)
             if (rate := entered.tenant.limits.tokens_per_minute) is not None:
                 bucket = buckets["tokens_per_minute"]
                 if (wait := bucket.wait(tokens, rate, now)) > 0:
@@ -161,17 +175,17 @@ class Limiter:
     def running(self, tenant: str) -> int:
         """Answers of a tenant that are under way."""
         with self._lock:
-            return self._accounts[tenant].running if tenant in self._accounts else 0
+            return self._loads[tenant].running if tenant in self._loads else 0
 
-    def standing(self, tenant: Tenant) -> dict[str, Standing]:
+    def status_of(self, tenant: Tenant) -> dict[str, LimitStatus]:
         """How a tenant stands with each of its limits by the minute."""
         with self._lock:
             now = self.clock()
-            buckets = self._buckets(self._accounts.setdefault(tenant.name, Account()), tenant, now)
+            buckets = self._buckets(self._loads.setdefault(tenant.name, TenantLoad()), tenant, now)
             found = {}
-            for name, rate in rates(tenant).items():
+            for name, rate in minute_limits(tenant).items():
                 reset_s = buckets[name].wait(rate, rate, now)
-                found[name] = Standing(rate, max(0, int(buckets[name].level)), reset_s)
+                found[name] = LimitStatus(rate, max(0, int(buckets[name].level)), reset_s)
             return found
 
     def _most_at_once(self, tenant: Tenant) -> int | None:
@@ -181,34 +195,84 @@ class Limiter:
     def _take(self, tenant: Tenant, answers: int, least: int) -> None:
         most, amounts = self._most_at_once(tenant), {"requests_per_minute": 1, "tokens_per_minute": least}
         with self._lock:
-            now, account = self.clock(), self._accounts.setdefault(tenant.name, Account())
-            if most is not None and account.running + answers > most:
-                raise Limited("concurrency", most, AT_ONCE_S)
-            buckets = self._buckets(account, tenant, now)
-            waits = {name: buckets[name].wait(amounts[name], rate, now) for name, rate in rates(tenant).items()}
+            now, load = self.clock(), self._loads.setdefault(tenant.name, TenantLoad())
+            if most is not None and load.running + answers > most:
+                raise Limited("concurrency", most, CONCURRENCY_RETRY_S)
+            buckets = self._buckets(load, tenant, now)
+            waits = {name: buckets[name].wait(amounts[name], rate, now) for name, rate in minute_limits(tenant).items()}
             for name, wait in waits.items():
                 if wait > 0 and wait == max(waits.values()):  # after the longest all of them let it pass
-                    raise Limited(name, rates(tenant)[name], wait)
+                    raise Limited(name, minute_limits(tenant)[name], wait)
             if "requests_per_minute" in buckets:
                 buckets["requests_per_minute"].level -= 1
-            account.running += answers
+            load.running += answers
 
-    def _buckets(self, account: Account, tenant: Tenant, now: float) -> dict[str, Bucket]:
+    def _buckets(self, load: TenantLoad, tenant: Tenant, now: float) -> dict[str, Bucket]:
         """Those of the limits that a tenant has now. One that was lifted has none, and begins anew if it comes back."""
-        account.buckets = {
-            name: account.buckets.get(name) or Bucket(rate, now) for name, rate in rates(tenant).items()
+        load.buckets = {
+            name: load.buckets.get(name) or Bucket(rate, now) for name, rate in minute_limits(tenant).items()
         }  # fmt: skip
-        return account.buckets
+        return load.buckets
 
     def _give_back(self, tenant: Tenant, answers: int, tokens: int) -> None:
         with self._lock:
-            account = self._accounts[tenant.name]
-            account.running -= answers
-            if (bucket := account.buckets.get("tokens_per_minute")) is not None:
+            load = self._loads[tenant.name]
+            load.running -= answers
+            if (bucket := load.buckets.get("tokens_per_minute")) is not None:
                 bucket.level += tokens  # above what it holds, `wait` cuts it off
 
 
-def rates(tenant: Tenant) -> dict[str, int]:
+def minute_limits(tenant: Tenant) -> dict[str, int]:
     """The limits by the minute that a tenant has."""
     found = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
     return {name: rate for name, rate in found.items() if rate is not None}
+
+
+class RefusalPacer:
+    """When a refusal may leave. It takes a millisecond, but a client that asks again at once, whatever it is told, asks
+    as fast as it is refused.
+
+    The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. If so
+    many connections ask that the wait would be longer than the longest one, it is drawn from the upper half of that:
+    refusals that left together would come back together.
+
+    Args:
+        clock: seconds that run evenly.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._due: dict[str, float] = {}
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, tenant: str) -> Iterator[float]:
+        """Around the wait of a refusal: the seconds until it may leave, 0 where too many wait already. It counts."""
+        full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
+        self._held[tenant] += 1
+        try:
+            yield 0.0 if full else self.wait(tenant)
+        finally:
+            self._held[tenant] -= 1
+            if not self._held[tenant]:
+                del self._held[tenant]
+
+    def wait(self, tenant: str) -> float:
+        """See `hold`."""
+        now, slack = self.clock(), REFUSAL_BURST / REFUSALS_PER_S
+        due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S
+        if due > now + slack + LONGEST_HOLD_S:
+            return random.uniform(LONGEST_HOLD_S / 2, LONGEST_HOLD_S)
+        self._due[tenant] = due
+        return max(0.0, due - now - slack)
+
+
+class ReadTurns:
+    """Who may have a prompt read now: a tenant has so many at once, and no other's prompt waits for hundreds of its."""
+
+    def __init__(self, at_once: int = CONCURRENT_READS) -> None:
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(at_once))
+
+    def turn(self, tenant: str) -> asyncio.Semaphore:
+        """To hold while a prompt is read."""
+        return self._turns[tenant]

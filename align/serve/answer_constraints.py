@@ -15,10 +15,10 @@ from llguidance import regex_to_lark
 
 from align.errors import InputError
 from align.rollout.requests import Grammar
-from align.serve.formats import ChatFormat, Prompt
+from align.serve.answer_parser import CALL
+from align.serve.errors import Refusal, as_refusal, invalid, unsupported
 from align.serve.grammars import BehindReasoning, Compiled, Constrained
-from align.serve.parts import CALL
-from align.serve.refusals import Refusal, as_refusal, invalid, unsupported
+from align.serve.prompts import ChatFormat, Prompt
 from align.serve.schemas import ChatBody, Sampled, StructuredOutputs, Tool
 
 LARGEST, DEEPEST, MOST_PROPERTIES, FINEST = 2**16, 100, 500, 1000

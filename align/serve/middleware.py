@@ -1,8 +1,4 @@
-"""What every request passes: who asks, from where, and how large it is; and what every answer bears.
-
-Without a key file the server listens on the loopback interface, and a page of another site in a browser on this machine
-could ask it: other names of the host (DNS rebinding) and other origins are refused. With one, a request says its key.
-"""
+"""The outermost layer of the server: authentication, size of the body, headers, and the request log."""
 
 from __future__ import annotations
 
@@ -19,12 +15,11 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from align.errors import readable
-from align.serve.keys import KeysUnreadable
-from align.serve.pace import Pace
-from align.serve.records import Record, Stopwatch
-from align.serve.refusals import SERVER, Refusal, fault
+from align.serve.errors import SERVER, Refusal, fault
+from align.serve.rate_limits import RefusalPacer
+from align.serve.request_log import Record, Stopwatch
 from align.serve.service import CLOSED, Service
-from align.serve.tenants import LOCAL, Tenant
+from align.serve.tenants import LOCAL, KeysUnreadable, Tenant
 from align.web.gate import HEADERS
 
 log = logging.getLogger(__name__)
@@ -54,7 +49,7 @@ class Door:
 
     def __init__(self, app: ASGIApp, service: Service, origins: Sequence[str], body_limit: int = BODY_LIMIT) -> None:
         self.app, self.service, self.body_limit = app, service, body_limit
-        self.pace = Pace(time.monotonic)
+        self.pace = RefusalPacer(time.monotonic)
         self.origins: Collection[str] = {origin.lower() for origin in origins}
         self.hosts: Collection[str] = {urlsplit(origin).netloc for origin in self.origins}
 
@@ -75,7 +70,7 @@ class Door:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] == 429:
-                    with self.pace.held(record.tenant) as wait, suppress(TimeoutError):
+                    with self.pace.hold(record.tenant) as wait, suppress(TimeoutError):
                         if wait > 0:  # or the server ends
                             await asyncio.wait_for(self.service.ending.wait(), wait)
                 record.status = record.status or message["status"]
@@ -125,7 +120,7 @@ class Door:
                 return None
             raise Refusal(401, "Send your key: Authorization: Bearer KEY.", code="missing_api_key")
         try:
-            tenant = self.service.keys.who(key.strip())
+            tenant = self.service.keys.find_tenant(key.strip())
         except KeysUnreadable as error:
             raise Refusal(503, str(error), type=SERVER, retry_after_s=10) from error
         if tenant is None and not OPEN.fullmatch(path):

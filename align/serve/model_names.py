@@ -1,8 +1,7 @@
 """The portfolio: which weights a name stands for, for whom, and how that changes while requests are answered.
 
 A request names its weights by `model=`: a name, `NAME@sha256:HEX` for one state of its weights, or the id of the base.
-A name may divide its users over several adapters. Nobody else answers for a name that is not there.
-"""
+A name may divide its users over several adapters. Nobody else answers for a name that is not there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Grammars that clients send are compiled in a process of their own first. llguidance limits its work, and there are
-still schemas on which it computes for hours. Only the end of its process ends that."""
+"""Compile a grammar in a process of its own, under a time limit."""
 
 from __future__ import annotations
 
