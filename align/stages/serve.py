@@ -110,7 +110,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
                 created=int(time.time()),
                 vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                entrying=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
+                accounting=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
                 limits=RequestLimits(stage.max_prompts, stage.max_logprobs),
                 keys=known, following=following(config, found),
             ), ready.why  # fmt: skip
