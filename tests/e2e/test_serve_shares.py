@@ -163,7 +163,7 @@ def test_a_tenant_is_told_how_it_stands(keyed: Keyed):
     headers = raised.value.response.headers
     assert raised.value.status_code == 429
     assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-limit-requests"]) == ("120", "50")
-    assert 40 <= int(headers["x-ratelimit-remaining-requests"]) <= 49
+    assert 40 <= int(headers["x-ratelimit-remaining-requests"]) <= 50  # a slow machine refills it
     assert headers["x-ratelimit-reset-requests"].endswith("s")
     assert int(headers["x-ratelimit-remaining-tokens"]) < 120
     free = keyed.client("ann").chat.completions.with_raw_response.create(**asked(stream=True))
