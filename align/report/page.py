@@ -2,38 +2,38 @@
 
 Each block is a method that returns the report, so that what a stage shows reads as a list:
 
-    Report("PPO", "pocket-qlora-1a2b3c4d").verdict("The score rose.").plot(drawn, "Score", alt).write(path)
+    Report("PPO", "pocket-qlora-1a2b3c4d").verdict("The score rose.").plot(image, "Score", alt).write(path)
 
-Model text is untrusted: every string is escaped, images are embedded, and a content security policy forbids scripts and
-anything remote, so an answer that contains `<script>` is shown and never run.
+Model text is untrusted: the templates escape every string, images are embedded, and a content security policy forbids
+scripts and anything remote, so an answer that contains `<script>` is shown and never run.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from align.distribution import install_command, missing_modules
 from align.errors import InputError, StorageError
 from align.outputs import refuse_foreign_file, replace_file
-from align.report.style import BLOCKS, COLOURS, FRAME
 from align.report.words import counted, format_figure
 from align.track import turn_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TEMPLATES = Path(__file__).parent / "templates"
 # Nothing may run and nothing may be fetched, whatever a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-AUTO = " dir=auto"
-"""Of an element: its text runs the way its own script does."""
 LONGEST_TEXT = 2000
 """Characters of a prompt or an answer that a page shows."""
 
@@ -63,9 +63,9 @@ class Said(NamedTuple):
     """An answer.
 
     Attributes:
-        label: what is to be said of it.
+        label: what the page says of it.
         text: the answer.
-        reasoning: what it begins with and nobody who judged it read, shown folded.
+        reasoning: its first part, which no judge read, shown folded.
     """
 
     label: str
@@ -76,10 +76,8 @@ class Said(NamedTuple):
 Fact = str | Link | Code
 Asked = Sequence[Mapping[str, Any]]
 """A conversation up to an answer: `{role, content}` a turn."""
-Block = str
+Block = Markup
 """HTML of one block, every text in it escaped."""
-
-
 SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
 
 
@@ -93,6 +91,25 @@ def is_sealed(data: bytes) -> bool:
     return data == add_seal(data[: data.rfind(b"<!-- written by align")])
 
 
+def template_environment(*folders: Path) -> Environment:
+    """Return the templates of folders, the first of which has precedence. They escape every value."""
+    return Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+
+
+@cache
+def report_templates() -> Environment:
+    environment = template_environment(TEMPLATES)
+    environment.tests["link"] = lambda value: isinstance(value, Link)
+    environment.tests["code"] = lambda value: isinstance(value, Code)
+    return environment
+
+
 class Report:
     """An HTML page that grows block by block.
 
@@ -103,40 +120,35 @@ class Report:
     """
 
     def __init__(self, title: str, subtitle: str = "", refresh: int = 0) -> None:
-        self.title, self.subtitle, self.refresh = title, subtitle, refresh
+        self.title = title
+        self.subtitle = subtitle
+        self.refresh = refresh
         self.blocks: list[Block] = []
         self.has_plot_note = False
 
     def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
-        """What came of it, in a sentence or two, before everything else."""
-        return self._add(f'<p class="verdict {state}">{escape(text)}</p>')
+        """Add the result in a sentence or two, before everything else."""
+        return self._add("verdict", text, state)
 
     def heading(self, text: str) -> Report:
-        """A second-level heading over what follows."""
-        return self._add(f"<h2>{escape(text)}</h2>")
+        """Add a second-level heading over what follows."""
+        return self._add("heading", text)
 
     def text(self, markdown: str) -> Report:
-        """Paragraphs parted by blank lines; `- ` makes a list; `**bold**` and backticks work, nothing else does."""
-        return self._add(f"<div>{''.join(_paragraphs(markdown))}</div>")
+        """Add paragraphs, parted by blank lines. `- ` makes a list; `**bold**` and backticks are the only marks."""
+        return self._add("text", list(parse_paragraphs(markdown)))
 
     def facts(self, facts: Sequence[tuple[str, Sequence[Fact]]]) -> Report:
-        """Terms and what is to be said of each; several parts stand on lines of their own."""
-
-        def shown(part: Fact) -> str:
-            if isinstance(part, Link):
-                return f'<a href="{escape(part.href)}">{escape(part.text)}</a>'
-            return f"<code>{escape(part.text)}</code>" if isinstance(part, Code) else escape(part)
-
-        rows = (f"<dt>{escape(term)}</dt><dd>{'<br>'.join(map(shown, parts))}</dd>" for term, parts in facts)
-        return self._add(f'<dl class="facts">{"".join(rows)}</dl>')
+        """Add terms and their explanations; each part of an explanation has a line of its own."""
+        return self._add("facts", facts)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Report:
-        """A table that scrolls inside itself on a narrow screen.
+        """Add a table that scrolls inside itself on a narrow screen.
 
         Args:
             headers: one a column.
-            rows: cells; text stands left and keeps its line breaks, anything else is a figure, formatted and set right.
-            name: for whoever hears the page; no other table of the page has it.
+            rows: cells. Text stands left and keeps its line breaks; anything else is a figure, formatted and set right.
+            name: for screen readers; unique on the page.
 
         Raises:
             ValueError: a row has more or fewer cells than there are headers.
@@ -144,19 +156,15 @@ class Report:
         for row in rows:
             if len(row) != len(headers):
                 raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers")
-
-        def cell(tag: str, value: Any, figure: bool) -> str:
-            text = escape(value if isinstance(value, str) else format_figure(value))
-            return f"<{tag} class=number>{text}</{tag[:2]}>" if figure else f"<{tag}>{text}</{tag[:2]}>"
-
-        figures = [bool(rows) and all(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-        head = "".join(cell("th scope=col", h, figures[i]) for i, h in enumerate(headers))
-        body = "".join(f"<tr>{''.join(cell('td', v, not isinstance(v, str)) for v in row)}</tr>" for row in rows)
-        # A region that scrolls must be reachable by keyboard, hence the tabindex.
-        return self._add(
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
+        columns = [
+            (header, bool(rows) and all(not isinstance(row[i], str) for row in rows))
+            for i, header in enumerate(headers)
+        ]
+        cells = [
+            [(value, False) if isinstance(value, str) else (format_figure(value), True) for value in row]
+            for row in rows
+        ]
+        return self._add("table", name, columns, cells)
 
     def draw(self, build_figure: Callable[[], Figure], caption: str, alt: str) -> Report:
         """Add a plot, or its description if matplotlib is not installed.
@@ -172,67 +180,49 @@ class Report:
         if not self.has_plot_note:
             self.has_plot_note = True
             self.text(f"Plots are described in words, since matplotlib is not installed: `{install_command('plots')}`")
-        return self._add(f"<figure><p>{escape(alt)}</p><figcaption>{escape(caption)}</figcaption></figure>")
+        return self._add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
-        """An SVG embedded in the page; neighbours stand side by side where there is room.
+        """Add an embedded SVG; neighbours stand side by side where there is room.
 
         Args:
-            alt: what the plot shows, for whoever cannot see it; must not be empty.
+            alt: a description of the plot for screen readers; not empty.
         """
         if not alt.strip():
             raise ValueError(f"the plot {caption!r} has no alt text")
         source = f"data:image/svg+xml;base64,{base64.b64encode(image).decode('ascii')}"
-        label = f"<figcaption>{escape(caption)}</figcaption>"
-        return self._add(f'<figure class="plot"><img alt="{escape(alt)}" src="{source}">{label}</figure>')
+        return self._add("plot", source, caption, alt)
 
     def transcript(self, asked: Asked, answers: Sequence[Said]) -> Report:
-        """What was answered to one prompt, one below the other, line breaks kept."""
-        return self._add(f'<figure class="transcript">{_asked(asked)}<dl>{"".join(map(_said, answers))}</dl></figure>')
+        """Add the answers to one prompt, one below the other, line breaks kept."""
+        return self._add("transcript", shorten_prompt(asked), [shorten_answer(answer) for answer in answers])
 
     def side_by_side(self, asked: Asked, answers: Sequence[Said]) -> Report:
-        """Answers to one prompt beside each other; below each other on a narrow screen."""
-        sides = "".join(f'<div class="side">{_said(answer)}</div>' for answer in answers)
-        shape = "sides pairs" if len(answers) in (2, 4) else "sides"  # four stand two by two, and not three and one
-        return self._add(f'<figure>{_asked(asked)}<dl class="{shape}">{sides}</dl></figure>')
+        """Add the answers to one prompt beside each other, or below each other on a narrow screen."""
+        return self._add("side_by_side", shorten_prompt(asked), [shorten_answer(answer) for answer in answers])
 
     def tokens(self, caption: str, parts: Sequence[Part]) -> Report:
-        """A row as it is trained on: what a loss is taken on is tinted and underlined, special tokens are framed."""
-
-        def piece(part: Part | str) -> str:
-            if isinstance(part, str):
-                return f"<i>{escape(part)}</i>"
-            return f"<code>{escape(part.text)}</code>" if part.special else escape(part.text)
-
-        runs = groupby(_cut_within(parts, LONGEST_TEXT), lambda part: isinstance(part, Part) and part.trained)
-        texts = (("".join(map(piece, run)), trained) for trained, run in runs)
-        body = "".join(f"<mark>{text}</mark>" if trained else text for text, trained in texts)
-        label = f"<figcaption>{escape(caption)}</figcaption>"
-        return self._add(f'<figure>{label}<p class="tokens" dir=auto>{body}</p></figure>')
+        """Add a training row: tokens with a loss are tinted and underlined, special tokens are framed."""
+        pieces = cut_middle(parts, LONGEST_TEXT)
+        spans = groupby(pieces, lambda piece: isinstance(piece, Part) and piece.trained)
+        return self._add("tokens", caption, [(is_trained, list(span)) for is_trained, span in spans])
 
     def html(self) -> str:
-        """The whole page."""
-        subtitle = f"<p>{escape(self.subtitle)}</p>" if self.subtitle else ""
-        refresh = f'<meta http-equiv="refresh" content="{self.refresh}">\n' if self.refresh else ""
-        return (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n{refresh}'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self.title)}</title>\n<style>\n{COLOURS}\n{FRAME}\n{BLOCKS}\n</style>\n</head>\n<body>\n"
-            f"<header><h1>{escape(self.title)}</h1>{subtitle}</header>\n<main class=blocks>\n"
-            + "\n".join(self.blocks)
-            + "\n</main>\n</body>\n</html>\n"
+        """Return the whole page."""
+        template = report_templates().get_template("page.html")
+        return template.render(
+            policy=POLICY, title=self.title, subtitle=self.subtitle, refresh=self.refresh, blocks=self.blocks
         )
 
     def write(self, path: Path, field: str = "") -> Path:
-        """Write the page at once: a reader sees the old file or the new one, never a half.
+        """Write the page atomically.
 
         Args:
-            field: the setting that names the file, of a page outside of the folder of a run. It is sealed, and replaces
-                nothing but a page with a seal.
+            field: the setting that names the file, for a page outside of a run's folder. Such a page is sealed and
+                replaces only a page with a seal.
 
         Raises:
-            InputError: there is a file that align did not write, or that was edited since.
+            InputError: the file exists and align did not write it, or it was edited since.
             StorageError: the folder is missing or cannot be written, or the disk is full.
         """
         # Lone surrogates, which a broken tokenizer can emit, have no UTF-8 form: they become references.
@@ -249,47 +239,45 @@ class Report:
             ) from error
         return path
 
-    def _add(self, block: Block) -> Report:
+    def _add(self, macro: str, *values: Any) -> Report:
+        block = getattr(report_templates().get_template("blocks.html").module, macro)(*values)
         self.blocks.append(block)
         return self
 
 
-def escape(text: Any) -> str:
-    """Text made inert inside an element or a quoted attribute."""
-    return html.escape(str(text), quote=True)
+def shorten_prompt(messages: Asked) -> dict[str, Any]:
+    """Return the last turn of a conversation, and the turns before it, which are shown folded."""
+    *earlier, last = messages
+    systems = sum(message["role"] == "system" for message in earlier)
+    turns = counted(len(earlier) - systems, "earlier turn") if len(earlier) > systems else ""
+    return {
+        "summary": " and ".join(filter(None, ("system turn" if systems else "", turns))),
+        "earlier": [(message["role"], shorten(turn_text(message))) for message in earlier],
+        "text": shorten(turn_text(last)),
+    }
 
 
-def _asked(messages: Asked) -> str:
-    """The last turn of a conversation; what stands before it is folded."""
-    *before, last = messages
-    system = sum(message["role"] == "system" for message in before)
-    turns = counted(len(before) - system, "earlier turn") if len(before) > system else ""
-    names = " and ".join(filter(None, ("system turn" if system else "", turns)))
-    told = "".join(f"<dt>{escape(m['role'])}</dt><dd{AUTO}>{escape(_cut(turn_text(m)))}</dd>" for m in before)
-    folded = f"<details><summary>{names}</summary><dl>{told}</dl></details>" if before else ""
-    return f"<figcaption>{folded}<div class=prompt{AUTO}>{escape(_cut(turn_text(last)))}</div></figcaption>"
+def shorten_answer(answer: Said) -> Said:
+    reasoning = shorten(answer.reasoning) if answer.reasoning else ""
+    return Said(answer.label, shorten(answer.text), reasoning)
 
 
-def _said(answer: Said) -> str:
-    thought = f"<div{AUTO}>{escape(_cut(answer.reasoning))}</div>"
-    folded = f"<details><summary>reasoning</summary>{thought}</details>" if answer.reasoning else ""
-    return f"<dt>{escape(answer.label)}</dt><dd>{folded}<div{AUTO}>{escape(_cut(answer.text))}</div></dd>"
-
-
-def _cut(text: str) -> str:
-    """A text of a bounded length that is not blank."""
+def shorten(text: str) -> str:
+    """Return a text that is not blank and has a bounded length."""
     if not text.strip():
         return "(empty)"
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
 
 
-def _cut_within(parts: Sequence[Part], most: int) -> Iterator[Part | str]:
-    """Parts of at most so many characters: of a longer row the beginning and the end, and a note of what is between."""
+def cut_middle(parts: Sequence[Part], most: int) -> Iterator[Part | str]:
+    """Yield parts of at most `most` characters: of a longer row the beginning and the end, and a note between them."""
     total = sum(len(part.text) for part in parts)
     if total <= most:
         yield from parts
         return
-    start, stop, at = (most + 1) // 2, total - most // 2, 0
+    start = (most + 1) // 2
+    stop = total - most // 2
+    at = 0
     for part in parts:
         end = at + len(part.text)
         if at < start:
@@ -301,16 +289,16 @@ def _cut_within(parts: Sequence[Part], most: int) -> Iterator[Part | str]:
         at = end
 
 
-def _paragraphs(markdown: str) -> Iterator[str]:
-    """Escape first, then mark up: the marks are ours, whatever stands between them stays inert."""
-
-    def inline(text: str) -> str:
-        coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-        return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", coded)
-
+def parse_paragraphs(markdown: str) -> Iterator[tuple[Literal["list", "text"], Any]]:
+    """Yield ("list", items) or ("text", paragraph). Text is escaped first and marked up afterwards."""
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = [line.strip() for line in block.splitlines()]
         if all(line.startswith("- ") for line in lines):
-            yield f"<ul>{''.join(f'<li>{inline(line[2:])}</li>' for line in lines)}</ul>"
+            yield "list", [mark_up(line[2:]) for line in lines]
         else:
-            yield f"<p>{inline(' '.join(lines))}</p>"
+            yield "text", mark_up(" ".join(lines))
+
+
+def mark_up(text: str) -> Markup:
+    with_code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", with_code))

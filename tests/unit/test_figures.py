@@ -16,7 +16,7 @@ from align.errors import CorruptFile, InputError
 from align.registry import comparison, trace
 from align.registry.gates import read_gate
 from align.registry.index import Index, asked
-from align.registry.page.markup import status_mark
+from align.registry.page.templating import templates
 from align.registry.promotion import promote
 from align.registry.record import Record, altered_in
 from align.registry.shown import USUAL
@@ -133,7 +133,7 @@ def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Call
     for run in ("eval:e", "ppo:a"):
         assert altered_in(by_run[run]).startswith("eval:e: ")
         assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
-        assert "altered" in status_mark(by_run[run])
+        assert "altered" in templates().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
         assert "NOT WHOLE: " in trace_lines(tmp_path, run)
     side_by_side = comparison.comparison(tmp_path, [by_run["ppo:a"]], [])
     assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from align.errors import require
 from align.registry.comparison import comparison
 from align.registry.index import Index
-from align.registry.page.markup import HTML, run_link
 from align.registry.page.run import record_in
-from align.report.page import escape
+from align.registry.page.templating import render
 
 MOST = 60
 """Runs that one view compares; the command line takes more."""
 
 
-def compare_view(index: Index, root: Path, runs: Sequence[str]) -> HTML:
+def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
     """The table, the score against its prices, the curves over each other.
 
     Raises:
@@ -29,9 +30,4 @@ def compare_view(index: Index, root: Path, runs: Sequence[str]) -> HTML:
     remedy = "Choose fewer, or use stage.action=compare."
     require(len(runs) <= MOST, "runs", f"{len(runs)} runs", f"are more than {MOST}", remedy)
     report = page_of(comparison(root, [record_in(index, run) for run in runs]), root)
-    links = "".join(f"<li>{run_link(run)}</li>" for run in runs)
-    return (
-        f'<section><h1>{escape(report.title)}</h1><p class="told">{escape(report.subtitle)}</p>'
-        f'<ul class="named" aria-label="Runs that are compared">{links}</ul>'
-        f'<div class="blocks">{"".join(report.blocks)}</div></section>'
-    )
+    return render("compare.html", report=report, runs=runs)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
 
 from align.registry.index import Index
-from align.registry.page.markup import HTML, address
+from align.registry.page.templating import render, view_url
 from align.registry.shown import clean
 from align.registry.trace import STALE, Node, facts_of
-from align.report.page import escape
 from align.report.words import counted
 
 WIDE, TALL, ACROSS, DOWN = 172, 50, 44, 12
@@ -151,20 +153,17 @@ def columns_of(found: Lineage) -> dict[Key, int]:
     return columns
 
 
-def picture(found: Lineage) -> HTML:
-    """The figure: SVG in which every run is a link."""
+def picture(found: Lineage) -> Markup:
+    """Return the figure: SVG in which every run is a link."""
     places = placed(found)
-    width = max(x for x, _ in places.values()) + WIDE + 2
-    height = max(y for _, y in places.values()) + TALL + 2
-    lines = "".join(line(places[source], places[target]) for source, target in found.lines)
-    boxes = "".join(drawn(box, places[key], key == found.focus) for key, box in found.boxes.items())
-    more = f" {counted(found.left_out, 'more')} left out: stage.action=trace has all." if found.left_out else ""
-    return (
-        '<figure class="lineage"><div class="scroll" role="region" tabindex="0" aria-label="Lineage">'
-        f'<svg viewBox="-1 -1 {width} {height}" width="{width}" height="{height}" role="group" '
-        f'aria-label="Lineage of {escape(clean(found.focus[1]))}">{lines}{boxes}</svg></div>'
-        f"<figcaption>What it was made from is on the left, what was made from it on the right.{more}</figcaption>"
-        "</figure>"
+    return render(
+        "lineage.html",
+        focus=found.focus[1],
+        width=max(x for x, _ in places.values()) + WIDE + 2,
+        height=max(y for _, y in places.values()) + TALL + 2,
+        paths=[curve_path(places[source], places[target]) for source, target in found.lines],
+        boxes=[describe_box(box, places[key], key == found.focus) for key, box in found.boxes.items()],
+        more=f" {counted(found.left_out, 'more')} left out: stage.action=trace has all." if found.left_out else "",
     )
 
 
@@ -191,40 +190,38 @@ def middle(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[Key, float]
     return sum(joined) / len(joined) if joined else rank[key]
 
 
-def line(start: tuple[float, float], end: tuple[float, float]) -> HTML:
-    """A curve from the right side of a box to the left side of another."""
-    (x0, y0), (x1, y1) = (start[0] + WIDE, start[1] + TALL / 2), (end[0], end[1] + TALL / 2)
+def curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """Return the path of a curve from the right side of a box to the left side of another."""
+    x0 = start[0] + WIDE
+    y0 = start[1] + TALL / 2
+    x1 = end[0]
+    y1 = end[1] + TALL / 2
     bend = max(24.0, (x1 - x0) / 2)
-    return f'<path class="line" d="M{x0:g} {y0:g}C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"/>'
+    return f"M{x0:g} {y0:g}C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"
 
 
-def drawn(box: Box, place: tuple[float, float], focus: bool) -> HTML:
-    x, y = place
-    shape = " ".join(
-        ["box", box.kind, *(["focus"] if focus else []), *([] if box.whole and not box.stale else ["broken"])]
-    )
+def describe_box(box: Box, place: tuple[float, float], is_focus: bool) -> dict[str, Any]:
+    """Return what the template shows of a box: its name, and below it what it is."""
+    is_broken = box.stale or not box.whole
     marks = [mark for mark, holds in (("not whole", not box.whole), ("stale", box.stale)) if holds]
-    told = "; ".join(part for part in (kind_of(box), box.name, box.tells, *marks) if part)
-    body = (
-        f'<g class="{shape}" transform="translate({x:g} {y:g})"><title>{escape(clean(told, longest=None))}</title>'
-        f'<rect width="{WIDE}" height="{TALL}" rx="7"/>{"".join(words(box))}</g>'
+    kind = "" if box.kind == "run" else box.kind
+    name = clean(
+        box.name if box.kind in ("run", "annotator") else box.name.rstrip("/").rpartition("/")[2], longest=None
     )
-    return f'<a href="{escape(address("run", run=box.name))}">{body}</a>' if box.kind == "run" else body
-
-
-def words(box: Box) -> Iterator[HTML]:
-    """Its name, and below it what it is."""
-    name = box.name if box.kind in ("run", "annotator") else box.name.rstrip("/").rpartition("/")[2]
-    below: Sequence[str] = [part for part in (kind_of(box), box.tells) if part]
-    for y, text, style in ((21, name, "name"), (39, ", ".join(below), "tells")):
-        shown, most = clean(text, longest=None), LETTERS[style]
-        if len(shown) > most and style == "name":  # what tells it apart stands at its end
-            shown = f"{shown[: most // 2]}…{shown[1 - most // 2 :]}"
-        elif len(shown) > most:
-            shown = f"{shown[: most - 1]}…"
-        yield f'<text x="10" y="{y}" class="{style}">{escape(shown)}</text>'
-
-
-def kind_of(box: Box) -> str:
-    """What a box is, where its name does not say so."""
-    return "" if box.kind == "run" else box.kind
+    details = clean(", ".join(part for part in (kind, box.tells) if part), longest=None)
+    longest = LETTERS["name"]
+    if len(name) > longest:  # names differ at their ends
+        name = f"{name[: longest // 2]}…{name[1 - longest // 2 :]}"
+    if len(details) > LETTERS["tells"]:
+        details = f"{details[: LETTERS['tells'] - 1]}…"
+    return {
+        "url": view_url("run", run=box.name) if box.kind == "run" else "",
+        "classes": " ".join(["box", box.kind, *["focus"] * is_focus, *["broken"] * is_broken]),
+        "x": place[0],
+        "y": place[1],
+        "width": WIDE,
+        "height": TALL,
+        "title": clean("; ".join(part for part in (kind, box.name, box.tells, *marks) if part), longest=None),
+        "name": name,
+        "details": details,
+    }

@@ -23,10 +23,10 @@ from align.registry.index import Index, asked
 from align.registry.page.aliases import aliases_view
 from align.registry.page.compare import compare_view
 from align.registry.page.run import Reports, record_in, run_view
-from align.registry.page.runs import NEWEST, Filters, in_words, runs_view
+from align.registry.page.runs import NEWEST, Filters, describe_error, runs_view
+from align.registry.page.templating import render
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
-from align.report.style import BLOCKS, COLOURS
 from align.run.manifest import Manifest
 from align.web.gate import Answer, Authenticator, Gate, Visitor, refusal
 from align.web.gradio_pages import POLICY, QUIET, UNUSED
@@ -90,7 +90,7 @@ def told(status: int) -> Callable[[Request, Exception], JSONResponse]:
 
     def answer(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
-        return JSONResponse({"problem": in_words(error)}, status)
+        return JSONResponse({"problem": describe_error(error)}, status)
 
     return answer
 
@@ -147,7 +147,7 @@ def files(root: Path) -> APIRouter:
 
     @router.get("/align/blocks.css")
     def style() -> Response:
-        return Response(f"{COLOURS}\n#align-registry {{\n{BLOCKS}\n}}\n", media_type="text/css")
+        return Response(render("registry-blocks.css"), media_type="text/css")
 
     @router.get("/runs/{stage}/{name}/report.html")
     def report(stage: str, name: str) -> Response:

@@ -1,0 +1,48 @@
+"""The templates of the registry's views. They escape every value."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from align.registry import shown
+from align.registry.record import altered_in
+from align.report.page import TEMPLATES as REPORT_TEMPLATES
+from align.report.page import template_environment
+
+
+@cache
+def templates() -> Environment:
+    environment = template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
+    environment.filters["clean"] = shown.clean
+    environment.globals |= {
+        "view_url": view_url,
+        "altered_in": altered_in,
+        "age": shown.age,
+        "base_of": shown.base_of,
+        "method_in": shown.method_in,
+        "data_in": shown.data_in,
+        "kl_in": shown.kl_in,
+        "parents_in": shown.parents_in,
+    }
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    return Markup(templates().get_template(template).render(**values))
+
+
+def render_alert(text: str) -> Markup:
+    return templates().get_template("pieces.html").module.alert(text)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def view_url(view: str, **query: Any) -> str:
+    """Return the address of a view, relative to the page. A list repeats its name; None and empty values are left
+    out."""
+    parameters = {name: value for name, value in query.items() if value not in (None, "", [])}
+    return f"?{urlencode({'view': view, **parameters}, doseq=True)}"
