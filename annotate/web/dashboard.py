@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from align.annotate.accounts import Person
 from align.annotate.figures import figures, people_csv, plots
 from align.annotate.store import Store
 from align.annotate.web.access import MANAGE
+from align.annotate.web.templating import render
 from align.annotate.web.words import WORDS
 from align.report import few
 
@@ -64,40 +64,22 @@ def files(store: Store) -> APIRouter:
 
 
 def figures_page(store: Store, project: str) -> str:
-    """All of it as HTML of our own making."""
+    """Return all figures of a project as HTML."""
     found = figures(store, project)
     with DRAWING:
-        drawn = [(WORDS[f"plot_{name}"], getattr(plots, name)(found, transparent=True)) for name in PLOTS]
-    links = (
-        f'<p><a href="{MANAGE}/{file}?project={quote(project)}">{escape(WORDS[f"file_{name}"])}</a></p>'
-        for name, file in (("json", "figures.json"), ("csv", "people.csv"))
+        images = {WORDS[f"plot_{name}"]: getattr(plots, name)(found, transparent=True) for name in PLOTS}
+    return render(
+        "figures.html",
+        figures=about(found),
+        downloads=[
+            (WORDS[f"file_{name}"], f"{MANAGE}/{file}?project={quote(project)}")
+            for name, file in (("json", "figures.json"), ("csv", "people.csv"))
+        ],
+        plots=[(alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}") for alt, svg in images.items()],
+        people_headers=[WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PEOPLE)],
+        people=[person(row) for row in found["people"]],
+        disagreements=[contradicted(row) for row in found["disagreements"][:SHOWN]],
     )
-    heads = [WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PEOPLE)]
-    return "".join(
-        (
-            table(WORDS["figures"], [WORDS["figure"], WORDS["value"]], about(found)),
-            *links,
-            f'<div class="row">{"".join(image(alt, svg) for alt, svg in drawn)}</div>',
-            table(WORDS["people"], heads, [person(row) for row in found["people"]]),
-            table(WORDS["disagreements"], [WORDS["item"], WORDS["contradictions"], WORDS["annotators"]],
-                  [contradicted(row) for row in found["disagreements"][:SHOWN]]),
-        )
-    )  # fmt: skip
-
-
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls by keys too (Gradio's own does not: axe-core's scrollable-region-focusable)."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    name = escape(title)
-    return (
-        f'<h2>{name}</h2><div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def image(alt: str, svg: bytes) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
 
 
 def about(found: Mapping[str, Any]) -> list[list[str]]:

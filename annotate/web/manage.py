@@ -18,8 +18,9 @@ import gradio
 from align.annotate.accounts import ROLES, Accounts, Person
 from align.annotate.store import Settings, configure, publish_guidelines
 from align.annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
-from align.annotate.web.dashboard import dashboard_tab, figures_page, table
+from align.annotate.web.dashboard import dashboard_tab, figures_page
 from align.annotate.web.queues import AssignmentQueues
+from align.annotate.web.templating import render_table
 from align.annotate.web.words import WORDS
 from align.errors import InputError, require
 from align.web.gate import Authenticator
@@ -107,7 +108,7 @@ class Members:
         if not self.manager.may_see(request, project):
             return [gradio.skip()] * 3
         rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
-        people = table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
+        people = render_table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
         links = self.accounts.pending(project)
         heads = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
         out = [
@@ -115,7 +116,8 @@ class Members:
              until(link.expires_at), link.id]
             for link in links
         ]  # fmt: skip
-        return [people, table(WORDS["links"], heads, out), gradio.Dropdown([link.id for link in links], value=None)]
+        pending = render_table(WORDS["links"], heads, out)
+        return [people, pending, gradio.Dropdown([link.id for link in links], value=None)]
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
         by = self.manager.person(request, project, "admin")

@@ -1,0 +1,30 @@
+"""The templates of the pages. They escape every value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from align.annotate.web.words import WORDS
+from align.report.page import template_environment
+from align.web.credentials import SHORTEST_PASSWORD
+
+
+@cache
+def templates() -> Environment:
+    environment = template_environment(Path(__file__).parent / "templates")
+    environment.globals |= {"words": WORDS, "shortest_password": SHORTEST_PASSWORD}
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    return Markup(templates().get_template(template).render(**values))
+
+
+def render_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    return templates().get_template("table.html").module.table(title, headers, rows)  # pyright: ignore
