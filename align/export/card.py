@@ -17,9 +17,9 @@ from align.export.folder import ABSOLUTE, check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH
 from align.export.markdown import one_line, table
+from align.export.receipt_rows import HEADS, Check, cells, gap_in
 from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
-from align.export.verdicts import HEADS, Check, cells, gap_in
 from align.files import has_file, read_bytes
 from align.models.adapter_files import adapter_config
 from align.models.base import named_base
@@ -67,7 +67,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.evals.comparison.summarise`; `losses` before and after supervised training; `measured`, the data that
             these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`, pairs
             of what it was made of and that licence, the base first; `receipt`, a list of
-            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `launch`, these files' own
+            `align.export.receipt_rows.Check`; `served`, the name that the launch files give it; `launch`, their own
             names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
             to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
             score is read at, and `accuracy`, its figures on held-out pairs; `collapse`, the verdict on whether its

@@ -31,8 +31,8 @@ from align.export.gguf import (
 from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged, launches_own
 from align.export.merged import merged_model, write_merged
 from align.export.ollama import ollama_file
+from align.export.receipt_rows import Check, gap_in
 from align.export.trained import Trained
-from align.export.verdicts import Check, gap_in
 from align.models.base import named_base
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES

@@ -19,11 +19,11 @@ from align.ops.few import FEW
 from align.report import suite
 from align.report.curves import UNITS
 from align.report.figures import scarce, table_of
+from align.report.headlines import verdict_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
 from align.report.seen import Seen
 from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_shown
-from align.report.verdicts import verdict_of
 from align.report.words import duration
 from align.run.folder import Run, now
 from align.run.manifest import Manifest

@@ -1,7 +1,7 @@
 """The receipt of an export, written and read: which files it speaks of, and what was measured of them.
 
 `receipt.json` lies in the export, with the sha256 of every file beside it, so that it speaks of these files and no
-others. A signature is made after it, and covers it. `align.export.verdicts` says what its rows mean.
+others. A signature is made after it, and covers it. `align.export.receipt_rows` says what its rows mean.
 """
 
 from __future__ import annotations

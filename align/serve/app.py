@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from align.serve.background_tasks import run_background_tasks
 from align.serve.errors import Refusal, fault, invalid
-from align.serve.middleware import Door
+from align.serve.middleware import ServerMiddleware
 from align.serve.routes import administration, api, listing
 from align.serve.service import Service
 
@@ -38,7 +38,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     """The server as an application.
 
     Args:
-        origins: see `Door`.
+        origins: see `ServerMiddleware`.
     """
 
     @asynccontextmanager
@@ -58,7 +58,7 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, misread)
     app.add_exception_handler(HTTPException, not_routed)
     app.add_exception_handler(Exception, failed)
-    return Door(app, service, origins)
+    return ServerMiddleware(app, service, origins)
 
 
 async def chat_page() -> Response:
@@ -96,7 +96,7 @@ def is_union_member(part: Any) -> bool:
 
 
 async def failed(_: Http, error: Exception) -> Response:
-    """A fault of ours, which Door logs."""
+    """A fault of ours, which ServerMiddleware logs."""
     return answer(fault())
 
 

@@ -20,7 +20,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class Engine(Collector):
+class EngineCollector(Collector):
     """The engine's own counts, asked for at each scrape."""
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
@@ -60,7 +60,7 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(Engine(stats, cpu_s))
+        self.registry.register(EngineCollector(stats, cpu_s))
         self._models: set[str] = set()
         self._tenants: set[str] = set()
         self.requests = self._counter("align_requests", "Requests, by model and HTTP status.", "model", "status")

@@ -20,7 +20,7 @@ from align.serve.rate_limits import RefusalPacer
 from align.serve.request_log import Record, Stopwatch
 from align.serve.service import CLOSED, Service
 from align.serve.tenants import LOCAL, KeysUnreadable, Tenant
-from align.web.gate import HEADERS
+from align.web.auth import HEADERS
 
 log = logging.getLogger(__name__)
 ASKED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/rewards"})
@@ -38,7 +38,7 @@ class Gone(Exception):
     """The client has gone before it was read."""
 
 
-class Door:
+class ServerMiddleware:
     """See the module. The scope of a request that passes has its `tenant`, its `record`, a `watch` that was started
     when it came, and `streams`: the `align.serve.streams.EventStream` that is to answer it, if one is.
 

@@ -60,8 +60,8 @@ async def whole(call: Call, answers: Answers, receive: Receive, headers: Mapping
 class EventStream(Response):
     """The answers in chunks, while they are made. An error on the way is an event of its own, and the last.
 
-    As a response it only adds itself to the scope's `streams`. `align.serve.middleware.Door` sends it when routing is
-    done: otherwise each piece would pass through twenty layers.
+    As a response it only adds itself to the scope's `streams`. `align.serve.middleware.ServerMiddleware` sends it when
+    routing is done: otherwise each piece would pass through twenty layers.
     """
 
     media_type = "text/event-stream"

@@ -19,8 +19,7 @@ from align.export.history import measured_on, parents_of, sampling, system_promp
 from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
 from align.export.launch import served_name
 from align.export.merged import check_untied
-from align.export.trained import Trained, check_tokenizer, trained_model
-from align.export.verdicts import (
+from align.export.receipt_rows import (
     Check,
     accepting,
     agreeing,
@@ -29,6 +28,7 @@ from align.export.verdicts import (
     require_asked,
     require_passed,
 )
+from align.export.trained import Trained, check_tokenizer, trained_model
 from align.files import user_path
 from align.models.adapter_files import adapter_config, read_adapter
 from align.models.dequantised import DEQUANTISED
@@ -155,7 +155,7 @@ def written(
         home: where `folder` will lie in the end.
 
     Raises:
-        InputError: the receipt is not good, see `align.export.verdicts.require_passed`.
+        InputError: the receipt is not good, see `align.export.receipt_rows.require_passed`.
     """
     made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
     name = served_name(*made) or artifact.path.name
@@ -271,7 +271,7 @@ def print_checks(run: Run, title: str, checks: list[Check]) -> None:
     """The receipt in the terminal. One that is not good is kept as `checks.json` of the run, which publishes nothing.
 
     Raises:
-        InputError: it is not good, see `align.export.verdicts.require_passed`.
+        InputError: it is not good, see `align.export.receipt_rows.require_passed`.
     """
     print(f"{title}\n{as_text(checks)}", flush=True)
     try:

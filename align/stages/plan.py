@@ -9,8 +9,8 @@ from types import MappingProxyType
 from align.config.root import Config
 from align.config.training import check_ranks
 from align.models.base import find_base
-from align.planning.cards import CARDS, CONTEXT, GB, USABLE, Card, changes_to_fit, room_on
 from align.planning.disk import disk_bytes
+from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, room_on
 from align.planning.memory import footprint
 from align.planning.shapes import Shape, shape_of
 from align.planning.workload import Footprint, Workload
@@ -88,10 +88,10 @@ def beside(start: Planned, work: Workload, found: Footprint) -> Iterator[str]:
 def fits(start: Planned, shape: Shape) -> Iterator[str]:
     """On which cards it fits, and what to add to the line where it does not."""
     config = start.config
-    cards = CARDS if config.stage.card is None else (Card(config.stage.card, "as given"),)
+    gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
     work = workload_of(config, shape, start.from_adapter, start.rewards, cuda=True)
     need = footprint(shape, work).peak
-    rows = [(f"{card.gb:g} GB", card.names, verdict(shape, work, card.gb)) for card in cards]
+    rows = [(f"{gpu.gb:g} GB", gpu.names, verdict(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"
     yield f"on a GPU ({work.dtype}): {size(need)}; {margin}"
     yield from table(("card", "such as", "does it fit?"), rows)

@@ -48,7 +48,7 @@ from align.ppo.state import State
 from align.ppo.tripwires import crossed, strikes_after, strikes_needed, tripped_in
 from align.ppo.update import check_first_ratio, update
 from align.ppo.workers import Answers, Workers, roles_on, set_apart
-from align.report.verdicts import ending, updates_of
+from align.report.headlines import ending, updates_of
 from align.report.words import counted
 from align.reward.build import build_beside_policy
 from align.reward.inputs import on_base

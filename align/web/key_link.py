@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from align.errors import InputError, StorageError, require
 from align.files import read_text
 from align.outputs import refuse_foreign_file, replace_file
-from align.web.gate import KEY, Answer, Visitor, refusal
+from align.web.auth import KEY, Answer, Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
 KEY_TEXT = re.compile(rb"[\w-]{32}")
@@ -55,7 +55,7 @@ class Somebody:
 
 
 class Anybody:
-    """Knows whoever comes: for a page on this machine alone, behind the gate's other checks."""
+    """Let in every visitor: for a page on this machine alone, behind the other checks of `align.web.auth`."""
 
     visitor = Somebody()
 

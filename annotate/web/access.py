@@ -1,4 +1,4 @@
-"""Who may use the annotation pages, and which requests those pages send: what the gate is told about this application.
+"""Who may use the annotation pages, and which requests those pages send: the rules that `align.web.auth` applies.
 
 What changes something is refused unless a page of ours sends it: JSON with the header X-Align, which a form of another
 site cannot send, or one of our own forms, which comes with our own Origin.
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts, Person
 from align.annotate.web.words import WORDS
-from align.web.gate import Answer, Authenticator, Gate, refusal
+from align.web.auth import Answer, Authenticator, AuthMiddleware, refusal
 from align.web.gradio_pages import POLICY, UNUSED
 
 BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
@@ -47,17 +47,21 @@ class AccountAuthenticator:
         return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
-def gated(app: ASGIApp, authenticator: Authenticator[Person], origins: Sequence[str], streams: int = 256) -> Gate:
-    """The pages behind the gate.
+def require_login(
+    app: ASGIApp, authenticator: Authenticator[Person], origins: Sequence[str], streams: int = 256
+) -> AuthMiddleware:
+    """Return the app behind authentication.
 
     Args:
         streams: answers without an end that all people together may have at once.
     """
-    return Gate(app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS)
+    return AuthMiddleware(
+        app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS
+    )
 
 
 def check(person: Person | None, method: str, path: str, headers: Mapping[bytes, str]) -> Answer | None:
-    """What a request is answered whose sender the gate knows, in place of the page; None where it may pass."""
+    """Return the answer to a request that is refused. Returns None if it may pass."""
     if path.startswith(MANAGE) and not (person and manages(person)):
         return refusal(403, "This page is for reviewers and admins.")
     problem = request_problem(method, path, headers)

@@ -15,7 +15,7 @@ from align.annotate.assignment.tasks import Task
 from align.annotate.assignment.terms import Terms, mode_of, terms_now
 from align.annotate.store.projects import guidelines_of, settings_of
 from align.annotate.web.access import manages
-from align.annotate.web.cards import JudgementBody, card, judgement_of, opinion
+from align.annotate.web.item_view import JudgementBody, item_as_json, judgement_of, opinion
 from align.annotate.web.markup import compared, rendered
 from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.words import WORDS
@@ -55,7 +55,7 @@ class UndoBody(BaseModel):
 
 
 def person_of(request: Request) -> Person:
-    """Who asks, as the gate found."""
+    """Return the visitor, as the authentication found."""
     person = request.scope["person"]
     assert person is not None
     return person
@@ -194,4 +194,4 @@ def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -
     if task.purpose == "review":
         with queue.store.reading() as db:
             others = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
-    return {"task": card(task) | others, **common}
+    return {"task": item_as_json(task) | others, **common}

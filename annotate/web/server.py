@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from align.annotate.web.access import MANAGE, AccountAuthenticator, gated
+from align.annotate.web.access import MANAGE, AccountAuthenticator, require_login
 from align.annotate.web.dashboard import files
 from align.annotate.web.login import login_routes
 from align.annotate.web.manage import MANAGE_HEAD, Manager, manage_page
@@ -25,8 +25,8 @@ from align.annotate.web.page import HEAD, page
 from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.routes import routes
 from align.annotate.web.words import STATIC
+from align.web.auth import Authenticator
 from align.web.errors import explain_errors
-from align.web.gate import Authenticator
 from align.web.gradio_pages import QUIET
 from align.web.listening import connection_limit
 
@@ -49,4 +49,4 @@ def application(queues: AssignmentQueues, authenticator: Authenticator[Person], 
         app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **QUIET
     )
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
-    return gated(app, authenticator, origins, streams=connection_limit() // 4)
+    return require_login(app, authenticator, origins, streams=connection_limit() // 4)

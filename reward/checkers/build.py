@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from align.errors import require
-from align.reward.checkers import code, exact, following, json_schema, pattern
+from align.reward.checkers import code, exact, ifeval, json_schema, pattern
 from align.reward.checkers.checked import Checked, Checker
 from align.reward.checkers.code import AllowCode
 from align.spec import one_of, written
@@ -17,7 +17,7 @@ CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")
 """Columns of a row that say what its answer has to do: ours, and those of IFEval's file."""
 KINDS: dict[str, Callable[[Any, str], Checker]] = {
-    following.KIND: following.build,
+    ifeval.KIND: ifeval.build,
     exact.KIND: exact.build,
     pattern.KIND: pattern.build,
     json_schema.KIND: json_schema.build,
@@ -76,7 +76,7 @@ def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
         check, given = written(check), {key: written(value) for key, value in given.items()}
     if check is not None:
         return check
-    return None if given[IFEVAL[0]] is None else following.of_row(given, where)
+    return None if given[IFEVAL[0]] is None else ifeval.of_row(given, where)
 
 
 def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align.report.headlines import verdict_of
 from align.report.seen import Seen
-from align.report.verdicts import verdict_of
 from align.run import Base, Manifest
 
 BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)

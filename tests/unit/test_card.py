@@ -7,7 +7,7 @@ import pytest
 from align.errors import InputError
 from align.export.card import folded_scale, licence_in, render_card
 from align.export.history import measured_on, parents_of, sampling, settings_of, system_prompt
-from align.export.verdicts import Check
+from align.export.receipt_rows import Check
 from align.ops.divergence import Divergence
 from align.run.lineage import Step
 from align.run.manifest import Input, Manifest

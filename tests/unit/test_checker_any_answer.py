@@ -16,7 +16,7 @@ from align.errors import InputError
 from align.reward.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
 from align.reward.checkers.code import code_of
 from align.reward.checkers.fences import blocks
-from align.reward.checkers.following import INSTRUCTIONS, SHORT
+from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT
 
 PIECES = [
     "", " ", "\n", "\n\n", "\r\n", "\t", "a", "A", "The", "word", "U.S.", "Mr. ", ". ", "...", "?!", "! ", "。", "।",

@@ -16,7 +16,7 @@ import pytest
 
 from align.errors import InputError
 from align.reward.checkers import accuracy, checker
-from align.reward.checkers.following import INSTRUCTIONS, SHORT, of_row
+from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT, of_row
 from align.reward.checkers.sentences import count_sentences
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -200,7 +200,7 @@ def refuse(*_, **__): raise OSError("no network in this test")
 socket.socket.connect = socket.getaddrinfo = refuse
 sys.path.insert(0, sys.argv[1])
 from test_checker_following import EXAMPLES, checker, instructions, rows
-from align.reward.checkers.following import of_row
+from align.reward.checkers.ifeval import of_row
 checks = {row["key"]: checker(of_row(row), "row") for row in rows("ifeval.jsonl.gz")}
 for row in rows("ifeval-verdicts.jsonl.gz"):
     print(checks[row["key"]](row["answer"]).parts)

@@ -15,7 +15,7 @@ from align.annotate.assignment.reviewing import opinions_of
 from align.annotate.exchange.exporting import export
 from align.annotate.store import Candidate, Judgement, Store, configure, preferences
 from align.annotate.store.records import SKIPS
-from align.annotate.web.cards import opinion
+from align.annotate.web.item_view import opinion
 
 PEOPLE = ("ann", "bob", "cleo")
 

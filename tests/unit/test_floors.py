@@ -141,7 +141,7 @@ def test_rooms():
         "align.annotate.store.schema": "align.annotate.store",
         "align.annotate.simulate": "align.annotate",
         "align.annotate.web.access": "align.annotate",
-        "align.web.gate": "align.web",
+        "align.web.auth": "align.web",
         "align.reward": "align.reward",
         "align.run.files": "align.run",
         "align.runner": None,

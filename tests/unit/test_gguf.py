@@ -31,8 +31,8 @@ from align.export.gguf import (
     special_tokens,
     texts_of,
 )
+from align.export.receipt_rows import Check, as_text
 from align.export.trained import Trained, trained_model
-from align.export.verdicts import Check, as_text
 from align.models.dequantised import DEQUANTISED
 from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
 from align.run import model_digest

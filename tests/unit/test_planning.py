@@ -19,7 +19,7 @@ from align.models.fastpath import decoding, llama
 from align.models.lora import Lora
 from align.ops import logprobs
 from align.planning import activations
-from align.planning.cards import CARDS, changes, changes_to_fit, room_on
+from align.planning.gpus import GPUS, changes, changes_to_fit, room_on
 from align.planning.live import LiveBytes
 from align.planning.memory import base_bytes, footprint
 from align.planning.shapes import built_shape, llama_shape, shape_of
@@ -118,7 +118,7 @@ def test_nf4_takes_the_bytes_that_it_takes() -> None:
     assert base_bytes(LARGE, "qlora", 2) == pytest.approx(4.127 / 8 * LARGE.linear_weights + 2 * 1.0508e9, rel=1e-3)
 
 
-@pytest.mark.parametrize("gb", [card.gb for card in CARDS])
+@pytest.mark.parametrize("gb", [gpu.gb for gpu in GPUS])
 def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
     """With the changes it fits; without any one of them it does not."""
     words, room = changes_to_fit(LARGE, ON_GPU, room_on(gb)), room_on(gb)

@@ -19,8 +19,7 @@ from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge
-from align.export.trained import Trained, trained_model
-from align.export.verdicts import (
+from align.export.receipt_rows import (
     Check,
     accepting,
     agreeing,
@@ -29,6 +28,7 @@ from align.export.verdicts import (
     require_asked,
     require_passed,
 )
+from align.export.trained import Trained, trained_model
 from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from seen_runs import ppo, said, seen
 
+from align.report.headlines import ending, gain, updates_of, verdict_of
 from align.report.live import TITLES, finished_page, title_of
 from align.report.origins import about_batch, about_rate
-from align.report.verdicts import ending, gain, updates_of, verdict_of
 
 
 def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):

@@ -26,8 +26,8 @@ from align.data.fixed_prompts import LONGEST
 from align.data.template import CHATML
 from align.data.tokens import for_others
 from align.export.engines import as_choices, choices_of, set_pad
+from align.export.receipt_rows import pooled_divergence
 from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged
-from align.export.verdicts import pooled_divergence
 from align.models.base import builtin_folder
 from align.models.load import save_tokenizer
 from align.types import Conversation, Message

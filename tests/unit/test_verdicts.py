@@ -12,12 +12,12 @@ from seen_runs import interval, said, seen
 
 from align.config.stages import WITH_RUNS
 from align.report.figures import FIGURES, scarce, table_of
+from align.report.headlines import VERDICTS
 from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
 from align.report.seen import Seen
 from align.report.stages import draw, figures_so_far, reliability_bins
-from align.report.verdicts import VERDICTS
 from align.run import Base, Input, Manifest
 
 

@@ -28,7 +28,7 @@ from align.registry.page.templating import render
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
-from align.web.gate import Answer, Authenticator, Gate, Visitor, refusal
+from align.web.auth import Answer, Authenticator, AuthMiddleware, Visitor, refusal
 from align.web.gradio_pages import POLICY, QUIET, UNUSED
 from align.web.listening import connection_limit
 
@@ -70,7 +70,7 @@ def application(
         app.add_exception_handler(error, told(status))
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
     streams = connection_limit() // 4
-    return Gate(
+    return AuthMiddleware(
         whole(app), authenticator, origins, check, policy=POLICY, unused=SHUT, streams=streams, streams_each=STREAMS
     )
 

@@ -19,7 +19,7 @@ TRIED = 10_000
 """Numbers that are tried for one that divides another."""
 
 
-class Card(NamedTuple):
+class Gpu(NamedTuple):
     """Attributes:
     gb: its memory.
     names: cards of that size.
@@ -29,10 +29,10 @@ class Card(NamedTuple):
     names: str
 
 
-CARDS = (
-    Card(8, "RTX 3070, 4060"), Card(12, "RTX 3060, 4070"), Card(16, "T4, V100, RTX 4080"),
-    Card(24, "RTX 3090, 4090, L4"), Card(40, "A100 40 GB"),
-    Card(48, "A40, L40S, RTX 6000 Ada"), Card(80, "A100, H100"), Card(141, "H200"),
+GPUS = (
+    Gpu(8, "RTX 3070, 4060"), Gpu(12, "RTX 3060, 4070"), Gpu(16, "T4, V100, RTX 4080"),
+    Gpu(24, "RTX 3090, 4090, L4"), Gpu(40, "A100 40 GB"),
+    Gpu(48, "A40, L40S, RTX 6000 Ada"), Gpu(80, "A100, H100"), Gpu(141, "H200"),
 )  # fmt: skip
 
 

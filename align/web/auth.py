@@ -1,7 +1,7 @@
-"""Who may come in: everything that is asked of a server passes here first.
+"""Authentication: every request passes here first.
 
-Refused are other hosts' names (DNS rebinding), other pages' requests (another port's of this machine too), requests of
-nobody who is known, and what the application behind the gate does not take from whoever asks.
+Refused are other hosts' names (DNS rebinding), other pages' requests (another port's of this machine too), requests
+without a known visitor, and what the application does not take from this visitor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ V = TypeVar("V", bound=Visitor, covariant=True)
 
 
 class Authenticator(Protocol[V]):
-    """How the gate knows who comes."""
+    """Find the visitor of a request."""
 
     def who(self, cookies: Mapping[str, str]) -> V | None: ...
 
@@ -59,7 +59,7 @@ class TooManyStreams(Exception):
     """Somebody asks for an answer without an end who has as many as they may."""
 
 
-class Gate:
+class AuthMiddleware:
     """See the module. The scope of a request that passes says who asks (`person`) and by which of our origins.
 
     Args:

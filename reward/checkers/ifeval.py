@@ -15,11 +15,11 @@ from inspect import signature
 from typing import Any
 
 from align.errors import InputError, require
-from align.reward.checkers import verdicts
+from align.reward.checkers import text_counts
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.languages import LANGUAGES, in_language
 from align.reward.checkers.sentences import count_sentences
-from align.reward.checkers.verdicts import COMPARED, compare
+from align.reward.checkers.text_counts import COMPARED, compare
 from align.spec import filled, known, one_of, quoted, text, texts, whole
 
 KIND = "instructions"
@@ -45,15 +45,15 @@ def counted(n: int, noun: str) -> str:
 INSTRUCTIONS: dict[str, Instruction] = {
     "keywords:existence": Instruction(
         lambda keywords: f"has {quoted(keywords, 'and')}",
-        lambda text, keywords: all(verdicts.occurrences(text, word) for word in keywords),
+        lambda text, keywords: all(text_counts.occurrences(text, word) for word in keywords),
     ),
     "keywords:frequency": Instruction(
         lambda relation, keyword, frequency: f'has "{keyword}" {relation} {counted(frequency, "time")}',
-        lambda text, relation, keyword, frequency: compare(verdicts.occurrences(text, keyword), relation, frequency),
+        lambda text, relation, keyword, frequency: compare(text_counts.occurrences(text, keyword), relation, frequency),
     ),
     "keywords:forbidden_words": Instruction(
         lambda forbidden_words: f"has no word {quoted(forbidden_words)}",
-        lambda text, forbidden_words: not any(verdicts.has_word(text, word) for word in forbidden_words),
+        lambda text, forbidden_words: not any(text_counts.has_word(text, word) for word in forbidden_words),
     ),
     "keywords:letter_frequency": Instruction(
         lambda let_relation, letter, let_frequency: f'has "{letter}" {let_relation} {counted(let_frequency, "time")}',
@@ -70,48 +70,48 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "length_constraints:number_words": Instruction(
         lambda relation, num_words: f"{relation} {counted(num_words, 'word')}",
-        lambda text, relation, num_words: compare(verdicts.count_words(text), relation, num_words),
+        lambda text, relation, num_words: compare(text_counts.count_words(text), relation, num_words),
     ),
     "length_constraints:number_paragraphs": Instruction(
         lambda num_paragraphs: f"{counted(num_paragraphs, 'paragraph')}, divided by ***",
-        lambda text, num_paragraphs: verdicts.starred_paragraphs(text) == num_paragraphs,
+        lambda text, num_paragraphs: text_counts.starred_paragraphs(text) == num_paragraphs,
     ),
     "length_constraints:nth_paragraph_first_word": Instruction(
         lambda num_paragraphs, nth_paragraph, first_word: (
             f"{counted(num_paragraphs, 'paragraph')}, divided by empty lines; paragraph {nth_paragraph} begins with "
             f'"{first_word}"'
         ),
-        verdicts.paragraph_begins,
+        text_counts.paragraph_begins,
     ),
     "detectable_content:number_placeholders": Instruction(
         lambda num_placeholders: f"at least {counted(num_placeholders, 'placeholder')} in square brackets",
-        lambda text, num_placeholders: verdicts.placeholders(text) >= num_placeholders,
+        lambda text, num_placeholders: text_counts.placeholders(text) >= num_placeholders,
     ),
     "detectable_content:postscript": Instruction(
-        lambda postscript_marker: f"has a postscript that begins with {postscript_marker}", verdicts.has_postscript
+        lambda postscript_marker: f"has a postscript that begins with {postscript_marker}", text_counts.has_postscript
     ),
     "detectable_format:number_bullet_lists": Instruction(
         lambda num_bullets: f"exactly {counted(num_bullets, 'bullet point')}",
-        lambda text, num_bullets: verdicts.bullets(text) == num_bullets,
+        lambda text, num_bullets: text_counts.bullets(text) == num_bullets,
     ),
     "detectable_format:constrained_response": Instruction(
-        lambda: f"has one of {quoted(verdicts.CONSTRAINED)}",
-        lambda text: any(option in text for option in verdicts.CONSTRAINED),
+        lambda: f"has one of {quoted(text_counts.CONSTRAINED)}",
+        lambda text: any(option in text for option in text_counts.CONSTRAINED),
     ),
     "detectable_format:number_highlighted_sections": Instruction(
         lambda num_highlights: f"at least {counted(num_highlights, 'section')} highlighted by *asterisks*",
-        lambda text, num_highlights: verdicts.highlights(text) >= num_highlights,
+        lambda text, num_highlights: text_counts.highlights(text) >= num_highlights,
     ),
     "detectable_format:multiple_sections": Instruction(
         lambda section_spliter, num_sections: (
             f"at least {counted(num_sections, 'section')}, marked {section_spliter} 1, {section_spliter} 2 and so on"
         ),
-        lambda text, section_spliter, num_sections: verdicts.sections(text, section_spliter) >= num_sections,
+        lambda text, section_spliter, num_sections: text_counts.sections(text, section_spliter) >= num_sections,
     ),
-    "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", verdicts.is_json),
-    "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", verdicts.has_title),
+    "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", text_counts.is_json),
+    "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", text_counts.has_title),
     "combination:two_responses": Instruction(
-        lambda: "two different responses, divided by ******", verdicts.two_responses
+        lambda: "two different responses, divided by ******", text_counts.two_responses
     ),
     "combination:repeat_prompt": Instruction(
         lambda prompt_to_repeat: "begins by repeating the request word for word",
@@ -121,13 +121,13 @@ INSTRUCTIONS: dict[str, Instruction] = {
         lambda end_phrase: f'ends with "{end_phrase.strip()}"',
         lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
     ),
-    "startend:quotation": Instruction(lambda: "stands in double quotation marks", verdicts.is_quoted),
+    "startend:quotation": Instruction(lambda: "stands in double quotation marks", text_counts.is_quoted),
     "change_case:capital_word_frequency": Instruction(
         lambda capital_relation, capital_frequency: (
             f"{capital_relation} {counted(capital_frequency, 'word')} in capitals"
         ),
         lambda text, capital_relation, capital_frequency: compare(
-            verdicts.capital_words(text), capital_relation, capital_frequency
+            text_counts.capital_words(text), capital_relation, capital_frequency
         ),
     ),
     "change_case:english_capital": Instruction(

@@ -43,7 +43,7 @@ class JudgementBody(BaseModel):
     demonstration: str = Field(default="", max_length=100_000)
 
 
-def card(task: Task) -> dict[str, Any]:
+def item_as_json(task: Task) -> dict[str, Any]:
     """The item as JSON: HTML that does nothing, in the order of the screen, without a trace of who wrote what."""
     texts = {candidate.id: candidate.text for candidate in task.item.candidates}
     cut = {candidate.id: not candidate.ended for candidate in task.item.candidates}
