@@ -12,10 +12,10 @@ from align.data.chat import surely_too_long
 from align.data.labelled import answers_in, answers_of_file
 from align.data.labelled import prepared as prepared_answer
 from align.data.pairs import Kind, Pair, divided_pairs, drawn, judged_ids, prepared, read_pairs
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import FEEDBACK, PREFERENCES
-from align.data.records.grouping import grouped_rows
-from align.data.records.shapes import recognised
+from align.data.read.content import FEEDBACK, PREFERENCES
+from align.data.read.drops import BadRows
+from align.data.read.records import grouped_rows
+from align.data.read.shapes import recognised
 from align.data.sets.published import data_set
 from align.data.sources import FILES, MANIFEST, DataSource
 from align.errors import InputError, require

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from align.annotate.store import Store, preferences, verdicts_of_people
 from align.data.chat import encode_judged, prompt_length, surely_too_long
+from align.data.read.columns import ColumnRules
+from align.data.read.content import PREFERENCES
+from align.data.read.drops import tally
+from align.data.read.messages import with_default_system
+from align.data.read.records import read_preferences
 from align.data.reasoning import without_reasoning
-from align.data.records.column_rules import ColumnRules
-from align.data.records.content import PREFERENCES
-from align.data.records.messages import with_default_system
-from align.data.records.preferences import read_preferences
 from align.data.sets.published import data_set
 from align.data.sources import FILES, MANIFEST, DataSource, data_records
 from align.data.split import IN_EVAL, Judged, held_back, question_key, split_by_group
-from align.data.tally import tally
 from align.errors import InputError, require
 from align.run import Input
 from align.types import Conversation, Message, Preference

@@ -9,7 +9,7 @@ from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
 
-from align.data.formats.files import files_of
+from align.data.read.files import files_of
 from align.errors import InputError
 from align.files import user_path
 from align.run import Input, known_digest

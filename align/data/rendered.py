@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from align.data.chat import encode_conversation
-from align.data.records.content import taught
+from align.data.read.content import taught
 from align.data.supervised import encode_text
 from align.data.trained_on import in_loss, shown
 from align.errors import InputError

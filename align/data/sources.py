@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from align.data import chitchat
-from align.data.formats.files import files_of
+from align.data.read.columns import ColumnRules
+from align.data.read.content import DOCUMENTS, PREFERENCES, asked
+from align.data.read.files import files_of
+from align.data.read.messages import with_default_system
+from align.data.read.records import read_documents
 from align.data.reasoning import without_reasoning
-from align.data.records.column_rules import ColumnRules
-from align.data.records.content import DOCUMENTS, PREFERENCES, asked
-from align.data.records.documents import read_documents
-from align.data.records.messages import with_default_system
 from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
@@ -36,7 +36,7 @@ class DataSource:
     Attributes:
         name: `chitchat`, the corpus of the built-in model; `files`, which may be called `jsonl`; `manifest`,
             a data set of `stage=data`; `annotations`, votes.
-        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.formats.files.files_of`; the folder
+        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.files_of`; the folder
             of the data set of `manifest`.
         part: of the corpus; None for what the stage needs.
         held_out: the share of a file that is kept for measuring; 0 measures nothing, 1 measures all of it.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from align.data.tally import tally
+from align.data.read.drops import tally
 from align.errors import require
 from align.types import Conversation, Document, Feedback, Message, Preference
 

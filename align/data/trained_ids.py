@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.chain import canonical
+from align.data.read.content import row_bytes, said_json
 from align.data.reasoning import alone
-from align.data.records.content import row_bytes, said_json
 from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, under
 from align.data.sets.known import Known
 from align.data.sets.published import leaf

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from align.data.records.content import turn_json
+from align.data.read.content import turn_json
 from align.data.trained_ids import Seen
 from align.evals.tasks import Item, clustered
 from align.run import json_digest

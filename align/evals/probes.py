@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from align.data.formats.rows import Row
-from align.data.records.documents import document_of
-from align.data.records.messages import with_default_system
+from align.data.read.documents import document_of
+from align.data.read.messages import with_default_system
+from align.data.read.rows import Row
 from align.data.split import question
 from align.errors import InputError, require
 from align.evals.harness import Completion, Harness, Requests, parsed_harness

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from align.data.chat import Encoded, encode_conversation
+from align.data.read.content import taught, with_answer
 from align.data.reasoning import without_reasoning
-from align.data.records.content import taught, with_answer
 from align.data.supervised import encode_text
 from align.evals.heldout import held_out_loss
 from align.reward.combined import comparable

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.aliases import NAME, NAMED
-from align.data.formats.rows import checked_rows
+from align.data.read.rows import checked_rows
 from align.data.sources import files_record
 from align.errors import InputError, require
 from align.evals.endpoint import Endpoint, parsed_endpoint

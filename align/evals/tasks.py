@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.aliases import NAME, NAMED
-from align.data.formats.rows import Row, checked_rows
-from align.data.records.documents import document_of, row_text, shape_column
-from align.data.records.messages import with_default_system
+from align.data.read.documents import document_of, row_text, shape_column
+from align.data.read.messages import with_default_system
+from align.data.read.rows import Row, checked_rows
 from align.data.split import question
 from align.errors import InputError, require
 from align.evals.probes import Asked, Probe, asked_by, parsed_probe

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from align.annotate.store import Store
 from align.annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
 from align.annotate.store.preference_pairs import pairs_of
-from align.data.records.content import row_bytes
-from align.data.records.content import texts as said_by
+from align.data.read.content import row_bytes
+from align.data.read.content import texts as said_by
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.forget import Facts
 from align.data.sets.ids import id_of, kinds_in

@@ -25,8 +25,8 @@ from align.config.root import Config
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.length import CountTokens
 from align.data.clean.steps import Step, steps_of
-from align.data.formats.source import share_read
-from align.data.records.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS
+from align.data.read.files import share_read
 from align.data.rendered import renderer
 from align.data.sets.account import account_of, found_in, found_of, metrics_of
 from align.data.sets.ahead import make_ahead

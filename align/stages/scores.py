@@ -13,7 +13,7 @@ from align.config.compose import plain
 from align.config.data import LOSS, ScoreConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.records.content import FEEDBACK
+from align.data.read.content import FEEDBACK
 from align.data.sets import scores
 from align.data.sets.spool import Rows
 from align.data.template import use_template

@@ -1,4 +1,4 @@
-"""Prompts with candidate answers from files into a project, in any format that `align.data.formats` reads.
+"""Prompts with candidate answers from files into a project, in any format that `align.data.read` reads.
 
     {"prompt": "How are you?", "answers": ["Fine!", "Go away."]}
     {"id": "greet-2", "prompt": [{"role": "user", "content": "Hi"}], "answers": [{"text": "Hello", "model": "a"}, …],
@@ -19,10 +19,9 @@ from align.annotate.store import Candidate, Store
 from align.annotate.store.checks import check_expected
 from align.annotate.store.records import MOST_ANSWERS, check_text
 from align.chain import canonical
-from align.data.formats.rows import checked_rows, name_of
-from align.data.formats.tables import Cells
-from align.data.records.messages import messages_of
-from align.data.records.refusals import displayed, refused
+from align.data.read.messages import displayed, messages_of, refused
+from align.data.read.rows import checked_rows, name_of
+from align.data.read.text_formats import Cells
 from align.errors import InputError, require
 from align.types import Conversation, Message
 

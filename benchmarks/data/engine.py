@@ -22,11 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from align.data.dedup.exact import exact
-from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import Shingles, normalised_digests, shingled
-from align.data.dedup.twins import twins
+from align.data.dedup.shingles import BANDS, Shingles, band_keys, normalised_digests, shingled
+from align.data.dedup.twins import exact, twins
 
 SHORTEST = 20
 """Characters that the filter asks for."""

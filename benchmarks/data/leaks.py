@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from align.data.chitchat import part_holding, records, turns
-from align.data.records.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, read_set

@@ -22,8 +22,7 @@ def with_daft(source: Path, output: Path) -> None:
     import pyarrow.parquet as pq
     from daft.functions import length, lower, minhash, regexp_replace, strip
 
-    from align.data.dedup.minhash import banded
-    from align.data.dedup.shingles import shingled
+    from align.data.dedup.shingles import banded, shingled
     from align.data.dedup.twins import twins
 
     daft.set_runner_native(num_threads=1)

@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.__main__ import main as main_of_align
-from align.data.dedup.minhash import band_keys
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import normalised_digests, shingled
+from align.data.dedup.shingles import band_keys, normalised_digests, shingled
 from align.data.dedup.twins import Twins, twins
 
 Made = tuple[list[str], dict[int, int]]

@@ -18,8 +18,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from align.data.dedup.minhash import band_keys
-from align.data.dedup.shingles import normalised_digests, shingled
+from align.data.dedup.shingles import band_keys, normalised_digests, shingled
 from align.data.dedup.twins import twins
 
 FIXED = [f"fixed{i}" for i in range(200)]

@@ -24,7 +24,7 @@ from outcomes import with_answer
 from runs import Runs, arguments, rounded, side_by_side
 
 from align.annotate.store import Store, preferences
-from align.data.records.preferences import write_preferences
+from align.data.read.preferences import write_preferences
 from align.ops.intervals import mean
 from align.report.plots import axes, render
 from align.reward.rules import Sentiment

@@ -25,7 +25,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from align.data.pairs import drawn
-from align.data.records.preferences import read_preferences
+from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
 from align.ops.intervals import grouped, proportion

@@ -19,8 +19,7 @@ from pages import PAGES, ROOT, blocks
 from align.__main__ import composed, main, stages_in
 from align.batch import split
 from align.config.compose import check, compose_raw
-from align.data.records.documents import read_documents
-from align.data.records.preferences import read_preferences
+from align.data.read.records import read_documents, read_preferences
 from align.errors import InputError
 
 

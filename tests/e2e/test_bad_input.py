@@ -82,11 +82,11 @@ def test_half_a_character_in_an_item(shop: Workshop, tmp_path: Path, column: str
 
 
 def test_whole_characters_pass(tmp_path: Path):
-    from align.data.formats.rows import rows
+    from align.data.read.rows import checked_rows
 
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "\\ud83d\\ude00 \\\\ud83d é"}\n')
-    assert [row for _, row in rows(path)] == [{"text": "\U0001f600 \\ud83d é"}]
+    assert [row.data for row in checked_rows(path)] == [{"text": "\U0001f600 \\ud83d é"}]
 
 
 @pytest.mark.parametrize(

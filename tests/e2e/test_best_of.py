@@ -15,7 +15,7 @@ from workshop import SFT, Workshop
 
 from align.config.identity import identifying
 from align.data.ranked_by import ranked_by
-from align.data.records.preferences import read_preferences
+from align.data.read.records import read_preferences
 from align.models import load
 from align.reward.build import on_its_own_base
 from align.reward.learned import RoleReward, score_rows

@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from workshop import Workshop
 
 from align.data.chat import encode_conversation, prompt_ids
-from align.data.records.documents import read_documents
+from align.data.read.records import read_documents
 from align.data.sets.published import data_set
 from align.data.split import question
 from align.models.pocket import FOLDER

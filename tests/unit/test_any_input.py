@@ -12,14 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import content_id
-from align.data.records.documents import read_documents
-from align.data.records.messages import NOT_READ, NOT_READ_OF_ROWS, REASONING, SYSTEM, TRAINED
-from align.data.records.preferences import read_preferences
-from align.data.records.read import read_records
-from align.data.records.shapes import ANSWERS, COLUMNS
-from align.data.records.tools import CALLS, OFFERED
+from align.data.read.content import row_bytes
+from align.data.read.drops import BadRows
+from align.data.read.messages import CALLS, NOT_READ, NOT_READ_OF_ROWS, OFFERED, REASONING, SYSTEM, TRAINED
+from align.data.read.records import read_documents, read_preferences, read_records
+from align.data.read.shapes import ANSWERS, COLUMNS
+from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, prompts
 from align.errors import InputError
 from align.models.adapter_files import adapter_config
@@ -146,7 +144,7 @@ def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     reads(lambda: bad_rows.settle("d", len(read)))
     numbers = [one.number for one in read]
     assert numbers == sorted(numbers)
-    assert all(len(content_id(record)) == 32 for record in (one.record for one in read))
+    assert all(len(id_of(row_bytes(record))) == 32 for record in (one.record for one in read))
     assert all(isinstance(value, str | int | float) for one in read for value in one.extra.values())
 
 

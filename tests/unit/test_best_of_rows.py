@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.data.records.documents import document_of
+from align.data.read.documents import document_of
 from align.errors import InputError
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.answers_alone import Judged

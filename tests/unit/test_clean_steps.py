@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from align.data.clean.cleaner import WIDTH, Cleaner, difference, excerpt
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.steps import STEPS, steps_of
-from align.data.records.content import content_of, texts, turns
+from align.data.read.content import content_of, texts, turns
 from align.errors import InputError, half_character
 from align.types import Conversation, Feedback, Message, Preference, Record
 

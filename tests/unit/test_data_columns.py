@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.sets.columns import columns_of, records_of, texts_of, turn_counts
 from align.types import Conversation, Feedback, Message, Preference, Record
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from align.data.records.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
 from align.data.sets.evidence import MOST, shown_rows
 from align.data.sets.spool import Rows, Spool

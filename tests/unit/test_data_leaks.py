@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from align.data.dedup.prefilter import Tally
-from align.data.records.content import DOCUMENTS
+from align.data.dedup.contamination import Tally
+from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
 from align.data.sets.columns import columns_of, texts_of
 from align.data.sets.contamination import COMMON, Evaluations, leaks_of, worth_asking

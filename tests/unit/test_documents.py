@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from test_sources import write
 
-from align.data.records.documents import read_documents
-from align.data.records.preferences import read_preferences, read_with_report
-from align.data.tally import tallied
+from align.data.read.drops import tallied
+from align.data.read.records import read_documents, read_preferences, read_with_report
 from align.errors import InputError
 from align.types import Conversation, Message
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_leaks import spooled
 
-from align.data.records.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
 from align.errors import InputError

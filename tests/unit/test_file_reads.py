@@ -52,7 +52,7 @@ EXCEPTIONS = {
     "align.config.group_files:loaded": PARSES,
     "align.data.chitchat:records": SHIPPED,
     "align.data.fixed_prompts:fixed_texts": SHIPPED,
-    "align.data.formats.arrow:read_parquet": "reads what align.data.formats.source has opened by align.files",
+    "align.data.read.arrow:read_parquet": "reads what align.data.read.files has opened by align.files",
     "align.data.clean.pii:top_level_domains": SHIPPED,
     "align.data.probe_pattern:main": STANDARD_INPUT,
     "align.data.probe_template:main": STANDARD_INPUT,

@@ -72,7 +72,7 @@ EXCEPTIONS = {
     "align.__main__:open_standard_streams": DEVICE,
     "align.annotate.store.connections:alone": APPENDS,
     "align.annotate.store.schema:_prepare_file": CREATED,
-    "align.data.records.preferences:write_preferences": ARTIFACT,
+    "align.data.read.preferences:write_preferences": ARTIFACT,
     "align.data.sets.ahead:leave": RUN,
     "align.data.sets.ahead:make_ahead": RUN,
     "align.data.sets.evidence:write_dropped": RUN,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from written import PACKERS, WRITERS, write
+from written import PACKERS, WRITERS, rows, write
 
-from align.data.formats.files import files_of
-from align.data.formats.rows import placed_rows, rows
+from align.data.read.files import files_of
+from align.data.read.rows import placed_rows
 from align.data.sets.forget import retire
 from align.data.sources import files_record
 from align.errors import CorruptFile, InputError, MissingArtifact

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written import COLUMNS, PACKERS, TABLES, WRITERS, write
+from written import COLUMNS, PACKERS, TABLES, WRITERS, rows, write
 
-from align.data.formats.rows import checked_rows, placed_rows, rows
-from align.data.formats.source import Source, share_read
-from align.data.formats.values import LONGEST
+from align.data.read.files import DataFile, share_read
+from align.data.read.rows import checked_rows, placed_rows
+from align.data.read.text_formats import LONGEST
 from align.errors import CorruptFile, InputError
 
 FLAT = [{"prompt": f'Frage {i}?\nÄ "b", c;\td', "completion": f"é{i}\U0001f600", "n": str(i)} for i in range(11)]
@@ -308,7 +308,7 @@ def test_a_row_that_is_wrong_ends_what_takes_none(tmp_path: Path) -> None:
 def test_a_value_may_lie_across_what_is_read_at_a_time(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.data.formats.json_array.CHUNK", size)
+    monkeypatch.setattr("align.data.read.text_formats.CHUNK", size)
     path = tmp_path / "d.json"
     for name in ("array.json", "indented.json", "held.json"):
         assert list(rows(write(tmp_path, name, NESTED).rename(path))) == numbered(NESTED)
@@ -373,9 +373,9 @@ def test_a_file_that_is_opened_again_while_it_is_read_is_still_being_read(tmp_pa
     """As by whoever looks at the rows before the one that it begins with."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 10)
-    with Source(path).opened() as file:
+    with DataFile(path).opened() as file:
         file.read(45)
-        with Source(path).opened() as again:
+        with DataFile(path).opened() as again:
             again.read(9)
             assert share_read([path]) == 0.5
         assert share_read([path]) == 0.5

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 
-from align.data.records.content import row_bytes
+from align.data.read.content import row_bytes
 from align.data.sets.ids import SHA256, fingerprint, id_of, kind_under, kinds_in, question_id
 from align.types import Message, Preference
 

@@ -17,8 +17,7 @@ from align.annotate.exchange.archive import backup, restore
 from align.annotate.exchange.exporting import export
 from align.annotate.exchange.importing import Imported, import_items
 from align.annotate.store import Judgement, Store, configure, preferences, publish_guidelines
-from align.data.records.documents import read_documents
-from align.data.records.preferences import read_preferences
+from align.data.read.records import read_documents, read_preferences
 from align.errors import CorruptFile, InputError
 
 

@@ -22,7 +22,7 @@ from align import files
 from align.config.root import RunConfig
 from align.config.stages import STAGES
 from align.data.clean.boilerplate import read_phrases
-from align.data.formats.rows import checked_rows
+from align.data.read.rows import checked_rows
 from align.data.sets.forget import ids_in
 from align.errors import CorruptFile, InputError, MissingArtifact
 from align.evals.judge_report import read_report

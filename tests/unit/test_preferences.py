@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from align.data.records.preferences import ReadReport, read_preferences, read_with_report, write_preferences
+from align.data.read.drops import tallied
+from align.data.read.preferences import write_preferences
+from align.data.read.records import ReadReport, read_preferences, read_with_report
 from align.data.split import split_by_group
-from align.data.tally import tallied
 from align.errors import CorruptFile, InputError, StorageError
 from align.types import Message, Preference
 

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from align.data.dedup.bloom import BITS, PROBES, BloomFilter
-from align.data.dedup.prefilter import Tally
+from align.data.dedup.arrays import BITS, PROBES, BloomFilter
+from align.data.dedup.contamination import Tally
 
 
 @pytest.mark.parametrize("count", [0, 1, 3_000, 100_000])

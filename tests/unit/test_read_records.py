@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from written import PACKERS, TABLES, WRITERS, write
 
-from align.data.records.bad_rows import BadRows
-from align.data.records.column_rules import ColumnRules
-from align.data.records.content import content_of
-from align.data.records.documents import read_documents
-from align.data.records.drops import Drop
-from align.data.records.preferences import read_preferences
-from align.data.records.read import Read, read_records, shape_of
+from align.data.read.columns import ColumnRules
+from align.data.read.content import content_of
+from align.data.read.drops import BadRows, Drop
+from align.data.read.records import Read, read_documents, read_preferences, read_records
+from align.data.read.shapes import shape_of
 from align.errors import InputError
 from align.types import Conversation, Feedback, Message, Preference
 

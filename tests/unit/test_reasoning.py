@@ -15,8 +15,8 @@ from test_sources import jsonl, write
 
 from align.data.chat import IGNORED, Prompt, encode_conversation, encode_judged, prompt_ids, stop_token_ids
 from align.data.pairs import prepared
+from align.data.read.records import read_documents
 from align.data.reasoning import answer_alone, parted, with_reasoning
-from align.data.records.documents import read_documents
 from align.data.sources import DataSource, documents, prompts
 from align.data.supervised import encode
 from align.errors import InputError

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.data.chat import IGNORED, encode_conversation
-from align.data.records.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
 from align.data.sets.scores import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
 from align.data.sets.spool import Rows, Spool

@@ -13,7 +13,7 @@ import pytest
 from test_sources import GOOD, asked, jsonl, rows, write
 
 from align.data.pairs import divided_pairs, read_pairs
-from align.data.records.documents import read_documents
+from align.data.read.records import read_documents
 from align.data.sources import data_records, divided_documents, prompts
 from align.errors import InputError
 from align.types import Conversation
@@ -207,7 +207,7 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, content: byt
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from align.data.records.documents import read_documents
+from align.data.read.records import read_documents
 from align.errors import InputError
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 try:

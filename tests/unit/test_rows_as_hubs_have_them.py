@@ -14,8 +14,8 @@ import pytest
 
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.steps import steps_of
-from align.data.records.bad_rows import BadRows
-from align.data.records.read import read_records
+from align.data.read.drops import BadRows
+from align.data.read.records import read_records
 from align.types import Conversation, Message, Preference, Record, ToolCall
 
 TURNS = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes."}]

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import DOCUMENTS, content_id, row_bytes
-from align.data.records.read import read_records
+from align.data.read.content import DOCUMENTS, row_bytes
+from align.data.read.drops import BadRows
+from align.data.read.records import read_records
 from align.data.sets.columns import columns_of, records_of
+from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
 from align.errors import InputError
@@ -119,7 +120,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
     bare = Conversation((Message("user", "2 + 2?"),), "p:1")
     rich = replace(bare, row=json.dumps(BESIDE))
     assert row_bytes(bare) == row_bytes(rich) == b'{"messages":[{"content":"2 + 2?","role":"user"}]}'
-    assert content_id(bare) == content_id(rich)
+    assert id_of(row_bytes(bare)) == id_of(row_bytes(rich))
     assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
     columns = columns_of(DOCUMENTS, [rich])
     assert records_of(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]

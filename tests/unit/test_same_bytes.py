@@ -15,7 +15,7 @@ from model_folders import copied
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from align.data.formats.rows import checked_rows
+from align.data.read.rows import checked_rows
 from align.data.sources import files_record
 from align.errors import CorruptFile
 from align.models.adapter_files import WEIGHTS_FILE, read_tensors

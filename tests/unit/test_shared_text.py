@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import greedy, shared_text, twins
+from align.data.dedup import shared_text, twins
 from align.data.dedup.groups import packs, sharing
-from align.data.dedup.minhash import band_keys
 from align.data.dedup.numbers import number_hashes, numbers_and_operators
-from align.data.dedup.shingles import Shingles, normalised_digests, shingled
+from align.data.dedup.shingles import Shingles, band_keys, normalised_digests, shingled
 from align.data.dedup.twins import Twins, hash_sets
 
 BANDS = 32

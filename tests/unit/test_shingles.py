@@ -13,9 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import words
-from align.data.dedup.jaccard import jaccard
-from align.data.dedup.minhash import band_keys
-from align.data.dedup.shingles import Shingles, normalised_digests, shingled
+from align.data.dedup.shingles import Shingles, band_keys, jaccard, normalised_digests, shingled
 from align.data.dedup.words import blocks, word_hashes
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.data.records.documents import read_documents
+from align.data.read.records import read_documents
 from align.data.sources import DataSource, data_record, documents, prompts, question
 from align.errors import CorruptFile, InputError
 from align.types import Conversation

@@ -18,9 +18,10 @@ from align.annotate.store import Candidate, Store
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
-from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_id, content_of, row_bytes, texts
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_of, row_bytes, texts
 from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whole_texts
 from align.data.sets.evidence import as_text
+from align.data.sets.ids import id_of
 from align.data.sets.publishing import narrowed
 from align.errors import InputError
 from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
@@ -35,7 +36,7 @@ def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
         {"role": "assistant", "content": "a", "train": False},
     ]}  # fmt: skip
     assert (
-        content_id(plain).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
+        id_of(row_bytes(plain)).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
     )  # as before there were tools
 
 
@@ -46,9 +47,9 @@ def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys(
         return Conversation(turns, tools=tools)
 
     same = record('{"a": 1, "b": 2}'), record('{"b": 2, "a": 1}')
-    assert content_id(same[0]) == content_id(same[1])
+    assert id_of(row_bytes(same[0])) == id_of(row_bytes(same[1]))
     others = (record('{"a": 1}'), record('{"a": 1, "b": 2}', ()), record('{"a": 1, "b": 2}', result="wet"))
-    assert len({content_id(one) for one in (same[0], *others)}) == 4
+    assert len({id_of(row_bytes(one)) for one in (same[0], *others)}) == 4
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)

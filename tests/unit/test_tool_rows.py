@@ -12,11 +12,10 @@ import pytest
 from datasets import Dataset, Features, Json, List, Value
 
 from align.data.pairs import encoded_pairs
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import content_of
-from align.data.records.documents import read_documents
-from align.data.records.preferences import read_preferences, write_preferences
-from align.data.records.read import read_records
+from align.data.read.content import content_of
+from align.data.read.drops import BadRows
+from align.data.read.preferences import write_preferences
+from align.data.read.records import read_documents, read_preferences, read_records
 from align.data.sources import DataSource, prompts
 from align.data.split import question, question_key
 from align.errors import InputError

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from align.data.pairs import Pair
-from align.data.records.documents import read_documents
+from align.data.read.records import read_documents
 from align.data.supervised import encode
 from align.errors import InputError
 from align.models.adapter_files import SCORE_KEY, read_tensors

@@ -12,13 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import greedy, twins
-from align.data.dedup.exact import exact
+from align.data.dedup import twins
 from align.data.dedup.groups import packs, sharing
-from align.data.dedup.minhash import band_keys
-from align.data.dedup.prefixes import Rarity
-from align.data.dedup.shingles import Shingles, normalised_digests, shingled
-from align.data.dedup.twins import Twins
+from align.data.dedup.shingles import Rarity, Shingles, band_keys, normalised_digests, shingled
+from align.data.dedup.twins import Twins, exact
 
 START = "the quick brown fox jumps over the lazy dog while a small grey cat looks on from the old stone wall"
 SENTENCE = START.split()
@@ -139,7 +136,7 @@ def test_packs_give_what_all_give_together(count, texts, data):
 def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, block: int, bands: int):
     monkeypatch.setattr(twins, "LARGE", large)
     monkeypatch.setattr(twins, "BLOCK", block)
-    monkeypatch.setattr(greedy, "FEW_PAIRS", 100)
+    monkeypatch.setattr(twins, "FEW_PAIRS", 100)
     rng = np.random.default_rng(3)
     seeds = [rng.integers(0, 30, rng.integers(0, 40)) for _ in range(12)]
     texts = []

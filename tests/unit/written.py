@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from align.data.read.rows import placed_rows
+
 Rows = Sequence[Mapping[str, Any]]
+
+
+def rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each row of a data set, and its columns or its error."""
+    return ((row.number, row.error or row.data) for row in placed_rows(path, field, skip))
 
 
 def lines(rows: Rows) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.pii import Pii
-from align.data.records.content import content_of
+from align.data.read.content import content_of
 from align.types import Record
 
 WIDTH = 600

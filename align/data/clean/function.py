@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.clean.outcome import Drop, said, sequences
-from align.data.records.content import PARTS, content_of
-from align.data.records.messages import messages_of
-from align.data.records.refusals import displayed
-from align.data.records.tools import check_calls
+from align.data.read.content import PARTS, content_of
+from align.data.read.messages import check_calls, displayed, messages_of
 from align.errors import InputError, half_character
 from align.functions import theirs
 from align.types import Record

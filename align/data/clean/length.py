@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from align.data.clean.arguments import check_choice, check_whole
 from align.data.clean.outcome import Drop, sequences
-from align.data.records.content import texts
+from align.data.read.content import texts
 from align.errors import require
 from align.types import Document, Record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from align.data.records.content import texts, turns, with_answer, with_texts
+from align.data.read.content import texts, turns, with_answer, with_texts
 from align.types import Conversation, Feedback, Preference, Record
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from align.data.clean.arguments import check_choice, check_list
 from align.data.clean.checksums import iban_end, is_card
 from align.data.clean.outcome import Drop, Noted, rewritten, said
-from align.data.records.content import names_in
+from align.data.read.content import names_in
 from align.key_shapes import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.types import Record
 

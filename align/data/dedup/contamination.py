@@ -7,33 +7,52 @@ A training text is a hit of an evaluation text by one of three rules, the first 
 - `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold, and they have the same numbers and
   operators.
 
-Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`align.data.dedup.prefixes`)
-leaves few pairs. A text without words is never a hit. `align.data.dedup.words` says what a word is.
+Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`Rarity`) leaves few pairs. A
+text without words is never a hit. `align.data.dedup.words` says what a word is.
+
+Where one index cannot hold all evaluation texts, they are indexed a slice at a time, and a `Prefilter` tells which of
+very many training texts have anything in common with any of them. So training texts are read twice, however many slices
+there are: once to learn which runs of words are so common that they are phrases, and once to find the texts that have
+anything else in common with evaluation texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
+from numpy import ndarray
 
-from align.data.dedup.arrays import held, ranges
-from align.data.dedup.hash_table import HashTable
-from align.data.dedup.jaccard import jaccard
+from align.data.dedup.arrays import (
+    NO_HASHES,
+    NO_NUMBERS,
+    BloomFilter,
+    HashTable,
+    Texts,
+    held,
+    is_new,
+    join,
+    join_columns,
+    ranges,
+)
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.prefixes import Rarity
-from align.data.dedup.shingles import Shingles, runs
+from align.data.dedup.shingles import Rarity, Shingles, jaccard, shingles_of
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 EXACT, NGRAM, NEAR = range(3)
 RULES = ("exact", "ngram", "near")
 """Their names, by number."""
-
-
-Pairs = tuple[np.ndarray, np.ndarray]
+COMMON = 10
+"""Rows that may share a run of `WIDTH` words with a row: what more of them share is a common phrase or boilerplate
+(Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+WIDTH = 13
+"""Words of a run that gives a row away."""
+SLICE = 48 << 20
+"""Bytes of text that are indexed at once."""
+Owned = tuple[ndarray, ndarray]
 """Hashes (uint64) and the numbers of the texts that have them (int32)."""
 
 
@@ -41,65 +60,45 @@ Pairs = tuple[np.ndarray, np.ndarray]
 class Hits:
     """One row a training text and evaluation set, by text and then by set."""
 
-    text: np.ndarray
+    text: ndarray
     """int64: which of the training texts."""
-    evaluation: np.ndarray
+    evaluation: ndarray
     """int64: which evaluation set, in the order of `Index.names`."""
-    row: np.ndarray
+    row: ndarray
     """int64: the first text of that set that it is a hit of, by the first rule that holds for any."""
-    rule: np.ndarray
+    rule: ndarray
     """int64: `EXACT`, `NGRAM` or `NEAR`."""
-
-
-def index_hashes(parts: list[tuple[np.ndarray, np.ndarray]], within: np.ndarray | None = None) -> HashTable:
-    """Return a table of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need
-    room.
-
-    Args:
-        within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
-    """
-    values = np.concatenate([np.zeros(0, np.uint64), *(values for values, _ in parts)])
-    owners = np.concatenate([np.zeros(0, np.int32), *(owners for _, owners in parts)])
-    parts.clear()
-    order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
-    values = values[order]
-    owners = owners[order]
-    del order
-    if within is None:
-        return HashTable(values, owners)
-    first = np.ones(len(values), bool)
-    first[1:] = (values[1:] != values[:-1]) | (within[owners[1:]] != within[owners[:-1]])
-    return HashTable(values[first], owners[first])
 
 
 @dataclass(frozen=True)
 class Features:
     """What a block of texts is compared by. Owners are the places of texts in the block."""
 
-    short: np.ndarray
+    short: ndarray
     """uint64: hashes of the whole texts that have fewer words than a run."""
-    short_owners: np.ndarray
+    short_owners: ndarray
     grams: Shingles
     """Runs of `width` words."""
     shingles: Shingles
-    """None of any text where near-duplicates are not looked for."""
-    numbers: np.ndarray
+    """None of any text if near-duplicates are not looked for."""
+    numbers: ndarray
     """uint64: hashes of the numbers and operators of each text (`number_hashes`)."""
 
     @classmethod
-    def of(cls, data: np.ndarray, starts: np.ndarray, numbers: np.ndarray, width: int, near: bool) -> Features:
+    def of(cls, data: ndarray, starts: ndarray, numbers: ndarray, width: int, near: bool) -> Features:
         hashes, counts = word_hashes(data, starts)
         owners = np.flatnonzero((counts > 0) & (counts < width))
-        first, whole = (np.cumsum(counts) - counts)[owners], counts[owners].astype(np.uint64)
+        first = (np.cumsum(counts) - counts)[owners]
+        whole = counts[owners].astype(np.uint64)
         for word in range(width - 1):
             longer = counts[owners] > word
             whole[longer] = mixed(whole[longer] * ODD + hashes[first[longer] + word])
         whole ^= numbers[owners]
-        none = Shingles(np.zeros(0, np.uint64), np.zeros(len(counts) + 1, np.int64))
-        return cls(whole, owners, sets(hashes, counts, width), sets(hashes, counts, 3) if near else none, numbers)
+        shingles = shingles_of(hashes, counts, 3) if near else Shingles.of_sizes(NO_HASHES, 0 * counts)
+        return cls(whole, owners, shingles_of(hashes, counts, width), shingles, numbers)
 
 
-def iter_features(texts: pa.Array | pa.ChunkedArray, width: int, near: bool) -> Iterator[Features]:
+def iter_features(texts: Texts, width: int, near: bool) -> Iterator[Features]:
     """Yield the features of texts, block by block.
 
     Args:
@@ -114,15 +113,6 @@ def iter_features(texts: pa.Array | pa.ChunkedArray, width: int, near: bool) -> 
         at = end
 
 
-def sets(hashes: np.ndarray, counts: np.ndarray, width: int) -> Shingles:
-    values, sizes = runs(hashes, counts, width)
-    return Shingles(values, np.append(0, np.cumsum(sizes)))
-
-
-def owners_of(sets: Shingles) -> np.ndarray:
-    return np.repeat(np.arange(len(sets)), sets.sizes)
-
-
 class Index:
     """Evaluation sets, to be asked for the texts that are in them.
 
@@ -131,86 +121,221 @@ class Index:
     Args:
         evaluations: by name, the texts of each set. A row with several texts may give each.
         width: words of a run, at least 3.
-        threshold: of the Jaccard similarity, in (0, 1]; None where near-duplicates are not looked for.
+        threshold: of the Jaccard similarity, in (0, 1]; None if near-duplicates are not looked for.
     """
 
-    def __init__(
-        self, evaluations: Mapping[str, pa.Array | pa.ChunkedArray], width: int = 13, threshold: float | None = 0.7
-    ) -> None:
+    def __init__(self, evaluations: Mapping[str, Texts], width: int = WIDTH, threshold: float | None = 0.7) -> None:
         self.names = tuple(evaluations)
-        self.width, self.threshold = width, threshold
+        self.width = width
+        self.threshold = threshold
         counts = np.array([len(texts) for texts in evaluations.values()], np.int64)
         self.evaluation = np.repeat(np.arange(len(counts)), counts)
-        self.row = ranges(np.zeros(len(counts), np.int64), counts)
-        self.rarity, at = Rarity(), 0
-        numbers = [np.zeros(0, np.uint64)]
-        short, grams, values, sizes = list[Pairs](), list[Pairs](), [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        self.row = ranges(0 * counts, counts)
+        self.rarity = Rarity()
+        at = 0
+        short, grams = list[Owned](), list[Owned]()
+        values, sizes, numbers = [NO_HASHES], [NO_NUMBERS], [NO_HASHES]
         for texts in evaluations.values():
             for part in iter_features(texts, width, threshold is not None):
                 short.append((part.short, (part.short_owners + at).astype(np.int32)))
-                grams.append((part.grams.values, (owners_of(part.grams) + at).astype(np.int32)))
+                grams.append((part.grams.values, (part.grams.owners + at).astype(np.int32)))
                 values.append(part.shingles.values)
                 sizes.append(part.shingles.sizes)
                 numbers.append(part.numbers)
                 self.rarity.add(part.shingles)
                 at += len(part.grams)
-        self.short, self.grams = (index_hashes(parts, self.evaluation) for parts in (short, grams))
-        self.shingles = Shingles(np.concatenate(values), np.append(0, np.cumsum(np.concatenate(sizes))))
+        self.short = index_hashes(short, self.evaluation)
+        self.grams = index_hashes(grams, self.evaluation)
+        self.shingles = Shingles.of_sizes(np.concatenate(values), np.concatenate(sizes))
         self.numbers = np.concatenate(numbers)
         del values
-        self.marks = index_hashes(self._marks(list(map(len, sizes)), threshold) if threshold is not None else [])
-
-    def _marks(self, counts: list[int], threshold: float) -> list[Pairs]:
-        """Args: counts: texts that are looked at together."""
-        found, at = list[Pairs](), 0
-        for count in counts:
+        marks = list[Owned]()
+        at = 0
+        for count in map(len, sizes if threshold is not None else []):  # texts that are looked at together
             offsets = self.shingles.offsets[at : at + count + 1]
             some = Shingles(self.shingles.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-            mark, many = self.rarity.marks(some, threshold)
-            found.append((mark, np.repeat(np.arange(at, at + count, dtype=np.int32), many)))
+            mark, many = self.rarity.marks(some, threshold or 0)
+            marks.append((mark, np.repeat(np.arange(at, at + count, dtype=np.int32), many)))
             at += count
-        return found
+        self.marks = index_hashes(marks)
 
-    def without(self, common: np.ndarray) -> Index:
-        """The index less some of its runs of words: those that many training texts have are phrases, not leaks.
+    def without(self, common: ndarray) -> Index:
+        """Return the index less some of its runs of words: those that many training texts have are phrases, not leaks.
 
         Args:
             common: their hashes, uint64, ascending.
         """
-        made, left = copy(self), ~held(common, self.grams.hashes)
-        made.grams = HashTable(self.grams.hashes[left], self.grams.owners[left])
-        return made
+        index = copy(self)
+        left = ~held(common, self.grams.hashes)
+        index.grams = HashTable(self.grams.hashes[left], self.grams.owners[left])
+        return index
 
-    def near(self, block: Features) -> tuple[np.ndarray, np.ndarray]:
+    def near(self, block: Features) -> tuple[ndarray, ndarray]:
         """Return pairs of texts of a block and evaluation texts that reach the threshold and have the same numbers."""
         sets = block.shingles
         if self.threshold is None:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            return NO_NUMBERS, NO_NUMBERS
         marks, many = self.rarity.marks(sets, self.threshold)
         texts, found = self.marks.find_pairs(marks, np.repeat(np.arange(len(sets)), many))
         same = block.numbers[texts] == self.numbers[found]
-        texts = texts[same]
-        found = found[same]
+        texts, found = texts[same], found[same]
         enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
         return texts[enough], found[enough]
 
 
-def hits(index: Index, texts: pa.Array | pa.ChunkedArray) -> Hits:
-    """The training texts, of N strings where null is the empty text, that are in evaluation sets."""
-    none = np.zeros(0, np.int64)
-    found, at = [(none, none, none)], 0  # text, evaluation text, rule
+def index_hashes(parts: list[Owned], within: ndarray | None = None) -> HashTable:
+    """Return a table of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need
+    room.
+
+    Args:
+        within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
+    """
+    values, owners = join_columns([(NO_HASHES, np.zeros(0, np.int32)), *parts])
+    parts.clear()
+    order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
+    values, owners = values[order], owners[order]
+    del order
+    if within is None:
+        return HashTable(values, owners)
+    first = is_new(values, within[owners])
+    return HashTable(values[first], owners[first])
+
+
+def hits(index: Index, texts: Texts) -> Hits:
+    """Return the training texts that are in evaluation sets."""
+    found = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]  # text, evaluation text, rule
+    at = 0
     for block in iter_features(texts, index.width, index.threshold is not None):
-        for rule, (text, owner) in enumerate((
+        by_rule = (
             index.short.find_pairs(block.short, block.short_owners),
-            index.grams.find_pairs(block.grams.values, owners_of(block.grams)),
+            index.grams.find_pairs(block.grams.values, block.grams.owners),
             index.near(block),
-        )):  # fmt: skip
-            found.append((text + at, owner, np.full(len(text), rule)))
+        )
+        found += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in enumerate(by_rule)]
         at += len(block.grams)
-    text, owner, rule = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    text, owner, rule = join_columns(found)
     evaluation = index.evaluation[owner]
     order = np.lexsort((owner, rule, evaluation, text))
     text, evaluation, owner, rule = text[order], evaluation[order], owner[order], rule[order]
-    first = np.ones(len(text), bool)
-    first[1:] = (np.diff(text) != 0) | (np.diff(evaluation) != 0)
+    first = is_new(text, evaluation)
     return Hits(text[first], evaluation[first], index.row[owner[first]], rule[first])
+
+
+class Tally:
+    """How often hashes come, exactly up to 255. A hash takes 9 bytes, and 17 while others come in."""
+
+    LEAST = 1 << 20
+    """Hashes that are counted together, or a quarter as many as there are: those are copied a few times only."""
+
+    def __init__(self) -> None:
+        self.hashes = NO_HASHES
+        self.counts = np.zeros(0, np.uint8)
+        self._new = list[ndarray]()
+
+    def add(self, hashes: ndarray) -> None:
+        self._new.append(hashes)
+        if sum(map(len, self._new)) >= max(self.LEAST, len(self.hashes) // 4):
+            self._settle()
+
+    def _settle(self) -> None:
+        hashes, counts = np.unique(join(self._new, NO_HASHES), return_counts=True)
+        self._new = []
+        at = np.searchsorted(self.hashes, hashes)
+        known = held(self.hashes, hashes)
+        self.counts[at[known]] = np.minimum(self.counts[at[known]] + counts[known], 255)
+        self.hashes = np.insert(self.hashes, at[~known], hashes[~known])
+        self.counts = np.insert(self.counts, at[~known], np.minimum(counts[~known], 255))
+
+    def above(self, most: int) -> ndarray:
+        """Return the hashes that came more often than that (under 255), ascending."""
+        self._settle()
+        return self.hashes[self.counts > most]
+
+
+class Prefilter:
+    """What evaluation texts are, in a few bytes a word, and which training texts may be hits of them.
+
+    In this order: evaluation texts are given twice, to `measure` and to `add`; training texts to `tell`; and those of
+    them that it names to `maybe`.
+
+    Args:
+        most: training texts that may have a run of words before it is a phrase, and no leak.
+        width, threshold: as for `Index`.
+    """
+
+    def __init__(self, most: int = COMMON, width: int = WIDTH, threshold: float | None = 0.7) -> None:
+        self.most = most
+        self.width = width
+        self.threshold = threshold
+        self._rarity = Rarity()
+        self._size = 0
+        self._runs = Tally()
+
+    def measure(self, texts: Texts) -> None:
+        """Count what is to be added, and how common it is."""
+        for block in self._blocks(texts):
+            self._rarity.add(block.shingles)
+            self._size += len(block.grams.values) + len(self._others(block)[0])
+
+    @cached_property
+    def _filter(self) -> BloomFilter:
+        return BloomFilter(self._size)
+
+    def add(self, texts: Texts) -> None:
+        """Add what `tell` and `maybe` look for."""
+        for block in self._blocks(texts):
+            self._filter.add(spread(block.grams.values))
+            self._filter.add(spread(self._others(block)[0]))
+
+    def tell(self, texts: Texts) -> ndarray:
+        """Return which of these texts have anything in common with evaluation texts, bool (N): all that do, and few
+        others. The runs of words that they have in common are counted."""
+
+        def count(runs: ndarray) -> ndarray:
+            self._runs.add(runs)
+            return np.ones(len(runs), bool)
+
+        return self._alike(texts, count)
+
+    @cached_property
+    def phrases(self) -> ndarray:
+        """The runs of words that are phrases, uint64, ascending; once all texts are told."""
+        return self._runs.above(self.most)
+
+    def maybe(self, texts: Texts) -> ndarray:
+        """Return which of these texts may be hits if phrases do not count, bool (N): all that are, and few others."""
+        return self._alike(texts, lambda runs: ~held(self.phrases, runs))
+
+    def _alike(self, texts: Texts, counts: Callable[[ndarray], ndarray]) -> ndarray:
+        """Return which texts have anything in common with evaluation texts.
+
+        Args:
+            counts: which runs of words, of some that they have in common, count.
+        """
+        found = [np.zeros(0, bool)]
+        for block in self._blocks(texts):
+            alike = np.zeros(len(block.grams), bool)
+            there = self._filter.maybe(spread(block.grams.values))
+            alike[block.grams.owners[there][counts(block.grams.values[there])]] = True
+            others, of = self._others(block)
+            alike[of[self._filter.maybe(spread(others))]] = True
+            found.append(alike)
+        return np.concatenate(found)
+
+    def _blocks(self, texts: Texts) -> Iterator[Features]:
+        return iter_features(texts, self.width, self.threshold is not None)
+
+    def _others(self, block: Features) -> tuple[ndarray, ndarray]:
+        """Return, beside runs of words, the hashes of which hits have one in common, and the place in the block of
+        each."""
+        if self.threshold is None:
+            return block.short, block.short_owners
+        marks, many = self._rarity.marks(block.shingles, self.threshold)
+        owners = np.repeat(np.arange(len(many)), many)
+        return np.append(block.short, marks), np.append(block.short_owners, owners)
+
+
+def spread(hashes: ndarray) -> ndarray:
+    """Return hashes of which every bit counts, as a filter asks for: those of runs of words have no more than 54
+    bits."""
+    return mixed(hashes.copy())

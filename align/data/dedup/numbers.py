@@ -16,7 +16,9 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy import ndarray
 
+from align.data.dedup.arrays import NO_HASHES, Texts, join
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
 pc = pyarrow.compute
@@ -57,7 +59,7 @@ AFTER = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
 """An operand that begins here."""
 
 
-def number_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def number_hashes(texts: Texts) -> ndarray:
     """Return a hash of each text's numbers and operators, uint64 (N); 0 for a text that has none.
 
     Args:
@@ -76,19 +78,19 @@ def number_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return hashes
 
 
-def matches(texts: pa.Array | pa.ChunkedArray, pattern: str) -> np.ndarray:
+def matches(texts: Texts, pattern: str) -> ndarray:
     """Return the places of the texts in which a pattern of RE2 is found, int64."""
     found = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
     return np.flatnonzero(found.fill_null(False).to_numpy(zero_copy_only=False))
 
 
-def hash_tokens(texts: pa.Array | pa.ChunkedArray, table: bytes) -> np.ndarray:
+def hash_tokens(texts: Texts, table: bytes) -> ndarray:
     """Return a hash of each text's tokens in their order, uint64 (N); 0 for a text that has none.
 
     Args:
         table: byte → byte; 0 stands between tokens.
     """
-    hashes = [np.zeros(0, np.uint64)]
+    hashes = list[ndarray]()
     for data, starts in blocks(texts, str, table):
         tokens, counts = word_hashes(data, starts)
         ends = np.cumsum(counts)
@@ -97,7 +99,7 @@ def hash_tokens(texts: pa.Array | pa.ChunkedArray, table: bytes) -> np.ndarray:
         np.cumsum(mixed(tokens ^ (order.astype(np.uint64) * ODD)), out=sums[1:])
         sums = mixed(sums[ends] - sums[ends - counts])
         hashes.append(np.maximum(sums, 1) * (counts > 0))
-    return np.concatenate(hashes)
+    return join(hashes, NO_HASHES)
 
 
 def numbers_and_operators(text: str) -> list[str]:

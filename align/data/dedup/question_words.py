@@ -18,9 +18,10 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
-from align.data.dedup.hash_table import HashTable
-from align.data.dedup.words import blocks, mixed, plain
+from align.data.dedup.arrays import HashTable, Texts
+from align.data.dedup.words import blocks, bounds_of_words, mixed, plain
 
 PUNCTUATION = {
     **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()},  # full width
@@ -50,7 +51,7 @@ KEPT = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
 """ASCII in lower case. Unlike `words.LOWER`, punctuation stays: it says where sentences end."""
 
 
-def byte_table(characters: str) -> np.ndarray:
+def byte_table(characters: str) -> ndarray:
     """A table of 256 booleans that is true for these ASCII characters."""
     table = np.zeros(256, bool)
     table[[ord(character) for character in characters]] = True
@@ -72,10 +73,10 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 CHUNK = 1 << 16
 
 
-def powers(base: int) -> tuple[np.ndarray, np.ndarray]:
+def powers(base: int) -> tuple[ndarray, ndarray]:
     """Powers of a number modulo 2^64: the first `CHUNK`, and every `CHUNK`-th of the first 2^31."""
 
-    def accumulated(factor: int, count: int) -> np.ndarray:
+    def accumulated(factor: int, count: int) -> ndarray:
         factors = np.full(count, factor, np.uint64)
         factors[0] = 1
         return np.multiply.accumulate(factors)
@@ -90,7 +91,7 @@ TAGS = mixed(np.arange(1001, 1257, dtype=np.uint64))
 TAGS[0] = 0
 
 
-def compute_power(table: tuple[np.ndarray, np.ndarray], exponents: np.ndarray) -> np.ndarray:
+def compute_power(table: tuple[ndarray, ndarray], exponents: ndarray) -> ndarray:
     return table[0][exponents & (CHUNK - 1)] * table[1][exponents >> 16]
 
 
@@ -111,33 +112,43 @@ class WordBlock:
         breaks: uint8 (words + 1), 0, `BREAK` or `LINE`.
     """
 
-    letters: np.ndarray
-    begins: np.ndarray
-    first: np.ndarray
-    tags: np.ndarray
-    breaks: np.ndarray
-    _sums: np.ndarray
+    letters: ndarray
+    begins: ndarray
+    first: ndarray
+    tags: ndarray
+    breaks: ndarray
+    _sums: ndarray
 
     def __len__(self) -> int:
         return len(self.tags)
 
     @cached_property
-    def values(self) -> np.ndarray:
+    def values(self) -> ndarray:
         """uint64 (words): the hash of each word alone."""
         words = np.arange(len(self))
         return self.runs(words, words + 1)
 
     @cached_property
-    def text(self) -> np.ndarray:
+    def text(self) -> ndarray:
         """int64 (words): the text of each word."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
 
     @cached_property
-    def has_digit(self) -> np.ndarray:
+    def last(self) -> ndarray:
+        """int64 (words): the word behind the last one of each word's text."""
+        return np.repeat(self.first[1:], np.diff(self.first))
+
+    @property
+    def tagged(self) -> ndarray:
+        """uint64 (words): the hash of each word with the operator before it."""
+        return self.values + TAGS[self.tags]
+
+    @cached_property
+    def has_digit(self) -> ndarray:
         """bool (words): whether a word begins or ends with a digit."""
         return IS_DIGIT[self.letters[self.begins[:-1]]] | IS_DIGIT[self.letters[self.begins[1:] - 1]]
 
-    def runs(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    def runs(self, start: ndarray, end: ndarray) -> ndarray:
         """Hashes (uint64) of runs of words, from word `start` to before word `end`."""
         at = self.begins[start]
         sums = self._sums[end] - self._sums[start]
@@ -145,9 +156,9 @@ class WordBlock:
         sums[tagged] -= TAGS[self.tags[start[tagged]]] * compute_power(POWERS, at[tagged])
         return mixed(sums * compute_power(INVERSES, at))
 
-    def keys(self, words: np.ndarray, size: int) -> np.ndarray:
+    def keys(self, words: ndarray, size: int) -> ndarray:
         """Hashes (uint64) of the first `size` letters (4, or a multiple of 8 up to 64) from these words on."""
-        eights = np.ndarray((len(self.letters) - 7,), "<u8", self.letters, strides=(1,))
+        eights = ndarray((len(self.letters) - 7,), "<u8", self.letters, strides=(1,))
         at = self.begins[words]
         if size < 8:
             return mixed(eights[at] & np.uint64((1 << 8 * size) - 1))
@@ -158,46 +169,35 @@ class WordBlock:
 
 
 def fold(text: str) -> str:
-    """A text that is not all ASCII, with punctuation and digits of ASCII."""
-    return plain(FOREIGN.sub(lambda match: ascii_kin(match[0]), text))
+    """Return a text that is not all ASCII, with punctuation and digits of ASCII."""
+
+    def ascii_kin(match: re.Match[str]) -> str:
+        return PUNCTUATION.get(match[0]) or str(unicodedata.decimal(match[0]))
+
+    return plain(FOREIGN.sub(ascii_kin, text))
 
 
-@lru_cache(1024)
-def ascii_kin(character: str) -> str:
-    return PUNCTUATION.get(character) or str(unicodedata.decimal(character))
-
-
-def word_blocks(texts: pa.Array | pa.ChunkedArray) -> Iterator[WordBlock]:
-    """The words of texts (null is the empty text), some texts at a time."""
+def word_blocks(texts: Texts) -> Iterator[WordBlock]:
+    """Yield the words of texts, some texts at a time."""
     for data, starts in blocks(texts, fold, KEPT):
         yield parse_words(data, starts)
 
 
-def parse_words(data: np.ndarray, starts: np.ndarray) -> WordBlock:
-    """The words of one block of `align.data.dedup.words.blocks`."""
+def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
+    """Return the words of one block of `align.data.dedup.words.blocks`."""
     is_letter = IS_WORD[data]
     inside = is_letter.copy()
     apostrophes = np.flatnonzero(data == ord("'"))
     apostrophes = apostrophes[(apostrophes > 0) & (apostrophes < len(data) - 1)]
     inside[apostrophes] = is_letter[apostrophes - 1] & is_letter[apostrophes + 1]
-    opens = inside.copy()
-    closes = inside.copy()
-    np.greater(inside[1:], inside[:-1], out=opens[1:])
-    np.greater(inside[:-1], inside[1:], out=closes[:-1])
-    borders = starts[(starts > 0) & (starts < len(data))]  # a word ends with its text
-    opens[borders] = inside[borders]
-    closes[borders - 1] = inside[borders - 1]
-    opened = np.flatnonzero(opens)
-    closed = np.flatnonzero(closes) + 1
-    letters = np.concatenate([data[is_letter], np.zeros(64, np.uint8)])
-    apart = inside & ~is_letter
-    inner = np.flatnonzero(apart)  # apostrophes: no letters of the word
+    opened, closed = bounds_of_words(inside, starts)
+    letters = np.append(data[is_letter], np.zeros(64, np.uint8))
+    inner = np.flatnonzero(inside & ~is_letter)  # apostrophes: no letters of the word
     sizes = closed - opened
     if len(inner):
         sizes -= np.searchsorted(inner, closed) - np.searchsorted(inner, opened)
     begins = np.append(0, np.cumsum(sizes))
     first = np.searchsorted(opened, starts)
-    breaks = find_breaks(data, opened, first)
     tags = find_tags(data, opened, closed, sizes, first)
     sums = letter_sums(letters[: begins[-1]], begins)
     tagged = np.flatnonzero(tags)
@@ -205,10 +205,10 @@ def parse_words(data: np.ndarray, starts: np.ndarray) -> WordBlock:
         added = np.zeros(len(sums), np.uint64)
         added[tagged + 1] = TAGS[tags[tagged]] * compute_power(POWERS, begins[tagged])
         sums += np.cumsum(added)
-    return WordBlock(letters, begins, first, tags, breaks, sums)
+    return WordBlock(letters, begins, first, tags, find_breaks(data, opened, first), sums)
 
 
-def find_breaks(data: np.ndarray, opened: np.ndarray, first: np.ndarray) -> np.ndarray:
+def find_breaks(data: ndarray, opened: ndarray, first: ndarray) -> ndarray:
     """See `WordBlock.breaks`."""
     breaks = np.zeros(len(opened) + 1, np.uint8)
     breaks[np.searchsorted(opened, np.flatnonzero(ENDS_SEGMENT[data]))] = BREAK
@@ -222,9 +222,7 @@ def find_breaks(data: np.ndarray, opened: np.ndarray, first: np.ndarray) -> np.n
     return breaks
 
 
-def find_tags(
-    data: np.ndarray, opened: np.ndarray, closed: np.ndarray, sizes: np.ndarray, first: np.ndarray
-) -> np.ndarray:
+def find_tags(data: ndarray, opened: ndarray, closed: ndarray, sizes: ndarray, first: ndarray) -> ndarray:
     """See `WordBlock.tags`."""
     tags = np.zeros(len(opened), np.uint8)
     if len(opened) < 2:
@@ -248,7 +246,7 @@ def find_tags(
     return tags
 
 
-def letter_sums(letters: np.ndarray, begins: np.ndarray) -> np.ndarray:
+def letter_sums(letters: ndarray, begins: ndarray) -> ndarray:
     """The polynomial's sum up to each of `begins`, uint64."""
     sums = np.zeros(len(begins), np.uint64)
     total = np.uint64(0)
@@ -281,26 +279,21 @@ COMMON_WORDS = (
 )
 
 
-def word_weights(block: WordBlock) -> np.ndarray:
+def word_weights(block: WordBlock) -> ndarray:
     """Weigh each word, int64 (words), in halves of an English letter. Common words count half."""
     letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
     weights = np.diff(letters[block.begins])
-    return np.where(common_words().holds(block.values), weights // 2, weights)
+    return np.where(hash_words(COMMON_WORDS).holds(block.values), weights // 2, weights)
 
 
+@lru_cache
 def hash_words(words: str) -> HashTable:
-    """The hashes of words, to be looked up."""
+    """Return the hashes of words, to be looked up."""
     (block,) = word_blocks(pa.array([words]))
-    values = np.unique(block.values)
-    return HashTable.sort(values, np.arange(len(values)))
+    return HashTable.of_values(block.values)
 
 
-@lru_cache(1)
-def common_words() -> HashTable:
-    return hash_words(COMMON_WORDS)
-
-
-def is_unspaced(block: WordBlock) -> np.ndarray:
+def is_unspaced(block: WordBlock) -> ndarray:
     """bool (words): whether a word is a letter of a script that writes no blanks (Han, kana, Thai, Lao, Khmer,
     Burmese)."""
     lead = block.letters[block.begins[:-1]]
@@ -316,35 +309,20 @@ QUESTION_PREFIXES = (
 ANSWER_PREFIXES = "answer answers a response solution assistant output antwort respuesta réponse ответ الجواب 答 案 답"
 
 
-@lru_cache(1)
-def question_prefixes() -> HashTable:
-    return hash_words(QUESTION_PREFIXES)
-
-
-@lru_cache(1)
-def answer_prefixes() -> HashTable:
-    return hash_words(ANSWER_PREFIXES)
-
-
-@lru_cache(1)
-def all_prefixes() -> HashTable:
-    return hash_words(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}")
-
-
-def is_prefix(block: WordBlock, words: np.ndarray) -> np.ndarray:
+def is_prefix(block: WordBlock, words: ndarray) -> ndarray:
     """bool: whether each of these words announces a question or is a number of at most three digits."""
     sizes = block.begins[words + 1] - block.begins[words]
     begins = block.letters[block.begins[words]]
     ends = block.letters[block.begins[words + 1] - 1]
     numbered = (sizes <= 3) & IS_DIGIT[begins] & IS_DIGIT[ends]
-    return numbered | question_prefixes().holds(block.values[words])
+    return numbered | hash_words(QUESTION_PREFIXES).holds(block.values[words])
 
 
 PREFIX_WORDS = 4
 """Words of a prefix at most, such as `Question no. 12:`."""
 
 
-def find_stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def find_stripped_bounds(block: WordBlock) -> tuple[list[ndarray], list[ndarray]]:
     """Return where each text begins without 0, 1, … prefix words, and where it ends without 0, 1, … words of what
     announces an answer: int64 (texts), -1 where there is no such prefix or end."""
     start = block.first[:-1]
@@ -362,12 +340,12 @@ def find_stripped_bounds(block: WordBlock) -> tuple[list[np.ndarray], list[np.nd
     still = np.ones(len(start), bool)
     for count in range(2):
         word = np.clip(end - 1 - count, 0, last)
-        still = still & (end - 1 - count > start) & answer_prefixes().holds(block.values[word])
+        still = still & (end - 1 - count > start) & hash_words(ANSWER_PREFIXES).holds(block.values[word])
         ends.append(np.where(still & (block.breaks[word] > 0), end - 1 - count, -1))
     return starts, ends
 
 
-def strip_prefixes(block: WordBlock) -> tuple[np.ndarray, np.ndarray]:
+def strip_prefixes(block: WordBlock) -> tuple[ndarray, ndarray]:
     """Return where each text begins and ends without prefixes, int64 (texts)."""
     starts, ends = find_stripped_bounds(block)
     start = np.max(starts, axis=0)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy import ndarray
 
-from align.data.dedup.arrays import distinct, spans
+from align.data.dedup.arrays import NO_HASHES, distinct, join, spans
 from align.data.dedup.groups import Groups
 from align.data.dedup.shingles import HASH_BITS, Shingles
 
@@ -32,12 +33,8 @@ BLOCK_SHINGLES = 1 << 22
 
 
 def find_shared(
-    groups: Groups,
-    index: np.ndarray,
-    sizes: np.ndarray,
-    content: np.ndarray,
-    read: Callable[[np.ndarray], Shingles],
-) -> np.ndarray:
+    groups: Groups, index: ndarray, sizes: ndarray, content: ndarray, read: Callable[[ndarray], Shingles]
+) -> ndarray:
     """Return the shared shingles, uint64, ascending.
 
     Args:
@@ -46,34 +43,34 @@ def find_shared(
         content: a hash of what each document says, uint64 (N): those with the least are counted.
         read: documents (int64, ascending) → their shingles.
     """
-    shared = [np.zeros(0, np.uint64)]
+    shared = NO_HASHES
     samples = [index[members] for members in select_samples(groups, content[index])]
     costs = np.array([sizes[documents].sum(dtype=np.int64) for documents in samples], np.int64)
     for start, end in spans(costs, BLOCK_SHINGLES, BLOCK_GROUPS):
         documents = distinct(np.concatenate(samples[start:end]))
         sets = read(documents)
-        shared += [count_group(sets, np.searchsorted(documents, sample)) for sample in samples[start:end]]
-        shared = [distinct(np.concatenate(shared))]
-    return shared[0]
+        counted = [count_group(sets, np.searchsorted(documents, sample)) for sample in samples[start:end]]
+        shared = distinct(join(counted, shared))
+    return shared
 
 
-def count_group(sets: Shingles, rows: np.ndarray) -> np.ndarray:
+def count_group(sets: Shingles, rows: ndarray) -> ndarray:
     """Return the shingles that at least `SHARE` of some sets have, uint64."""
-    values = np.concatenate([sets.values[sets.offsets[row] : sets.offsets[row + 1]] for row in rows])
-    values.sort()
+    values = np.sort(np.concatenate([sets.values[sets.offsets[row] : sets.offsets[row + 1]] for row in rows]))
     need = int(np.ceil(SHARE * len(rows)))
     if need > len(values):
-        return values[:0]
+        return NO_HASHES
     return distinct(values[need - 1 :][values[need - 1 :] == values[: len(values) - need + 1]])
 
 
-def select_samples(groups: Groups, content: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the members that are counted of each group that counts.
+def select_samples(groups: Groups, content: ndarray) -> Iterator[ndarray]:
+    """Yield the members that are counted of each group that counts: the `SAMPLE` members with the least content hashes,
+    and those that say the same as the last of these.
 
     Args:
         content: of the document at each place.
     """
-    first = np.cumsum(groups.sizes) - groups.sizes
+    first = groups.first
     classes = np.frexp(groups.sizes.astype(np.float64))[1]
     large = groups.sizes >= MANY
     for size_class in np.unique(classes[large]).tolist():
@@ -85,11 +82,5 @@ def select_samples(groups: Groups, content: np.ndarray) -> Iterator[np.ndarray]:
             members = groups.members[first[group] : first[group] + size]
             if (largest[members] <= size).any():
                 largest[members] = np.maximum(largest[members], size)
-                yield take_sample(members, content[members])
-
-
-def take_sample(members: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """Return the `SAMPLE` members with the least content hashes, and those that say the same as the last of these."""
-    if len(members) <= SAMPLE:
-        return members
-    return members[content <= np.partition(content, SAMPLE - 1)[SAMPLE - 1]]
+                least = content[members]
+                yield members if size <= SAMPLE else members[least <= np.partition(least, SAMPLE - 1)[SAMPLE - 1]]

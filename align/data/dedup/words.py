@@ -18,8 +18,9 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy import ndarray
 
-from align.data.dedup.arrays import spans
+from align.data.dedup.arrays import NO_HASHES, Texts, join, spans
 
 BLOCK_BYTES = 1 << 19
 """Of text that is worked on at once: what is made of it stays in a core's cache."""
@@ -37,7 +38,7 @@ MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mixed(x: np.ndarray) -> np.ndarray:
+def mixed(x: ndarray) -> ndarray:
     """Every bit of each 64-bit number spread over all of its bits, one to one, in place.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), as Stafford's variant 13.
@@ -56,7 +57,7 @@ OFTEN = 8
 
 
 def plain(text: str) -> str:
-    """A text of any script in whose bytes words are parted by ASCII, and by nothing else."""
+    """Return a text of any script in whose bytes words are parted by ASCII, and by nothing else."""
 
     def replaced(run: re.Match[str]) -> str:
         inside = text[run.start() - 1 : run.start()].isalnum()
@@ -67,19 +68,19 @@ def plain(text: str) -> str:
 
 @lru_cache(1 << 14)
 def folded(run: str, inside: bool) -> str:
-    """A run of characters that are not ASCII, without case, its words parted by blanks.
+    """Return a run of characters that are not ASCII, without case, its words parted by blanks.
 
     Args:
         inside: a letter or digit precedes it.
     """
+
+    def parted(match: re.Match[str]) -> str:
+        alone, word = match.groups()
+        return f" {alone} " if alone else word or " "
+
     # Decomposed (NFKD), so that an accent that follows an ASCII letter needs no letter to be composed with.
     before = "x" * inside
     return word_pattern().sub(parted, before + unicodedata.normalize("NFKD", run).casefold())[len(before) :]
-
-
-def parted(found: re.Match[str]) -> str:
-    alone, run = found.groups()
-    return f" {alone} " if alone else run or " "
 
 
 @cache
@@ -91,13 +92,11 @@ def word_pattern() -> re.Pattern[str]:
     return re.compile(f"((?=\\w)[{WITHOUT_BLANKS}][{marks}]*)|({letter}(?:{letter}|[{marks}])*)|.", re.DOTALL)
 
 
-def blocks(
-    texts: pa.Array | pa.ChunkedArray, fold: Callable[[str], str] = plain, table: bytes = LOWER
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents in blocks of what a cache holds, at least one a block.
+def blocks(texts: Texts, fold: Callable[[str], str] = plain, table: bytes = LOWER) -> Iterator[tuple[ndarray, ndarray]]:
+    """Yield documents in blocks of what a cache holds, at least one a block. Documents of ASCII alone are not looked at
+    one by one.
 
     Args:
-        texts: N strings; null is the empty text.
         fold: what becomes of a text that is not all ASCII.
         table: what becomes of each byte then.
 
@@ -108,63 +107,60 @@ def blocks(
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         sizes = pc.call_function("binary_length", [chunk]).fill_null(0).to_numpy(zero_copy_only=False)
         for at, end in spans(sizes, BLOCK_BYTES, BLOCK_DOCUMENTS):
-            yield folded_bytes(chunk.slice(at, end - at), fold, table)
+            block = chunk.slice(at, end - at).fill_null("")
+            ascii = pc.call_function("string_is_ascii", [block])
+            if ascii.true_count < len(block):
+                foreign = pc.call_function("invert", [ascii])
+                others = pa.array([fold(text) for text in block.filter(foreign).to_pylist()], block.type)
+                block = pc.call_function("replace_with_mask", [block, foreign, others])
+            _, offsets, data = block.buffers()
+            wide = pa.types.is_large_string(block.type)
+            starts = np.frombuffer(offsets, np.int64 if wide else np.int32)[block.offset :][: len(block) + 1]
+            starts = starts.astype(np.int64)
+            whole = memoryview(data)[starts[0] : starts[-1]] if data is not None else b""
+            yield np.frombuffer(bytes(whole).translate(table), np.uint8), starts - starts[0]
 
 
-def folded_bytes(texts: pa.Array, fold: Callable[[str], str], table: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """One block. Documents of ASCII alone are not looked at one by one."""
-    if texts.null_count:
-        texts = texts.fill_null("")
-    ascii = pc.call_function("string_is_ascii", [texts])
-    if ascii.true_count < len(texts):
-        foreign = pc.call_function("invert", [ascii])
-        others = pa.array([fold(text) for text in texts.filter(foreign).to_pylist()], texts.type)
-        texts = pc.call_function("replace_with_mask", [texts, foreign, others])
-    _, offsets, data = texts.buffers()
-    wide = pa.types.is_large_string(texts.type)
-    starts = np.frombuffer(offsets, np.int64 if wide else np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    starts = starts.astype(np.int64)
-    whole = memoryview(data)[starts[0] : starts[-1]] if data is not None else b""
-    return np.frombuffer(bytes(whole).translate(table), np.uint8), starts - starts[0]
+def bounds_of_words(inside: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
+    """Return the first byte of each word of a block, and the byte behind it (int64).
 
-
-def word_hashes(data: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The words of a block (`blocks`) in order.
-
-    Returns:
-        Their hashes (uint64), and how many each document has (int64).
+    Args:
+        inside: whether each byte is one of a word, bool; there is at least one.
+        starts: where each document begins (`blocks`).
     """
-    if not len(data):
-        return np.zeros(0, np.uint64), np.zeros(len(starts) - 1, np.int64)
-    inside = data != 0
-    begins, closes = inside.copy(), inside.copy()
-    np.greater(inside[1:], inside[:-1], out=begins[1:])
+    opens = inside.copy()
+    closes = inside.copy()
+    np.greater(inside[1:], inside[:-1], out=opens[1:])
     np.greater(inside[:-1], inside[1:], out=closes[:-1])
-    borders = starts[(starts > 0) & (starts < len(data))]  # a word ends with its document
-    begins[borders], closes[borders - 1] = inside[borders], inside[borders - 1]
-    first = np.flatnonzero(begins)
-    length = np.flatnonzero(closes) + 1 - first
-    return hashes_at(data, first, length), np.diff(np.searchsorted(first, starts))
+    borders = starts[(starts > 0) & (starts < len(inside))]  # a word ends with its document
+    opens[borders] = inside[borders]
+    closes[borders - 1] = inside[borders - 1]
+    return np.flatnonzero(opens), np.flatnonzero(closes) + 1
 
 
-def word_counts(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """How many words each text has, int64 (N)."""
-    return np.concatenate([np.zeros(0, np.int64), *(word_hashes(*block)[1] for block in blocks(texts))])
-
-
-def hashes_at(data: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Hashes of the words that begin at `first` and have `length` bytes: eight bytes after eight."""
-    padded = np.zeros(len(data) + 8, np.uint8)
-    padded[: len(data)] = data
+def word_hashes(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
+    """Return the words of a block (`blocks`) in order: their hashes (uint64), and how many each document has (int64).
+    A word is hashed eight bytes after eight."""
+    if not len(data):
+        return NO_HASHES, np.zeros(len(starts) - 1, np.int64)
+    first, end = bounds_of_words(data != 0, starts)
+    length = end - first
+    padded = np.append(data, np.zeros(8, np.uint8))
     eights = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # the eight bytes from each place on
     hashes = mixed((eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD))
-    long, at = np.flatnonzero(length > 8), 8
+    long = np.flatnonzero(length > 8)
+    at = 8
     while len(long) and at < LONG_WORD:
         part = eights[first[long] + at] & MASKS[np.minimum(length[long] - at, 8)]
         hashes[long] = mixed(hashes[long] * ODD ^ part)
         at += 8
         long = long[length[long] > at]
     for word in long:
-        digest = blake2b(data[first[word] : first[word] + length[word]].tobytes(), digest_size=8).digest()
+        digest = blake2b(data[first[word] : end[word]].tobytes(), digest_size=8).digest()
         hashes[word] = int.from_bytes(digest, "little")
-    return hashes
+    return hashes, np.diff(np.searchsorted(first, starts))
+
+
+def word_counts(texts: Texts) -> ndarray:
+    """Return how many words each text has, int64 (N)."""
+    return join(word_hashes(*block)[1] for block in blocks(texts))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align.data.formats.rows import passed_over, rows_in
+from align.data.read.rows import is_seekable, rows_in
 from align.data.sets import reads
 from align.data.sets.engines import Engine
 from align.data.sets.gather import Gathering
@@ -126,7 +126,7 @@ def counted(file: tuple[int, str, Path]) -> Count:
     """The rows of a file, or why they cannot be counted."""
     _, field, path = file
     try:
-        return Count(rows_in(path, field), passed_over(path, field))
+        return Count(rows_in(path, field), is_seekable(path, field))
     except (InputError, OSError) as error:
         return Count(0, False, str(error))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from align.data.records.content import DOCUMENTS, FEEDBACK, PREFERENCES
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall, json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported

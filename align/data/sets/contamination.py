@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.dedup.arrays import distinct, held
-from align.data.dedup.contamination import RULES, Index, hits
-from align.data.dedup.prefilter import Prefilter
+from align.data.dedup.contamination import RULES, Index, Prefilter, hits
 from align.data.dedup.questions import RULES as QUESTION_RULES
 from align.data.dedup.questions import QuestionIndex, QuestionSet, evaluation_keys, hash_asked, letter_runs
 from align.data.dedup.shingles import hash_runs, shingled

@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from align.data.dedup.exact import exact
 from align.data.dedup.groups import packs, sharing
-from align.data.dedup.minhash import BANDS
 from align.data.dedup.shared_text import find_shared
-from align.data.dedup.shingles import Shingles
-from align.data.dedup.twins import twins
+from align.data.dedup.shingles import BANDS, Shingles
+from align.data.dedup.twins import exact, twins
 from align.data.sets.columns import whole
 from align.data.sets.engines import Engine, embedded
 from align.data.sets.gather import HASHES, band_name

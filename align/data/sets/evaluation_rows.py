@@ -22,8 +22,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from align.data.records.content import PREFERENCES, strings
-from align.data.records.shapes import RANKING, TREE, TREE_MESSAGE, recognised
+from align.data.read.content import PREFERENCES, strings
+from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, recognised
 from align.errors import InputError
 
 QUESTIONS = frozenset({

@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.dedup.words import word_counts
-from align.data.formats.rows import Row
-from align.data.records.bad_rows import BadRows
-from align.data.records.content import kind_of, texts
-from align.data.records.drops import Drop
-from align.data.records.grouping import grouped_rows
-from align.data.records.read import records_in
+from align.data.read.content import kind_of, texts
+from align.data.read.drops import BadRows, Drop
+from align.data.read.records import grouped_rows, records_in
+from align.data.read.rows import Row
 from align.data.sets.columns import columns_of, texts_of
 from align.data.sets.evaluation_rows import FEW, Query, is_columns, looked_for
 from align.errors import require
@@ -33,7 +31,7 @@ class EvaluationSet:
     """A file of an evaluation set, or several.
 
     Attributes:
-        path: see `align.data.formats`.
+        path: see `align.data.read`.
         columns: those that are compared; none for all whose names say what they are.
     """
 

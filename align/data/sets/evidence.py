@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align.data.records.content import PARTS, content_of, texts
+from align.data.read.content import PARTS, content_of, texts
 from align.data.rendered import Render, part
 from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.contamination import Leaks
@@ -95,7 +95,7 @@ def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) ->
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """A row of `align.data.records.content.content_of`, for somebody who looks."""
+    """A row of `align.data.read.content.content_of`, for somebody who looks."""
     if "text" in row:
         return row["text"]
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from align.data.formats.files import DATA_SET, SHARD_NAME
+from align.data.read.files import DATA_SET, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
 from align.data.sets.published import TOMBSTONE, DataSet, data_set, root_of_sides
 from align.data.sets.publishing import Shards

@@ -18,13 +18,12 @@ import pyarrow.compute
 from align.data.clean.cleaner import Cleaner, as_json, from_json
 from align.data.clean.length import CountTokens
 from align.data.clean.outcome import Drop, Step, sequences
-from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import normalised_digests, shingled
-from align.data.records.bad_rows import BadRows
-from align.data.records.column_rules import UnreadColumns, metadata_json
-from align.data.records.content import DOCUMENTS, kind_of, row_bytes, texts, with_strings
-from align.data.records.read import Read
+from align.data.dedup.shingles import BANDS, band_keys, normalised_digests, shingled
+from align.data.read.columns import UnreadColumns, metadata_json
+from align.data.read.content import DOCUMENTS, kind_of, row_bytes, texts, with_strings
+from align.data.read.drops import BadRows
+from align.data.read.records import Read
 from align.data.sets import reads
 from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.ids import id_of, question_id

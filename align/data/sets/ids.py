@@ -1,7 +1,7 @@
 """How the rows of a data set are named: by a hash of what they say, which anybody can compute, or by one under the key
 of an annotation project.
 
-A content id is the SHA-256 of a row as canonical JSON (`align.data.records.content`). Of a short text of one person it
+A content id is the SHA-256 of a row as canonical JSON (`align.data.read.content`). Of a short text of one person it
 could be guessed. Rows of the annotation store therefore have the HMAC-SHA-256 (RFC 2104) of the same bytes under their
 project's key. An erasure of the project destroys the key, and then nobody can say of any text whether it was a row.
 """
@@ -13,7 +13,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from align.data.records.content import asked
+from align.data.read.content import asked
 from align.data.split import question_key
 from align.types import Record
 
@@ -67,7 +67,7 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
     """The content id of a row, 32 bytes.
 
     Args:
-        row: see `align.data.records.content.row_bytes`.
+        row: see `align.data.read.content.row_bytes`.
         key: of the project; None for SHA-256.
     """
     return hashlib.sha256(row).digest() if key is None else hmac.digest(key, row, "sha256")

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.data.formats.files import DATA_SET, RESTORE, SHARD_NAME
+from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
 from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.known import remember

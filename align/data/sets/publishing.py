@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from align.data.formats.files import DATA_SET
-from align.data.records.content import turn_row
+from align.data.read.content import turn_row
+from align.data.read.files import DATA_SET
 from align.data.sets.columns import ABOUT_PAIRS, CONTENT, SAID, TOOLS, TURNS, list_offsets, turns_of
 from align.data.sets.published import SCHEMA_VERSION, leaves_of, root_of_sides
 from align.data.sets.sides import SIDES

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from align.data.records.bad_rows import BadRows
-from align.data.records.drops import Drop
-from align.data.records.read import Read
+from align.data.read.drops import BadRows, Drop
+from align.data.read.records import Read
 from align.data.sets.source import Source
 
 PART = 50_000
@@ -45,7 +44,7 @@ class Reads:
             self._advance()
 
     def left_out(self, number: int) -> dict[str, Any]:
-        """What gave no record in the part that was read last: the refused rows (`BadRows.handed_over`), and counts."""
+        """What gave no record in the part that was read last: the refused rows (`BadRows.as_json`), and counts."""
         found = self._ended.pop(number)
         self.last = self._next is None and not self._ended
         return found
@@ -61,6 +60,7 @@ class Reads:
 
     def _end(self) -> None:
         counts = {UNDECIDED: self._drops.total(), SKIPPED: self._bad_rows.count}
-        self._ended[self._at] = {"bad_rows": self._bad_rows.handed_over(), "counts": counts}
+        self._ended[self._at] = {"bad_rows": self._bad_rows.as_json(), "counts": counts}
+        self._bad_rows.clear()
         self._drops.clear()
         self._at += 1

@@ -6,9 +6,9 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
-from align.data.formats.rows import placed_rows
-from align.data.records.grouping import ready
-from align.data.records.shapes import shape_of
+from align.data.read.records import ready_rows
+from align.data.read.rows import placed_rows
+from align.data.read.shapes import shape_of
 from align.data.sets.source import Source
 from align.errors import InputError
 
@@ -24,7 +24,7 @@ def recognised(source: Source) -> dict[str, Any]:
         return {"rows": 0, "shapes": {}, "columns": []}
     shapes, columns = Counter[str](), dict[str, None]()
     try:
-        for row in islice(ready(placed_rows(source.path), source.rules), FIRST):
+        for row in islice(ready_rows(placed_rows(source.path), source.rules), FIRST):
             if row.error is None and (name := shape_of(row.data)):
                 shapes[name] += 1
                 columns |= dict.fromkeys(str(name) for name, value in row.data.items() if value is not None)

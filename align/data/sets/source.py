@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from align.data import chitchat
-from align.data.formats.files import DATA_SET, RESTORE, SHARD_NAME, files_of
-from align.data.records.bad_rows import BadRows
-from align.data.records.column_rules import ColumnRules
-from align.data.records.content import DOCUMENTS, PREFERENCES, kind_of
-from align.data.records.drops import Drop
-from align.data.records.read import Read, read_records
+from align.data.read.columns import ColumnRules
+from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
+from align.data.read.drops import BadRows, Drop
+from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME, files_of
+from align.data.read.records import Read, read_records
 from align.data.sets.ids import SHA256, IdKind
 from align.data.sets.votes import Votes, votes_of
 from align.data.sources import files_record, licence_of
@@ -39,7 +38,7 @@ class Source:
 
     Attributes:
         name: what the data set calls it; unlike the others.
-        path: see `align.data.formats`.
+        path: see `align.data.read`.
         data, part: `chitchat` and a part of it.
         annotations: the project.
         weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.

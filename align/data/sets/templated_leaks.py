@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from align.data.dedup.contamination import NEAR, RULES
 from align.data.dedup.groups import sharing
-from align.data.dedup.minhash import BANDS, band_keys
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shared_text import find_shared
-from align.data.dedup.shingles import Shingles, normalised_digests, shingled
+from align.data.dedup.shingles import BANDS, Shingles, band_keys, normalised_digests, shingled
 from align.data.dedup.twins import twins
 from align.data.sets.columns import CONTENT, texts_of
 from align.data.sets.contamination import Leaks

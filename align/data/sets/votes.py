@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from align.annotate.store import Store, preferences
 from align.chain import Head
-from align.data.records.read import Read
+from align.data.read.records import Read
 from align.data.sets.ids import IdKind, kind_under
 from align.errors import InputError, require
 

@@ -1,18 +1,22 @@
-"""Rows that are refused: all those of a file are told at once, or left out and counted (`data.on_bad_row`)."""
+"""What reading leaves out of a data set: rows that are refused, all told at once or counted (`data.on_bad_row`); rows
+that make no record; and the counts of both, for the metrics of the run that reads."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from align.data.formats.rows import Row
-from align.data.tally import tally
 from align.errors import InputError
 
+COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
 """Of a problem: what differs from row to row."""
 ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
@@ -20,6 +24,33 @@ ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
 MOST_NAMED = 6
 MOST_SHOWN = 2000
 """Characters of a refused value that are handed over."""
+
+
+@contextmanager
+def tallied() -> Iterator[Counter[str]]:
+    """Collect what `tally` counts inside the block, by the key of a metric."""
+    counts: Counter[str] = Counter()
+    token = COUNTS.set(counts)
+    try:
+        yield counts
+    finally:
+        COUNTS.reset(token)
+
+
+def tally(key: str, count: int) -> None:
+    """Add to the count of the active `tallied` block. A count of 0 records that the filter ran."""
+    if (counts := COUNTS.get()) is not None:
+        counts[key] += count
+
+
+class Drop(Enum):
+    """Why one judgement, or one path of a tree, makes no record, though nothing is wrong with it."""
+
+    IDENTICAL = "chosen and rejected are the same"
+    TIE = "neither was preferred"
+    UNPAIRED = "no other response to the prompt"
+    UNANSWERED = "the path through the tree ends with a question"
+    DELETED = "the message was deleted, with all that answers it"
 
 
 class RefusedSource(InputError):
@@ -35,8 +66,8 @@ class Cause:
 
     def __str__(self) -> str:
         """`16 × completion: the assistant's turn is empty (row 2)`, the first of them."""
-        found = ROW.search(self.first.field)
-        row, column = found.groups() if found else (self.first.field, None)
+        match = ROW.search(self.first.field)
+        row, column = match.groups() if match else (self.first.field, None)
         problem = DETAILS.sub("", self.first.problem).partition(", ")[0]
         return f"{self.count} × {f'{column}: ' if column else ''}{problem} ({row})"
 
@@ -53,7 +84,7 @@ class BadRows:
         self._causes: dict[str, Cause] = {}
 
     def __enter__(self) -> None:
-        """A row begins."""
+        """Begin a row."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         if isinstance(error, InputError):
@@ -61,7 +92,7 @@ class BadRows:
         return isinstance(error, InputError)
 
     def take(self, error: InputError, count: int = 1) -> None:
-        """A row is refused; or `count` rows, of which this is the first."""
+        """Count a row that is refused; or `count` rows, of which this is the first."""
         column = ROW.search(error.field)
         cause = f"{column[2] if column else ''} {DETAILS.sub('', error.problem)}"
         self._causes.setdefault(cause, Cause(error)).count += count
@@ -72,17 +103,22 @@ class BadRows:
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What was refused since the last file ended, by cause."""
+        """Return what was refused since the last file ended, by cause."""
         return [
-            {"field": first.field, "value": str(first.value)[:MOST_SHOWN], "problem": first.problem,
-             "remedy": first.remedy, "count": cause.count, "refuses_source": isinstance(first, RefusedSource)}
-            for cause in self._causes.values() for first in [cause.first]
-        ]  # fmt: skip
+            {
+                "field": cause.first.field,
+                "value": str(cause.first.value)[:MOST_SHOWN],
+                "problem": cause.first.problem,
+                "remedy": cause.first.remedy,
+                "count": cause.count,
+                "refuses_source": isinstance(cause.first, RefusedSource),
+            }
+            for cause in self._causes.values()
+        ]
 
-    def handed_over(self) -> list[dict[str, Any]]:
-        """The same, for whoever counts it from here on (`restore`)."""
-        found, self._causes = self.as_json(), {}
-        return found
+    def clear(self) -> None:
+        """Forget what was refused, which is counted elsewhere from here on (`restore`)."""
+        self._causes = {}
 
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
         """Count what was refused elsewhere, see `as_json`."""
@@ -91,47 +127,36 @@ class BadRows:
             error = kind(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.take(error, cause["count"])
 
-    def good(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Those of a data set that are rows, see `align.data.formats.rows.placed_rows`."""
-        for row in rows:
-            if row.error is not None:
-                self.take(row.error)
-            else:
-                yield row
-
     def settle(self, path: str | Path, kept: int) -> None:
         """End a file: its refused rows are counted and named in a line, or raised.
 
         Args:
-            kept: what its other rows gave; where they gave nothing, there is nothing to go on with.
+            kept: what its other rows gave; if they gave nothing, there is nothing to go on with.
 
         Raises:
             InputError: the first of them, with how many more there are.
         """
-        causes, self._causes = list(self._causes.values()), {}
+        causes = list(self._causes.values())
+        count = self.count
+        self.clear()
         if not causes:
             return
-        count = sum(cause.count for cause in causes)
         whole = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)
-        first = whole or causes[0].first
-        if self.skips and kept and whole is None:
+        can_skip = kept and whole is None
+        others = sum(cause.count for cause in causes[MOST_NAMED:])
+        named = "; ".join([*map(str, causes[:MOST_NAMED]), *([f"{others} × other causes"] if others else [])])
+        if self.skips and can_skip:
             tally("skipped_rows", count)
-            print(f"left out {rows(count)} of {path}: {named(causes)}")
+            print(f"left out {count_rows(count)} of {path}: {named}")
             return
-        more = f" {rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named(causes)}."
-        can_skip = kept and not self.skips and whole is None
-        leave = " To leave such rows out: data.on_bad_row=skip." if can_skip else ""
-        raise InputError(
-            first.field, first.value, first.problem, f"{first.remedy}{more if count > 1 else ''}{leave}"
-        ) from first
+        first = whole or causes[0].first
+        remedy = first.remedy
+        if count > 1:
+            remedy += f" {count_rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named}."
+        if can_skip:
+            remedy += " To leave such rows out: data.on_bad_row=skip."
+        raise InputError(first.field, first.value, first.problem, remedy) from first
 
 
-def rows(count: int) -> str:
+def count_rows(count: int) -> str:
     return f"{count} row{'' if count == 1 else 's'}"
-
-
-def named(causes: list[Cause]) -> str:
-    """Counts, causes and where each is met first."""
-    told = [str(cause) for cause in causes[:MOST_NAMED]]
-    others = sum(cause.count for cause in causes[MOST_NAMED:])
-    return "; ".join([*told, *([f"{others} × other causes"] if others else [])])
