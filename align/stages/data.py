@@ -28,9 +28,7 @@ from align.data.clean.steps import Step, steps_of
 from align.data.read.content import DOCUMENTS
 from align.data.read.files import share_read
 from align.data.rendered import renderer
-from align.data.sets.account import account_of, found_in, found_of, metrics_of
-from align.data.sets.ahead import make_ahead
-from align.data.sets.contamination import Evaluations, Leaks, leaks_of
+from align.data.sets.contamination import Evaluations, Leaks, drop_templated, leaks_of
 from align.data.sets.duplicates import (
     Duplicates,
     clusters,
@@ -41,25 +39,28 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
-from align.data.sets.engines import Daft, Engine, embedded
 from align.data.sets.evaluations import parsed_sets, read_sets
-from align.data.sets.evidence import (
+from align.data.sets.forget import Forgetting, alone_on, forget, retire, roots_before
+from align.data.sets.gather import Gathering, Wanted
+from align.data.sets.mix import Funnel, Mixed, draws, mixture, over_caps
+from align.data.sets.parallel import Daft, Engine, embedded, make_ahead
+from align.data.sets.published import Chosen, data_set, publish
+from align.data.sets.report import (
+    Loss,
+    account_of,
     cleaned_away,
+    find_funnel_losses,
+    find_read_losses,
+    found_in,
+    found_of,
     leaked,
     lengths,
+    metrics_of,
     write_dropped,
     write_duplicates,
     write_rows,
     write_scores,
 )
-from align.data.sets.forget import Forgetting, alone_on, forget, retire, roots_before
-from align.data.sets.funnel import Funnel
-from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.losses import Loss, find_funnel_losses, find_read_losses
-from align.data.sets.mix import Mixed, draws, mixture, over_caps
-from align.data.sets.published import data_set
-from align.data.sets.publishing import Chosen, publish
-from align.data.sets.recognised import recognised
 from align.data.sets.scores import account_of_scores, outside
 from align.data.sets.sides import (
     group_labels,
@@ -69,9 +70,8 @@ from align.data.sets.sides import (
     whole_units,
     written_since,
 )
-from align.data.sets.source import Source, by_name
+from align.data.sets.source import Source, by_name, recognised
 from align.data.sets.spool import Rows, Spool
-from align.data.sets.templated_leaks import drop_templated
 from align.data.supervised import token_count
 from align.data.template import use_template
 from align.errors import InputError, StorageError, require

@@ -29,9 +29,8 @@ from align.data.sets.evaluations import FIELD as AGAINST
 from align.data.sets.evaluations import parsed_sets
 from align.data.sets.forget import asked_for
 from align.data.sets.mix import shares
-from align.data.sets.source import Source, by_name, parsed_sources
-from align.data.sets.times import seconds
-from align.data.sets.votes import standing
+from align.data.sets.sides import seconds
+from align.data.sets.source import Source, by_name, parsed_sources, standing
 from align.data.sources import (
     data_records,
     divided_documents,

@@ -17,7 +17,7 @@ from align.data.pairs import divided_pairs, prepared, read_pairs
 from align.data.read.drops import tally
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
-from align.data.sets.votes import key_in
+from align.data.sets.source import key_in
 from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
 from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require

@@ -107,9 +107,9 @@ def commands(root: Path) -> dict[str, list[str]]:
 def run_in_small_parts(line: list[str]) -> int:
     """`python -m align`, with parts of `PART` rows."""
     from align.__main__ import main
-    from align.data.sets import reads
+    from align.data.sets import gather
 
-    reads.PART = PART
+    gather.PART = PART
     return main(line)
 
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 from align.data.chitchat import part_holding, records, turns
 from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
-from align.data.sets.contamination import Evaluations
+from align.data.sets.contamination import Evaluations, leaks_in
 from align.data.sets.evaluations import EvaluationSet, read_set
 from align.types import Conversation, Message
 
@@ -151,8 +151,8 @@ def found_rows(evaluations: Evaluations, rows: Sequence[Conversation | str]) -> 
     found: dict[int, str] = {}
     for at in range(0, len(rows), 4096):
         batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, rows[at : at + 4096]))
-        places, _, _, rules = evaluations.hits(DOCUMENTS, batch)
-        found |= {at + place: rule for place, rule in zip(places.tolist(), rules, strict=True)}
+        leaks = leaks_in(evaluations.hits(DOCUMENTS, batch))
+        found |= {at + place: rule for place, rule in zip(leaks.rows.tolist(), leaks.rules, strict=True)}
     return found
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from corpus import Writer
 
-from align.data.sets.known import remembered
+from align.data.sets.ids import remembered
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.data.trained_ids import write_ids
 from align.run.garbage import without_collector

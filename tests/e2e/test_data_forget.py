@@ -27,8 +27,7 @@ from data_sets import chat, made, sentence, write
 from workshop import Workshop
 
 from align.annotate.store import Candidate, Store
-from align.data.sets.proofs import holds, proof_of
-from align.data.sets.published import data_set
+from align.data.sets.published import data_set, holds, proof_of
 from align.errors import CorruptFile
 from align.types import Conversation, Message
 

@@ -10,7 +10,7 @@ import pytest
 from data_sets import chat, made, three_sources, write
 
 from align.data.rendered import renderer
-from align.data.sets import reads
+from align.data.sets import gather
 from align.data.template import use_template
 from align.models.base import find_base
 from align.models.load import load_tokenizer
@@ -69,7 +69,7 @@ def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:
 
 def test_long_steps_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "rows.jsonl", [chat(f"Who is {i}?", f"Number {i} " * 200) for i in range(300)])
-    monkeypatch.setattr(reads, "PART", 100)
+    monkeypatch.setattr(gather, "PART", 100)
     monkeypatch.setattr(telling, "OFTEN_S", 0.0)
     words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=null"]
     said = made(tmp_path, *words, "run.name=few")[2]

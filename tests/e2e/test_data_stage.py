@@ -19,7 +19,7 @@ import pytest
 from data_sets import made, sources, three_sources, write
 from workshop import Workshop
 
-from align.data.sets import gather, publishing, reads
+from align.data.sets import gather, published
 from align.data.sets.published import data_set
 from align.data.sets.spool import Spool
 from align.report.data_set import lost
@@ -92,7 +92,7 @@ def test_the_same_roots_however_the_work_is_divided(
     here: Path, monkeypatch: pytest.MonkeyPatch, batch: int, part: int, shard: int
 ) -> None:
     whole = made(here, *sources(here), "run.name=whole")[1]
-    for module, name, value in ((gather, "BATCH", batch), (reads, "PART", part), (publishing, "SHARD", shard)):
+    for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (published, "SHARD", shard)):
         monkeypatch.setattr(module, name, value)
     divided = made(here, *sources(here), "run.name=divided")[1]
     for key in ("root", "ids_root", "splits", "sources", "lengths"):
@@ -114,7 +114,7 @@ def test_the_same_by_workers_and_a_run_is_the_same_run(here: Path, monkeypatch: 
             return reversed([(i, do(task)) for i, task in enumerate(tasks)])
 
     monkeypatch.setattr("align.stages.data.Daft", Workers)
-    monkeypatch.setattr(reads, "PART", 40)
+    monkeypatch.setattr(gather, "PART", 40)
     folder, divided, _ = made(here, *words, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
     assert asked == [(True, 3, "auto"), 2, 9, 6]  # files, pieces of them, packs of near-duplicates
     for key in ("root", "ids_root", "splits", "sources", "lengths", "found", "evaluations"):
@@ -152,7 +152,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
     """At each attempt two parts are passed."""
     words, write = sources(here), Spool.write
     whole = made(here, *words, "run.name=whole")[1]
-    monkeypatch.setattr(reads, "PART", 40)
+    monkeypatch.setattr(gather, "PART", 40)
     passed = count()
 
     def writes(self: Spool, name: str, batches: Any, groups: Any, account: Any) -> None:
@@ -176,7 +176,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    words, publish = sources(here), publishing.publish
+    words, publish = sources(here), published.publish
     whole = made(here, *words, "run.name=whole")[1]
 
     def publishes(*given: Any) -> None:

@@ -123,7 +123,7 @@ def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_pat
 def test_a_worker_loses_what_one_process_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs are compared by the shared text of all rows."""
     from align.data.sets import duplicates
-    from align.data.sets.engines import Embedded
+    from align.data.sets.parallel import Embedded
 
     class Several(Embedded):
         workers = 3

@@ -24,7 +24,7 @@ from align.annotate.store import Candidate, Judgement, Store
 from align.data.pairs import read_pairs
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.published import data_set
-from align.data.sets.votes import key_in, votes_of
+from align.data.sets.source import key_in, votes_of
 from align.data.sources import DataSource
 from align.errors import InputError
 from align.types import Conversation, Message, Preference

@@ -24,14 +24,12 @@ from align.chain import Head
 from align.config.identity import identifying
 from align.data import chitchat
 from align.data.clean.steps import steps_of
-from align.data.sets import ahead, reads
-from align.data.sets.ahead import Count, make_ahead, pieces
+from align.data.sets import gather, parallel
 from align.data.sets.duplicates import near_duplicates, preference
-from align.data.sets.engines import Engine, embedded
 from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.source import Source
+from align.data.sets.parallel import Count, Engine, embedded, make_ahead, pieces
+from align.data.sets.source import Source, Votes
 from align.data.sets.spool import Rows, Spool
-from align.data.sets.votes import Votes
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -51,7 +49,7 @@ def lines(path: Path, rows: Sequence[Any], opened: Callable[..., Any] = open) ->
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
     """Lines with bad rows and blank ones; shards of several formats; a table; nothing that is a file; a small one."""
-    monkeypatch.setattr(reads, "PART", 5)
+    monkeypatch.setattr(gather, "PART", 5)
     rows: list[Any] = rows_of("a", 31)
     rows[3:3] = [BAD, "{no json", "", "", "", "", "", BAD]
     lines(tmp_path / "a.jsonl", [*rows, BAD, "", ""])
@@ -127,7 +125,7 @@ def test_cut_off_at_any_task_it_goes_on(tmp_path: Path, sources: list[Source], s
     whole = all_of(gatherings(tmp_path / "one", sources))
 
     def cut(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        left = 3 if do is not ahead.counted else len(tasks)
+        left = 3 if do is not parallel.count_file else len(tasks)
         for found in any_order(seed)(do, tasks):
             if not left:
                 raise KeyboardInterrupt
@@ -194,7 +192,7 @@ WRONG = [
 def test_errors_are_the_same_whoever_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str
 ) -> None:
-    monkeypatch.setattr(reads, "PART", 5)
+    monkeypatch.setattr(gather, "PART", 5)
     found, skips = wrong(tmp_path, name)
     said = []
     for folder in ("one", "many"):
@@ -208,7 +206,7 @@ def test_errors_are_the_same_whoever_works(
 
 
 def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "PART", 5)
+    monkeypatch.setattr(gather, "PART", 5)
     found, skips = wrong(tmp_path, "bad rows")  # in the fifth part of eight
     made = gatherings(tmp_path / "many", [found[0], Source("later", found[0].path)], skips)
     make_ahead(embedded, made)
@@ -221,7 +219,7 @@ def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: py
 
 def elsewhere(do: Callable[[Any], Any], tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
     """Files are counted here; parts are made by `work`."""
-    return enumerate(map(do if do is ahead.counted else work, tasks))
+    return enumerate(map(do if do is parallel.count_file else work, tasks))
 
 
 def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
@@ -231,7 +229,7 @@ def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
     there = {one.number: one for one in gatherings(tmp_path / "gone", sources[:2])}
     (tmp_path / "gone").rmdir()
     made, whole = gatherings(tmp_path / "many", sources[:2]), all_of(gatherings(tmp_path / "one", sources[:2]))
-    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work(there, task)), made)
+    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work(there, task)), made)
     assert [one.parts() for one in made] == [set(), set()]
     assert all_of(made) == whole
     said = [line for line in capsys.readouterr().out.splitlines() if "process makes" in line]
@@ -248,7 +246,7 @@ def test_workers_whose_disk_is_full_leave_their_parts_to_this_process(
     full, made = gatherings(tmp_path / "full", sources[:1]), gatherings(tmp_path / "many", sources[:1])
     for part in range(9):
         (tmp_path / "full" / f"000-{part:06d}.0.arrow.{gethostname()}-{os.getpid()}").symlink_to("/dev/full")
-    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work({0: full[0]}, task)), made)
+    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work({0: full[0]}, task)), made)
     assert (full[0].parts(), made[0].parts()) == (set(), set())
     assert made[0].run()["counts"]["kept"] == 31
     said = capsys.readouterr().out
@@ -262,7 +260,7 @@ def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
     """The files of a source are read in order, so that those behind one that cannot be counted are left, too."""
 
     def blind(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        if do is ahead.counted:  # on another machine they are not there
+        if do is parallel.count_file:  # on another machine they are not there
             tasks = [
                 (*task[:2], tmp_path / "gone" if task[2].suffix in (".parquet", ".csv") else task[2]) for task in tasks
             ]
@@ -281,12 +279,12 @@ def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
 def test_workers_that_write_elsewhere_are_told(
     tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "SEEN_WITHIN", 0.0)
+    monkeypatch.setattr(parallel, "SEEN_WITHIN", 0.0)
     there = {one.number: one for one in gatherings(tmp_path / "other", sources)}
     says = r"stage\.engine=.*workers write to a folder that this process cannot see \(000-000000\.json.*one file system"
     with pytest.raises(InputError, match=says):
         make_ahead(
-            lambda do, tasks: elsewhere(do, tasks, lambda task: ahead.work(there, task)),
+            lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work(there, task)),
             gatherings(tmp_path / "many", sources),
         )
 
@@ -294,11 +292,11 @@ def test_workers_that_write_elsewhere_are_told(
 def test_a_part_that_is_seen_late_is_waited_for(
     tmp_path: Path, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "PAUSE", 0.01)
+    monkeypatch.setattr(parallel, "PAUSE", 0.01)
     made, seen = gatherings(tmp_path / "many", sources[:1]), []
 
     def late(task: Any) -> Any:
-        found = ahead.work({0: made[0]}, task)
+        found = parallel.work({0: made[0]}, task)
         path = made[0].spool.folder / f"{made[0].name(task.parts[0])}.json"
         path.rename(hidden := path.with_suffix(".hidden"))
         Timer(0.1, lambda: (hidden.rename(path), seen.append(path))).start()
@@ -309,7 +307,7 @@ def test_a_part_that_is_seen_late_is_waited_for(
 
 
 def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "PART", 10)
+    monkeypatch.setattr(gather, "PART", 10)
     counts = [Count(7, True), Count(1, False), Count(995, False), Count(2000, True), Count(4, False)]
     found = [*pieces(counts)]
     assert [part for piece in found for part in piece] == [*range(301)]

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from align.data.sets.engines import SILENT, Daft, Worker, joined, packed, result
+from align.data.sets.parallel import SILENT, Daft, Worker, joined, packed, result
 from align.errors import InputError
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
-from align.data.sets.evidence import MOST, shown_rows
+from align.data.sets.report import MOST, shown_rows
 from align.data.sets.spool import Rows, Spool
 
 

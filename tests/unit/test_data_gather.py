@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from align.data.clean.steps import steps_of
-from align.data.sets import gather, publishing, reads
+from align.data.sets import gather, published
 from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.recognised import recognised
-from align.data.sets.source import Source, by_name, licence_within, parsed_sources
+from align.data.sets.source import Source, by_name, licence_within, parsed_sources, recognised
 from align.data.sets.spool import Rows, Spool
 from align.errors import CorruptFile, InputError
 
@@ -94,7 +93,7 @@ def test_parts_are_the_same_whoever_makes_them(
         write(tmp_path / "shards" / f"{name}.jsonl", some)
     shards, counts = tmp_path / "shards", [11, 1, len(rows) - 12]
     whole = gathering(tmp_path / "one part", shards).run()
-    monkeypatch.setattr(reads, "PART", part)
+    monkeypatch.setattr(gather, "PART", part)
     numbers = [*range(-(-len(rows) // part))]
     made = gathering(tmp_path / "parts", shards, counts=counts)
     for number in {"in order": [], "some are there": numbers[::3]}.get(order, numbers[::-1]):
@@ -113,7 +112,7 @@ def test_parts_are_the_same_whoever_makes_them(
 def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is refused is counted with the part whose row it is, though records are read beyond it; and a part that has
     nothing is there."""
-    monkeypatch.setattr(reads, "PART", 4)
+    monkeypatch.setattr(gather, "PART", 4)
     path = write(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
     made = gathering(tmp_path / "spool", path)
     made.run()
@@ -125,14 +124,14 @@ def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(publishing, "SORTED", at_once)
+    monkeypatch.setattr(published, "SORTED", at_once)
     path = write(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
     gathering(tmp_path / "spool", path).run()
     rows = Rows(Spool(tmp_path / "spool"))
     wanted = np.arange(rows.count) % 3 > 0
     found = [bytes(id) for id in rows.numbers("content_id")[wanted]]
     assert len({*found}) > 30
-    assert [*publishing.unique_ids(rows, wanted)] == sorted({*found})
+    assert [*published.unique_ids(rows, wanted)] == sorted({*found})
     assert rows.first_bits("content_id")[wanted].tolist() == [int.from_bytes(id[:8], "big") for id in found]
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from align.data.dedup.contamination import Tally
+from align.data.dedup.contamination import COMMON, Tally
 from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
 from align.data.sets.columns import columns_of, texts_of
-from align.data.sets.contamination import COMMON, Evaluations, leaks_of, worth_asking
+from align.data.sets.contamination import Evaluations, leaks_of, worth_asking
 from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows, Spool
 from align.types import Conversation, Message, Record

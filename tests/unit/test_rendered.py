@@ -9,7 +9,7 @@ import pytest
 
 from align.data.chat import IGNORED, encode_conversation
 from align.data.rendered import renderer
-from align.data.sets.evidence import LONG, as_trained
+from align.data.sets.report import LONG, as_trained
 from align.data.template import use_template
 from align.models.base import find_base
 from align.models.load import load_tokenizer

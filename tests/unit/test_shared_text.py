@@ -133,7 +133,7 @@ def templated(draw: st.DrawFn) -> list[str]:
 SMALL = {
     "as they are": {},
     "rare shingles": {(twins, "LARGE"): 1, (twins, "SAMPLE"): 2},
-    "small blocks": {(twins, "LARGE"): 2, (twins, "BLOCK"): 3, (greedy, "FEW_PAIRS"): 2, (twins, "BLOCK_SHINGLES"): 20},
+    "small blocks": {(twins, "LARGE"): 2, (twins, "BLOCK"): 3, (twins, "FEW_PAIRS"): 2, (twins, "BLOCK_SHINGLES"): 20},
     "few groups together": {(shared_text, "BLOCK_GROUPS"): 1, (shared_text, "BLOCK_SHINGLES"): 5, (twins, "LARGE"): 1},
 }  # fmt: skip
 """Sizes that make small sets take the ways of large ones."""

@@ -20,9 +20,9 @@ from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_of, row_bytes, texts
 from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whole_texts
-from align.data.sets.evidence import as_text
 from align.data.sets.ids import id_of
-from align.data.sets.publishing import narrowed
+from align.data.sets.published import narrowed
+from align.data.sets.report import row_text
 from align.errors import InputError
 from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
 
@@ -116,7 +116,7 @@ def test_calls_and_results_are_compared_and_ids_are_not() -> None:
 
 
 def test_a_report_shows_calls() -> None:
-    assert as_text(Conversation(READ, tools=(WEATHER,))) == (
+    assert row_text(content_of(Conversation(READ, tools=(WEATHER,)))) == (
         'tools: weather\nuser: Rain in Oslo?\nassistant: calls weather {"city": "Oslo"}\ntool: dry\nassistant: No.'
     )
 

@@ -81,11 +81,11 @@ SMALL = {
     "rare shingles": {(twins, "LARGE"): 1, (twins, "SAMPLE"): 2},
     "a block each": {(twins, "BLOCK"): 1},
     "blocks of three": {(twins, "BLOCK"): 3, (twins, "LARGE"): 3, (twins, "BLOCK_SHINGLES"): 20},
-    "few pairs": {(greedy, "FEW_PAIRS"): 1, (greedy, "BLOCK_PAIRS"): 2},
-    "few pairs, rare shingles": {(greedy, "FEW_PAIRS"): 2, (greedy, "BLOCK_PAIRS"): 5, (twins, "LARGE"): 1},
+    "few pairs": {(twins, "FEW_PAIRS"): 1, (twins, "BLOCK_PAIRS"): 2},
+    "few pairs, rare shingles": {(twins, "FEW_PAIRS"): 2, (twins, "BLOCK_PAIRS"): 5, (twins, "LARGE"): 1},
     "sketches": {(twins, "SKETCHED"): 1},
-    "runs that stay apart": {(greedy, "RUN"): 1, (twins, "BLOCK"): 2},
-    "runs that stay apart, rare shingles": {(greedy, "RUN"): 2, (twins, "BLOCK"): 2, (twins, "LARGE"): 1},
+    "runs that stay apart": {(twins, "RUN"): 1, (twins, "BLOCK"): 2},
+    "runs that stay apart, rare shingles": {(twins, "RUN"): 2, (twins, "BLOCK"): 2, (twins, "LARGE"): 1},
 }  # fmt: skip
 """Sizes that make small corpora take the ways of huge ones."""
 

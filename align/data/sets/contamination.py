@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
-from align.data.dedup.arrays import distinct, held
-from align.data.dedup.contamination import RULES, Index, Prefilter, hits
+from align.data.dedup.arrays import NO_HASHES, NO_NUMBERS, distinct, held, join, join_columns
+from align.data.dedup.contamination import COMMON, NEAR, RULES, SLICE, WIDTH, Index, Prefilter, hits
+from align.data.dedup.groups import sharing
+from align.data.dedup.numbers import number_hashes
 from align.data.dedup.questions import RULES as QUESTION_RULES
 from align.data.dedup.questions import QuestionIndex, QuestionSet, evaluation_keys, hash_asked, letter_runs
-from align.data.dedup.shingles import hash_runs, shingled
+from align.data.dedup.shared_text import find_shared
+from align.data.dedup.shingles import BANDS, Shingles, band_keys, hash_runs, normalised_digests, shingled
+from align.data.dedup.twins import twins
 from align.data.dedup.words import blocks, word_hashes
 from align.data.sets.columns import CONTENT, texts_of
 from align.data.sets.evaluations import Texts
-from align.data.sets.spool import Rows
+from align.data.sets.spool import Rows, first_bits
 
 ASKED = "question"
 """A rule of ours beside those of `align.data.dedup.contamination`: the row asks what an evaluation row asks."""
-COMMON = 10
-"""Rows that may share a run of 13 words with a row of the test split: what more of them share is a common phrase or
-boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C). An evaluation set from elsewhere shares no phrases, and
-the row of it that leaked most often stands in many rows."""
-WIDTH = 13
-"""Words of a run that gives a row to measure on away."""
 PART = 7
-"""Words of a run, more than half of it, that make it a phrase where many rows share them."""
-SLICE = 48 << 20
-"""Bytes of text to measure on that are indexed at once."""
+"""Words of a run, more than half of it, that make it a phrase if many rows share them. Rows of the test split share
+phrases with other rows; an evaluation set from elsewhere shares none, and the row of it that leaked most often stands
+in many rows."""
+ORDER = (ASKED, "exact", "ngram", "contained", "near", "changed")
+"""Rules, in the order in which they name a row that several hold for."""
+RANKS = np.array([ORDER.index(rule) for rule in RULES])
+QUESTION_RANKS = np.array([ORDER.index(rule) for rule in QUESTION_RULES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,27 @@ class Leaks:
         rules: by which each was found.
     """
 
-    rows: np.ndarray
-    sets: np.ndarray
-    where: np.ndarray
+    rows: ndarray
+    sets: ndarray
+    where: ndarray
     rules: list[str]
+
+
+Found = tuple[ndarray, ndarray, ndarray, ndarray]
+"""Rows, evaluation sets, rows there, and the rank of the rule (`ORDER`)."""
+
+
+def first_of(found: Sequence[Found]) -> Found:
+    """Return each row once: by what it asks, else by the first set, and in it by the first rule that holds for any."""
+    rows, sets, where, rank = join_columns([(NO_NUMBERS,) * 4, *found])
+    order = np.lexsort((where, rank, sets, rank > 0, rows))
+    order = order[np.diff(rows[order], prepend=-1) > 0]
+    return rows[order], sets[order], where[order], rank[order]
+
+
+def leaks_in(found: Sequence[Found]) -> Leaks:
+    rows, sets, where, rank = first_of(found)
+    return Leaks(rows, sets, where, [ORDER[i] for i in rank.tolist()])
 
 
 class Evaluations:
@@ -55,107 +76,99 @@ class Evaluations:
 
     Args:
         sets: the texts of each evaluation set.
-        near: the least Jaccard similarity of rows that are nearly the same; None where these are not looked for.
+        near: the least Jaccard similarity of rows that are nearly the same; None if these are not looked for.
         phrases: runs of words that are no leaks, see `Index.without`.
     """
 
-    def __init__(self, sets: Sequence[Texts], near: float | None, phrases: np.ndarray | None = None) -> None:
+    def __init__(self, sets: Sequence[Texts], near: float | None, phrases: ndarray | None = None) -> None:
         index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
+        self.sets = sets
         self.questions = list[QuestionIndex]()
         if phrases is None:  # sets from elsewhere; rows that are held out say what other rows say too
-            few_words = [letter_runs(texts.said, index.width) for texts in sets]
-            phrases = np.unique(np.concatenate([np.zeros(0, np.uint64), *few_words]))
+            phrases = distinct(join((letter_runs(texts.said, index.width) for texts in sets), NO_HASHES))
             self.questions = [
                 QuestionIndex(QuestionSet(texts.asked, texts.asked_by, texts.said, texts.said_by)) for texts in sets
             ]
         self.index = index.without(phrases)
-        self._said_by = [texts.said_by for texts in sets]
-        self._asked_by = [texts.asked_by for texts in sets]
         keys = [evaluation_keys(texts.asked) for texts in sets]
-        owner = np.repeat(np.arange(len(sets)), [len(one.key) for one in keys])
-        row = np.concatenate(
-            [np.zeros(0, np.int64), *(of.asked_by[one.text] for of, one in zip(sets, keys, strict=True))]
-        )
-        self._keys, first = np.unique(np.concatenate([NO_KEYS, *(one.key for one in keys)]), return_index=True)
-        self._key_set, self._key_row = owner[first], row[first]
+        owner = np.repeat(np.arange(len(sets)), [len(own.key) for own in keys])
+        row = join(texts.asked_by[own.text] for texts, own in zip(sets, keys, strict=True))
+        self._keys, first = np.unique(join((own.key for own in keys), NO_HASHES), return_index=True)
+        self._key_set = owner[first]
+        self._key_row = row[first]
 
-    def leaks(self, rows: Rows, kind: str, wanted: np.ndarray) -> Leaks:
-        """The rows among `wanted` (bool (N)) that give a set away."""
-        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), list[str]())]
-        if self._said_by:
-            for numbers, batch in rows.where(wanted, [*CONTENT[kind]]):
-                places, sets, where, rules = self.hits(kind, batch)
-                found.append((numbers[places], sets, where, rules))
-        numbers, sets, where, rules = zip(*found, strict=True)
-        return Leaks(np.concatenate(numbers), np.concatenate(sets), np.concatenate(where), [*chain(*rules)])
+    def leaks(self, rows: Rows, kind: str, wanted: ndarray) -> Leaks:
+        """Return the rows among `wanted` (bool (N)) that give a set away."""
+        return leaks_in(self.found(rows, kind, wanted))
 
-    def hits(self, kind: str, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Of some rows those that are found, each once; its set, the row there, and the rule.
+    def found(self, rows: Rows, kind: str, wanted: ndarray) -> list[Found]:
+        found = list[Found]()
+        for numbers, batch in rows.where(wanted, [*CONTENT[kind]]) if self.sets else ():
+            places, sets, where, rank = first_of(self.hits(kind, batch))
+            found.append((numbers[places], sets, where, rank))
+        return found
 
-        A row that asks what an evaluation row asks is named by that. Otherwise the first set counts, and in it the
-        first rule of `ORDER`.
-        """
+    def hits(self, kind: str, batch: pa.RecordBatch) -> list[Found]:
+        """Return what some rows give away, by each rule that finds any."""
         texts = texts_of(kind, batch)
         alike = hits(self.index, texts)
-        where = [self._said_by[i][row] for i, row in zip(alike.evaluation.tolist(), alike.row.tolist(), strict=True)]
+        where = [
+            self.sets[i].said_by[row] for i, row in zip(alike.evaluation.tolist(), alike.row.tolist(), strict=True)
+        ]
         found = [(alike.text, alike.evaluation, np.array(where, np.int64), RANKS[alike.rule])]
         for number, questions in enumerate(self.questions):
-            matches = questions.find(texts)
-            is_run = QUESTION_RANKS[matches.rule] == ORDER.index("ngram")
-            owner = matches.owner
+            text, owner, rule = questions.find(texts)
+            rank = QUESTION_RANKS[rule]
+            is_run = rank == ORDER.index("ngram")
             rows = np.zeros(len(owner), np.int64)
-            rows[is_run] = self._said_by[number][owner[is_run]]
-            rows[~is_run] = self._asked_by[number][owner[~is_run]]
-            found.append((matches.text, np.full(len(owner), number), rows, QUESTION_RANKS[matches.rule]))
+            rows[is_run] = self.sets[number].said_by[owner[is_run]]
+            rows[~is_run] = self.sets[number].asked_by[owner[~is_run]]
+            found.append((text, np.full(len(owner), number), rows, rank))
         if len(self._keys):
             text, key = hash_asked(texts_of(kind, batch, "prompts"))
             place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
             same = self._keys[place] == key
             place = place[same]
-            found.append((text[same], self._key_set[place], self._key_row[place], np.zeros(len(place), np.int64)))
-        text, sets, rows, rank = (np.concatenate(column) for column in zip(*found, strict=True))
-        order = np.lexsort((rows, rank, sets, rank > 0, text))
-        order = order[np.diff(text[order], prepend=-1) > 0]
-        return text[order], sets[order], rows[order], [ORDER[i] for i in rank[order].tolist()]
+            found.append((text[same], self._key_set[place], self._key_row[place], 0 * place))
+        return found
 
 
-NO_KEYS = np.zeros(0, np.uint64)
-ORDER = (ASKED, "exact", "ngram", "contained", "near", "changed")
-"""Rules, in the order in which they name a row that several hold for."""
-RANKS = np.array([ORDER.index(rule) for rule in RULES])
-QUESTION_RANKS = np.array([ORDER.index(rule) for rule in QUESTION_RULES])
-
-
-def leaks_of(rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None) -> Leaks:
-    """The rows to train on that give away rows to measure on (bool (N), both).
+def leaks_of(rows: Rows, kind: str, measured: ndarray, trained: ndarray, near: float | None) -> Leaks:
+    """Return the rows to train on that give away rows to measure on (bool (N), both).
 
     The latter are looked for a slice at a time, so that memory does not go by how many they are, and only where a row
     to train on may be one that is found. So the time that this takes goes by the rows, and not by their square.
     """
-    if not measured.any():
-        return first_of([])
-    found, before = list[Leaks](), 0
-    phrases, suspects = worth_asking(rows, kind, measured, trained, near)
-    phrases = np.union1d(phrases, templated_runs(rows, kind, measured, trained, suspects, phrases))
-    for said, asked in slices(rows, kind, measured):
-        some = Evaluations([Texts.of_rows(said, asked)], near, phrases).leaks(rows, kind, suspects)
-        found.append(Leaks(some.rows, some.sets, some.where + before, some.rules))
-        before += len(said)
-    return found[0] if len(found) == 1 else first_of(found)
+    found = list[Found]()
+    if measured.any():
+        phrases, suspects = worth_asking(rows, kind, measured, trained, near)
+        phrases = np.union1d(phrases, templated_runs(rows, kind, measured, trained, suspects, phrases))
+        before = 0
+        for said, asked in slices(rows, kind, measured):
+            evaluations = Evaluations([Texts.of_rows(said, asked)], near, phrases)
+            found += [
+                (numbers, sets, where + before, rank)
+                for numbers, sets, where, rank in evaluations.found(rows, kind, suspects)
+            ]
+            before += len(said)
+    return leaks_in(found)
 
 
 def worth_asking(
-    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, near: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it finds,
-    and few others."""
-    prefilter, questions = Prefilter(COMMON, WIDTH, near), [NO_KEYS]
+    rows: Rows, kind: str, measured: ndarray, trained: ndarray, near: float | None
+) -> tuple[ndarray, ndarray]:
+    """Return the runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it
+    finds, and few others."""
+    prefilter = Prefilter(threshold=near)
+    questions = [NO_HASHES]
     for said, asked in slices(rows, kind, measured):
         prefilter.measure(said)
         questions.append(evaluation_keys(asked).key)
     for said, _ in slices(rows, kind, measured):
         prefilter.add(said)
-    asks, alike, found = np.unique(np.concatenate(questions)), np.zeros_like(trained), np.zeros_like(trained)
+    asks = distinct(np.concatenate(questions))
+    alike = np.zeros_like(trained)
+    found = np.zeros_like(trained)
     for numbers, batch in rows.where(trained, [*CONTENT[kind]]):
         alike[numbers] = prefilter.tell(texts_of(kind, batch))
         asked_here = hash_asked(texts_of(kind, batch, "prompts"))
@@ -166,8 +179,8 @@ def worth_asking(
 
 
 def templated_runs(
-    rows: Rows, kind: str, measured: np.ndarray, trained: np.ndarray, suspects: np.ndarray, phrases: np.ndarray
-) -> np.ndarray:
+    rows: Rows, kind: str, measured: ndarray, trained: ndarray, suspects: ndarray, phrases: ndarray
+) -> ndarray:
     """Return the runs of words, uint64, that are mostly text which many rows share: the end of an instruction and a
     word of their own. `PART` words in a row of each are in more than `COMMON` rows to train on.
 
@@ -175,62 +188,139 @@ def templated_runs(
         suspects: the rows to train on that may have a run in common with rows to measure on, bool (N).
         phrases: runs of words that are known to be phrases, ascending.
     """
-    candidates = [NO_KEYS]
+    candidates = [NO_HASHES]
     for _, batch in rows.where(suspects, [*CONTENT[kind]]):
         runs = shingled(texts_of(kind, batch), WIDTH).values
         candidates.append(runs[~held(phrases, runs)])
     whole, parts = parts_of_runs(rows, kind, measured, distinct(np.concatenate(candidates)))
+    if not len(whole):
+        return NO_HASHES
     some = distinct(parts.ravel())
     counts = np.zeros(len(some), np.int64)
-    for _, batch in rows.where(trained if len(some) else np.zeros_like(trained), [*CONTENT[kind]]):
+    for _, batch in rows.where(trained, [*CONTENT[kind]]):
         runs = shingled(texts_of(kind, batch), PART).values
         counts += np.bincount(np.searchsorted(some, runs[held(some, runs)]), minlength=len(some))
     return distinct(whole[held(some[counts > COMMON], parts.ravel()).reshape(parts.shape).any(axis=1)])
 
 
-def parts_of_runs(rows: Rows, kind: str, measured: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def parts_of_runs(rows: Rows, kind: str, measured: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
     """Return the runs of rows to measure on that are among some (ascending), uint64 (M), and the runs of `PART` words
     within each, uint64 (M, parts)."""
     steps = np.arange(WIDTH - PART + 1)
-    whole, parts = [NO_KEYS], [np.zeros((0, len(steps)), np.uint64)]
-    for _, batch in rows.where(measured if len(candidates) else np.zeros_like(measured), [*CONTENT[kind]]):
+    found = [(NO_HASHES, np.zeros((0, len(steps)), np.uint64))]
+    for _, batch in rows.where(measured, [*CONTENT[kind]]) if len(candidates) else ():
         for data, starts in blocks(texts_of(kind, batch)):
             hashes, counts = word_hashes(data, starts)
             runs = hash_runs(hashes, WIDTH)
             document = np.repeat(np.arange(len(counts)), counts)
             inside = document[: len(runs)] == document[len(document) - len(runs) :]
             places = np.flatnonzero(inside & held(candidates, runs))
-            whole.append(runs[places])
-            parts.append(hash_runs(hashes, PART)[places[:, None] + steps])
-    return np.concatenate(whole), np.concatenate(parts)
+            found.append((runs[places], hash_runs(hashes, PART)[places[:, None] + steps]))
+    whole, parts = join_columns(found)
+    return whole, parts
 
 
-def first_of(found: Sequence[Leaks]) -> Leaks:
-    """Each row once, of those that slices of one set give: by the first rule that holds for any."""
-    numbers, sets, where = (
-        np.concatenate([np.zeros(0, np.int64), *(getattr(leaks, name) for leaks in found)])
-        for name in ("rows", "sets", "where")
-    )
-    rules = [*chain.from_iterable(leaks.rules for leaks in found)]
-    rank = np.array([ORDER.index(rule) for rule in rules], np.int64)
-    order = np.lexsort((where, rank, numbers))
-    order = order[np.diff(numbers[order], prepend=-1) > 0]
-    return Leaks(numbers[order], sets[order], where[order], [rules[i] for i in order])
-
-
-def slices(rows: Rows, kind: str, wanted: np.ndarray) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
-    """What rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
-    said, asked, size = list[pa.Array](), list[pa.Array](), 0
+def slices(rows: Rows, kind: str, wanted: ndarray) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
+    """Yield what rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
+    said = list[pa.Array]()
+    asked = list[pa.Array]()
     for _, batch in rows.where(wanted, [*CONTENT[kind]]):
         said.append(texts_of(kind, batch))
         asked.append(texts_of(kind, batch, "prompts"))
-        size += said[-1].nbytes
-        if size >= SLICE:
-            yield together(said), together(asked)
-            said, asked, size = [], [], 0
+        if sum(texts.nbytes for texts in said) >= SLICE:
+            yield pa.chunked_array(said, pa.string()), pa.chunked_array(asked, pa.string())
+            said = []
+            asked = []
     if said:
-        yield together(said), together(asked)
+        yield pa.chunked_array(said, pa.string()), pa.chunked_array(asked, pa.string())
 
 
-def together(texts: Sequence[pa.Array]) -> pa.ChunkedArray:
-    return pa.chunked_array(texts, pa.string())
+# --- Rows of one template give nothing away. Where near-duplicates were not removed over whole rows, rows of one
+# template are all alike. They are compared again, as near-duplicates are (`align.data.dedup.twins`): text that many
+# rows share does not count, and numbers and operators have to be the same.
+
+
+def drop_templated(leaks: Leaks, rows: Rows, kind: str, measured: ndarray, near: float, finds_all: bool) -> Leaks:
+    """Return the leaks without rows that are near to rows to measure on by shared text only.
+
+    Args:
+        measured: the rows to measure on, bool (N).
+        near: the least Jaccard similarity that they were found by.
+        finds_all: whether MinHash finds all pairs that are so similar. If not, rows that are not made of shared text
+            for the most part stay leaks.
+    """
+    by_similarity = np.array([rule == RULES[NEAR] for rule in leaks.rules], bool)
+    suspects = leaks.rows[by_similarity]
+    if not len(suspects):
+        return leaks
+    compared = measured.copy()
+    compared[suspects] = True
+    with TemporaryDirectory(dir=rows.folder, prefix="sides-") as folder:
+        texts = ComparedTexts(Path(folder), rows, kind, compared)
+        places = np.arange(len(texts.numbers), dtype=np.int32)
+        groups = sharing(places, texts.sizes > 0, texts.keys.__getitem__, BANDS)
+        shared = find_shared(groups, places, texts.sizes, texts.content, texts.read)
+        is_measured = measured[texts.numbers]
+        found = twins(
+            np.where(is_measured, 0, 1),
+            texts.sizes,
+            texts.keys.__getitem__,
+            texts.read,
+            near,
+            sources=is_measured.astype(np.int64),
+            across=True,
+            numbers=texts.operators,
+            shared=shared,
+        )
+        stay = texts.numbers[found.dropped]
+        if not finds_all:
+            stay = np.append(stay, texts.numbers[~texts.are_mostly(shared, near)])
+    kept = ~by_similarity | np.isin(leaks.rows, stay)
+    rules = [rule for rule, keep in zip(leaks.rules, kept.tolist(), strict=True) if keep]
+    return Leaks(leaks.rows[kept], leaks.sets[kept], leaks.where[kept], rules)
+
+
+class ComparedTexts:
+    """Keys, shingles and hashes of rows of a spool. Keys and shingles are in files, since these may be all its rows.
+
+    Args:
+        folder: for the files.
+        wanted: which rows, bool (N).
+
+    Attributes:
+        numbers: of the rows, ascending; all others are by their place among these.
+        keys: of MinHash, uint64 (bands, rows).
+        sizes: shingles of each row.
+        operators, content: see `twins`.
+    """
+
+    def __init__(self, folder: Path, rows: Rows, kind: str, wanted: ndarray) -> None:
+        self.numbers = np.flatnonzero(wanted)
+        self.keys = np.memmap(folder / "keys", np.uint64, "w+", shape=(BANDS, len(self.numbers)))
+        parts = list[tuple[ndarray, ndarray, ndarray]]()
+        start = 0
+        with (folder / "shingles").open("wb") as file:
+            for _, batch in rows.where(wanted, [*CONTENT[kind]]):
+                texts: pa.Array = texts_of(kind, batch)
+                sets = shingled(texts)
+                file.write(sets.values.tobytes())
+                self.keys[:, start : start + len(sets)] = band_keys(sets).T
+                content = first_bits(normalised_digests(texts).view(np.uint8).reshape(-1, 16))
+                parts.append((sets.sizes, number_hashes(texts), content))
+                start += len(sets)
+        self.sizes, self.operators, self.content = join_columns(parts)
+        self.ends = np.append(0, np.cumsum(self.sizes))
+        self.values = np.memmap(folder / "shingles", np.uint64, "r") if self.ends[-1] else NO_HASHES
+
+    def read(self, places: ndarray) -> Shingles:
+        """Return the shingles of some rows."""
+        parts = (self.values[self.ends[place] : self.ends[place + 1]] for place in places.tolist())
+        return Shingles.of_sizes(join(parts, NO_HASHES), self.sizes[places])
+
+    def are_mostly(self, shared: ndarray, near: float) -> ndarray:
+        """Return which rows may be alike to others, at the least similarity, mostly by shared text, bool (rows)."""
+        mostly = np.zeros(len(self.numbers), bool)
+        for start in range(0, len(mostly), 1024):
+            sets = self.read(np.arange(start, min(start + 1024, len(mostly))))
+            mostly[start : start + len(sets)] = 2 * sets.only(shared).sizes > near * sets.sizes
+        return mostly

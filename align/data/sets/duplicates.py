@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy import ndarray
 
+from align.data.dedup.arrays import NO_NUMBERS
 from align.data.dedup.groups import packs, sharing
 from align.data.dedup.shared_text import find_shared
 from align.data.dedup.shingles import BANDS, Shingles
 from align.data.dedup.twins import exact, twins
 from align.data.sets.columns import whole
-from align.data.sets.engines import Engine, embedded
 from align.data.sets.gather import HASHES, band_name
+from align.data.sets.parallel import Engine, embedded
 from align.data.sets.spool import Rows, Spool
 
 ALL, WITHIN, ACROSS = "all", "within", "across"
@@ -35,23 +37,23 @@ class Duplicates:
         exact: whether it is a copy.
     """
 
-    dropped: np.ndarray
-    kept: np.ndarray
-    jaccard: np.ndarray
-    exact: np.ndarray
+    dropped: ndarray
+    kept: ndarray
+    jaccard: ndarray
+    exact: ndarray
 
 
 def none_of() -> Duplicates:
-    return Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
+    return Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
 
 
-def preference(source: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
-    """The order in which rows survive, int64 (N): by the rank of their source, then by their number."""
+def preference(source: ndarray, ranks: Sequence[int]) -> ndarray:
+    """Return the order in which rows survive, int64 (N): by the rank of their source, then by their number."""
     return np.asarray(ranks, np.int64)[source] << 40 | np.arange(len(source))
 
 
-def copies(rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, among: str = ALL) -> Duplicates:
-    """The rows whose text another row has, which comes before in `order`, see `align.data.dedup.exact`.
+def copies(rows: Rows, kept: ndarray, order: ndarray, source: ndarray, among: str = ALL) -> Duplicates:
+    """Return the rows whose text another row has, which comes before in `order`, see `align.data.dedup.twins.exact`.
 
     Args:
         kept: which rows are looked at, bool (N).
@@ -61,15 +63,14 @@ def copies(rows: Rows, kept: np.ndarray, order: np.ndarray, source: np.ndarray, 
     numbers = np.flatnonzero(kept)
     digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
     found = exact(digests, order[numbers], sources=None if among == ALL else source[numbers], across=among == ACROSS)
-    copied = np.ones(len(found.dropped), bool)
-    return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, copied)
+    return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.ones(len(found.dropped), bool))
 
 
 def near_duplicates(
     rows: Rows,
-    kept: np.ndarray,
-    order: np.ndarray,
-    source: np.ndarray,
+    kept: ndarray,
+    order: ndarray,
+    source: ndarray,
     *,
     threshold: float,
     among: str = ALL,
@@ -80,7 +81,7 @@ def near_duplicates(
     Args:
         kept, order, source, among: see `copies`.
         threshold: the least Jaccard similarity of their word 3-grams.
-        engine: compares documents in packs that have no key in common, where it has several workers. Which text is
+        engine: compares documents in packs that have no key in common, if it has several workers. Which text is
             shared is found among all of them first.
     """
     numbers = np.flatnonzero(kept)
@@ -96,22 +97,23 @@ def near_duplicates(
     tasks = [Compared(part, order[part], source[part], shared) for part in parts]
     found = joined(none_of(), *(duplicates for _, duplicates in engine(compare, tasks)))
     by_preference = np.lexsort((found.dropped, order[found.dropped]))
-    return Duplicates(*(values[by_preference] for values in (found.dropped, found.kept, found.jaccard, found.exact)))
+    return Duplicates(*(getattr(found, field.name)[by_preference] for field in fields(found)))
 
 
 class Compared(NamedTuple):
     """Documents that are compared: the number of each, ascending, its preference, and its source; and the shingles of
     text that many documents share, where these are known."""
 
-    number: np.ndarray
-    order: np.ndarray
-    source: np.ndarray
-    shared: np.ndarray | None = None
+    number: ndarray
+    order: ndarray
+    source: ndarray
+    shared: ndarray | None = None
 
 
 def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Duplicates:
-    """See `near_duplicates`; documents of a spool in a folder."""
-    rows, numbers = Rows(Spool(folder)), some.number
+    """Return the near-duplicates among documents of a spool in a folder, see `near_duplicates`."""
+    rows = Rows(Spool(folder))
+    numbers = some.number
     found = twins(
         some.order,
         rows.numbers("shingles")[numbers],
@@ -127,32 +129,33 @@ def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Du
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))
 
 
-def read_sets(rows: Rows, numbers: np.ndarray, few: np.ndarray) -> Shingles:
+def read_sets(rows: Rows, numbers: ndarray, few: ndarray) -> Shingles:
     """Return the shingles of the documents `numbers[few]`."""
     return Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES]))
 
 
 def joined(*found: Duplicates) -> Duplicates:
-    """Duplicates of several steps, in their order. The row that one step keeps may be dropped by a later one."""
-    names = ("dropped", "kept", "jaccard", "exact")
-    return Duplicates(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
+    """Return duplicates of several steps, in their order. The row that one step keeps may be dropped by a later
+    one."""
+    names = [field.name for field in fields(Duplicates)]
+    return Duplicates(*(np.concatenate([getattr(duplicates, name) for duplicates in found]) for name in names))
 
 
-def clusters(found: Duplicates) -> np.ndarray:
-    """For each duplicate the row under which it is at last, when each goes on to where its kept row went."""
+def clusters(found: Duplicates) -> ndarray:
+    """Return for each duplicate the row under which it is at last, when each goes on to where its kept row went."""
     heads = dict(zip(found.dropped.tolist(), found.kept.tolist(), strict=True))
-
-    def head(row: int) -> int:
+    last = found.kept.tolist()
+    for i, row in enumerate(last):
         while row in heads:
             row = heads[row]
-        return row
+        last[i] = row
+    return np.array(last, np.int64)
 
-    return np.array([head(row) for row in found.kept.tolist()], np.int64)
 
-
-def duplicate_labels(found: Duplicates, count: int) -> np.ndarray:
-    """A label for the rows of each cluster, int64 (N = `count`); -1 for a row without duplicates."""
-    labels, heads = np.full(count, -1, np.int64), clusters(found)
+def duplicate_labels(found: Duplicates, count: int) -> ndarray:
+    """Return a label for the rows of each cluster, int64 (N = `count`); -1 for a row without duplicates."""
+    labels = np.full(count, -1, np.int64)
+    heads = clusters(found)
     labels[found.dropped] = heads
     labels[heads] = heads
     return labels

@@ -1,29 +1,69 @@
-"""Evaluation sets in files: which they are, and the texts that their rows are looked for by, see `evaluation_rows`."""
+"""Evaluation sets in files: which they are, and the texts that their rows are looked for by.
+
+A row of questions stands in columns: a question, perhaps a passage that it is about, and choices or answers. A question
+may hold its stem and its choices itself, as in the files of ARC, OpenBookQA and CommonsenseQA. A row gives
+
+- the question; if it has a passage, behind that and never alone: many passages are asked for their main idea;
+- the same with each choice or answer;
+- each choice or answer of more than `FEW` words;
+- all of them together, also with letters in front (`A. …`);
+- a question that lists its choices itself also without them.
+
+A shorter choice is never looked for alone: `yes` says nothing. A row that is a conversation, a pair or a tree is what
+training rows are, and is compared as one.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
 from align.data.dedup.words import word_counts
-from align.data.read.content import kind_of, texts
+from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
+from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, recognised
 from align.data.sets.columns import columns_of, texts_of
-from align.data.sets.evaluation_rows import FEW, Query, is_columns, looked_for
-from align.errors import require
+from align.errors import InputError, require
 from align.types import Record
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
 AT_ONCE, HEAVY = 4096, 32 * 2**20
 """Rows that are read together at most, and characters of text from which on they are fewer."""
+NAMES: Mapping[str, Collection[str]] = {
+    "question": split_names(
+        "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
+    ),
+    "passage": split_names("article background context paragraph passage premise story support"),
+    "choice": split_names(
+        "a aliases answer answers b best_answer c choice choices code completion continuation correct correct_answer "
+        "correct_answers d distractor distractors e ending endings explanation f hypothesis incorrect_answer "
+        "incorrect_answers mc1_targets mc2_targets option options output rationale reference references response "
+        "canonical_solution sol solution solutions target targets"
+    ),
+}
+"""What a column holds → its names. A passage is what a question is about: alone, it asks something else."""
+FEW = 4
+"""Words of a choice that is looked for alone: more than so many."""
+LONGEST = 4000
+"""Characters of a question up to which it is looked for with each of its choices."""
+INNER = ("text", "choices")
+"""If an object holds choices beside their labels, or one choice beside its label: the field of the texts."""
+FIRST_CHOICE = re.compile(r"\s\(?[Aa][.):]\s(?=.*\s\(?[Bb][.):]\s)", re.DOTALL)
+FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
+NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
+"""Punctuation. The point of `1.5` stays: `15` is another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,80 +90,95 @@ class Texts:
 
     said: pa.ChunkedArray
     asked: pa.ChunkedArray
-    said_by: np.ndarray
-    asked_by: np.ndarray
+    said_by: ndarray
+    asked_by: ndarray
 
     @classmethod
     def of_rows(cls, said: pa.ChunkedArray, asked: pa.ChunkedArray) -> Texts:
-        """Of rows that have one text of each."""
+        """Return the texts of rows that have one of each."""
         return cls(said, asked, np.arange(len(said)), np.arange(len(asked)))
 
 
+class Query(NamedTuple):
+    """What one row is looked for by.
+
+    Attributes:
+        said: texts, each compared with all that a training row says.
+        alone: choices, compared in the same way if they have more than `FEW` words.
+        asked: texts, each compared with what a training row asks.
+    """
+
+    said: Sequence[str]
+    alone: Sequence[str]
+    asked: Sequence[str]
+
+
 def parsed_sets(given: Any) -> list[EvaluationSet]:
-    """The sets of the setting: paths, or mappings with `path` and `columns`.
+    """Return the sets of the setting: paths, or mappings with `path` and `columns`.
 
     Raises:
         InputError: one is neither.
     """
     listed = [given] if isinstance(given, str | Mapping) else given
     require(isinstance(listed, list | tuple), FIELD, given, "is no list of evaluation sets", HELP)
-    found = []
-    for i, one in enumerate(listed):
-        at, about = f"{FIELD}[{i}]", {"path": one} if isinstance(one, str) else one
+    sets = []
+    for i, entry in enumerate(listed):
+        at = f"{FIELD}[{i}]"
+        about = {"path": entry} if isinstance(entry, str) else entry
         known = isinstance(about, Mapping) and about.keys() <= {"path", "columns"}
-        require(known and isinstance(about.get("path"), str) and about["path"] != "", at, one, "names no file", HELP)
+        named = known and isinstance(about.get("path"), str) and about["path"] != ""
+        require(named, at, entry, "names no file", HELP)
         columns = about.get("columns") or []
         columns = [columns] if isinstance(columns, str) else columns
         named = isinstance(columns, list | tuple) and all(isinstance(name, str) for name in columns)
         require(named, f"{at}.columns", columns, "is no list of columns", HELP)
-        found.append(EvaluationSet(about["path"], tuple(columns)))
-    return found
+        sets.append(EvaluationSet(about["path"], tuple(columns)))
+    return sets
 
 
 def read_sets(sets: Sequence[EvaluationSet]) -> list[Texts]:
-    """The texts of each set.
+    """Return the texts of each set.
 
     Raises:
         InputError: a file cannot be read, has no row, or rows in which no text is called a question.
     """
-    return [read_set(one, f"{FIELD}[{i}]") for i, one in enumerate(sets)]
+    return [read_set(evaluation_set, f"{FIELD}[{i}]") for i, evaluation_set in enumerate(sets)]
 
 
 def read_set(given: EvaluationSet, field: str) -> Texts:
-    bad_rows, said, asked, rows = BadRows(skips=False), Side(), Side(), 0
-    for numbers, looked in looked_up(given, field, bad_rows):
+    bad_rows = BadRows()
+    said = TextCollector()
+    asked = TextCollector()
+    rows = 0
+    for numbers, queries in iter_queries(given, field, bad_rows):
         rows += len(numbers)
-        counts = word_counts(pa.array([text for one in looked for text in one.alone], pa.string())).tolist()
-        for number, one in zip(numbers, looked, strict=True):
-            here, counts = counts[: len(one.alone)], counts[len(one.alone) :]
-            long = [text for text, words in zip(one.alone, here, strict=True) if words > FEW]
-            said.add([*one.said, *long], number)
-            asked.add([*one.asked, *(form for text in one.asked for form in without_operators(text))], number)
+        counts = iter(word_counts(pa.array([text for query in queries for text in query.alone], pa.string())).tolist())
+        for number, query in zip(numbers, queries, strict=True):
+            said.add([*query.said, *(text for text in query.alone if next(counts) > FEW)], number)
+            asked.add([*query.asked, *(form for text in query.asked for form in without_operators(text))], number)
         said.settle()
         asked.settle()
     bad_rows.settle(given.path, rows)
     require(rows > 0, field, given.path, "is empty", "Give at least one row.")
-    return Texts(said.together(), asked.together(), np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
-
-
-FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
-NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
-"""Punctuation. The point of `1.5` stays: `15` is another number."""
+    columns = (pa.chunked_array(side.chunks, pa.string()) for side in (said, asked))
+    return Texts(*columns, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
 
 
 def without_operators(question: str) -> list[str]:
-    """Return what is left of a question with a formula where punctuation was removed or made blank: `7/8` is `78` then,
-    or `7 8`. No forms of other questions, whose operators do not count."""
+    """Return what is left of a question with a formula if punctuation is removed or made blank: `7/8` is `78` then, or
+    `7 8`. No forms of other questions, whose operators do not count."""
     if not FORMULA.search(question):
         return []
     return [NOT_WORDS.sub(instead, question) for instead in ("", " ")]
 
 
-class Side:
+class TextCollector:
     """Texts as they come in, and the row of each."""
 
     def __init__(self) -> None:
-        self.rows, self.chunks, self.held = list[int](), list[pa.Array](), list[str]()
+        self.rows = list[int]()
+        self.chunks = list[pa.Array]()
+        self.held = list[str]()
 
     def add(self, texts: Sequence[str], row: int) -> None:
         self.held += texts
@@ -133,43 +188,164 @@ class Side:
         self.chunks.append(pa.array(self.held, pa.string()))
         self.held = []
 
-    def together(self) -> pa.ChunkedArray:
-        return pa.chunked_array(self.chunks, pa.string())
 
-
-def looked_up(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[tuple[list[int], list[Query]]]:
-    """Rows (from 0) and what each is looked for by, some at a time."""
-    numbers, held, size = list[int](), list[Query | Record](), 0
+def iter_queries(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[tuple[list[int], list[Query]]]:
+    """Yield rows (from 0) and what each is looked for by, some at a time."""
+    numbers = list[int]()
+    held = list[Query | Record]()
+    size = 0
     for group in grouped_rows(given.path, field, bad_rows):
         found: Sequence[Query | Record] = ()
         with bad_rows:
             found = parts_of(group, given.columns)
-        for one in found:
+        for part in found:
             numbers.append(group[-1].number - 1)
-            held.append(one)
-            size += sum(map(len, one.said if isinstance(one, Query) else texts(one)))
+            held.append(part)
+            size += sum(map(len, part.said if isinstance(part, Query) else texts(part)))
         if len(held) >= AT_ONCE or size > HEAVY:
-            yield numbers, settled(held)
-            numbers, held, size = [], [], 0
+            yield numbers, as_queries(held)
+            numbers = []
+            held = []
+            size = 0
     if held:
-        yield numbers, settled(held)
+        yield numbers, as_queries(held)
 
 
 def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
-    """What rows that are read together say: records, or what their columns are looked for by."""
-    first = group[0]
-    if columns or (len(group) == 1 and is_columns(first.data)):
-        return [looked_for(row.data, columns, row.where) for row in group]
+    """Return what rows that are read together say: records, or what their columns are looked for by."""
+    if columns or (len(group) == 1 and is_columns(group[0].data)):
+        return [query_of(row.data, columns, row.where) for row in group]
     return [found[0] for found in records_in(group) if not isinstance(found, Drop)]
 
 
-def settled(held: Sequence[Query | Record]) -> list[Query]:
-    """Records as what they are looked for by: all that they say, and what they ask."""
-    made: dict[int, Query] = {i: one for i, one in enumerate(held) if isinstance(one, Query)}
-    records = [(i, one) for i, one in enumerate(held) if not isinstance(one, Query)]
-    for kind in {kind_of(record) for _, record in records}:
-        alike = [(i, record) for i, record in records if kind_of(record) == kind]
-        batch = pa.RecordBatch.from_pydict(columns_of(kind, [record for _, record in alike]))
+def as_queries(held: Sequence[Query | Record]) -> list[Query]:
+    """Return records as what they are looked for by: all that they say, and what they ask."""
+    queries: dict[int, Query] = {i: part for i, part in enumerate(held) if isinstance(part, Query)}
+    records = {i: part for i, part in enumerate(held) if not isinstance(part, Query)}
+    for kind in {*map(kind_of, records.values())}:
+        alike = [i for i, record in records.items() if kind_of(record) == kind]
+        batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in alike]))
         both = zip(texts_of(kind, batch).to_pylist(), texts_of(kind, batch, "prompts").to_pylist(), strict=True)
-        made |= {i: Query([said], [], [asked]) for (i, _), (said, asked) in zip(alike, both, strict=True)}
-    return [made[i] for i in range(len(held))]
+        queries |= {i: Query([said], [], [asked]) for i, (said, asked) in zip(alike, both, strict=True)}
+    return [queries[i] for i in range(len(held))]
+
+
+def is_columns(data: Mapping[str, Any]) -> bool:
+    """Return whether a row is read by its columns, and not as a record of the shapes that are trained on."""
+    shape = recognised(data)
+    if shape is None:
+        return data.keys().isdisjoint({"messages", "conversations", "chosen", "rejected"})
+    if shape is RANKING:
+        return not holds_objects(data["answers"])
+    if shape in (TREE, TREE_MESSAGE) or shape.kind == PREFERENCES or shape.needs[0] in ("messages", "conversations"):
+        return False
+    return not any(holds_objects(data.get(name)) for name in ("prompt", "completion", "response"))
+
+
+def holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
+
+
+def kind_of_column(name: str, beside: Collection[str]) -> str:
+    """Return `question`, `passage`, `choice`, or an empty text for a column that says something else, by its name.
+
+    Args:
+        beside: the other columns' names: HellaSwag's `ctx_a` and `ctx_b` are parts of `ctx`.
+    """
+    plain = re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+    if plain not in NAMES["choice"]:
+        short = re.sub(r"_?\d+$|_[a-f]$", "", plain)
+        if short != plain and short in beside:
+            return ""
+        plain = short
+    return next((kind for kind, names in NAMES.items() if plain in names), "")
+
+
+def query_of(data: Mapping[str, Any], columns: Sequence[str], where: str) -> Query:
+    """Return the texts of a row.
+
+    Args:
+        columns: those that are compared; none for all whose names say what they are.
+
+    Raises:
+        InputError: a column is not there, or none says what is asked.
+    """
+
+    def fail(problem: str) -> InputError:
+        remedy = "Name the columns to compare: {path: …, columns: [question, choices]}."
+        return InputError(f"{where}, columns", ", ".join(map(str, data)) or "(none)", problem, remedy)
+
+    for name in columns:
+        if name not in data:
+            raise fail(f"there is no {name} among them")
+    parts: dict[str, list[str]] = {kind: [] for kind in NAMES}
+    lists = dict[str, list[str]]()
+    for name, value in unfold({name: data[name] for name in columns or data}):
+        kind = kind_of_column(name, data.keys())
+        # Choices of which each, or all together, may stand beside labels.
+        found = [text for text in strings(without_labels(from_json(value))) if text.strip()]
+        if not kind and name in columns:
+            kind = "question" if isinstance(value, str) else "choice"
+        if kind:
+            parts[kind] += found
+        if kind == "choice":
+            lists.setdefault(re.sub(r"\d+$|_?[a-fA-F]$", "", name), []).extend(found)
+    if not any(parts.values()) or not (columns or parts["question"] or parts["passage"]):
+        raise fail("no text among them is called a question")
+    question = "\n".join(parts["question"])
+    passage = "\n".join(parts["passage"])
+    return with_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))
+
+
+def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Query:
+    """Return what a question is looked for by.
+
+    Args:
+        lists: the choices of each column, or of columns of one name.
+    """
+    whole = "\n".join(filter(None, (passage, question)))
+    if not whole:  # short choices say nothing together either: yes, no
+        return Query([], choices, [])
+    said = [whole]
+    if len(whole) <= LONGEST:
+        said += [f"{whole}\n{choice}" for choice in choices]
+    lists = [several for several in lists if len(several) > 1]
+    for several in lists:
+        lettered = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, several, strict=False)]
+        said += ["\n".join((whole, *form)) for form in (several, lettered)]
+    if len(choices) > 1:
+        said.append("\n".join((whole, *choices)))
+    asked = [whole]
+    if passage and question:
+        asked.append(f"{question}\n{passage}")
+    elif (listed := FIRST_CHOICE.search(whole)) and whole[: listed.start()].strip():
+        asked.append(whole[: listed.start()])  # what is asked before choices, which others may list in another order
+    asked += ["\n".join((whole, *several)) for several in lists]
+    return Query(said, choices, asked)
+
+
+def unfold(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield columns and what they hold; in place of a question that is an object with a question in it, its fields."""
+    for name, value in data.items():
+        held = from_json(value) if kind_of_column(name, data.keys()) == "question" else None
+        if isinstance(held, Mapping) and any(kind_of_column(inner, held.keys()) == "question" for inner in held):
+            yield from held.items()
+        else:
+            yield name, value
+
+
+def from_json(value: Any) -> Any:
+    """Return a list or an object that a table holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def without_labels(value: Any) -> Any:
+    """Return choices without the labels that stand beside them."""
+    if isinstance(value, list):
+        return [without_labels(entry) for entry in value]
+    if isinstance(value, Mapping) and (inner := next((name for name in INNER if value.get(name)), None)):
+        return without_labels(value[inner])
+    return value

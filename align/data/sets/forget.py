@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
 from align.data.read.files import DATA_SET, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
-from align.data.sets.published import TOMBSTONE, DataSet, data_set, root_of_sides
-from align.data.sets.publishing import Shards
+from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
 from align.errors import RunBusy, require
@@ -43,7 +43,7 @@ REASONS = {True: "rows whose votes the annotation store no longer has", False: "
 """By whether `erased` was asked for."""
 KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
 """Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
-Masks = Mapping[str, np.ndarray]
+Masks = Mapping[str, ndarray]
 """Side → whether each of its rows goes, bool (N)."""
 Standing = Callable[[IdKind], Collection[int] | None]
 """The votes of a project that stand, see `align.data.sets.votes.standing`; None where it was erased."""
@@ -94,7 +94,7 @@ def is_id(given: Any) -> bool:
 
 
 def going(found: DataSet, given: Any, standing: Standing) -> Masks:
-    """The rows that are to be forgotten, as far as they are there.
+    """Return the rows that are to be forgotten, as far as they are there.
 
     Args:
         given: the setting: `erased`, or see `ids_in`.
@@ -102,23 +102,31 @@ def going(found: DataSet, given: Any, standing: Standing) -> Masks:
     Raises:
         InputError: the setting names no rows.
     """
+    columns = ["content_id"]
     if given != ERASED:
         wanted = {id.hex() for id in ids_in(given)}
-        return masks_of(found, ["content_id"], lambda table: [id in wanted for id in table["content_id"].to_pylist()])
-    kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
-    problem = "none of its sources is an annotation project"
-    require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
-    stand = {name: standing(kind) or () for name, kind in kinds.items()}
 
-    def gone(table: pa.Table) -> Iterator[bool]:
-        for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
-            yield source in stand and int(id.partition(":")[0]) not in stand[source]
+        def is_gone(table: pa.Table) -> Iterator[bool]:
+            yield from (id in wanted for id in table["content_id"].to_pylist())
+    else:
+        kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
+        problem = "none of its sources is an annotation project"
+        require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
+        stand = {name: standing(kind) or () for name, kind in kinds.items()}
+        columns = ["source", "id"]
 
-    return masks_of(found, ["source", "id"], gone)
+        def is_gone(table: pa.Table) -> Iterator[bool]:
+            for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
+                yield source in stand and int(id.partition(":")[0]) not in stand[source]
+
+    return {
+        side: np.array([gone for table in found.tables(side, columns) for gone in is_gone(table)], bool)
+        for side in SIDES
+    }
 
 
 def check_going(found: DataSet, given: Any, masks: Masks) -> None:
-    """Raises: InputError: there is nothing to forget, or an id is of no row."""
+    """Raise InputError if there is nothing to forget, or an id is of no row."""
     if given == ERASED:
         problem = "the votes and items of all its rows are still there"
         require(some(masks), FIELD, given, problem, "There is nothing to forget.")
@@ -159,16 +167,6 @@ def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, In
     return Forgetting(old, {}, reason), Input(before["digest"], path=str(old), details={"root": before["root"]})
 
 
-def masks_of(found: DataSet, columns: list[str], goes: Facts) -> Masks:
-    """Which rows go, by side."""
-    return {
-        side: np.concatenate(
-            [np.zeros(0, bool), *(np.fromiter(goes(table), bool) for table in found.tables(side, columns))]
-        )
-        for side in SIDES
-    }  # fmt: skip
-
-
 def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
     """Write a data set again without some rows.
 
@@ -198,55 +196,53 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
         writer.distinct = len(left[side])
         splits[side] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
-    count = sum(map(len, gone.values()))
     before = {"replaces": found.data["replaces"]} if "replaces" in found.data else {}
+    count = sum(map(len, gone.values()))
     data = {
         **{key: value for key, value in found.data.items() if key not in ("lengths", "scores")},  # of all rows
-        "sources": [less(source, lost) for source in found.data["sources"]], "splits": splits,
-        "root": root_of_sides(splits), "ids_root": root_of(bytes.fromhex(id) for id in sorted(ids[False])),
+        "sources": [less(source, lost) for source in found.data["sources"]],
+        "splits": splits,
+        "root": root_of_sides(splits),
+        "ids_root": root_of(bytes.fromhex(id) for id in sorted(ids[False])),
         "shards": shards,
         "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
-    }  # fmt: skip
+    }
     write_json(folder / DATA_SET, data)
     return data
 
 
-def masked(
-    found: DataSet, side: str, mask: np.ndarray, columns: list[str]
-) -> Iterator[tuple[np.ndarray, pa.Table]]:  # fmt: skip
-    """The rows of a side in their pieces, and which of them go."""
+def masked(found: DataSet, side: str, mask: ndarray, columns: list[str]) -> Iterator[tuple[ndarray, pa.Table]]:
+    """Yield the rows of a side in their pieces, and which of them go."""
     first = 0
     for table in found.tables(side, columns):
         yield mask[first : first + table.num_rows], table.select(columns)
         first += table.num_rows
 
 
-def write_side(writer: Shards, found: DataSet, side: str, mask: np.ndarray, heads: Mapping[str, str]) -> None:
-    """One side without the rows that go, and with tombstones in their places and in those of earlier ones."""
+def write_side(writer: Shards, found: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
+    """Write one side without the rows that go, and with tombstones in their places and in those of earlier ones.
+
+    Args:
+        heads: what clusters are called instead of a row that was forgotten.
+    """
     first = 0
     for piece in found.pieces(side):
         if isinstance(piece, bytes):
             writer.bury(piece)
             continue
+        clusters = pa.array([heads.get(id, id) for id in piece["cluster"].to_pylist()], pa.string())
+        piece = piece.set_column(piece.column_names.index("cluster"), "cluster", clusters)
         here = mask[first : first + piece.num_rows]
-        first, place = first + piece.num_rows, 0
+        first += piece.num_rows
+        place = 0
         for goes, run in groupby(here.tolist()):
             rows = sum(1 for _ in run)
             if goes:
                 for _ in range(rows):
                     writer.bury(secrets.token_bytes(TOMBSTONE))
             else:
-                writer.add(with_heads(piece.slice(place, rows), heads))
+                writer.add(piece.slice(place, rows))
             place += rows
-
-
-def with_heads(table: pa.Table, heads: Mapping[str, str]) -> pa.Table:
-    """Rows whose clusters do not name what was forgotten."""
-    clusters = table["cluster"].to_pylist()
-    if not heads.keys() & {*clusters}:
-        return table
-    named = pa.array([heads.get(id, id) for id in clusters], pa.string())
-    return table.set_column(table.column_names.index("cluster"), "cluster", named)
 
 
 def less(source: Mapping[str, Any], lost: Mapping[str, Counter[str]]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from align.data.read.content import asked
@@ -33,7 +35,7 @@ class IdKind(NamedTuple):
     key: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """As `data.json` says it of a source."""
+        """Return what `data.json` says of a source."""
         if not self.key:
             return {"content_id": "sha256"}
         return {"content_id": "hmac", "project": self.project, "key_fingerprint": self.key}
@@ -41,30 +43,26 @@ class IdKind(NamedTuple):
 
 SHA256 = IdKind()
 KeyOf = Callable[[IdKind], bytes | None]
-"""The key of a kind of ids; None where it cannot be read. It is asked for HMAC alone."""
+"""The key of a kind of ids; None if it cannot be read. It is asked for HMAC alone."""
 
 
 def kind_under(project: str, key: bytes) -> IdKind:
-    """The kind of ids under a project's key."""
-    return IdKind(project, fingerprint(key))
+    """Return the kind of ids under a project's key, with what tells the key from others and nothing else of it."""
+    return IdKind(project, hmac.digest(key, FINGERPRINT, "sha256").hex()[:16])
 
 
 def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
-    """Source of a data set (`data.json`) → how the ids of its rows are made."""
+    """Return how the ids of the rows of each source of a data set (`data.json`) are made."""
     return {
         source["name"]: IdKind(source["project"], source["key_fingerprint"])
-        if source.get("content_id") == "hmac" else SHA256
+        if source.get("content_id") == "hmac"
+        else SHA256
         for source in data["sources"]
-    }  # fmt: skip
-
-
-def fingerprint(key: bytes) -> str:
-    """What tells a key from others, and nothing else of it; 16 hex digits."""
-    return hmac.digest(key, FINGERPRINT, "sha256").hex()[:16]
+    }
 
 
 def id_of(row: bytes, key: bytes | None = None) -> bytes:
-    """The content id of a row, 32 bytes.
+    """Return the content id of a row, 32 bytes.
 
     Args:
         row: see `align.data.read.content.row_bytes`.
@@ -74,10 +72,46 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
 
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
-    """The id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
+    """Return the id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
     return under(bytes.fromhex(question_key(asked(record))), key)
 
 
 def under(plain: bytes, key: bytes | None) -> bytes:
-    """An id that is made without a key, under one; itself where there is none."""
+    """Return an id that is made without a key, under one; the id itself if there is none."""
     return plain if key is None else hmac.digest(key, plain, "sha256")
+
+
+class Known:
+    """The content ids of the records that data sets gave, for callers that would compute them again.
+
+    An id belongs to the object that was read. A record that a stage changes, by a system prompt that it adds or
+    reasoning that it hides, is a new object: its id is computed. All ids here are SHA-256. Those of votes are not kept
+    here: they are computed under the project's key each time.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[int, bytes] = {}
+        self._held: list[Sequence[Record]] = []  # no other object gets their addresses
+
+    def add(self, records: Sequence[Record], ids: Sequence[bytes]) -> None:
+        """Add records as they were read, and the id of each (32 bytes)."""
+        self._ids.update(zip(map(id, records), ids, strict=True))
+        self._held.append(records)
+
+    def content_id(self, record: Record) -> bytes | None:
+        """Return the id with which this very record was read; None for any other."""
+        return self._ids.get(id(record))
+
+
+KNOWN: ContextVar[Known | None] = ContextVar("KNOWN", default=None)
+
+
+@contextmanager
+def remembered() -> Iterator[Known]:
+    """Keep the ids of records that data sets give inside the block."""
+    known = Known()
+    token = KNOWN.set(known)
+    try:
+        yield known
+    finally:
+        KNOWN.reset(token)

@@ -6,17 +6,18 @@ and the other sources, more rows of a source are these and the next ones of that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
+from align.data.dedup.arrays import join
 from align.data.dedup.words import ODD
 from align.data.dedup.words import mixed as scrambled
 from align.errors import InputError, require
 
-LEFT = "Look at its duplicates in the report of a run without weights, or leave it out."
 SLACK = 1e-9
 """Of a share, that rounding may cost."""
 
@@ -32,13 +33,13 @@ class Mixed:
         limit: the number of the source that bounds the mixture; None where nothing did.
     """
 
-    times: np.ndarray
+    times: ndarray
     asked: tuple[float, ...]
     got: tuple[float, ...]
     limit: int | None = None
 
 
-def draws(ids: np.ndarray, seed: int) -> np.ndarray:
+def draws(ids: ndarray, seed: int) -> ndarray:
     """Where each row stands in its source's order of draw: the lower, the earlier.
 
     Args:
@@ -82,7 +83,7 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
 
 
 def mixed(
-    source: np.ndarray, size: np.ndarray, draw: np.ndarray, names: Sequence[str], *,
+    source: ndarray, size: ndarray, draw: ndarray, names: Sequence[str], *,
     weights: Sequence[float | None], total: float | None = None, repeat: int = 1, temperature: float | None = None,
 ) -> Mixed:  # fmt: skip
     """How often each row is seen.
@@ -127,10 +128,16 @@ def mixed(
 
 
 def mixture(
-    inside: np.ndarray, source: np.ndarray, size: np.ndarray, draw: np.ndarray, names: Sequence[str], *,
-    weights: Sequence[float | None], **how: Any,
-) -> Mixed:  # fmt: skip
-    """`mixed` of the rows `inside`, bool (N). `times` is of all N rows.
+    inside: ndarray,
+    source: ndarray,
+    size: ndarray,
+    draw: ndarray,
+    names: Sequence[str],
+    *,
+    weights: Sequence[float | None],
+    **how: Any,
+) -> Mixed:
+    """Return `mixed` of the rows `inside`, bool (N). `times` is of all N rows.
 
     Args:
         how: `total`, `repeat` and `temperature`, see `mixed`.
@@ -142,20 +149,21 @@ def mixture(
     counts = np.bincount(source[numbers], minlength=len(names))
     for name, weight, count in zip(names, weights, counts, strict=True):
         problem = "has a weight, and none of its rows is left to train on"
-        require(not weight or count > 0, f"stage.sources.{name}", weight, problem, LEFT)
+        remedy = "Look at its duplicates in the report of a run without weights, or leave it out."
+        require(not weight or count > 0, f"stage.sources.{name}", weight, problem, remedy)
     found = mixed(source[numbers], size[numbers], draw[numbers], names, weights=weights, **how)
     times = np.zeros(len(inside), np.int32)
     times[numbers] = found.times
-    return Mixed(times, found.asked, found.got, found.limit)
+    return replace(found, times=times)
 
 
-def drawn(rows: np.ndarray, draw: np.ndarray) -> np.ndarray:
+def drawn(rows: ndarray, draw: ndarray) -> ndarray:
     """The numbers of some rows (bool (N)) in their order of draw."""
     numbers = np.flatnonzero(rows)
     return numbers[np.lexsort((numbers, draw[numbers]))]
 
 
-def over_caps(kept: np.ndarray, source: np.ndarray, draw: np.ndarray, caps: Sequence[int | None]) -> np.ndarray:
+def over_caps(kept: ndarray, source: ndarray, draw: ndarray, caps: Sequence[int | None]) -> ndarray:
     """The numbers of the rows that are more than their source's cap: the last ones of its order of draw.
 
     Args:
@@ -163,10 +171,10 @@ def over_caps(kept: np.ndarray, source: np.ndarray, draw: np.ndarray, caps: Sequ
         caps: rows of each source at most; None for all.
     """
     over = [drawn(kept & (source == number), draw)[cap:] for number, cap in enumerate(caps) if cap is not None]
-    return np.concatenate([np.zeros(0, np.int64), *over])
+    return join(over)
 
 
-def seen(sizes: np.ndarray, units: float) -> np.ndarray:
+def seen(sizes: ndarray, units: float) -> ndarray:
     """How often each row is seen so that they come to so many units: all rows as often as goes, and the first ones once
     more, up to the row that comes nearest.
 
@@ -189,3 +197,45 @@ def proportions(units: Sequence[float]) -> tuple[float, ...]:
     """The share of each in their sum."""
     whole = sum(units)
     return tuple(one / whole if whole else 0.0 for one in units)
+
+
+class Funnel:
+    """The rows that are still in, step by step.
+
+    Args:
+        source: the number of each row's source, int (N).
+        names: of the sources.
+
+    Attributes:
+        kept: which rows are in, bool (N).
+        steps: name of each step → rows of each source that it left.
+        before: rows of each source that came to the step that ended last.
+        removed: numbers of the rows that it left out, ascending.
+        watch: called with the name of each step that leaves rows out, when it ends.
+    """
+
+    def __init__(self, source: ndarray, names: Sequence[str]) -> None:
+        self.source = source
+        self.names = list(names)
+        self.kept = np.ones(len(source), bool)
+        self.steps: dict[str, list[int]] = {}
+        self.before: list[int] = []
+        self.removed = np.zeros(0, np.int64)
+        self.watch: Callable[[str], None] = lambda step: None
+
+    def note(self, step: str) -> None:
+        """End a step."""
+        self.steps[step] = np.bincount(self.source[self.kept], minlength=len(self.names)).tolist()
+
+    def drop(self, step: str, rows: ndarray) -> None:
+        """Leave out these rows (numbers, or bool (N)), and end a step."""
+        before = self.kept.copy()
+        self.before = [*self.steps.values()][-1]
+        self.kept[rows] = False
+        self.removed = np.flatnonzero(before & ~self.kept)
+        self.note(step)
+        self.watch(step)
+
+    def of(self, number: int) -> dict[str, int]:
+        """Return step → the rows of one source that it left."""
+        return {step: counts[number] for step, counts in self.steps.items()}

@@ -17,28 +17,35 @@ Content ids and question ids are SHA-256, those of rows of the annotation store 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
+from numpy import ndarray
 
+from align.data.read.content import turn_row
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
-from align.data.sets.columns import CONTENT, records_of
-from align.data.sets.ids import SHA256, kinds_in
-from align.data.sets.known import remember
+from align.data.sets.columns import ABOUT_PAIRS, CONTENT, PARTS, SAID, TOOLS, TURNS, list_offsets, records_of, turn_of
+from align.data.sets.ids import KNOWN, SHA256, kinds_in
 from align.data.sets.sides import SIDES
+from align.data.sets.spool import Rows, as_numpy, first_bits
 from align.errors import CorruptFile, MissingArtifact, require_schema_version
 from align.files import check_readable, user_path
-from align.merkle import Tree, root_of
+from align.merkle import Tree, path_of, root_of, root_through
 from align.run.artifacts import check_not_replaced, done_runs, named_run
-from align.run.digests import known_digest
-from align.run.files import json_object
+from align.run.digests import file_digest, known_digest
+from align.run.files import json_object, write_json
 from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
-from align.types import Record
+from align.types import Record, json_text
+
+pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 SCHEMA_VERSION = 2
 TOMBSTONE = ID = 32
@@ -46,10 +53,23 @@ TOMBSTONE = ID = 32
 ROOTS = ("root", "ids_root")
 """What a run's manifest says of a data set besides its digest."""
 MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
+FROM_FACTS = ("content_id", "question_id", "source", "row", "metadata")
+"""Columns of a spool that stand beside the content."""
+SHARD = 250_000
+"""Rows of a shard."""
+SORTED = 1 << 20
+"""Content ids that are sorted at once."""
+GROUP, HEAVY = 16_384, 64 * 2**20
+"""Rows of a row group at most; bytes from which on it ends."""
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGES = pa.list_(MESSAGE)
+"""A column of turns that are all trained on."""
+MARKED = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
+"""A column of turns, each of which says whether it is."""
 
 
 def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """The root over those of the sides, train first; nothing equals it where one is no digest."""
+    """Return the root over those of the sides, train first; an empty text if one is no digest."""
     try:
         return root_of(bytes.fromhex(splits[name]["root"]) for name in SIDES)
     except ValueError:
@@ -93,41 +113,39 @@ class DataSet:
         Raises:
             CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
         """
-        records, ids, tree = list[Record](), list[bytes](), Tree()
+        records = list[Record]()
+        ids = list[bytes]()
+        sources = list[str]()
+        tree = Tree()
         try:
             for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
-                places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
+                sources += (here := piece["source"].to_pylist())
+                places = zip(here, piece["row"].to_pylist(), strict=True)
                 records += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
                 leaves = [*leaves_of(piece)]
                 tree.extend(leaves)
-                ids += [one[:ID] for one in leaves]
+                ids += [leaf[:ID] for leaf in leaves]
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
         if tree.root() != self.data["splits"][side]["root"]:
             problem = f"has other rows in its {side} files than those whose root {DATA_SET} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
-        self._remember(side, records, ids)
+        if (known := KNOWN.get()) is not None:  # ids that anybody can compute
+            plain = {name for name, kind in kinds_in(self.data).items() if kind == SHA256}
+            some = [i for i, source in enumerate(sources) if source in plain]
+            known.add([records[i] for i in some], [ids[i] for i in some])
         return records
 
-    def _remember(self, side: str, records: list[Record], ids: list[bytes]) -> None:
-        """Tell of the ids of rows that anybody can compute."""
-        plain = {name for name, kind in kinds_in(self.data).items() if kind == SHA256}
-        if len(plain) < len(self.data["sources"]):
-            both = zip(records, ids, self.sources(side), strict=True)
-            some = [(record, id) for record, id, source in both if source in plain]
-            records, ids = [record for record, _ in some], [id for _, id in some]
-        remember(records, ids)
-
     def sources(self, side: str) -> list[str]:
-        """The source of each row of a side, in the order in which they stand there."""
+        """Return the source of each row of a side, in the order in which they stand there."""
         return [name for table in self.tables(side, ["source"]) for name in table["source"].to_pylist()]
 
     def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one side, a row group at a time.
+        """Yield the rows of one side, a row group at a time.
 
         Args:
             columns: those that are read, as far as they are there; None for all.
@@ -140,7 +158,7 @@ class DataSet:
                         yield file.read_row_group(group, columns=columns)
 
     def pieces(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
-        """The sequence whose root the side has: rows, and where some were forgotten, their tombstones.
+        """Yield the sequence whose root the side has: rows, and where some were forgotten, their tombstones.
 
         Raises:
             ValueError: the tombstones are none, or stand behind the end.
@@ -148,14 +166,16 @@ class DataSet:
         forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][side].get("forgotten", ())}
         if any(place < 0 or len(leaf) != TOMBSTONE for place, leaf in forgotten.items()):  # a row's leaf is longer
             raise ValueError("a tombstone that is none")
-        waiting, place = sorted(forgotten), 0
+        waiting = sorted(forgotten)
+        place = 0
         for table in self.tables(side, columns):
             while waiting and waiting[0] <= place + table.num_rows:
                 first = waiting.pop(0) - place
                 if first:
                     yield table.slice(0, first)
                 yield forgotten[place + first]
-                place, table = place + first + 1, table.slice(first)
+                place += first + 1
+                table = table.slice(first)
             if table.num_rows:
                 yield table
             place += table.num_rows
@@ -166,13 +186,13 @@ class DataSet:
             place += 1
 
     def leaves(self, side: str) -> list[bytes]:
-        """The leaves of one side, in order."""
+        """Return the leaves of one side, in order."""
         pieces = self.pieces(side, ["content_id"])
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else leaves_of(piece))]
 
 
 def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
-    """The folder that a reference names: a path, `data:latest` or `data:NAME`.
+    """Return the folder that a reference names: a path, `data:latest` or `data:NAME`.
 
     Args:
         root: the folder of all runs.
@@ -181,18 +201,17 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
         MissingArtifact: there is none, or its run is not done.
     """
     stage, colon, name = ref.partition(":")
-    if user_path(ref, field).is_dir() or not (colon and stage == "data"):
-        folder = user_path(ref, field)
-        if not folder.is_dir():
+    folder = user_path(ref, field)
+    if not folder.is_dir():
+        if not (colon and stage == "data"):
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
             raise MissingArtifact(field, ref, problem, MAKE)
-    elif name == "latest":
-        done = done_runs(("data",), root)
-        if not done:
+        if name != "latest":
+            folder = named_run(("data",), name, root, ref, field, "python -m align stage=data")
+        elif done := done_runs(("data",), root):
+            folder = done[0]
+        else:
             raise MissingArtifact(field, ref, f"no finished data run under {root}", MAKE)
-        folder = done[0]
-    else:
-        folder = named_run(("data",), name, root, ref, field, "python -m align stage=data")
     if (folder / RUN).is_file() and not (manifest := read_manifest(folder)).done:
         problem = f"the run in {folder} is {manifest.status}, not done"
         raise MissingArtifact(field, ref, problem, "Run the same command again to finish it.")
@@ -200,7 +219,7 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
 
 
 def data_set(folder: Path, field: str = "data.path") -> DataSet:
-    """The data set in a folder, every shard as it was written.
+    """Return the data set in a folder, every shard as it was written.
 
     Raises:
         MissingArtifact: there is none.
@@ -216,7 +235,7 @@ def data_set(folder: Path, field: str = "data.path") -> DataSet:
 
 
 def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
-    """What `data.json` of a folder says.
+    """Return what `data.json` of a folder says.
 
     Raises:
         MissingArtifact: there is none.
@@ -229,13 +248,277 @@ def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
         raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET} is not there", MAKE)
     data = json_object(path, field, RESTORE)
     require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE)
-    shards, splits = data.get("shards"), data.get("splits")
-    named = isinstance(shards, dict) and all(SHARD_NAME.fullmatch(name) for name in shards)
+    shards = data.get("shards")
+    splits = data.get("splits")
     sides = [splits.get(side) for side in SIDES] if isinstance(splits, dict) else [None]
-    told = all(isinstance(side, dict) and isinstance(side.get("root"), str) for side in sides)
-    roots = all(isinstance(data.get(key), str) for key in ROOTS)
-    if not (named and told and roots and data.get("kind") in [*CONTENT]):
+    describes = (
+        isinstance(shards, dict)
+        and all(SHARD_NAME.fullmatch(name) for name in shards)
+        and all(isinstance(side, dict) and isinstance(side.get("root"), str) for side in sides)
+        and all(isinstance(data.get(key), str) for key in ROOTS)
+        and data.get("kind") in [*CONTENT]
+    )
+    if not describes:
         raise CorruptFile(field, str(path), "does not describe a data set", RESTORE)
     if data["root"] != root_of_sides(data["splits"]):
         raise CorruptFile(field, str(path), "has another root than that of its sides", RESTORE)
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Where a row is, and what its root is made with, for somebody who knows the root of a data set alone.
+
+    Attributes:
+        side: `train` or `test`.
+        place: in the side's sequence, from 0.
+        size: rows of the sequence, forgotten ones among them.
+        path: see `align.merkle.path_of`.
+        other: the root of the other side.
+    """
+
+    side: str
+    place: int
+    size: int
+    path: tuple[bytes, ...]
+    other: str
+
+
+def proof_of(found: DataSet, side: str, content_id: bytes) -> Proof:
+    """Return a proof that one side of a data set has a row: where it stands first, if it is repeated.
+
+    Raises:
+        ValueError: it has none.
+    """
+    leaves = found.leaves(side)
+    place = leaves.index(leaf(content_id))
+    [other] = (found.data["splits"][name]["root"] for name in SIDES if name != side)
+    return Proof(side, place, len(leaves), tuple(path_of(leaves, place)), other)
+
+
+def holds(proof: Proof, content_id: bytes, root: str) -> bool:
+    """Return whether a proof shows that the data set with this root has the row."""
+    own = root_through(leaf(content_id), proof.place, proof.size, proof.path)
+    if own is None or proof.side not in SIDES:
+        return False
+    return root_of(bytes.fromhex(own if side == proof.side else proof.other) for side in SIDES) == root
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a data set keeps of a spool's rows.
+
+    Attributes:
+        times: how often each row is written, int32 (N); 0 leaves it out.
+        test: whether each row is measured on, bool (N).
+        duplicates, heads: rows that are duplicates, and the row under which each is.
+        scores: of each row, float64 (N), nan for none; None if rows are not scored.
+    """
+
+    times: ndarray
+    test: ndarray
+    duplicates: ndarray
+    heads: ndarray
+    scores: ndarray | None = None
+
+    def clusters(self, rows: Rows) -> ndarray:
+        """Return the content id (hex) of the row under which each row's cluster is; None for a row without
+        duplicates."""
+        clusters = np.full(len(self.times), None, object)
+        if len(self.heads):
+            of, place = np.unique(self.heads, return_inverse=True)
+            ids = np.array([id.hex() for id in rows.take(of, ["content_id"])["content_id"].to_pylist()], object)
+            clusters[of] = ids
+            clusters[self.duplicates] = ids[place]
+        return clusters
+
+
+def publish(
+    folder: Path, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a data set: the rows of a spool that were chosen, as Parquet shards and `data.json`.
+
+    Args:
+        names: of the sources.
+        said: what `data.json` says besides.
+
+    Returns:
+        what `data.json` says.
+    """
+    types = published_types(rows, kind)
+    clusters = chosen.clusters(rows)
+    read = [*types, *FROM_FACTS]
+    written = chosen.times > 0
+    wanted = [written & ~chosen.test, written & chosen.test]
+    writers = [
+        Shards(folder, name, int(chosen.times[of_side].sum())) for name, of_side in zip(SIDES, wanted, strict=True)
+    ]
+
+    def as_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
+        source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(names)))
+        columns = {name: narrowed(batch.column(name), type) for name, type in types.items()}
+        columns |= {name: hex_texts(batch.column(name)) for name in ("content_id", "question_id")}
+        columns |= {
+            "source": source.cast(pa.string()),
+            "row": batch.column("row"),
+            "cluster": pa.array(clusters[numbers], pa.string()),
+            "metadata": batch.column("metadata"),
+        }
+        if chosen.scores is not None:
+            columns["score"] = pa.array(chosen.scores[numbers], pa.float64(), from_pandas=True)
+        return pa.table(columns)
+
+    for first, batch in rows.batches(read):
+        here = slice(first, first + batch.num_rows)
+        for of_side, writer in zip(wanted, writers, strict=True):
+            if (mask := of_side[here]).any():
+                writer.add(as_published(first + np.flatnonzero(mask), batch.filter(pa.array(mask))))
+    for of_side, writer in zip(wanted, writers, strict=True):
+        # Rows that are written again, behind all rows once: those that stand there twice, then those three times, …
+        times = np.where(of_side, chosen.times, 0)
+        for often in range(1, int(times.max(initial=0))):
+            again = np.flatnonzero(times > often)
+            for start in range(0, len(again), GROUP):
+                numbers = again[start : start + GROUP]
+                [batch] = rows.take(numbers, read).to_batches()
+                writer.add(as_published(numbers, batch))
+        writer.distinct = int(of_side.sum())
+    sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        **said,
+        "splits": sides,
+        "root": root_of_sides(sides),
+        "ids_root": root_of(unique_ids(rows, written)),
+        "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
+    }
+    write_json(folder / DATA_SET, data)
+    return data
+
+
+def published_types(rows: Rows, kind: str) -> dict[str, pa.DataType]:
+    """Return the content columns that say anything of any row, and what they are published as."""
+    turns = turn_type(rows, kind)
+    types = dict[str, pa.DataType]()
+    for name, type in CONTENT[kind].items():
+        for _, batch in rows.batches([name]):
+            column = batch.column(name)
+            if name in ABOUT_PAIRS:
+                is_used = any(value not in (None, "") and value is not True for value in column.unique().to_pylist())
+            else:
+                is_used = column.null_count < len(column)
+            if is_used:
+                types[name] = turns if type == TURNS else SAID if name == TOOLS else type
+                break
+    return types
+
+
+def turn_type(rows: Rows, kind: str) -> pa.DataType:
+    """Return what turns are published as: JSON if tools are called, else structs, which say what is trained on if some
+    turn is not."""
+    type = MESSAGES
+    for _, batch in rows.batches(PARTS[kind]):
+        for name in PARTS[kind]:
+            turns = batch.column(name).flatten()
+            if turns.field("calls").null_count < len(turns) or pc.any(pc.equal(turns.field("role"), "tool")).as_py():
+                return SAID
+            if not pc.all(turns.field("train"), min_count=0).as_py():
+                type = MARKED
+    return type
+
+
+def hex_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Return ids in hex, all of a column at once."""
+    found = as_numpy(ids)
+    offsets = np.arange(len(found) + 1, dtype=np.int32) * (2 * found.shape[1])
+    return pa.StringArray.from_buffers(len(found), pa.py_buffer(offsets), pa.py_buffer(found.tobytes().hex().encode()))
+
+
+def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
+    """Return a column of a spool as one of a data set: turns with those fields alone that its type has, or as JSON;
+    tools as a list."""
+    if type == SAID:
+        is_turns = column.type == TURNS
+        rows = [
+            value and [turn_row(turn_of(turn)) for turn in value] if is_turns else value and json.loads(value)
+            for value in column.to_pylist()
+        ]
+        return pa.array([row and [*map(json_text, row)] for row in rows], pa.list_(pa.string())).cast(SAID)
+    if type not in (MESSAGES, MARKED):
+        return column
+    turns = column.flatten()
+    fields = list(type.value_type)
+    kept = pa.StructArray.from_arrays([turns.field(field.name) for field in fields], fields=fields)
+    mask = column.is_null() if column.null_count else None
+    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=type, mask=mask)
+
+
+class Shards:
+    """The Parquet files of one side, written in row groups.
+
+    Args:
+        count: rows that will come.
+
+    Attributes:
+        distinct: how many of its rows are different ones: others are repeated.
+    """
+
+    def __init__(self, folder: Path, side: str, count: int) -> None:
+        number = -(-count // SHARD)
+        self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
+        self.tree = Tree()
+        self.rows = 0
+        self.distinct = 0
+        self.forgotten = list[tuple[int, str]]()
+        self._held: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, table: pa.Table) -> None:
+        self.tree.extend(leaves_of(table))
+        while table.num_rows:
+            room = SHARD - self.rows % SHARD
+            self._held.append(table.slice(0, room))
+            table = table.slice(room)
+            self.rows += self._held[-1].num_rows
+            full = self.rows % SHARD == 0
+            if full or sum(t.num_rows for t in self._held) >= GROUP or sum(t.nbytes for t in self._held) >= HEAVY:
+                self._flush(full)
+
+    def bury(self, tombstone: bytes) -> None:
+        """Put a leaf where a row was."""
+        self.forgotten.append((self.tree.size, tombstone.hex()))
+        self.tree.add(tombstone)
+
+    def _flush(self, ends: bool) -> None:
+        """Write a row group, and end the file if it is full."""
+        if self._held:
+            table = pa.concat_tables(self._held)
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self.paths[(self.rows - 1) // SHARD], table.schema, compression="zstd")
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            self._held = []
+        if ends and self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def close(self) -> dict[str, Any]:
+        """Return what there is of the side."""
+        self._flush(ends=True)
+        forgotten = {"forgotten": self.forgotten} if self.forgotten else {}
+        return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **forgotten}
+
+
+def unique_ids(rows: Rows, wanted: ndarray) -> Iterator[bytes]:
+    """Yield the content ids of these rows, sorted, each once; some `SORTED` in memory at a time, by what they begin
+    with."""
+    parts = len(wanted) // SORTED + 1
+    for part in range(parts):
+        some = [np.zeros(0, "V32")]
+        for first, batch in rows.batches(["content_id"]):
+            ids = as_numpy(batch.column("content_id"))
+            of = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+            here = wanted[first : first + len(ids)] & (of == part)
+            some.append(ids[here].view("V32").ravel())
+        for id in np.unique(np.concatenate(some)):
+            yield bytes(id)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.spool import Rows
@@ -24,13 +25,13 @@ written, so that their scores do not either."""
 BINS = 40
 OUTER = 0.002
 """The share of all scores that lies beyond the bins of a histogram, on either side: one row may be far off."""
-Score = Callable[[Sequence[Record]], np.ndarray]
+Score = Callable[[Sequence[Record]], ndarray]
 """One number a record, float64 (N); nan for none."""
 
 
 def scored(
     rows: Rows, kind: str, names: Sequence[str], score: Score, done: Callable[[int], object] = lambda count: None
-) -> np.ndarray:
+) -> ndarray:
     """The score of each row, float64 (N), from the spool's file as far as it goes.
 
     Args:
@@ -62,16 +63,16 @@ def file_of(rows: Rows) -> Path:
     return rows.parts[0][0].with_name(FILE)
 
 
-def read(rows: Rows, kind: str, names: Sequence[str], numbers: np.ndarray) -> list[Record]:
+def read(rows: Rows, kind: str, names: Sequence[str], numbers: ndarray) -> list[Record]:
     """Some rows as records, those without an id of their own named `source:row`."""
     table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
     return [record for _, record in named_records(kind, table, names)]
 
 
 def outside(
-    scores: np.ndarray, ids: np.ndarray, source: np.ndarray, keep: Sequence[float], within: str,
+    scores: ndarray, ids: ndarray, source: ndarray, keep: Sequence[float], within: str,
     least: float | None = None, most: float | None = None,
-) -> np.ndarray:  # fmt: skip
+) -> ndarray:  # fmt: skip
     """Which rows are left out by their scores, bool (N).
 
     Of n rows in the order of their scores, those from place round(n · keep[0]) up to round(n · keep[1]) are kept. Rows
@@ -96,7 +97,7 @@ def outside(
     return out
 
 
-def account_of_scores(scores: np.ndarray, out: np.ndarray, source: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
     """What `data.json` says of the scores of each source: how many rows have one, what lies where, where the cuts are,
     and a histogram of the kept and of the dropped. The outer bins hold what lies beyond them too.
 
@@ -108,26 +109,29 @@ def account_of_scores(scores: np.ndarray, out: np.ndarray, source: np.ndarray, n
     if there.any():
         low, high = (float(edge) for edge in np.quantile(scores[there], [OUTER, 1 - OUTER]))
         said["edges"] = np.linspace(low, high if high > low else low + 1, BINS + 1).tolist()
+
+    def count_binned(values: ndarray) -> list[int]:
+        edges = said["edges"]
+        return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
+
     for number, name in enumerate(names):
         mine = source == number
-        found, kept = scores[mine & there], scores[mine & there & ~out]
+        found = scores[mine & there]
+        kept = scores[mine & there & ~out]
         said["sources"][name] = {"rows": len(found), "unscored": int((mine & ~there).sum())}
         if len(found):
             said["sources"][name] |= {
-                "dropped": len(found) - len(kept), "quantiles": np.quantile(found, [0, 0.05, 0.5, 0.95, 1]).tolist(),
+                "dropped": len(found) - len(kept),
+                "quantiles": np.quantile(found, [0, 0.05, 0.5, 0.95, 1]).tolist(),
                 "kept_from": float(kept.min()) if len(kept) else None,
                 "kept_to": float(kept.max()) if len(kept) else None,
-                **{what: binned(values, said["edges"]) for what, values in
-                   (("kept", kept), ("left_out", scores[mine & there & out]))},
-            }  # fmt: skip
+                "kept": count_binned(kept),
+                "left_out": count_binned(scores[mine & there & out]),
+            }
     return said
 
 
-def binned(values: np.ndarray, edges: Sequence[float]) -> list[int]:
-    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
-
-
-def examples(scores: np.ndarray, out: np.ndarray, each: int) -> Iterator[tuple[str, np.ndarray]]:
+def examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
     """Rows of one source that show what its scores mean: the lowest, those around the cuts, and the highest.
 
     Args:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from align.annotate.store import Store, preferences
+from align.chain import Head
 from align.data import chitchat
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
 from align.data.read.drops import BadRows, Drop
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME, files_of
-from align.data.read.records import Read, read_records
-from align.data.sets.ids import SHA256, IdKind
-from align.data.sets.votes import Votes, votes_of
+from align.data.read.records import Read, read_records, ready_rows
+from align.data.read.rows import placed_rows
+from align.data.read.shapes import shape_of
+from align.data.sets.ids import SHA256, IdKind, kind_under
 from align.data.sources import files_record, licence_of
 from align.errors import CorruptFile, InputError, require
 from align.run import HUB, Input, known_digest
@@ -29,6 +32,89 @@ FIELD = "stage.sources"
 NAME = re.compile(r"\w[\w.-]{0,79}")
 CORPUS = "chitchat"
 HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
+FIRST = 100
+"""Rows that are looked at for what the rows of a source are taken for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """What there is of a project of the annotation store when a run begins.
+
+    Attributes:
+        url: of the store.
+        head: of the project's ledger. Votes that come later are another run's.
+        allow_simulated: see `preferences`.
+        key: the project's, for ids; shown nowhere.
+    """
+
+    url: str = field(repr=False)
+    project: str
+    head: Head
+    allow_simulated: bool
+    key: bytes = field(repr=False)
+
+    @property
+    def ids(self) -> IdKind:
+        """How the ids of its rows are made."""
+        return kind_under(self.project, self.key)
+
+    def reads(self, skip: int = 0) -> Iterator[Read]:
+        """Yield the pairs that `data=annotations` reads in the order of the ledger, numbered from 1.
+
+        Args:
+            skip: pairs that are not asked for.
+
+        Raises:
+            InputError: as `preferences`.
+        """
+        with Store.open(self.url, create=False) as store, store.reading():  # one view for all of it
+            pairs = preferences(store, self.project, self.allow_simulated, self.head.seq)
+        for number, pair in enumerate(pairs[skip:], start=skip + 1):
+            yield Read(number, pair, {"created_at": pair.created_at})
+
+
+def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
+    """Return the votes of a project.
+
+    Raises:
+        InputError: there is no such store or project, or the project was erased.
+    """
+    with Store.open(url, create=False) as store, store.reading():
+        head = store.head(project)
+        key = store.key(project)
+    if key is None:
+        problem = "it was erased, and its rows have no ids any more"
+        raise InputError("project", project, problem, "Name another project.")
+    return Votes(url, project, head, allow_simulated, key)
+
+
+def key_in(url: str, kind: IdKind) -> bytes | None:
+    """Return the key of a kind of ids; None if the store has it no more, or has another project of that name.
+
+    Raises:
+        InputError: there is no such store, or it cannot be read.
+    """
+    key = None
+    with Store.open(url, create=False) as store, suppress(InputError):  # no such project
+        key = store.key(kind.project)
+    return key if key is not None and kind_under(kind.project, key) == kind else None
+
+
+def standing(url: str, kind: IdKind) -> set[int] | None:
+    """Return the votes of the project whose key makes such ids that stand: neither retracted nor on an item that was
+    erased. Returns None if the project was erased.
+
+    Raises:
+        InputError: there is no such store or project, or it is another one of that name.
+    """
+    with Store.open(url, create=False) as store, store.reading():
+        key = store.key(kind.project)
+        if key is None:
+            return None
+        problem = "is another project of that name than the one that the rows are from: its key is another"
+        remedy = "Name the store that they are from: store.url=…"
+        require(kind_under(kind.project, key) == kind, "project", kind.project, problem, remedy)
+        return {vote.seq for vote in store.rankings(kind.project)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +127,11 @@ class Source:
         path: see `align.data.read`.
         data, part: `chitchat` and a part of it.
         annotations: the project.
-        weight: its share of the rows to train on; None where nobody gave one, see `align.data.sets.mix`.
+        weight: its share of the rows to train on; None if nobody gave one, see `align.data.sets.mix`.
         cap: rows of it at most; None for all.
         columns: our column → its column.
         metadata: its columns that are kept as metadata, whatever they hold.
-        licence: what its rows may be used under; empty where nobody says. That of a data set is in its `data.json`, see
+        licence: what its rows may be used under; empty if nobody says. That of a data set is in its `data.json`, see
             `opened`.
         votes: of `annotations`, once the store was asked, see `opened`. No user sets it.
     """
@@ -89,11 +175,12 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """What it is read from, where that is files. Raises: InputError: there is none."""
+        """What it is read from, if that is files. Raises InputError if there is none."""
         return files_of(self.path, self.field) if self.path else []
 
     def opened(self, store: str, allow_simulated: bool) -> Source:
-        """With the votes as they are now, where it is a project; with the licence of its rows, where it is a data set.
+        """Return the source with the votes as they are now, if it is a project; with the licence of its rows, if it is
+        a data set.
 
         Args:
             store: URL of the annotation store.
@@ -104,12 +191,14 @@ class Source:
         """
         if self.annotations:
             return replace(self, votes=votes_of(store, self.annotations, allow_simulated))
-        made_of = sources_within(self.files, self.field)
-        check_no_votes(made_of, self.path, self.field)
-        return replace(self, licence=licence_within(made_of, self.licence, f"{self.field}.licence"))
+        sources = sources_within(self.files, self.field)
+        projects = dict.fromkeys(str(source.get("project")) for source in sources if source.get("content_id") == "hmac")
+        problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
+        require(not projects, self.field, self.path, problem, "Name the project: {annotations: PROJECT}.")
+        return replace(self, licence=licence_within(sources, self.licence, f"{self.field}.licence"))
 
     def record(self) -> Input:
-        """The source as an input of a run. Raises: InputError: there is no such file."""
+        """Return the source as an input of a run. Raises InputError if there is no such file."""
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
@@ -117,10 +206,14 @@ class Source:
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
 
     def reads(
-        self, bad_rows: BadRows, skip: int = 0, drops: Counter[Drop] | None = None,
-        reached: Callable[[int], None] = lambda row: None, counts: Sequence[int] = (),
-    ) -> Iterator[Read]:  # fmt: skip
-        """Its records with their rows' numbers, ascending from 1.
+        self,
+        bad_rows: BadRows,
+        skip: int = 0,
+        drops: Counter[Drop] | None = None,
+        reached: Callable[[int], None] = lambda row: None,
+        counts: Sequence[int] = (),
+    ) -> Iterator[Read]:
+        """Yield its records with their rows' numbers, ascending from 1.
 
         Args:
             bad_rows, drops, reached, counts: see `read_records`.
@@ -128,22 +221,27 @@ class Source:
         """
         if self.path:
             yield from read_records(
-                self.path, field=self.field, rules=self.rules, bad_rows=bad_rows, skip=skip, drops=drops,
-                reached=reached, counts=counts,
-            )  # fmt: skip
+                self.path,
+                field=self.field,
+                rules=self.rules,
+                bad_rows=bad_rows,
+                skip=skip,
+                drops=drops,
+                reached=reached,
+                counts=counts,
+            )
             return
-        for read in self.votes.reads(skip) if self.votes else self._corpus(skip):
+        if self.votes:
+            reads = self.votes.reads(skip)
+        else:
+            records = (chitchat.texts if self.part == "base" else chitchat.conversations)(self.part)
+            reads = (Read(number, record, {}) for number, record in islice(enumerate(records, start=1), skip, None))
+        for read in reads:
             reached(read.number)
             yield read
 
-    def _corpus(self, skip: int) -> Iterator[Read]:
-        of_part = partial(chitchat.texts if self.part == "base" else chitchat.conversations, self.part)
-        for number, record in enumerate(of_part(), start=1):
-            if number > skip:
-                yield Read(number, record, {})
-
     def kind(self) -> str:
-        """The kind of its first record, see `kind_of`; that of documents where it has none."""
+        """Return the kind of its first record, see `kind_of`; that of documents if it has none."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # whoever reads all of it is told
@@ -152,38 +250,57 @@ class Source:
         return DOCUMENTS
 
 
+def recognised(source: Source) -> dict[str, Any]:
+    """Return how many of the first `rows` have which of the `shapes`, and the `columns` that hold something, as
+    `columns` of the source name them. Rows that cannot be read are left to whoever reads all. Votes and the corpus have
+    no columns."""
+    shapes = Counter[str]()
+    columns = dict[str, None]()
+    if source.path:
+        with suppress(InputError):  # it is told when all rows are read, with what was read before it
+            for row in islice(ready_rows(placed_rows(source.path), source.rules), FIRST):
+                if row.error is None and (name := shape_of(row.data)):
+                    shapes[name] += 1
+                    columns |= dict.fromkeys(str(name) for name, value in row.data.items() if value is not None)
+    return {"rows": shapes.total(), "shapes": dict(shapes.most_common()), "columns": [*columns]}
+
+
 def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
-    """The sources of a setting: a list of mappings, or of paths.
+    """Return the sources of a setting: a list of mappings, or of paths. A source without a name of its own has that of
+    its path, with a number behind it if another has that.
 
     Raises:
         InputError: names the source and what is wrong with it.
     """
     given = list(given) if isinstance(given, list | tuple) else given
     require(isinstance(given, list) and bool(given), at, given, "is no list of sources", HELP)
-    found: list[Source] = []
-    named = {one["name"] for one in given if isinstance(one, Mapping) and isinstance(one.get("name"), str)}
-    for i, one in enumerate(given):
-        source = source_of({"path": one} if isinstance(one, str) else one, f"{at}[{i}]")
-        known = {earlier.name for earlier in found}
-        if "name" not in (one if isinstance(one, Mapping) else {}):
-            source = renamed(source, known | named)
-        require(source.name not in known, f"{at}[{i}].name", source.name, "is another source's too", "Choose another.")
-        found.append(source)
-    return found
+    sources: list[Source] = []
+    named = {entry["name"] for entry in given if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)}
+    for i, entry in enumerate(given):
+        source = source_of({"path": entry} if isinstance(entry, str) else entry, f"{at}[{i}]")
+        taken = {earlier.name for earlier in sources}
+        if "name" not in (entry if isinstance(entry, Mapping) else {}):
+            number = 2
+            name = source.name
+            while name in taken | named:
+                name = f"{source.name}-{number}"
+                number += 1
+            source = replace(source, name=name)
+        require(source.name not in taken, f"{at}[{i}].name", source.name, "is another source's too", "Choose another.")
+        sources.append(source)
+    return sources
 
 
 def source_of(given: Any, at: str) -> Source:
-    """One source."""
+    """Return one source."""
     require(isinstance(given, Mapping), at, given, "is no source", HELP)
     known = [f.name for f in fields(Source) if f.name != "votes"]
     for key in given:
-        close = difflib.get_close_matches(str(key), known, n=1)
-        remedy = f"Did you mean {close[0]}? " if close else ""
-        require(
-            key in known, f"{at}.{key}", given[key], "is no key of a source", f"{remedy}There are {', '.join(known)}."
-        )
+        close = get_close_matches(str(key), known, n=1)
+        remedy = f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(known)}."
+        require(key in known, f"{at}.{key}", given[key], "is no key of a source", remedy)
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    check(values, at)
+    check_source(values, at)
     values["columns"] = dict(values.get("columns", {}))
     values["metadata"] = tuple(values.get("metadata", ()))
     if not values.get("name"):
@@ -193,78 +310,70 @@ def source_of(given: Any, at: str) -> Source:
     return Source(**values)
 
 
-def check(values: Mapping[str, Any], at: str) -> None:
-    """Raises: InputError: a value of a source is of another kind, out of its range, or goes with no other."""
+def check_source(values: Mapping[str, Any], at: str) -> None:
+    """Raise InputError if a value of a source is of another kind, out of its range, or goes with no other."""
+
+    def check(condition: bool, key: str, problem: str, remedy: str) -> None:
+        require(condition, f"{at}.{key}", values.get(key), problem, remedy)
+
     for key in ("name", "path", "data", "part", "annotations", "licence"):
-        value = values.get(key, "")
-        require(isinstance(value, str), f"{at}.{key}", value, "is no text", "Quote it.")
-    one = len(values.keys() & {"path", "data", "annotations"}) == 1
+        check(isinstance(values.get(key, ""), str), key, "is no text", "Quote it.")
+    problem = "names no rows, or two kinds of them"
     remedy = "Give it `path`, `data: chitchat` or `annotations: PROJECT`."
-    require(one, at, dict(values), "names no rows, or two kinds of them", remedy)
-    require(values.get("path") != "", f"{at}.path", "", "names no file", "Give a file, a folder, a glob or a hub id.")
+    require(len(values.keys() & {"path", "data", "annotations"}) == 1, at, dict(values), problem, remedy)
+    check(values.get("path") != "", "path", "names no file", "Give a file, a folder, a glob or a hub id.")
     remedy = "Name a project of the annotation store."
-    require(values.get("annotations") != "", f"{at}.annotations", "", "is no project", remedy)
+    check(values.get("annotations") != "", "annotations", "is no project", remedy)
     for key in ("columns", "metadata"):
-        problem = "is about columns, and only files have them"
-        require(key not in values or "path" in values, f"{at}.{key}", values.get(key), problem, "Drop it.")
+        check(key not in values or "path" in values, key, "is about columns, and only files have them", "Drop it.")
     names = values.get("metadata", ())
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    require(listed, f"{at}.metadata", names, "is no list of columns", "Write metadata: [source, notes].")
+    check(listed, "metadata", "is no list of columns", "Write metadata: [source, notes].")
     if "data" in values:
-        require(values["data"] == CORPUS, f"{at}.data", values["data"], "is no corpus", f"Write {CORPUS}, or a path.")
-        part, parts = values.get("part", "sft"), ", ".join(chitchat.PARTS)
-        require(part in chitchat.PARTS, f"{at}.part", part, "is no part of the corpus", f"Choose one of: {parts}.")
-    require("part" not in values or "data" in values, f"{at}.part", values.get("part"), "is of chitchat", "Drop it.")
-    named = values.get("name", "a")
-    require(
-        NAME.fullmatch(named) is not None,
-        f"{at}.name",
-        named,
-        "cannot be a name",
-        "Use letters, digits, `.`, `_`, `-`.",
-    )
-    weight, cap, columns = values.get("weight", 1), values.get("cap", 1), values.get("columns", {})
+        check(values["data"] == CORPUS, "data", "is no corpus", f"Write {CORPUS}, or a path.")
+        parts = ", ".join(chitchat.PARTS)
+        known = values.get("part", "sft") in chitchat.PARTS
+        check(known, "part", "is no part of the corpus", f"Choose one of: {parts}.")
+    check("part" not in values or "data" in values, "part", "is of chitchat", "Drop it.")
+    named = NAME.fullmatch(values.get("name", "a")) is not None
+    check(named, "name", "cannot be a name", "Use letters, digits, `.`, `_`, `-`.")
+    weight = values.get("weight", 1)
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     remedy = "Give a number from 1e-6 to 1e6, or 0 to measure on the source and not train on it."
-    require(number and (weight == 0 or 1e-6 <= weight <= 1e6), f"{at}.weight", weight, "is no share", remedy)
+    check(number and (weight == 0 or 1e-6 <= weight <= 1e6), "weight", "is no share", remedy)
+    cap = values.get("cap", 1)
     whole = isinstance(cap, int) and not isinstance(cap, bool) and cap > 0
-    require(whole, f"{at}.cap", cap, "is no number of rows", "Give a whole number above 0.")
+    check(whole, "cap", "is no number of rows", "Give a whole number above 0.")
+    columns = values.get("columns", {})
     texts = isinstance(columns, Mapping) and all(isinstance(part, str) for pair in columns.items() for part in pair)
-    require(texts, f"{at}.columns", columns, "maps no columns", "Write {prompt: question}: ours, then the file's.")
+    check(texts, "columns", "maps no columns", "Write {prompt: question}: ours, then the file's.")
 
 
 def short_name(path: str) -> str:
-    """A file's name without what only says how it is packed; of a pattern, its folder's."""
+    """Return a file's name without what only says how it is packed; of a pattern, its folder's."""
     name = path.removeprefix(HUB).rstrip("/")
     parts = [part for part in Path(name).parts if not any(sign in part for sign in "*?[")] or ["rows"]
     stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|zst|xz|bz2)\b", "", parts[-1])
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:80] or "rows"
 
 
-def renamed(source: Source, known: set[str]) -> Source:
-    """A source with a number behind the name that it was given by its path, where another has that."""
-    name, number = source.name, 2
-    while name in known:
-        name, number = f"{source.name}-{number}", number + 1
-    return replace(source, name=name)
-
-
 def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
-    """For each source its rank in `names`; those that are not named come behind, in their order.
+    """Return for each source its rank in `names`; those that are not named come behind, in their order.
 
     Raises:
         InputError: a name is no source's.
     """
-    known = {source.name: i for i, source in enumerate(sources)}
+    known = [source.name for source in sources]
     for name in names:
         if name not in known:
             raise InputError(at, name, "is no source", f"There are {', '.join(known)}.")
-    first = {known[name]: rank for rank, name in enumerate(names)}
+    first = {known.index(name): rank for rank, name in enumerate(names)}
     return [first.get(i, len(names) + i) for i in range(len(sources))]
 
 
 def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
-    """What `data.json` says of the sources that gave rows to the sides which are read, where files are a data set's."""
+    """Return what `data.json` says of the sources that gave rows to the sides which are read, if files are a data
+    set's."""
     sides: dict[Path, set[str]] = {}
     for file in files:
         if (named := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET).is_file():
@@ -272,35 +381,28 @@ def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
     found = list[dict[str, Any]]()
     for about, read in sides.items():
         try:
-            for source in json_object(about, field, RESTORE)["sources"]:
-                found += [source] if any(source["splits"][side]["rows"] for side in read) else []
+            sources = json_object(about, field, RESTORE)["sources"]
+            found += [source for source in sources if any(source["splits"][side]["rows"] for side in read)]
         except (KeyError, TypeError) as error:
             raise CorruptFile(field, str(about), "does not describe a data set", RESTORE) from error
     return found
 
 
-def check_no_votes(made_of: Sequence[Mapping[str, Any]], path: str, field: str) -> None:
-    """Raises: InputError: rows are votes, which would get ids that can be guessed."""
-    projects = dict.fromkeys(str(source.get("project")) for source in made_of if source.get("content_id") == "hmac")
-    problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
-    require(not projects, field, path, problem, "Name the project: {annotations: PROJECT}.")
-
-
-def licence_within(made_of: Sequence[Mapping[str, Any]], given: str, field: str) -> str:
-    """The licence of rows that a data set got from several sources.
+def licence_within(sources: Sequence[Mapping[str, Any]], given: str, field: str) -> str:
+    """Return the licence of rows that a data set got from several sources.
 
     Args:
         given: what the user says.
 
     Raises:
-        InputError: the user says nothing where they differ, or something else where all have the same.
+        InputError: the user says nothing though they differ, or something else though all have the same.
     """
-    stated = {(source.get("licence") or "").casefold(): source.get("licence") or "" for source in made_of}
+    stated = {licence.casefold(): licence for source in sources for licence in [source.get("licence") or ""]}
     if len(stated) > 1 and not given:
-        said = ", ".join(sorted(licence or "(not said)" for licence in stated.values()))
+        listed = ", ".join(sorted(licence or "(not said)" for licence in stated.values()))
         remedy = "Say what its rows may be used under: {path: …, licence: …}."
-        raise InputError(field, said, "are the licences of the data set's sources, and they differ", remedy)
-    licence = next(iter(stated.values()), "") if len(stated) == 1 else ""
+        raise InputError(field, listed, "are the licences of the data set's sources, and they differ", remedy)
+    licence = next(iter(stated.values())) if len(stated) == 1 else ""
     same = not given or not licence or given.casefold() == licence.casefold()
     require(same, field, given, f"contradicts the data set's licence, {licence}", "Correct it, or leave it out.")
     return given or licence

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from socket import gethostname
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy import ndarray
 
 from align.errors import CorruptFile
 from align.files import read_text
@@ -115,42 +116,61 @@ class Rows:
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(number of its first row, batch) in order, with these columns."""
         for part, first, sizes in self.parts:
-            with self.opened(part, columns) as read:
+            with self.opened(part, columns) as read_batch:
                 for i, size in enumerate(sizes):
-                    yield first, read.batch(i)
+                    yield first, read_batch(i)
                     first += size
 
-    def where(self, wanted: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+    def where(self, wanted: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
         """(numbers of its rows, batch) in order, of some rows (bool (N)); of batches without any, nothing is read."""
         for part, first, sizes in self.parts:
             chosen = wanted[first : first + sum(sizes)]
             if not chosen.any():
                 continue
-            with self.opened(part, columns, mapped=bool(chosen.mean() < SPARSE)) as read:
+            with self.opened(part, columns, mapped=bool(chosen.mean() < SPARSE)) as read_batch:
                 for i, size in enumerate(sizes):
                     numbers = np.flatnonzero(wanted[first : first + size])
                     if len(numbers):
-                        batch = read.batch(i)
+                        batch = read_batch(i)
                         yield first + numbers, batch if len(numbers) == size else batch.take(pa.array(numbers))
                     first += size
 
-    def opened(self, part: Path, columns: Sequence[str], mapped: bool = False) -> Reader:
-        return Reader(part, columns, self.groups, mapped)
+    @contextmanager
+    def opened(
+        self, part: Path, columns: Sequence[str], mapped: bool = False
+    ) -> Iterator[Callable[[int], pa.RecordBatch]]:
+        """Open a part, and give what reads batches of some columns of it.
+
+        Args:
+            mapped: a batch is a view of the file, and no copy. What is read of it counts as memory until the end.
+        """
+        groups = [self.groups[name] for name in columns]
+        with ExitStack() as stack:
+            open_file = pa.memory_map if mapped else pa.OSFile
+            files = {i: stack.enter_context(open_file(str(file_of(part, i)))) for i in sorted({*groups})}
+            readers = {i: pa.ipc.open_file(file) for i, file in files.items()}
+
+            def read_batch(number: int) -> pa.RecordBatch:
+                batches = {i: reader.get_batch(number) for i, reader in readers.items()}
+                arrays = [batches[i].column(name) for name, i in zip(columns, groups, strict=True)]
+                return pa.RecordBatch.from_arrays(arrays, [*columns])
+
+            yield read_batch
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of texts of all rows, each text that differs held once in a batch."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
-    def numbers(self, name: str) -> np.ndarray:
+    def numbers(self, name: str) -> ndarray:
         """One column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
         return self.gathered([name], lambda batch: as_numpy(batch.column(name)))
 
-    def first_bits(self, name: str) -> np.ndarray:
+    def first_bits(self, name: str) -> ndarray:
         """The first 64 bits of each id in a column, uint64 (N)."""
         return self.gathered([name], lambda batch: first_bits(as_numpy(batch.column(name))))
 
-    def gathered(self, columns: Sequence[str], made: Callable[[pa.RecordBatch], np.ndarray]) -> np.ndarray:
+    def gathered(self, columns: Sequence[str], made: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
         """What is made of each batch, one after another, without a second copy of it."""
         found = np.zeros(0, np.int64)
         for first, batch in self.batches(columns):
@@ -160,60 +180,34 @@ class Rows:
             found[first : first + len(part)] = part
         return found
 
-    def take(self, indexes: np.ndarray, columns: Sequence[str]) -> pa.Table:
+    def take(self, indexes: ndarray, columns: Sequence[str]) -> pa.Table:
         """Some rows, in the order of `indexes`. Files are mapped: of a batch, what is not asked for is not read."""
         order = np.argsort(indexes, kind="stable")
-        wanted, found, start = indexes[order], [], 0
+        wanted = indexes[order]
+        found = []
+        start = 0
         for part, first, sizes in self.parts:
             edges = np.searchsorted(wanted, first + np.cumsum(sizes, dtype=np.int64))
-            if start == (edges[-1] if len(edges) else start):
+            if not len(edges) or start == edges[-1]:
                 continue
-            with self.opened(part, columns, mapped=True) as read:
+            with self.opened(part, columns, mapped=True) as read_batch:
                 for i, end in enumerate(edges.tolist()):
                     if end > start:
-                        found.append(read.batch(i).take(pa.array(wanted[start:end] - first)))
-                    start, first = end, first + sizes[i]
+                        found.append(read_batch(i).take(pa.array(wanted[start:end] - first)))
+                    start = end
+                    first += sizes[i]
         table = pa.Table.from_batches(found)
         if (np.diff(order) != 1).any():
-            back = np.empty(len(order), np.int64)
-            back[order] = np.arange(len(order))
-            table = table.take(pa.array(back))
+            table = table.take(pa.array(np.argsort(order)))
         return table.combine_chunks()
 
 
-class Reader:
-    """Batches of some columns of a part.
-
-    Args:
-        groups: column → the number of its file.
-        mapped: a batch is a view of the file, and no copy. What is read of it counts as memory until the end.
-    """
-
-    def __init__(self, part: Path, columns: Sequence[str], groups: Mapping[str, int], mapped: bool = False) -> None:
-        self.columns, self.part, self.open = list(columns), part, pa.memory_map if mapped else pa.OSFile
-        self._of = [groups[name] for name in columns]
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Reader:
-        files = {i: self._stack.enter_context(self.open(str(file_of(self.part, i)))) for i in sorted({*self._of})}
-        self._read = {i: pa.ipc.open_file(file) for i, file in files.items()}
-        return self
-
-    def __exit__(self, *given: object) -> None:
-        self._stack.close()
-
-    def batch(self, number: int) -> pa.RecordBatch:
-        found = {i: read.get_batch(number) for i, read in self._read.items()}
-        arrays = [found[i].column(name) for name, i in zip(self.columns, self._of, strict=True)]
-        return pa.RecordBatch.from_arrays(arrays, self.columns)
-
-
-def first_bits(ids: np.ndarray) -> np.ndarray:
+def first_bits(ids: ndarray) -> ndarray:
     """The first 64 bits of ids, uint64 (N)."""
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
-def as_numpy(array: pa.Array) -> np.ndarray:
+def as_numpy(array: pa.Array) -> ndarray:
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset :][: len(array)]
