@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align.annotate.store import Store
-from align.data.chat import encode_judged
+from align.data.chat.encode import encode_judged
 from align.reward.learned import score_rows
 
 

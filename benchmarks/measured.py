@@ -18,7 +18,7 @@ from small_models import VOCABULARY, small_config, small_model, variants_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
-from align.data.chat import Encoded
+from align.data.chat.encode import Encoded
 from align.export.merged import merge
 from align.models.actor import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from align.data.chat import end_of_turn, stop_token_ids
-from align.data.template import use_template
+from align.data.chat.encode import end_of_turn, stop_token_ids
+from align.data.chat.template import use_template
 from align.errors import require
 from align.functions import load_function
 from align.models.adapters import attach

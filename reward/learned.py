@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align import ranks
-from align.data.chat import encode_judged
+from align.data.chat.encode import encode_judged
 from align.errors import require
 from align.models.backbone import hidden_states, pad
 from align.models.chunks import in_chunks

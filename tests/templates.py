@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.data.chat import IGNORED, encode_conversation
+from align.data.chat.encode import IGNORED, encode_conversation
 from align.types import Conversation
 
 RAISE = "{{ raise_exception('system role is not known here') }}"

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from align.data.dedup.contamination import RULES, Index, Prefilter, hits
-from align.data.feedback import divided_judgements
-from align.data.pairs import divided_pairs, read_pairs
+from align.data.pairs import divided_judgements, divided_pairs, read_pairs
 from align.data.read.content import turns
 from align.data.sources import DataSource, data_record, documents, prompts
 from align.data.trained_ids import TRAINS

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from align.data import chitchat
+from align.data.chat.reasoning import without_reasoning
 from align.data.read.columns import ColumnRules
-from align.data.read.content import DOCUMENTS, PREFERENCES, asked
+from align.data.read.content import DOCUMENTS, PARTS, PREFERENCES, asked
 from align.data.read.files import files_of
 from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
-from align.data.reasoning import without_reasoning
 from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
 from align.errors import InputError, require
 from align.files import explain_read_errors
 from align.run import Input, files_digest, json_digest, known_digest
-from align.types import Conversation, Document
+from align.types import Conversation, Document, Feedback, Preference
 
 MANIFEST = "manifest"
 FILES = "files"
@@ -154,18 +154,18 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     else:
         apart = data.eval_path and split == "test"  # then nobody asks what is trained on
         read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
-        found = [asked for d in read if (asked := question(d)) is not None]
+        found = [*filter(None, map(question, read))]
     return some(found, data, split, seed)
 
 
 def divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
-    """The prompts of both sides of a file, see `prompts`."""
-    train, test = ([asked for d in side if (asked := question(d)) is not None] for side in sides(data))
+    """Return the prompts of both sides of a file, see `prompts`."""
+    train, test = ([*filter(None, map(question, side))] for side in sides(data))
     return some(train, data, "train", seed), some(test, data, "test", seed)
 
 
 def some(found: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
-    """These prompts in their order.
+    """Return these prompts in their order.
 
     Raises:
         InputError: there are none.
@@ -217,7 +217,7 @@ def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
 
 
 def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
-    """One side of a data set. Of pairs and feedback, what they ask.
+    """Return one side of a data set. Of pairs and feedback, what they ask.
 
     Args:
         answered: it is to be imitated.
@@ -235,20 +235,30 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
 
 
 def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """What `data.eval_path` holds, as it is."""
+    """Return what `data.eval_path` holds, as it is."""
     return read_documents(
         data.eval_path or "", "data.eval_path", data.skips, answered, rows=not answered, rules=data.rules
     )
 
 
-def prepared(document: T, data: DataSource) -> T:
-    """A conversation with the system turn and the reasoning that are asked for; the very same one where nothing
-    changes, which still has the id that it was read with."""
-    if not isinstance(document, Conversation):
-        return document
-    messages = without_reasoning(document.messages) if data.hide_reasoning else document.messages
-    messages = with_default_system(messages, data.system)
-    return document if messages == document.messages else replace(document, messages=messages)
+def prepared(record: T, data: DataSource) -> T:
+    """Return a record with the system turn that it lacks, and without the reasoning that is to be hidden; the very same
+    one if nothing changes, which still has the id that it was read with.
+
+    Raises:
+        InputError: nothing but their reasoning tells the answers of a pair apart.
+    """
+    if not isinstance(record, Conversation | Preference | Feedback):
+        return record
+    parts = {name: getattr(record, name) for name in PARTS[type(record)]}
+    changed = {name: without_reasoning(turns) if data.hide_reasoning else turns for name, turns in parts.items()}
+    if isinstance(record, Preference):
+        problem = f"nothing else tells the answers of pair {record.id} apart"
+        remedy = "Leave the pair out, or keep the reasoning."
+        require(changed["chosen"] != changed["rejected"], "data.reasoning", "hide", problem, remedy)
+    first = next(iter(parts))
+    changed[first] = with_default_system(changed[first], data.system)
+    return record if changed == parts else replace(record, **changed)
 
 
 def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:

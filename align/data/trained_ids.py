@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.chain import canonical
+from align.data.chat.reasoning import alone
 from align.data.read.content import row_bytes, said_json
-from align.data.reasoning import alone
 from align.data.sets.ids import SHA256, IdKind, KeyOf, Known, id_of, under
 from align.data.sets.published import leaf
 from align.errors import CorruptFile

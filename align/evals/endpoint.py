@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from align.data.reasoning import with_reasoning
+from align.data.chat.reasoning import with_reasoning
 from align.errors import InputError, readable, require
 from align.redaction import MASK, SHORTEST, remember
 from align.rollout.kept import Answer, AnswerStore, Question, Token

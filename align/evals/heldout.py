@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align import ranks
-from align.data.chat import IGNORED, Encoded
+from align.data.chat.encode import IGNORED, Encoded
 from align.models.backbone import pad, picked_logprobs
 from align.models.sharded import is_sharded
 from align.ops.intervals import Interval, ratio

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as widened
 
-from align.data.chat import IGNORED, Encoded
+from align.data.chat.encode import IGNORED, Encoded
 from align.models import plain_path
 from align.models.backbone import hidden_states, lm_head, pad
 from align.models.fastpath.llama import attention_by_width

@@ -22,7 +22,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from align.data.reasoning import answer_alone
+from align.data.chat.reasoning import answer_alone
 from align.errors import require
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
 from align.evals.systems import System

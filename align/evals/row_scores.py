@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from align.data.chat import Encoded, encode_conversation
+from align.data.chat.encode import Encoded, encode_conversation, encode_text
+from align.data.chat.reasoning import without_reasoning
 from align.data.read.content import taught, with_answer
-from align.data.reasoning import without_reasoning
-from align.data.supervised import encode_text
 from align.evals.heldout import held_out_loss
 from align.reward.combined import comparable
 from align.reward.scorer import Scorer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from align.data.fixed_prompts import fixed_texts
+from align.data.chat.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
 from align.export.engines import VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of, variants_in

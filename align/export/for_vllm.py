@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from align.data.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import fixed_prompts
 from align.errors import CorruptFile
 from align.export.adapter import write_adapter
 from align.export.engines import free_memory, logits_of, picked

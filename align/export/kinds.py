@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from align.data.engine_template import contents_as_text
+from align.data.chat.template import contents_as_text
 from align.export.adapter import rank_of, write_lowered
 from align.export.bases import base_beside, base_folder, link_base
 from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks

@@ -111,7 +111,7 @@ def launches_adapter(folder: Path, name: str, base: Served, rank: int, gap: Dive
     Args:
         name: by which requests ask for it.
         gap: how far the adapter on the original weights lies from what was trained.
-        template: of `align.data.engine_template.contents_as_text`.
+        template: of `align.data.chat.template.contents_as_text`.
     """
     if rank > RANKS[-1]:
         return
@@ -176,7 +176,7 @@ def launches_merged(
 
     Args:
         original: it was merged into the original weights.
-        template: of `align.data.engine_template.contents_as_text`.
+        template: of `align.data.chat.template.contents_as_text`.
         scores: it is a reward model.
     """
     pooled = "--runner pooling " if scores else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from align.data.chat import render, stop_token_ids
+from align.data.chat.encode import render, stop_token_ids
 from align.errors import InputError
 from align.types import Conversation, Message
 

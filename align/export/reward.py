@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from align.data.chat import assistant_spans, encode_judged, render, stop_token_ids
-from align.data.engine_template import quoted
-from align.data.fixed_prompts import LONGEST, PROMPTS
-from align.data.tokens import for_others, special_ids
+from align.data.chat.encode import assistant_spans, encode_judged, render, stop_token_ids
+from align.data.chat.fixed_prompts import LONGEST, PROMPTS
+from align.data.chat.template import quoted
+from align.data.chat.tokens import for_others, special_ids
 from align.errors import InputError
 from align.types import Conversation, Message
 

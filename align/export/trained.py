@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from align.data.fixed_prompts import fixed_prompts
-from align.data.tokens import for_others
+from align.data.chat.fixed_prompts import fixed_prompts
+from align.data.chat.tokens import for_others
 from align.errors import CorruptFile, require
 from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of, picked
 from align.export.receipt_rows import ALONE, Bound, Check, pooled_divergence

@@ -356,7 +356,7 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
     """Raises: InputError: a token's id is beyond the rows of the base's embedding.
 
     A special token may lie there that nothing writes: not the template, not the tokenizer at an end of a row, and no
-    content ever (`align.data.tokens`). Gemma 3's models of text have one, for images.
+    content ever (`align.data.chat.tokens`). Gemma 3's models of text have one, for images.
     """
     config = model_config(Path(base.path), displayed=base.id)
     text = config.get("text_config")

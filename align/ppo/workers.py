@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from align.data.chat import Prompt
+from align.data.chat.encode import Prompt
 from align.errors import require
 from align.models.load import load_base
 from align.models.lora import Lora

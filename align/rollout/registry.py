@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from align import ranks
-from align.data.chat import stop_token_ids
+from align.data.chat.encode import stop_token_ids
 from align.errors import require
 from align.rollout.bank import BankEngine
 from align.rollout.dealt import DealtEngine, FirstRankEngine

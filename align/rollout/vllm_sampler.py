@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import httpx
 import torch
 
-from align.data.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import fixed_prompts
 from align.errors import InputError, require
 from align.models.actor import Actor
 from align.models.adapter_files import adapter_config

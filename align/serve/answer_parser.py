@@ -1,4 +1,9 @@
-"""The parts of an answer: reasoning, text and calls of tools."""
+"""An answer in its parts while it is written: reasoning, what is said, and calls of tools.
+
+Reasoning is what stands between `<think>` and `</think>` at the beginning, as `align.data.chat.reasoning` parts it. A
+call of a tool is JSON with `name` and `arguments` (or `parameters`), between `<tool_call>` and `</tool_call>` (Hermes,
+Qwen) or as the whole answer (Llama 3). JSON that calls none of the tools offered is text.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from align.data.reasoning import CLOSE, OPEN
+from align.data.chat.reasoning import CLOSE, OPEN
 from align.serve.detokenize import beginning_at_end
 
 CALL, CALLED = "<tool_call>", "</tool_call>"

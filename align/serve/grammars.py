@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from align.data.reasoning import CLOSE
+from align.data.chat.reasoning import CLOSE
 from align.errors import AlignError, InputError
 from align.serve.grammar_sandbox import LIMITS, Trial
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from align.data.chat import stop_token_ids
-from align.data.reasoning import OPEN, with_reasoning
-from align.data.tokens import beginning_ids, text_ids
-from align.data.tool_chat import rendered, takes_tools, tool_prompt_ids
+from align.data.chat.encode import stop_token_ids
+from align.data.chat.reasoning import OPEN, with_reasoning
+from align.data.chat.tokens import beginning_ids, text_ids
+from align.data.chat.tools import rendered, takes_tools, tool_prompt_ids
 from align.errors import InputError, half_character
 from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
@@ -54,7 +54,7 @@ class ChatFormat:
 
     @cached_property
     def begins_with(self) -> list[int]:
-        """See `align.data.tokens.beginning_ids`."""
+        """See `align.data.chat.tokens.beginning_ids`."""
         return beginning_ids(self.tokenizer)
 
     @cached_property

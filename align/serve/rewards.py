@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from align.data.chat import encode_judged
-from align.data.reasoning import answer_alone, with_reasoning, without_reasoning
+from align.data.chat.encode import encode_judged
+from align.data.chat.reasoning import answer_alone, with_reasoning, without_reasoning
 from align.errors import InputError
 from align.rollout.requests import Output
 from align.serve.errors import invalid, unsupported

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.chat import Prompt, encode_prompts, prompt_room, stop_token_ids
-from align.data.template import use_template
+from align.data.chat.encode import Prompt, encode_prompts, prompt_room, stop_token_ids
+from align.data.chat.template import use_template
 from align.models.load import context_length, describe, own_tokenizer
 from align.ppo.workers import Read
 from align.reward.build import same_template

@@ -24,7 +24,7 @@ from align.config.compose import plain
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.settings import changed
-from align.data.chat import Prompt
+from align.data.chat.encode import Prompt
 from align.data.read.preferences import write_preferences
 from align.errors import require
 from align.evals.best_of import NO_ROW, Tally, figures, tallied

@@ -22,12 +22,15 @@ from align.config.data import (
     ScoreConfig,
 )
 from align.config.root import Config
+from align.data.chat.encode import token_count
+from align.data.chat.shown import renderer
+from align.data.chat.template import use_template
 from align.data.clean.cleaner import Cleaner
-from align.data.clean.length import CountTokens
-from align.data.clean.steps import Step, steps_of
+from align.data.clean.outcome import Step
+from align.data.clean.quality import CountTokens
+from align.data.clean.steps import steps_of
 from align.data.read.content import DOCUMENTS
 from align.data.read.files import share_read
-from align.data.rendered import renderer
 from align.data.sets.contamination import Evaluations, Leaks, drop_templated, leaks_of
 from align.data.sets.duplicates import (
     Duplicates,
@@ -72,8 +75,6 @@ from align.data.sets.sides import (
 )
 from align.data.sets.source import Source, by_name, recognised
 from align.data.sets.spool import Rows, Spool
-from align.data.supervised import token_count
-from align.data.template import use_template
 from align.errors import InputError, StorageError, require
 from align.report.data_losses import lines_of_loss
 from align.report.data_set import line_of_shapes, lines_of

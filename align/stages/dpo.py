@@ -11,10 +11,10 @@ from torch import Tensor
 from align.config.dpo import REFERENCED, DpoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
-from align.data.chat import stop_token_ids
+from align.data.chat.encode import stop_token_ids
+from align.data.chat.shown import write_pair
+from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
-from align.data.template import use_template
-from align.data.trained_on import write_pair
 from align.errors import require
 from align.evals.implicit_reward import pair_logprobs, require_finite
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out

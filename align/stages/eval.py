@@ -17,8 +17,8 @@ from align.config.groups import DataConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.suites import JUDGE
-from align.data.chat import Prompt, encode_prompts, prompt_room
-from align.data.template import use_template
+from align.data.chat.encode import Prompt, encode_prompts, prompt_room
+from align.data.chat.template import use_template
 from align.data.trained_ids import Seen
 from align.evals import judges
 from align.evals.collapse import (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from align.config.root import Config
-from align.data.template import use_template
+from align.data.chat.template import use_template
 from align.errors import InputError, MissingArtifact
 from align.export.askable import kinds_of
 from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card

@@ -13,7 +13,7 @@ from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.settings import changed
-from align.data.chat import prompt_room
+from align.data.chat.encode import prompt_room
 from align.errors import InputError, MissingArtifact
 from align.files import user_path
 from align.models.architectures import refuse

@@ -16,10 +16,10 @@ from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.settings import Settings, defaults_of
 from align.config.training import of_pairs
-from align.data.labelled import HELP, read_labelled
-from align.data.pairs import drawn, pairs_records, prepared, read_verdicts
+from align.data.pairs import drawn, pairs_records, read_labelled, read_verdicts
 from align.data.read.drops import tally
-from align.data.sources import data_records
+from align.data.read.records import LABELLED_HELP as HELP
+from align.data.sources import data_records, prepared
 from align.data.trained_ids import seen_by
 from align.errors import InputError, require
 from align.evals import judges

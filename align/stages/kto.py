@@ -14,11 +14,10 @@ from torch import Tensor
 from align.config.kto import KtoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
-from align.data.chat import stop_token_ids
-from align.data.feedback import Judgements, Labelled, check_labels, encoded_answers, labelled, other_answers
-from align.data.pairs import encoded_pairs
-from align.data.template import use_template
-from align.data.trained_on import write_labelled
+from align.data.chat.encode import stop_token_ids
+from align.data.chat.shown import write_labelled
+from align.data.chat.template import use_template
+from align.data.pairs import Judgements, Labelled, check_labels, encoded_answers, encoded_pairs, labelled, other_answers
 from align.evals.implicit_reward import answer_logprobs, require_finite
 from align.evals.label_accuracy import label_figures, write_held_out_answers
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out

@@ -15,9 +15,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from align.config.root import Config
-from align.data.chat import Encoded
-from align.data.feedback import Labelled
-from align.data.pairs import Pair
+from align.data.chat.encode import Encoded
+from align.data.pairs import Labelled, Pair
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.chunks import in_chunks
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer

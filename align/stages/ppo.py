@@ -22,7 +22,7 @@ from torch import Tensor
 from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import encode_prompts
+from align.data.chat.encode import encode_prompts
 from align.data.ngrams import repetition
 from align.errors import require
 from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety

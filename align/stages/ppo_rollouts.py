@@ -11,7 +11,7 @@ from torch import Tensor
 from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.data.chat import Prompt
+from align.data.chat.encode import Prompt
 from align.errors import InputError, require
 from align.ops.advantages import equal_groups
 from align.ppo.experience import shaped_scores

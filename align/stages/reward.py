@@ -16,10 +16,10 @@ from align.annotate.priority import answers_of, uncertainties
 from align.config.reward import RewardStageConfig
 from align.config.root import Config
 from align.config.training import held_out_for
-from align.data.chat import stop_token_ids
+from align.data.chat.encode import stop_token_ids
+from align.data.chat.shown import write_pair
+from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
-from align.data.template import use_template
-from align.data.trained_on import write_pair
 from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
 from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from align.config.root import Config
-from align.data.chat import prompt_room
+from align.data.chat.encode import prompt_room
 from align.models.load import choose_device, choose_dtype, context_length, describe, name_of
 from align.rollout.engine import Engine
 from align.rollout.probes import WITHIN

@@ -12,13 +12,12 @@ from align.annotate.store import Store
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.training import held_out_for
-from align.data.feedback import divided_judgements
-from align.data.pairs import divided_pairs, prepared, read_pairs
+from align.data.pairs import divided_judgements, divided_pairs, read_pairs
 from align.data.read.drops import tally
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
 from align.data.sets.source import key_in
-from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
+from align.data.sources import MANIFEST, DataSource, divided_prompts, prepared, prompts
 from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require
 from align.report.words import counted

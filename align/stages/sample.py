@@ -10,8 +10,8 @@ from align import ranks
 from align.annotate.store import Candidate, Store, storable
 from align.config.root import Config
 from align.config.sample import SampleConfig
-from align.data.chat import Prompt, encode_prompts, prompt_room
-from align.data.template import use_template
+from align.data.chat.encode import Prompt, encode_prompts, prompt_room
+from align.data.chat.template import use_template
 from align.errors import require
 from align.models.adapter_pool import AdapterPool
 from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer

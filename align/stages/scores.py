@@ -13,10 +13,10 @@ from align.config.compose import plain
 from align.config.data import LOSS, ScoreConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
+from align.data.chat.template import use_template
 from align.data.read.content import FEEDBACK
 from align.data.sets import scores
 from align.data.sets.spool import Rows
-from align.data.template import use_template
 from align.errors import require
 from align.report.words import counted
 from align.run import Run

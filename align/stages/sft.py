@@ -13,10 +13,9 @@ from align import ranks
 from align.config.root import Config
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
-from align.data.chat import Encoded
-from align.data.supervised import Encoding, encode
-from align.data.template import use_template
-from align.data.trained_on import write_rows
+from align.data.chat.encode import Encoded, Encoding, encode
+from align.data.chat.shown import write_rows
+from align.data.chat.template import use_template
 from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.finite import diverged

@@ -17,9 +17,9 @@ import torch
 
 from align import ranks
 from align.config.root import Config
-from align.data.chat import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
+from align.data.chat.encode import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
+from align.data.chat.template import use_template
 from align.data.ngrams import words
-from align.data.template import use_template
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.systems import System
 from align.evals.tasks import Item

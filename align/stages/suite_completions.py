@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from align import ranks
 from align.config.root import Config
-from align.data.chat import eos_token_ids
+from align.data.chat.encode import eos_token_ids
 from align.errors import LONE
 from align.evals.harness import Completion
 from align.evals.systems import System

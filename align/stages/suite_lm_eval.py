@@ -11,8 +11,8 @@ from typing import Any
 
 from align import ranks
 from align.config.root import Config
-from align.data.chat import Encoded
-from align.data.continuations import behind, continued, encoded, prefix_id
+from align.data.chat.continuations import behind, continued, encoded, prefix_id
+from align.data.chat.encode import Encoded
 from align.errors import require
 from align.evals.harness import Completion, Found, Requests
 from align.evals.likelihoods import Likelihood

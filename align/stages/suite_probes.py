@@ -17,8 +17,8 @@ import torch
 
 from align import ranks
 from align.config.root import Config
-from align.data.chat import Encoded, encode_conversation, surely_too_long
-from align.data.continuations import answered, behind, continued, following, windows
+from align.data.chat.continuations import answered, behind, continued, following, windows
+from align.data.chat.encode import Encoded, encode_conversation, surely_too_long
 from align.errors import require
 from align.evals.harness import Completion, Requests
 from align.evals.likelihoods import Likelihood, likelihoods

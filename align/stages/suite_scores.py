@@ -11,7 +11,7 @@ from typing import NamedTuple
 from align import ranks
 from align.config.root import Config
 from align.config.scorers import reward_spec
-from align.data.reasoning import without_reasoning
+from align.data.chat.reasoning import without_reasoning
 from align.evals import judges
 from align.evals.llm_judge import GradedAnswer, LLMJudge, describe_self_judging
 from align.evals.results import Said, Scored

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from align.config.root import Config
-from align.data.chat import Prompt
-from align.data.reasoning import parted
+from align.data.chat.encode import Prompt
+from align.data.chat.reasoning import parted
 from align.errors import require
 from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt
 from align.evals.comparison import prompt_text

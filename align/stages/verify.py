@@ -12,8 +12,8 @@ import torch
 
 from align.config.root import Config
 from align.config.verify import VerifyConfig
-from align.data.template import use_template
-from align.data.tokens import text_ids
+from align.data.chat.template import use_template
+from align.data.chat.tokens import text_ids
 from align.errors import AlignError
 from align.models.load import choose_device, choose_dtype, own_tokenizer
 from align.models.roles import Roles

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from align import ranks
-from align.data.chat import IGNORED
+from align.data.chat.encode import IGNORED
 from align.models.sharded import is_sharded, optimiser_in_shards, optimiser_whole, read_weights, weights
 from align.ranks.environment import LAUNCHED
 from align.rollout.randomness import place_seed

@@ -11,7 +11,7 @@ from torch import Tensor, tensor
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from align.data.feedback import Labelled, other_answers
+from align.data.pairs import Labelled, other_answers
 from align.trainers.common import on_one_gpu
 from align.trainers.dealt import Dealt
 from align.trainers.dpo import padded_answers

@@ -13,7 +13,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from align.data.chat import IGNORED, Encoded
+from align.data.chat.encode import IGNORED, Encoded
 from align.models.backbone import lm_head
 from align.models.plain_path import decoder_of, route_of
 from align.models.sharded import is_sharded

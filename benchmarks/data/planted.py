@@ -6,7 +6,7 @@ import random
 import string
 from collections.abc import Callable, Mapping
 
-from align.data.clean.checksums import IBAN_LENGTHS
+from align.data.clean.pii import IBAN_LENGTHS
 
 NAMES = ("anna", "j.smith", "o'brien", "müller", "maria_lopez", "kev1n", "li.wei", "a", "first.middle.last")
 HOSTS = ("example.com", "mail.example.co.uk", "uni-bonn.de", "x.io", "my-firm.travel", "sub.domain.org")

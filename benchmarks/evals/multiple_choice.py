@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from generating import TASKS, folder_of_tasks  # noqa: E402
 
-from align.data.chat import render  # noqa: E402
+from align.data.chat.encode import render  # noqa: E402
 from align.models.base import find_base  # noqa: E402
 from align.models.load import load_tokenizer  # noqa: E402
 from align.types import Conversation, Message  # noqa: E402

@@ -28,7 +28,7 @@ from run import HERE, peer_python
 
 from align.__main__ import composed
 from align.config.root import Config
-from align.data.chat import encode_prompts
+from align.data.chat.encode import encode_prompts
 from align.data.sources import prompts
 from align.export.merged import merge
 from align.models.load import load_base, load_classifier, load_tokenizer

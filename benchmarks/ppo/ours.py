@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from work import PROMPTS, Work, report
 
-from align.data.chat import encode_prompts, stop_token_ids
+from align.data.chat.encode import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.chunks import in_chunks

@@ -17,7 +17,7 @@ import torch
 from ours import precision, roles_on
 from work import PROMPTS, Work, report
 
-from align.data.chat import encode_prompts
+from align.data.chat.encode import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base
 from align.models.load import load_tokenizer

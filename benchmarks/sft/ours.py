@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler
 from work import Row, StepClock, Work, read_works, run_contestant
 
 from align.config.sft import SftConfig
-from align.data.chat import Encoded
+from align.data.chat.encode import Encoded
 from align.models.adapters import with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from align.data import chitchat
-from align.data.template import POCKET
+from align.data.chat.template import POCKET
 
 VOCABULARY = 4096
 CONTROL = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from processes import Child, Forks
 from templates import TOOL_TEMPLATE
 
-from align.data.tool_chat import tool_prompt_ids
+from align.data.chat.tools import tool_prompt_ids
 from align.models.adapters import save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer

@@ -12,9 +12,9 @@ import pytest
 from refusing import CONTENTS, VALUES, readers, refused
 from workshop import Ready, Workshop
 
-from align.data import template
-from align.data.chat import render, stop_token_ids
-from align.data.template import use_template
+from align.data.chat import template
+from align.data.chat.encode import render, stop_token_ids
+from align.data.chat.template import use_template
 from align.errors import InputError
 from align.models.base import find_base
 from align.models.load import context_length, load_base, load_tokenizer

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from data_sets import chat, made, three_sources, write
 
-from align.data.rendered import renderer
+from align.data.chat.shown import renderer
+from align.data.chat.template import use_template
 from align.data.sets import gather
-from align.data.template import use_template
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.report import telling

@@ -14,10 +14,10 @@ from data_sets import chat, made, sentence, write
 
 from align.config.compose import check, compose_raw
 from align.config.root import Config
-from align.data.pairs import prepared, read_pairs
+from align.data.pairs import read_pairs
 from align.data.sets.ids import Known, remembered
 from align.data.sets.published import data_set
-from align.data.sources import divided_documents, prompts
+from align.data.sources import divided_documents, prepared, prompts
 from align.data.trained_ids import FILE, write_ids
 from align.stages.rows import naming_of, source_of, store_url
 

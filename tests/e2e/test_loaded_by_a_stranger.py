@@ -20,7 +20,7 @@ from test_own_model import pairs
 from torch import Tensor
 from workshop import SFT, Workshop
 
-from align.data.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import fixed_prompts
 from align.export.reward import fixed_conversations, judged
 from align.models.adapters import attach
 from align.models.load import in_fp32, load_base, own_tokenizer

@@ -12,7 +12,7 @@ import pytest
 from workshop import Ready
 
 from align.__main__ import main
-from align.data.chat import IGNORED
+from align.data.chat.encode import IGNORED
 from align.report import live
 from align.report.figures import FIGURES, table_of
 from align.run import read_manifest

@@ -13,7 +13,7 @@ from processes import Forks
 from serving import Server, adapters, serving
 
 from align.__main__ import main
-from align.data.tool_chat import tool_prompt_ids
+from align.data.chat.tools import tool_prompt_ids
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.run import read_manifest

@@ -11,7 +11,7 @@ from processes import Forks
 from serving import adapters, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.data.chat import encode_judged, stop_token_ids
+from align.data.chat.encode import encode_judged, stop_token_ids
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.dequantised import DEQUANTISED, dequantised

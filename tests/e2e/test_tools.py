@@ -13,7 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from workshop import Workshop
 
-from align.data.chat import encode_conversation, prompt_ids
+from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
 from align.data.sets.published import data_set
 from align.data.split import question

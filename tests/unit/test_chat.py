@@ -10,16 +10,17 @@ import pytest
 from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer, trained_texts
 
 from align.config.rollout import RolloutConfig
-from align.data.chat import (
+from align.data.chat.encode import (
+    encode,
     encode_conversation,
     encode_judged,
     encode_prompts,
+    encode_text,
     end_of_turn,
     prompt_room,
     stop_token_ids,
 )
-from align.data.supervised import encode, encode_text
-from align.data.template import CHATML, use_template
+from align.data.chat.template import CHATML, use_template
 from align.errors import InputError
 from align.rollout.registry import engine_of
 from align.types import Conversation

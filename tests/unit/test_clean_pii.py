@@ -11,10 +11,9 @@ import pytest
 from clean_samples import chat, pair
 
 from align.data.chitchat import as_chat, records, turns
-from align.data.clean.checksums import IBAN_LENGTHS, is_card, luhn, mod_97
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Noted
-from align.data.clean.pii import KINDS, Pii
+from align.data.clean.pii import IBAN_LENGTHS, KINDS, Pii, is_card, luhn, mod_97
 from align.data.clean.steps import steps_of
 from align.redaction import masked
 

@@ -12,11 +12,9 @@ import pytest
 from clean_samples import WRITTEN, chat, feedback, pair, said_by
 
 from align.data.chitchat import as_chat, records, turns
-from align.data.clean.boilerplate import OURS, read_phrases
 from align.data.clean.language import COMMON, NONE, RARE, identifier
-from align.data.clean.length import word_count
 from align.data.clean.outcome import Drop, Noted, Outcome, Step
-from align.data.clean.repetition import N, repeated_grams, repeated_lines, words
+from align.data.clean.quality import OURS, N, read_phrases, repeated_grams, repeated_lines, word_count, words
 from align.data.clean.steps import steps_of
 from align.data.ngrams import ngrams
 from align.errors import InputError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from align.data.chat import IGNORED, Encoded
-from align.data.continuations import answered, continued, windows
+from align.data.chat.continuations import answered, continued, windows
+from align.data.chat.encode import IGNORED, Encoded
 from align.errors import InputError
 from align.models.base import find_base
 from align.models.load import load_tokenizer

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from align.__main__ import main
 from align.config.compose import check, compose_raw, plain
 from align.config.identity import identifying
-from align.data.chat import encode_judged, prompt_length
+from align.data.chat.encode import encode_judged, prompt_length
 from align.data.pairs import Pair
 from align.errors import InputError
 from align.evals.implicit_reward import pair_logprobs

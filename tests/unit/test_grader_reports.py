@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.data.labelled import read_labelled
+from align.data.pairs import read_labelled
 from align.data.sources import DataSource
 from align.errors import CorruptFile, InputError
 from align.evals.judge_examples import AnswerExample, build_answer_examples, digest_examples

@@ -17,7 +17,8 @@ from test_trainers import arguments
 from torch import Tensor
 
 from align.__main__ import main
-from align.data.feedback import (
+from align.data.near_training import trained_rows
+from align.data.pairs import (
     Labelled,
     check_labels,
     divided_judgements,
@@ -26,7 +27,6 @@ from align.data.feedback import (
     labelled,
     other_answers,
 )
-from align.data.near_training import trained_rows
 from align.data.sources import DataSource
 from align.errors import InputError
 from align.evals.implicit_reward import answer_logprobs

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from align.data.chat import encode_prompts
-from align.data.length import CHARACTERS, MARGIN, longer_than
-from align.data.supervised import encode
+from align.data.chat.encode import encode, encode_prompts
+from align.data.chat.tokens import CHARACTERS, MARGIN, longer_than
 from align.types import Conversation, Message
 
 TEXTS = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.data.chat import IGNORED, Encoded
-from align.data.continuations import behind
+from align.data.chat.continuations import behind
+from align.data.chat.encode import IGNORED, Encoded
 from align.evals.likelihoods import likelihoods, width_of
 from align.models.base import find_base
 from align.models.load import load_base

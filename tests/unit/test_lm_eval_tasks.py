@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from lm_eval_folder import written
 
-from align.data.chat import IGNORED
+from align.data.chat.encode import IGNORED
 from align.errors import InputError
 from align.evals.harness import Found, Harness, Requests
 from align.evals.probes import LM_EVAL, Probe

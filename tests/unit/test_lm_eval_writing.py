@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lm_eval_folder import written
 
-from align.data.continuations import following
+from align.data.chat.continuations import following
 from align.errors import InputError
 from align.evals.harness import Completion, Found, Harness, Requests
 from align.evals.probes import LM_EVAL, Probe

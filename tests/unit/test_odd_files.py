@@ -21,7 +21,7 @@ from odd_files import NOT_FILES, as_user, at_once, make_large
 from align import files
 from align.config.root import RunConfig
 from align.config.stages import STAGES
-from align.data.clean.boilerplate import read_phrases
+from align.data.clean.quality import read_phrases
 from align.data.read.rows import checked_rows
 from align.data.sets.forget import ids_in
 from align.errors import CorruptFile, InputError, MissingArtifact

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from align.data.template import CHATML
+from align.data.chat.template import CHATML
 from align.export.ollama import Turns, go_template, ollama_file, pieces_of, quotable
 from align.models.base import builtin_folder
 

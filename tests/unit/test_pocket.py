@@ -10,7 +10,7 @@ import pytest
 import sentencepiece as spm
 from transformers import AutoTokenizer
 
-from align.data.chat import encode_conversation, stop_token_ids
+from align.data.chat.encode import encode_conversation, stop_token_ids
 from align.errors import CorruptFile
 from align.models import pocket
 from align.models.base import find_base

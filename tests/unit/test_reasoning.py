@@ -13,12 +13,18 @@ from test_chat import family, talk
 from test_rows import exchange
 from test_sources import jsonl, write
 
-from align.data.chat import IGNORED, Prompt, encode_conversation, encode_judged, prompt_ids, stop_token_ids
-from align.data.pairs import prepared
+from align.data.chat.encode import (
+    IGNORED,
+    Prompt,
+    encode,
+    encode_conversation,
+    encode_judged,
+    prompt_ids,
+    stop_token_ids,
+)
+from align.data.chat.reasoning import answer_alone, parted, with_reasoning
 from align.data.read.records import read_documents
-from align.data.reasoning import answer_alone, parted, with_reasoning
-from align.data.sources import DataSource, documents, prompts
-from align.data.supervised import encode
+from align.data.sources import DataSource, documents, prepared, prompts
 from align.errors import InputError
 from align.models.backbone import answered
 from align.rollout.answers_alone import answers_alone

@@ -8,10 +8,10 @@ import time
 import pytest
 from templates import make_tokenizer
 
-from align.data import render_deadline as deadlines
-from align.data.chat import render
-from align.data.render_deadline import RenderDeadline, render_deadline
-from align.data.template import probe
+from align.data.chat import render_deadline as deadlines
+from align.data.chat.encode import render
+from align.data.chat.render_deadline import RenderDeadline, render_deadline
+from align.data.chat.template import probe
 from align.errors import InputError
 from align.types import Conversation, Message
 
@@ -42,7 +42,7 @@ def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_probe_finds_a_template_that_loops_for_some_conversations(
     condition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.data.template.PATIENCE_S", 3)
+    monkeypatch.setattr("align.data.chat.template.PATIENCE_S", 3)
     with pytest.raises(InputError, match="it has not written a few conversations, short and long"):
         probe(hanging_template(condition), {})
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from align.data.chat import IGNORED, encode_conversation
-from align.data.rendered import renderer
+from align.data.chat.encode import IGNORED, encode_conversation
+from align.data.chat.shown import renderer
+from align.data.chat.template import use_template
 from align.data.sets.report import LONG, as_trained
-from align.data.template import use_template
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.types import Conversation, Feedback, Message, Preference, Record

@@ -20,11 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from align.data.chat import end_of_turn, prompt_ids, render
-from align.data.engine_template import contents_as_text
-from align.data.fixed_prompts import LONGEST
-from align.data.template import CHATML
-from align.data.tokens import for_others
+from align.data.chat.encode import end_of_turn, prompt_ids, render
+from align.data.chat.fixed_prompts import LONGEST
+from align.data.chat.template import CHATML, contents_as_text
+from align.data.chat.tokens import for_others
 from align.export.engines import as_choices, choices_of, set_pad
 from align.export.receipt_rows import pooled_divergence
 from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged

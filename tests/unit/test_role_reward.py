@@ -17,8 +17,8 @@ from torch.testing import assert_close
 
 from align.config.compose import check, compose_raw
 from align.config.scorers import LearnedReward, reward_spec
-from align.data.chat import Prompt, encode_prompts, stop_token_ids
-from align.data.template import CHATML
+from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
+from align.data.chat.template import CHATML
 from align.errors import InputError
 from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
 
-from align.data.chat import encode_judged
+from align.data.chat.encode import encode_judged
 from align.errors import CorruptFile
 from align.models.adapter_files import SCORE_KEY, WEIGHTS_FILE
 from align.models.adapters import save_adapter, with_new_adapter

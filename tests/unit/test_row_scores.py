@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.chat import IGNORED, encode_conversation
+from align.data.chat.encode import IGNORED, encode_conversation
+from align.data.chat.template import use_template
 from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
 from align.data.sets.scores import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
 from align.data.sets.spool import Rows, Spool
-from align.data.template import use_template
 from align.evals.row_scores import losses, on_one_scale, rewards
 from align.models.load import load_tokenizer
 from align.reward.combined import Ensemble

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.annotate.store import Candidate, Store
-from align.data.chat import Prompt
+from align.data.chat.encode import Prompt
 from align.errors import InputError
 from align.rollout.answers_alone import empty_answers
 from align.stages.sample import hand_out, said_of, somebody_can_rank

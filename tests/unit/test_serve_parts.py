@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.data.reasoning import OPEN, parted
+from align.data.chat.reasoning import OPEN, parted
 from align.serve.answer_parser import Part, PartedAnswer, joined
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'

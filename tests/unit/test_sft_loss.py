@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from align.data.chat import IGNORED, Encoded
+from align.data.chat.encode import IGNORED, Encoded
 from align.models.adapters import with_new_adapter
 from align.models.backbone import base_model
 from align.models.base import find_base

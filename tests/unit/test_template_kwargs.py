@@ -11,8 +11,8 @@ from templates import QWEN3, make_tokenizer
 from transformers import AutoTokenizer
 
 from align.config.groups import DataConfig
-from align.data.chat import render
-from align.data.template import use_template
+from align.data.chat.encode import render
+from align.data.chat.template import use_template
 from align.errors import InputError
 from align.types import Conversation, Message
 

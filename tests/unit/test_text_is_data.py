@@ -20,19 +20,19 @@ from transformers import AutoTokenizer
 
 import align
 from align.annotate.store import Candidate, Store, preferences, storable
-from align.data.chat import (
+from align.data.chat.encode import (
     IGNORED,
     encode_conversation,
     encode_judged,
     encode_prompts,
+    encode_text,
     prompt_length,
     render,
     stop_token_ids,
 )
-from align.data.engine_template import APART, contents_as_text, taken_apart
+from align.data.chat.template import APART, contents_as_text, taken_apart
+from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.data.pairs import encoded_pairs
-from align.data.supervised import encode_text
-from align.data.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.errors import InputError
 from align.models.backbone import pad
 from align.models.base import builtin_folder
@@ -293,11 +293,10 @@ def test_one_module_turns_text_into_token_ids() -> None:
     # `length` counts, and hands out no ids; `export/reward` looks at what others will read; `continuations` splits
     # multiple choice as lm-eval does, special tokens among it; `probe_pattern` measures the time that patterns take.
     assert found == {
-        "align/data/tokens.py",
-        "align/data/length.py",
-        "align/data/probe_pattern.py",
+        "align/data/chat/tokens.py",
+        "align/data/chat/probe_pattern.py",
         "align/export/reward.py",
-        "align/data/continuations.py",
+        "align/data/chat/continuations.py",
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from model_folders import copied, found
 
-from align.data.chat import encode_prompts
+from align.data.chat.encode import encode_prompts
 from align.errors import InputError
 from align.models.load import load_tokenizer
 from align.run import unhashed

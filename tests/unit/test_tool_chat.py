@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from align.data.chat import prompt_ids
-from align.data.tokens import special_ids
-from align.data.tool_chat import takes_tools, tool_prompt_ids
+from align.data.chat.encode import prompt_ids
+from align.data.chat.tokens import special_ids
+from align.data.chat.tools import takes_tools, tool_prompt_ids
 from align.errors import InputError
 from align.models.pocket import FOLDER
 from align.types import Conversation

@@ -12,9 +12,16 @@ import trl
 from templates import LLAMA3, make_tokenizer, trained_texts
 from transformers import AutoTokenizer
 
-from align.data.chat import IGNORED, encode_conversation, encode_judged, prompt_ids, render, stop_token_ids
-from align.data.supervised import encode
-from align.data.template import CHATML
+from align.data.chat.encode import (
+    IGNORED,
+    encode,
+    encode_conversation,
+    encode_judged,
+    prompt_ids,
+    render,
+    stop_token_ids,
+)
+from align.data.chat.template import CHATML
 from align.errors import InputError
 from align.models.pocket import FOLDER
 from align.serve.answer_parser import PartedAnswer

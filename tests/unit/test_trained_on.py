@@ -11,10 +11,9 @@ from test_chat import family, talk
 from tokenizers import decoders
 from transformers import AutoTokenizer
 
-from align.data.chat import IGNORED, Encoded, encode_conversation
+from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
+from align.data.chat.shown import FILE, ROWS, in_loss, shown, write_pair, write_rows
 from align.data.pairs import Pair
-from align.data.supervised import encode_text
-from align.data.trained_on import FILE, ROWS, in_loss, shown, write_pair, write_rows
 from align.models.base import builtin_folder
 from align.track import read_rows
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
+from align.data.chat.encode import encode
 from align.data.pairs import Pair
 from align.data.read.records import read_documents
-from align.data.supervised import encode
 from align.errors import InputError
 from align.models.adapter_files import SCORE_KEY, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from align.data.clean.arguments import check_flag
 from align.data.clean.outcome import Drop, rewritten, said
+from align.errors import require
 from align.types import Record
 
 LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -74,7 +74,8 @@ class Unicode:
     unescape: bool = False
 
     def __post_init__(self) -> None:
-        check_flag("unescape", self.unescape)
+        known = isinstance(self.unescape, bool)
+        require(known, "unescape", self.unescape, "is neither true nor false", "Write true or false.")
 
     def __call__(self, record: Record) -> Record | Drop:
         return record if self._is_plain(said(record)) else rewritten(record, self.repaired)
@@ -83,24 +84,24 @@ class Unicode:
         return text.isascii() and "\r" not in text and "\x1b" not in text and not (self.unescape and "&" in text)
 
     def repaired(self, text: str) -> str:
-        """Until nothing changes: a repair may end a line, and lines are repaired one by one."""
-        while not self._is_plain(text):
-            before, text = text, fix(bearable(LINE_BREAKS.sub("\n", text)), self.unescape)
-            if text == before:
-                break
+        """Return a text that is repaired until nothing changes: a repair may end a line, and lines are repaired one by
+        one.
+
+        Of longer texts, no character keeps more than 30 marks (UAX #15, section 13): Python needs an hour to compose a
+        megabyte of them on one letter, for its time grows by the square."""
+        import ftfy
+
+        before = None
+        while text != before and not self._is_plain(text):
+            before = text
+            text = LINE_BREAKS.sub("\n", text)
+            text = text if len(text) < SHORT else crowd().sub(r"\1", text)
+            text = ftfy.fix_text(text, configuration(self.unescape))
         return text
 
 
 LINE_BREAKS = re.compile("\r\n?|[\u2028\u2029]")
 """Before the repair; U+0085 may be half of a character that was decoded wrongly."""
-
-
-def bearable(text: str) -> str:
-    """A text of which no character has more than 30 marks (UAX #15, section 13): Python needs an hour to compose a
-    megabyte of them on one letter, for its time grows by the square. Short texts are left alone."""
-    return text if len(text) < SHORT else crowd().sub(r"\1", text)
-
-
 SHORT = 2_000
 
 
@@ -109,12 +110,6 @@ def crowd() -> re.Pattern[str]:
     """Thirty marks, and more behind them."""
     marks = "".join(c for c in map(chr, range(sys.maxunicode)) if unicodedata.combining(c))
     return re.compile(f"([{marks}]{{30}})[{marks}]+")
-
-
-def fix(text: str, unescape: bool) -> str:
-    import ftfy
-
-    return ftfy.fix_text(text, configuration(unescape))
 
 
 @cache

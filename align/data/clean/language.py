@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from align.data.clean.arguments import check_list, check_share, check_whole
-from align.data.clean.length import word_count
-from align.data.clean.outcome import Drop, Noted, spoken
+from align.data.clean.outcome import Drop, Noted, check_list, check_share, check_whole, spoken
+from align.data.clean.quality import word_count
 from align.types import Record
 
 COMMON = (
@@ -53,24 +52,17 @@ class Language:
 
     def __call__(self, record: Record) -> Drop | Noted:
         text = spoken(record)
-        if word_count(looked := beginning(text, self.least_words)) < self.least_words:
+        if word_count(text[: 40 * self.least_words]) < self.least_words:  # unless its words are very long
             return Noted(record, (UNDECIDED,))
         if len(text) > 3 * LOOKED:
             middle = len(text) // 2
-            looked = "\n".join((text[:LOOKED], text[middle : middle + LOOKED], text[-LOOKED:]))
-        else:
-            looked = text
-        language, probability = identifier(self.keep).classify(looked)
+            text = "\n".join((text[:LOOKED], text[middle : middle + LOOKED], text[-LOOKED:]))
+        language, probability = identifier(self.keep).classify(text)
         if language in self.keep:
             return Noted(record, (language,))
         if language == NONE or probability < self.confidence:
             return Noted(record, (UNDECIDED,))
         return Drop(f"language: {language}", f"{language} ({probability:.2f}), kept: {', '.join(self.keep)}")
-
-
-def beginning(text: str, words: int) -> str:
-    """As much of a text as shows whether it has so many words, unless they are very long."""
-    return text if len(text) < 40 * words else text[: 40 * words]
 
 
 @cache

@@ -1,11 +1,14 @@
-"""What a step of cleaning makes of a record, and what steps look at."""
+"""What a step of cleaning makes of a record, what steps look at, and the checks of their arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 from align.data.read.content import texts, turns, with_answer, with_texts
+from align.errors import require
 from align.types import Conversation, Feedback, Preference, Record
 
 
@@ -85,3 +88,47 @@ def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str
         return record if made == record else made
     except ValueError:
         return Drop("answers alike", "chosen and rejected are the same after this step")
+
+
+# --- Arguments of steps, checked where a step is made. The field of an error is the argument's name; who reads the
+# setting puts the step's place in front of it.
+
+
+def check_whole(name: str, value: Any, least: int = 0) -> None:
+    """Raise InputError if `value` is neither a whole number of at least `least` nor None."""
+    whole = value is None or (isinstance(value, int) and is_number(value) and value >= least)
+    problem = "is out of range" if is_number(value) else "is no whole number"
+    require(whole, name, value, problem, f"Give a whole number of at least {least}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise InputError if `value` is neither a share of a whole nor None."""
+    inside = value is None or (is_number(value) and 0 <= value <= 1)
+    require(inside, name, value, "is no share", "Give a number from 0 to 1.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise InputError if `value` is none of `choices`."""
+    known = isinstance(value, str) and value in choices
+    require(known, name, value, f"is none of {', '.join(choices)}", suggest(value, choices))
+
+
+def check_list(name: str, value: Any, choices: Collection[str], example: str, empty: bool = False) -> None:
+    """Raise InputError if `value` is no list, an empty one although that means nothing, or holds what is no choice."""
+    listed = isinstance(value, tuple) and (empty or bool(value))
+    require(listed, name, value, "is no list of names", f"Write a list, such as {name}: {example}.")
+    for entry in value:
+        problem = f"has {entry!r}, which is none of {', '.join(sorted(choices))}"
+        known = isinstance(entry, str) and entry in choices
+        require(known, name, list(value), problem, suggest(entry, choices))
+
+
+def suggest(given: Any, choices: Iterable[str]) -> str:
+    """Return the remedy for a name that is none of `choices`."""
+    choices = list(choices)
+    close = get_close_matches(str(given), choices, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Choose from: {', '.join(choices)}."
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

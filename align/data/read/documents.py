@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from align.data.chat.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.data.read.content import DOCUMENTS
 from align.data.read.drops import Drop
 from align.data.read.messages import (
@@ -54,7 +55,6 @@ from align.data.read.shapes import (
     read_label,
     unclear,
 )
-from align.data.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.errors import require
 from align.types import Conversation, Document, Feedback, Message
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from align.data.chat.reasoning import reasoning_length, with_reasoning
 from align.data.read.content import split_names
 from align.data.read.text_formats import DECODER, KeyTwice, check_values
-from align.data.reasoning import reasoning_length, with_reasoning
 from align.errors import InputError
 from align.types import ROLES, Message, Tool, ToolCall
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from align.data.clean.cleaner import Cleaner, as_json, from_json
-from align.data.clean.length import CountTokens
 from align.data.clean.outcome import Drop, Step, sequences
+from align.data.clean.quality import CountTokens
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import BANDS, band_keys, normalised_digests, shingled
 from align.data.read.columns import UnreadColumns, metadata_json

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from align.data.chat.shown import Render, part
 from align.data.read.content import PARTS, content_of, texts
-from align.data.rendered import Render, part
 from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
@@ -282,7 +282,7 @@ def write_rows(
     Args:
         source: the number of each row's source.
         wanted: which rows are trained on, bool (N).
-        render: see `align.data.rendered`.
+        render: see `align.data.chat.shown`.
     """
     numbers = np.concatenate([np.flatnonzero(wanted & (source == number))[:SHOWN] for number in range(len(names))])
     found = read_rows(rows, kind, names, numbers)

@@ -1,30 +1,35 @@
-"""Chat templates: rendering, the loss mask, and where an answer stops.
+"""Chats as token ids and labels: rendering, the loss mask, where an answer stops, and what is left out.
 
 The mask is ours. A template's `{% generation %}` markers say what the assistant wrote where they exist; elsewhere an
 assistant turn is what rendering it adds to the rendering of everything before it. Both are found in characters of the
 rendered text and carried to tokens by the tokenizer's offsets, so that no token boundary is assumed. Whatever becomes
-token ids is `veiled` first: see `align.data.tokens`.
-"""
+token ids is `veiled` first: see `align.data.chat.tokens`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any
 
-from align.data.length import CHARACTERS, longer_than
-from align.data.reasoning import OPEN, answer_alone, reasoning_length
-from align.data.render_deadline import RenderDeadline, render_deadline
-from align.data.template_keeps import check_keeps
-from align.data.tokens import Span, behind_an_answer, special_ids, special_texts, tokenised
-from align.data.tool_chat import veiled, written
-from align.data.tool_spans import span_of_calls
+from align.data.chat.reasoning import OPEN, answer_alone, lost_reasoning, reasoning_length
+from align.data.chat.render_deadline import RenderDeadline, render_deadline
+from align.data.chat.tokens import (
+    CHARACTERS,
+    Span,
+    behind_an_answer,
+    longer_than,
+    special_ids,
+    special_texts,
+    text_ids,
+    tokenised,
+)
+from align.data.chat.tools import check_keeps, common_beginning, span_of_calls, veiled, written
 from align.errors import InputError, require
 from align.track import shortened, turn_text
-from align.types import Conversation, Message
+from align.types import Conversation, Document, Message
 
 IGNORED = -100  # the label that losses pass over
 
@@ -144,66 +149,58 @@ def assistant_spans(tokenizer: Any, conversation: Conversation, answers_alone: b
 def span_of_answer(
     tokenizer: Any, conversation: Conversation, i: int, text: str, specials: Sequence[str]
 ) -> Span | None:
-    """Where the assistant wrote turn `i`, which calls no tool; None where nobody can tell.
+    """Return where the assistant wrote turn `i`, which calls no tool; None if what is written before the content
+    depends on the content.
+
+    The content is found by rendering a stand-in in its place: whatever a template trims, moves or leaves out when other
+    turns follow, both renderings have the same text around the content.
 
     Args:
         text: the conversation as the template writes it.
         specials: the texts of the special tokens, longest first.
-    """
-    start, end, tail = located(tokenizer, conversation, i, text)
-    before = render(tokenizer, conversation.turns(i), answer_due=True) if i else text
-    if len(before) <= end and text.startswith(before):
-        start = len(before)
-    return None if start is None else (start, end + turn_end(text[end:], tail, specials))
-
-
-def located(tokenizer: Any, conversation: Conversation, i: int, text: str) -> tuple[int | None, int, str]:
-    """Where the content of message `i` stands in `text`, found by rendering a stand-in in its place: whatever a
-    template trims, moves or leaves out when other turns follow, both renderings have the same text around the content.
-
-    Returns:
-        start (None where what is written before the content depends on the content), end, and what the template
-        writes behind the content when nothing follows.
 
     Raises:
         InputError: the content does not stand in the text exactly once.
     """
     # Private-use characters, which no template trims.
-    stand_in = next(mark for i in count() if (mark := f"\ue000answer {i}\ue001") not in text)
+    stand_in = next(mark for n in count() if (mark := f"\ue000answer {n}\ue001") not in text)
     turns = conversation.messages
-    turns = (*turns[:i], Message("assistant", stand_in), *turns[i + 1 :])
-    standing = replace(conversation, messages=turns)
+    standing = replace(conversation, messages=(*turns[:i], Message("assistant", stand_in), *turns[i + 1 :]))
     head, found, rest = render(tokenizer, standing).partition(stand_in)
     if not found or stand_in in rest or not text.endswith(rest):
         raise unlocated(conversation, i)
     alone = render(tokenizer, standing.turns(i + 1)).rpartition(stand_in)[2]
     end = len(text) - len(rest)
-    return len(head) if text.startswith(head) and len(head) <= end else None, end, alone
+    start = len(head) if text.startswith(head) and len(head) <= end else None
+    before = render(tokenizer, conversation.turns(i), answer_due=True) if i else text
+    if len(before) <= end and text.startswith(before):
+        start = len(before)
+    return None if start is None else (start, end + turn_end(rest, alone, specials))
 
 
 def unlocated(conversation: Conversation, i: int) -> InputError:
     return InputError(
-        f"{conversation.id or 'conversation'}, messages[{i}]", shortened(turn_text(conversation.messages[i].as_dict())),
+        f"{conversation.id or 'conversation'}, messages[{i}]",
+        shortened(turn_text(conversation.messages[i].as_dict())),
         "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
-    )  # fmt: skip
+    )
 
 
 def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
-    """How many characters behind an answer end its turn: up to the special token there; where the template writes none,
-    what it writes whether or not turns follow.
+    """Return how many characters behind an answer end its turn: up to the special token there; if the template writes
+    none, what it writes whether or not turns follow.
 
     Args:
         rest: the rendered text from the end of the answer.
-        alone: the same where nothing follows the turn.
+        alone: the same if nothing follows the turn.
         specials: the texts of the special tokens, longest first.
     """
     closed = rest.lstrip()
     for special in specials:
         if closed.startswith(special) and alone.lstrip().startswith(special):
             return len(rest) - len(closed) + len(special)
-    common = next((i for i, (a, b) in enumerate(zip(rest, alone, strict=False)) if a != b), min(len(rest), len(alone)))
-    return len(rest[:common].rstrip())
+    return len(common_beginning(rest, alone).rstrip())
 
 
 def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoning: bool = False) -> Encoded:
@@ -223,7 +220,8 @@ def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoni
     else:
         text, spans = assistant_spans(tokenizer, conversation, masked)
     made = tokenised(tokenizer, text, veil)
-    ids, special = made.ids, special_ids(tokenizer)
+    ids = made.ids
+    special = special_ids(tokenizer)
     mask = [  # a header's token may take the blanks that an answer begins with, and is a header's all the same
         any(a < end and start < b and (start <= a or i not in special) for start, end in spans)
         for i, (a, b) in zip(ids, made.spans, strict=True)
@@ -386,3 +384,106 @@ def prompt_length(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> i
     given = prompt_ids(tokenizer, prompt)
     same = (a == b for a, b in zip(given, ids, strict=False))
     return next((i for i, equal in enumerate(same) if not equal), min(len(given), len(ids)))
+
+
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
+    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS.
+
+    Raises:
+        InputError: the tokenizer has none.
+    """
+    remedy = "Name eos_token in the model's tokenizer_config.json, or give conversations."
+    require(tokenizer.eos_token_id is not None, "eos_token", None, "closes plain text, and this model has none", remedy)
+    ids = [*text_ids(tokenizer, text), tokenizer.eos_token_id]
+    if tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Encoded documents, and what was left out.
+
+    Attributes:
+        rows: what is trained on.
+        too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
+        unanswered: conversations without a token to train on.
+        cut: conversations longer than the context that are among the rows, cut there.
+        unreasoned: conversations whose last answer lost its reasoning to the chat template.
+        unreasoned_earlier: conversations of which an earlier trained answer did.
+        places: of each row, which of the documents it comes from.
+    """
+
+    rows: list[Encoded]
+    too_long: int
+    unanswered: int
+    cut: int = 0
+    unreasoned: int = 0
+    unreasoned_earlier: int = 0
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(r.input_ids) for r in self.rows)
+
+    @property
+    def given(self) -> int:
+        """Rows there would be, had none been left out."""
+        return len(self.rows) + self.too_long + self.unanswered
+
+
+def encode(
+    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False,
+    mask_reasoning: bool = False, left: str = "leaves nothing to train on",
+) -> Encoding:  # fmt: skip
+    """Every document as token ids and labels.
+
+    Args:
+        mask_reasoning: see `encode_conversation`.
+        truncate: a conversation longer than `max_length` is cut there; without, it is left out.
+        left: what is wrong where every document was dropped.
+
+    Raises:
+        InputError: nothing is left; the message counts what was dropped and why.
+    """
+    rows, places = list[Encoded](), list[int]()
+    too_long = unanswered = cut = unreasoned = unreasoned_earlier = 0
+    for place, document in enumerate(documents):
+        if isinstance(document, str):
+            pieces = encode_text(tokenizer, document, max_length)
+            rows += pieces
+            places += [place] * len(pieces)
+            continue
+        if not truncate and surely_too_long(tokenizer, document, max_length):
+            too_long += 1
+            continue
+        encoded = encode_conversation(tokenizer, document, mask_reasoning)
+        longer = len(encoded.input_ids) > max_length
+        if longer and truncate:
+            encoded = Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
+        if longer and not truncate:
+            too_long += 1
+        elif encoded.trained == 0:
+            unanswered += 1
+        else:
+            rows.append(encoded)
+            places.append(place)
+            cut += longer
+            if any(reasoning_length(turn.content) for turn in document.messages if turn.role == "assistant"):
+                last, earlier = lost_reasoning(document, render(tokenizer, document))
+                unreasoned, unreasoned_earlier = unreasoned + last, unreasoned_earlier + earlier
+    if documents and not rows:
+        raise InputError(
+            "data.max_length", max_length,
+            f"{left}: {too_long} conversations are longer and {unanswered} have no assistant turn",
+            "Raise data.max_length, or give conversations with an assistant's answer.",
+        )  # fmt: skip
+    return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
+
+
+def token_count(tokenizer: Any, said: Document) -> int:
+    """Tokens that training reads of a conversation, or of plain text."""
+    if isinstance(said, str):
+        return len(text_ids(tokenizer, said)) + 1
+    return len(encode_conversation(tokenizer, said).input_ids)

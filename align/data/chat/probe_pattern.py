@@ -1,6 +1,6 @@
 """The steps of a tokenizer that divide text by patterns, in a process of its own.
 
-A pattern may take longer than a life for some texts, where nothing can end it. `align.data.tokenizer_patterns` runs
+A pattern may take longer than a life for some texts, where nothing can end it. `align.data.chat.template` runs
 this with `{normalizer, pre_tokenizer, texts}` as JSON on its input, the steps as tokenizers writes them.
 """
 

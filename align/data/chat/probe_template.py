@@ -1,7 +1,7 @@
 """Conversations of every length by a chat template, in a process of its own.
 
-A template is a program, which may loop for ever or ask for all the memory there is. `align.data.template` runs this
-with `{template, special, megabytes}` as JSON on its input.
+A template is a program, which may loop for ever or ask for all the memory there is. `align.data.chat.template` runs
+this with `{template, special, megabytes}` as JSON on its input.
 """
 
 import json

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from align.data.chat import IGNORED, Encoded, render
-from align.data.tokens import text_ids, tokenised
-from align.data.tool_chat import veiled
+from align.data.chat.encode import IGNORED, Encoded, render
+from align.data.chat.tokens import text_ids, tokenised
+from align.data.chat.tools import veiled
 from align.errors import require
 from align.types import Conversation
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from align.data.chat import encode_prompts, render
+from align.data.chat.encode import encode_prompts, render
 from align.errors import InputError
 from align.types import Conversation, Message
 

@@ -1,5 +1,5 @@
 """The chat template that a tokenizer speaks by: the model's own, or one that the configuration asks for, with its
-arguments set in it."""
+arguments set in it; the checks that a template and a tokenizer's patterns end; and the template that engines get."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
-from align.data.tokenizer_patterns import check_patterns
+from align.data.chat.probe_pattern import GAVE_UP
+from align.data.chat.tokens import special_texts
 from align.errors import InputError, require
 
 PATIENCE_S, MEMORY_MB = 20, 512
-"""That a template may take for the conversations of `align.data.probe_template`."""
+"""That a template may take for the conversations of `align.data.chat.probe_template`, and a pattern for its texts. A
+sound one needs milliseconds."""
 
 # For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
 # since adding new tokens would need embeddings that an adapter does not train.
@@ -158,15 +160,21 @@ def probe(template: str, special: Mapping[str, str]) -> None:
     computed = [power for power in powers if not isinstance(power.right, nodes.Const)]
     require(not computed, "chat_template", "(the model's)", "it raises a number to a power that it computes", remedy)
     asked = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
-    words = [sys.executable, "-P", str(Path(__file__).with_name("probe_template.py"))]
-    try:
-        done = subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
+    done = run_probe("probe_template.py", asked)
+    problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
+    if done is not None:
         problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few conversations"}
         why = (done.stderr.strip().splitlines() or ["no word"])[-1]
         problem = problems.get(done.returncode, f"the process that tried it ended with {done.returncode}: {why}")
-    except subprocess.TimeoutExpired:
-        problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
     require(not problem, "chat_template", "(the model's)", problem, remedy)
+
+
+def run_probe(script: str, asked: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
+    """Run a script of this folder in a process of its own. Returns None if it does not end in time."""
+    words = [sys.executable, "-P", str(Path(__file__).with_name(script))]
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
+    return None
 
 
 def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -220,3 +228,105 @@ def with_variables(template: str, kwargs: Mapping[str, Any]) -> str:
     lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
     # The line break goes with the comment (`trim_blocks`): the template begins a line, as it did.
     return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}\n{template}" if kwargs else template
+
+
+LENGTH = 300
+"""Characters of a run: a pattern that tries every way to divide it has 2^300."""
+RUNS = ("a", "A", "1", " ", "\n", "_", ".", "-", "\u00e9", "\u4e2d", "\u0e01", "a ", "a1", "aA", " \n", "a.", "ab")
+"""What runs are made of: a character of each class that patterns name, and pairs of them."""
+ENDINGS = ("", "!", "\u2603", "\x00", "a", "1", " ", "!1", "!a", "! ")
+"""What ends a run, so that a pattern has to try again. There are more, of `!` and each character of the pattern: the
+library does not look at a text that lacks one which every match needs."""
+
+
+def check_patterns(tokenizer: Any) -> None:
+    """Let the patterns of a tokenizer divide texts that send a careless one back and forth.
+
+    Raises:
+        InputError: they do not end in time.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
+    steps = {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
+    patterns = [pattern for step in steps.values() for pattern in patterns_in(step)]
+    if not patterns:
+        return
+    characters = sorted({character for pattern in patterns for character in pattern})[:64]
+    letters = [character for character in characters if character.isalnum()]
+    endings = [*ENDINGS, *(f"!{character}" for character in characters if not character.isalnum())]
+    texts = [run * LENGTH + ending for run in (*RUNS, *letters) for ending in endings]
+    done = run_probe("probe_pattern.py", {**steps, "texts": texts})
+    ended = done is not None and done.returncode != GAVE_UP
+    steps_with_patterns = " or ".join(name for name, step in steps.items() if any(patterns_in(step)))
+    problem = f"a pattern in its {steps_with_patterns} does not end on short texts"
+    remedy = "Take another model, or correct the pattern: it may not repeat what repeats, such as (a+)+."
+    shown = " and ".join(pattern if len(pattern) <= 80 else f"{pattern[:79]}…" for pattern in patterns[:3])
+    require(ended, "tokenizer.json", shown, problem, remedy)
+
+
+def patterns_in(step: Any) -> Iterator[str]:
+    """Yield the regular expressions of a step, and of the steps in it."""
+    if isinstance(step, dict):
+        if isinstance(step.get("Regex"), str):
+            yield step["Regex"]
+        for inner in step.values():
+            yield from patterns_in(inner)
+    elif isinstance(step, list):
+        for inner in step:
+            yield from patterns_in(inner)
+
+
+APART = "\u200b"
+
+PRELUDE = """
+{#- Special tokens that a content spells out are text: a zero-width space takes them apart. Then the chat template. -#}
+{%- macro apart(text) -%}
+  {%- set result = namespace(text=text) -%}
+  {%- for whole, parts in SPELLINGS -%}{%- set result.text = result.text | replace(whole, parts) -%}{%- endfor -%}
+  {{- result.text -}}
+{%- endmacro -%}
+{%- macro each_apart(parts, result) -%}
+  {%- for part in parts -%}
+    {%- set escaped = dict(part, text=apart(part.text)) if part.text is string else part -%}
+    {%- set result.parts = result.parts + [escaped] -%}
+  {%- endfor -%}
+{%- endmacro -%}
+{%- set as_text = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- set result = namespace(parts=[]) -%}
+  {%- if message.content is string -%}
+    {%- set escaped = dict(message, content=apart(message.content)) -%}
+  {%- elif message.content -%}
+    {%- set nothing = each_apart(message.content, result) -%}
+    {%- set escaped = dict(message, content=result.parts) -%}
+  {%- else -%}
+    {%- set escaped = message -%}
+  {%- endif -%}
+  {%- set as_text.messages = as_text.messages + [escaped] -%}
+{%- endfor -%}
+{%- set messages = as_text.messages %}
+"""
+# The lists are passed to a macro: vLLM hands contents over in parts to a template that says `for` of `message.content`.
+
+
+def contents_as_text(tokenizer: Any) -> str:
+    """The chat template behind a prelude that takes special tokens in contents apart; empty where there is none.
+
+    The line break at the end of the prelude belongs to it: templates are rendered with `trim_blocks`.
+    """
+    if not tokenizer.chat_template:
+        return ""
+    spellings = ", ".join(f"({quoted(text)}, {quoted(taken_apart(text))})" for text in special_texts(tokenizer))
+    return PRELUDE.lstrip().replace("SPELLINGS", f"[{spellings}]") + tokenizer.chat_template
+
+
+def taken_apart(text: str) -> str:
+    """A spelling that is no more than text; a special token of one letter is left out."""
+    return text[0] + APART + text[1:] if len(text) > 1 else ""
+
+
+def quoted(text: str) -> str:
+    """A string as Jinja reads it, whatever it holds."""
+    return json.dumps(text, ensure_ascii=False)

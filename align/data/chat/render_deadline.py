@@ -2,7 +2,7 @@
 
 A thread cannot be killed, but Jinja's loops are Python: a watching thread raises an exception in the thread whose
 template has used up its processor time. Time of the processor counts, so that a busy machine changes nothing. What one
-operation of C computes, such as a power of huge numbers, ends first; `align.data.template` refuses such templates.
+operation of C computes, such as a power of huge numbers, ends first; `align.data.chat.template` refuses such templates.
 """
 
 from __future__ import annotations
