@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 from isolation import user_converters
+from made_once import MadeOnce
 from postgres import new_schema, programs, server
 from templates import TOOL_TEMPLATE
 
@@ -104,6 +106,14 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    root.mkdir(exist_ok=True)
+    return MadeOnce(root)
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server."""
     if (binaries := programs()) is None:
@@ -135,11 +145,14 @@ def conversations() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chats(made_once: MadeOnce) -> Path:
     """A JSON Lines file of forty short conversations. Shared: copy it before changing it."""
-    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in conversations()), encoding="utf-8")
-    return path
+
+    def write(folder: Path) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in conversations())
+        (folder / "chats.jsonl").write_text(text, encoding="utf-8")
+
+    return made_once("chats", write) / "chats.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +230,15 @@ def other_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+def tiny_model(made_once: MadeOnce, tiny_tokenizer: Any) -> Path:
     """A folder with a random Llama of 78,144 weights and its tokenizer. Shared: copy it before changing it.
 
     Every linear layer is a multiple of 64, the block that NF4 quantises by.
     """
+    return made_once("tiny", lambda folder: save_tiny_model(folder, tiny_tokenizer))
+
+
+def save_tiny_model(folder: Path, tokenizer: Any) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -235,11 +252,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     LlamaForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    tokenizer.save_pretrained(folder)

@@ -13,7 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "e2e"))
 from processes import Forks, forking
-from serving import Server, adapters, serving, settles
+from serving import Server, adapters, serving
+from waiting import settles
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from benches import Bench
 from data_of_votes import filled, making
+from made_once import MadeOnce
 from processes import Forks, forking
 from workshop import Ready
 
@@ -24,20 +25,23 @@ def ready(made: Ready, tmp_path_factory: pytest.TempPathFactory) -> Ready:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Ready:
+def made(made_once: MadeOnce, tiny_model: Path, chats: Path) -> Ready:
     """Not to be touched."""
-    root = tmp_path_factory.mktemp("made") / "runs"
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
     reward = ["stage=reward", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3"]
     sft = ["stage=sft", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2"]
-    for line in (
-        [*sft, *data, "run.name=s"],
-        ["stage=sample", *data, "stage.prompts=24"],
-        ["stage=annotate", "stage.action=simulate"],
-        [*reward, "run.name=a"],
-        [*reward, "run.name=b", "seed=1"],
-    ):
-        assert main([*line, f"run.root={root}", "rollout.max_new_tokens=12"]) == 0
+
+    def run(folder: Path) -> None:
+        for line in (
+            [*sft, *data, "run.name=s"],
+            ["stage=sample", *data, "stage.prompts=24"],
+            ["stage=annotate", "stage.action=simulate"],
+            [*reward, "run.name=a"],
+            [*reward, "run.name=b", "seed=1"],
+        ):
+            assert main([*line, f"run.root={folder}", "rollout.max_new_tokens=12"]) == 0
+
+    root = made_once("runs", run)
     ppo = [
         *("stage=ppo", "stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16"),
         *("rollout.max_new_tokens=12", "init=sft:s", "reward.ref=reward:a", *data),
@@ -45,12 +49,23 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
     return Ready(root, ppo, data)
 
 
+@pytest.fixture(scope="session")
+def trained_by_ppo(made_once: MadeOnce, made: Ready) -> Path:
+    """A run of PPO on the runs of `made`. Not to be touched."""
+
+    def run(folder: Path) -> None:
+        root = shutil.copytree(made.root, folder / "runs")
+        assert main([*made.ppo, "run.name=p", f"run.root={root}"]) == 0
+
+    return made_once("ppo", run) / "runs" / "ppo" / "p"
+
+
 @pytest.fixture
-def bench(ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
     """Evaluations of an artifact of SFT and one of PPO."""
     if not (ready.root / "ppo" / "p").exists():
-        assert main([*ready.ppo, "run.name=p", f"run.root={ready.root}"]) == 0
-        capsys.readouterr()
+        shutil.copytree(trained_by_ppo, ready.root / "ppo" / "p")
+    capsys.readouterr()
     return Bench(ready, capsys, tmp_path)
 
 

@@ -57,6 +57,11 @@ class Child:
                 return None
         return self._status
 
+    @property
+    def printed(self) -> str:
+        """Its standard output so far."""
+        return os.pread(self._out.fileno(), 1 << 20, 0).decode()
+
     def send_signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 

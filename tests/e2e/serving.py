@@ -153,13 +153,3 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def settles(look: Any, within_s: float = 10) -> bool:
-    """Whether something becomes true."""
-    until = time.monotonic() + within_s
-    while not look():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.02)
-    return True

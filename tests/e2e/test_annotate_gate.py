@@ -277,9 +277,7 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
 
     gate = gated(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
 
-    async def asking(who: str, path: str, over: asyncio.Event) -> list[int]:
-        statuses: list[int] = []
-
+    async def asking(who: str, path: str, over: asyncio.Event, statuses: list[int]) -> None:
         async def receive():
             await over.wait()
             return {"type": "http.disconnect"}
@@ -290,22 +288,26 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
         headers = [(b"host", b"x"), (b"cookie", f"c={who * 32}".encode())]
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
         await gate(scope, receive, send)
-        return statuses
+
+    async def begun(who: str, path: str, over: asyncio.Event) -> tuple[list[int], asyncio.Task[None]]:
+        statuses: list[int] = []
+        task = asyncio.create_task(asking(who, path, over, statuses))
+        while not statuses:
+            await asyncio.sleep(0)
+        return statuses, task
 
     async def all_of_it() -> list[list[int]]:
-        over, tasks = asyncio.Event(), []
+        over = asyncio.Event()
         asked = [("a", "/stream")] * (STREAMS + 1) + [("a", "/plain")] * 3 + [("b", "/stream")] * 2 + [("c", "/stream")]
-        for who, path in asked:
-            tasks.append(asyncio.create_task(asking(who, path, over)))
-            await asyncio.sleep(0.02)
+        found = [await begun(who, path, over) for who, path in asked]
         over.set()
-        found = await asyncio.gather(*tasks)
+        await asyncio.gather(*(task for _, task in found))
         assert gate.streams.total() == 0
         over.clear()
-        again = asyncio.create_task(asking("a", "/stream", over))
-        await asyncio.sleep(0.05)
+        again = await begun("a", "/stream", over)
         over.set()
-        return [*found, await again]
+        await again[1]
+        return [statuses for statuses, _ in [*found, again]]
 
     with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
         found = elsewhere.submit(asyncio.run, all_of_it()).result()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from refusing import CHATS, readers
@@ -18,33 +18,55 @@ TIMES = 5
 what needs it, 8 to 12. A limit in seconds would measure the machine."""
 TRIES = 3
 """What else runs on a machine may double the time of a process, but hardly thrice in a row."""
-ASKED = """
-import sys
+ANSWERS = """
+import json, sys, time
 from align.__main__ import main
-status = main(sys.argv[1:])
-heavy = {"torch", "transformers", "matplotlib", "datasets"} & set(sys.modules)
-print(f"status {status}, imported {sorted(heavy)}")
+
+ended = 0.0  # when the process began, so that the first answer pays for its imports
+for words in json.loads(sys.argv[1]):
+    print("@@@", flush=True)
+    status = main(words)
+    heavy = {"torch", "transformers", "matplotlib", "datasets"} & set(sys.modules)
+    began, ended = ended, time.process_time()
+    print(json.dumps([status, sorted(heavy), ended - began]), flush=True)
 """
 
 
-def asked(words: list[str]) -> tuple[str, float]:
-    """What a new process says to a command line, and the seconds of a processor that it takes."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+class Answer(NamedTuple):
+    """Attributes:
+    said: what was printed.
+    imported: the modules of the process that take long to import.
+    seconds: of the processor.
+    """
+
+    status: int
+    said: str
+    imported: list[str]
+    seconds: float
+
+
+def ask_afresh(*lines: list[str]) -> list[Answer]:
+    """The answers of one new process to some command lines, one after the other."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", ANSWERS, json.dumps(lines)]
     done = subprocess.run(
-        [sys.executable, "-c", ASKED, *words], capture_output=True, text=True, env=environment, timeout=300
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.stdout + done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    answers = []
+    for said in done.stdout.split("@@@\n")[1:]:
+        told = json.loads(said.splitlines()[-1])
+        answers.append(Answer(told[0], said, told[1], told[2]))
+    assert len(answers) == len(lines), done.stdout
+    return answers
 
 
-def asked_within(limit: float, words: list[str]) -> tuple[str, float]:
-    """The same; asked again where the answer takes longer than a limit, `TRIES` times at most in all."""
+def ask_within(composed: float, *lines: list[str]) -> list[Answer]:
+    """The same; asked again where an answer takes longer than it may, `TRIES` times at most in all."""
     for _ in range(TRIES):
-        said, seconds = asked(words)
-        if seconds < limit:
+        answers = ask_afresh(*lines)
+        if all(answer.seconds < TIMES * composed for answer in answers):
             break
-    return said, seconds
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +77,11 @@ def shop(ready: Ready) -> Workshop:
 @pytest.fixture(scope="module")
 def composed() -> float:
     """Seconds of a processor in which a new process composes a configuration: the least that any command takes."""
-    return min(asked(["stage=sft", "--cfg", "job"])[1] for _ in range(2))
+    return min(ask_afresh(["stage=sft", "--cfg", "job"])[0].seconds for _ in range(2))
+
+
+READING = ("sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval")
+"""Stages that read rows of a file."""
 
 
 def lines(ready: Ready, model: Path, chats: Path) -> dict[str, list[str]]:
@@ -71,29 +97,34 @@ def lines(ready: Ready, model: Path, chats: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval", "export", "verify"])
-def test_a_finished_run_answers_at_once(
-    ready: Ready, tiny_model: Path, chats: Path, shop: Workshop, composed: float, stage: str
-):
-    words = [*lines(ready, tiny_model, chats)[stage], f"run.root={ready.root}", "run.name=at-once", "device=cpu"]
-    assert shop.ended(*words) == 0, shop.said
-    said, seconds = asked_within(TIMES * composed, words)
-    assert "This run is finished already" in said, said
-    assert "status 0, imported []\n" in said, said
-    assert seconds < TIMES * composed
+def test_finished_runs_answer_at_once(ready: Ready, tiny_model: Path, chats: Path, shop: Workshop, composed: float):
+    commands = {
+        stage: [*words, f"run.root={ready.root}", "run.name=at-once", "device=cpu"]
+        for stage, words in lines(ready, tiny_model, chats).items()
+    }
+    for words in commands.values():
+        assert shop.ended(*words) == 0, shop.said
+    for stage, answer in zip(commands, ask_within(composed, *commands.values()), strict=True):
+        assert "This run is finished already" in answer.said, answer.said
+        assert (answer.status, answer.imported) == (0, []), stage
+        assert answer.seconds < TIMES * composed, stage
 
 
-@pytest.mark.parametrize("stage", ["sft", "full", "sample", "reward", "dpo", "kto", "ppo", "eval"])
-def test_a_mistake_in_a_row_is_said_at_once(
-    ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, shop: Workshop, composed: float, stage: str
+def test_mistakes_in_a_row_are_said_at_once(
+    ready: Ready, tiny_model: Path, chats: Path, tmp_path: Path, composed: float
 ):
-    path = tmp_path / "rows.jsonl"
     pairs = [json.dumps({"prompt": f"hello {i}", "chosen": "hi", "rejected": "go"}) for i in range(40)]
-    rows = pairs if stage in ("reward", "dpo", "kto") else chats.read_text().splitlines()
-    path.write_text("\n".join([*rows[:-1], '{"messages": 3']) + "\n")
-    words = [*lines(ready, tiny_model, path)[stage], "data=jsonl", f"data.path={path}"]
-    words += [f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"]
-    said, seconds = asked_within(TIMES * composed, words)
-    assert f"rows.jsonl, row {len(rows)}=" in said, said
-    assert "status 2, imported []\n" in said, said
-    assert seconds < TIMES * composed
+    kinds = {"pairs": pairs, "chats": chats.read_text().splitlines()}
+    for kind, rows in kinds.items():
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join([*rows[:-1], '{"messages": 3']) + "\n")
+    kind_of = {stage: "pairs" if stage in ("reward", "dpo", "kto") else "chats" for stage in READING}
+    commands = []
+    for stage, kind in kind_of.items():
+        path = tmp_path / f"{kind}.jsonl"
+        words = [*lines(ready, tiny_model, path)[stage], "data=jsonl", f"data.path={path}"]
+        commands.append([*words, f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"])
+    answers = ask_within(composed, *commands)
+    for (stage, kind), answer in zip(kind_of.items(), answers, strict=True):
+        assert f"{kind}.jsonl, row {len(kinds[kind])}=" in answer.said, answer.said
+        assert (answer.status, answer.imported) == (2, []), stage
+        assert answer.seconds < TIMES * composed, stage

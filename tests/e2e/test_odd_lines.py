@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import Forks, reached
 from workshop import Workshop
 
 from align.redaction import MASK, SECRET_KEY, masked, masked_tree, redacted
+from align.run import read_manifest
 
 SECRET = "sk-4f9a0c77b1e2d3c4"
 KEYS = (
@@ -158,22 +157,14 @@ def test_closed_standard_streams_leave_no_traceback(tmp_path: Path, words: list[
     assert not told.exists() or told.read_text() == ""
 
 
-def test_a_hang_up_leaves_the_run_interrupted(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
+def test_a_hang_up_leaves_the_run_interrupted(tmp_path: Path, chats: Path, tiny_model: Path, forks: Forks) -> None:
     words = [
         "stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "device=cpu",
-        "stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=500", "run.name=long", "run.root=runs",
+        "stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=500", "stage.save_every=5", "run.name=x",
+        "run.root=runs",
     ]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    folder = tmp_path / "runs" / "sft" / "long"
-    with subprocess.Popen(command(*words), cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as child:
-        try:
-            deadline = time.monotonic() + 240
-            while not (folder / "steps.jsonl").is_file():
-                assert child.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            child.send_signal(signal.SIGHUP)
-            assert child.wait(120) == 130
-        finally:
-            child.kill()
-    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+    child = forks.start(tmp_path, *words)
+    reached(child, tmp_path)
+    child.send_signal(signal.SIGHUP)
+    assert child.ended(120).status == 130
+    assert read_manifest(tmp_path / "runs" / "sft" / "x").status == "interrupted"

@@ -10,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,8 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import OmegaConf
 from postgres import new_schema
+from processes import Forks
 from searched import everything_in
+from serving import free_port
 from sqlalchemy import create_engine
+from waiting import settles
 from workshop import Workshop
 
 from align.__main__ import STAGES, main
@@ -308,48 +309,39 @@ def test_no_setting_shows_what_stands_in_a_url():
         assert secret not in told, key
 
 
-def test_the_pages_of_annotation_write_no_key(place: Place, tmp_path: Path):
+@pytest.mark.parametrize("demo", ["true", "false"])
+def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: str):
     """The demo's key and an invitation stand in the addresses that browsers ask for."""
     (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     assert run_here(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "runpy.run_module('align', run_name='__main__', alter_sys=True)"
-    )
-    for demo in ("true", "false"):
-        words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
-        server = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            cwd=place.folder, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        killer = threading.Timer(120, server.kill)
-        killer.start()
-        assert server.stdout is not None
-        lines = []
-        while not lines or "Ctrl+C" not in lines[-1]:
-            lines.append(server.stdout.readline())
-            assert lines[-1], server.communicate()
-        link, key = next(m.groups() for line in lines if (m := re.search(r"(http\S+(?:key|token)=([\w-]+))", line)))
-        while True:  # it takes connections a moment after it says so
-            try:
-                with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as browser:
-                    browser.request("GET", link.partition(str(port))[2])
-                    assert browser.getresponse().status in (200, 303)
-                break
-            except ConnectionRefusedError:
-                assert server.poll() is None
-                time.sleep(0.1)
+    port = free_port()
+    words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
+    server = forks.start(place.folder, *words, before=f"import os; os.environ.update({place.environment!r})")
+    try:
+        assert settles(lambda: "Ctrl+C" in server.printed or server.poll() is not None, 120)
+        link, key = next(iter(re.findall(r"(http\S+(?:key|token)=([\w-]+))", server.printed)))
+        assert settles(lambda: answers(port, link.partition(str(port))[2]) or server.poll() is not None, 60)
         server.send_signal(signal.SIGINT)
-        _, err = server.communicate(timeout=60)
-        killer.cancel()
-        assert server.returncode == 0, err
-        written = [p for p in (place.folder / "runs/annotate").rglob("*") if p.is_file()]
-        assert written
-        assert [p for p in written if key.encode() in p.read_bytes()] == []
-        assert key not in err
+        ended = server.ended(60)
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGKILL)
+    assert ended.status == 0, ended.err
+    written = [p for p in (place.folder / "runs/annotate").rglob("*") if p.is_file()]
+    assert written
+    assert [p for p in written if key.encode() in p.read_bytes()] == []
+    assert key not in ended.err
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a server takes a connection yet; if it does, it shows the page."""
+    try:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as browser:
+            browser.request("GET", path)
+            assert browser.getresponse().status in (200, 303)
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_the_command_says_where_a_store_is_by_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch):

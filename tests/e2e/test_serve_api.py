@@ -15,7 +15,8 @@ from typing import Any
 import openai
 import pytest
 from processes import Forks
-from serving import ASKED, TOOLS, Server, adapters, serving, settles
+from serving import ASKED, TOOLS, Server, adapters, serving
+from waiting import settles
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from processes import Forks
 from safetensors.torch import load_file, save_file
-from serving import Server, adapters, serving, settles
+from serving import Server, adapters, serving
+from waiting import settles
 
 from align.serve.tenants import change_tenant, hash_key
 
@@ -154,7 +155,7 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     digest = run.server.log[-1]["adapter"][:12]
     assert run.post("root", "unload_lora_adapter", lora_name="later")[0] == 200
     change_tenant(run.folder / "keys.json", "ben", allow=["one", "pockett"])
-    time.sleep(1)
+    assert settles(lambda: "pockett" in (run.server.folder / "log.txt").read_text())
     (run.folder / "keys.json").chmod(0o644)
     for _ in range(3):
         assert run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 503

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 from processes import Forks
-from serving import Server, adapters, serving, settles
+from serving import Server, adapters, serving
+from waiting import settles
 
 from align.serve.rate_limits import REFUSAL_BURST, REFUSALS_PER_S
 from align.serve.tenants import change_tenant

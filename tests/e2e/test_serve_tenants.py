@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 from processes import Forks
-from serving import Server, adapters, free_port, serving, settles
+from serving import Server, adapters, free_port, serving
+from waiting import settles
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 

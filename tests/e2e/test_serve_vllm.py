@@ -15,8 +15,9 @@ import openai
 import pytest
 import torch
 from processes import Forks
-from serving import Server, adapters, free_port, serving, settles
+from serving import Server, adapters, free_port, serving
 from vllm_stand_in import stand_in_python
+from waiting import settles
 
 from align.models.adapters import attach
 from align.models.base import find_base

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from argon2 import PasswordHasher
 from people import GOOD, member
+from waiting import settles
 
 from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
 from align.errors import StorageError
@@ -113,8 +114,7 @@ def full(accounts: Accounts) -> Iterator[None]:
     threads = [threading.Thread(target=holding, daemon=True) for _ in range(AT_ONCE + WAITING)]
     for thread in threads:
         thread.start()
-    while len(turns.waiting) < WAITING or turns.free:
-        time.sleep(0.01)
+    assert settles(lambda: len(turns.waiting) >= WAITING and not turns.free)
     yield
     over.set()
     for thread in threads:
@@ -160,24 +160,25 @@ def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
 
 def order_of(asked: list[tuple[str, int]], room: int = 20) -> list[str]:
     """In which order those who came while one was served were served; who was sent away is not in it."""
-    turns, served, lock, over = FairQueue(1, room, 10, "password"), [], threading.Lock(), threading.Event()
+    turns, served, lock, over = FairQueue(1, room, 60, "password"), [], threading.Lock(), threading.Event()
+    sent_away = []
 
     def holding() -> None:
         with turns.turn("holder", 0):
-            over.wait(10)
+            over.wait(60)
 
     def waiting(number: int, share: str, failures: int) -> None:
         try:
             with turns.turn(share, failures), lock:
                 served.append(f"{share}{number}")
         except Busy:
-            pass
+            sent_away.append(number)
 
     threads = [threading.Thread(target=holding)]
     threads += [threading.Thread(target=waiting, args=(n, *who)) for n, who in enumerate(asked)]
-    for thread in threads:
+    for waiters, thread in enumerate(threads):
         thread.start()
-        time.sleep(0.03)
+        assert settles(lambda n=waiters: turns.free == 0 and len(turns.waiting) + len(sent_away) == n)
     over.set()
     for thread in threads:
         thread.join(10)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import settles
 
 from align.run import digests
 from align.run.digests import cache_folder, file_digest, known_digest
@@ -52,10 +52,22 @@ def test_a_small_one_each_time(large: Path, reads: list[Path], monkeypatch: Any)
     assert not folder.exists()
 
 
+def wait_for_a_tick(path: Path) -> None:
+    """Wait until a change gets another time than the last one of a file: the clock of a file system has ticks."""
+    beside = path.with_name("tick")
+
+    def ticked() -> bool:
+        beside.write_bytes(b"")
+        beside.chmod(0o600)
+        return beside.stat().st_ctime_ns > path.stat().st_ctime_ns
+
+    assert settles(ticked)
+
+
 def test_a_file_edited_in_place_is_read_again(large: Path) -> None:
     """Same path, inode and size, and the time of modification put back: the time of change tells."""
     first, before = known_digest(large), os.stat(large)
-    time.sleep(0.02)
+    wait_for_a_tick(large)
     with large.open("r+b") as file:
         file.write(b"W")
     os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -82,7 +94,7 @@ def test_what_changed_a_moment_ago_is_not_remembered(large: Path, reads: list[Pa
 def test_what_changes_while_it_is_read_is_not_remembered(large: Path, monkeypatch: Any) -> None:
     def slow(path: Path) -> str:
         found = file_digest(path)
-        time.sleep(0.02)
+        wait_for_a_tick(path)
         path.write_bytes(b"altered")
         return found
 

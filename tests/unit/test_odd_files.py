@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
@@ -19,6 +17,7 @@ from model_folders import copied
 from odd_files import NOT_FILES, as_user, at_once, make_large
 
 from align import files
+from align.__main__ import main
 from align.config.root import RunConfig
 from align.config.stages import STAGES
 from align.data.clean.quality import read_phrases
@@ -253,7 +252,7 @@ def test_what_no_reader_saw_is_still_the_users() -> None:
     )
 
 
-# One process a stage
+# Each stage
 
 
 def lines(folder: Path) -> Iterator[tuple[str, str]]:
@@ -278,7 +277,9 @@ def lines(folder: Path) -> Iterator[tuple[str, str]]:
     yield "plan", f"stage=plan stage.of=sft {model} {root}"
 
 
-def test_no_stage_waits_for_a_pipe(tiny_model: Path, tmp_path: Path) -> None:
+def test_no_stage_waits_for_a_pipe(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = copied(tiny_model, tmp_path)
     for name in ("tokenizer_config.json", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)
@@ -292,9 +293,10 @@ def test_no_stage_waits_for_a_pipe(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     words = dict(lines(tmp_path))
     assert words.keys() == STAGES.keys()
+    monkeypatch.chdir(tmp_path)
     for stage, line in words.items():
-        command = [sys.executable, "-m", "align", *line.split()]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        said = done.stderr + done.stdout
-        assert (done.returncode, "Traceback" in said) == (2, False), f"{stage}: {said}"
+        with at_once():
+            status = main(line.split())
+        said = "".join(capfd.readouterr())
+        assert (status, "Traceback" in said) == (2, False), f"{stage}: {said}"
         assert "is a pipe (FIFO), not a file" in said, f"{stage}: {said}"

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from vllm_stand_in import stand_in_python
+from waiting import settles
 
 from align.rollout.vllm_process import NEW_S, ROOM, VllmProcess, locked, remove_abandoned, serve_words
 
@@ -27,6 +28,7 @@ held, (python, log, *words) = [], sys.argv[1:]
 def begin():
     held.append(VllmProcess(python, Path("none"), words, Path(log)))
     while b"starts" not in Path(log).read_bytes():
+        assert held[0]._process.poll() is None, Path(log).read_text()
         time.sleep(0.02)
 start = Thread(target=begin)
 start.start()
@@ -51,13 +53,6 @@ def members(group: int) -> list[int]:
             if os.getpgid(pid) == group and runs(pid):
                 found.append(pid)
     return found
-
-
-def settles(holds: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 20
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.02)
-    return holds()
 
 
 @contextmanager
