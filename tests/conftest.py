@@ -82,15 +82,36 @@ def one_thread() -> None:
     """Tiny tensors gain nothing from threads, and figures repeat only with a fixed number of them."""
     import torch
 
+    from align.models.memory import keep_few_kernels
+
     torch.set_num_threads(1)
+    keep_few_kernels()  # as a command does; here many tests would make theirs before one does
 
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
     """What is there by now (torch, transformers and all that they keep) stays: collecting garbage, which is done on
-    purpose wherever a model has to go, passes it over and takes milliseconds instead of a third of a second."""
+    purpose wherever a model has to go, passes it over and takes milliseconds instead of a third of a second. What the
+    module before left is collected, and its memory goes back to the system, which a command keeps for its next step."""
+    from align.models.memory import hand_back_freed_memory
+
     gc.collect()
+    hand_back_freed_memory()
+    if resident_bytes() > SEARCHED["resident"] + (200 << 20):  # what was frozen may be garbage by now
+        gc.unfreeze()
+        gc.collect()
+        hand_back_freed_memory()
+        SEARCHED["resident"] = resident_bytes()
     gc.freeze()
+
+
+SEARCHED = {"resident": 0}
+"""Bytes that this process had after all of it was last searched for garbage."""
+
+
+def resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,6 +124,14 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(base):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def blank_plots() -> Iterator[None]:
+    """Plots are built and not rendered, which takes a third of a short run. Tests of reports render them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.report.plots.render", lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>')
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,12 @@ from align.__main__ import main
 from align.annotate.store import Store
 
 
+@pytest.fixture(autouse=True, scope="module")
+def plots_unless_reports_are_tested(request: pytest.FixtureRequest) -> None:
+    if request.module.__name__ != "test_reports":
+        request.getfixturevalue("blank_plots")
+
+
 @pytest.fixture(scope="module")
 def ready(made: Ready, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     """A module's own: copy the runs before changing them, and give runs of your own a name of your own."""

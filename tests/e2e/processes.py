@@ -7,6 +7,7 @@ limits and what a process leaves behind are tested here, five seconds earlier.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import resource
@@ -152,14 +153,30 @@ def forking() -> Iterator[Forks]:
 
 # In the server
 
+USED = (
+    "align.report.live",
+    "align.report.stages",
+    "align.serve.app",
+    "align.trainers.sft",
+    "matplotlib.figure",
+    "peft.utils.transformers_weight_conversion",
+    "torch.utils.serialization",
+    "transformers.integrations.bitsandbytes",
+    "transformers.models.llama.modeling_llama",
+)
+"""What commands import that importing their stage does not."""
+
 
 def serve(address: str) -> None:
     """Forks a keeper for each connection, who forks the command and waits for it."""
-    import align.stages.export
-    import align.stages.sft
-    import align.stages.verify
-    import align.trainers.sft  # noqa: F401
+    import align.report.plots
+    from align.config.compose import check, compose_raw
+    from align.config.stages import STAGES
 
+    for name in (*(f"align.stages.{stage.module}" for stage in STAGES.values()), *USED):
+        importlib.import_module(name)
+    check(compose_raw(["stage=sft"]))
+    align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'  # it takes half a second
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

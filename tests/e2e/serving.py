@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 import urllib.error
@@ -10,7 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.run import write_json
 
+MADE = TemporaryDirectory(prefix="align-adapters-")
 CALL = '<tool_call>{"name": "rain", "arguments": {"in": "Oslo"}}</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
 ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
@@ -32,23 +36,29 @@ ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
 def adapters(root: Path, *names: str) -> Path:
     """A folder with adapters on pocket, each of which says on which base it was made. They are random, but for one that
     is called `tools`: its template takes tools, and it calls one when it is asked `ASKED`."""
-    base = find_base("pocket")
     for seed, name in enumerate(names):
-        torch.manual_seed(seed)
-        model = load_base(base, "lora", torch.device("cpu"), torch.float32)
-        lora = LoraConfig(
-            r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=name == "tools", task_type="CAUSAL_LM"
-        )
-        wrapped: Any = get_peft_model(model, lora)
-        if name == "tools":
-            tokenizer = load_tokenizer(base)
-            tokenizer.chat_template = TOOL_TEMPLATE.replace("<end>", "<|end|>")
-            memorise(wrapped, tokenizer)
-            tokenizer.save_pretrained(str(root / name))
-        save_adapter(wrapped, root / name, base)
-        write_json(root / name / "base.json", {"id": "pocket", "digest": base.digest})
-        write_json(root / name / "receipt.json", {"into": "original"})
+        shutil.copytree(adapter(seed, name), root / name)
     return root
+
+
+@cache
+def adapter(seed: int, name: str) -> Path:
+    base, folder = find_base("pocket"), Path(MADE.name, f"{name}-{seed}")
+    torch.manual_seed(seed)
+    model = load_base(base, "lora", torch.device("cpu"), torch.float32)
+    lora = LoraConfig(
+        r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=name == "tools", task_type="CAUSAL_LM"
+    )
+    wrapped: Any = get_peft_model(model, lora)
+    if name == "tools":
+        tokenizer = load_tokenizer(base)
+        tokenizer.chat_template = TOOL_TEMPLATE.replace("<end>", "<|end|>")
+        memorise(wrapped, tokenizer)
+        tokenizer.save_pretrained(str(folder))
+    save_adapter(wrapped, folder, base)
+    write_json(folder / "base.json", {"id": "pocket", "digest": base.digest})
+    write_json(folder / "receipt.json", {"into": "original"})
+    return folder
 
 
 def memorise(model: Any, tokenizer: Any) -> None:

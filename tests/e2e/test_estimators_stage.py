@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("no_network")
 WORDS = ("stage.lr=5e-3", "stage.save_every=2", "stage.updates=5", "stage.eval_every=null", "run.name=x")
 CHOICES = {
     "rloo": ("stage.advantage=rloo", "stage.group_size=4"),
-    "grpo": ("stage.advantage=grpo", "stage.group_size=2", "stage.clip_range_high=0.28", "stage.loss_mean=sequence"),
     "gspo": (
         "stage.advantage=grpo", "stage.group_size=4", "stage.importance_sampling_level=sequence",
-        "stage.loss_mean=sequence", "stage.normalise=running", "stage.kl_control=adaptive", "stage.kl_horizon=50",
+        "stage.clip_range_high=0.28", "stage.loss_mean=sequence", "stage.normalise=running",
+        "stage.kl_control=adaptive", "stage.kl_horizon=50",
     ),
     "reinforce_pp": ("stage.advantage=reinforce_pp",),
     "dapo": (
@@ -53,7 +53,7 @@ def words_of(name: str, words: list[str]) -> list[str]:
     return [*(w for w in words if "reward=fn" not in own or not w.startswith("reward.")), *WORDS, *own]
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", ["gspo", "reinforce_pp", "dapo"])  # the others keep no state that these do not
 def test_a_run_that_was_killed_goes_on_to_the_bit(ready: Ready, tmp_path: Path, name: str):
     digests = []
     for folder, killed in (("whole", False), ("cut", True)):

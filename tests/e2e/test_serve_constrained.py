@@ -32,7 +32,7 @@ class Talk(BaseModel):
 @pytest.fixture(scope="module")
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters", "one", "tools")
+    made = adapters(folder / "adapters", "one", "two", "tools")
     words = ("model=pocket", "method=lora", f"stage.adapters={{one: {made / 'one'}, tools: {made / 'tools'}}}")
     with serving(forks, folder, *words) as server:
         yield server

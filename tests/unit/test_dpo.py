@@ -36,6 +36,8 @@ from align.trainers.common import train
 from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
 from align.types import Conversation, Message, Preference
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 PAIRS = [
     Pair([1, 40, 41, 50, 51, 2], [1, 40, 41, 60, 2], 3, 3),
     Pair([1, 42, 50, 2], [1, 42, 60, 61, 62, 2], 2, 2),

@@ -39,6 +39,8 @@ from align.trainers.common import train
 from align.trainers.kto import collated_answers, kto_trainer
 from align.types import Feedback, Message, Preference
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 ROWS = [*labelled(PAIRS)]
 BETA, WEIGHTS = 0.7, {"desirable_weight": 1.3, "undesirable_weight": 0.8}
 LONGEST = 100

@@ -22,6 +22,8 @@ from align.mirrors.mirror import flat
 from align.redaction import remember
 from align.run.weights import adapter_digest
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 TOKEN = "hf_" + "pL4nTeDhUb" * 4
 GIVEN = "pl4nted-password"
 SERVICES = ("wandb", "mlflow", "trackio")

@@ -158,34 +158,49 @@ def serve(tenant):
         os.write(1, f"{request} {ANSWER}\\n".encode())
 
 PROMPT, ANSWER = 11, 5
-usage = Usage(Path(sys.argv[1]))
-for who in range(3):
-    threading.Thread(target=serve, args=(Tenant(f"{sys.argv[2]}-{who}"),)).start()
+for line in sys.stdin:  # a number of a server, which is a fork: importing takes longer than it lives
+    if os.fork() == 0:
+        os.write(1, f"{os.getpid()}\\n".encode())
+        usage = Usage(Path(sys.argv[1]))
+        threads = [threading.Thread(target=serve, args=(Tenant(f"{line.strip()}-{who}"),)) for who in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    _, status = os.wait()
+    os.write(1, f"ended {status}\\n".encode())
 """
 PROMPT, ANSWER, KILLS = 11, 5, 25
 
 
-def killed(path: Path, kill: int, after: int) -> Counter[str]:
+def killed(servers: subprocess.Popen[str], kill: int, after: int) -> Counter[str]:
     """Request → tokens of its answer that the client has received, of a server that is killed after some lines."""
-    command = [sys.executable, "-c", SERVER, str(path), str(kill)]
+    assert servers.stdin is not None
+    assert servers.stdout is not None
     received: Counter[str] = Counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as server:
-        assert server.stdout is not None
-        for number, line in enumerate(server.stdout):
-            request, tokens = line.decode().split()
-            received[request] = int(tokens)
-            if number == after:
-                os.kill(server.pid, signal.SIGKILL)  # and what is in the pipe was received
-    assert server.returncode == -signal.SIGKILL
-    return received
+    print(kill, file=servers.stdin, flush=True)
+    pid = int(servers.stdout.readline())
+    for number, line in enumerate(servers.stdout):
+        request, tokens = line.split()
+        if request == "ended":
+            assert int(tokens) == signal.SIGKILL
+            return received
+        received[request] = int(tokens)
+        if number == after:
+            os.kill(pid, signal.SIGKILL)  # and what is in the pipe was received
+    raise AssertionError("the servers ended")
 
 
 def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twice(path: Path) -> None:
     rng, unsent = random.Random(1), 0
-    with Usage(path) as beside:  # another server on the same file, with a request under way all the time
+    command = [sys.executable, "-c", SERVER, str(path)]
+    with (
+        Usage(path) as beside,  # another server on the same file, with a request under way all the time
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as servers,
+    ):
         beside.reserve(ACME, "mine", 50)
         for kill in range(KILLS):
-            received = killed(path, kill, rng.randrange(1, 400))
+            received = killed(servers, kill, rng.randrange(1, 400))
             for _ in range(2):  # what was settled is not settled again
                 with Usage(path) as usage:
                     found = {who: usage.used(f"{kill}-{who}") for who in range(3)}
