@@ -34,6 +34,10 @@ OTHER_TEMPLATE = (
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
 VOCABULARY = 320  # the 256 bytes, the special tokens and some merges: a multiple of 64
 
+# Where a test asks for two threads, one that waits for the other gives its processor to the tests beside it. Read when
+# torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 MOODS = ("happy", "tired", "hungry", "curious", "late")
 THINGS = ("my dog", "the rain", "a good book", "this soup", "the train", "our garden", "old music", "the sea")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -38,24 +40,34 @@ REFUSED = {
     "dpo": {("data", "chitchat"), ("method", "full")},
     "kto": {("data", "chitchat"), ("method", "full")},
 }
-GRID = [
-    (stage, group, choice)
-    for stage in CHOICES["stage"]
-    for group, choices in CHOICES.items()
-    if group != "stage"
-    for choice in choices
-    if (group, choice) not in REFUSED.get(stage, set())
-]
 
 
-@pytest.mark.parametrize(("stage", "group", "choice"), GRID)
-def test_a_choice_with_a_stage(stage: str, group: str, choice: str):
-    sources = ["stage.sources=[a.jsonl]"] if stage == "data" and choice not in ("files", "jsonl") else []
-    sources += ["stage.score.by=reward"] if stage == "data" and group == "reward" else []
-    config = check(compose_raw([f"stage={stage}", f"{group}={choice}", *NEEDS.get((group, choice), []), *sources]))
+def grid() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (stage, group → choice) until every stage had every choice of every group; composing takes a while, so one
+    choice of each group goes with one of each other."""
+    for stage in CHOICES["stage"]:
+        columns = {
+            group: [choice for choice in choices if (group, choice) not in REFUSED.get(stage, set())]
+            for group, choices in CHOICES.items()
+            if group != "stage"
+        }
+        for row in zip_longest(*columns.values()):
+            yield stage, {group: choice for group, choice in zip(columns, row, strict=True) if choice is not None}
+
+
+@pytest.mark.parametrize(("stage", "chosen"), [*grid()])
+def test_choices_with_a_stage(stage: str, chosen: dict[str, str]):
+    words = dict(word.split("=", 1) for pair in chosen.items() for word in NEEDS.get(pair, []))
+    words |= {"stage": stage, **chosen}
+    if stage == "data" and chosen.get("data") not in ("files", "jsonl"):
+        words["stage.sources"] = "[a.jsonl]"
+    if stage == "data" and "reward" in chosen:
+        words["stage.score.by"] = "reward"
+    config = check(compose_raw([f"{key}={value}" for key, value in words.items()]))
     assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the one that a plan is of
-    name = "files" if choice == "jsonl" else choice  # another name of it
-    assert getattr(getattr(config, group), "name", name) == name
+    for group, choice in chosen.items():
+        name = "files" if choice == "jsonl" else choice  # another name of it
+        assert getattr(getattr(config, group), "name", name) == name
 
 
 def test_every_listed_stage_has_a_configuration_and_every_configuration_is_listed():

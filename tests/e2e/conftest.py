@@ -11,6 +11,7 @@ from benches import Bench
 from data_of_votes import filled, making
 from made_once import MadeOnce
 from processes import Forks, forking
+from serving import Server, adapters, serving
 from workshop import Ready
 
 from align.__main__ import main
@@ -80,6 +81,17 @@ def forks() -> Iterator[Forks]:
     """Commands in processes of their own, without the time that importing torch takes."""
     with forking() as forks:
         yield forks
+
+
+@pytest.fixture(scope="session")
+def adapter_server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with adapters, which tests of several modules ask; whatever they load there, they unload."""
+    folder = tmp_path_factory.mktemp("serve")
+    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
+    names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
+    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
+    with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
+        yield server
 
 
 @pytest.fixture

@@ -136,22 +136,9 @@ def test_rows_that_are_none(shop: Workshop, ready: Ready, tiny_model: Path, tmp_
 FUNCTIONS = {
     "exit at import": "import sys\nsys.exit(0)",
     "exit": "import sys\ndef score(c):\n    sys.exit(0)",
-    "exit with a message": "def score(c):\n    raise SystemExit('done')",
-    "exit later": "import sys\ndef score(c):\n    yield sys.exit(0)",
-    "exit as a number": "class N:\n    def __float__(self): raise SystemExit\ndef score(c): return [N() for _ in c]",
-    "a generator ends": "def score(c):\n    raise GeneratorExit",
-    "cancelled": "import asyncio\ndef score(c):\n    raise asyncio.CancelledError",
-    "its own": "class Stop(BaseException): pass\ndef score(c):\n    raise Stop('enough')",
-    "its own at import": "class Stop(BaseException): pass\nraise Stop('enough')",
-    "half a character": "def score(c):\n    raise ValueError('a\\ud83d')",
     "too large": "def score(c):\n    return [1e300 for _ in c]",
-    "far too large": "def score(c):\n    return [10**400 for _ in c]",
-    "not a number": "def score(c):\n    return [float('nan') for _ in c]",
-    "raised while counted": "def score(c):\n    for _ in c:\n        yield 1.0\n    raise KeyError('late')",
-    "nothing": "def score(c):\n    return None",
-    "too few": "def score(c):\n    return [1.0]",
-    "recursion": "def score(c):\n    return score(c)",
 }
+"""One for each place that may fail; what else a function may do is in `test_scorers`."""
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)

@@ -49,7 +49,7 @@ def checked(server: Server, path: str, body: Any) -> int:
     return status
 
 
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_whatever_a_chat_asks_for(server: Server):

@@ -14,21 +14,15 @@ from typing import Any
 
 import openai
 import pytest
-from processes import Forks
-from serving import ASKED, TOOLS, Server, adapters, serving
+from serving import ASKED, TOOLS, Server
 from waiting import settles
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 
 
 @pytest.fixture(scope="module")
-def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters", "one", "two", "tools", "spoilt", "third", "fourth")
-    names = ", ".join(f"{name}: {made / name}" for name in ("one", "two", "tools"))
-    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]")
-    with serving(forks, folder, *words, f"stage.adapters={{{names}, mix: {{one: 0.5, two: 0.5}}}}") as server:
-        yield server
+def server(adapter_server: Server) -> Server:
+    return adapter_server
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,8 @@ from serving import Server, adapters, serving
 
 
 @pytest.fixture(scope="module")
-def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("attacked")
-    made = adapters(folder / "adapters", "one", "two")
-    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]", f"stage.adapters={{one: {made / 'one'}}}")
-    with serving(forks, folder, *words) as server:
-        yield server
+def server(adapter_server: Server) -> Server:
+    return adapter_server
 
 
 WRONG: dict[str, tuple[str, Any]] = {

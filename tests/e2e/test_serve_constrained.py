@@ -11,9 +11,8 @@ from typing import Any, Literal
 import jsonschema
 import openai
 import pytest
-from processes import Forks
 from pydantic import BaseModel, Field
-from serving import ASKED, Server, adapters, serving
+from serving import ASKED, Server
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello, how are you?"}]
 
@@ -30,12 +29,8 @@ class Talk(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("serve")
-    made = adapters(folder / "adapters", "one", "two", "tools")
-    words = ("model=pocket", "method=lora", f"stage.adapters={{one: {made / 'one'}, tools: {made / 'tools'}}}")
-    with serving(forks, folder, *words) as server:
-        yield server
+def server(adapter_server: Server) -> Server:
+    return adapter_server
 
 
 @pytest.fixture

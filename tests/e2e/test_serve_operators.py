@@ -63,13 +63,14 @@ def narrowed(folder: Path, **changes: Any) -> None:
 def test_a_key_that_is_revoked_ends_what_is_under_way_with_it(run: Run):
     second = str(change_tenant(run.folder / "keys.json", "ann").key)
     run.keys["ann again"] = second
-    body = {"model": "one", "prompt": "a", "max_tokens": 1000, "stream": True, "ignore_eos": True}
+    body = {"model": "one", "prompt": "a", "stream": True, "ignore_eos": True}
     said: dict[str, tuple[str, float]] = {}
 
-    def read(tenant: str) -> None:
-        said[tenant] = run.post(tenant, "completions", **body)[1], time.monotonic()
+    def read(tenant: str, tokens: int) -> None:
+        said[tenant] = run.post(tenant, "completions", **body, max_tokens=tokens)[1], time.monotonic()
 
-    threads = [threading.Thread(target=read, args=(tenant,)) for tenant in ("ann", "ann again")]
+    asked = {"ann": 1000, "ann again": 400}
+    threads = [threading.Thread(target=read, args=each) for each in asked.items()]
     for thread in threads:
         thread.start()
     admin = {"Authorization": f"Bearer {run.keys['root']}"}

@@ -32,7 +32,7 @@ def requests_of(digests: list[str | None], number: int, seed: int = 0) -> list[R
     found = []
     for i in range(number):
         cold = draw.choice((0, 0.7, 1))
-        sampling = sampled(draw.choice((1, 6, 20, 40)), seed=i, temperature=cold, top_p=draw.choice((0.9, 1)))
+        sampling = sampled(draw.choice((1, 6, 20)), seed=i, temperature=cold, top_p=draw.choice((0.9, 1)))
         found.append(Request(prompt(draw.choice(LENGTHS), i), sampling, draw.choice(digests), tenant=str(i % 3)))
     return found
 

@@ -104,6 +104,32 @@ def test_a_function_that_is_wrong(returned: object, said: str):
     assert str(error.value).startswith("reward.fn=m:f")
 
 
+FUNCTIONS = {
+    "exit with a message": "def score(c):\n    raise SystemExit('done')",
+    "exit later": "import sys\ndef score(c):\n    yield sys.exit(0)",
+    "exit as a number": "class N:\n    def __float__(self): raise SystemExit\ndef score(c): return [N() for _ in c]",
+    "a generator ends": "def score(c):\n    raise GeneratorExit",
+    "cancelled": "import asyncio\ndef score(c):\n    raise asyncio.CancelledError",
+    "its own": "class Stop(BaseException): pass\ndef score(c):\n    raise Stop('enough')",
+    "its own at import": "class Stop(BaseException): pass\nraise Stop('enough')",
+    "half a character": "def score(c):\n    raise ValueError('a\\ud83d')",
+    "far too large": "def score(c):\n    return [10**400 for _ in c]",
+    "raised while counted": "def score(c):\n    for _ in c:\n        yield 1.0\n    raise KeyError('late')",
+    "recursion": "def score(c):\n    return score(c)",
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_what_a_function_raises_is_its_own(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = f"mine_{list(FUNCTIONS).index(kind)}:score"
+    (tmp_path / f"{spec.partition(':')[0]}.py").write_text(FUNCTIONS[kind] + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as refused:
+        Function(load_function(spec, FIELD), spec).score(asked("first", "second"))
+    assert (refused.value.field, refused.value.value) == (FIELD, spec)
+    str(refused.value).encode()  # can be written
+
+
 def swallows(chats: list[Any]) -> list[float]:
     while True:
         try:
