@@ -259,7 +259,7 @@ def test_no_page_of_ours_asks_for_a_heartbeat(client):
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
-    from align.annotate.web.access import STREAMS, gated
+    from align.annotate.web.access import STREAMS, require_login
     from align.web.key_link import KeyAuthenticator
 
     async def endless(scope, receive, send):
@@ -275,7 +275,7 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
         def who(self, cookies):
             return people.get(cookies.get("c", ""))
 
-    gate = gated(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
+    gate = require_login(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
 
     async def asking(who: str, path: str, over: asyncio.Event, statuses: list[int]) -> None:
         async def receive():
