@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
 def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     ranks.meet()
     if line.print_job:
+        gc.disable()  # nothing that is printed is garbage
         print_job(line)
         return 0
     if line.multirun:
@@ -106,11 +108,10 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         return left(follow())
     config = composed(line.words, line.search)
     SIZE_LIMIT.megabytes = config.run.max_file_mb
-    from align.stages.printing import prints, show
-
-    if prints(config):
+    stage, action = question_of(config)
+    if action in STAGES[stage].prints:
         alone("stage", config.stage.name)
-        return show(config)
+        return answer_question(config, stage, action)
     from align.launch import launch, ranks_wanted
 
     if ranks_wanted(config):
@@ -118,6 +119,45 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     from align.stages.execution import execute
 
     return left(execute(config, opened))
+
+
+def question_of(config: Config) -> tuple[str, str | None]:
+    """Return the stage and its action. A plan is asked with the configuration of the stage that is planned."""
+    from align.config.plan import PlanKeys
+
+    if isinstance(config.stage, PlanKeys):
+        return "plan", "plan"
+    return config.stage.name, getattr(config.stage, "action", None)
+
+
+def answer_question(config: Config, stage: str, action: str) -> int:
+    """Print the lines of an action that is no run and leaves no folder.
+
+    Returns:
+        the exit status: 0, or what the generator of the lines returned.
+
+    Raises:
+        AlignError: the user's input, a full disk or an unwritable folder among it.
+    """
+    from align.run.files import storage_error
+    from align.stages import load_stage
+
+    try:
+        return print_lines(load_stage(stage).PRINTS[action](config))
+    except Exception as error:
+        if user_error := storage_error(error, config.run.root):
+            raise user_error from error
+        raise
+
+
+def print_lines(lines: Iterable[str]) -> int:
+    iterator = iter(lines)
+    while True:
+        try:
+            line = next(iterator)
+        except StopIteration as end:
+            return end.value or 0
+        print(line, flush=True)
 
 
 def left(status: int) -> int:
@@ -137,8 +177,9 @@ def print_job(line: CommandLine) -> None:
 
 
 def print_composed(line: CommandLine) -> None:
-    from align.config.compose import Composer, as_yaml, check, resolved
+    from align.config.compose import Composer, as_yaml, check
     from align.config.rates import explain_empty_rate
+    from align.config.root import resolved
     from align.config.sweep import jobs_of
 
     composer = Composer(line.search)

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from align.config.options import OPENED
-from align.config.stages import STAGES
 from align.distribution import missing_modules
 from align.errors import NOT_PASSED, AlignError, InputError
 from align.redaction import masked_argument
 from align.run import Manifest, read_manifest
+from align.stages import load_stage
 
 INTERRUPTED = 130
 WIDEST = 120
@@ -139,14 +139,20 @@ def imported(stages: Iterable[str]) -> bool:
 
     if torch.version.cuda is not None or torch.version.hip is not None:
         return False
-    for stage in stages:
-        importlib.import_module(f"align.stages.{STAGES[stage].module}")
+    preload(stages)
     importlib.import_module("align.report.plots")  # every one of them ends with a report
     if not missing_modules("plots"):
         importlib.import_module("matplotlib.figure")
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True
+
+
+def preload(stages: Iterable[str]) -> None:
+    """Import all that runs of these stages need."""
+    for stage in stages:
+        for name in getattr(load_stage(stage), "PRELOAD", ()):
+            importlib.import_module(name)
 
 
 def fork(words: Command, run: Run) -> Ended:

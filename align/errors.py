@@ -88,3 +88,7 @@ def require_schema_version(version: Any, expected: int, field: str, value: Any, 
     """Raise `InputError` unless a file or a store has the one version that this align reads."""
     problem = f"has schema_version {version}, and this version of align reads {expected}"
     require(type(version) is int and version == expected, field, value, problem, remedy)
+
+
+class NotFinite(ArithmeticError):
+    """The model has no distribution to draw from: its logits are nan or infinite."""

@@ -11,7 +11,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from align.files import read_bytes
 from align.outputs import replace_file
 
 PLAIN_EVERY_S = 10.0
+LAST_UPDATES = 10
+"""Largest number of updates of PPO that `last_updates` returns."""
 STEPS = "steps.jsonl"
 """The stream with a row for every step of a trainer, which a replay is compared with."""
 
@@ -169,6 +171,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 break
             rows.append(row)
     return rows
+
+
+def select_updates(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of a metrics stream of PPO that are updates. The row of the measured start has step 0."""
+    return [row for row in rows if row["step"] > 0]
+
+
+def last_updates(updates: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the updates that `last_…` of PPO's metrics is a mean over: at most half of a run."""
+    return updates[-max(1, min(LAST_UPDATES, len(updates) // 2)) :]
 
 
 WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", default=None)

@@ -26,7 +26,7 @@ from ours import loaded, make_adapters, updates
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 from work import RESULT, Work, result_of
 
-from align.models.pocket import pocket_folder
+from align.models.base import pocket_folder
 from align.track import peak_rss_mb
 
 CONFIGS: dict[str, PreTrainedConfig] = {

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from gpu import CONFIGS, make_model
 
-from align.config.rollout import RolloutConfig
+from align.config.groups import RolloutConfig
 from align.config.stages import STAGES
 from align.run import read_manifest
 from align.track import read_rows

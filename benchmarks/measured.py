@@ -24,16 +24,15 @@ from align.models.actor import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, deciding_settings
 from align.models.backbone import answered, hidden_states, pad, picked_logprobs
+from align.models.base import pocket_folder
 from align.models.fastpath import use_fast_path
 from align.models.load import load_tokenizer
 from align.models.lora import Lora
 from align.models.plain_path import decoder_of
-from align.models.pocket import pocket_folder
 from align.models.roles import Roles
 from align.ops.moments import Moments
 from align.ppo.advantages import Estimator
-from align.ppo.estimates import estimated
-from align.ppo.experience import experience, shaped_scores
+from align.ppo.experience import estimated, experience, shaped_scores
 from align.ppo.update import Losses as PolicyLosses
 from align.ppo.update import update
 from align.rollout.engine import response_ids

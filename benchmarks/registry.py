@@ -27,7 +27,8 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
+from align.config.root import plain
 from align.registry.index import INDEX
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS

@@ -19,8 +19,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
-from align.ops.few import FEW
 from align.report import few
+from align.report.words import FEW
 from align.run import Manifest, read_manifest
 from align.run.environment import describe_processor
 

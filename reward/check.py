@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.errors import require
 from align.reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
-from align.reward.checkers.code import AllowCode
+from align.reward.checkers.checked import AllowCode
 from align.reward.rules import last_answer
 from align.types import Conversation, Rollout
 

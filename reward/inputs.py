@@ -16,7 +16,7 @@ from align.functions import defined, load_function, source_of
 from align.models.start import same_method
 from align.reward.check import Checks
 from align.reward.checkers import checks_of
-from align.reward.checkers.code import AllowCode, code_permission
+from align.reward.checkers.checked import AllowCode, code_permission
 from align.reward.function import FIELD
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
 from align.types import Conversation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import regex
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from align.reward.checkers.pattern import LIMIT_S
+from align.reward.checkers.checked import LIMIT_S
 from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from align.config.identity import declared_keys, defaults, input_names
+from align.config.rates import RATED
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
 from align.config.settings import declared_in, parts_in
 from align.config.stages import ALWAYS, STAGES, schema_of
-from align.config.values import RATED
 from align.redaction import MASK
 
 PLAIN = re.compile(r"[\w./:@+\-]+")

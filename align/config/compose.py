@@ -15,7 +15,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -36,8 +35,10 @@ from align.config.group_files import (
 )
 from align.config.plan import PLANNED, PlanKeys, question_about
 from align.config.root import Config
-from align.config.schemas import SCHEMAS, keys_beside, register
+from align.config.root import plain as plain
+from align.config.schemas import keys_beside, register
 from align.config.settings import changed, freeze
+from align.config.stages import STAGES
 from align.config.values import check_batch, check_characters, check_integers, is_sweep, quote, read_value, set_value
 from align.errors import AlignError, InputError, require
 from align.redaction import masked_argument, masked_tree
@@ -133,7 +134,7 @@ class Composer:
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
                 if key == "stage.of":  # of our own stages those that are planned; a user's may be one too
-                    names = [n for n in names if n in PLANNED or n not in SCHEMAS["stage"]]
+                    names = [n for n in names if n in PLANNED or n not in STAGES]
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
                 raise explain.not_a_choice(group, name, names, self.search, sweep, key)
 
@@ -220,7 +221,8 @@ def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
 
 def by_hydra(search: Path | None, *arguments: str) -> Composed:
     """Hydra's own composition, which takes a tenth of a second."""
-    register()
+    chosen = next((word.removeprefix("stage=") for word in arguments if word.startswith("stage=")), None)
+    register(chosen if search is None and chosen in STAGES else None)
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
         taken = tree.hydra.runtime.choices
@@ -313,16 +315,6 @@ def check(raw: DictConfig) -> Config:
     return changed(config, stage=filled(config)) if filled else freeze(config)
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """`config` as nested dicts of plain values, for `config.yaml`, digests and mirrors: no secret is in it."""
-    return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
-
-
 def as_yaml(raw: DictConfig) -> str:
     """A composed tree as YAML, for people to read."""
     return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))
-
-
-def resolved(config: Config) -> str:
-    """A checked configuration as YAML, as a run's `config.yaml` has it."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 BETAS: Mapping[str, float] = MappingProxyType({"sigmoid": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
 """Loss → its beta where nobody gives one."""
-REFERENCED = ("sigmoid", "ipo")
-"""The losses that compare the policy with its start, which is kept beside it. The others need no reference."""
 GAMMA = 1.0
 
 
@@ -65,6 +63,11 @@ class DpoConfig(Settings):
     log_every: int = training.log_every()
     save_every: int = training.save_every(50)
     gradient_checkpointing: str = training.gradient_checkpointing()
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the policy with its start, which is kept beside it."""
+        return self.loss in ("sigmoid", "ipo")
 
     def check_together(self) -> None:
         for key, usual, loss in (("label_smoothing", 0.0, "sigmoid"), ("simpo_gamma", GAMMA, "simpo")):

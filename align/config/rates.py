@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+RATED = ("sft", "full")
+"""Stages that `method.lr` is read by."""
+
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:

@@ -20,8 +20,7 @@ from align.config import scorers
 from align.config.compose import compose_raw
 from align.config.group_files import files_of
 from align.config.plan import PLANNED, PlanConfig
-from align.config.root import PARTS, Config, RunConfig
-from align.config.schemas import SCHEMAS
+from align.config.root import GROUPS, PARTS, Config, RunConfig
 from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
 from align.config.stages import STAGES, schema_of
 from align.config.synonyms import WORDS
@@ -112,7 +111,7 @@ def reward_sections() -> list[Section]:
 def part_section(name: str) -> Section:
     """The section of one part of the configuration that stages share."""
     if name in PARTS:
-        return section(choices_of(name) if name in SCHEMAS["group"] else name, PARTS[name])
+        return section(choices_of(name) if name in GROUPS else name, PARTS[name])
     return Section(name, "", tuple(key for key in keys_of(Config) if key.name == name))
 
 
@@ -179,7 +178,7 @@ def wrapped(text: str, indent: str) -> list[str]:
 
 def markdown() -> str:
     """docs/settings.md."""
-    shared = [part_section(name) for name in SCHEMAS["group"]] + [part_section("store")]
+    shared = [part_section(name) for name in GROUPS] + [part_section("store")]
     alone = [key for key in keys_of(Config) if key.name not in OF_EVERY_RUN]
     rest = Section("what stages start from", "Each stage's section says which of these it reads.", tuple(alone))
     lines = [

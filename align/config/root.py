@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from omegaconf import II
+import yaml
+from omegaconf import II, OmegaConf
 
 from align.config.groups import (
     BY_PATH,
@@ -17,16 +18,16 @@ from align.config.groups import (
     ExportConfig,
     MethodConfig,
     ModelConfig,
+    RolloutConfig,
     TrackConfig,
 )
-from align.config.rollout import RolloutConfig
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES
 from align.config.suites import SuiteConfig
 from align.errors import half_character, require
 from align.files import DEFAULT_MAX_FILE_MB, user_path
-from align.redaction import STORE_URL, secret_url, tells_its_host, value_of
+from align.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of
 
 STORE = "annotations.db"
 """The annotation store among the runs, where `store.url` names no other."""
@@ -202,3 +203,13 @@ class Config(Settings):
 def store_url(config: Config) -> str:
     """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
     return config.store.url or f"sqlite:///{config.run.folder / STORE}"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """`config` as nested dicts of plain values, for `config.yaml`, digests and mirrors: no secret is in it."""
+    return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def resolved(config: Config) -> str:
+    """A checked configuration as YAML, as a run's `config.yaml` has it."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

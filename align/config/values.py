@@ -18,13 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.config import explain
-from align.config.schemas import SCHEMAS
+from align.config.rates import RATED
+from align.config.schemas import all_schemas
 from align.config.training import one_batch
 from align.errors import InputError, half_character
-
-RATED = ("sft", "full")
-"""Stages that `method.lr` is read by."""
-
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 """Two ways to say one number."""
@@ -75,7 +72,7 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         known = set(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - chosen.keys()
         known -= set() if rated else {"method.lr"}
         leaf = key.removeprefix("stage.")
-        owners = [n for n, schema in SCHEMAS["stage"].items() if leaf in {f.name for f in fields(schema)}]
+        owners = [n for n, schema in all_schemas()["stage"].items() if leaf in {f.name for f in fields(schema)}]
         raise explain.not_a_key(key, text, sorted(known | groups), stage, owners if leaf != key else ())
     kind, value = type_of(tree, key), read_value(text)
     if kind is str and not isinstance(value, str) and value is not None:

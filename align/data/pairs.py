@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from align.annotate.store import Store, preferences, verdicts_of_people
+from align.annotate.store import Store
+from align.annotate.store.preference_pairs import preferences, verdicts_of_people
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
 from align.data.read.columns import ColumnRules
 from align.data.read.content import FEEDBACK, PREFERENCES, with_answer

@@ -25,8 +25,8 @@ from align.models.adapter_files import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
-from align.ops.few import FEW
 from align.report import in_words
+from align.report.words import FEW
 from align.run import Base
 from align.run.weights import local_base_name
 

@@ -12,10 +12,11 @@ from align.data.chat.fixed_prompts import fixed_texts
 from align.export.adapter import rank_of
 from align.export.engines import VERSION, adapter_on, whole_model
 from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of, variants_in
-from align.export.receipt_rows import FAIL, Bound, Check, pooled_divergence
+from align.export.receipt_rows import FAIL, Bound, Check
 from align.export.trained import Trained
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
+from align.ops.divergence import pooled_divergence
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, Answer, ask, interpreter, why_unasked
 from align.rollout.vllm_adapters import RANKS, vllm_rank
 

@@ -7,10 +7,13 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.models.base import BUILT_IN
-from align.ops.divergence import Divergence
 from align.rollout.vllm_adapters import RANKS, vllm_rank
+
+if TYPE_CHECKING:
+    from align.ops.divergence import Divergence
 
 LAUNCH = "launch"
 TEMPLATE = "chat_template.jinja"

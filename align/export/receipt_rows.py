@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from torch import Tensor, ones
+from typing import TYPE_CHECKING, Any
 
 from align.errors import CorruptFile, InputError
-from align.ops.divergence import Divergence, kl_between, pooled
 from align.rollout.engine_process import TRANSFORMERS
 from align.run.receipt import RECEIPT
+
+if TYPE_CHECKING:
+    from align.ops.divergence import Divergence
 
 Bound = tuple[str, float]
 """A figure of `Divergence`, and the most that it may be."""
@@ -97,12 +97,6 @@ def differences_of(checks: Sequence[Check]) -> dict[str, Any]:
 
     shipped = figures(first_measured(checks, shipped=True))
     return {"shipped": shipped, "before_cast": figures(first_measured(checks, shipped=False))}
-
-
-def pooled_divergence(trained: Sequence[Tensor], loaded: Sequence[Tensor]) -> Divergence:
-    """Every position of every prompt; [S, V] logits each."""
-    pairs = zip(trained, loaded, strict=True)
-    return pooled([kl_between(a[None], b[None], ones(1, len(a))) for a, b in pairs])
 
 
 def accepting(checks: Sequence[Check], names: Sequence[str]) -> list[Check]:

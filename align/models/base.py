@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from align.errors import InputError, MissingArtifact
+from align.errors import CorruptFile, InputError, MissingArtifact
 from align.files import user_path
 from align.models.architectures import refuse
-from align.models.pocket import pocket_folder
 from align.models.smollm2 import HUB_ID, gguf_in_wheel, smollm2_folder, smollm2_snapshot
-from align.run import Artifact, Base, hub_snapshot, model_config, model_digest
+from align.run import Artifact, Base, file_digest, hub_snapshot, model_config, model_digest
+
+FOLDER = Path(__file__).resolve().parent / "pocket_model"
+
+
+def pocket_folder() -> Path:
+    """The folder of the built-in model.
+
+    Raises:
+        CorruptFile: a file is missing or is not the one that was shipped.
+    """
+    manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+    for name, digest in manifest["sha256"].items():
+        path = FOLDER / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise CorruptFile("model", str(path), "is not the file that was shipped", "Install the package again.")
+    return FOLDER
+
 
 BUILT_IN = ("pocket", "smollm2")
 """Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""

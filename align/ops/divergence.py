@@ -66,6 +66,12 @@ def kl_between(logits_a: Tensor, logits_b: Tensor, mask: Tensor) -> Divergence:
     return Divergence(kl / len(rows), same / len(rows), largest, len(rows))
 
 
+def pooled_divergence(logits_a: Sequence[Tensor], logits_b: Sequence[Tensor]) -> Divergence:
+    """Return KL(a || b) and its kin over every position of several texts, [S, V] logits each."""
+    pairs = zip(logits_a, logits_b, strict=True)
+    return pooled([kl_between(a[None], b[None], torch.ones(1, len(a), device=a.device)) for a, b in pairs])
+
+
 def pooled(parts: Sequence[Divergence]) -> Divergence:
     """Several comparisons as one: means over all tokens, the largest of the largest."""
     tokens = sum(p.tokens for p in parts)

@@ -14,8 +14,8 @@ from align.data.ngrams import repetition, words
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
+from align.ppo.checkpoint import Best
 from align.ppo.experience import Experience, shaped_scores
-from align.ppo.state import Best
 from align.ppo.tripwires import AT_ONCE, WIRES
 from align.ppo.workers import Answers, Workers
 from align.reward.combined import Ensemble

@@ -219,3 +219,16 @@ def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model
         f"{dtype} may have {bound:g}), so type {model_type} is another policy in another batch",
         f"Run the same line with stage=verify, which says what is wrong; stage.first_ratio.{dtype}= is the bound.",
     )  # fmt: skip
+
+
+def lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
+    """Return the factor of the learning rate at update number `update` (from 0).
+
+    It rises over the first `warmup` share of the updates, then stays (`constant`), or falls to nearly 0 along a line
+    (`linear`) or half a cosine (`cosine`).
+    """
+    rising = int(updates * warmup)
+    if update < rising:
+        return (update + 1) / (rising + 1)
+    progress = (update - rising) / (updates - rising)
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]

@@ -20,14 +20,79 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from align.errors import AlignError, InputError, readable
-from align.ranks.environment import launched, told
-from align.ranks.failures import Failure, RankFailed, RankLost
+from align.errors import AlignError, InputError, readable, require
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class RankFailed(AlignError):
+    """Another rank failed first, and has said why.
+
+    Attributes:
+        trace: its traceback, where that was a fault of ours.
+    """
+
+    def __init__(self, message: str, status: int, trace: str = "") -> None:
+        super().__init__(message)
+        self.exit_status, self.trace = status, trace
+
+
+class RankLost(AlignError):
+    """Another rank is gone without a word, or does not answer.
+
+    Attributes:
+        late: it does not answer.
+    """
+
+    def __init__(self, message: str, late: bool) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class Failure(NamedTuple):
+    """The first rank that failed: its number, its exit status and why; the traceback of a fault of ours."""
+
+    rank: int
+    status: int
+    said: str
+    trace: str = ""
+
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's launchers tell each rank, in its environment."""
+
+
+def told() -> bool:
+    """Whether torch's launcher has started this process."""
+    return all(name in os.environ for name in LAUNCHED)
+
+
+def launched() -> int:
+    """How many ranks torch's launcher has started; 1 where none did.
+
+    Raises:
+        InputError: what stands in its place in the environment is nothing that a launcher sets.
+    """
+    if not told():
+        return 1
+    world = number_in("WORLD_SIZE", 1)
+    number_in("RANK", 0, world - 1)
+    number_in("LOCAL_RANK", 0, world - 1)
+    number_in("MASTER_PORT", 1, 65_535)
+    return world
+
+
+def number_in(name: str, least: int, most: int | None = None) -> int:
+    """A number that a launcher sets in the environment. Raises: InputError: it is another."""
+    text = os.environ[name]
+    right = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
+    problem = f"is no number from {least}" + ("" if most is None else f" to {most}")
+    require(right, name, text, problem, "Start the command by devices=N or torchrun, which set it, or unset it.")
+    return int(text)
+
 
 __all__ = ["RankFailed", "RankLost", "launched", "told"]
 

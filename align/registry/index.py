@@ -28,8 +28,7 @@ from align.registry.record import UNREADABLE, Record, digests_of, edges_of, join
 from align.run.alias_log import REMEDY, AliasLog, read_log
 from align.run.digests import file_digest
 from align.run.files import json_object
-from align.run.held_manifests import HeldManifest, content_of, parse_held_manifests
-from align.run.manifest import FILE, Manifest, read_manifest
+from align.run.manifest import FILE, HeldManifest, Manifest, content_of, parse_held_manifests, read_manifest
 from align.run.receipt import RECEIPT
 
 INDEX = ".registry.db"

@@ -17,8 +17,7 @@ from align.registry.record import Record, forgets
 from align.registry.shown import clean
 from align.run import Artifact, resolve
 from align.run.alias_log import AliasLog, Change, Meant, append, in_words, read_log
-from align.run.held_manifests import HeldManifest, hold_manifest
-from align.run.manifest import read_manifest
+from align.run.manifest import HeldManifest, hold_manifest, read_manifest
 from align.run.weights import ADAPTER_CONFIG, brings_scores
 
 FIELD = "artifact"

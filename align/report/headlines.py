@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
-from align.ops.few import FEW
 from align.ops.intervals import t_quantile
-from align.report import data_set, judge_report, suite
-from align.report.seen import Seen
-from align.report.words import NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
+from align.report.seen import Seen, load_own_page
+from align.report.words import FEW, NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
+from align.track import last_updates, select_updates
 
-LAST = 10
-"""The most updates that the end of PPO is a mean over."""
 MOSTLY_CUT = 0.5
 """The share of answers cut at the length limit from which on a verdict says so."""
 
@@ -76,19 +74,9 @@ def labelled(seen: Seen) -> str:
     return joined(sentences)
 
 
-def updates_of(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a metrics stream of PPO that are updates: where the start was measured, it has row 0."""
-    return [row for row in rows if row["step"] > 0]
-
-
-def ending(updates: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The last updates, which `last_…` of PPO's metrics is a mean over: ten of them, at most half of a run."""
-    return updates[-max(1, min(LAST, len(updates) // 2)) :]
-
-
 def optimised(seen: Seen) -> str:
-    updates, metrics = updates_of(seen.rows), seen.metrics
-    first, last = updates[:1], ending(updates)
+    updates, metrics = select_updates(seen.rows), seen.metrics
+    first, last = updates[:1], last_updates(updates)
     before, after = (mean(part, "score") for part in (first, last))
     by = gain(first, last, seen.settings["batch_size"] // (seen.settings.get("group_size") or 1))
     size = f", by {in_words(absolute(by), '.2f')}" if is_bounded(by) else ""
@@ -149,10 +137,8 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def compared(seen: Seen) -> str:
     metrics = seen.metrics
-    if judge_report.is_judge_run(seen):
-        return judge_report.summarize(seen)
-    if "systems" in metrics:
-        return suite.verdict(seen)
+    if (own_page := load_own_page(seen)) is not None:
+        return own_page.summarize(seen) if "card" in metrics else own_page.verdict(seen)
     won, judge = metrics["win_rate"], metrics["judge"]
     by = "VADER's sentiment" if judge == "vader" else judge
     proxy = ", a proxy that it was optimised against," if metrics["judge_is"] == "proxy" else ","
@@ -273,7 +259,7 @@ DONE = {
 VERDICTS: Mapping[str, Callable[[Seen], str]] = {
     "sft": trained, "full": trained, "reward": judged, "dpo": judged, "kto": labelled, "ppo": optimised,
     "eval": compared, "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
-    "serve": served, "data": data_set.verdict,
+    "serve": served, "data": lambda seen: import_module("align.report.data_set").verdict(seen),
 }  # fmt: skip
 
 

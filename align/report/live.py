@@ -15,16 +15,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from align.errors import AlignError, readable
-from align.ops.few import FEW
-from align.report import suite
 from align.report.curves import UNITS
 from align.report.figures import scarce, table_of
 from align.report.headlines import verdict_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
-from align.report.seen import Seen
+from align.report.seen import Seen, load_own_page
 from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_shown
-from align.report.words import duration
+from align.report.words import FEW, duration
 from align.run.folder import Run, now
 from align.run.manifest import Manifest
 from align.track import Progress
@@ -182,8 +180,8 @@ def finished_page(seen: Seen) -> Report:
     report = Report(title_of(seen.manifest), seen.manifest.name).verdict(verdict_of(seen))
     if found := list(notes(seen)):
         report.text("\n".join(f"- {note}" for note in found))
-    if "systems" in seen.metrics:
-        suite.overview(report, seen)
+    if "systems" in seen.metrics and (own_page := load_own_page(seen)) is not None:
+        own_page.overview(report, seen)
     report.heading("What it was made of").facts(origins(seen))
     known = {anchor["name"].replace(" ", "_") for anchor in seen.listed("artifact/anchors.json")}
     metrics = {key: value for key, value in seen.metrics.items() if key not in known}  # the anchors have a table

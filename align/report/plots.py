@@ -13,7 +13,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.ops.calibration import Bin
-from align.ops.pareto import front
 from align.report.words import is_number
 
 if TYPE_CHECKING:
@@ -288,3 +287,20 @@ def _legend(figure: Figure) -> None:
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+    """The points that no other one dominates, from the lowest cost up. One dominates another where it costs no more,
+    gains no less, and is not its equal in both.
+
+    Args:
+        costs: what is better low, shape [n]; finite.
+        gains: what is better high, shape [n]; finite.
+    """
+    found: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
+        best = found[-1] if found else None
+        equal = best is not None and (costs[i], gains[i]) == (costs[best], gains[best])
+        if best is None or gains[i] > gains[best] or equal:
+            found.append(i)
+    return found

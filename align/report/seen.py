@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from align.files import open_text, read_text
@@ -71,3 +73,12 @@ class Seen:
         """The same of a file that is one JSON list."""
         path = self.folder / name
         return json.loads(read_text(path, name)) if path.is_file() else []
+
+
+def load_own_page(seen: Seen) -> ModuleType | None:
+    """Import the module that describes a data set, a suite or a judge. Returns None for any other run."""
+    if seen.manifest.stage == "data":
+        return import_module("align.report.data_set")
+    if "card" in seen.metrics:
+        return import_module("align.report.judge_report")
+    return import_module("align.report.suite") if "systems" in seen.metrics else None

@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from align.ops.calibration import Bin, calibration_bins
-from align.report import data_set, judge_report, suite
 from align.report.curves import CURVES, LOSS, UNITS, Curve
 from align.report.page import Part, Report, Said
-from align.report.seen import Seen
+from align.report.seen import Seen, load_own_page
 from align.report.words import counted, format_figure, in_words, is_number, percent, signed
 
 if TYPE_CHECKING:
@@ -292,12 +292,12 @@ def said(row: Mapping[str, Any], label: str) -> Said:
 
 def comparison_shown(report: Report, seen: Seen) -> None:
     """How scores and lengths lie, and answers side by side."""
-    if judge_report.is_judge_run(seen):
-        judge_report.add_figures(report, seen)
-        pairs_shown(report, seen)
-        return
-    if "systems" in seen.metrics:
-        suite.shown(report, seen)
+    if (own_page := load_own_page(seen)) is not None:
+        if "card" in seen.metrics:
+            own_page.add_figures(report, seen)
+            pairs_shown(report, seen)
+        else:
+            own_page.shown(report, seen)
         return
     samples = seen.evidence("artifact/samples.jsonl")
     if not samples:
@@ -377,7 +377,7 @@ SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
     "reward": pairs_shown, "dpo": pairs_shown, "kto": labelled_shown, "sample": sampled_shown, "ppo": answers_shown,
     "eval": comparison_shown,
     "sft": sources_shown, "full": sources_shown, "export": receipt_shown, "verify": anchors_shown,
-    "data": data_set.shown,
+    "data": lambda report, seen: import_module("align.report.data_set").shown(report, seen),
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from align.ops.few import FEW
-
+FEW = 20
+"""Number of observations below which an interval says little."""
 TASKS = ("tasks.", "card.")
 """How the figures of a suite and of a judge's card begin, which say themselves how few items there are."""
 

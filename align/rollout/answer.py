@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError
-from align.rollout.requests import FinishReason, NotFinite, Output, Pending, Token
+from align.errors import AlignError, NotFinite
+from align.rollout.requests import FinishReason, Output, Pending, Token
 from align.rollout.sampling import drawn_numbers
 
 if TYPE_CHECKING:

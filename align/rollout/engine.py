@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align.errors import LONE
+from align.errors import LONE, NotFinite
 from align.models.actor import Actor
 from align.models.backbone import pad
 from align.models.finite import diverged
-from align.rollout.requests import NotFinite
 from align.run import Base
 from align.types import Rollout
 

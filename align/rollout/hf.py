@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from align.errors import NotFinite
 from align.models.actor import Actor
 from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
@@ -20,7 +21,6 @@ from align.ops.philox import uniforms
 from align.rollout.draws import chance_of, draw_tokens
 from align.rollout.engine import joined, rows_by_actor
 from align.rollout.plain_path import continued, of_one_length
-from align.rollout.requests import NotFinite
 from align.run import Base
 from align.types import Rollout
 

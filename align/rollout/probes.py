@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.errors import CorruptFile, InputError, require
+from align.rollout.servers import WITHIN
 from align.run import json_object, write_json
 
 PROBES = "probes.json"
 """The file of an exported adapter that holds them."""
-WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Mean distance of a token's logprob, in nats, that an engine's own rounding makes."""
 SHARE, CERTAIN = 0.25, 3.0
 """How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
 FEWEST = 32

@@ -1,9 +1,10 @@
-"""The engines by name. An engine is one file beside this one; this is the one place that names them."""
+"""The engines by name. Each engine is one file beside this one, and only this file names them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,12 +12,17 @@ import torch
 from align import ranks
 from align.data.chat.encode import stop_token_ids
 from align.errors import require
-from align.rollout.bank import BankEngine
 from align.rollout.dealt import DealtEngine, FirstRankEngine
 from align.rollout.engine import Engine
-from align.rollout.hf import HfEngine
 from align.rollout.servers import Servers
 from align.run import Base
+
+ENGINES = {
+    "hf": "align.rollout.hf:HfEngine",
+    "bank": "align.rollout.bank:BankEngine",
+    "vllm": "align.rollout.vllm_sampler:VllmSampler",
+}
+"""`rollout.engine` → module and class of the engine, which is imported when it is chosen."""
 
 
 @contextmanager
@@ -61,15 +67,8 @@ def engine_of(
         bool(stops), "eos_token", None, "no token ends an answer, by the tokenizer, generation config or template",
         "Name eos_token in the model's tokenizer_config.json.",
     )  # fmt: skip
-    match name:
-        case "hf":
-            return HfEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
-        case "bank":
-            return BankEngine(stops, tokenizer.pad_token_id, max_new_tokens, temperature, batch_size)
-        case "vllm":
-            from align.rollout.vllm_sampler import VllmSampler  # which few need
-
-            assert servers is not None, "nobody said which"
-            sizes = max_new_tokens, temperature, batch_size
-            return VllmSampler(stops, tokenizer.pad_token_id, *sizes, tokenizer, servers)
-    raise ValueError(name)
+    module, _, class_name = ENGINES[name].partition(":")
+    engine = getattr(import_module(module), class_name)
+    sizes = max_new_tokens, temperature, batch_size
+    of_servers = () if servers is None else (tokenizer, servers)
+    return engine(stops, tokenizer.pad_token_id, *sizes, *of_servers)

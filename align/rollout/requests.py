@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class NotFinite(ArithmeticError):
-    """The model has no distribution to draw from: its logits are nan or infinite."""
-
-
 class Grammar(Protocol):
     """What may come next in one answer. It belongs to one request, and changes with each token.
 

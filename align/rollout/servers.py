@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+"""Mean distance of a token's logprob, in nats, that an engine's own rounding makes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Servers:

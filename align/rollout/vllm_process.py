@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from align.errors import InputError
-from align.rollout.processes import last_words
+from align.rollout.engine_process import last_words
 from align.rollout.vllm_client import VllmClient
 
 # It ends with us, also where we are killed: whatever memory it holds is of no use to anybody else. A child of its own

@@ -22,7 +22,7 @@ import httpx
 import torch
 
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.errors import InputError, require
+from align.errors import InputError, NotFinite, require
 from align.models.actor import Actor
 from align.models.adapter_files import adapter_config
 from align.models.adapter_pool import snapshot
@@ -34,9 +34,8 @@ from align.models.load import DTYPES, name_of
 from align.models.plain_adapter import write_plain
 from align.rollout.engine import rollout_of, rows_by_actor
 from align.rollout.engine_process import VLLM, engine_version, required_interpreter
-from align.rollout.probes import WITHIN, Logprobs, Probes, agreement, check_agreement
-from align.rollout.requests import NotFinite
-from align.rollout.servers import Servers
+from align.rollout.probes import Logprobs, Probes, agreement, check_agreement
+from align.rollout.servers import WITHIN, Servers
 from align.rollout.vllm_adapters import LOWEST, adaptable_layers, layer_names, servable_rank, vllm_rank
 from align.rollout.vllm_client import (
     COMPLETIONS,

@@ -20,7 +20,7 @@ from typing import Any
 from align.chain import GENESIS, Head, advance, canonical, link_hash
 from align.errors import CorruptFile, InputError, RunConflict, half_character, require_schema_version
 from align.files import check_readable, has_file, open_binary, open_regular, problem_of
-from align.run.held_manifests import HeldManifest, parse_held_manifests
+from align.run.manifest import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"
 SIGN = "@"

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, MissingArtifact, StorageError
+from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.files import NotRegularFile, has_file, problem_of, read_text, shorten
 from align.outputs import replace_file
 
@@ -105,3 +105,21 @@ def storage_error(error: BaseException, root: str) -> StorageError | None:
             )  # fmt: skip
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def find_user_error(error: Exception, root: str) -> InputError | None:
+    """Return the error of the user's machine that an unexpected error stands for: too little memory, a full or a locked
+    disk. Returns None for any other.
+
+    Args:
+        root: the folder of the runs, to name.
+    """
+    if out_of_memory(error):
+        return InputError(
+            "memory",
+            type(error).__name__,
+            "the device has too little for this run",
+            "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora; stage=export holds a "
+            "model in fp32: give it device=cpu.",
+        )
+    return storage_error(error, root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 
 from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
 from align.files import has_file, user_path
+from align.ranks import NOTES, RUN, tell_launcher
 from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
@@ -346,3 +348,34 @@ def started(manifest: Manifest) -> str:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+NO_LOCK = -1
+
+
+class Following(Run):
+    """Attributes:
+    folder: a temporary one, removed in the end, so that a stage may write there as the first rank does.
+    """
+
+    def __init__(self, shared: Path, manifest: Manifest, resumed: bool) -> None:
+        scratch = tempfile.mkdtemp(prefix="align-rank-", dir=os.environ.get(NOTES))
+        super().__init__(Path(scratch), manifest, NO_LOCK, resumed)
+        self._shared = shared
+        tell_launcher(RUN, str(shared))
+
+    @property
+    def shared(self) -> Path:
+        return self._shared
+
+    def _write(self, **values: Any) -> None:
+        self.manifest = replace(self.manifest, **values)
+
+    def begin(self, config_yaml: str) -> None:
+        pass
+
+    def publish(self, metrics: Mapping[str, Any], hardware: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from align.config.identity import identifying
 from align.config.stages import STAGES
 from align.errors import CorruptFile, require_schema_version
 from align.redaction import masked_tree, unmarked
+from align.run.digests import file_digest
 from align.run.files import json_object, write_json
 
 SCHEMA_VERSION = 2
@@ -280,3 +281,45 @@ def first_invalid_key(values: Mapping[str, Any]) -> str | None:
     if not isinstance(values["config"].get("export", {}), dict):
         return "config.export"
     return "times.finished" if values["status"] == "done" and "finished" not in values["times"] else None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldManifest:
+    """The manifest of a run, as it was at one time.
+
+    Attributes:
+        content: digest of the weights that the run published or evaluated. A run that was made again with other
+            weights is not compared.
+        sha256: of the file `manifest.json`.
+    """
+
+    content: str
+    sha256: str
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def content_of(manifest: Manifest) -> str:
+    """Return the digest of the weights that a run published, or that it evaluated; empty if it did neither."""
+    evaluated = manifest.inputs.get("artifact") if manifest.stage == "eval" else None
+    return manifest.digest or (evaluated.digest if evaluated else "")
+
+
+def hold_manifest(folder: Path, manifest: Manifest) -> HeldManifest:
+    """Return what is to be held of the manifest in a run's folder."""
+    return HeldManifest(content_of(manifest), file_digest(folder / FILE))
+
+
+def parse_held_manifests(value: Any) -> dict[str, HeldManifest] | None:
+    """Rebuild `stage:name` → held manifest from its JSON form. Returns None if it is something else."""
+    if not isinstance(value, Mapping):
+        return None
+    held: dict[str, HeldManifest] = {}
+    for run, one in value.items():
+        if not isinstance(one, Mapping) or {*one} != {"content", "sha256"}:
+            return None
+        if not all(isinstance(text, str) for text in one.values()):
+            return None
+        held[str(run)] = HeldManifest(one["content"], one["sha256"])
+    return held

@@ -8,11 +8,12 @@ in front of all others. What is not on this list it never sees (`align.models.lo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeGuard
 
 from align.errors import AlignError, CorruptFile, InputError
 from align.files import check_folder, has_file, open_binary, read_text
@@ -242,3 +243,15 @@ def header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def count_weights(folder: Path) -> int:
+    """Return the number of weights in a model's safetensors files, by their headers alone."""
+    files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
+    tensors = (tensor for path in files for name, tensor in header(path).items() if name != "__metadata__")
+    shapes = (tensor.get("shape") for tensor in tensors if isinstance(tensor, dict))
+    return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading explains what is no shape
+
+
+def is_shape(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)

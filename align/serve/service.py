@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from align.errors import InputError
+from align.errors import InputError, NotFinite
 from align.rollout.engine_thread import EngineThread
-from align.rollout.requests import NotFinite, Output, Pending, Request
+from align.rollout.requests import Output, Pending, Request
 from align.serve.alias_watcher import Following
 from align.serve.errors import (
     SERVER,
@@ -24,7 +24,7 @@ from align.serve.errors import (
     not_finite,
     uncounted,
     unknown_model,
-)  # fmt: skip
+)
 from align.serve.grammars import GrammarFailed
 from align.serve.mailbox import Inbox, Mailbox
 from align.serve.metrics import Metrics

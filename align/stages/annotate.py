@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,16 +23,44 @@ from align.config.addresses import in_the_clear, origins
 from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config
-from align.errors import InputError
-from align.files import read_text, user_path
-from align.run import Run, resolve, write_json
+from align.config.settings import changed
+from align.errors import InputError, require
+from align.files import has_file, read_text, user_path
+from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish
 from align.run.lineage import readers_of
 from align.stages.rows import open_store
+from align.stages.starting import Inputs
 from align.types import Result
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""
+
+
+def inputs(config: Config) -> Inputs:
+    stage: AnnotateConfig = config.stage
+    label = f"{config.project}-{stage.action}"
+    if stage.action == "simulate":
+        # What is to be judged is the input, not what has been judged already: a continued run is the same run.
+        with open_store(config, create=False) as store:
+            items = json_digest([item.id for item in store.items(config.project)])
+        return Inputs(config, label, None, {"items": Input(items, project=config.project)})
+    read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
+    for name, given in read.items():
+        there = given is None or has_file(user_path(given, f"stage.{name}"), f"stage.{name}")
+        require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
+    if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
+        with open_store(config, create=False) as store:
+            head = store.head(config.project)
+        return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
+    # From here on people have no name: what the run writes down must not say whom it concerned.
+    if stage.annotator is not None and stage.action in ("erase", "invite"):
+        with open_store(config, create=False) as store:
+            accounts = Accounts(store)
+            known = accounts.pseudonym if stage.action == "erase" else accounts.handle
+            config = changed(config, stage=changed(stage, annotator=known(config.project, stage.annotator)))
+    # The others look at a store that changes, or change it: asked again, each is done again.
+    return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
 
 def run(run: Run, config: Config) -> Result:

@@ -6,22 +6,26 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.config.compose import plain
 from align.config.data import (
     EMBEDDED,
     FORGET,
+    NOT_KEPT,
     RAY,
+    REWARD,
     SURE,
     ContaminationConfig,
     DataStageConfig,
     DuplicatesConfig,
     ScoreConfig,
 )
-from align.config.root import Config
+from align.config.root import Config, plain, store_url
+from align.config.scorers import reward_spec
+from align.config.settings import changed
 from align.data.chat.encode import token_count
 from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
@@ -42,10 +46,11 @@ from align.data.sets.duplicates import (
     none_of,
     preference,
 )
+from align.data.sets.evaluations import FIELD as AGAINST
 from align.data.sets.evaluations import parsed_sets, read_sets
-from align.data.sets.forget import Forgetting, alone_on, forget, retire, roots_before
+from align.data.sets.forget import Forgetting, alone_on, asked_for, forget, retire, roots_before
 from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.mix import Funnel, Mixed, draws, mixture, over_caps
+from align.data.sets.mix import Funnel, Mixed, draws, mixture, over_caps, shares
 from align.data.sets.parallel import Daft, Engine, embedded, make_ahead
 from align.data.sets.published import Chosen, data_set, publish
 from align.data.sets.report import (
@@ -69,24 +74,87 @@ from align.data.sets.sides import (
     group_labels,
     held_back,
     named_sides,
+    seconds,
     units,
     whole_units,
     written_since,
 )
-from align.data.sets.source import Source, by_name, recognised
+from align.data.sets.source import Source, by_name, parsed_sources, recognised, standing
 from align.data.sets.spool import Rows, Spool
+from align.data.sources import files_record
 from align.errors import InputError, StorageError, require
+from align.files import check_readable, user_path
+from align.functions import defined, load_function
+from align.functions import source_of as source_of_function
+from align.models.base import find_base
 from align.report.data_losses import lines_of_loss
 from align.report.data_set import line_of_shapes, lines_of
 from align.report.telling import begins, reading, seldom
 from align.report.words import counted
-from align.run import Run, atomic
+from align.reward.inputs import reward_inputs
+from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
 from align.run.lineage import users_of
 from align.stages.execution import tracker
 from align.stages.scores import scorer_name, scores_of
+from align.stages.starting import Inputs
 from align.types import Result
+
+LONGEST_LABEL = 60
+"""Characters of sources' names in a run's name."""
+
+
+def inputs(config: Config) -> Inputs:
+    stage: DataStageConfig = config.stage
+    if stage.action == FORGET:
+        return forgetting(config)
+    store, simulated = store_url(config), config.data.allow_simulated
+    sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [path_source(config)])]
+    check_sources(stage, sources)
+    records = {f"sources.{source.name}": source.record() for source in sources}
+    for i, one in enumerate(parsed_sets(stage.contamination.against)):
+        records[f"against.{i}"] = files_record(one.path, f"{AGAINST}[{i}]")
+    for i, spec in enumerate(stage.named("fn")):  # the same name may be another function by now
+        field = "stage.clean, fn"
+        places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]
+        source = source_of_function(spec, field)
+        records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
+    for i, path in enumerate(stage.named("patterns")):
+        there = user_path(path, "stage.clean, patterns")
+        check_readable(there, "stage.clean, patterns")
+        records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
+    if stage.score.by == REWARD:
+        records |= reward_inputs(reward_spec(config.reward), config.run.folder, None)
+    base = None
+    if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows
+        base = find_base(config.model.path, config.model.revision)
+        records["base"] = Input(base.digest, ref=base.id)
+    name = "-".join(source.name for source in sources)[:LONGEST_LABEL]
+    return Inputs(config, name, base, records, lambda: (sources,))
+
+
+def path_source(config: Config) -> Mapping[str, Any]:
+    """Return `data.path` as a source of a data set."""
+    data = config.data
+    source = {"path": data.path, "columns": data.columns, "metadata": data.metadata}
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def check_sources(stage: DataStageConfig, sources: list[Source]) -> None:
+    """Raises: InputError: a setting contradicts the sources, or names what there is not. Nothing was read yet."""
+    by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
+    steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
+    if stage.split.since is not None:
+        seconds(stage.split.since, "stage.split.since")
+
+
+def forgetting(config: Config) -> Inputs:
+    """A data set, and some of its rows. Nothing of the run says which: an id can be guessed from a short text."""
+    task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
+    config = changed(config, stage=changed(config.stage, forget=NOT_KEPT))
+    return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
 def run(run: Run, config: Config, given: Any) -> Result:

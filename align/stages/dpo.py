@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from align.config.dpo import REFERENCED, DpoConfig
+from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
 from align.data.chat.encode import stop_token_ids
@@ -16,32 +15,38 @@ from align.data.chat.shown import write_pair
 from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
 from align.errors import require
-from align.evals.implicit_reward import pair_logprobs, require_finite
-from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
-from align.models.adapters import save_adapter
-from align.models.load import (
-    choose_device,
-    choose_dtype,
-    context_length,
-    describe,
-    own_tokenizer,
-    save_tokenizer,
-)
-from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
-from align.stages.policies import policy_of
-from align.stages.starting import start
+from align.stages.preferences import load_policy, pairs_of, preference_inputs
+from align.stages.starting import Inputs, start
 from align.track import peak_memory
-from align.trainers.common import Training, fit
-from align.trainers.dpo import dpo_trainer, figures_of
-from align.trainers.evaluation import Measuring
+from align.trainers.available import check_trainer
 from align.types import Preference, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+PRELOAD = ("align.trainers.dpo",)
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    check_trainer(config.stage.loss)
+    return preference_inputs(config, pairs_of)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
+    from align.evals.implicit_reward import pair_logprobs, require_finite
+    from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
+    from align.models.adapters import save_adapter
+    from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer, save_tokenizer
+    from align.trainers.common import Training, fit
+    from align.trainers.dpo import dpo_trainer, figures_of
+    from align.trainers.evaluation import Measuring
+
     stage: DpoConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
@@ -63,7 +68,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     if by_token:
         check_answers(stage.loss, (*train, *test))
 
-    model = policy_of(config, run, artifact, device, dtype, stage.loss in REFERENCED)
+    model = load_policy(config, run, artifact, device, dtype, stage.has_reference)
 
     # Held-out pairs by the implicit reward, log π / π_ref of an answer.
     held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
@@ -104,6 +109,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
 def held_out_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:
     """The loss of pairs that training lowers, of the logprobs of the better and the worse answer of each."""
+
+    from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
+
     assert stage.beta is not None, "`check_together` has set it"
     chosen_M, rejected_M = logprobs_M2[:, 0], logprobs_M2[:, 1]
     if stage.loss == "orpo":

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import gc
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align import ranks
 from align.config.command import command_line
-from align.config.compose import plain, resolved
-from align.config.root import Config
+from align.config.root import Config, plain, resolved
 from align.config.settings import changed
 from align.config.stages import STAGES
 from align.data.ranked_by import with_rankers
@@ -29,13 +28,12 @@ from align.redaction import Formatter
 from align.report import too_few
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Input, Run, verify_outputs
-from align.run.garbage import without_collector
-from align.stages.blame import blame
+from align.run.files import find_user_error
+from align.stages import load_inputs, load_stage
 from align.stages.following import Begun
-from align.stages.inputs import OF, Inputs
-from align.stages.learning_rates import fill_rates
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
+from align.stages.starting import Inputs, fill_rates
 from align.track import Tracker, peak_gpu_mb, shortened, watched
 from align.types import Result
 
@@ -54,8 +52,8 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
     except AlignError:
         raise
     except Exception as error:
-        if blamed := blame(error, config):
-            raise blamed from error
+        if user_error := find_user_error(error, config.run.root):
+            raise user_error from error
         raise
 
 
@@ -64,7 +62,8 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         from align.models.load import choose_device
 
         ranks.join(choose_device(config.device).type, config.ddp_timeout)
-    inputs, given = OF[config.stage.name](settled(config)), config.data.path or ""
+    given = config.data.path or ""
+    inputs: Inputs = load_inputs(config.stage.name).inputs(settled(config))
     config, origin = fill_rates(inputs.config, inputs.base)
     values = plain(config)
     records = with_rankers(called(inputs.records, given), config.run.folder)
@@ -91,7 +90,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         except AlignError:
             raise
         except Exception as error:
-            if blame(error, config):
+            if find_user_error(error, config.run.root):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
             if ranks.speaks(error):
@@ -173,14 +172,13 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
                 roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None, known)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
-        module = importlib.import_module(f"align.stages.{STAGES[config.stage.name].module}")
         run.note_hardware(computed_on(config))
         with watched(page.advanced):
             ranks.at("loads")
             ranks.from_main(
                 Begun(config, run.folder.absolute(), run.manifest, run.resumed, rows) if not ranks.alone() else None
             )
-            result: Result = module.run(run, config, *rows)
+            result: Result = load_stage(config.stage.name).run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite import check_published
@@ -190,7 +188,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
         run.publish(result.metrics, computed_on(config))
         return result
     except BaseException as error:
-        page.failed((isinstance(error, Exception) and blame(error, config)) or error)
+        page.failed((isinstance(error, Exception) and find_user_error(error, config.run.root)) or error)
         raise
 
 
@@ -227,3 +225,17 @@ def tracker(run: Run, config: Config, keep_below: int = 0) -> AbstractContextMan
     if mirror is not None:
         mirror.begin()  # before the first step, whose time is taken
     return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Inside the block no cycles are looked for. A million records have none, and the collector would look at each of
+    them some ten times, which takes as long as making them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

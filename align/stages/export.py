@@ -3,51 +3,73 @@ receipt."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from align.config.root import Config
+from align.config.settings import changed
 from align.data.chat.template import use_template
-from align.errors import InputError, MissingArtifact
-from align.export.askable import kinds_of
-from align.export.card import CHOICES, MADE_ANEW, export_facts, licences, render_card
+from align.errors import InputError, MissingArtifact, require
+from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
+from align.export.converters import converters_in
 from align.export.history import measured_on, parents_of, sampling, system_prompt
-from align.export.kinds import WRITERS, Options, launch_files, measured_again, receipt_facts
-from align.export.launch import served_name
-from align.export.merged import check_untied
-from align.export.receipt_rows import (
-    Check,
-    accepting,
-    agreeing,
-    as_text,
-    differences_of,
-    require_asked,
-    require_passed,
-)
+from align.export.receipt_rows import Check, accepting, agreeing, as_text, differences_of, require_asked, require_passed
 from align.export.trained import Trained, check_tokenizer, trained_model
 from align.files import user_path
-from align.models.adapter_files import adapter_config, read_adapter
-from align.models.dequantised import DEQUANTISED
-from align.models.load import choose_device, choose_dtype, own_tokenizer
-from align.models.lowering import MERGEABLE, check_initial, check_plain
-from align.models.start import adapter_folder
+from align.models.start import adapter_folder, label
 from align.rollout.engine_process import LLAMA_CPP, VLLM
-from align.run import Artifact, Base, Run, write_json
+from align.run import Artifact, Base, Input, Run, json_digest, write_json
 from align.run.atomic import publish
 from align.run.figures import load_published_figures
-from align.run.held_manifests import hold_manifest
 from align.run.lineage import data_behind, evaluated_by, origin_of, suite_collapse_of, trained_through
-from align.run.manifest import read_manifest
+from align.run.manifest import hold_manifest, read_manifest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
-from align.run.signing import PrivateKey, PublicKey, base_beside, sign, verified
+from align.run.signing import PrivateKey, PublicKey, base_beside, private_key, public_key, sign, verified
 from align.run.weights import brings_scores
-from align.stages.starting import start
+from align.stages.starting import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result
+
+if TYPE_CHECKING:
+    from align.export.kinds import Options
+    from align.export.trained import Trained
+
+
+PRELOAD = ("align.export.kinds",)
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    method = config.method.name  # as it was given: `start` settles `auto`
+    artifact, base, config = start(config, config.artifact, "artifact")
+    kinds = kinds_of(config.export.name, artifact)
+    if artifact.whole:
+        problem = f"{artifact.ref} is a whole model, and no adapter by a method"
+        require(method in ("auto", "full"), "method", method, problem, "Drop method=.")
+        config = changed(config, method=changed(config.method, name="full"))
+    elif not artifact.manifest:
+        check_stranger(artifact, base, method)
+    records = {"artifact": artifact.as_input()}
+    if (evaluation := evaluated_by(artifact.as_input(), config.run.folder)) is not None:
+        # It stands in the card: another evaluation is another export.
+        records["evaluation"] = Input(json_digest(dict(evaluation.metrics)))
+    kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
+    asked = engines_asked(kind, where, brings_scores(artifact.path))
+    records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
+    if kind != "check":
+        check_askable(kind, config.export.require, asked, where)
+    if "gguf" in kinds:
+        converters_in(config.export.converters)
+    if kind == "check":
+        records["asked"] = Input(secrets.token_hex(8))  # each time anew
+    signer = None if config.export.sign is None else private_key(config.export.sign, "export.sign")
+    trusted = None if config.export.verify is None else public_key(config.export.verify, "export.verify")
+    if key := signer or trusted:
+        records["signer"] = Input(key.fingerprint)
+    return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
 
 
 def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> Result:
@@ -55,6 +77,9 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     signer: signs what is written; None where nobody does.
     trusted: has to have signed what is checked; None where nobody has to.
     """
+
+    from align.export.card import CHOICES, MADE_ANEW
+
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
@@ -102,6 +127,11 @@ def loaded(config: Config, artifact: Artifact, base: Base, origin: Base) -> Trai
     Args:
         origin: the model that it grew from.
     """
+
+    import torch
+
+    from align.models.load import choose_device, choose_dtype, own_tokenizer
+
     scores = check_adapter(config, artifact, base) if not artifact.whole else False
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
@@ -118,6 +148,11 @@ def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
     Raises:
         CorruptFile, InputError: it cannot be exported as the configuration says.
     """
+
+    from align.export.merged import check_untied
+    from align.models.adapter_files import adapter_config, read_adapter
+    from align.models.lowering import MERGEABLE, check_initial, check_plain
+
     found, kinds = read_adapter(artifact.path), kinds_of(config.export.name, artifact)
     check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
     check_initial(config.method.name == "qlora", found.config)
@@ -133,6 +168,9 @@ def engines_of(config: Config) -> dict[str, str]:
 
 
 def options_of(config: Config) -> Options:
+    from align.export.kinds import Options
+    from align.models.dequantised import DEQUANTISED
+
     export = config.export
     return Options(
         dtype=export.dtype,
@@ -157,6 +195,11 @@ def written(
     Raises:
         InputError: the receipt is not good, see `align.export.receipt_rows.require_passed`.
     """
+
+    from align.export.card import export_facts, render_card
+    from align.export.kinds import WRITERS, launch_files, receipt_facts
+    from align.export.launch import served_name
+
     made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
     name = served_name(*made) or artifact.path.name
     checks = accepting(WRITERS[kind](options, trained, folder), config.export.accept)
@@ -186,6 +229,9 @@ def held_of(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
 
 def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
     """What a card says of how an export came to be, and how good it was found."""
+
+    from align.export.card import licences
+
     root, manifest = config.run.folder, artifact.manifest
     steps = trained_through(manifest, artifact.digest, root) if manifest else []
     data, scores = data_behind(artifact, root), not artifact.whole and brings_scores(artifact.path)
@@ -216,6 +262,9 @@ def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
 
 def folders_of(config: Config) -> list[Path]:
     """Those with a receipt: `export.path` itself, the `artifact/` in it, or what `export=all` wrote there."""
+
+    from align.export.kinds import WRITERS
+
     path = user_path(config.export.path or "", "export.path")
     for place in (path, path / "artifact"):
         if (place / RECEIPT).is_file():
@@ -233,6 +282,9 @@ def claimed(config: Config, options: Options, artifact: Artifact, base: Base, fo
         MissingArtifact, CorruptFile: see `checked_receipt`.
         InputError: it is an export of something else.
     """
+
+    from align.export.kinds import receipt_facts
+
     receipt = checked_receipt(folder, base_beside(folder))
     wanted = receipt_facts(options, base, "check", artifact.digest)
     for what in ("artifact", "base"):
@@ -255,6 +307,9 @@ def check(
         CorruptFile: the receipt claims another result.
         InputError: it misses a bound, or nothing that has one could be asked here.
     """
+
+    from align.export.kinds import measured_again
+
     checks = measured_again(options, trained, folder)
     check_tokenizer(trained, folder)
     checks = accepting(checks, config.export.accept)
@@ -273,6 +328,7 @@ def print_checks(run: Run, title: str, checks: list[Check]) -> None:
     Raises:
         InputError: it is not good, see `align.export.receipt_rows.require_passed`.
     """
+
     print(f"{title}\n{as_text(checks)}", flush=True)
     try:
         require_passed(checks)
@@ -284,6 +340,7 @@ def print_checks(run: Run, title: str, checks: list[Check]) -> None:
 def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:
     """Return the headline figures, which are those of the shipped files as they are loaded first; those before the
     cast, under names of their own; those of all checks; and the checks themselves, for the report."""
+
     checks = [check for checks in receipts.values() for check in checks]
     measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
     differences = differences_of(checks)

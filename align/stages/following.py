@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Any
 
 from align import ranks
 from align.config.root import Config
-from align.config.stages import STAGES
 from align.errors import AlignError, InputError, readable, require
 from align.files import SIZE_LIMIT
 from align.run import Manifest, artifact_in, model_digest
 from align.run.environment import code_digest
-from align.run.following import Following
-from align.stages.blame import blame
+from align.run.files import find_user_error
+from align.run.folder import Following
+from align.stages import load_stage
 
 SHARED = "Put it on storage that all machines share, at the same path."
 
@@ -68,14 +67,13 @@ def followed() -> int:
     SIZE_LIMIT.megabytes = begun.config.run.max_file_mb
     check(begun)
     ranks.at("loads")
-    module = importlib.import_module(f"align.stages.{STAGES[begun.config.stage.name].module}")
     try:
         with Following(begun.folder, begun.manifest, begun.resumed) as run:
-            result = module.run(run, begun.config, *begun.rows)
+            result = load_stage(begun.config.stage.name).run(run, begun.config, *begun.rows)
     except AlignError:
         raise
     except Exception as error:
-        raise blame(error, begun.config) or error from error
+        raise find_user_error(error, begun.config.run.root) or error from error
     return int(result.metrics.get("exit_status", 0))
 
 

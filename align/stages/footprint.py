@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from align import ranks
-from align.config.dpo import REFERENCED
 from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
@@ -142,7 +141,7 @@ def workload_of(config: Config, shape: Shape, from_adapter: bool, rewards: int, 
     optimiser = ("paged_adamw_8bit" if cuda else "adamw") if stage.optimiser == "auto" else stage.optimiser
     texts = getattr(stage, "answers", 2) if stage.name == "reward" else TEXTS.get(stage.name, 1)
     supervised = stage.name in ("sft", "full")
-    reference = stage.name == "kto" or getattr(stage, "loss", None) in REFERENCED
+    reference = stage.name == "kto" or getattr(stage, "has_reference", False)
     return replace(
         work, texts=texts, reference=reference, moments=MOMENTS[optimiser], packing=supervised and stage.packing,
         dropout=method.dropout if supervised and method.name != "full" else 0.0,

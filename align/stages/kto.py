@@ -6,10 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from align.config.kto import KtoConfig
 from align.config.root import Config
@@ -18,26 +15,38 @@ from align.data.chat.encode import stop_token_ids
 from align.data.chat.shown import write_labelled
 from align.data.chat.template import use_template
 from align.data.pairs import Judgements, Labelled, check_labels, encoded_answers, encoded_pairs, labelled, other_answers
-from align.evals.implicit_reward import answer_logprobs, require_finite
-from align.evals.label_accuracy import label_figures, write_held_out_answers
-from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
-from align.models.adapters import save_adapter
-from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer, save_tokenizer
-from align.ops.losses import kto_loss, kto_reference
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
-from align.stages.policies import policy_of
-from align.stages.starting import start
+from align.stages.preferences import judgements_of, load_policy, preference_inputs
+from align.stages.starting import Inputs, start
 from align.track import peak_memory
-from align.trainers.common import Training, fit
-from align.trainers.evaluation import Measuring
-from align.trainers.kto import FIGURES, kto_trainer
 from align.types import Feedback, Preference, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+PRELOAD = ("align.trainers.kto",)
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    return preference_inputs(config, judgements_of)
 
 
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> Result:
+    import torch
+
+    from align.evals.pair_accuracy import simulated_by
+    from align.models.adapters import save_adapter
+    from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer, save_tokenizer
+    from align.ops.losses import kto_loss, kto_reference
+    from align.trainers.common import Training, fit
+    from align.trainers.evaluation import Measuring
+    from align.trainers.kto import FIGURES, kto_trainer
+
     stage: KtoConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
@@ -58,7 +67,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     write_labelled(run.folder, tokenizer, train.rows)
     held_out_for(stage.eval_every, len(test.rows), "stage.held_out")
 
-    model = policy_of(config, run, artifact, device, dtype, referenced=True)
+    model = load_policy(config, run, artifact, device, dtype, referenced=True)
     measure = partial(held_out_logprobs, model, held_out_rows(train.rows, test.rows, max_length), tokenizer, config)
     at_start = measure(0)
     wanted = torch.tensor([row.wanted for row in test.rows], device="cpu")
@@ -144,6 +153,11 @@ def held_out_logprobs(
     model: Any, rows: Sequence[Sequence[tuple[list[int], int]]], tokenizer: Any, config: Config, steps: int
 ) -> Tensor:
     """log π of the held-out answers, and of the answers to other prompts [2, N], after so many steps of training."""
+
+    import torch
+
+    from align.evals.implicit_reward import answer_logprobs, require_finite
+
     found = torch.stack([answer_logprobs(model.eval(), each, tokenizer.pad_token_id) for each in rows])
     require_finite(found.T, "answers", steps, config.stage.lr, config.dtype)
     return found
@@ -155,6 +169,10 @@ def write_figures(run: Run, test: Side, rewards_N: Tensor) -> dict[str, Any]:
     Args:
         rewards_N: log π / π_ref of each answer.
     """
+
+    from align.evals.label_accuracy import label_figures, write_held_out_answers
+    from align.evals.pair_accuracy import held_out_figures, write_held_out
+
     path, pairs = run.folder / "held_out.jsonl", [one for one in test.records if isinstance(one, Preference)]
     if pairs:
         gap = rewards_N[0::2] - rewards_N[1::2]

@@ -26,8 +26,7 @@ from align.models.start import frozen_as
 from align.planning.live import LiveBytes
 from align.planning.workload import Workload
 from align.ppo.advantages import Estimator
-from align.ppo.estimates import estimated
-from align.ppo.experience import experience
+from align.ppo.experience import estimated, experience
 from align.ppo.update import Losses, accumulate, gradient_step
 from align.ppo.workers import roles_on
 from align.rollout.hf import HfEngine

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from align.config.compose import plain
-from align.config.root import PARTS, Config
+from align.config.root import PARTS, Config, plain
 from align.config.stages import STAGES
-from align.mirrors import Artifact, Guarded, Watched, named, opened, require_installed
+from align.mirrors import Artifact, Guarded, Watched, opened, require_installed
 from align.run import Input, Manifest, Run
-from align.run.alias_log import Change
 
 NONE = "none"
 MIRROR: ContextVar[Guarded | None] = ContextVar("MIRROR", default=None)
@@ -81,16 +79,3 @@ def made_by(manifest: Manifest, folder: Path) -> Artifact | None:
         "files": {name: value for name, value in manifest.outputs.items() if name.startswith("artifact/")},
     }
     return Artifact(manifest.ref, "data" if data else "model", digest, folder / "artifact", facts)
-
-
-def alias_mirrored(config: Config, root: Path, change: Change) -> Iterable[str]:
-    """An alias at the service of `track`, if any, once the log has it. Lines that say what came of it."""
-    service = config.track.name
-    if service == NONE:
-        return
-    one = change.arms[0] if len(change.arms) == 1 else None
-    if len(change.arms) > 1:
-        yield f"track={service}: no service has an alias of several artifacts; it is taken away"
-    folder = one and root.joinpath(*one.ref.split(":", 1)) / "artifact"
-    made = one and Artifact(one.ref, "model", one.digest, folder, {})
-    yield named(service, config.track.project, root, change.alias, made)

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align import mirrors
 from align.aliases import parsed_aliases
 from align.chain import Head
 from align.config.addresses import LOOPBACK, in_the_clear, origins
@@ -31,10 +32,10 @@ from align.registry.record import Record, number
 from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
 from align.report.page import is_sealed
 from align.report.words import counted
-from align.run.alias_log import SIGN, read_log
+from align.run.alias_log import SIGN, Change, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
 from align.run.manifest import Manifest
-from align.stages.mirroring import alias_mirrored, check_installed
+from align.stages.mirroring import NONE, check_installed
 
 if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
     from align.registry import comparison, garbage, replay, trace
@@ -383,3 +384,16 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "serve": served,
 }
 """By `stage.action`: the lines that it prints. A generator may return an exit status."""
+
+
+def alias_mirrored(config: Config, root: Path, change: Change) -> Iterable[str]:
+    """Set an alias at the service of `track`, if any, once the log has it. Returns lines about the result."""
+    service = config.track.name
+    if service == NONE:
+        return
+    one = change.arms[0] if len(change.arms) == 1 else None
+    if len(change.arms) > 1:
+        yield f"track={service}: no service has an alias of several artifacts; it is taken away"
+    folder = one and root.joinpath(*one.ref.split(":", 1)) / "artifact"
+    made = one and mirrors.Artifact(one.ref, "model", one.digest, folder, {})
+    yield mirrors.named(service, config.track.project, root, change.alias, made)

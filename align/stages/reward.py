@@ -5,52 +5,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING, Any
 
 from align import ranks
-from align.annotate.priority import answers_of, uncertainties
 from align.config.reward import RewardStageConfig
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.training import held_out_for
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.shown import write_pair
 from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
-from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
-from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
-from align.models.adapters import save_adapter, with_new_adapter
-from align.models.finite import diverged
-from align.models.load import (
-    choose_device,
-    choose_dtype,
-    context_length,
-    describe,
-    load_classifier,
-    own_tokenizer,
-    save_tokenizer,
-)
 from align.models.lora import LoraLike
 from align.models.start import adapter_folder
-from align.ops.finite import not_finite
+from align.redaction import masked, unmarked
 from align.report import in_words
-from align.reward.learned import score_rows
-from align.run import Run
+from align.run import Input, Run, json_digest
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
+from align.stages.preferences import pairs_of, preference_inputs
 from align.stages.rows import open_store
-from align.stages.starting import lora_of, start
+from align.stages.starting import Inputs, lora_of, start
 from align.track import peak_memory
-from align.trainers.common import Training, fit
-from align.trainers.evaluation import Measuring
-from align.trainers.reward import FIGURES, Ranking, copy_adapter_weights, rankings, reward_trainer, score_head
 from align.types import Preference, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.trainers.reward import Ranking
+
+
+PRELOAD = ("align.trainers.reward",)
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    found = preference_inputs(config, pairs_of)
+    if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
+        found.records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
+    return found
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
+    import torch
+
+    from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
+    from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
+    from align.models.adapters import save_adapter, with_new_adapter
+    from align.models.load import (
+        choose_device,
+        choose_dtype,
+        context_length,
+        describe,
+        load_classifier,
+        own_tokenizer,
+        save_tokenizer,
+    )
+    from align.trainers.common import Training, fit
+    from align.trainers.evaluation import Measuring
+    from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer
+
     stage: RewardStageConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
@@ -119,6 +132,10 @@ def predicted(config: Config, run: Run, judged: Sequence[Ranking]) -> dict[str, 
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
     """Order a project's items by how unsure the model is of them, see `annotate.priority`; how many were ordered. The
     first rank reads and writes them, and all score."""
+
+    from align.annotate.priority import answers_of, uncertainties
+    from align.trainers.reward import score_head
+
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
         given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
         unsure = uncertainties(model, score_head(model), ranks.from_main(given), tokenizer.pad_token_id)
@@ -131,6 +148,14 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype
     Raises:
         InputError: some are no numbers.
     """
+
+    import torch
+
+    from align.models.finite import diverged
+    from align.ops.finite import not_finite
+    from align.reward.learned import score_rows
+    from align.trainers.reward import score_head
+
     tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
     each = score_rows(model.eval(), score_head(model), list(place), pad_id)
@@ -142,4 +167,7 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype
 
 def pair_loss(scores_M2: Tensor) -> float:
     """Bradley–Terry's −log σ(gap), the mean over pairs, in nats."""
+
+    from torch.nn.functional import logsigmoid
+
     return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())

@@ -11,13 +11,10 @@ from typing import Any
 from align.annotate.store import Store
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
-from align.config.training import held_out_for
-from align.data.pairs import divided_judgements, divided_pairs, read_pairs
 from align.data.read.drops import tally
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
-from align.data.sets.source import key_in
-from align.data.sources import MANIFEST, DataSource, divided_prompts, prepared, prompts
+from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
 from align.data.trained_ids import Naming, questions_of, seen_by
 from align.errors import InputError, require
 from align.report.words import counted
@@ -112,29 +109,13 @@ def voted(found: DataSet) -> dict[bytes, IdKind]:
 
 
 def key_of(config: Config, kind: IdKind) -> bytes | None:
-    """The key of a kind of ids; None where there is no such store any more, or no such key in it."""
-    with suppress(InputError):
-        return key_in(store_url(config), kind)
+    """Return the key of a kind of ids. Returns None if there is no such store or project any more, or another project
+    has its name."""
+    with suppress(InputError), Store.open(store_url(config), create=False) as store:
+        key = store.key(kind.project)
+        if key is not None and kind_under(kind.project, key) == kind:
+            return key
     return None
-
-
-def pairs_of(config: Config) -> tuple[Any, ...]:
-    """Preference pairs to train on, and those to measure on."""
-    source = source_of(config)
-    prefs = read_pairs(source, store_url(config), config.project, config.data.allow_simulated, config.seed)
-    both = divided_pairs(prefs, source, config.stage.held_out, config.seed)
-    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
-    return tuple([prepared(pref, source) for pref in side] for side in both)
-
-
-def judgements_of(config: Config) -> tuple[Any, ...]:
-    """Answers with a label to train on and to measure on, or preference pairs where the data has these."""
-    both = divided_judgements(
-        source_of(config), store_url(config), config.project, config.data.allow_simulated, config.stage.held_out,
-        config.seed,
-    )  # fmt: skip
-    held_out_for(config.stage.eval_every, len(both[1]), "stage.held_out")
-    return both
 
 
 def open_store(config: Config, create: bool = True) -> Store:

@@ -10,22 +10,19 @@ from align import ranks
 from align.annotate.store import Candidate, Store, storable
 from align.config.root import Config
 from align.config.sample import SampleConfig
+from align.config.scorers import reward_spec
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.chat.template import use_template
+from align.data.sources import data_records
 from align.errors import require
-from align.models.adapter_pool import AdapterPool
-from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.start import adapter_folder
+from align.models.start import adapter_folder, label
 from align.report.words import counted
-from align.rollout.answers_alone import asked_alone, empty, empty_answers, parted_texts, sample_row
-from align.rollout.engine import cut_answers, divergence_as_input_error, response_texts
-from align.rollout.randomness import row_seeds
+from align.reward.inputs import check_rows
 from align.run import Run, write_json
-from align.stages import best_of
+from align.stages.best_of_inputs import best_of_inputs
 from align.stages.execution import tracker
-from align.stages.rollouts import engine_for
-from align.stages.rows import open_store
-from align.stages.starting import start
+from align.stages.rows import open_store, prompts_of, source_of
+from align.stages.starting import Inputs, start
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
 from align.types import Conversation, Result
 
@@ -41,7 +38,27 @@ SHOWN = 3
 """Prompts whose first answer is printed in the end."""
 
 
+PRELOAD = ("align.models.adapter_pool", "align.stages.rollouts")
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    artifact, base, config = start(config)
+    records = {"init": artifact.as_input(), **data_records(source_of(config))}
+    records |= best_of_inputs(config, artifact, base) if config.stage.best_of else {}
+
+    def rows() -> tuple[Any, ...]:
+        (found,) = prompts_of(config, "train", config.stage.prompts)
+        if config.stage.gold is not None:
+            check_rows(reward_spec(config.stage.measured_by()), found)
+        return (found,)
+
+    return Inputs(config, label(base, config.method.name), base, records, rows)
+
+
 def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    from align.stages import best_of
+
     if config.stage.best_of is not None:
         return best_of.run(run, config, prompts)
     return for_people(run, config, prompts)
@@ -49,6 +66,14 @@ def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
 def for_people(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     """Answers that the annotation store hands out."""
+
+    from align.models.adapter_pool import AdapterPool
+    from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
+    from align.rollout.answers_alone import empty, parted_texts, sample_row
+    from align.rollout.engine import divergence_as_input_error, response_texts
+    from align.rollout.randomness import row_seeds
+    from align.stages.rollouts import engine_for
+
     stage: SampleConfig = config.stage
     base, artifact = run.base, start(config, run.inputs["init"].path)[0]
     device = choose_device(config.device)
@@ -112,6 +137,7 @@ def somebody_can_rank(run: Run, config: Config, chunks: Sequence[Mapping[str, An
     Raises:
         InputError: all answers are empty, or those to each prompt are equal.
     """
+
     empty, equal, tools = (sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK)
     prompts -= tools  # their answers are in samples.jsonl, for whoever wants them
     if not prompts:
@@ -135,6 +161,10 @@ def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> 
     Args:
         chunks: rows of the metrics stream.
     """
+
+    from align.rollout.answers_alone import empty_answers
+    from align.rollout.engine import cut_answers
+
     answered = sum(row["answers"] for row in chunks)
     means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in MEANS}
     back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
@@ -163,6 +193,9 @@ def hand_out(
         first: the number of the first of these prompts.
         answers: those to one prompt behind those to another.
     """
+
+    from align.rollout.answers_alone import asked_alone
+
     count, kept_back = config.stage.candidates, dict.fromkeys(KEPT_BACK, 0)
     with store.transaction():
         for i, prompt in enumerate(chunk):

@@ -11,18 +11,23 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from align.aliases import parsed_aliases
 from align.config.root import Config
 from align.config.serve import ServeConfig
+from align.config.settings import changed
 from align.errors import AlignError, require
 from align.files import user_path
-from align.run import Run
+from align.models.start import label
+from align.run import Input, Run
+from align.run.signing import public_key
 from align.serve.alias_watcher import Following
 from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
 from align.serve.rate_limits import Limiter, RequestLimits
 from align.serve.request_log import operator_log, warn_if_stale
-from align.serve.startup import Opened
+from align.serve.startup import Opened, opened
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import Accounting, Usage, Used, usage_beside, used_beside
+from align.stages.starting import Inputs
 from align.types import Result
 from align.web.listening import listening, serve
 
@@ -40,6 +45,25 @@ TENANT_COLUMNS = (
 )
 SHARED = 8
 """One slot in so many is for tenants who have none."""
+
+
+def inputs(config: Config) -> Inputs:
+    stage: ServeConfig = config.stage
+    if stage.keys is not None:
+        read_key_file(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
+    signer = None if config.export.verify is None else public_key(config.export.verify, "export.verify")
+    found = opened(
+        parsed_aliases(stage.adapters, "stage.adapters"), config.run.folder,
+        path=config.model.path, revision=config.model.revision, method=config.method.name,
+        roots=[user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
+    )  # fmt: skip
+    base, method = found.portfolio.base, found.portfolio.method
+    config = changed(config, method=changed(config.method, name=method))
+    records = {"base": Input(base.digest, ref=base.id)}
+    if signer is not None:
+        records["signer"] = Input(signer.fingerprint)
+    records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in found.artifacts.items()}
+    return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
 
 
 def run(run: Run, config: Config, found: Opened) -> Result:

@@ -5,53 +5,84 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.config.root import Config
+from align.config.settings import changed
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
 from align.data.chat.encode import Encoded, Encoding, encode
 from align.data.chat.shown import write_rows
 from align.data.chat.template import use_template
-from align.evals.heldout import HeldOutLoss, change_of, held_out_loss
-from align.models.adapters import attach, save_adapter, with_new_adapter
-from align.models.finite import diverged
-from align.models.load import (
-    check_packing,
-    choose_device,
-    choose_dtype,
-    context_length,
-    describe,
-    load_base,
-    load_tokenizer,
-    own_tokenizer,
-    save_tokenizer,
-)
-from align.models.sharded import load_in_shards, save_whole
-from align.models.start import adapter_folder
+from align.data.sources import data_records, divided_documents, held_out_sources
+from align.models.base import find_base
+from align.models.start import BASE, adapter_folder, label
 from align.report import in_words
-from align.run import Run
+from align.run import Input, Run
 from align.stages.execution import tracker
 from align.stages.footprint import predicted_peak
-from align.stages.starting import lora_of, start
+from align.stages.rows import source_of
+from align.stages.starting import Inputs, lora_of, start, starting_point
 from align.track import peak_memory
-from align.trainers.common import Training, fit
-from align.trainers.evaluation import Measuring
-from align.trainers.sft import FIGURES, packed_rows, sft_trainer
 from align.types import Document, Result
+
+if TYPE_CHECKING:
+    from align.evals.heldout import HeldOutLoss
+
 
 MEASURED = ("loss", "perplexity")
 LARGEST_LOSS = 700.0
 """Nats a token; exp of it is still a number. Chance is at 12 for the largest vocabularies."""
 
 
+PRELOAD = ("align.trainers.sft", "align.models.sharded")
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    if config.init == BASE:
+        base = find_base(config.model.path, config.model.revision)
+        chosen = "qlora" if config.method.name == "auto" else config.method.name
+        config = changed(config, method=changed(config.method, name=chosen))
+        records = {"base": Input(base.digest, ref=base.id)}
+    else:
+        artifact, base, config = starting_point(config)
+        records = {"init": artifact.as_input()}
+
+    def rows() -> tuple[Any, ...]:
+        train, test = divided_documents(source_of(config), config.seed)
+        held_out_for(config.stage.eval_every, len(test), "data.held_out")
+        sources = held_out_sources(source_of(config), config.seed)
+        return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
+
+    records |= data_records(source_of(config))
+    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+
+
 def run(
     run: Run, config: Config, train_documents: list[Document], test_documents: list[Document],
     test_sources: Sequence[str],
 ) -> Result:  # fmt: skip
+    import torch
+
+    from align.models.adapters import attach, save_adapter, with_new_adapter
+    from align.models.load import (
+        check_packing,
+        choose_device,
+        choose_dtype,
+        context_length,
+        describe,
+        load_base,
+        load_tokenizer,
+        own_tokenizer,
+        save_tokenizer,
+    )
+    from align.models.sharded import load_in_shards, save_whole
+    from align.trainers.common import Training, fit
+    from align.trainers.evaluation import Measuring
+    from align.trainers.sft import FIGURES, packed_rows, sft_trainer
+
     stage: SftConfig = config.stage
     base = run.base
     if stage.packing:
@@ -151,6 +182,10 @@ def measured(
     Raises:
         InputError: the loss is no number, or more than any model loses that says anything.
     """
+
+    from align.evals.heldout import held_out_loss
+    from align.models.finite import diverged
+
     if not rows:
         return None
     found = held_out_loss(model, rows, tokenizer.pad_token_id)
@@ -170,6 +205,9 @@ def mean_loss(measure: Callable[[int], HeldOutLoss | None], step: int) -> float:
 def held_out_figures(before: HeldOutLoss | None, after: HeldOutLoss | None) -> dict[str, Any]:
     """Loss and perplexity before and after training, and by how much the loss changed; nothing where nothing is held
     out."""
+
+    from align.evals.heldout import change_of
+
     if before is None or after is None:
         return {}
     return {
@@ -187,6 +225,9 @@ def figures_by_source(
     Args:
         sources: of each row.
     """
+
+    from align.evals.heldout import change_of
+
     names = dict.fromkeys(sources)
     if len(names) < 2 or before is None or after is None:
         return {}

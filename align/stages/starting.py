@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from align.config.groups import ALL_LINEAR
+from align.config.rates import default_rate, find_size_class
 from align.config.root import Config
 from align.config.settings import changed
 from align.errors import InputError, require
 from align.models.lora import Lora, settings_in
 from align.models.start import start_from
-from align.run import Artifact, Base
-from align.run.weights import brings_scores
+from align.run import Artifact, Base, Input
+from align.run.weights import brings_scores, count_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a stage starts from, resolved once, before the run has a name. A finished run is answered from it, and a
+    mistake in a row is found by it: neither waits for torch.
+
+    Attributes:
+        config: with what the inputs decide: the method that an adapter belongs to.
+        label: the readable part of the run's derived name.
+        base: the base weights.
+        records: name → what goes in, as the manifest will hold it.
+        rows: reads the data. What it returns is passed to the stage's `run` after the run and its configuration.
+        again: see `align.run.Run.open`.
+        trains: the stage trains on what `rows` returns first.
+    """
+
+    config: Config
+    label: str
+    base: Base | None
+    records: dict[str, Input] = field(default_factory=dict)
+    rows: Callable[[], tuple[Any, ...]] = tuple
+    again: bool = False
+    trains: bool = False
 
 
 def starting_point(config: Config) -> tuple[Artifact, Base, Config]:
@@ -75,3 +102,25 @@ def lora_of(config: Config) -> Lora:
     method, targets = config.method, config.method.targets
     names = () if targets == ALL_LINEAR else tuple(targets)
     return Lora(method.r, method.alpha, method.dropout, names, method.rslora, method.dora)
+
+
+def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
+    """Return the configuration with every empty learning rate filled in, and a clause that says where `stage.lr` is
+    from. The clause is empty where the command line gave the rate or the stage has none.
+
+    Args:
+        base: the base weights; None for a stage without a model.
+    """
+    weights = None if base is None else count_weights(Path(base.path))
+    method = config.method.name
+    if config.method.lr is None:
+        stage = "full" if method == "full" else "sft"
+        config = changed(config, method=changed(config.method, lr=default_rate(stage, method, weights)))
+    rates = {"lr": default_rate(config.stage.name, method, weights)}
+    if config.stage.name in ("ppo", "verify"):
+        rates["value_lr"] = default_rate("value", method, weights)
+    empty = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
+    if not empty:
+        return config, ""
+    config = changed(config, stage=changed(config.stage, **empty))
+    return config, f"default for {find_size_class(weights).title}" if "lr" in empty else ""

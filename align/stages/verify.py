@@ -5,32 +5,32 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-
-import torch
+from typing import TYPE_CHECKING
 
 from align.config.root import Config
+from align.config.scorers import LearnedReward, reward_spec
 from align.config.verify import VerifyConfig
 from align.data.chat.template import use_template
 from align.data.chat.tokens import text_ids
 from align.errors import AlignError
-from align.models.load import choose_device, choose_dtype, own_tokenizer
-from align.models.roles import Roles
-from align.models.start import frozen_as
-from align.ppo.verify.anchors import Anchor, maths
-from align.ppo.verify.enumerated import SIZE, biases, unbiased
-from align.ppo.verify.on_model import Setting, on_model
-from align.reward.inputs import models_of
-from align.rollout.engine import Engine, divergence_as_input_error
-from align.rollout.randomness import row_seeds
-from align.run import Run, write_json
-from align.stages.ppo import load_roles
-from align.stages.ppo_arguments import experience_arguments, losses_of
-from align.stages.rollouts import engine_for
-from align.stages.starting import start
+from align.models.start import BASE, frozen_as, label
+from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.run import Input, Run, json_digest, write_json
+from align.run.environment import code_digest, package_versions
+from align.stages.ppo import load_roles, settings_of
+from align.stages.starting import Inputs, start, starting_point
 from align.track import peak_rss_mb
 from align.types import Result, Rollout
+
+if TYPE_CHECKING:
+    import torch
+
+    from align.models.roles import Roles
+    from align.ppo.verify.anchors import Anchor
+    from align.rollout.engine import Engine
+
 
 PASSES, DRAWS = 70, 12
 """About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how
@@ -41,7 +41,25 @@ VERDICTS = ("FAILS", "holds")
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
+PRELOAD = ("align.ppo.verify.on_model", "align.stages.rollouts")
+"""See `align.stages.load_stage`."""
+
+
+def inputs(config: Config) -> Inputs:
+    artifact, base, config = starting_point(config)
+    untold = config.init == BASE and config.reward == LearnedReward()
+    root = config.run.folder
+    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    read_alike(models_of(rewards), config.rollout.reasoning)
+    read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
+    return Inputs(config, label(base, config.method.name), base, read)
+
+
 def run(run: Run, config: Config) -> Result:
+    from align.models.load import choose_device, choose_dtype, own_tokenizer
+    from align.ppo.verify.enumerated import SIZE, biases, unbiased
+    from align.stages.rollouts import engine_for
+
     stage: VerifyConfig = config.stage
     base, device = run.base, choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -73,6 +91,10 @@ def drawing(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
     """A function that draws so many answers of the policy to each prompt, each time anew."""
+
+    from align.rollout.engine import divergence_as_input_error
+    from align.rollout.randomness import row_seeds
+
     times, actor = itertools.count(1), roles.actor("policy")
 
     def draw(answers: int) -> Rollout:
@@ -89,6 +111,12 @@ def measured(
     run: Run, config: Config, roles: Roles, dtype: torch.dtype, draw: Callable[[int], Rollout]
 ) -> list[Anchor]:
     """Every anchor, printed as it is found."""
+
+    import torch
+
+    from align.ppo.verify.anchors import maths
+    from align.ppo.verify.on_model import Setting, on_model
+
     stage, temperature, base = config.stage, config.rollout.temperature, run.base
     batch = draw(1)  # the first one warms up
     began = time.perf_counter()
@@ -97,12 +125,18 @@ def measured(
     roles.logprobs("policy", batch, temperature)
     seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
     print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
+    settings = settings_of(config)
     setting = Setting(
-        roles, batch, temperature, min(stage.micro_batch, stage.rows // 2), dtype != torch.float32,
-        experience_arguments(stage, stage.kl_coef), losses_of(config, stage.kl_coef), stage.bootstrap_truncated,
-    )  # fmt: skip
-
-    return proven(every(setting, lambda: draw(ANSWERS)))
+        roles,
+        batch,
+        temperature,
+        min(stage.micro_batch, stage.rows // 2),
+        dtype != torch.float32,
+        settings.experience_arguments(stage.kl_coef),
+        settings.losses_at(stage.kl_coef),
+        stage.bootstrap_truncated,
+    )
+    return proven(itertools.chain(maths(), on_model(setting, lambda: draw(ANSWERS))))  # those without a model first
 
 
 def proven(anchors: Iterable[Anchor]) -> list[Anchor]:
@@ -115,15 +149,11 @@ def proven(anchors: Iterable[Anchor]) -> list[Anchor]:
     return found
 
 
-def every(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
-    """Those that need no model first."""
-    yield from maths()
-    yield from on_model(setting, draw)
-
-
-@torch.no_grad()
 def shake(roles: Roles) -> None:
     """Move what trains: a fresh adapter and a fresh head say nothing, and hide a swapped role."""
-    for role in roles.trainable:
-        for parameter in roles.parameters_of(role):
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    import torch
+
+    with torch.no_grad():
+        for role in roles.trainable:
+            for parameter in roles.parameters_of(role):
+                parameter.add_(0.02 * torch.randn_like(parameter))

@@ -21,7 +21,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from align import ranks
 from align.data.chat.encode import IGNORED
 from align.models.sharded import is_sharded, optimiser_in_shards, optimiser_whole, read_weights, weights
-from align.ranks.environment import LAUNCHED
+from align.ranks import LAUNCHED
 from align.rollout.randomness import place_seed
 from align.trainers.row_order import InEpochOrder
 

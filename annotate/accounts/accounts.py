@@ -17,10 +17,10 @@ from argon2 import PasswordHasher
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from align.annotate.store import Store
+from align.annotate.store.erasure import is_annotator, leave, number_of_admins, roles_of, user_named
 from align.annotate.store.projects import check_not_erased
 from align.annotate.store.queries import annotator_of, check_project, close_leases, new_annotator
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
-from align.annotate.store.users import is_annotator, leave, number_of_admins, roles_of, user_named
 from align.errors import InputError, require
 from align.web.credentials import (
     Passwords,

@@ -4,7 +4,7 @@
     item = store.add_item("quickstart", "sample-1/17", prompt, [Candidate("Hello!"), Candidate("What?")])
     best_first = Judgement(((f"{item}-0",), (f"{item}-1",)))
     store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
-    prefs = preferences(store, "quickstart")
+    prefs = preference_pairs.preferences(store, "quickstart")
 
 ledger    rows in a chain of hashes, pure           tables               what lies in the database
 records   the records and their rows                schema               how a database is opened
@@ -12,20 +12,19 @@ queries   what is asked of the tables               connections          writers
 checks    what is refused before it is written      database             the store itself
 items     added, read alone or in pages             projects             settings, guidelines and keys
 votes     recorded, retracted, those that stand     configuring          their changes
-erasure   what goes, and its tombstone              integrity            the walk over chain and contents
-users     accounts and what they may do where       preference_pairs     what rankings teach
+erasure   what goes, and its tombstone; accounts    integrity            the walk over chain and contents
 counting  the counters of work, counted anew      about                what there is of one thing to forget
+preference_pairs  what rankings teach
 """
 
 from align.annotate.store.checks import AlreadyJudged
 from align.annotate.store.configuring import configure, publish_guidelines
 from align.annotate.store.database import Store
-from align.annotate.store.preference_pairs import preferences, verdicts_of_people
 from align.annotate.store.projects import Settings
 from align.annotate.store.records import Candidate, Item, Judgement, Vote, storable
 from align.chain import Head
 
 __all__ = [
-    "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure", "preferences",
-    "publish_guidelines", "storable", "verdicts_of_people",
+    "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure",
+    "publish_guidelines", "storable",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from corpus import Writer
 from align.data.sets.ids import remembered
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.data.trained_ids import write_ids
-from align.run.garbage import without_collector
+from align.stages.execution import without_collector
 
 SET = "runs/data/rows/artifact"
 

@@ -23,7 +23,8 @@ import numpy as np
 from outcomes import with_answer
 from runs import Runs, arguments, rounded, side_by_side
 
-from align.annotate.store import Store, preferences
+from align.annotate.store import Store
+from align.annotate.store.preference_pairs import preferences
 from align.data.read.preferences import write_preferences
 from align.ops.intervals import mean
 from align.report.plots import axes, render

@@ -25,8 +25,7 @@ from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
 from align.ppo.advantages import Estimator
-from align.ppo.estimates import estimated
-from align.ppo.experience import experience
+from align.ppo.experience import estimated, experience
 from align.ppo.update import Losses, update
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds

@@ -108,7 +108,7 @@ def measured(script: str, work: Work) -> dict[str, float]:
     name, *more = script.split()
     python = peer_python() if name == "peer.py" else sys.executable
     if work.model == "pocket" and name.endswith("peer.py"):
-        from align.models.pocket import pocket_folder
+        from align.models.base import pocket_folder
 
         work = replace(work, model=str(pocket_folder()))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}

@@ -24,8 +24,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from align.models.base import find_base
-from align.models.pocket import pocket_folder
+from align.models.base import find_base, pocket_folder
 from align.ops.linear import bf16
 from align.planning.memory import footprint
 from align.planning.shapes import shape_of

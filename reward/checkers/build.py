@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from align.errors import require
-from align.reward.checkers import code, exact, ifeval, json_schema, pattern
-from align.reward.checkers.checked import Checked, Checker
-from align.reward.checkers.code import AllowCode
+from align.reward.checkers.checked import AllowCode, Checked, Checker
 from align.spec import one_of, written
 
 CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")
 """Columns of a row that say what its answer has to do: ours, and those of IFEval's file."""
-KINDS: dict[str, Callable[[Any, str], Checker]] = {
-    ifeval.KIND: ifeval.build,
-    exact.KIND: exact.build,
-    pattern.KIND: pattern.build,
-    json_schema.KIND: json_schema.build,
+KINDS = {
+    "instructions": "following",
+    "exact": "exact",
+    "regex": "pattern",
+    "json_schema": "json_schema",
+    "code": "code",
 }
+"""Kind of a check → the module beside this one whose `build` makes its checkers. It is imported when it is needed."""
+
+
+def load_kind(kind: str) -> ModuleType:
+    return import_module(f"align.reward.checkers.{KINDS[kind]}")
 
 
 def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
@@ -35,11 +40,12 @@ def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
     Raises:
         InputError: names the key, its value and the remedy.
     """
-    kinds = KINDS | {code.KIND: partial(code.build, allow_code=allow_code)}
     require(
-        isinstance(spec, Mapping), field, spec, "is no mapping", f"Write {{kind: …}}; the kinds are {', '.join(kinds)}."
+        isinstance(spec, Mapping), field, spec, "is no mapping", f"Write {{kind: …}}; the kinds are {', '.join(KINDS)}."
     )
-    return kinds[one_of(spec, field, "kind", tuple(kinds))](spec, field)
+    kind = one_of(spec, field, "kind", tuple(KINDS))
+    build = load_kind(kind).build
+    return build(spec, field, allow_code) if kind == "code" else build(spec, field)
 
 
 def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False) -> tuple[Checker | None, ...]:
@@ -76,7 +82,7 @@ def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
         check, given = written(check), {key: written(value) for key, value in given.items()}
     if check is not None:
         return check
-    return None if given[IFEVAL[0]] is None else ifeval.of_row(given, where)
+    return None if given[IFEVAL[0]] is None else load_kind("instructions").of_row(given, where)
 
 
 def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:

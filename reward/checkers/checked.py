@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from align.errors import readable
 
 SHOWN = 200
 """Characters of what was found that a part keeps."""
+LIMIT_S = 0.25
+"""Processor time for a pattern on one answer. A pattern with nested repeats may take years."""
+AllowCode = bool | Literal["unsafe"]
+"""Whether programs that a model wrote may run: not at all, in a sandbox, or also where the machine has none."""
+
+
+def code_permission(allow_code: bool, unsafe_code: bool) -> AllowCode:
+    """Return what the two settings of a stage or of a reward allow."""
+    return "unsafe" if allow_code and unsafe_code else allow_code
 
 
 @dataclass(frozen=True, slots=True)

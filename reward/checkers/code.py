@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from align.errors import InputError, require
+from align.reward.checkers.checked import AllowCode as AllowCode
 from align.reward.checkers.checked import Checker, Part, part
+from align.reward.checkers.checked import code_permission as code_permission
 from align.reward.checkers.fences import blocks
 from align.reward.checkers.sandbox import (
     UNSAFE,
@@ -25,8 +27,6 @@ KIND = "code"
 USUAL = Limits()
 PYTHON = ("python", "py", "python3", "")
 """Labels of a block that may be Python."""
-AllowCode = bool | Literal["unsafe"]
-"""Whether programs that a model wrote may run: not at all, in a sandbox, or also where the machine has none."""
 REMEDY = (
     "If this machine may run programs that a model wrote, add stage.allow_code=true (tasks of an evaluation) or "
     "reward.allow_code=true (reward=check)."
@@ -38,11 +38,6 @@ WARNINGS = {
     "and no attack",
 }
 """What a report says beside scores of code, by the sandbox."""
-
-
-def code_permission(allow_code: bool, unsafe_code: bool) -> AllowCode:
-    """Return what the two settings of a stage or of a reward allow."""
-    return "unsafe" if allow_code and unsafe_code else allow_code
 
 
 def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:

@@ -7,12 +7,10 @@ from typing import Any
 import regex
 
 from align.errors import InputError, require
-from align.reward.checkers.checked import Checker, Part, part
+from align.reward.checkers.checked import LIMIT_S, Checker, Part, part
 from align.spec import flag, known, quoted, text, texts
 
 KIND = "regex"
-LIMIT_S = 0.25
-"""Processor time for one answer. A pattern with nested repeats may take years."""
 
 
 def build(spec: Any, field: str) -> Checker:

@@ -170,11 +170,13 @@ USED = (
 def serve(address: str) -> None:
     """Forks a keeper for each connection, who forks the command and waits for it."""
     import align.report.plots
+    from align.batch import preload
     from align.config.compose import check, compose_raw
     from align.config.stages import STAGES
 
     for name in (*(f"align.stages.{stage.module}" for stage in STAGES.values()), *USED):
         importlib.import_module(name)
+    preload(STAGES)
     check(compose_raw(["stage=sft"]))
     align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'  # it takes half a second
     gc.collect()

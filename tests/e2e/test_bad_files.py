@@ -192,10 +192,10 @@ def test_a_manifest_with_odd_values(ready: Ready, tiny_model: Path, tmp_path: Pa
             for words in (["stage=sample", "init=sft:s", *ready.data], ["stage=export", "artifact=sft:latest"]):
                 try:
                     from align.config.compose import check, compose_raw
-                    from align.stages.inputs import OF
+                    from align.stages import load_inputs
 
                     config = check(compose_raw([*words, f"run.root={root}", "device=cpu"]))
-                    OF[config.stage.name](config)
+                    load_inputs(config.stage.name).inputs(config)
                 except InputError:
                     pass
                 except Exception as error:

@@ -14,7 +14,8 @@ import pytest
 from data_sets import made, sentence
 from workshop import Workshop
 
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
+from align.config.root import plain
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -21,12 +21,14 @@ from data_sets import made, write
 from workshop import Workshop
 
 from align.annotate.store import Candidate, Judgement, Store
+from align.config.root import Config, StoreConfig
 from align.data.pairs import read_pairs
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.published import data_set
-from align.data.sets.source import key_in, votes_of
+from align.data.sets.source import votes_of
 from align.data.sources import DataSource
 from align.errors import InputError
+from align.stages.rows import key_of
 from align.types import Conversation, Message, Preference
 
 
@@ -130,7 +132,7 @@ def test_an_erased_project_takes_its_key_along(
     assert key is not None
     old, data, _ = made(tmp_path, *words, "run.name=votes")
     [kind] = {*kinds_in(data).values()} - {SHA256}
-    assert key_in(store_url, kind) == key
+    assert key_of(Config(store=StoreConfig(url=store_url)), kind) == key
     rows = rows_of(old)
     guesses = [hashlib.sha256(by_json(row)).hexdigest() for row in rows if row["source"] == "greetings"]
     assert guesses
@@ -147,7 +149,7 @@ def test_an_erased_project_takes_its_key_along(
     if "sqlite" in store_url:
         assert files_with(tmp_path, key.hex()) == []
     vote_store.verify()
-    assert key_in(store_url, kind) is None  # unknown from now on
+    assert key_of(Config(store=StoreConfig(url=store_url)), kind) is None  # unknown from now on
     for act in (
         lambda: vote_store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
         lambda: made(tmp_path, *words, "run.name=more"),

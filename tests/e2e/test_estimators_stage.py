@@ -12,7 +12,7 @@ from test_resume import copied, in_a_fork, killed_while_writing
 from workshop import Ready
 
 from align.__main__ import main
-from align.ppo.schedule import prompt_indices
+from align.ppo.rollouts import prompt_indices
 from align.run import file_digest, read_manifest
 from align.track import read_rows
 

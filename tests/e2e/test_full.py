@@ -14,8 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from workshop import Ready
 
 from align.__main__ import main
+from align.ppo import loop
 from align.run import file_digest, read_manifest
-from align.stages import ppo as stage
 from align.track import read_rows
 
 Run = Callable[..., Path]
@@ -81,7 +81,7 @@ def test_killed_it_goes_on_to_the_bit(
 ):
     words = [*command, "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=4"]
     whole = ended([*words, "run.name=whole"], root, capfd)
-    calls, real = [], stage.update
+    calls, real = [], loop.update
 
     def killed(*given: Any, **more: Any) -> dict[str, float]:
         calls.append(1)
@@ -90,7 +90,7 @@ def test_killed_it_goes_on_to_the_bit(
         return real(*given, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "update", killed)
+        patch.setattr(loop, "update", killed)
         assert main([*words, "run.name=parts", f"run.root={root}"]) == 130
     parts = ended([*words, "run.name=parts"], root, capfd)
     for name in ("artifact/model.safetensors", "artifact/value/adapter_model.safetensors", "metrics.jsonl"):

@@ -16,7 +16,7 @@ import pytest
 from processes import Forks
 from serving import Server, adapters, serving
 
-from align.models.pocket import pocket_folder
+from align.models.base import pocket_folder
 
 pytestmark = [
     pytest.mark.slow,

@@ -226,16 +226,16 @@ def test_after_the_last_step(place: Place, refused: Callable[..., str], stage: s
 
 def test_in_held_out_scores(place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Which training never saw: one of them, where all that was trained on are numbers."""
-    from align.stages import reward
+    from align.reward import learned
 
-    score_rows = reward.score_rows
+    score_rows = learned.score_rows
 
     def spoilt(*arguments: Any) -> torch.Tensor:
         scores = score_rows(*arguments)
         scores[1] = INF
         return scores
 
-    monkeypatch.setattr(reward, "score_rows", spoilt)
+    monkeypatch.setattr(learned, "score_rows", spoilt)
     said = refused(stage_line("reward", place))
     assert re.match(r"align: stage\.lr=0\.001: 1 of \d+ held-out answers .* after step 4: nothing is published", said)
 

@@ -162,17 +162,17 @@ def test_the_best_update_is_published_not_the_last(
 ):
     """The objective falls from the start on: what is published is what a run of one update leaves, and the start, which
     was better than that, is no update. That is said where it is read."""
-    import align.stages.ppo as stage
+    import align.ppo.loop as loop
 
     given = iter([2.0, 1.0, 0.0])
-    evaluate = stage.evaluate
+    evaluate = loop.evaluate
 
     def falling(*arguments: Any, **settings: Any) -> Any:
         figures, shown = evaluate(*arguments, **settings)
         return {**figures, "held_out_objective": next(given)}, shown
 
     words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
-    monkeypatch.setattr(stage, "evaluate", falling)
+    monkeypatch.setattr(loop, "evaluate", falling)
     assert main([*ready.ppo, f"run.root={ready.root}", *words, "stage.updates=2", "stage.eval_every=1"]) == 0
     *said, last = capfd.readouterr().out.splitlines()
     best = Path(last)
@@ -184,7 +184,7 @@ def test_the_best_update_is_published_not_the_last(
         "No update that was measured beats the start on 6 held-out prompts: update 1 of 2"
         in (best / "report.html").read_text()
     )
-    monkeypatch.setattr(stage, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     short = ppo(*words, "stage.updates=1", "stage.eval_every=1")
     assert read_manifest(best).metrics["published_update"] == 1
     pairs = zip(*(read_tensors(r / "artifact").items() for r in (best, short)), strict=True)
@@ -195,12 +195,12 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     ppo: Run, ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """With running moments a better policy would otherwise look worse; a prompt that a file repeats is learned once."""
-    import align.stages.ppo as stage
+    import align.ppo.loop as loop
 
     source = Path(next(w for w in ready.data if w.startswith("data.path=")).removeprefix("data.path="))
     twice = tmp_path / "twice.jsonl"
     twice.write_text(source.read_text() * 2)
-    evaluate, seen = stage.evaluate, []
+    evaluate, seen = loop.evaluate, []
 
     def noted(workers: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
         asked = {p.conversation.messages for p in workers.held_out}
@@ -208,7 +208,7 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
         seen.append(moments)
         return evaluate(workers, answers, moments, *rest, **settings)
 
-    monkeypatch.setattr(stage, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]
     ppo(*words, f"data.path={twice}")
     assert len(seen) == 4  # the start and each update
@@ -218,18 +218,18 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
 def test_what_is_measured_on_is_the_file_that_was_given_for_it(
     ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    import align.stages.ppo as stage
+    import align.ppo.loop as loop
 
     asked = [f"What about {i}?" for i in range(9)]
     path = tmp_path / "measured.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked) + '{"prompt": 7}\n')
-    evaluate, prompts = stage.evaluate, []
+    evaluate, prompts = loop.evaluate, []
 
     def noted(workers: Any, answers: Any, *rest: Any, **settings: Any) -> Any:
         prompts.append([p.conversation.messages[-1].content for p in answers.prompts])
         return evaluate(workers, answers, *rest, **settings)
 
-    monkeypatch.setattr(stage, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate", noted)
     command = [w for w in ready.ppo if not w.startswith("data.held_out=")]
     command += [f"run.root={ready.root}", f"data.eval_path={path}", "stage.eval_every=2", "data.on_bad_row=skip"]
     assert main([*command, "stage.eval_prompts=6"]) == 0

@@ -3,7 +3,6 @@ card meets one of the host, it fails as it would there."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ import torch
 from pretended_card import CARD, MixedDevices, OnCard, pretended_card
 
 from align.__main__ import main
+from align.batch import preload
 from align.models import backbone, roles
 from align.run import read_manifest
 from align.track import read_rows
@@ -56,8 +56,7 @@ SUPERVISED = ("stage.eval_size=2", "stage.lr=1e-2", "stage.log_every=1", *TRL, "
 @pytest.fixture(scope="module")
 def cards(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Cards:
     """With pairs, an adapter and a reward model, both made on the card."""
-    for stage in WITH_TORCH:  # before there is a card: PEFT looks for kernels as it is imported
-        importlib.import_module(f"align.stages.{stage}")
+    preload(WITH_TORCH)  # before there is a card: PEFT looks for kernels as it is imported
     root = tmp_path_factory.mktemp("cards") / "runs"
     turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()[:12]]
     worse = [{"role": "assistant", "content": "No."}]

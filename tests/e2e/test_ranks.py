@@ -49,9 +49,9 @@ def hangs(chats):
     return length(chats)
 
 def breaks(chats):
-    import align.stages.ppo
+    import align.ppo.loop
     if RANK == "1":
-        align.stages.ppo.experience = None
+        align.ppo.loop.experience = None
     return length(chats)
 
 calls = 0

@@ -128,7 +128,7 @@ def test_a_failed_run_says_so(ready: Ready, tiny_model: Path, monkeypatch: pytes
 
     command = [*line(ready, tiny_model, "sft", ["run.name=broken"]), f"run.root={ready.root}"]
     with monkeypatch.context() as patch:
-        patch.setattr("align.stages.sft.save_adapter", fault)
+        patch.setattr("align.models.adapters.save_adapter", fault)
         assert main(command) == 1
     page = page_of(ready.root / "sft" / "broken")
     assert "Failed after step 4 of 4: ZeroDivisionError: division <by> zero" in page
@@ -136,7 +136,7 @@ def test_a_failed_run_says_so(ready: Ready, tiny_model: Path, monkeypatch: pytes
     assert "<img" in page  # and what it had learned until then
 
     with monkeypatch.context() as patch:
-        patch.setattr("align.stages.sft.held_out_loss", interrupt)
+        patch.setattr("align.evals.heldout.held_out_loss", interrupt)
         assert main([*command, "run.name=cut"]) == 130
     page = page_of(ready.root / "sft" / "cut")
     assert "Interrupted. The same command continues it." in page

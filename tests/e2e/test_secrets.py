@@ -27,8 +27,9 @@ from workshop import Workshop
 
 from align.__main__ import STAGES, main
 from align.config.compose import as_yaml as configuration
-from align.config.compose import check, compose_raw, plain
-from align.config.schemas import SCHEMAS
+from align.config.compose import check, compose_raw
+from align.config.root import plain
+from align.config.schemas import all_schemas
 from align.config.values import keys_of, type_of
 from align.errors import InputError
 from align.run import read_manifest
@@ -262,7 +263,7 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
     def fault(*_: Any, **__: Any) -> None:
         raise LookupError(f"cannot connect with password {PLANTED['conf']} and {PLANTED['HF_TOKEN']}")
 
-    monkeypatch.setattr("align.stages.sft.held_out_loss", fault)
+    monkeypatch.setattr("align.evals.heldout.held_out_loss", fault)
     monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
     words = f"stage=sft model=hub model.path={tiny_model} data=jsonl data.path={chats} data.max_length=128"
     done = run_here(place, [*words.split(), f"store.url={url}"])
@@ -280,7 +281,7 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
 def text_keys() -> list[tuple[str, str]]:
     """(stage, key) of every setting of every stage that takes a text; those that stages share once."""
     found: dict[str, str] = {}
-    for stage in SCHEMAS["stage"]:
+    for stage in all_schemas()["stage"]:
         tree = compose_raw([f"stage={stage}"])
         keys = keys_of(OmegaConf.to_container(tree))  # type: ignore[arg-type]
         found |= {key: stage for key in keys if type_of(tree, key) is str}

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from workshop import Ready, Workshop
 
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
+from align.config.root import plain
 from align.errors import CorruptFile, RunBusy
 from align.run import Run
 from align.serve.tenants import LOCAL, Keys, Limits, Tenant
 from align.serve.usage import Usage, usage_beside
-from align.stages.inputs import OF, Inputs
+from align.stages import serve
+from align.stages.starting import Inputs
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
 
 def inputs(ready: Ready, *words: str) -> Inputs:
     words = ("stage=serve", f"run.root={ready.root}", *words)
-    return OF["serve"](check(compose_raw(words)))
+    return serve.inputs(check(compose_raw(words)))
 
 
 def opened(found: Inputs) -> Run:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
-from align.config.schemas import SCHEMAS
+from align.config.schemas import all_schemas
 from align.data.split import question_key
 from align.evals.comparison import read_samples, summarise
 from align.models.adapter_files import read_tensors
@@ -362,7 +362,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     found.append(shop.run("verify", *PPO, "init=sft:latest"))
     found.append(shop.run("data", f'stage.sources=[{{path: "{shop.data}"}}]'))
     without = {"serve", "registry", "plan"}  # which measure nothing
-    assert {f.parent.name for f in found} == SCHEMAS["stage"].keys() - without
+    assert {f.parent.name for f in found} == all_schemas()["stage"].keys() - without
     marked = set()
     for folder in found:
         page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]

@@ -310,7 +310,7 @@ def test_a_check_that_raises_scores_nothing_and_is_shown(bench: Bench, monkeypat
         return type(made)(made.kind, made.asks, raises)
 
     real = pattern.build
-    monkeypatch.setitem(__import__("align.reward.checkers.build", fromlist=["KINDS"]).KINDS, pattern.KIND, build)
+    monkeypatch.setattr(pattern, "build", build)
     run = bench.run("stage.systems={a: sft:s, b: base}", bench.tasks(ROWS[0]), "run.name=raises")
     assert results(run)["tasks"]["asked"]["systems"]["a"]["errors"] == 1
     assert "ZeroDivisionError" in lines(run)[0]["answers"]["a"]["error"]

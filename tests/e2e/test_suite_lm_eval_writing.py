@@ -17,7 +17,7 @@ from processes import Forks
 from ranked import ranked
 
 from align.__main__ import main
-from align.models.pocket import pocket_folder
+from align.models.base import pocket_folder
 from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 

@@ -17,7 +17,7 @@ from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
 from align.data.sets.published import data_set
 from align.data.split import question
-from align.models.pocket import FOLDER
+from align.models.base import FOLDER
 from align.run import read_manifest
 from align.serve.answer_parser import PartedAnswer
 from align.track import read_rows

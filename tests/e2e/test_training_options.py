@@ -10,8 +10,7 @@ import pytest
 import torch
 from workshop import PPO, Workshop
 
-from align.config.compose import plain
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.models.adapter_files import read_tensors
 from align.run import read_manifest
 from align.track import read_rows

@@ -15,7 +15,6 @@ import align.models.roles
 import align.ops.gae
 import align.ops.losses
 import align.ppo.advantages
-import align.ppo.estimates
 import align.ppo.experience
 import align.ppo.update
 import align.ppo.verify.anchors
@@ -53,7 +52,7 @@ from align.types import Rollout
 MODULES = (
     align.ops.gae, align.ops.losses, align.ppo.advantages, align.ppo.verify.anchors, align.ppo.verify.closed_form,
     align.ppo.experience,
-    align.ppo.update, align.ppo.verify.on_model, align.ppo.estimates, align.models.roles, align.rollout.hf,
+    align.ppo.update, align.ppo.verify.on_model, align.models.roles, align.rollout.hf,
 )  # fmt: skip
 TEMPERATURE = 0.8
 REWARDING = {

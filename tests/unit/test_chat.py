@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer, trained_texts
 
-from align.config.rollout import RolloutConfig
+from align.config.groups import RolloutConfig
 from align.data.chat.encode import (
     encode,
     encode_conversation,

@@ -132,7 +132,7 @@ def test_the_checks_of_the_page_are_valid():
     page = (Path(__file__).resolve().parents[2] / "docs/checkers.md").read_text(encoding="utf-8")
     shown = [yaml.safe_load(block.text) for block in blocks(page) if block.language == "yaml"]
     kinds = [checker(spec, "check", allow_code=True).kind for spec in shown]
-    assert set(kinds) == set(KINDS) | {"code"}
+    assert set(kinds) == set(KINDS)
     table = page.partition("| name | arguments |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) - {"---"} == {
         name for name in (f"`{short}`" for short in SHORT) if "english_" not in name

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.config.command import command_line
-from align.config.compose import check, compose_raw, plain
-from align.config.root import STORE_URL
+from align.config.compose import check, compose_raw
+from align.config.root import STORE_URL, plain
 
 LINES = [
     "stage=sft",

@@ -13,11 +13,11 @@ import pytest
 from portfolio import interval, made, records
 
 from align.errors import InputError, MissingArtifact
-from align.ops.pareto import front
 from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, comparison
 from align.registry.comparison_page import labels_of, over_seeds, page_of, sweep_page
 from align.registry.ranking import said_first
 from align.registry.sweeps import runs_of
+from align.report.plots import front
 from align.run.manifest import Input
 
 T_975_DF2 = 4.302653

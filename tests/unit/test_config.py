@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
 from align.config.group_files import conf_dir
-from align.config.root import Config
-from align.config.schemas import SCHEMAS
+from align.config.root import Config, plain
+from align.config.schemas import all_schemas
 from align.config.values import quote, read_value
 from align.errors import InputError
 
@@ -288,8 +288,8 @@ def test_an_own_stage_file_must_say_which_stage(mine: Path):
 
 def test_every_schema_is_reachable():
     files = {p.relative_to(conf_dir()).as_posix() for p in conf_dir().rglob("*.yaml")}
-    assert {f"stage/{name}.yaml" for name in SCHEMAS["stage"]} <= files
-    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *SCHEMAS["group"]}
+    assert {f"stage/{name}.yaml" for name in all_schemas()["stage"]} <= files
+    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *all_schemas()["group"]}
 
 
 @pytest.mark.parametrize("group", ["stage", "model", "method", "data", "reward", "rollout", "track", "export"])

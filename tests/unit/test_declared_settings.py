@@ -15,7 +15,7 @@ from align.__main__ import main
 from align.config.compose import check, compose_raw
 from align.config.reference import Key, help_text, keys_of, markdown, sections_of
 from align.config.root import PARTS, Config
-from align.config.schemas import SCHEMAS
+from align.config.schemas import all_schemas
 from align.config.settings import Setting, Settings, declared_in, defaults_of
 from align.config.stages import ALWAYS, STAGES, schema_of
 from align.errors import InputError
@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "settings.md"
 
 def schemas() -> Iterator[type[Settings]]:
     """Every schema, parts of schemas included."""
-    for schema in (Config, *SCHEMAS["stage"].values(), *PARTS.values(), *SCHEMAS["reward"].values()):
+    for schema in (Config, *all_schemas()["stage"].values(), *PARTS.values(), *all_schemas()["reward"].values()):
         yield schema
         if schema is not Config:
             yield from (p for f in fields(schema) if isinstance(p := f.default_factory, type) and p is not list)

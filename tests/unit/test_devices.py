@@ -40,7 +40,7 @@ ON_THE_CPU = {
     "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/check.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "align/trainers/row_order.py": "numbers of rows, which become a list",
-    "align/ppo/schedule.py": "numbers of prompts, which become a list",
+    "align/ppo/rollouts.py: prompt_indices": "numbers of prompts, which become a list",
     "align/ppo/update.py: minibatches": "numbers of rows, by a generator of the CPU; they are indices",
     "align/models/backbone.py: pad": "rows of ids on their way; every caller moves them to its model",
     "align/models/backbone.py: answered": "moved in the line behind it",

@@ -16,8 +16,9 @@ from test_trainers import arguments
 from transformers import TrainerCallback
 
 from align.__main__ import main
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
 from align.config.identity import identifying
+from align.config.root import plain
 from align.data.chat.encode import encode_judged, prompt_length
 from align.data.pairs import Pair
 from align.errors import InputError

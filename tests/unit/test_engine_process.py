@@ -12,8 +12,16 @@ import pytest
 
 from align.errors import InputError
 from align.rollout import ask_vllm, engine_process
-from align.rollout.engine_process import LLAMA_CPP, VLLM, ask, engine_version, interpreter, version_in
-from align.rollout.processes import last_words, run_quietly
+from align.rollout.engine_process import (
+    LLAMA_CPP,
+    VLLM,
+    ask,
+    engine_version,
+    interpreter,
+    last_words,
+    run_quietly,
+    version_in,
+)
 
 
 def python(path: Path, body: str) -> str:
@@ -82,7 +90,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
 
 
 def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("align.rollout.processes.LONGEST", 0.2)
+    monkeypatch.setattr("align.rollout.engine_process.LONGEST", 0.2)
     with pytest.raises(RuntimeError, match="waiting took more than"):
         run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
     assert last_words("") == "no reason given"

@@ -21,12 +21,12 @@ from align.ops.gae import token_rewards
 from align.ops.kl import ESTIMATORS
 from align.ops.moments import Moments
 from align.ppo.advantages import Estimator, estimate
+from align.ppo.checkpoint import State
 from align.ppo.experience import Experience, correlation
-from align.ppo.state import State
+from align.ppo.rollouts import shape_scores
 from align.ppo.update import Losses, accumulate
 from align.ppo.verify.enumerated import problem
 from align.ppo.verify.on_model import taken
-from align.stages.ppo_rollouts import shaped
 from align.types import Rollout
 
 ROLLOUT, TEMPERATURE = ragged_rollout(rows=8), 0.8
@@ -150,13 +150,14 @@ def test_scores_that_fp32_cannot_square_are_refused():
     three = torch.ones(3, 2, dtype=torch.long)
     answers: Any = SimpleNamespace(rollout=Rollout(three, three.bool(), 1, torch.ones(3, dtype=torch.bool)))
     workers: Any = SimpleNamespace(scorer=SimpleNamespace(name="judge:big"))
-    config: Any = SimpleNamespace(stage=PpoConfig())
+    shaping = {"score_scale": 0.4, "score_clip": None, "missing_eos_penalty": 0.3}
+    settings: Any = SimpleNamespace(shaping=shaping)
     as_they_are, standard = State(0.0, Moments(1, 0.0, 1.0)), State(0.0, Moments(1, 0.0, 1e60))
     raw = tensor([1e30, 0.0, -1e30])
-    assert shaped(workers, config, answers, raw, standard).tolist() == pytest.approx([0.4, 0.0, -0.4])
+    assert shape_scores(workers, settings, answers, raw, standard).tolist() == pytest.approx([0.4, 0.0, -0.4])
     for scores in (raw, tensor([3e38, 0.0, -3e38]), tensor([0.0, 1.0, float("nan")])):
         with pytest.raises(InputError, match=r"reward=judge:big: gives scores up to .* Scale the reward down"):
-            shaped(workers, config, answers, scores, as_they_are)
+            shape_scores(workers, settings, answers, scores, as_they_are)
 
 
 def test_a_correlation_of_large_scores_is_a_number():

@@ -13,7 +13,8 @@ from annotation_store import add, rank
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.reviewing import opinions_of
 from align.annotate.exchange.exporting import export
-from align.annotate.store import Candidate, Judgement, Store, configure, preferences
+from align.annotate.store import Candidate, Judgement, Store, configure
+from align.annotate.store.preference_pairs import preferences
 from align.annotate.store.records import SKIPS
 from align.annotate.web.item_view import opinion
 

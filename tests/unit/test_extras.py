@@ -95,6 +95,23 @@ def read_declared(extra: str) -> set[str]:
     return names
 
 
+def test_stages_that_train_import_nothing_of_an_extra():
+    """Import them in one process in which any import of such a module fails."""
+    needing = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
+    modules = [f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in needing]
+    modules += ["align.stages.eval_inputs", "align.stages.execution"]
+    modules += ["align.report.live", "align.registry.comparison_page"]
+    code = f"""
+import importlib, sys
+for name in {LEFT_OUT}:
+    sys.modules[name] = None
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_check_by_schema_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     hide_modules(monkeypatch, "jsonschema_rs")
     with pytest.raises(InputError, match=r"check\.kind=json_schema.*jsonschema_rs.*pip install 'align-rlhf\[serve\]'"):

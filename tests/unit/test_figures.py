@@ -23,8 +23,7 @@ from align.registry.shown import USUAL
 from align.run.alias_log import read_log
 from align.run.digests import file_digest
 from align.run.figures import FILE, IN_ARTIFACT, load_published_figures, write_figures
-from align.run.held_manifests import hold_manifest
-from align.run.manifest import read_manifest
+from align.run.manifest import hold_manifest, read_manifest
 from align.run.receipt import write_receipt
 from align.run.weights import adapter_digest
 

@@ -87,7 +87,7 @@ EXCEPTIONS = {
     "align.models.load:load_base": CHECKED,
     "align.models.load:load_tokenizer": CHECKED,
     "align.models.plain_adapter:write_plain": CHECKED,
-    "align.models.pocket:pocket_folder": SHIPPED,
+    "align.models.base:pocket_folder": SHIPPED,
     "align.models.sharded:read_weights": DIGEST,
     "align.models.smollm2:write_snapshot": SHIPPED,
     "align.outputs:atomic_file": "opens a new file to write it",

@@ -151,7 +151,6 @@ EXCEPTIONS = {
     "align.run.folder:known": RUN,
     "align.run.folder:open": RUN,
     "align.run.folder:publish": RUN,
-    "align.run.following:__exit__": SCRATCH,
     "align.run.manifest:write_manifest": RUN,
     "align.run.receipt:write_receipt": NEW,
     "align.run.signing:verified": SCRATCH,

@@ -13,8 +13,7 @@ from align.registry.index import asked
 from align.registry.receipts import new_receipt
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import Change, Meant, append, read_log
-from align.run.held_manifests import hold_manifest
-from align.run.manifest import read_manifest
+from align.run.manifest import hold_manifest, read_manifest
 
 RECEIPT = new_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"))
 

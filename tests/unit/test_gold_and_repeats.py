@@ -9,7 +9,8 @@ from sqlalchemy.event import listen
 
 from align.annotate.assignment import REPEAT_AFTER, AssignmentQueue
 from align.annotate.assignment.orders import chance, counterbalanced_order
-from align.annotate.store import Candidate, Store, configure, preferences
+from align.annotate.store import Candidate, Store, configure
+from align.annotate.store.preference_pairs import preferences
 from align.errors import InputError
 
 

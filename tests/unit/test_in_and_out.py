@@ -16,7 +16,8 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import backup, restore
 from align.annotate.exchange.exporting import export
 from align.annotate.exchange.importing import Imported, import_items
-from align.annotate.store import Judgement, Store, configure, preferences, publish_guidelines
+from align.annotate.store import Judgement, Store, configure, publish_guidelines
+from align.annotate.store.preference_pairs import preferences
 from align.data.read.records import read_documents, read_preferences
 from align.errors import CorruptFile, InputError
 

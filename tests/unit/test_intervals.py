@@ -9,7 +9,6 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from align.ops.few import FEW
 from align.ops.intervals import (
     Interval,
     grouped,
@@ -21,6 +20,7 @@ from align.ops.intervals import (
     t_quantile,
     wilson,
 )
+from align.report.words import FEW
 
 LOWEST, HIGHEST = 0.92, 0.985
 """Between these lies how often an interval at 95 % covers, from 32 observations on."""

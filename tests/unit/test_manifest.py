@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from run_folders import BASE, manifest_of, opened, published
 
-from align.config.compose import check, compose_raw, plain
+from align.config.compose import check, compose_raw
 from align.config.identity import identifying, input_names
-from align.config.schemas import SCHEMAS
+from align.config.root import plain
+from align.config.schemas import all_schemas
 from align.config.stages import STAGES
 from align.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, artifact_in, read_manifest, verify_outputs
@@ -302,4 +303,4 @@ def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
 
 
 def test_every_stage_has_a_schema() -> None:
-    assert {*SCHEMAS["stage"], "full"} == {*STAGES}
+    assert {*all_schemas()["stage"], "full"} == {*STAGES}

@@ -12,9 +12,9 @@ from torch import Tensor, tensor
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
 from align.ppo.advantages import Estimator
+from align.ppo.checkpoint import Best, State
 from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.monitor import per_answer, ranked
-from align.ppo.state import Best, State
 from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, scored

@@ -18,7 +18,7 @@ from align.models.base import find_base
 from align.models.fastpath import decoding, llama
 from align.models.lora import Lora
 from align.ops import logprobs
-from align.planning import activations
+from align.planning import memory
 from align.planning.gpus import GPUS, changes, changes_to_fit, room_on
 from align.planning.live import LiveBytes
 from align.planning.memory import base_bytes, footprint
@@ -74,12 +74,12 @@ def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_other_rooms_are_theirs() -> None:
-    assert (activations.LONGEST, activations.KEPT) == (llama.LONGEST, llama.KEPT)
-    assert (activations.ROWS, activations.LOGITS) == (logprobs.ROWS, logprobs.LOGITS)
-    assert (activations.TILE, activations.TILE_TOKENS) == (
+    assert (memory.LONGEST, memory.KEPT) == (llama.LONGEST, llama.KEPT)
+    assert (memory.ROWS, memory.LOGITS) == (logprobs.ROWS, logprobs.LOGITS)
+    assert (memory.TILE, memory.TILE_TOKENS) == (
         utils._CHUNKED_LOGPROB_CHUNK_SIZE, chunked_logprob.TOKEN_CHUNK_SIZE
     )  # fmt: skip
-    assert activations.COPY == decoding.COPY
+    assert memory.COPY == decoding.COPY
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from align.errors import InputError
 from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
 from align.ppo.advantages import Estimator
-from align.ppo.estimates import estimated
-from align.ppo.experience import Experience, correlation, experience
-from align.ppo.schedule import lr_factor, prompt_indices
-from align.ppo.update import Losses, accumulate, gradient_step, minibatches, update
+from align.ppo.experience import Experience, correlation, estimated, experience
+from align.ppo.rollouts import prompt_indices
+from align.ppo.update import Losses, accumulate, gradient_step, lr_factor, minibatches, update
 from align.rollout.randomness import generator_for
 from align.types import Rollout
 

@@ -12,17 +12,15 @@ import pytest
 import torch
 
 from align import launch, ranks
-from align.config.compose import plain
 from align.config.ppo import PpoConfig
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.config.sft import SftConfig
 from align.config.training import check_ranks
 from align.errors import InputError
 from align.launch import status_of
-from align.ranks import RankFailed, in_buckets
-from align.ranks.environment import LAUNCHED
+from align.ranks import LAUNCHED, RankFailed, in_buckets
 from align.run import Base, Manifest, read_manifest
-from align.run.following import Following
+from align.run.folder import Following
 from align.run.manifest import write_manifest
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from align.__main__ import composed, main
 from align.config.command import command_line
-from align.config.compose import plain
 from align.config.rates import COLUMNS, SIZE_CLASSES, default_rate, rates_table
+from align.config.root import plain
 from align.config.settings import changed
 from align.errors import InputError
 from align.models.base import find_base
 from align.run import Base
-from align.stages.learning_rates import count_weights, fill_rates
+from align.run.weights import count_weights
+from align.stages.starting import fill_rates
 
 METHODS = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 LINES = {

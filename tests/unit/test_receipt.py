@@ -24,7 +24,6 @@ from align.export.receipt_rows import (
     accepting,
     agreeing,
     as_text,
-    pooled_divergence,
     require_asked,
     require_passed,
 )
@@ -32,7 +31,7 @@ from align.export.trained import Trained, trained_model
 from align.models.adapter_files import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
-from align.ops.divergence import Divergence
+from align.ops.divergence import Divergence, pooled_divergence
 from align.run import Base, model_digest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from seen_runs import ppo, said, seen
 
-from align.report.headlines import ending, gain, updates_of, verdict_of
+from align.report.headlines import gain, verdict_of
 from align.report.live import TITLES, finished_page, title_of
 from align.report.origins import about_batch, about_rate
+from align.track import last_updates, select_updates
 
 
 def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
@@ -36,7 +37,7 @@ def test_ppo_says_how_far_its_score_is_from_chance(tmp_path: Path):
 @pytest.mark.parametrize(("updates", "last"), [(1, 1), (2, 1), (3, 1), (6, 3), (20, 10), (60, 10)])
 def test_the_end_of_a_run_does_not_reach_its_beginning(updates: int, last: int):
     rows = [{"step": step} for step in range(updates + 1)]
-    assert [row["step"] for row in ending(updates_of(rows))] == [*range(updates - last + 1, updates + 1)]
+    assert [row["step"] for row in last_updates(select_updates(rows))] == [*range(updates - last + 1, updates + 1)]
 
 
 def test_ppo_speaks_of_what_it_publishes(tmp_path: Path):

@@ -8,8 +8,8 @@ from assignment_queues import best_first, counters, judge, queue_of
 
 from align.annotate.assignment.reviewing import contested
 from align.annotate.figures import figures
-from align.annotate.store import AlreadyJudged, Store, preferences, verdicts_of_people
-from align.annotate.store.preference_pairs import training_rankings
+from align.annotate.store import AlreadyJudged, Store
+from align.annotate.store.preference_pairs import preferences, training_rankings, verdicts_of_people
 from align.errors import InputError
 
 

@@ -25,10 +25,10 @@ from align.data.chat.fixed_prompts import LONGEST
 from align.data.chat.template import CHATML, contents_as_text
 from align.data.chat.tokens import for_others
 from align.export.engines import as_choices, choices_of, set_pad
-from align.export.receipt_rows import pooled_divergence
 from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged
 from align.models.base import builtin_folder
 from align.models.load import save_tokenizer
+from align.ops.divergence import pooled_divergence
 from align.types import Conversation, Message
 
 NAMES = [*FAMILIES, "qwen3-words", "chatml", "pocket"]

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
-from align.config.root import Config, RunConfig
 from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
 from align.run import Input, file_digest, folder_digest, json_digest, out_of_memory, storage_error, write_json
 from align.run.environment import git_state, own_commit
+from align.run.files import find_user_error
 from align.run.folder import first_difference
 from align.run.manifest import identity_of
-from align.stages.blame import blame
 
 # --- Digests and files
 
@@ -351,7 +350,7 @@ def test_which_errors_are_of_too_little_memory(error: Exception, expected: bool,
     wrapped = ValueError("the library failed")
     wrapped.__cause__ = error
     assert out_of_memory(wrapped) == expected
-    blamed = blame(error, Config(run=RunConfig(root=str(tmp_path))))
+    blamed = find_user_error(error, str(tmp_path))
     if expected:
         assert blamed is not None
         assert (blamed.exit_status, blamed.field) == (2, "memory")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 from transformers import AutoTokenizer
 
-from align.models.pocket import FOLDER
+from align.models.base import FOLDER
 from align.rollout.requests import Output, Token
 from align.serve.answers import TextAnswers
 from align.serve.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
-from align.annotate.store import Candidate, Store, Vote, preferences
+from align.annotate.store import Candidate, Store, Vote
 from align.annotate.store.about import ANNOTATOR, about, erase
+from align.annotate.store.preference_pairs import preferences
 from align.errors import InputError
 from align.types import Conversation, Message
 

@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 from annotation_store import add, ask, counts, rank, tamper, url_of
 
-from align.annotate.store import Candidate, Judgement, Store, preferences
+from align.annotate.store import Candidate, Judgement, Store
+from align.annotate.store.preference_pairs import preferences
 from align.annotate.store.schema import SCHEMA_VERSION
 from align.errors import CorruptFile, InputError, StorageError
 from align.types import Conversation, Message

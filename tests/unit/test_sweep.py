@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.config import compose as composing
-from align.config.compose import Composer, check, compose_raw, plain
+from align.config.compose import Composer, check, compose_raw
+from align.config.root import plain
 from align.config.sweep import Job, jobs_of
 from align.config.values import read_value
 from align.errors import InputError

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from align.config.compose import Composer, check, compose_raw
 from align.config.options import parse
-from align.config.schemas import SCHEMAS
+from align.config.schemas import all_schemas
 from align.config.synonyms import ABSENT, WORDS, keys_for
 from align.config.values import keys_of
 from align.errors import InputError
@@ -185,7 +185,7 @@ def test_a_stage_of_another_framework(composer: Composer, typed: str, meant: str
 
 
 def test_every_synonym_leads_to_a_key_of_some_stage_and_every_value_is_taken() -> None:
-    trees = [OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in SCHEMAS["stage"]]
+    trees = [OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in all_schemas()["stage"]]
     known = {key for tree in trees for key in keys_of(tree)}  # pyright: ignore[reportArgumentType]
     known |= {"reward.fn"}  # of another choice of its group
     assert {key.partition("=")[0] for key in WORDS} <= known

@@ -19,7 +19,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 import align
-from align.annotate.store import Candidate, Store, preferences, storable
+from align.annotate.store import Candidate, Store, storable
+from align.annotate.store.preference_pairs import preferences
 from align.data.chat.encode import (
     IGNORED,
     encode_conversation,

@@ -11,7 +11,7 @@ from align.data.chat.encode import prompt_ids
 from align.data.chat.tokens import special_ids
 from align.data.chat.tools import takes_tools, tool_prompt_ids
 from align.errors import InputError
-from align.models.pocket import FOLDER
+from align.models.base import FOLDER
 from align.types import Conversation
 
 TOOLS = (

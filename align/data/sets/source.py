@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from align.annotate.store import Store, preferences
+from align.annotate.store import Store
+from align.annotate.store.preference_pairs import preferences
 from align.chain import Head
 from align.data import chitchat
 from align.data.read.columns import ColumnRules

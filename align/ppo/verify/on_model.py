@@ -24,8 +24,7 @@ from align.models.roles import CachedForward, Roles
 from align.ops.advantages import EPSILON
 from align.ops.losses import value_loss
 from align.ppo.advantages import Estimator
-from align.ppo.estimates import estimated
-from align.ppo.experience import Experience, experience
+from align.ppo.experience import Experience, estimated, experience
 from align.ppo.update import Losses, accumulate, gradient_step
 from align.ppo.verify.anchors import Anchor
 from align.types import Rollout

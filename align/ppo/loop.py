@@ -1,0 +1,335 @@
+"""PPO on an adapter: policy, value, reward and reference are roles on one base.
+
+    for each update:
+        responses from the policy; a score for each; logprobs of policy and reference, values
+        rewards = −kl_coef · KL at every token, + score at the last;  advantages by GAE
+        for each epoch, each minibatch: one step on the clipped policy loss and the value loss
+
+Ziegler et al. (2019); Huang et al., "The N+ implementation details of RLHF with PPO" (2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align import ranks
+from align.annotate.store import Candidate
+from align.data.ngrams import repetition
+from align.errors import require
+from align.models.backbone import base_model
+from align.models.roles import CachedForward
+from align.ops.kl import update_kl_coef
+from align.ops.moments import Moments
+from align.ppo.checkpoint import State, restore_state, save
+from align.ppo.experience import Experience, estimated, experience
+from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspects, warn
+from align.ppo.rollouts import (
+    at_update,
+    check_sampler,
+    prompt_indices,
+    roll_out,
+    shape_scores,
+    start_next_rollout,
+)
+from align.ppo.settings import PpoSettings
+from align.ppo.tripwires import crossed, strikes_after, strikes_needed, tripped_in
+from align.ppo.update import check_first_ratio, lr_factor, update
+from align.ppo.workers import Answers, Workers
+from align.rollout.answers_alone import empty_answers
+from align.rollout.engine import cut_answers
+from align.rollout.randomness import generator_for
+from align.run import Run
+from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
+from align.track import Clock, Tracker, last_updates, progress, select_updates
+from align.types import Conversation, Result
+
+MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
+"""Figures of an update whose means over the last updates are the run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the loop leaves behind.
+
+    Attributes:
+        rows: of the metrics stream, one an update.
+        state: behind the last update.
+        tripped: the tripwires that ended the run; none if it ended by itself.
+        suspects: prompts with suspicious answers, for a person to judge.
+    """
+
+    rows: list[dict[str, Any]]
+    state: State
+    tripped: tuple[str, ...] = ()
+    suspects: tuple[tuple[Conversation, list[Candidate]], ...] = ()
+
+
+def train_policy(
+    run: Run,
+    workers: Workers,
+    settings: PpoSettings,
+    track: Callable[[int], AbstractContextManager[Tracker]],
+    watch_variety: Callable[[Workers, Mapping[str, float]], dict[str, float]],
+) -> Trained:
+    """Run the algorithm of this file's first lines, from the newest checkpoint on.
+
+    Args:
+        track: opens the metrics stream behind a step.
+        watch_variety: measures how much the policy's greedy answers differ between held-out prompts, given the same
+            figures of the start; empty ones measure the start itself.
+    """
+    roles = workers.roles
+    groups = [{"params": roles.parameters_of(role)} for role in roles.trainable]
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    workers, moments = calibrate(workers, settings)
+    checkpoint = newest_checkpoint(run)
+    state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(settings.kl_coef, moments)
+    done = step_of(checkpoint)
+    tripped: dict[str, str] = {}
+    suspicious: list[tuple[Conversation, list[Candidate]]] = []
+    started = None
+    with track(done) as tracker, progress("ppo", settings.updates, done) as bar:
+        if settings.eval_every and not done:
+            state = replace(state, start_variety=watch_variety(workers, {}))
+            tracker.log(0, {**measure(workers, moments, settings, 0, tracker), **state.start_variety})
+        for number in range(done, settings.updates):
+            step = number + 1
+            is_last = step == settings.updates
+            clock = Clock()
+            answers, raw, figures = roll_out(workers, settings, number, started, state, clock)
+            started, sampler = start_next_rollout(workers, settings, number)
+            if settings.normalise == "running":
+                state = replace(state, moments=state.moments.joined(raw))
+            scores = shape_scores(workers, settings, answers, raw, state)
+            clock.lap("score_s")
+
+            batch, cached, described = build_experience(workers, settings, answers, scores, state, number)
+            clock.lap("estimate_s")
+
+            learned = learn(run, workers, settings, optimiser, batch, cached, state.kl_coef, number)
+            clock.lap("update_s")
+            if started is not None:  # an engine answers one caller at a time
+                started()
+                clock.lap("ahead_s")
+            clock.rates(int(answers.rollout.lengths_B.sum()))
+            figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
+            figures["repetition"] = repetition(answers.texts)
+
+            is_measured = settings.eval_every is not None and (step % settings.eval_every == 0 or is_last)
+            if is_measured:
+                figures |= watch_variety(workers, state.start_variety)
+            signs = crossed(figures, settings.wires)
+            state = replace(state, strikes=strikes_after(state.strikes, signs), sampler=sampler)
+            patience = settings.patience
+            tripped = {name: s for name, s in signs.items() if state.strikes[name] >= strikes_needed(name, patience)}
+            stops = bool(tripped) and settings.stops
+            if is_measured or (stops and settings.eval_every is not None):
+                measured = measure(workers, moments, settings, step, tracker)
+                state = replace(state, best=better(state.best, step, measured["held_out_objective"], workers))
+                figures |= measured
+                clock.lap("eval_s")
+            if settings.kl_control == "adaptive":
+                target = settings.kl_target, settings.kl_horizon, settings.batch_size
+                state = replace(state, kl_coef=update_kl_coef(state.kl_coef, figures["kl"], *target))
+            tracker.log(step, figures, clock.laps)
+            bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
+            warn(tripped, step, state.strikes, patience)
+            if stops:
+                suspicious = find_suspects(run, workers, settings, tripped, answers, raw, scores, batch)
+                break
+            if step % settings.save_every == 0 and not is_last:
+                files = partial(save, roles=roles, optimiser=optimiser, state=state)
+                write_checkpoint(run, step, files, settings.checkpoints)
+        rows = tracker.rows()
+    if not settings.stops:
+        tripped = {}
+    return Trained(rows, state, tuple(tripped), tuple(suspicious))
+
+
+def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments]:
+    """Standardise scores on reference samples, so that kl_coef keeps its meaning.
+
+    Raises:
+        InputError: the reward tells none of them apart.
+    """
+    indices = prompt_indices(0, settings.normalise_on, len(workers.prompts), settings.seed + 1)
+    prompts = [workers.prompts[i] for i in indices]
+    ranks.at("update 0, reference answers")
+    workers, moments = workers.calibrated(workers.sample("reference", prompts, "normalise"))
+    if settings.normalise == "off":
+        return workers, Moments(1, 0.0, 1.0)
+    require(
+        moments.deviations > 0,
+        "reward",
+        workers.scorer.name,
+        "gives every reference answer the same score",
+        "Train the reward model for longer, choose rules that tell answers apart, or set stage.normalise=off.",
+    )
+    return workers, moments
+
+
+def build_experience(
+    workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: State, number: int
+) -> tuple[Experience, CachedForward | None, dict[str, float]]:
+    """Return what an update learns from, the forward passes that its first step can use again, and their figures.
+
+    Raises:
+        InputError: servers sampled the answers, and not by the policy.
+    """
+    rollout = answers.rollout
+    ranks.at(f"update {number + 1}, logprobs and values")
+    estimates, cached = estimated(
+        workers.roles,
+        rollout,
+        temperature=settings.temperature,
+        micro_batch=settings.micro_batch,
+        minibatches=settings.minibatches,
+        bootstrap=settings.bootstrap_truncated,
+    )
+    sampled = check_sampler(workers, settings, number, rollout, estimates.old_logprobs_BT, state.sampler)
+    cap = settings.importance_cap if settings.servers else None
+    arguments = settings.experience_arguments(state.kl_coef)
+    batch, figures = experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
+    return batch, cached, {**figures, **sampled}
+
+
+def learn(
+    run: Run,
+    workers: Workers,
+    settings: PpoSettings,
+    optimiser: torch.optim.Optimizer,
+    batch: Experience,
+    cached: CachedForward | None,
+    kl_coef: float,
+    number: int,
+) -> dict[str, float]:
+    """Take the gradient steps of an update at its learning rates. The first update checks that it began at ratio 1."""
+    factor = lr_factor(number, settings.updates, settings.warmup, settings.schedule)
+    rates = (settings.lr, settings.value_lr) if settings.estimator.has_critic else (settings.lr,)
+    for group, lr in zip(optimiser.param_groups, rates, strict=True):
+        assert lr is not None  # the configuration has chosen
+        group["lr"] = lr * factor
+    with at_update(number + 1, "gradient steps"):
+        figures = update(
+            workers.roles,
+            optimiser,
+            batch,
+            cached,
+            epochs=settings.epochs,
+            minibatch_count=settings.minibatches,
+            max_grad_norm=settings.max_grad_norm,
+            max_approx_kl=settings.max_approx_kl,
+            generator=generator_for(torch.device("cpu"), settings.seed, "minibatches", number),
+            micro_batch=settings.micro_batch,
+            temperature=settings.temperature,
+            losses=settings.losses_at(kl_coef),
+        )
+    if number == 0:
+        model_type = base_model(workers.roles.model).config.model_type
+        check_first_ratio(figures, settings.first_ratio, run.base.id, model_type, settings.dtype)
+    return figures
+
+
+def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker) -> dict[str, float]:
+    """Measure the policy on the held-out prompts, see `evaluate`, and show its first answers.
+
+    Args:
+        moments: the run's first, so that all updates are measured on one scale.
+        step: number of updates so far; 0 measures the start.
+    """
+    with at_update(step, "held-out prompts"):
+        answers = workers.sample("policy", workers.held_out, "held_out")
+        figures, samples = evaluate(
+            workers,
+            answers,
+            moments,
+            settings.shaping,
+            kl_coef=settings.kl_coef,
+            temperature=settings.temperature,
+            micro_batch=settings.micro_batch,
+            shown=settings.shown,
+        )
+    score, kl, objective = (figures[f"held_out_{name}"] for name in ("score", "kl", "objective"))
+    when = f"update {step}" if step else "the start"
+    tracker.show(step, samples, f"{when}: held-out score {score:.2f}, KL {kl:.1f} nats, objective {objective:.2f}")
+    return figures
+
+
+def find_suspects(
+    run: Run,
+    workers: Workers,
+    settings: PpoSettings,
+    tripped: Mapping[str, str],
+    answers: Answers,
+    raw_B: Tensor,
+    scores_B: Tensor,
+    batch: Experience,
+) -> list[tuple[Conversation, list[Candidate]]]:
+    """Return the answers of an update that its tripwires suspect, see `suspects`. They are sampled anew beside the
+    reference's, so that this must follow the last update."""
+    sizes = {"temperature": settings.temperature, "micro_batch": settings.micro_batch}
+    figures = per_answer(tripped, workers, answers, scores_B, batch, **sizes)
+    return suspects(
+        workers,
+        answers,
+        raw_B,
+        figures,
+        settings.suspects,
+        digest=run.base.digest,
+        run=run.name,
+        temperature=settings.temperature,
+    )
+
+
+def build_result(
+    trained: Trained, workers: Workers, settings: PpoSettings, known: Mapping[str, Any], peaks: Mapping[str, float]
+) -> Result:
+    """Return a run's headline figures, and the lines that are printed. `last_…` are means over the last updates.
+
+    Args:
+        known: figures that were known before the first update.
+        peaks: the memory that was used, and that was predicted.
+    """
+    updates = select_updates(trained.rows)
+    last = last_updates(updates)
+    best = trained.state.best if settings.publish == "best" else None
+    published = best.update if best else len(updates)
+    metrics: dict[str, Any] = {
+        **{f"last_{name}": sum(row[name] for row in last) / len(last) for name in MEANS if name in last[0]},
+        "updates": len(updates),
+        "published_update": published,
+        **beside_start(trained.rows, published),
+        "tripped": tripped_in(updates, settings.wires, settings.patience),
+        **known,
+        "quantised_layers": workers.roles.quantised_layers(),
+        "score_mean": trained.state.moments.mean,
+        "score_std": trained.state.moments.std,
+        **peaks,
+    }
+    first = f"{updates[0]['score']:.2f} → " if len(updates) > 1 else ""
+    line = f"score {first}{metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
+    if trained.tripped:
+        line += f"; stopped at update {len(updates)} by {', '.join(trained.tripped)}"
+    cut = cut_answers(1 - metrics["last_eos_rate"], settings.max_new_tokens)
+    blank = empty_answers(metrics.get("last_empty_rate", 0.0), hides=True)  # which is known where reasoning is hidden
+    return Result(metrics, (line, *cut, *blank, *describe_published(metrics, settings.publish)))
+
+
+def describe_published(metrics: Mapping[str, Any], publish: str) -> list[str]:
+    """Return lines about the published update beside the start; none if the start was not measured."""
+    if "objective_after" not in metrics:
+        return []
+    after = metrics["objective_after"]
+    before = metrics["objective_before"]
+    lines = [f"update {metrics['published_update']} is published: held-out objective {after:.2f} (start {before:.2f})"]
+    if not metrics["beats_start"]:
+        what = "no update that was measured beats" if publish == "best" else "the last update does not beat"
+        lines.append(f"WARNING: {what} the start on held-out prompts. Lower stage.lr, or raise stage.kl_coef.")
+    return lines
