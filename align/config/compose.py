@@ -221,8 +221,7 @@ def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
 
 def by_hydra(search: Path | None, *arguments: str) -> Composed:
     """Hydra's own composition, which takes a tenth of a second."""
-    chosen = next((word.removeprefix("stage=") for word in arguments if word.startswith("stage=")), None)
-    register(chosen if search is None and chosen in STAGES else None)
+    register()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
         taken = tree.hydra.runtime.choices

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import OmegaConf
 
 from align.config import scorers
 from align.config.root import GROUPS, PARTS, Config
@@ -21,30 +23,28 @@ def all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
     return {"stage": stages, "group": GROUPS, "reward": scorers.CHOICES}
 
 
-def register(stage: str | None) -> None:
-    """Put the schemas into Hydra's store under `schema/`.
+class SchemaNode(ConfigNode):
+    """A schema in Hydra's store, which copies what it loads. The schema is imported and converted with that copy, for
+    few of all schemas are loaded."""
 
-    Args:
-        stage: the only stage that is composed; None for any, which takes a tenth of a second longer.
-    """
-    register_parts()
-    for name in all_schemas()["stage"] if stage is None else ("sft" if stage == "full" else stage,):
-        register_stage(name)
+    def __init__(self, group: str, name: str, schema: Callable[[], type[Settings]]) -> None:
+        self.schema = schema
+        super().__init__(f"{name}.yaml", OmegaConf.create(), group, None, None)
 
-
-@cache
-def register_stage(name: str) -> None:
-    ConfigStore.instance().store(group="schema/stage", name=name, node=schema_of(name))
+    def __copy__(self) -> ConfigNode:
+        return ConfigNode(self.name, OmegaConf.structured(self.schema()), self.group, None, None)
 
 
 @cache
-def register_parts() -> None:
-    """Put the schemas that no stage owns into Hydra's store."""
-    store = ConfigStore.instance()
-    store.store(group="schema", name="root", node=Config)
-    for kind, schemas in (("group", GROUPS), ("reward", scorers.CHOICES)):
-        for name, node in schemas.items():
-            store.store(group=f"schema/{kind}", name=name, node=node)
+def register() -> None:
+    """Put every schema into Hydra's store under `schema/`."""
+    folder: dict[str, Any] = ConfigStore.instance().repo.setdefault("schema", {})
+    folder["root.yaml"] = SchemaNode("schema", "root", lambda: Config)
+    stages = {name: partial(schema_of, name) for name in STAGES if name != "full"}
+    groups = {name: partial(GROUPS.__getitem__, name) for name in GROUPS}
+    rewards = {name: partial(scorers.CHOICES.__getitem__, name) for name in scorers.CHOICES}
+    for kind, schemas in (("stage", stages), ("group", groups), ("reward", rewards)):
+        folder[kind] = {f"{name}.yaml": SchemaNode(f"schema/{kind}", name, schema) for name, schema in schemas.items()}
 
 
 def keys_beside(error: Exception) -> list[str]:

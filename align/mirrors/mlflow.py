@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.mirrors.mirror import Artifact, Table, Unmirrored, Watched, flat
+from align.mirrors import Artifact, Table, Unmirrored, Watched, flat
 
 ID, STEP, DIGEST = "align.id", "align.step", "align.digest"
 """Tags that a run and a version of a model are found again by."""

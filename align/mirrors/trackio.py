@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from align.mirrors.mirror import COLLECTIONS, Artifact, Table, Unmirrored, Watched, flat
+from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched, flat
 
 ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 

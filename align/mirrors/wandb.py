@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.files import read_text
-from align.mirrors.mirror import COLLECTIONS, Artifact, Table, Unmirrored, Watched
+from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched
 
 TYPES = {"model": "model", "data": "dataset"}
 

@@ -18,9 +18,9 @@ from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
 from align.models.plain_path import decoder_of, route_of
 from align.ops.philox import uniforms
-from align.rollout.draws import chance_of, draw_tokens
 from align.rollout.engine import joined, rows_by_actor
 from align.rollout.plain_path import continued, of_one_length
+from align.rollout.randomness import chance_of, draw_tokens
 from align.run import Base
 from align.types import Rollout
 

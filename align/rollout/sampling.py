@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from align.ops.philox import uniforms_of
-from align.rollout.draws import draw_tokens
+from align.rollout.randomness import draw_tokens
 from align.rollout.requests import SamplingParams, Token
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ BUDGETS = {
     "sample": 205,
     "annotate": 210,
     "reward": 210,
-    "ppo": 215,
+    "ppo": 212,
     "dpo": 210,
     "kto": 215,
     "eval": 290,
@@ -36,7 +36,7 @@ BUDGETS = {
     "serve": 250,
     "verify": 220,
     "registry": 165,
-    "plan": 195,
+    "plan": 192,
 }
 """Module of a stage → the most modules that it may reach together with the runner. Packages count too."""
 NEVER_IN_PPO = ("align.serve", "align.annotate.accounts", "align.annotate.web", "align.export", "align.registry")

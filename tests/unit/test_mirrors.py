@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 from searched import everything_in, settle
 
 from align.__main__ import main
-from align.mirrors import Artifact, Guarded, Table, Watched, opened
-from align.mirrors.mirror import flat
+from align.mirrors import Artifact, Guarded, Table, Watched, flat, opened
 from align.redaction import remember
 from align.run.weights import adapter_digest
 
