@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from align.evals.questions import shorten_question
 from align.evals.text import distinct_n
 from align.ops.intervals import Interval, mean, proportion
 from align.report.words import in_words, percent
+from align.types import Message
 
 COLLAPSED = "collapsed"
 VARIED = "varied"
@@ -260,6 +261,11 @@ def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference
         return []
     shares = f"{phrase['policy']['value']:.0%} of the greedy answers ({reference}: {phrase['ref']['value']:.0%})"
     return [f"the words “{phrase['text']}” stand in {shares}"]
+
+
+def prompt_text(messages: Iterable[Message]) -> str:
+    """Return what a prompt says, system prompts left out."""
+    return " ".join(message.content for message in messages if message.role != "system")
 
 
 def first_of_each_prompt(prompts: Sequence[str]) -> list[int]:

@@ -14,7 +14,7 @@ from itertools import combinations
 
 from align.data.read.content import turn_json
 from align.data.trained_ids import Seen
-from align.evals.tasks import Item, clustered
+from align.evals.suite.tasks import Item, clustered
 from align.run import json_digest
 from align.types import Conversation, Feedback, Message, Preference
 

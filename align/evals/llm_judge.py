@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from align.data.chat.reasoning import answer_alone
 from align.errors import require
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
-from align.evals.systems import System
+from align.evals.suite.systems import System
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
 from align.files import read_text, user_path
 from align.report.words import counted

@@ -64,10 +64,10 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.export.history` has them; `system`, the prompt that they were trained with, as it has that; `seed`;
             `folded`, what became of the scale of the adapter that was trained;
             `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
-            `align.evals.comparison.summarise`; `losses` before and after supervised training; `measured`, the data that
-            these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`, pairs
-            of what it was made of and that licence, the base first; `receipt`, a list of
-            `align.export.receipt_rows.Check`; `served`, the name that the launch files give it; `launch`, their own
+            `align.evals.suite.samples.summarise`; `losses` before and after supervised training; `measured`, the data
+            that these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`,
+            pairs of what it was made of and that licence, the base first; `receipt`, a list of
+            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `launch`, these files' own
             names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
             to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
             score is read at, and `accuracy`, its figures on held-out pairs; `collapse`, the verdict on whether its

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from align.data.chat.reasoning import CLOSE, OPEN
-from align.serve.detokenize import beginning_at_end
+from align.rollout.detokenize import beginning_at_end
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from align.rollout.detokenize import TextDecoder, TokenTexts
 from align.rollout.requests import Output, Token
 from align.serve.answer_parser import Part, PartedAnswer, ToolCall
-from align.serve.detokenize import TextDecoder, TokenTexts
 from align.serve.prompts import ChatFormat, Prompt, finite
 from align.serve.request_log import Record
 

@@ -19,9 +19,9 @@ from align.data.chat.reasoning import OPEN, with_reasoning
 from align.data.chat.tokens import beginning_ids, text_ids
 from align.data.chat.tools import rendered, takes_tools, tool_prompt_ids
 from align.errors import InputError, half_character
+from align.rollout.detokenize import TokenTexts
 from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
-from align.serve.detokenize import TokenTexts
 from align.serve.errors import Refusal, invalid, unsupported
 from align.serve.grammars import Grammars
 from align.serve.model_names import Version

@@ -15,10 +15,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from align.errors import InputError, readable
+from align.rollout.detokenize import StopFinder, TextDecoder
 from align.rollout.requests import Grammar, Request, SamplingParams
 from align.serve.answer_constraints import constrained
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
-from align.serve.detokenize import StopFinder, TextDecoder
 from align.serve.errors import Refusal, invalid, unknown_model
 from align.serve.model_names import Chosen, Named, UnknownModel
 from align.serve.prompts import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings

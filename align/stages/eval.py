@@ -1,157 +1,628 @@
-"""An artifact against what it started from, by a judge that it was not optimised against; several systems, or the judge
-itself, where these are asked for."""
+"""`stage=eval`: systems on the tasks of a suite, an artifact against what it started from, or a judge.
+
+    the systems answer the items of the tasks, the probes are weighed     align/evals/suite/answers.py, likelihoods.py
+    checks or the judge score the answers; is a system collapsed?         align/evals/suite/scores.py
+    the first system is compared with each other one; gates decide        align/evals/suite/results.py, gates.py
+
+Without `stage.systems` the systems are the artifact and its start. `eval=judge` is in `align/stages/judge.py`. What is
+read before the run has a name is the first half of this file; only the second half needs torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
+from sqlalchemy import Connection
 
+from align import ranks
+from align.annotate.exchange.importing import Row, add, items_in
+from align.annotate.figures.estimates import as_json
+from align.annotate.figures.people import consistency, gold_accuracy
+from align.annotate.figures.project import figures_of
+from align.annotate.figures.view import View, read
+from align.annotate.store import Item as ProjectItem
+from align.annotate.store import Store, configure
+from align.annotate.store.items import id_of
+from align.annotate.store.preference_pairs import counted_rankings
+from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
+from align.annotate.store.queries import head_of_votes, project_erasure
 from align.config.compose import plain
-from align.config.eval import EvalConfig
 from align.config.groups import DataConfig
-from align.config.root import Config
+from align.config.identity import identifying
+from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.suites import JUDGE
-from align.data.chat.encode import Prompt, encode_prompts, prompt_room
-from align.data.chat.template import use_template
-from align.data.trained_ids import Seen
+from align.data.chat.encode import prompt_room
+from align.data.sources import data_records, files_record, prompts
+from align.data.trained_ids import Seen, seen_by
+from align.errors import NOT_PASSED, InputError, require
 from align.evals import judges
-from align.evals.collapse import (
-    Collapse,
-    SystemAnswers,
-    collapse_lines,
-    first_of_each_prompt,
-    judge_closed_task,
-    phrase_lines,
+from align.evals.collapse import Measurement, collapse_lines, phrase_lines
+from align.evals.endpoint import api_key
+from align.evals.judge_identity import identify_judge, identify_llm
+from align.evals.judge_report import JudgeReport, find_reports
+from align.evals.llm_judge import LLMJudge, collect_judge_usage, describe_self_judging, parse_judge
+from align.evals.questions import shorten_question
+from align.evals.stats import Decision
+from align.evals.suite.gates import (
+    Gate,
+    check_gates,
+    decide_on_collapse,
+    decision,
+    in_a_line,
+    junit,
+    parsed_gates,
+    verdict_file,
 )
-from align.evals.comparison import Sample, prompt_text, summarise, write_samples
-from align.evals.llm_judge import collect_judge_usage
-from align.models.actor import Actor, ModelActor
-from align.models.adapter_pool import AdapterPool
-from align.models.backbone import response_logprobs
+from align.evals.suite.people import (
+    PEOPLE,
+    Question,
+    chosen,
+    describe_pairs_not_asked,
+    describe_votes,
+    drawn_sides,
+    order_key,
+    sides_key,
+    verdicts_of,
+    votes_asked,
+)
+from align.evals.suite.results import Scored, describe_system, describe_task, list_evidence, list_verdicts, results_of
+from align.evals.suite.systems import System, matched, opened_systems
+from align.evals.suite.tasks import (
+    JUDGED,
+    Item,
+    Task,
+    Tasks,
+    answered_often,
+    drop_seen,
+    items_of_file,
+    items_of_prompts,
+    mark_near,
+    parsed_tasks,
+    task_record,
+)
+from align.evals.verdicts import Verdict
+from align.files import user_path
 from align.models.base import base_of
-from align.models.chunks import in_chunks
-from align.models.finite import diverged
-from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-from align.models.start import adapter_folder
-from align.ops.finite import not_finite
+from align.models.start import adapter_folder, as_artifact, label
+from align.redaction import masked, unmarked
 from align.report import in_words
 from align.report.words import counted
-from align.reward.build import build, on_its_own_base
-from align.reward.combined import comparable
-from align.reward.inputs import models_of
-from align.reward.scorer import Scorer
-from align.rollout.answers_alone import asked_alone, empty_answers, parted_texts
-from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, greedily, response_texts
-from align.rollout.randomness import row_seeds
-from align.run import Artifact, Base, Manifest, Run, resolve, write_json
-from align.stages import judge, suite
-from align.stages.rollouts import engine_for
+from align.reward.checkers.code import code_permission
+from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.rollout.kept import FILE as ANSWERS
+from align.rollout.kept import AnswerStore
+from align.run import Base, Input, Manifest, Run, json_digest, resolve, write_json
+from align.run.files import write_text
+from align.stages import judge as judge_stage
+from align.stages.rows import key_of, open_store, source_of
 from align.stages.starting import start
 from align.track import peak_rss_mb
-from align.types import Conversation, Result, Rollout
+from align.types import Result
+
+if TYPE_CHECKING:
+    from align.evals.suite.answers import Answers, Made, Sampling
+    from align.evals.suite.scores import Judge, TaskAnswers
 
 ENOUGH = 64
 """Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
+POLICY = "policy"
+START = "start"
+"""The artifact and what it started from, as systems."""
+DECIDE = ("seed", "device", "dtype", "model", "method", "data", "rollout")
+"""Parts of the configuration that decide the answers and the prompts."""
+WORD = re.compile(r"[^\W_]+")
+GOLD_HELP = 'Write {"prompt": "…", "answers": ["…", "…"], "expected": [[0], [1]]}.'
+VERDICTS = "verdicts"
+"""Of a run's artifact, for verdict files."""
+VOTES = "people.json"
+"""Of a run's artifact: how many votes there are, and how far they can be believed."""
+OPENED_WITH = {
+    "title": "Two answers",
+    "order": "priority",
+    "turned_by_item": True,
+    "gold_share": 0.1,
+    "repeat_share": 0.1,
+}
+"""Settings of a project that is opened. If a person changes them afterwards, that stays; see also `wants_more`."""
+IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "against")
+"""Figures of a task that the manifest has too; the others are in `results.json`."""
+
+
+# Inputs
+
+
+def check_one_kind(config: Config) -> None:
+    """Raises: InputError: a setting is of an evaluation of several systems where none are named, or of one artifact
+    where they are."""
+    suite, stage = config.eval, config.stage
+    for key, value in (("votes", stage.votes), ("gold", stage.gold)):
+        problem = "is asked of people, and others judge"
+        require(value is None or stage.judge == PEOPLE, f"stage.{key}", value, problem, "Add stage.judge=people.")
+    problem, remedy = "is of eval=judge, and systems are measured", "Write eval.tasks=[{name: NAME, asks: QUESTION}]."
+    require(not suite.asks, "eval.asks", suite.asks, problem, remedy)
+    remedy = "Add stage.systems={new: …, old: …}."
+    if stage.systems is None:
+        for key, value in (("tasks", suite.tasks), ("gates", suite.gates)):
+            problem = "is asked of several systems, and none are named"
+            require(value is None, f"eval.{key}", value, problem, remedy)
+        require(not stage.allow_code, "stage.allow_code", True, "is of checks, and none are asked", "Drop it.")
+        problem = "is of several systems, and none are named"
+        require(stage.judge == "reward", "stage.judge", stage.judge, problem, remedy)
+        require(stage.answers == 1, "stage.answers", stage.answers, problem, remedy)
+        return
+    remedy = "Name who answers in stage.systems alone."
+    for key, value, default in (("artifact", config.artifact, Config().artifact), ("init", config.init, Config().init)):
+        require(value == default, key, value, "is of one artifact, and stage.systems names several", remedy)
+    problem = "reports on one artifact; with stage.systems prompts that training saw are left out"
+    require(stage.seen == "drop", "stage.seen", stage.seen, problem, "Drop it.")
+
+
+class Suite(NamedTuple):
+    """Systems and tasks, resolved before the run has a name.
+
+    Attributes:
+        name: of the suite.
+        records: systems, files of tasks, data, the judge and its card, as inputs of the run.
+        judge: of tasks without checks, as `stage.judge` names it.
+        reports: of the judge, those that `stage.card` names.
+    """
+
+    systems: Sequence[System]
+    tasks: Sequence[Task]
+    name: str
+    records: dict[str, Input]
+    gates: Sequence[Gate]
+    judge: Literal["reward", "people"] | LLMJudge
+    reports: Sequence[JudgeReport]
+
+    @property
+    def base(self) -> Base | None:
+        """Of the first system that has one: a file of answers has none."""
+        return next((system.base for system in self.systems if system.base is not None), None)
+
+    @property
+    def method(self) -> str:
+        """How the first system keeps its base."""
+        return next((system.method for system in self.systems if system.base is not None), "auto")
+
+    @property
+    def label(self) -> str:
+        """The readable part of the run's name."""
+        return f"{label(self.base, self.method)}-{self.name}" if self.base else self.name
+
+
+def find_suite(config: Config) -> Suite:
+    """
+    Raises:
+        InputError: a system, a task, a gate or the judge is none.
+        MissingArtifact: a system or a reward model is not there.
+    """
+    root, given = config.run.folder, config.model
+    systems = opened_systems(
+        config.stage.systems,
+        root,
+        first=config.stage.first,
+        path=given.path,
+        revision=given.revision,
+        method=config.method.name,
+    )
+    tasks = parsed_tasks(config.eval.tasks, code_permission(config.stage.allow_code, config.stage.unsafe_code))
+    gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
+    probed = next((task.name for task in tasks if task.probe is not None), None)
+    for system in systems:
+        problem = f"gives answers to chats alone, and task {probed} is a probe, which needs the model itself"
+        remedy = "Leave out the system, or the task."
+        require(probed is None or system.base is not None, system.field, system.ref, problem, remedy)
+    first, problem = systems[0], "is no artifact, and gates are about one"
+    require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
+    records = {f"systems.{system.name}": system.record for system in systems}
+    records |= {f"tasks.{task.name}": task_record(task) for task in tasks if task.own}
+    if not all(task.own for task in tasks):
+        records |= data_records(source_of(config))
+    base = next((system.base for system in systems if system.base is not None), None)
+    judge = parse_judge(config.stage.judge)
+    questions = [task for task in tasks if task.asks]
+    for task in questions:
+        problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
+        remedy = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
+        asks = shorten_question(task.asks)
+        require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, remedy)
+    if isinstance(judge, LLMJudge):
+        graders = [judge.with_question(task.asks).identity for task in questions]
+        identity = json_digest([judge.identity, *graders]) if graders else judge.identity
+        records |= {"judge": judge.endpoint.record(identity)}
+    elif judge == PEOPLE:
+        records |= find_votes(config, records, [system.name for system in systems])
+    else:
+        scorers = reward_inputs(reward_spec(config.reward), root, base)
+        read_alike(models_of(scorers), config.rollout.reasoning)
+        records |= scorers
+    reports, read = find_reports(config.stage.card, root)
+    records |= read
+    own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
+    return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A suite that is ready to be asked.
+
+    Attributes:
+        files: see `align.evals.suite.answers.Files`.
+        seen: task → items that were left out, because some system was trained on them.
+        unknown: what is not known of the systems' training, a sentence each.
+        judge: of tasks without checks, as `stage.judge` names it.
+        reports: gate → the report of the judge that decides it; of those that a judge decides.
+    """
+
+    systems: Sequence[System]
+    tasks: Tasks
+    files: Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
+    seen: Mapping[str, int]
+    unknown: Sequence[str] = ()
+    gates: Sequence[Gate] = ()
+    judge: Literal["reward", "people"] | LLMJudge = "reward"
+    reports: Mapping[str, JudgeReport] = field(default_factory=dict)
+
+
+def read_work(config: Config, suite: Suite) -> tuple[Work]:
+    """Read the items that systems are asked, once it is known that whoever scores them may.
+
+    Raises:
+        InputError: a task has no item, or none that is left; a judge would score what was optimised against it, or
+            decide a gate; an endpoint cannot be asked.
+    """
+    stage, root, system_turn = config.stage, config.run.folder, config.data.system or None
+    artifacts = {system.name: system.artifact for system in suite.systems if system.artifact is not None}
+    seen = [seen_by(artifact, root, partial(key_of, config), system_turn) for artifact in artifacts.values()]
+    tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], seen)
+    for name, count in counts.items():
+        if count:
+            print(f"{name}: {counted(count, 'item')} left out: training saw them")
+    unknown = [sentence for each in seen for sentence in each.unknown]
+    if stage.near is not None:
+        tasks, near_unknown = mark_near(tasks, artifacts, root, store_url(config), stage.near)
+        unknown += near_unknown
+    most = min(stage.prompts, config.data.limit or stage.prompts)
+    tasks = [(task, items[: task.prompts or (None if task.own else most)]) for task, items in tasks]
+    tasks = [(task, items if task.probe is not None else answered_often(items, stage.answers)) for task, items in tasks]
+    reports = choose_reports(config, suite, tasks)
+    for system in suite.systems:
+        if system.endpoint is not None:
+            api_key(system.endpoint)
+            offered = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
+            problem = f"would call the tools of item {offered}, and its calls are no text that could be scored"
+            require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
+    named = [(task.name, item) for task, items in tasks for item in items]
+    files = {system.name: matched(system, named) for system in suite.systems if system.is_file}
+    unknown = [*dict.fromkeys(unknown)]
+    return (Work(suite.systems, tasks, files, counts, unknown, suite.gates, suite.judge, reports),)
+
+
+def read_items(config: Config, task: Task) -> Sequence[Item]:
+    """Read all items of a task.
+
+    Raises:
+        InputError: there is none, or a row is wrong.
+    """
+    if task.probe is not None and task.probe.harness is not None:
+        from align.evals.suite.lm_eval import items_of_harness  # lm-eval is an extra
+
+        return items_of_harness(task, task.probe.harness)
+    allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
+    if task.path:
+        return items_of_file(task, config.data.system or None, allow_code)
+    return items_of_prompts(task, prompts(replace(source_of(config), limit=None), "test", config.seed), allow_code)
+
+
+def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
+    """Return the report behind each gate that a judge decides.
+
+    Raises:
+        InputError: the judge cannot be asked, was a system's reward, or may not decide a gate; or people have nothing
+            to judge.
+    """
+    judged = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
+    problem, remedy = "has no task to judge: all have checks or are probes", "Drop it, or add a task without checks."
+    require(bool(judged) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
+    proxy = False
+    if judged and isinstance(suite.judge, LLMJudge):
+        api_key(suite.judge.endpoint)
+    elif judged and suite.judge != PEOPLE:
+        reward, root = plain(config)["reward"], config.run.folder
+        title, identities = judges.title(reward, suite.records), judges.identities(reward, suite.records)
+        for system in suite.systems:
+            if system.artifact is not None:
+                standing = judges.standing_of(system.artifact, identities, root)
+                judges.independent(standing, title, system.ref, config.stage.allow_proxy)
+                proxy = proxy or bool(standing.proxy)
+    judges_of = {name: identify_judge(suite.judge, reward_spec(config.reward), suite.records) for name in judged}
+    if isinstance(suite.judge, LLMJudge):
+        judges_of |= {task.name: identify_llm(suite.judge.with_question(task.asks)) for task, _ in tasks if task.asks}
+    return check_gates(suite.gates, judges_of, suite.reports, config.stage.card, proxy)
+
+
+def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
+    """Return the votes of people that there are by now, and the file of known answers, as inputs of the run.
+
+    Args:
+        records: its other inputs.
+        systems: their names, which people must not read.
+
+    Raises:
+        InputError: the project's name tells a system's, it was erased, or `stage.gold` is no file of pairs with known
+            answers.
+    """
+    stage, project = config.stage, name_project(config, records)
+
+    def spell(name: str) -> str:
+        return f" {' '.join(WORD.findall(name.lower()))} "
+
+    told = next((name for name in systems if spell(name) in spell(project)), None)
+    problem = f"the people who judge can read it, and it names the system {told}"
+    require(told is None, "project", project, problem, "Choose a name that says nothing of the systems.")
+    known = {}
+    if stage.gold is not None:
+        read_known_answers(user_path(stage.gold, "stage.gold"))
+        known = {"gold": files_record(stage.gold, "stage.gold")}
+    with open_store(config) as store, store.reading() as db:
+        row = project_erasure(db, project)
+        problem = f"it was erased (row {row} of the ledger), and its name is not used again"
+        if config.project == Config().project:
+            problem += "; without project=, this evaluation always has this name"
+        require(row is None, "project", project, problem, "Name another project: project=NAME.")
+        head = head_of_votes(db, project)
+    # Without a vote yet, it is the place that tells one project from another.
+    place = json_digest([unmarked(masked(store_url(config))), project])
+    return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}
+
+
+def name_project(config: Config, records: Mapping[str, Input]) -> str:
+    """Return the project that `project=` names; without it, the name of one for just these systems and prompts."""
+    if config.project != Config().project:
+        return config.project
+    ours = identifying("eval", plain(config), records)
+    asked = {key: read for key, read in records.items() if key.partition(".")[0] in ("data", "systems", "tasks")}
+    digests = {key: read.digest for key, read in asked.items()}
+    tasks = [{key: value for key, value in task.items() if key != "path"} for task in config.eval.tasks or ()]
+    decides = [{key: ours.get(key) for key in DECIDE}, tasks, config.stage.prompts, config.stage.answers, digests]
+    return f"people-{json_digest(decides)[:8]}"
+
+
+def read_known_answers(path: Path) -> list[Row]:
+    """Read pairs of which it is known which answer is better.
+
+    Raises:
+        InputError: a row is none.
+    """
+    rows = items_in(path, "gold", "stage.gold")
+    for row in rows:
+        right = row.expected is not None and len(row.answers) == 2
+        require(right, row.where, row.id, "is no pair whose order is known", GOLD_HELP)
+    return rows
+
+
+# The run
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
     with collect_judge_usage() as usage:
-        result = evaluate(run, config, *rows)
+        if config.eval.measures == JUDGE:
+            result = judge_stage.run(run, config, *rows)
+        elif config.stage.systems is not None:
+            result = compare_systems(run, config, *rows)
+        else:
+            result = compare_with_start(run, config, *rows)
     if not usage.asked:
         return result
     return replace(result, metrics={**result.metrics, "judge_usage": asdict(usage)})
 
 
-def evaluate(run: Run, config: Config, *rows: Any) -> Result:
-    if config.eval.measures == JUDGE:
-        return judge.run(run, config, *rows)
-    return suite.run(run, config, *rows) if config.stage.systems is not None else pair(run, config, *rows)
+def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], int] | None = None) -> Sampling:
+    """Return how the configuration has systems asked.
+
+    Args:
+        seed_of: see `Sampling`.
+    """
+    from align.evals.suite.answers import Sampling, list_computing_versions
+    from align.models.load import choose_device, choose_dtype, describe
+    from align.rollout.engine_process import VLLM, engine_version
+    from align.stages.rollouts import engine_for
+
+    rollout = config.rollout
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    engine = [rollout.engine, *list_computing_versions(device)]
+    if rollout.engine == "vllm":  # of servers that run already the version is not known; they are known by their URLs
+        servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
+        engine += [*servers, rollout.dtype, *rollout.words]
+
+    def open_engine(system: System, tokenizer: Any) -> Any:
+        assert system.base is not None
+        generation = describe(system.base).generation_config
+        return engine_for(run, config, system.base, system.method, dtype, tokenizer, generation)
+
+    return Sampling(
+        root=config.run.folder,
+        seed=config.seed,
+        device=device,
+        dtype=dtype,
+        dtype_setting=config.dtype,
+        max_length=config.data.max_length,
+        template=config.data.template,
+        template_kwargs=config.data.template_kwargs,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        batch_size=rollout.batch_size,
+        hides_reasoning=rollout.reasoning == "hide",
+        engine=" ".join(engine),
+        open_engine=open_engine,
+        seed_of=seed_of,
+    )
 
 
-def pair(run: Run, config: Config, prompts: list[Conversation], seen: Seen, left_out: int) -> Result:
+class Evaluated(NamedTuple):
+    """Answers that were scored.
+
+    Attributes:
+        judge: None if checks scored all of them.
+        notes: on who scores.
+        measured: task → system → whether its answers are nearly the same whatever is asked.
+    """
+
+    tasks: Sequence[TaskAnswers]
+    scored: Sequence[Scored]
+    judge: Judge | None
+    notes: Sequence[str]
+    measured: Mapping[str, Mapping[str, Measurement]]
+
+
+def score(
+    config: Config, answers: Answers, systems: Sequence[System], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
+) -> Evaluated:
+    """Score answers, and measure whether systems collapsed.
+
+    Args:
+        load_judge: loads the judge of tasks without checks.
+    """
+    from align.evals.suite.scores import measure_tasks, score_answers, split_by_task
+
+    allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
+    tasks = split_by_task(answers, [system.name for system in systems])
+    judged = [task for task in tasks if task.is_judged]
+    judge = load_judge(judged) if judged else None
+    scored, notes = score_answers(tasks, judge, allow_code)
+    measured = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
+    return Evaluated(tasks, scored, judge, notes, measured)
+
+
+def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
+    """Load the scorer of `reward=` as the judge of some systems."""
+    from align.evals.suite.scores import load_reward_judge
+
+    judged = [system.artifact for system in systems if system.artifact is not None]
+    return load_reward_judge(
+        run.manifest.config["reward"],
+        reward_spec(config.reward),
+        run.inputs,
+        judged,
+        config.run.folder,
+        sampling.device,
+        sampling.dtype,
+        sampling.hides_reasoning,
+    )
+
+
+# An artifact and its start
+
+
+def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: Seen, left_out: int) -> Result:
     """Compare the artifact with what it started from.
 
     Args:
-        prompts: what both are asked.
+        prompts: both are asked.
         seen: what the artifact was trained on.
         left_out: number of prompts that are not asked because training saw them.
     """
-    stage: EvalConfig = config.stage
-    base = run.base
-    artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
-    device = choose_device(config.device)
-    tokenizer = own_tokenizer(artifact, base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts, room)
+    from align.evals.suite.answers import ask_systems
+    from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
+    from align.models.load import context_length, describe
+    from align.rollout.answers_alone import empty_answers
+    from align.rollout.engine import cut_answers
+    from align.rollout.randomness import place_seed
 
-    policies = policies_of(run, config, artifact, base, device)
-    answers, greedy, kl = sampled(run, config, policies, found, tokenizer, choose_dtype(config.dtype, device))
+    policy, ref = find_policy_and_start(run, config)
 
-    judge = judges.title(run.manifest.config["reward"], run.inputs)
-    root = config.run.folder
-    models = models_of(run.inputs)
-    of = judges.standing_of(artifact, judges.identities(run.manifest.config["reward"], run.inputs), root, models)
-    made = (on_its_own_base(m, device, choose_dtype(config.dtype, device), 32) for m in models)
-    texts = {who: response_texts(a, tokenizer) for who, a in answers.items()}
-    hides = config.rollout.reasoning == "hide"
-    read = {who: parted_texts(found, each, tokenizer, hides) for who, each in texts.items()}
-    asked = [asked_alone(prompt) if hides else prompt.conversation for prompt in found]
-    read_greedily = {
-        who: parted_texts(found, response_texts(each, tokenizer), tokenizer, hides)[1] for who, each in greedy.items()
-    }
-    scorer = build(reward_spec(config.reward), made)
-    samples = scored_samples(scorer, found, asked, answers, read, read_greedily, kl, seen)
-    notes = of.sentences(judge) + asked_otherwise(run.inputs["artifact"].ref, artifact.manifest, config)
-    notes += seen.unknown
-    metrics = summarise(samples, of.role) | {
-        "dropped": dropped,
-        "judge": judge,
-        "judge_is": of.role,
+    def seed_of(system: System, item: Item) -> int:
+        return place_seed(config.seed, "eval", "policy" if system.name == POLICY else "ref", int(item.id))
+
+    sampling = make_sampling(run, config, seed_of)
+    items = [Item(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
+    answers = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
+    kl = measure_kl(sampling, policy, ref, answers.rollouts[POLICY])
+    sampling.loaded.clear()
+    evaluated = score(config, answers, [policy, ref], lambda judged: load_reward(run, config, sampling, [policy]))
+    assert evaluated.judge is not None
+    (task,), (scored,) = evaluated.tasks, evaluated.scored
+    role = evaluated.judge.role
+    samples = build_samples(task, scored, kl, seen)
+    notes = [*evaluated.notes, *describe_other_settings(policy, config), *seen.unknown]
+    measured = evaluated.measured[JUDGED][POLICY]
+    metrics = {
+        **summarise(samples, role),
+        **measured.as_dict(),
+        "dropped": task.dropped,
+        "judge": scored.by,
+        "judge_is": role,
         "judge_notes": notes,
-        **without_seen(samples, of.role),
+        **summarise_unseen(samples, role),
         "seen_unknown": len(seen.unknown),
         "peak_rss_mb": peak_rss_mb(),
     }
-    if is_closed(config):
-        best_score = 1.0 if config.reward.name == "check" else None
-        metrics["collapse"] = judge_closed(scorer, asked, samples, best_score).as_dict()
-    collapse = Collapse(metrics["collapse"]["verdict"], tuple(metrics["collapse"]["reasons"]))
-    won, risen = metrics["win_rate"], metrics["most_risen_word"]
-    line = (
-        f"win rate {in_words(won)} on {won['n']} prompts by {judge}, "
-        f"{of.role} {metrics[of.role]['ref']:.3f} → {metrics[of.role]['policy']:.3f}, KL {metrics['kl']:.2f} nats, "
-        f"distinct-2 {metrics['distinct2']['ref']:.3f} → {metrics['distinct2']['policy']:.3f}"
-    )
-    shares = f"{risen['ref']:.0%} → {risen['policy']:.0%}"
-    ends = {who: sum(a.ended_B.tolist()) / len(found) for who, a in answers.items()}
-    limit, whose = config.rollout.max_new_tokens, {"policy": "policy's ", "ref": "start's "}
-    cut = [said for who, share in ends.items() for said in cut_answers(1 - share, limit, whose[who])]
-    cut += [said for who in ends for said in empty_answers(metrics["empty_rate"][who], hides, whose[who])]
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
+
+    won, risen, scores, distinct = (metrics[key] for key in ("win_rate", "most_risen_word", role, "distinct2"))
+    greedy = metrics["variety"].get("greedy", {})
+    figures = (
+        f"win rate {in_words(won)} on {won['n']} prompts by {scored.by}, {role} {scores['ref']:.3f} → "
+        f"{scores['policy']:.3f}, KL {metrics['kl']:.2f} nats, distinct-2 {distinct['ref']:.3f} → "
+        f"{distinct['policy']:.3f}"
+    )
     lines = [
-        *collapse_lines({"the policy": collapse}),
-        line,
-        f"the word that rose most: {risen['word']!r}, in {shares} of the answers",
-        *phrase_lines(collapse, metrics["variety"]["greedy"]["new_phrase"], "start"),
-        *cut,
-        *notes,
+        *collapse_lines({"the policy": measured.collapse}),
+        figures,
+        f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
+        *phrase_lines(measured.collapse, greedy.get("new_phrase"), START),
     ]
+    owners = {"policy": "policy's ", "ref": "start's "}
+    ended = {"policy": [s.ended_policy for s in samples], "ref": [s.ended_ref for s in samples]}
+    for who, owner in owners.items():
+        cut = 1 - sum(ended[who]) / len(samples)
+        lines += cut_answers(cut, config.rollout.max_new_tokens, owner)
+    for who, owner in owners.items():
+        lines += empty_answers(metrics["empty_rate"][who], sampling.hides_reasoning, owner)
+    lines += notes
     if "seen" in metrics:
         apart = metrics.get("unseen")
         others = f"; win rate {in_words(apart['win_rate'])} on the {apart['win_rate']['n']} others" if apart else ""
         lines.append(f"training saw {metrics['seen']:,} of these prompts{others}")
-    if dropped:
-        lines.append(f"not asked: {counted(dropped, 'prompt')} longer than {room} tokens")
-    few = explain_few_prompts(len(found), config.data, stage.prompts, seen=left_out, too_long=dropped)
-    return Result(metrics, (few, *lines) if few else tuple(lines))
+    if task.dropped:
+        context = context_length(describe(run.base))
+        room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
+        lines.append(f"not asked: {counted(task.dropped, 'prompt')} longer than {room} tokens")
+    few = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
+    return Result(metrics, (*([few] if few else []), *describe_made_before("answer", answers.made), *lines))
+
+
+def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
+    """Return the artifact and what it started from as systems: two adapters on one base, an adapter and its base, or
+    two whole models. Both are asked with the tokenizer of the artifact."""
+    record = run.inputs["artifact"]
+    name = f"artifact={record.ref}"
+    artifact = start(config, record.path, "artifact")[0]
+    method = "lora" if artifact.whole else config.method.name
+    policy = System(POLICY, record.ref, artifact, run.base, method, record, label=name)
+    started = None
+    if "init" in run.inputs:
+        started = resolve(run.inputs["init"].path, config.run.folder, field_name="init")
+    base = run.base
+    if artifact.whole:
+        assert started is not None, "inputs() lets no such artifact pass"
+        base = base_of(started, "init")
+    elif started is None or adapter_folder(started) is None:
+        started = as_artifact(base)
+    label = f"what {name} started from"
+    ref = System(START, started.ref, started, base, method, started.as_input(), tokenized_as=policy, label=label)
+    return policy, ref
 
 
 def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int = 0, too_long: int = 0) -> str:
@@ -204,148 +675,301 @@ def explain_small_data(data: DataConfig) -> str:
     )
 
 
-def is_closed(config: Config) -> bool:
-    """Return whether many prompts may share one right answer."""
-    return config.reward.name == "check" if config.eval.closed is None else config.eval.closed
-
-
-def judge_closed(
-    scorer: Scorer, asked: Sequence[Conversation], samples: Sequence[Sample], best_score: float | None
-) -> Collapse:
-    """Compare the policy's greedy answers with the best constant answer, see `judge_closed_task`."""
-    rows = first_of_each_prompt([prompt_text(sample.prompt) for sample in samples])
-    policy = [samples[row].greedy_policy or "" for row in rows]
-    ref = [samples[row].greedy_ref or "" for row in rows]
-
-    def score(texts: Sequence[str]) -> list[float]:
-        answers = [asked[row].answered(text) for row, text in zip(rows, texts, strict=True)]
-        return scorer.score(answers).tolist()
-
-    return judge_closed_task(score, SystemAnswers(policy, policy), SystemAnswers(ref, ref), best_score)
-
-
-def asked_otherwise(ref: str, manifest: Manifest | None, config: Config) -> list[str]:
-    """How the policy answers here under other settings than those that PPO optimised it under; nothing where it does
-    not, or nobody says.
-
-    Args:
-        ref: what the user calls it.
-        manifest: of the run that made it.
-    """
+def describe_other_settings(policy: System, config: Config) -> list[str]:
+    """Return a sentence on the settings under which the policy answers here, if PPO optimised it under others."""
+    manifest: Manifest | None = policy.artifact.manifest if policy.artifact else None
     if manifest is None or manifest.stage != "ppo":
         return []
-    trained, here = manifest.config["rollout"], plain(config)["rollout"]
+    trained = manifest.config["rollout"]
+    here = plain(config)["rollout"]
     changed = [key for key in ("temperature", "max_new_tokens", "reasoning") if trained.get(key) != here[key]]
-    told = (", ".join(f"rollout.{key}={values.get(key)}" for key in changed) for values in (trained, here))
-    before, now = told
-    return [f"{ref} was optimised with {before}, and answers here with {now}"] if changed else []
+    before, now = (", ".join(f"rollout.{key}={of.get(key)}" for key in changed) for of in (trained, here))
+    return [f"{policy.ref} was optimised with {before}, and answers here with {now}"] if changed else []
 
 
-def without_seen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
-    """How many prompts training saw, and the figures that tell of a gain over the others; nothing where it saw none."""
-    unseen = [sample for sample in samples if not sample.seen]
-    if len(unseen) == len(samples):
-        return {}
-    found = summarise(unseen, role) if unseen else {}
-    figures = {"unseen": {"win_rate": found["win_rate"], "gain": found[role]["difference"]}} if unseen else {}
-    return {"seen": len(samples) - len(unseen), **figures}
+# Systems on the tasks of a suite
 
 
-class Policy(NamedTuple):
-    """Who answers, and the base that they answer on, kept by a method."""
+def compare_systems(run: Run, config: Config, work: Work) -> Result:
+    """Ask the systems, score their answers, and compare the first with each other one."""
+    from align.evals.suite.answers import Made, ask_systems
+    from align.evals.suite.likelihoods import measure_probes
+    from align.evals.suite.scores import verdicts_by_system
 
-    actor: Actor
-    base: Base
-    method: str
+    sampling = make_sampling(run, config)
+    asked = [(task, items) for task, items in work.tasks if task.probe is None]
+    evaluated = Evaluated((), (), None, (), {})
+    made = Made(0, 0)
+    if asked:
+        answers = ask_systems(sampling, work.systems, asked, work.files)
+        sampling.loaded.clear()
+        evaluated = score(config, answers, work.systems, partial(load_judge, run, config, sampling, work))
+        made = answers.made
+    models = [system for system in work.systems if system.base is not None]
+    probes = measure_probes(sampling, models, work.tasks, run.artifact)
+    by_name = {each.name: each for each in evaluated.scored} | dict(probes.scored)
+    scored = [by_name[task.name] for task, _ in work.tasks]
+    write_lines(run.artifact / "answers.jsonl", list_evidence(scored))
+    write_lines(run.artifact / "verdicts.jsonl", list_verdicts(scored))
+
+    first = work.systems[0].name
+    verdicts_on = verdicts_by_system(evaluated.measured, [system.name for system in work.systems])
+    gates = {
+        gate.name: (gate, decide_on_collapse(gate, decision(gate, scored), first, verdicts_on[first]))
+        for gate in work.gates
+    }
+    results = results_of(scored, config.stage.level, config.stage.shown)
+    notes = [*dict.fromkeys([*evaluated.notes, *work.unknown])]
+    systems = [describe_system(system) for system in work.systems]
+    measured = {
+        task: {name: each.as_dict() for name, each in of_task.items()} for task, of_task in evaluated.measured.items()
+    }
+    content = {"systems": systems, "tasks": results, "collapse": measured, "notes": notes}
+    write_json(run.artifact / "results.json", content)
+
+    answers_made = made.plus(probes.written)
+    by_system = {name: collapse.as_dict() for name, collapse in verdicts_on.items()}
+    # Lists of runs show the first task's comparison of the first two systems.
+    shown = next(iter(next(iter(results.values()))["against"].values()), {})
+    metrics = {
+        "systems": systems,
+        "tasks": {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()},
+        "answers_made": answers_made.now,
+        "dropped_seen": sum(work.seen.values()),
+        "judge_notes": notes,
+        "peak_rss_mb": peak_rss_mb(),
+        **({"likelihoods_made": probes.weighed.now} if sum(probes.weighed) else {}),
+        **{key: shown[key] for key in ("win_rate", "difference") if key in shown},
+        **(publish_verdicts(run, work, gates) if gates else {}),
+        "collapse": {**by_system[first], "systems": by_system},
+    }
+    lines = [
+        *(collapse_lines(verdicts_on) if evaluated.measured else []),
+        *describe_made_before("answer", answers_made),
+        *describe_made_before("log-likelihood", probes.weighed),
+        *(line for name, task in results.items() for line in describe_task(first, name, task)),
+        *(in_a_line(*each) for each in gates.values()),
+    ]
+    for task, of_task in evaluated.measured.items():
+        greedy = measured[task][first]["variety"].get("greedy", {})
+        reference = work.systems[1].name
+        for line in phrase_lines(of_task[first].collapse, greedy.get("new_phrase"), reference):
+            lines.append(f"{task}, {first}: {line}")
+    return Result(metrics, (*lines, *notes))
 
 
-def policies_of(run: Run, config: Config, artifact: Artifact, base: Base, device: torch.device) -> dict[str, Policy]:
-    """`policy`, and `ref`, what it started from: two adapters on one base, or two whole models."""
-    dtype, root, method = choose_dtype(config.dtype, device), Path(config.run.root), config.method.name
-    started = resolve(run.inputs["init"].path, root, field_name="init") if "init" in run.inputs else None
-    if artifact.whole:
-        assert started is not None, "inputs() lets no such artifact pass"
-        bases = {"ref": base_of(started, "init"), "policy": base}
-        models = {who: load_base(found, "lora", device, dtype) for who, found in bases.items()}
-        return {who: Policy(ModelActor(models[who]), found, "lora") for who, found in bases.items()}
-    pool = AdapterPool(load_base(base, method, device, dtype))
-    folders = {"ref": adapter_folder(started) if started else None, "policy": artifact.path}
-    digests = {who: pool.add(folder) if folder else None for who, folder in folders.items()}
-    return {who: Policy(pool.actor(digest), base, method) for who, digest in digests.items()}
-
-
-def sampled(
-    run: Run, config: Config, policies: dict[str, Policy], found: list[Prompt], tokenizer: Any, dtype: torch.dtype
-) -> tuple[dict[str, Rollout], dict[str, Rollout], list[float]]:
-    """Answer every prompt with each policy.
-
-    Returns:
-        One answer each, sampled as in training; the greedy answers; and the sequence KL of the policy's sampled
-        answers, one sample each.
-    """
-    rollout = config.rollout
-    answers: dict[str, Rollout] = {}
-    greedy: dict[str, Rollout] = {}
-    ref, rows = run.inputs["artifact"].ref, [p.input_ids for p in found]
-    with ExitStack() as stack:
-        engines: dict[str, Engine] = {}  # one a base
-        for who, (actor, base, method) in policies.items():
-            if base.digest not in engines:
-                generation = describe(base).generation_config
-                loaded = engine_for(run, config, base, method, dtype, tokenizer, generation)
-                engines[base.digest] = stack.enter_context(loaded)
-            name = f"artifact={ref}" if who == "policy" else f"what artifact={ref} started from"
-            with divergence_as_input_error(name, None, config.dtype):
-                engines[base.digest].sync(actor)
-                seeds = row_seeds(range(len(found)), config.seed, "eval", who)
-                answers[who] = engines[base.digest].generate(rows, actor, seeds)
-                with greedily(engines[base.digest]):
-                    greedy[who] = engines[base.digest].generate(rows, actor, seeds)
-    logprobs = {who: sequence_logprobs(p.actor, answers["policy"], rollout.temperature) for who, p in policies.items()}
-    for who, found_B in logprobs.items():
-        if count := not_finite(found_B):
-            raise diverged(f"{count} answers have logprobs that are no numbers under its {who}", None, config.dtype)
-    return answers, greedy, (logprobs["policy"] - logprobs["ref"]).tolist()
-
-
-@torch.no_grad()
-def sequence_logprobs(actor: Actor, rollout: Rollout, temperature: float) -> torch.Tensor:
-    """log p of each whole response [B], summed over its tokens."""
-    with actor.use() as model:
-        there = rollout.to(next(model.parameters()).device)
-        return in_chunks(lambda part: response_logprobs(model, part, temperature)[0].sum(-1), there, 32)
-
-
-def scored_samples(
-    judge: Scorer,
-    found: list[Prompt],
-    asked: list[Conversation],
-    answers: dict[str, Rollout],
-    read: Mapping[str, tuple[Sequence[str | None], Sequence[str]]],
-    greedy: Mapping[str, Sequence[str]],
-    kl: list[float],
-    seen: Seen,
-) -> list[Sample]:
-    """Both answers to every prompt with the judge's score of each; its learned parts are brought to one scale on the
-    reference's.
+def load_judge(run: Run, config: Config, sampling: Sampling, work: Work, judged: Sequence[TaskAnswers]) -> Judge:
+    """Load the judge of a suite.
 
     Args:
-        asked: the prompts as the judge reads them.
-        read: of each who answers, what the judge does not read of their answers, and what it reads.
-        greedy: the greedy answers of each, as the judge would read them.
+        judged: all answers that it is going to judge, which people are asked about at once.
     """
-    hidden, texts = {who: each[0] for who, each in read.items()}, {who: each[1] for who, each in read.items()}
-    whole = {who: [c.answered(t) for c, t in zip(asked, each, strict=True)] for who, each in texts.items()}
-    judge = comparable(judge, whole["ref"], answers["ref"])
-    scores = {who: judge.score(conversations, answers[who]).tolist() for who, conversations in whole.items()}
-    lengths = {who: a.lengths_B.tolist() for who, a in answers.items()}
-    ended = {who: a.ended_B.tolist() for who, a in answers.items()}
-    return [
-        Sample(
-            prompt.conversation.id or str(i), prompt.conversation.messages, texts["ref"][i], texts["policy"][i],
-            scores["ref"][i], scores["policy"][i], lengths["ref"][i], lengths["policy"][i], ended["ref"][i],
-            ended["policy"][i], kl[i], hidden["ref"][i], hidden["policy"][i],
-            seen.asks(prompt.conversation.messages) or None, greedy["ref"][i], greedy["policy"][i],
-        )
-        for i, prompt in enumerate(found)
-    ]  # fmt: skip
+    from align.evals.suite.scores import Judge, score_by_llm, score_by_people
+
+    if isinstance(work.judge, LLMJudge):
+        store = AnswerStore(config.run.folder / ANSWERS)
+        notes = describe_self_judging(work.judge, work.systems)
+        return Judge(partial(score_by_llm, work.judge, store, sampling.hides_reasoning), notes)
+    if work.judge == PEOPLE:
+        votes = ranks.from_main(collect_votes(run, config, judged) if ranks.is_main() else None)
+        assert votes is not None
+        return Judge(partial(score_by_people, votes.verdicts), votes.notes)
+    trained = [system for system in work.systems if system.artifact is not None and system.artifact.manifest]
+    return load_reward(run, config, sampling, trained)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines; no file if there are none."""
+    if text := "".join(f"{json.dumps(row)}\n" for row in rows):
+        write_text(path, text)
+
+
+def describe_made_before(what: str, made: Made) -> list[str]:
+    return [f"{made.before:,} of {counted(sum(made), what)} were made before"] if made.before else []
+
+
+def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
+    """Write a verdict file for each gate, and what continuous integration reads. Returns what the manifest says of
+    them."""
+    digests = {"artifact": work.systems[0].record.digest}
+    digests |= {
+        name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems.", "card"))
+    }
+    folder = run.artifact / VERDICTS
+    folder.mkdir(exist_ok=True)
+    for name, (gate, found) in gates.items():
+        by = work.reports[name].as_dict() if name in work.reports else None
+        write_json(folder / f"{name}.json", verdict_file(gate, found, digests, by))
+    write_text(run.artifact / "junit.xml", junit(run.name, gates))
+    outcomes = {name: found.outcome for name, (_, found) in gates.items()}
+    return {"gates": outcomes, "exit_status": 0 if {*outcomes.values()} == {"pass"} else NOT_PASSED}
+
+
+# People as the judge of a suite: their project in the annotation app, opened and read
+
+
+class Votes(NamedTuple):
+    """The votes of people that the run has for an input.
+
+    Attributes:
+        verdicts: by task and other system.
+        notes: on them.
+    """
+
+    verdicts: Mapping[tuple[str, str], Sequence[Verdict]]
+    notes: Sequence[str]
+
+
+def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Votes:
+    """Open the project of people where it is not there, add pairs that they have not been asked, and read their votes.
+
+    Raises:
+        InputError: the project was erased, or holds items, prompts or answers of something else.
+    """
+    from align.evals.suite.scores import list_people_questions
+
+    project, last = run.inputs["votes"].project, run.inputs["votes"].seq
+    hides = config.rollout.reasoning == "hide"
+    every = [question for task in tasks for question in list_people_questions(task, hides)]
+    shown = [question for question in every if not question.pair.prompt.uses_tools]
+    questions = [question for question in shown if not question.alike]
+    gold = read_known_answers(user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
+    counts = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
+    if not questions:
+        verdicts = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order
+        notes = describe_pairs_not_asked(counts, counts["same_text"])
+        return Votes(verdicts, [*notes, "no pair is left to ask people about"])
+    with open_store(config) as store:
+        configure(store, project)
+        secret = store.key(project)
+        assert secret is not None, "configure() lets no erased project pass"
+        asked = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
+        with store.reading():  # one view for all of it
+            view = read(store, project).through(last)
+            rankings = counted_rankings(store, project, config.data.allow_simulated, last)
+    verdicts = verdicts_of(shown, asked, rankings, order_key(secret, config.seed))
+    ties = sum(not verdict.by for each in verdicts.values() for verdict in each)
+    counts |= {"same_text_counted": ties, "asked": len(asked)}
+    figures = {"project": project, **counts, **summarize_votes(view, project)}
+    write_json(run.artifact / VOTES, figures)
+    words = ["python", "-m", "align", "stage=annotate", f"project={project}"]
+    if config.run.root != Config().run.root:
+        words.append(f"run.root={config.run.root}")
+    if (url := config.store.url) and masked(url) == url:  # one with a password is in the environment
+        words.append(f"store.url={url}")
+    described = describe_votes(figures, shlex.join(words), bool(config.run.name))
+    return Votes(verdicts, [*describe_pairs_not_asked(counts, ties), *described])
+
+
+def open_project(
+    store: Store,
+    project: str,
+    secret: bytes,
+    questions: Sequence[Question],
+    votes: int | None,
+    gold: Sequence[Row],
+    seed: int,
+) -> dict[str, tuple[Question, str]]:
+    """Open the project where it is not there, and add the pairs that so many votes are to be on.
+
+    All is added in one transaction: a run that is cut off leaves nothing half done. Items that are there keep the order
+    of their two answers.
+
+    Args:
+        secret: the project's key.
+        votes: that are asked for; None for one of each pair and some more.
+
+    Returns:
+        Item of the project → its question, and the id of the first system's answer.
+
+    Raises:
+        InputError: the project holds items, prompts or answers of something else; or too many votes are asked for.
+    """
+    by_item = {id_of(project, question.key(secret)): question for question in questions}
+    there = {item.id: item for item in store.items(project)}
+    strangers = there.keys() - by_item.keys() - read(store, project).expected.keys()
+    problem = f"it holds {counted(len(strangers), 'item')} that this evaluation does not ask"
+    require(not strangers, "project", project, problem, "Name another project: project=NAME.")
+    before = {id: find_first(project, by_item[id], item) for id, item in there.items() if id in by_item}
+
+    wanted = votes_asked(votes, len(by_item))
+    most = MOST_PEOPLE * len(by_item)
+    remedy = f"Ask for up to {most:,}, or about more prompts."
+    require(wanted <= most, "stage.votes", votes, f"are too many on {counted(len(by_item), 'pair')}", remedy)
+    order = order_key(secret, seed)
+    absent = [id for id in chosen(by_item, before, wanted, order) if id not in before]
+    erased = [id for id in absent if store.first_row(project, item=id) is not None]
+    new = [id for id in absent if id not in erased]
+    fresh_gold = [row for row in gold if id_of(project, row.key) not in there]
+    with store.transaction() as db:
+        if not before and not erased:
+            configure(store, project, OPENED_WITH)
+        if new or wants_more(db, project, before, erased, wanted):
+            configure(store, project, overlap_for([*before, *new], wanted))
+        settings = settings_of(db, project)
+        ahead = sum(1 if first.endswith("-0") else -1 for first in before.values())
+        groups = [(by_item[id].other, settings.wanted(id)) for id in new]
+        for id, side in zip(new, drawn_sides(groups, sides_key(secret, seed, len(before)), ahead), strict=True):
+            question = by_item[id]
+            priority = 1 - question.draw(order)
+            store.add_item(project, question.key(secret), question.prompt, question.candidates(side), priority=priority)
+        for row in fresh_gold:
+            add(store, project, row)
+    ours = ((item, by_item[item.id]) for item in store.items(project) if item.id in by_item)
+    return {item.id: (question, find_first(project, question, item)) for item, question in ours}
+
+
+def wants_more(db: Connection, project: str, there: Collection[str], erased: Collection[str], votes: int) -> bool:
+    """Return whether more votes are asked for than the items want that a project has, and than an evaluation asked for
+    before: settings that somebody changed since are not overruled.
+
+    Args:
+        there: ids of its items.
+        erased: those that it had.
+    """
+    if not there or sum(map(settings_of(db, project).wanted, there)) >= votes:
+        return False
+    ours = overlap_for([*there, *erased], votes).items()
+    return not any(ours <= asdict(settings).items() for _, settings in history(db, project))
+
+
+def find_first(project: str, question: Question, item: ProjectItem) -> str:
+    """Return the id of the first system's answer.
+
+    Raises:
+        InputError: the item holds another prompt or other answers.
+    """
+    first = question.first_in(item)
+    if first is None:
+        problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers there"
+        raise InputError("project", project, problem, "Name another project: project=NAME.")
+    return first
+
+
+def summarize_votes(view: View, project: str) -> dict[str, Any]:
+    """Return how many votes there are, and how far they can be believed, as JSON. People have no names here."""
+    found = figures_of(view, project)
+    gold, gold_votes, gold_right = gold_accuracy(view.rankings, view.expected)
+    repeats = consistency(view.rankings)
+    people = [
+        {
+            "pseudonym": one["pseudonym"],
+            "votes": one["rankings"],
+            "skips": sum(one["skips"].values()),
+            **{key: one[key] for key in ("ties", "gold", "gold_votes", "gold_right", "repeats")},
+            "shown_first": one["position"]["share"],
+        }
+        for one in found["people"]
+        if one["rankings"] or sum(one["skips"].values())  # not of those whose votes were all taken back
+    ]
+    return {
+        "votes": len(view.work),
+        "wanted": sum(view.wanted.values()),
+        "skips": len(view.skips),
+        "settled": len(view.settled),
+        "agreement": found["agreement"],
+        "shown_first": found["position"]["share"],
+        "longer": found["length"]["share"],
+        **as_json({"gold": gold, "gold_votes": gold_votes, "gold_right": gold_right, "repeats": repeats}),
+        "people": people,
+    }

@@ -14,10 +14,10 @@ from align.evals import judges
 from align.models.base import base_of
 from align.models.start import find, label, started_from
 from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.stages.eval import check_one_kind, find_suite, read_work
 from align.stages.judge import find_inputs, read_examples
 from align.stages.rows import source_of, unseen_prompts
 from align.stages.starting import Inputs, start
-from align.stages.suite_inputs import check_one_kind, found_suite, work_of
 
 INIT = Config().init
 
@@ -29,9 +29,9 @@ def inputs(config: Config) -> Inputs:
         return Inputs(config, title, None, records, partial(read_examples, config, records))
     check_one_kind(config)
     if config.stage.systems is not None:
-        found = found_suite(config)
+        found = find_suite(config)
         config = changed(config, method=changed(config.method, name=found.method))
-        return Inputs(config, found.label, found.base, found.records, partial(work_of, config, found))
+        return Inputs(config, found.label, found.base, found.records, partial(read_work, config, found))
     untold = config.method.name == "auto"
     artifact, base, config = start(config, config.artifact, "artifact")
     if untold and artifact.whole:  # it is measured as it is

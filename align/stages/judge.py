@@ -53,6 +53,8 @@ from align.ops.calibration import log_odds
 from align.report import in_words
 from align.report.words import calibration_in_words, counted
 from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.rollout.kept import FILE as ANSWERS
+from align.rollout.kept import AnswerStore
 from align.run import Input, Run, write_json
 from align.run.files import write_text
 from align.stages.rows import SEEN, key_of, source_of
@@ -298,10 +300,9 @@ def run(run: Run, config: Config, known: JudgedExamples) -> Result:
 def compare_answers(config: Config, judge: LLMJudge, pairs: Sequence[PairExample]) -> tuple[Opinions, list[str]]:
     """Return the verdicts of a language model in both orders, and remarks on missing ones. The first rank asks it."""
     from align.evals.pair_accuracy import pref_text
-    from align.stages.suite_answers import answer_store
 
     shown = [Pair(pair.item.id, pair.item.prompt, pref_text(pair.first), pref_text(pair.second)) for pair in pairs]
-    store = answer_store(config)
+    store = AnswerStore(config.run.folder / ANSWERS)
     verdicts = ranks.from_main(judge.compare(shown, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
@@ -322,10 +323,9 @@ def compare_answers(config: Config, judge: LLMJudge, pairs: Sequence[PairExample
 def grade_answers(config: Config, judge: LLMJudge, answers: Sequence[AnswerExample]) -> tuple[Opinions, list[str]]:
     """Return the yes or no of a language model to each answer, and remarks on missing ones. The first rank asks it."""
     from align.evals.pair_accuracy import pref_text
-    from align.stages.suite_answers import answer_store
 
     shown = [GradedAnswer(example.item.prompt, pref_text(example.answer), example.item.id) for example in answers]
-    store = answer_store(config)
+    store = AnswerStore(config.run.folder / ANSWERS)
     verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
     odds = [None if verdict.p is None else log_odds(verdict.p) for verdict in verdicts]
     opinions = Opinions(

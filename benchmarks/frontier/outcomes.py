@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.__main__ import composed
-from align.evals.comparison import Sample, read_samples
+from align.evals.suite.samples import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
 from align.ops.best_of_n import kl_bound

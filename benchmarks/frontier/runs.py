@@ -15,7 +15,7 @@ from typing import Any
 from compared import MADE_FIRST, TUNED_ON, Method, best_of, common, of_recipe
 from outcomes import BEST_OF
 
-from align.evals.comparison import Sample, read_samples
+from align.evals.suite.samples import Sample, read_samples
 from align.run import resolve
 
 ALIVE = Path(__file__).resolve().parent / "alive.py"

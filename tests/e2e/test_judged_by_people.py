@@ -20,7 +20,7 @@ from align.annotate.store import Candidate, Judgement, Settings, Store
 from align.annotate.store.about import projects_in
 from align.annotate.store.projects import settings_of
 from align.run import read_manifest
-from align.stages import suite_people
+from align.stages import eval as stage
 
 TABLES = ("People: each of them", "p after Holm")
 """What the page has once somebody has voted."""
@@ -179,8 +179,8 @@ def test_a_vote_that_comes_meanwhile_is_the_next_runs(bench: Bench, monkeypatch:
                          annotator="ann", key="k")  # fmt: skip
             return found
 
-        real = suite_people.opened
-        patch.setattr(suite_people, "opened", opened)
+        real = stage.open_project
+        patch.setattr(stage, "open_project", opened)
         first = bench.run(words)
     assert (verdicts(first), artifact(first, "people.json")["votes"]) == ([], 0)
     second = bench.run(words)
@@ -317,7 +317,7 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
 
 @pytest.mark.parametrize(
     "deadly",
-    ["align.annotate.store.database.Store.add_item", "align.stages.suite_people.counted_rankings"],
+    ["align.annotate.store.database.Store.add_item", "align.stages.eval.counted_rankings"],
     ids=["while pairs are added", "when they are there"],
 )
 def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: Forks, deadly: str) -> None:
@@ -325,7 +325,7 @@ def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: F
     module, _, name = deadly.rpartition(".")
     owner = f"importlib.import_module('{module}')" if "Store" not in module else "align.annotate.store.Store"
     before = (
-        "import importlib, os, signal, align.annotate.store, align.stages.suite_people\n"
+        "import importlib, os, signal, align.annotate.store, align.stages.eval\n"
         f"owner = {owner}\nreal, calls = owner.{name}, []\n"
         "def dies(*given, **more):\n"
         "    calls.append(1)\n"

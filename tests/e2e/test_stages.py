@@ -17,7 +17,7 @@ from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.config.schemas import all_schemas
 from align.data.split import question_key
-from align.evals.comparison import read_samples, summarise
+from align.evals.suite.samples import read_samples, summarise
 from align.models.adapter_files import read_tensors
 from align.report.figures import scarce
 from align.run import Manifest, read_manifest

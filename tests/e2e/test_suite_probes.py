@@ -17,7 +17,7 @@ from processes import Forks
 from ranked import ranked
 
 from align.__main__ import main
-from align.evals.likelihoods import Likelihood
+from align.evals.suite.likelihoods import Likelihood
 from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 

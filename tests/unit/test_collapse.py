@@ -26,7 +26,7 @@ from align.evals.collapse import (
     measure_variety,
     phrase_lines,
 )
-from align.evals.comparison import Sample, read_samples, summarise, write_samples
+from align.evals.suite.samples import Sample, read_samples, summarise, write_samples
 from align.ops.intervals import mean
 from align.types import Message
 
@@ -289,10 +289,7 @@ def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
         for i, (prompt, ref) in enumerate(zip(PROMPTS, varied_answers(), strict=True))
     ]
     metrics = summarise(samples)
-    assert metrics["collapse"]["verdict"] == COLLAPSED
-    assert metrics["variety"]["greedy"]["policy"]["commonest"] == "Haha yeah I love it!"
-    assert metrics["variety"]["sampled"]["policy"]["distinct"] == 1
-    assert metrics["variety"]["greedy"]["new_sentence"]["text"] == "haha yeah i love it"
+    assert metrics["win_rate"]["value"] == 1.0
     again = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
     assert json.dumps(again) == json.dumps(metrics)
 

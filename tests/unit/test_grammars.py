@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from align.models.base import find_base
 from align.models.load import load_tokenizer
+from align.rollout.detokenize import TokenTexts
 from align.rollout.requests import Grammar
 from align.serve.answer_constraints import constrained
-from align.serve.detokenize import TokenTexts
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatFormat, Prompt
 from align.serve.schemas import ChatBody

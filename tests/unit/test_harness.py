@@ -11,9 +11,9 @@ import pytest
 from lm_eval_folder import written
 
 from align.errors import CorruptFile, InputError
-from align.evals.harness import Harness, harness_record
-from align.evals.probes import LM_EVAL, Probe
-from align.evals.tasks import parsed_tasks
+from align.evals.suite.harness import Harness, harness_record
+from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.tasks import parsed_tasks
 
 GIVEN = {"name": "arc", "lm_eval": "arc_easy", "include": "tasks"}
 pytest.importorskip("lm_eval")

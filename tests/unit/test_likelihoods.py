@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.data.chat.continuations import behind
 from align.data.chat.encode import IGNORED, Encoded
-from align.evals.likelihoods import likelihoods, width_of
+from align.evals.suite.likelihoods import likelihoods, width_of
 from align.models.base import find_base
 from align.models.load import load_base
 

@@ -14,7 +14,7 @@ from chat_server import ChatServer, Reply, chatting, error, said
 from align.errors import InputError
 from align.evals import endpoint as module
 from align.evals.llm_judge import COMPARE_TEMPLATE, MAX_FAILURES, LLMJudge, describe_self_judging, parse_judge
-from align.evals.systems import System
+from align.evals.suite.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.rollout.kept import Answer, AnswerStore, Token
 from align.run import Input

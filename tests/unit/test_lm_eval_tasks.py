@@ -14,12 +14,11 @@ from lm_eval_folder import written
 
 from align.data.chat.encode import IGNORED
 from align.errors import InputError
-from align.evals.harness import Found, Harness, Requests
-from align.evals.probes import LM_EVAL, Probe
-from align.evals.tasks import Item, Task
-from align.stages.suite_lm_eval import request_rows
+from align.evals.suite.harness import Found, Harness, Requests
+from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.tasks import Item, Task
 
-lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align-rlhf[evals]")')
+lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 
 
 @pytest.fixture
@@ -125,10 +124,10 @@ def test_a_metric_that_fails_is_the_users_to_mend(folder: Path) -> None:
 
 def test_a_text_is_read_in_windows_and_each_token_scored_once(tiny_tokenizer: Any) -> None:
     text = "The rain is here, and my dog is late. " * 3
-    (whole,) = request_rows(tiny_tokenizer, Requests("reading", 0, ((text,),)), 1000)
-    rows = request_rows(tiny_tokenizer, Requests("reading", 0, ((text,),)), 8)
+    (whole,) = lm.encode_requests(tiny_tokenizer, Requests("reading", 0, ((text,),)), 1000)
+    rows = lm.encode_requests(tiny_tokenizer, Requests("reading", 0, ((text,),)), 8)
     assert len(rows) > 5
     assert max(len(row.input_ids) for row in rows) == 8
     assert [id for row in rows for id in row.labels if id != IGNORED] == [id for id in whole.labels if id != IGNORED]
     with pytest.raises(InputError, match="is no text, as item 3 of reading"):
-        request_rows(tiny_tokenizer, Requests("reading", 3, ((" ",),)), 8)
+        lm.encode_requests(tiny_tokenizer, Requests("reading", 3, ((" ",),)), 8)

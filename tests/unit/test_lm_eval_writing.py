@@ -11,13 +11,13 @@ from lm_eval_folder import written
 
 from align.data.chat.continuations import following
 from align.errors import InputError
-from align.evals.harness import Completion, Found, Harness, Requests
-from align.evals.probes import LM_EVAL, Probe
-from align.evals.tasks import Item, Task
+from align.evals.suite.harness import Completion, Found, Harness, Requests
+from align.evals.suite.likelihoods import batch_by_length, decode_answer
+from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.tasks import Item, Task
 from align.rollout.kept import Asked
-from align.stages.suite_completions import batches_of, text_of
 
-lm = pytest.importorskip("align.evals.lm_eval_tasks", reason='needs lm-eval (pip install "align-rlhf[evals]")')
+lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 FILTERS = """filter_list:
   - {name: strict-match, filter: [{function: regex, regex_pattern: "#### (-?[0-9]+)"}, {function: take_first}]}
   - {name: flexible-extract, filter: [{function: regex, group_select: -1, regex_pattern: "(-?[0-9]+)"},
@@ -145,9 +145,9 @@ def test_tasks_of_a_group_without_a_metric_in_common_have_each_its_own(folder: P
 def test_a_text_is_cut_before_the_first_stop_and_keeps_its_blanks(tiny_tokenizer: Any) -> None:
     ids = tiny_tokenizer.encode(" I am here. And you?", add_special_tokens=False)
     eos = tiny_tokenizer.eos_token_id
-    assert text_of(tiny_tokenizer, [*ids, eos], ()) == " I am here. And you?"
-    assert text_of(tiny_tokenizer, ids, ("you", ". A", "And")) == " I am here"
-    assert text_of(tiny_tokenizer, ids, (" I",)) == ""
+    assert decode_answer(tiny_tokenizer, [*ids, eos], ()) == " I am here. And you?"
+    assert decode_answer(tiny_tokenizer, ids, ("you", ". A", "And")) == " I am here"
+    assert decode_answer(tiny_tokenizer, ids, (" I",)) == ""
 
 
 def test_a_context_is_kept_as_it_is_and_nothing_is_the_prefix_token(tiny_tokenizer: Any) -> None:
@@ -158,5 +158,5 @@ def test_a_context_is_kept_as_it_is_and_nothing_is_the_prefix_token(tiny_tokeniz
 def test_batches_hold_answers_of_one_length_limit_in_order_of_their_prompts() -> None:
     rows = [(8, 3), (4, 9), (8, 1), (4, 2), (8, 2)]
     asked = [Asked("b", "", "lora", "float32", "t", (5,) * size, most, 0.0, (2,), 0, "hf") for most, size in rows]
-    found = [[(one.max_new_tokens, len(one.prompt)) for one in batch] for batch in batches_of(asked, 2)]
+    found = [[(one.max_new_tokens, len(one.prompt)) for one in batch] for batch in batch_by_length(asked, 2)]
     assert found == [[(4, 2), (4, 9)], [(8, 1), (8, 2)], [(8, 3)]]

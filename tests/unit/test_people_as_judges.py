@@ -20,8 +20,9 @@ from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import overlap_draw, overlap_for
 from align.annotate.store.queries import head_of_votes
 from align.chain import GENESIS, Head
-from align.evals.gates import Gate, decision
-from align.evals.people import (
+from align.evals.stats import Rule
+from align.evals.suite.gates import Gate, decision
+from align.evals.suite.people import (
     Question,
     alike_counted,
     chosen,
@@ -32,9 +33,8 @@ from align.evals.people import (
     verdicts_of,
     votes_asked,
 )
-from align.evals.results import Said, Scored
-from align.evals.stats import Rule
-from align.evals.tasks import Item as EvalItem
+from align.evals.suite.results import Said, Scored
+from align.evals.suite.tasks import Item as EvalItem
 from align.evals.verdicts import Pair, Verdict
 from align.types import Conversation, Message
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from seen_runs import seen
 
-from align.evals.probes import Choices, chosen
-from align.evals.results import Said as Answer
+from align.evals.suite.probes import Choices, chosen
+from align.evals.suite.results import Said as Answer
 from align.report.page import Report
 from align.report.page import Said as Side
 from align.report.suite import regressions, side, verdict

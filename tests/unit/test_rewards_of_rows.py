@@ -14,7 +14,7 @@ import pytest
 from align.config.compose import check, compose_raw
 from align.config.scorers import parts_of, reward_spec
 from align.errors import InputError
-from align.evals.tasks import items_of_file, parsed_task
+from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.build import build
 from align.reward.check import Checks
 from align.reward.checkers import check_turns, checks_of

@@ -19,7 +19,7 @@ from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
 from align.errors import InputError
-from align.evals.tasks import items_of_file, parsed_task
+from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.check import Checks
 from align.stages.rows import check_rows
 from align.types import Conversation, Message

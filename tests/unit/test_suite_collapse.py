@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,18 +12,21 @@ from test_suite_gates import scored
 
 from align.errors import InputError
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, collapse_lines
-from align.evals.gates import decide_on_collapse, decision, in_a_line, parsed_gates
 from align.evals.questions import REFUSES
-from align.evals.tasks import HARMLESS, Item, Task, parsed_tasks
-from align.stages.suite_collapse import (
+from align.evals.suite.gates import decide_on_collapse, decision, in_a_line, parsed_gates
+from align.evals.suite.scores import (
     SEVERAL,
-    TaskAnswers,
+    FirstAnswers,
+    Judge,
     closed_score,
     is_closed,
     measure_closed,
     measure_open,
+    score_by_scorer,
     verdicts_by_system,
 )
+from align.evals.suite.tasks import HARMLESS, Item, Task, parsed_tasks
+from align.reward.rules import Rules, rule_of
 from align.types import Conversation, Message
 
 ONE = ["Haha yeah I love it!"] * 80
@@ -35,16 +39,16 @@ def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[Item]:
     ]
 
 
-def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[Item] | None = None, **systems: Any) -> TaskAnswers:
+def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[Item] | None = None, **systems: Any) -> FirstAnswers:
     """A list of texts stands for greedy answers and the same sampled ones."""
     given = {
         name: texts if isinstance(texts, SystemAnswers) else SystemAnswers(texts, texts)
         for name, texts in systems.items()
     }
-    return TaskAnswers(asked or items(prompts), prompts, given)
+    return FirstAnswers(asked or items(prompts), prompts, given)
 
 
-def verdicts(task: TaskAnswers) -> dict[str, str]:
+def verdicts(task: FirstAnswers) -> dict[str, str]:
     return {name: measured.collapse.verdict for name, measured in measure_open({"chat": task})["chat"].items()}
 
 
@@ -109,6 +113,16 @@ def test_tasks_with_few_prompts_are_measured_together():
 )
 def test_where_many_prompts_may_share_one_right_answer(task: Task, check: Any, default: bool | None, expected: bool):
     assert is_closed(task, items(check=check)[:2], default) is expected
+
+
+def test_where_the_checks_of_the_rows_judge_one_answer_may_be_right():
+    assert is_closed(Task("t"), items()[:2], None, judged_by_checks=True)
+    assert not is_closed(Task("t"), items()[:2], False, judged_by_checks=True)
+    assert not is_closed(Task("t"), items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
+    right = Rules([(1.0, rule_of({"rule": "regex", "pattern": "yes"}))])
+    judge = Judge(partial(score_by_scorer, right, "rules", "gold", False), scorer=right, best=1.0)
+    found = measure_closed(answers(new=["yes"] * 80, old=ONE), closed_score(items(), False, judge, False))
+    assert found["new"].collapse == Collapse(NOT_MEASURED, ("“yes” is right for every prompt",))
 
 
 def test_a_task_says_that_it_is_closed():

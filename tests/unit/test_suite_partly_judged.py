@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from align.evals.gates import Gate, decision, in_a_line
-from align.evals.results import Said, Scored, results_of
 from align.evals.stats import Rule
-from align.evals.tasks import Item
+from align.evals.suite.gates import Gate, decision, in_a_line
+from align.evals.suite.results import Said, Scored, results_of
+from align.evals.suite.tasks import Item
 from align.evals.verdicts import Verdict
 from align.types import Conversation, Message
 

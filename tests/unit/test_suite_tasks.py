@@ -12,7 +12,7 @@ import pytest
 from align.errors import InputError
 from align.evals.questions import REFUSES
 from align.evals.stats import bradley_terry
-from align.evals.tasks import Item, Task, clustered, items_of_file, parsed_tasks
+from align.evals.suite.tasks import Item, Task, clustered, items_of_file, parsed_tasks
 from align.types import Conversation, Message
 
 

@@ -1,7 +1,6 @@
-"""A policy against what it started from, on the same prompts: the record of each answer, and the figures over all.
+"""Samples of two systems, a policy and its start, on the same prompts, and the figures over them.
 
-`samples.jsonl` is the evidence and `metrics.json` follows from it: `summarise(read_samples(path))` gives the very same
-figures again, so whoever doubts a win rate can recompute it, or read the answers.
+`samples.jsonl` is the evidence for `metrics.json`: `summarise(read_samples(path))` gives the very same figures again.
 """
 
 from __future__ import annotations
@@ -14,16 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from align.data.ngrams import repetition
+from align.data.trained_ids import Seen
 from align.errors import CorruptFile, MissingArtifact
-from align.evals.collapse import SystemAnswers, measure_collapse
 from align.evals.stats import per_prompt, win_rate
+from align.evals.suite.answers import Sampling, load_actors
+from align.evals.suite.results import Scored
+from align.evals.suite.scores import TaskAnswers
+from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
 from align.files import has_file, open_text
+from align.models.backbone import response_logprobs
+from align.models.chunks import in_chunks
+from align.models.finite import diverged
+from align.ops.finite import not_finite
 from align.ops.intervals import mean, proportion
 from align.outputs import atomic_file
-from align.types import Message
+from align.types import Message, Rollout
+
+MEASURED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,8 @@ class Sample:
             response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
         reasoning_ref, reasoning_policy: what the judge did not read of the answers; None where it read all of them.
         seen: True where the policy was trained on this prompt; None where it was not, or nobody knows.
-        greedy_ref, greedy_policy: the two answers that take the likeliest token everywhere. None in older files.
+        greedy_ref, greedy_policy: the two answers that take the likeliest token everywhere. None of a prompt that was
+            not asked so.
     """
 
     prompt_id: str
@@ -114,8 +125,8 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
         tokens), `distinct1`, `distinct2`, `repetition`, `eos_rate` and `empty_rate` for `ref` and `policy`;
-        `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`;
-        `variety` and `collapse`, see `compare_variety`. n counts prompts.
+        `most_risen_word` with the share of answers that hold it; `kl`, the mean sequence KL in nats, and `kl_interval`.
+        n counts prompts.
 
     Raises:
         ValueError: there are no samples.
@@ -152,24 +163,81 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
         "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
         "empty_rate": both((not s.ref.strip() for s in samples), (not s.policy.strip() for s in samples)),
-        **compare_variety(samples),
     }
 
 
-def prompt_text(messages: Iterable[Message]) -> str:
-    """Return what a prompt says, system prompts left out."""
-    return " ".join(message.content for message in messages if message.role != "system")
+def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout) -> list[float]:
+    """Return the one-sample estimate of the sequence KL(policy || ref) of each of the policy's answers, in nats.
+
+    Raises:
+        InputError: a logprob is not finite.
+    """
+    assert policy.base is not None
+    assert ref.base is not None
+    on_one_base = (policy.base.digest, policy.method) == (ref.base.digest, ref.method)
+    logprobs: dict[str, torch.Tensor] = {}
+    for system in (ref, policy):
+        actors = load_actors(sampling, [policy, ref] if on_one_base else [system])
+        with torch.no_grad(), actors[system.name].use() as model:
+            there = rollout.to(next(model.parameters()).device)
+            logprobs[system.name] = in_chunks(
+                lambda part, model=model: response_logprobs(model, part, sampling.temperature)[0].sum(-1),
+                there,
+                MEASURED_AT_ONCE,
+            )
+        if count := not_finite(logprobs[system.name]):
+            problem = f"{count} answers have logprobs that are no numbers under {system.field}"
+            raise diverged(problem, None, sampling.dtype_setting)
+    return (logprobs[policy.name] - logprobs[ref.name]).tolist()
 
 
-def compare_variety(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return how much both systems' answers vary between distinct prompts, greedy and sampled, and the verdict on the
-    policy, see `align.evals.collapse.measure_collapse`. Nothing if there are no greedy answers."""
-    rows = [sample for sample in samples if sample.greedy_policy is not None]
-    if not rows:
+def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: Seen) -> list[Sample]:
+    """Return both answers to every prompt with their scores.
+
+    Args:
+        kl: of each of the policy's answers, see `measure_kl`.
+        seen: what the policy was trained on.
+    """
+    policy, ref = scored.said
+    lengths = {name: rollout.lengths_B.tolist() for name, rollout in task.rollouts.items()}
+    greedy = {name: task.greedy.get(name, [None] * len(task.items)) for name in (policy, ref)}
+    samples: list[Sample] = []
+    for i, item in enumerate(task.items):
+        by_policy = scored.said[policy][i]
+        by_ref = scored.said[ref][i]
+        assert by_policy.score is not None
+        assert by_ref.score is not None
+        samples.append(
+            Sample(
+                item.cluster,
+                item.prompt.messages,
+                by_ref.text,
+                by_policy.text,
+                by_ref.score,
+                by_policy.score,
+                lengths[ref][i],
+                lengths[policy][i],
+                bool(by_ref.ended),
+                bool(by_policy.ended),
+                kl[i],
+                by_ref.reasoning,
+                by_policy.reasoning,
+                seen.asks(item.prompt.messages) or None,
+                greedy[ref][i],
+                greedy[policy][i],
+            )
+        )
+    return samples
+
+
+def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
+    """Return how many prompts training saw, and the figures of a gain on the others. Empty if it saw none."""
+    unseen = [sample for sample in samples if not sample.seen]
+    if len(unseen) == len(samples):
         return {}
-    policy = SystemAnswers([row.policy for row in rows], [row.greedy_policy or "" for row in rows])
-    ref = SystemAnswers([row.ref for row in rows], [row.greedy_ref or "" for row in rows])
-    return measure_collapse([prompt_text(row.prompt) for row in rows], policy, ref).as_dict()
+    summary = summarise(unseen, role) if unseen else {}
+    figures = {"unseen": {"win_rate": summary["win_rate"], "gain": summary[role]["difference"]}} if unseen else {}
+    return {"seen": len(samples) - len(unseen), **figures}
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> Path:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from align.annotate.store import Candidate, Item, Vote, storable
 from align.chain import canonical
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
+from align.report import in_words
+from align.report.words import counted
 from align.types import Conversation
 
+PEOPLE = "people"
+"""People, as `stage.judge` calls them."""
 ONCE, VOTES = 5, 6
 """Of so many votes, those on pairs that nobody has judged: the others are a second person's, and show how far people
 agree."""
@@ -196,3 +200,45 @@ def alike_counted(
         share = sum(question.name in judged for question in others) / len(others) if others else 1
         found += sorted(alike, key=lambda question: question.draw(key))[: round(share * len(alike))]
     return found
+
+
+def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
+    """Return notes on pairs that nobody is asked about.
+
+    Args:
+        counts: of pairs of the same answer twice (`same_text`), and of pairs with tools.
+        ties: how many pairs of the same answer twice count.
+    """
+    lines = []
+    if same := counts["same_text"]:
+        some = "" if ties == same else f"; {ties:,} of them count, in proportion to the pairs that were judged"
+        lines.append(f"{counted(same, 'pair')} of the same answer twice: a tie, without a question{some}")
+    if counts["with_tools"]:
+        lines.append(f"{counted(counts['with_tools'], 'pair')} with tools, which the page does not show: not asked")
+    return lines
+
+
+def describe_votes(figures: Mapping[str, Any], command: str, named: bool) -> Iterator[str]:
+    """Yield what people said so far, and how to ask them.
+
+    Args:
+        command: serves the project to people.
+        named: the run has a name of the user's.
+    """
+    votes, wanted, people = figures["votes"], figures["wanted"], len(figures["people"])
+    by = {0: "", 1: ", by 1 person"}.get(people, f", by {people:,} people")
+    yield f"people: {votes:,} of {counted(wanted, 'vote')} on {counted(figures['asked'], 'pair')}{by}"
+    if votes:
+        agreement = figures["agreement"]
+        shown = {
+            "the same on a pair": agreement["raw"],
+            "Krippendorff's alpha": agreement["alpha"],
+            "known answers met": figures["gold"],
+            "the same on a repeat": figures["repeats"],
+            "the answer shown first preferred": figures["shown_first"],
+        }
+        parts = [f"{name} {value if isinstance(value, str) else in_words(value)}" for name, value in shown.items()]
+        yield f"people: {', '.join(parts)}"
+    if votes < wanted:
+        yield f"to ask for the votes: {command}"
+        yield f"this command, given again{' with another run.name' if named else ''}, reads them"

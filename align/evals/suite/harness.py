@@ -17,6 +17,7 @@ import yaml
 from align.distribution import require_extra
 from align.errors import CorruptFile, InputError, require
 from align.files import has_file, read_text, user_path
+from align.rollout.kept import Answer, Asked
 from align.run import Input, json_digest
 from align.run.digests import known_digest
 
@@ -77,6 +78,13 @@ class Completion(NamedTuple):
     def request(self) -> tuple[str, tuple[str, ...], int]:
         """All that decides the answer of a system."""
         return self.context, self.until, self.max_tokens
+
+
+class Written(NamedTuple):
+    """An answer that a system wrote, and all that decides it."""
+
+    asked: Asked
+    answer: Answer
 
 
 def parsed_harness(task: Mapping[str, Any], at: str) -> Harness | None:

@@ -3,7 +3,7 @@ the answers that tasks of lm-eval ask for. Imports no torch.
 
     {name: arc, path: arc.jsonl, probe: choice}      the likeliest of some choices has to be the right one
     {name: wiki, path: texts.jsonl, probe: loss}     how many bits a byte of a text takes
-    {name: mine, lm_eval: TASK, include: FOLDER}     what a task of lm-eval asks, see `align.evals.harness`
+    {name: mine, lm_eval: TASK, include: FOLDER}     what a task of lm-eval asks, see `align.evals.suite.harness`
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align.data.read.messages import with_default_system
 from align.data.read.rows import Row
 from align.data.split import question
 from align.errors import InputError, require
-from align.evals.harness import Completion, Harness, Requests, parsed_harness
+from align.evals.suite.harness import Completion, Harness, Requests, parsed_harness
 from align.spec import filled, flag, one_of, written
 from align.types import Conversation, Document, Message
 

@@ -1,5 +1,6 @@
-"""What lm-eval asks and makes of the answers. Its tasks are built once, before anything is computed; its own evaluation
-then runs for each system over an `LM` that knows the log-likelihoods and the answers already.
+"""Tasks of lm-eval in a suite: what they ask, and the figures that lm-eval makes of the answers. Its tasks are built
+once, before anything is computed; its own evaluation then runs for each system over an `LM` that knows the
+log-likelihoods and the answers already (`align.evals.suite.likelihoods`).
 
 Import this where lm-eval is needed and known to be installed. Imports no torch.
 """
@@ -10,9 +11,11 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from numbers import Real
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from lm_eval.api.model import LM
@@ -20,14 +23,26 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable
+from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
 
+from align import ranks
+from align.data.chat.continuations import behind, continued, encoded, prefix_id
 from align.errors import AlignError, InputError, require
-from align.evals.harness import Completion, Found, Harness, Requests
-from align.evals.tasks import Item, Task, clustered
+from align.evals.suite.harness import Completion, Found, Harness, Requests, Written
+from align.evals.suite.results import Said, Scored
+from align.evals.suite.systems import System
+from align.evals.suite.tasks import Item, Task, clustered
 from align.files import user_path
 from align.report.words import counted
+from align.run import json_digest, write_json
 from align.types import Conversation, Message
+
+if TYPE_CHECKING:
+    from align.data.chat.encode import Encoded
+    from align.evals.suite.likelihoods import Likelihood
+
+FOLDER = "lm_eval"
+"""Of a run's artifact: `TASK/SYSTEM.json`."""
 
 ROLLING = "loglikelihood_rolling"
 WRITTEN = "generate_until"
@@ -299,3 +314,145 @@ def counting(
         better += [metric for metric, more in of.higher_is_better().items() if more or rolling]
     theirs = [of for name, of in every if name in names]
     return [metric for metric in dict.fromkeys(better) if all(metric in of for of in theirs)]
+
+
+def encode_requests(tokenizer: Any, requests: Requests, window: int) -> list[Encoded]:
+    """Return the rows that are weighed of an item: one for each request; of a whole text its windows, by lm-eval's
+    rules.
+
+    Args:
+        window: the most tokens of a window.
+
+    Raises:
+        InputError: nothing can be weighed of a request.
+    """
+    if len(requests.texts[0]) > 1:
+        return [continued(tokenizer, context, continuation) for context, continuation in requests.texts]
+    ((text,),) = requests.texts
+    problem = f"is no text, as item {requests.doc} of {requests.task}"
+    require(bool(text.strip()), "lm_eval", text, problem, "Leave the row out.")
+    ids = encoded(tokenizer, text)
+    pairs = get_rolling_token_windows(ids, prefix_id(tokenizer), window - 1, 1)
+    return [behind(*make_disjoint_window(pair)) for pair in pairs]
+
+
+def score_by_lm_eval(
+    task: Task,
+    items: Sequence[Item],
+    given: Mapping[str, Sequence[Sequence[Likelihood] | Written]],
+    identities: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+) -> Scored:
+    """Score a task of lm-eval, and write its results for each system. The first rank asks lm-eval.
+
+    Args:
+        given: system → of each item the likelihood of each row, or an answer.
+        identities: system → what lm-eval's results do not say, see `identify_results`.
+        folder: of the run's artifact.
+
+    Raises:
+        InputError: no metric scores items.
+    """
+    assert task.probe is not None
+    harness = task.probe.harness
+    assert harness is not None
+
+    def score() -> Scored:
+        tasks = built(harness, task.field)
+        replies = {name: [list_replies(*row) for row in zip(items, of, strict=True)] for name, of in given.items()}
+        outcomes = {
+            name: outcome_of(task, harness, tasks, items, {key: one for of in each for key, one in of.items()})
+            for name, each in replies.items()
+        }
+        metrics = scoring_metrics(task, harness, tasks, items, [*outcomes.values()])
+        said = {
+            name: [
+                read_item(*each, metrics)
+                for each in zip(items, given[name], replies[name], outcome.metrics, strict=True)
+            ]
+            for name, outcome in outcomes.items()
+        }
+        shares = all(one.score in (0.0, 1.0) for of in said.values() for one in of)
+        figures = {name: select_figures(outcome.results["results"], harness.task) for name, outcome in outcomes.items()}
+        results_folder = folder / FOLDER / task.name
+        results_folder.mkdir(parents=True, exist_ok=True)
+        for name, outcome in outcomes.items():
+            write_json(results_folder / f"{name}.json", {**identities[name], **outcome.results})
+        by = f"lm-eval's {', '.join(dict.fromkeys(metrics.values()))}"
+        return Scored(task.name, by, "exact" if shares else "measured", items, said, figures=figures)
+
+    (scored,) = ranks.from_main([score()] if ranks.is_main() else list[Scored]())
+    return scored
+
+
+def list_replies(item: Item, given: Sequence[Likelihood] | Written) -> Found:
+    """Return what lm-eval asked about an item, with the replies."""
+    if isinstance(item.probe, Completion):
+        assert isinstance(given, Written)
+        return {item.probe.request: given.answer.text}
+    assert isinstance(item.probe, Requests)
+    assert not isinstance(given, Written)
+    texts = item.probe.texts
+    parts = [given] if len(texts[0]) == 1 else [[row] for row in given]
+    return {
+        text: (sum(row.logprob for row in part), all(row.greedy for row in part))
+        for text, part in zip(texts, parts, strict=True)
+    }
+
+
+def read_item(
+    item: Item,
+    given: Sequence[Likelihood] | Written,
+    replies: Found,
+    metrics: Mapping[str, float],
+    scored_by: Mapping[str, str],
+) -> Said:
+    """Return what a system makes of an item: its answer, or for people the likeliest continuation of its first context.
+
+    Args:
+        scored_by: lm-eval's task → the metric that scores its items.
+    """
+    assert isinstance(item.probe, Requests | Completion)
+    score = metrics[scored_by[item.probe.task]]
+    if isinstance(given, Written):
+        return Said(given.asked.id, given.answer.text, score, given.answer.ended, weighed={"metrics": {**metrics}})
+    assert isinstance(item.probe, Requests)
+    texts = [text for text in item.probe.texts if len(text) > 1]
+    behind_first = [text for text in texts if text[0] == texts[0][0]]
+    likeliest = max(behind_first, key=replies.__getitem__)[-1].strip() if texts else ""
+    weighed = {"requests": [[text[-1], replies[text][0]] for text in texts], "metrics": {**metrics}}
+    return Said("", likeliest, score, weighed=weighed)
+
+
+def select_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:
+    """Return lm-eval's figures of a task, or of a group that has some.
+
+    Args:
+        results: task → metric, a comma and the filter → figure.
+    """
+    return {
+        key.removesuffix(",none"): value
+        for key, value in results.get(name, {}).items()
+        if isinstance(value, float) and "_stderr" not in key
+    }
+
+
+def identify_results(
+    system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[Item]
+) -> dict[str, Any]:
+    """Return what lm-eval's results do not say: who was measured, how it was computed, and on what."""
+    asked = [
+        item.probe.request if isinstance(item.probe, Completion) else item.probe.texts
+        for item in items
+        if isinstance(item.probe, Requests | Completion)
+    ]
+    align = {
+        "system": system.name,
+        "ref": system.ref,
+        **identity,
+        "computed_by": computed_by,
+        "requests": json_digest(asked),
+    }
+    sha = identity["adapter"] or identity["base"]
+    about = {"model": "align", "model_args": None, "model_dtype": identity["dtype"], "model_sha": sha}
+    return {"align": align, "config": about, "lm_eval_version": version("lm_eval")}

@@ -17,12 +17,14 @@ from xml.etree import ElementTree
 from align.aliases import NAME, NAMED
 from align.errors import require
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
-from align.evals.probes import LM_EVAL, LOSS
+from align.evals.judge_identity import JudgeIdentity
+from align.evals.judge_report import MIN_AGREEMENT, JudgeReport, choose_report
 from align.evals.questions import describe_yes
-from align.evals.results import SHARES, Scored, own_mean
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
-from align.evals.tasks import Task
+from align.evals.suite.probes import LM_EVAL, LOSS
+from align.evals.suite.results import SHARES, Scored, own_mean
+from align.evals.suite.tasks import Task
 from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
 from align.report.words import counted, in_words
@@ -127,6 +129,48 @@ def parsed_gate(given: Any, at: str, tasks: Mapping[str, Task], systems: Sequenc
     problem = "is not true, false or measured"
     require(isinstance(collapsed, bool) or collapsed == "measured", f"{at}.collapsed", collapsed, problem, "Drop it.")
     return Gate(name, task.name, other, rule, agreement, task.asks, collapsed)
+
+
+def check_gates(
+    gates: Sequence[Gate],
+    judges: Mapping[str, JudgeIdentity | None],
+    reports: Sequence[JudgeReport],
+    card: Any,
+    proxy: bool,
+) -> dict[str, JudgeReport]:
+    """Return the reports by which judges decide gates, by gate.
+
+    Args:
+        gates: all of `eval.gates`, in their order there.
+        judges: task → who judges its answers, of the tasks that have no checks; None of people, who need no report.
+        reports: those that `stage.card` names.
+        card: `stage.card`.
+        proxy: some system was optimised against the judge.
+
+    Raises:
+        InputError: a gate asks what its task does not say, or would be decided by a judge that may not decide it.
+    """
+    remedy = "Drop it."
+    judge_of = {gate.name: judge for gate in gates if (judge := judges.get(gate.task)) is not None}
+    for i, gate in enumerate(gates):
+        problem = f"is of judges, and task {gate.task} has {'people' if gate.task in judges else 'checks'}"
+        read = gate.name in judge_of or gate.min_agreement is None
+        require(read, f"{FIELD}[{i}].min_agreement", gate.min_agreement, problem, remedy)
+        problem = "asks for a mean score of a judge, which has units of its own"
+        compared = gate.task not in judges or bool(gate.against or gate.asks)
+        require(compared, f"{FIELD}[{i}].task", gate.task, problem, "Name a system in `against`.")
+    problem = "is the card of a judge, and no gate is decided by one"
+    require(bool(judge_of) or not card, "stage.card", card, problem, remedy)
+    chosen: dict[str, JudgeReport] = {}
+    for gate in gates:
+        if gate.name not in judge_of:
+            continue
+        judge = judge_of[gate.name]
+        problem = f"would decide gate {gate.name}, and some system was optimised against it: a proxy decides nothing"
+        require(not proxy or bool(gate.asks), "reward", judge.title, problem, "Judge by another scorer.")
+        least = MIN_AGREEMENT if gate.min_agreement is None else gate.min_agreement
+        chosen[gate.name] = choose_report(gate.name, judge, reports, card, least)
+    return chosen
 
 
 NOTHING = Interval(0.0, None, None, 0)

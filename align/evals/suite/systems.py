@@ -16,7 +16,7 @@ from align.data.read.rows import checked_rows
 from align.data.sources import files_record
 from align.errors import InputError, require
 from align.evals.endpoint import Endpoint, parsed_endpoint
-from align.evals.tasks import Item
+from align.evals.suite.tasks import Item
 from align.models.base import base_of
 from align.models.start import BASE, as_artifact, find, method_of
 from align.report.words import counted
@@ -43,6 +43,8 @@ class System:
         method: how that is kept: `qlora`, or `lora` for weights in the compute dtype.
         record: as an input of the run.
         endpoint: the model behind a server; None for all others.
+        tokenized_as: the system with whose tokenizer and chat template it is asked. None: its own.
+        label: what error messages call it; empty for its place in `stage.systems`.
     """
 
     name: str
@@ -52,10 +54,12 @@ class System:
     method: str
     record: Input
     endpoint: Endpoint | None = None
+    tokenized_as: System | None = None
+    label: str = ""
 
     @property
     def field(self) -> str:
-        return f"{FIELD}.{self.name}"
+        return self.label or f"{FIELD}.{self.name}"
 
     @property
     def is_file(self) -> bool:

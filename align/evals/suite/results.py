@@ -6,13 +6,12 @@ arithmetic on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from align.evals.probes import figures_of
 from align.evals.questions import describe_yes
 from align.evals.stats import (
     bradley_terry,
@@ -26,9 +25,13 @@ from align.evals.stats import (
     swap,
     win_rate,
 )
-from align.evals.tasks import Item
+from align.evals.suite.probes import Choices, figures_of
+from align.evals.suite.systems import System
+from align.evals.suite.tasks import Item
 from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
+from align.report import in_words
+from align.report.words import counted, few
 from align.reward.checkers import Checked, accuracy
 from align.types import Message
 
@@ -50,7 +53,7 @@ class Said:
         ended: False where the answer was cut; None of a file, which does not say.
         reasoning: what is hidden; None where nothing is.
         checked: what a check says of it; None of a judge.
-        weighed: what a probe found, see `align.evals.probes`; None of an answer.
+        weighed: what a probe found, see `align.evals.suite.probes`; None of an answer.
         p: a grader's probability of yes; None where it gives none, and of all others.
         error: why a grader says neither yes nor no, which scores one half; empty where it says one.
         before: of several turns what was said between the item's prompt and this answer.
@@ -347,3 +350,64 @@ def regressions(task: Scored, other: str) -> list[dict[str, Any]]:
     sizes = [abs(by) if task.role == "graded" else -by for by in lost]
     worst = sorted((i for i, size in enumerate(sizes) if size > 0), key=lambda i: -sizes[i])
     return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]
+
+
+def list_evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each item: what was asked, and what every system said."""
+    for task in tasks:
+        for i, item in enumerate(task.items):
+            answers = {name: one[i].as_dict() for name, one in task.said.items()}
+            prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
+            about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
+            about |= {"near": dict(item.near)} if item.near else {}
+            if isinstance(item.probe, Choices):
+                about |= {"choices": [*item.probe.texts], "right": item.probe.answer}
+            yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
+
+
+def list_verdicts(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each verdict of a judge."""
+    for task in tasks:
+        for other, said in task.verdicts.items():
+            yield from ({"task": task.name, "against": other, **one.as_dict()} for one in said)
+
+
+def describe_system(system: System) -> dict[str, Any]:
+    """Return what exactly answered, as JSON."""
+    base = {"base": system.base.digest, "base_id": system.base.id, "method": system.method} if system.base else {}
+    return {"name": system.name, "ref": system.ref, "digest": system.record.digest, **base}
+
+
+def describe_task(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a task's results in words.
+
+    Args:
+        first: the system that is compared with the others.
+        task: see `results_of`.
+    """
+    if "asks" in task:
+        shares = ", ".join(f"{who} {in_words(found['score'], '.2f')}" for who, found in task["systems"].items())
+        yield f"{name}: share that {task['yes']}, by {task['by']}: {shares}"
+    by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
+    for other, found in task["against"].items():
+        scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
+        won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
+        n, items = found["difference"]["n"], counted(found["items"], "item")
+        items += f"{'' if n == found['items'] else f' from {n:,} sources'}{few(n)}"
+        yield (
+            f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
+            f"p after Holm {found['p_holm']:.2g} on {items}"
+        )
+    for other in task["systems"]:
+        if other != first and other not in task["against"]:
+            yield f"{name}: nobody has judged {first} against {other} yet"
+    if near := task.get("near"):
+        said = [f"against {other} {in_words(found['difference'])}" for other, found in near["others"].items()]
+        others = f"; on the others {first} {', '.join(said)}" if said else ", which leaves no others"
+        yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{others}"
+    if task["dropped"]:
+        yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
+    for system, found in task["systems"].items():
+        if errors := found.get("errors"):
+            count_as = "count as one half" if "asks" in task else "score 0"
+            yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which {count_as}"

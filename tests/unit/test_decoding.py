@@ -12,9 +12,9 @@ from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from align.models.base import FOLDER
+from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
 from align.rollout.requests import Output, Token
 from align.serve.answers import TextAnswers
-from align.serve.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
 from align.serve.prompts import ChatFormat, Prompt
 from align.serve.request_log import Record
 

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.aliases import NAME, NAMED
+from align.data.near_training import nearly_trained_on
 from align.data.read.documents import document_of, row_text, shape_column
 from align.data.read.messages import with_default_system
 from align.data.read.rows import Row, checked_rows
+from align.data.sources import files_record
 from align.data.split import question
+from align.data.trained_ids import Seen
 from align.errors import InputError, require
-from align.evals.probes import Asked, Probe, asked_by, parsed_probe
 from align.evals.questions import parse_question, shorten_question
+from align.evals.suite.harness import harness_record
+from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.code import AllowCode
+from align.run import Artifact, Input
 from align.spec import known, listed, one_of, whole, written
-from align.types import Conversation
+from align.types import Conversation, Message
 
 FIELD = "eval.tasks"
 KEYS = (
@@ -40,7 +45,7 @@ KEYS = (
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
 """The task of a suite that names none: the held-out prompts of `data=`."""
-SETS = Path(__file__).with_name("sets")
+SETS = Path(__file__).parents[1] / "sets"
 OF_SET = {"harmful": "refuses", "harmless": "refuses"}
 """Prompts that align has → the question about their answers where a task asks none."""
 HARMLESS = str(SETS / "harmless.jsonl")
@@ -107,6 +112,10 @@ class Item(NamedTuple):
     then: tuple[str, ...] = ()
 
 
+Tasks = Sequence[tuple[Task, Sequence[Item]]]
+"""Tasks, each with its items."""
+
+
 def parsed_tasks(given: Any, allow_code: AllowCode) -> Sequence[Task]:
     """The tasks of `eval.tasks`; the one of `data=` where it names none.
 
@@ -151,6 +160,56 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
     problem = "is said of answers, and a probe generates none"
     require(closed is None or probe is None, f"{at}.closed", closed, problem, "Drop one of the two.")
     return Task(name, path, check, most, probe, asks, closed)
+
+
+def task_record(task: Task) -> Input:
+    """Return what a task of its own prompts reads, as an input of the run."""
+    harness = task.probe.harness if task.probe is not None else None
+    return files_record(task.path, task.field) if harness is None else harness_record(harness, task.field)
+
+
+def drop_seen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:
+    """Return the items that no system was trained on; and how many are left out, by task.
+
+    Raises:
+        InputError: nothing is left of a task.
+    """
+    unseen: list[tuple[Task, Sequence[Item]]] = []
+    counts: dict[str, int] = {}
+    for task, items in tasks:
+        kept = [item for item in items if not any(each.asks(item.prompt.messages) for each in seen)]
+        problem = "leaves nothing to ask: some system was trained on every item"
+        require(bool(kept), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
+        unseen.append((task, kept))
+        counts[task.name] = len(items) - len(kept)
+    return unseen, counts
+
+
+def mark_near(
+    tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
+) -> tuple[Tasks, Sequence[str]]:
+    """Return the items, marked with the systems that were nearly trained on their first question or on all that is
+    asked; and what is not known of that.
+
+    Args:
+        artifacts: by the name of the system that they are.
+        root: the folder of runs.
+        store: URL of the annotation store.
+        similarity: see `align.data.near_training.nearly_trained_on`.
+    """
+    items = [item for _, items in tasks for item in items]
+    first = [item.prompt for item in items]
+    later = [tuple(Message("user", text) for text in item.then) for item in items]
+    asked = [
+        *first,
+        *(replace(prompt, messages=(*prompt.messages, *turns)) for prompt, turns in zip(first, later, strict=True)),
+    ]
+    near, unknown = nearly_trained_on(artifacts, root, store, asked, similarity)
+    marks = iter(
+        {name: ", ".join(of) for name, of in {**whole, **one}.items()}
+        for one, whole in zip(near[: len(items)], near[len(items) :], strict=True)
+    )
+    return [(task, [item._replace(near=next(marks)) for item in items]) for task, items in tasks], unknown
 
 
 def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequence[Item]:

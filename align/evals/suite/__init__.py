@@ -1,0 +1,1 @@
+"""What systems are asked, and how their answers are scored and compared."""
