@@ -579,12 +579,13 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
     )
     lines = [
         *collapse_lines({"the policy": measured.collapse}),
+        *describe_made_before("answer", answers.made),
         figures,
         f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
         *phrase_lines(measured.collapse, greedy.get("new_phrase"), START),
     ]
-    owners = {"policy": "policy's ", "ref": "start's "}
-    ended = {"policy": [s.ended_policy for s in samples], "ref": [s.ended_ref for s in samples]}
+    owners = {"ref": "start's ", "policy": "policy's "}
+    ended = {"ref": [s.ended_ref for s in samples], "policy": [s.ended_policy for s in samples]}
     for who, owner in owners.items():
         cut = 1 - sum(ended[who]) / len(samples)
         lines += cut_answers(cut, config.rollout.max_new_tokens, owner)
@@ -600,7 +601,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
         room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
         lines.append(f"not asked: {counted(task.dropped, 'prompt')} longer than {room} tokens")
     few = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
-    return Result(metrics, (*([few] if few else []), *describe_made_before("answer", answers.made), *lines))
+    return Result(metrics, (few, *lines) if few else tuple(lines))
 
 
 def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:

@@ -74,12 +74,12 @@ class SnapshotEngine:
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
         self.calls.append("generate")
-        assert not isinstance(actor, Sequence)
-        self.spoke.append(self.digests[actor])
-        digest = self.digests[actor]
-        held = self.wholes[digest] if digest in self.wholes else self.pool.actor(digest)
+        actors = actor if isinstance(actor, Sequence) else [actor] * len(prompts)
+        digests = [self.digests[each] for each in actors]
+        self.spoke += dict.fromkeys(digests)
+        held = {digest: self.wholes[digest] if digest in self.wholes else self.pool.actor(digest) for digest in digests}
         assert len(getattr(self.pool.model, "peft_config", ())) <= 2  # the policy's newest and the reference's
-        return self.engine.generate(prompts, held, seeds)
+        return self.engine.generate(prompts, [held[digest] for digest in digests], seeds)
 
     def close(self) -> None:
         self.calls.append("close")
@@ -194,6 +194,7 @@ def test_sample_and_eval_ask_an_engine_the_same_way(
     assert [len(set(each)) for each in spoke] == {"sample": [1], "eval": [2]}.get(stage, [1, 1])
     assert [None in each for each in spoke] == {"eval of a whole model": [True, True]}.get(stage, [False])
     monkeypatch.undo()
+    (ready.root / "answers.db").unlink(missing_ok=True)  # so that the answers are made again
     assert main([*words, f"run.name={name}-by-the-model"]) == 0, capfd.readouterr().err
     file = "metrics.jsonl" if stage == "sample" else "artifact/samples.jsonl"
     assert (by_engine / file).read_text() == (last_folder(capfd) / file).read_text()

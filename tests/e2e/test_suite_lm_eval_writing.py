@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,9 @@ from typing import Any
 import pytest
 from benches import Bench, lines, results
 from lm_eval_folder import written
-from processes import Forks
-from ranked import ranked
 
 from align.__main__ import main
-from align.models.base import pocket_folder
-from align.rollout.kept import AnswerStore
+from align.models.pocket import pocket_folder
 from align.run import read_manifest
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")')
@@ -95,35 +91,6 @@ def test_an_adapter_writes_as_itself_beside_others(bench: Bench, folder: Path) -
                       tasks_of(folder, "writing"), "run.name=three")  # fmt: skip
     (bench.ready.root / "answers.db").unlink()
     assert said(bench.run(*TWO, tasks_of(folder, "writing"), "run.name=two"), "s") == said(three, "s")
-
-
-def test_a_run_that_was_cut_off_writes_nothing_twice(
-    bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (bench.ready.root / "answers.db").unlink(missing_ok=True)
-    words = (*TWO, tasks_of(folder, "writing"), "run.name=cut", "rollout.batch_size=3")
-    add, chunks = AnswerStore.add, list[int]()
-
-    def cut(store: AnswerStore, made: Sequence[Any]) -> None:
-        add(store, made)
-        chunks.append(len(made))
-        if len(chunks) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(AnswerStore, "add", cut)
-    assert main(bench.words(*words)) == 130
-    before = sum(chunks)
-    run = bench.run(*words)
-    assert read_manifest(run).metrics["answers_made"] == sum(chunks) - before == 2 * 16 - before
-
-
-def test_two_ranks_share_the_work(bench: Bench, forks: Forks, folder: Path, tmp_path: Path) -> None:
-    words = (*TWO, tasks_of(folder, "writing"), "rollout.batch_size=2")
-    one = lines(bench.run(*words, "run.name=one"))
-    (bench.ready.root / "answers.db").unlink()
-    ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=ranks"))
-    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
-    assert lines(bench.ready.root / "eval" / "ranks") == one
 
 
 def test_a_context_that_leaves_no_room_for_an_answer_is_counted(bench: Bench, folder: Path) -> None:

@@ -17,8 +17,6 @@ from processes import Forks
 from ranked import ranked
 
 from align.__main__ import main
-from align.evals.suite.likelihoods import Likelihood
-from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 
 CHOICES: Sequence[Mapping[str, Any]] = (
@@ -103,25 +101,6 @@ def test_an_adapter_is_weighed_as_itself_beside_others(bench: Bench) -> None:
     assert two == {key: beside[key] for key in two}
     assert any(beside[task, id, "new"] != beside[task, id, "base"] for task, id, _ in beside)
     assert any(beside[task, id, "new"] != beside[task, id, "old"] for task, id, _ in beside)
-
-
-def test_a_run_that_was_cut_off_computes_nothing_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    (bench.ready.root / "answers.db").unlink(missing_ok=True)
-    words = (TWO, both(bench), "run.name=cut", "rollout.batch_size=3")
-    add, chunks = AnswerStore.add, list[int]()
-
-    def cut(store: AnswerStore, made: Sequence[Any]) -> None:
-        add(store, made)
-        assert all(isinstance(one, Likelihood) for _, one in made)
-        chunks.append(len(made))
-        if len(chunks) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(AnswerStore, "add", cut)
-    assert main(bench.words(*words)) == 130
-    assert chunks == [3, 3]
-    run = bench.run(*words)
-    assert read_manifest(run).metrics["likelihoods_made"] == sum(chunks) - 6
 
 
 def test_two_ranks_share_the_work(bench: Bench, forks: Forks, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -72,16 +71,6 @@ class Sample:
     greedy_ref: str | None = None
     greedy_policy: str | None = None
 
-    def __post_init__(self) -> None:
-        if not self.prompt:
-            raise ValueError(f"sample {self.prompt_id!r} has no prompt")
-        for name in ("score_ref", "score_policy", "kl"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)} of sample {self.prompt_id!r} is not finite")
-        for name in ("length_ref", "length_policy"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} of sample {self.prompt_id!r} is negative")
-
     def as_dict(self) -> dict[str, Any]:
         """One object of `samples.jsonl`."""
         row = {f.name: getattr(self, f.name) for f in fields(self)} | {"prompt": [m.as_dict() for m in self.prompt]}
@@ -89,28 +78,12 @@ class Sample:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sample:
-        """The inverse of `as_dict`; types are coerced, so numpy and torch scalars may come in too.
+        """Return the sample of a line of `samples.jsonl`.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing or holds something else.
+            KeyError, TypeError, ValueError: a field is missing, or another one is there.
         """
-        return cls(
-            prompt_id=str(record["prompt_id"]),
-            prompt=tuple(map(Message.of, record["prompt"])),
-            ref=str(record["ref"]),
-            policy=str(record["policy"]),
-            score_ref=float(record["score_ref"]),
-            score_policy=float(record["score_policy"]),
-            length_ref=int(record["length_ref"]),
-            length_policy=int(record["length_policy"]),
-            ended_ref=bool(record["ended_ref"]),
-            ended_policy=bool(record["ended_policy"]),
-            kl=float(record["kl"]),
-            **{
-                name: record.get(name)
-                for name in ("reasoning_ref", "reasoning_policy", "seen", "greedy_ref", "greedy_policy")
-            },
-        )
+        return cls(**{**record, "prompt": tuple(map(Message.of, record["prompt"]))})
 
 
 def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
