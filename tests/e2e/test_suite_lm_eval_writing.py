@@ -14,7 +14,7 @@ from benches import Bench, lines, results
 from lm_eval_folder import written
 
 from align.__main__ import main
-from align.models.pocket import pocket_folder
+from align.models.base import pocket_folder
 from align.run import read_manifest
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")')
