@@ -71,13 +71,14 @@ def room_of(module: str) -> str | None:
 
 
 @cache
-def parsed(source: str) -> tuple[tuple[ast.AST, ...], set[int], set[int]]:
-    """Every node of a source, and the ids of those inside functions and of those for the type checker alone."""
+def parsed(source: str) -> tuple[tuple[ast.Import | ast.ImportFrom, bool, bool], ...]:
+    """Every import of a source, whether it is inside a function, and whether it is for the type checker alone."""
     nodes = tuple(ast.walk(ast.parse(source)))
     functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     typing = [n for n in nodes if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     hidden, checked = ({id(n) for outer in of for n in ast.walk(outer)} for of in (functions, typing))
-    return nodes, hidden, checked
+    # The imports alone are kept: all nodes of all sources take 200 MB.
+    return tuple((n, id(n) in hidden, id(n) in checked) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom))
 
 
 def imports(
@@ -85,13 +86,12 @@ def imports(
 ) -> Iterator[str]:
     """The full name of everything that a source imports, `from a import b` as `a.b`; inside functions too, unless
     `top_only`, and for the type checker alone, unless not `for_types`."""
-    nodes, hidden, checked = parsed(source)
-    for node in nodes:
-        if (top_only and id(node) in hidden) or ((top_only or not for_types) and id(node) in checked):
+    for node, hidden, checked in parsed(source):
+        if (top_only and hidden) or ((top_only or not for_types) and checked):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = module.split(".")[: None if node.level == int(is_package) else int(is_package) - node.level]
             start = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
             yield from (f"{start}.{alias.name}" for alias in node.names)

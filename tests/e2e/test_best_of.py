@@ -136,15 +136,28 @@ def test_the_figures_grow_with_n(shop: Workshop, best: Path) -> None:
     assert not (best / "artifact" / "ledger.json").exists()
 
 
-@pytest.mark.parametrize("step", [4, 8, 14])
+IN_CHUNKS = (*VOWELS, "stage.gold={name: sentiment}", "run.name=best")
+
+
+@pytest.fixture(scope="module")
+def in_chunks(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `best`, its answers in chunks of four prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(shop.root.parent))
+        patch.setattr("align.stages.best_of.ANSWERS_AT_ONCE", 4 * N)
+        whole = Workshop(tmp_path_factory.mktemp("whole") / "runs", shop.data)
+        return sampled(whole, *IN_CHUNKS, f"init={shop.root / 'sft' / 's'}")
+
+
+@pytest.mark.parametrize("step", [8, 14])
 def test_a_killed_run_ends_with_the_same_bytes(
-    shop: Workshop, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    shop: Workshop, best: Path, in_chunks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Killed behind the answers of a chunk, before it was logged; at last before the artifact is written."""
     from align.stages import best_of
 
     monkeypatch.setattr(best_of, "ANSWERS_AT_ONCE", 4 * N)
-    words = (*VOWELS, "stage.gold={name: sentiment}", f"init={shop.root / 'sft' / 's'}", "run.name=best")
+    words = (*IN_CHUNKS, f"init={shop.root / 'sft' / 's'}")
     parts = Workshop(tmp_path / "runs", shop.data)
     log = Tracker.log
 
@@ -162,9 +175,8 @@ def test_a_killed_run_ends_with_the_same_bytes(
     calls, answered = [], best_of.Work.answered
     monkeypatch.setattr(best_of.Work, "answered", lambda *given: calls.append(1) or answered(*given))
     found = sampled(parts, *words)
-    assert len(calls) == {4: 4, 8: 3, 14: 0}[step]
-    whole = sampled(Workshop(tmp_path / "whole", shop.data), *words)
-    assert published(found) == published(whole)
+    assert len(calls) == {8: 3, 14: 0}[step]
+    assert published(found) == published(in_chunks)
     # Chunks of another size draw the same answers.
     one_go = published(best)
     assert [r["answers"] for r in read_rows(found / "samples.jsonl")] == [
@@ -190,7 +202,7 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
         assert shop.status(*judged, *VOWELS) == 2, shop.said
         assert f"{name.replace('/', ':')}, which was optimised against it" in shop.said
         assert "stage.allow_proxy=true" in shop.said
-        assert shop.status(*judged) == 0, shop.said  # by the sentiment, which ranked nothing
+    assert shop.status(*judged) == 0, shop.said  # by the sentiment, which ranked nothing
     assert shop.status("stage=registry", "stage.action=trace", "artifact=dpo:d") == 0
     assert "data: sample:best" in shop.said
 

@@ -45,12 +45,6 @@ def load_folder(path: Path) -> None:
     load_tokenizer(find_base(str(path.parent)))
 
 
-def read_saved(path: Path) -> None:
-    """Read the rows of a folder of `Dataset.save_to_disk`."""
-    (path.parent / "dataset_info.json").write_text("{}")
-    list(checked_rows(path.parent))
-
-
 SMALL: dict[str, tuple[str, Read]] = {
     "bytes": ("file", lambda path: files.read_bytes(path, "field")),
     "text": ("file", lambda path: files.read_text(path, "field")),

@@ -14,7 +14,9 @@ BARE = {"annotate", "reward"}
 
 def bare_imports(source: str) -> list[str]:
     """Return the imports of `annotate` or `reward` in a module, and in the Python code inside its strings."""
-    names = []
+    names: list[str] = []
+    if not re.search(r"\b(?:import|from)\b.*\b(?:annotate|reward)\b", source):  # parsing takes a while
+        return names
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]

@@ -228,7 +228,7 @@ def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma2", "Phi3"])
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Gemma2", "Phi3"])
 def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Path, architecture: str):
     """Random weights; every linear layer adapted, rsLoRA, two ranks; lowered, dequantised and merged."""
     import transformers

@@ -145,8 +145,8 @@ def test_common_words_stay():
     assert redacted("postgres abc") == "postgres abc"
 
 
-@pytest.mark.parametrize("line", ["a" * 10**6, "A_" * 500_000, "x://" * 250_000, "?a" * 500_000, "aB+/" * 250_000])
+@pytest.mark.parametrize("line", ["a" * 200_000, "A_" * 100_000, "x://" * 50_000, "?a" * 100_000, "aB+/" * 50_000])
 def test_a_long_line_takes_no_minute(line: str):
     began = time.process_time()
     masked(line)
-    assert time.process_time() - began < 20  # 2.4 s of one core at most, measured; without the bounds it is hours
+    assert time.process_time() - began < 5  # half a second of one core at most, measured; without the bounds, minutes

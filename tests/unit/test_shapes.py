@@ -14,6 +14,8 @@ OF_PEFT = {"lora_A", "lora_B"}
 
 def names(source: str) -> Iterator[str]:
     """Every name that a source gives or takes: of variables, arguments and attributes."""
+    if not re.search(rf"\b{SUFFIX.pattern}\b", source):  # most have none, and parsing takes a while
+        return
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):

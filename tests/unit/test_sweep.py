@@ -93,14 +93,14 @@ def test_each_job_is_what_its_own_command_line_makes(tmp_path: Path):
         assert plain(check(compose_raw(job.words, tmp_path))) == plain(job.config), job.words
 
 
-def test_a_thousand_jobs_are_composed_once(monkeypatch: pytest.MonkeyPatch):
+def test_many_jobs_are_composed_once(monkeypatch: pytest.MonkeyPatch):
     """Composing by Hydra takes a tenth of a second; setting and checking what is swept, three milliseconds."""
     composed = []
     by_hydra = composing.compose_groups
     monkeypatch.setattr(composing, "compose_groups", lambda *given: composed.append(given) or by_hydra(*given))
-    found = jobs("stage=sft", "seed=range(0,250)", "stage.lr=1e-4,2e-4", "method.r=8,16")
-    assert (len(found), found[-1].config.seed, found[-1].config.method.r) == (1000, 249, 16)
-    assert len({(job.config.seed, job.config.stage.lr, job.config.method.r) for job in found}) == 1000
+    found = jobs("stage=sft", "seed=range(0,50)", "stage.lr=1e-4,2e-4", "method.r=8,16")
+    assert (len(found), found[-1].config.seed, found[-1].config.method.r) == (200, 49, 16)
+    assert len({(job.config.seed, job.config.stage.lr, job.config.method.r) for job in found}) == 200
     assert len(composed) <= 2
 
 
