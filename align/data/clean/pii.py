@@ -171,7 +171,7 @@ def iban_end(text: str, start: int) -> int:
 
 
 Span = tuple[int, int]
-Finder = Callable[[str, tuple[str, ...]], Iterator[Span]]
+Finder = Callable[[str], Iterator[Span]]
 
 
 def front(text: str, start: int) -> str:
@@ -185,7 +185,7 @@ def top_level_domains() -> frozenset[str]:
     return frozenset((Path(__file__).parent / "top_level_domains.txt").read_text(encoding="ascii").split())
 
 
-def emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+def emails(text: str) -> Iterator[Span]:
     """Addresses at a domain that there may be, which is not called as a function is."""
     for match in EMAIL.finditer(text):
         domain = match[0].rpartition("@")[2]
@@ -195,11 +195,7 @@ def emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
             yield match.span()
 
 
-def ibans(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return ((found.start(), end) for found in IBAN.finditer(text) if (end := iban_end(text, found.start())))
-
-
-def cards(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+def cards(text: str) -> Iterator[Span]:
     """Numbers of cards. Digits in one run are none where the text calls them an order or the like."""
     for start, end in checked(CARD, text, lambda found: is_card(re.sub("[^0-9]", "", found))):
         before = front(text, start)
@@ -213,7 +209,7 @@ def is_in_table(text: str, start: int, end: int) -> bool:
     return bool(GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start))
 
 
-def ipv4s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+def ipv4s(text: str) -> Iterator[Span]:
     """Public addresses: not versions and sections, which are called so or have small numbers."""
     for start, end in checked(IPV4, text, is_public):
         before = front(text, start)
@@ -224,11 +220,7 @@ def ipv4s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
         yield start, end
 
 
-def ipv6s(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return checked(IPV6, text, is_public)
-
-
-def us_ssns(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+def us_ssns(text: str) -> Iterator[Span]:
     for pattern in (US_SSN, BARE_SSN):
         for match in pattern.finditer(text):
             before = front(text, match.start())
@@ -305,18 +297,6 @@ def is_grouped(match: PhoneNumberMatch) -> bool:
     return groups in ([3, 3, 4], [3, 7], [6, 4], [10], [11])
 
 
-def api_keys(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return find_keys(text)
-
-
-def private_keys(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return find_keys(text, (PRIVATE_KEY,))
-
-
-def jwts(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    return find_keys(text, (JWT,))
-
-
 def checked(pattern: re.Pattern[str], text: str, valid: Callable[[str], bool]) -> Iterator[Span]:
     """Where `pattern` is met and `valid`. One that is not valid may hide another that begins inside it."""
     found = pattern.search(text)
@@ -336,11 +316,21 @@ def is_public(address: str) -> bool:
 
 
 FINDERS: Mapping[str, Finder] = {
-    "private_key": private_keys, "jwt": jwts, "api_key": api_keys, "email": emails, "iban": ibans, "card": cards,
-    "ipv6": ipv6s, "ipv4": ipv4s, "us_ssn": us_ssns, "phone": phones,
-}  # fmt: skip
-"""Kind → where it stands in a text. They are looked for in this order, each in what the ones before have left."""
-KINDS = tuple(FINDERS)
+    "private_key": lambda text: find_keys(text, (PRIVATE_KEY,)),
+    "jwt": lambda text: find_keys(text, (JWT,)),
+    "api_key": find_keys,
+    "email": emails,
+    "iban": lambda text: (
+        (found.start(), end) for found in IBAN.finditer(text) if (end := iban_end(text, found.start()))
+    ),
+    "card": cards,
+    "ipv6": lambda text: checked(IPV6, text, is_public),
+    "ipv4": ipv4s,
+    "us_ssn": us_ssns,
+}
+"""Kind → where it stands in a text. They are looked for in this order, each in what the ones before have left; behind
+them telephone numbers, whose form is a region's."""
+KINDS = (*FINDERS, "phone")
 DIGITS: Mapping[str, int] = {
     "private_key": 0, "jwt": 0, "api_key": 0, "email": 0, "iban": 6, "card": 13, "ipv6": 1, "ipv4": 4, "us_ssn": 9,
     "phone": 7,
@@ -399,7 +389,8 @@ def masked(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], met: set
         before = text
         for kind in possible(text, kinds):
             parts, at = [], 0
-            for start, end in apart(FINDERS[kind](text, regions)):
+            spans = phones(text, regions) if kind == "phone" else FINDERS[kind](text)
+            for start, end in apart(spans):
                 parts += [text[at:start], f"[{kind.upper()}]"]
                 at = end
             if parts:

@@ -7,6 +7,7 @@ nothing, their order, and a function of the user's.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,11 +205,10 @@ def step_of(given: Any, field: str, count_tokens: CountTokens | None) -> tuple[s
     require(len(entry) == 1, field, given, "is no step", remedy)
     ((name, arguments),) = entry.items()
     if name == FN:
-        parts = arguments.split(":") if isinstance(arguments, str) else []
         field = f"{field}.{FN}"
-        remedy = "Write {fn: package.module:name}."
-        require(len(parts) == 2 and all(parts), field, arguments, "names no function", remedy)
-        return FN, Function(load_function(arguments, field), arguments, field)
+        is_name = isinstance(arguments, str) and re.fullmatch("[^:]+:[^:]+", arguments)
+        require(bool(is_name), field, arguments, "names no function", "Write {fn: package.module:name}.")
+        return FN, Function(load_function(str(arguments), field), str(arguments), field)
     problem = "is no step of a list: rows are scored when all sources are cleaned"
     require(name != "score", field, name, problem, "Write stage.score.by=loss or stage.score.by=reward.")
     known = [*STEPS, FN]

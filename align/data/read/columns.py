@@ -201,7 +201,8 @@ class ColumnRules:
             InputError: a column that is to be renamed is missing, or a context cannot be written below the question.
         """
         data: dict[str, Any] = row.data
-        if not (self.columns or self.metadata or cells) and stands_as_it_is(data):
+        has_several = not isinstance(data.get("answer"), str | None)
+        if not (self.columns or self.metadata or cells or has_several) and keeps_names(tuple(data)):
             return row
         where = row.where
         wanted = {fold(name) for name in self.metadata if name not in data}
@@ -446,11 +447,6 @@ def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
             return False
         begin = match.end() if in_order else 0
     return True
-
-
-def stands_as_it_is(data: Fields) -> bool:
-    """Return whether a row needs no other names, no context and no answer out of several."""
-    return keeps_names(tuple(data)) and isinstance(data.get("answer"), str | None)
 
 
 @lru_cache(4096)
@@ -765,12 +761,10 @@ def several_answers(value: Any) -> list[str] | None:
         value = [value] if isinstance(value, str) else value
     if not isinstance(value, list):
         return None
-    answers = [
+    answers: list[Any] = [
         entry.get("text") if isinstance(entry, Mapping) and entry.keys() <= OF_SPAN else entry for entry in value
     ]
-    if not all(isinstance(text, str) for text in answers):
-        return None
-    return [text for text in answers if text.strip()]
+    return [text for text in answers if text.strip()] if all(isinstance(text, str) for text in answers) else None
 
 
 def columns_read(row: Fields, shape: Shape) -> frozenset[str]:

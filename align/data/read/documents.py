@@ -203,10 +203,12 @@ def check_says_something(place: str, message: Message, where: str) -> None:
         return
     if message.role != "assistant":
         raise refused(where, place, content, f"the {message.role}'s turn is empty", "Leave the row out.")
-    problem = "empty"
+    problem = "the assistant's turn is empty"
     if content.strip():
-        problem = "reasoning alone" if reasoning_length(content) else f"reasoning without its end, {CLOSE}"
-    raise refused(where, place, content, f"the assistant's turn is {problem}", EMPTY)
+        problem = "the assistant's turn is reasoning alone"
+        if not reasoning_length(content):
+            problem = f"the assistant's turn is reasoning without its end, {CLOSE}"
+    raise refused(where, place, content, problem, EMPTY)
 
 
 def listed(value: Any, where: str, column: str) -> Placed:

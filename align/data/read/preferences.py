@@ -385,8 +385,8 @@ def label_in(row: Row, column: str) -> str:
 def pair_of_texts(
     row: Row, prompt: Messages, chosen: str, rejected: str, margin: float | None, id: str = "", group: str = ""
 ) -> Preference:
-    sides = ((Message("assistant", text),) for text in (chosen, rejected))
-    return preference_of(row, prompt, *sides, margin, id, group)
+    said_one, said_other = ((Message("assistant", text),) for text in (chosen, rejected))
+    return preference_of(row, prompt, said_one, said_other, margin, id, group)
 
 
 def preference_of(
@@ -405,6 +405,9 @@ def preference_of(
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         sides = (("prompt", prompt), (side, answer))
         check_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools, row.where)
+    texts: dict[str, Any] = {
+        name: label_in(row, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
+    }
     return Preference(
         prompt,
         chosen,
@@ -415,7 +418,7 @@ def preference_of(
         source=label_in(row, "source") if "source" in row.data else row.name.rsplit(":", 1)[0],
         strength=strength,
         **{name: row.data.get(name) is not False for name in ENDED},
-        **{name: label_in(row, name) for name in ("annotator", "guideline_version", "created_at", "scorer")},
+        **texts,
         tools=tools,
     )
 

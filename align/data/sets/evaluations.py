@@ -160,8 +160,8 @@ def read_set(given: EvaluationSet, field: str) -> Texts:
         asked.settle()
     bad_rows.settle(given.path, rows)
     require(rows > 0, field, given.path, "is empty", "Give at least one row.")
-    columns = (pa.chunked_array(side.chunks, pa.string()) for side in (said, asked))
-    return Texts(*columns, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
+    texts, questions = (pa.chunked_array(side.chunks, pa.string()) for side in (said, asked))
+    return Texts(texts, questions, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
 
 
 def without_operators(question: str) -> list[str]:
