@@ -140,8 +140,11 @@ IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "agai
 
 
 def check_one_kind(config: Config) -> None:
-    """Raises: InputError: a setting is of an evaluation of several systems where none are named, or of one artifact
-    where they are."""
+    """Refuse settings of several systems if none are named, and settings of one artifact if systems are named.
+
+    Raises:
+        InputError: there is such a setting.
+    """
     suite, stage = config.eval, config.stage
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
         problem = "is asked of people, and others judge"
@@ -200,9 +203,10 @@ class Suite(NamedTuple):
 
 
 def find_suite(config: Config) -> Suite:
-    """
+    """Find the systems, the tasks, the gates and the judge that the configuration names.
+
     Raises:
-        InputError: a system, a task, a gate or the judge is none.
+        InputError: one of them is wrong.
         MissingArtifact: a system or a reward model is not there.
     """
     root, given = config.run.folder, config.model
@@ -401,7 +405,7 @@ def read_known_answers(path: Path) -> list[Row]:
     """Read pairs of which it is known which answer is better.
 
     Raises:
-        InputError: a row is none.
+        InputError: a row has no known order, or not two answers.
     """
     rows = items_in(path, "gold", "stage.gold")
     for row in rows:

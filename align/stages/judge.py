@@ -58,6 +58,7 @@ from align.rollout.kept import AnswerStore
 from align.run import Input, Run, write_json
 from align.run.files import write_text
 from align.stages.rows import SEEN, key_of, source_of
+from align.track import peak_rss_mb
 from align.types import Preference, Result
 
 LEARNS_VERDICTS = ("reward", "dpo", "kto")
@@ -287,7 +288,7 @@ def run(run: Run, config: Config, known: JudgedExamples) -> Result:
         "decides": not why_not,
         "why_not": why_not,
         "judge_notes": notes,
-        **measure_memory(),
+        "peak_rss_mb": peak_rss_mb(),
     }
     if identity.asks:
         metrics |= {"asks": identity.asks, "yes": describe_yes(identity.asks)}
@@ -358,12 +359,6 @@ def list_evidence(
         if opinions.scores is not None:
             row["scores"] = [*opinions.scores[i]]
         yield row
-
-
-def measure_memory() -> dict[str, float]:
-    from align.track import peak_rss_mb
-
-    return {"peak_rss_mb": peak_rss_mb()}
 
 
 def describe_right_to_decide(metrics: Mapping[str, Any]) -> str:

@@ -16,14 +16,13 @@ import torch
 
 from align.data.ngrams import repetition
 from align.data.trained_ids import Seen
-from align.errors import CorruptFile, MissingArtifact
 from align.evals.stats import per_prompt, win_rate
 from align.evals.suite.answers import Sampling, load_actors
 from align.evals.suite.results import Scored
 from align.evals.suite.scores import TaskAnswers
 from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
-from align.files import has_file, open_text
+from align.files import open_text
 from align.models.backbone import response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
@@ -78,11 +77,7 @@ class Sample:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sample:
-        """Return the sample of a line of `samples.jsonl`.
-
-        Raises:
-            KeyError, TypeError, ValueError: a field is missing, or another one is there.
-        """
+        """Return the sample of a line of `samples.jsonl`."""
         return cls(**{**record, "prompt": tuple(map(Message.of, record["prompt"]))})
 
 
@@ -227,25 +222,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples that `write_samples` wrote.
-
-    Raises:
-        MissingArtifact: there is no such file.
-        CorruptFile: a line is not a sample; it is named by number.
-    """
-    if not has_file(path, "samples"):
-        raise MissingArtifact("samples", str(path), "there is no such file", "Run `python -m align stage=eval` first.")
-    samples = []
+    """Read the samples that `write_samples` wrote."""
     # Lines end with "\n" alone: str.splitlines would also break at U+2028, which a model may well write.
     with open_text(path, errors="surrogatepass", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                samples.append(Sample.of(json.loads(line)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise CorruptFile(
-                    "samples",
-                    f"{path}:{number}",
-                    f"is not a sample ({type(error).__name__}: {error})",
-                    "Evaluate again: python -m align stage=eval resume=never.",
-                ) from error
-    return samples
+        return [Sample.of(json.loads(line)) for line in lines]
