@@ -76,41 +76,38 @@ def test_nothing_is_undeclared() -> None:
             assert field.name in declared_in(schema) or field.name in ("name", "stage") or part, (schema, field.name)
 
 
-@pytest.mark.parametrize("key", DECLARED)
-def test_a_declaration_says_what_the_key_means(key: str) -> None:
-    schema, name, declared = DECLARED[key]
-    assert declared.meaning[0].isupper() or declared.meaning[0] in "`λ"
-    assert declared.meaning[-1] == "."
-    assert not (declared.range and declared.choices)
-    default = defaults_of(schema)[name]
-    assert declared.follows or str(default).startswith("${oc.env:") or declared.check(name, default) is None
+def test_a_declaration_says_what_the_key_means() -> None:
+    for key, (schema, name, declared) in DECLARED.items():
+        assert declared.meaning[0].isupper() or declared.meaning[0] in "`λ", key
+        assert declared.meaning[-1] == ".", key
+        assert not (declared.range and declared.choices), key
+        default = defaults_of(schema)[name]
+        assert declared.follows or str(default).startswith("${oc.env:") or declared.check(name, default) is None, key
 
 
-@pytest.mark.parametrize("key", BOUNDED)
-def test_a_bound_holds_to_the_last_digit(key: str) -> None:
-    schema, name, declared = BOUNDED[key]
-    where = f"{schema.AT}.{name}".lstrip(".")
-    for value in within(declared):
-        declared.check(where, value)
-    for value in beyond(declared):
-        with pytest.raises(InputError) as error:
+def test_a_bound_holds_to_the_last_digit() -> None:
+    for schema, name, declared in BOUNDED.values():
+        where = f"{schema.AT}.{name}".lstrip(".")
+        for value in within(declared):
             declared.check(where, value)
-        assert (error.value.field, error.value.remedy) == (where, f"Give a number {declared.range}.")
-    for value in ("text", True):
-        with pytest.raises(InputError, match="is not a number"):
-            declared.check(where, value)
-    declared.check(where, None)
+        for value in beyond(declared):
+            with pytest.raises(InputError) as error:
+                declared.check(where, value)
+            assert (error.value.field, error.value.remedy) == (where, f"Give a number {declared.range}.")
+        for value in ("text", True):
+            with pytest.raises(InputError, match="is not a number"):
+                declared.check(where, value)
+        declared.check(where, None)
 
 
-@pytest.mark.parametrize("key", CHOSEN)
-def test_a_choice_is_one_of_those_named(key: str) -> None:
-    _, name, declared = CHOSEN[key]
-    declared.check(name, list(declared.choices))
-    for value in (*(f"{c}x" for c in declared.choices), "", declared.choices[0].upper() + " "):
-        with pytest.raises(InputError, match="is not a choice here") as error:
-            declared.check(name, value)
-        listed = error.value.remedy.partition("Choose one of: ")[2]
-        assert set(listed.rstrip(".").split(", ")) == {*declared.choices}
+def test_a_choice_is_one_of_those_named() -> None:
+    for _, name, declared in CHOSEN.values():
+        declared.check(name, list(declared.choices))
+        for value in (*(f"{c}x" for c in declared.choices), "", declared.choices[0].upper() + " "):
+            with pytest.raises(InputError, match="is not a choice here") as error:
+                declared.check(name, value)
+            listed = error.value.remedy.partition("Choose one of: ")[2]
+            assert set(listed.rstrip(".").split(", ")) == {*declared.choices}
 
 
 def line_of(stage: str, key: Key, value: Any) -> list[str]:
