@@ -9,13 +9,8 @@ from align.config.stages import STAGES
 def load_stage(name: str) -> ModuleType:
     """Import the module of a stage, which does not import torch.
 
-    `run(run, config, *rows)` does the work. `PRINTS` has the actions that are no runs. `PRELOAD` names modules with
-    torch that `run` imports, for a process that is forked for several runs.
+    `inputs(config)` finds what a run starts from, before the run has a name. `run(run, config, *rows)` does the work.
+    `PRINTS` has the actions that are no runs. `PRELOAD` names modules with torch that `run` imports, for a process that
+    is forked for several runs.
     """
     return import_module(f"align.stages.{STAGES[name].module}")
-
-
-def load_inputs(name: str) -> ModuleType:
-    """Import the module whose `inputs(config)` finds what a run starts from, before the run has a name. This does not
-    import torch."""
-    return import_module("align.stages.eval_inputs") if name == "eval" else load_stage(name)

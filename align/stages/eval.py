@@ -38,6 +38,7 @@ from align.config.groups import DataConfig
 from align.config.identity import identifying
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
+from align.config.settings import changed
 from align.config.suites import JUDGE
 from align.data.chat.encode import prompt_room
 from align.data.sources import data_records, files_record, prompts
@@ -91,7 +92,7 @@ from align.evals.suite.tasks import (
 from align.evals.verdicts import Verdict
 from align.files import user_path
 from align.models.base import base_of
-from align.models.start import adapter_folder, as_artifact, label
+from align.models.start import adapter_folder, as_artifact, find, label, started_from
 from align.redaction import masked, unmarked
 from align.report import in_words
 from align.report.words import counted
@@ -102,8 +103,8 @@ from align.rollout.kept import AnswerStore
 from align.run import Base, Input, Manifest, Run, json_digest, resolve, write_json
 from align.run.files import write_text
 from align.stages import judge as judge_stage
-from align.stages.rows import key_of, open_store, source_of
-from align.stages.starting import start
+from align.stages.rows import key_of, open_store, source_of, unseen_prompts
+from align.stages.starting import Inputs, start
 from align.track import peak_rss_mb
 from align.types import Result
 
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from align.evals.suite.answers import Answers, Made, Sampling
     from align.evals.suite.scores import Judge, TaskAnswers
 
+PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.stages.rollouts")
 ENOUGH = 64
 """Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
 POLICY = "policy"
@@ -137,6 +139,40 @@ IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "agai
 
 
 # Inputs
+
+
+def inputs(config: Config) -> Inputs:
+    if config.eval.measures == JUDGE:
+        title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
+        records = judge_stage.find_inputs(config)
+        return Inputs(config, title, None, records, partial(judge_stage.read_examples, config, records))
+    check_one_kind(config)
+    if config.stage.systems is not None:
+        suite = find_suite(config)
+        config = changed(config, method=changed(config.method, name=suite.method))
+        return Inputs(config, suite.label, suite.base, suite.records, partial(read_work, config, suite))
+    untold = config.method.name == "auto"
+    artifact, base, config = start(config, config.artifact, "artifact")
+    if untold and artifact.whole:  # it is measured as it is
+        config = changed(config, method=changed(config.method, name="full"))
+    root = config.run.folder
+    named = config.init != Config().init or artifact.manifest is None
+    asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
+    reference = started_from(artifact, asked, root)
+    data = data_records(source_of(config))
+    judge = reward_inputs(reward_spec(config.reward), root, base)
+    read_alike(models_of(judge), config.rollout.reasoning)
+    reward = plain(config)["reward"]
+    title = judges.title(reward, judge)
+    of = judges.standing_of(artifact, judges.identities(reward, judge), root)
+    judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
+    records = {"artifact": artifact.as_input(), **data, **judge}
+    if reference is not None:
+        if not artifact.whole and base_of(reference, "init").digest != base.digest:
+            raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
+        records["init"] = reference.as_input()
+    rows = partial(unseen_prompts, config, artifact, root)
+    return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
 def check_one_kind(config: Config) -> None:

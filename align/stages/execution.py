@@ -29,7 +29,7 @@ from align.report import too_few
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Input, Run, verify_outputs
 from align.run.files import find_user_error
-from align.stages import load_inputs, load_stage
+from align.stages import load_stage
 from align.stages.following import Begun
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
@@ -63,7 +63,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
 
         ranks.join(choose_device(config.device).type, config.ddp_timeout)
     given = config.data.path or ""
-    inputs: Inputs = load_inputs(config.stage.name).inputs(settled(config))
+    inputs: Inputs = load_stage(config.stage.name).inputs(settled(config))
     config, origin = fill_rates(inputs.config, inputs.base)
     values = plain(config)
     records = with_rankers(called(inputs.records, given), config.run.folder)

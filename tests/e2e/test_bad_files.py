@@ -192,10 +192,10 @@ def test_a_manifest_with_odd_values(ready: Ready, tiny_model: Path, tmp_path: Pa
             for words in (["stage=sample", "init=sft:s", *ready.data], ["stage=export", "artifact=sft:latest"]):
                 try:
                     from align.config.compose import check, compose_raw
-                    from align.stages import load_inputs
+                    from align.stages import load_stage
 
                     config = check(compose_raw([*words, f"run.root={root}", "device=cpu"]))
-                    load_inputs(config.stage.name).inputs(config)
+                    load_stage(config.stage.name).inputs(config)
                 except InputError:
                     pass
                 except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ MINE += "    return [float(sum(c[-1]['content'].count(v) for v in 'aeiou')) for 
 
 
 @pytest.fixture(scope="module")
-def shop(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def shop(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     """Policies by what they were optimised against: `learned` (reward:a, of simulated votes), `rules` (with sentiment),
     `fn`, and `after`, which went on from `rules` with reward:b."""
     folder = tmp_path_factory.mktemp("judges")

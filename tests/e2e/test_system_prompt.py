@@ -10,7 +10,7 @@ from workshop import Ready, Workshop
 from align.annotate.store import Store
 from align.config.compose import check, compose_raw
 from align.run import read_manifest
-from align.stages import load_inputs
+from align.stages import load_stage
 
 PROMPT = "You sell lamps."
 
@@ -34,9 +34,9 @@ def test_every_stage_behind_it_asks_with_it(shop: Workshop, ready: Ready):
     for stage, words in lines.items():
         for given, wanted in ((), PROMPT), (("data.system=",), ""), (("data.system=Own.",), "Own."):
             line = [f"stage={stage}", *words, f"run.root={shop.root}", *given]
-            assert load_inputs(stage).inputs(check(compose_raw(line))).config.data.system == wanted, (stage, given)
+            assert load_stage(stage).inputs(check(compose_raw(line))).config.data.system == wanted, (stage, given)
     line = ["stage=sample", "init=sft:s", *ready.data, f"run.root={shop.root}"]
-    assert load_inputs("sample").inputs(check(compose_raw(line))).config.data.system is None
+    assert load_stage("sample").inputs(check(compose_raw(line))).config.data.system is None
 
 
 def test_it_is_said_and_written_down_and_people_see_it(shop: Workshop):

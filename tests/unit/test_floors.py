@@ -123,7 +123,7 @@ def test_what_composes_a_command_and_finds_its_inputs_never_loads_torch():
     """The same by running it: what these modules import in turn is seen too."""
     names = ["align.track", "align.report", "align.__main__", "align.stages.execution"]
     loading = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
-    loading += f"from align.stages import load_inputs\nfor name in {[*STAGES]}: load_inputs(name)\n"
+    loading += f"from align.stages import load_stage\nfor name in {[*STAGES]}: load_stage(name)\n"
     loaded = f"{loading}print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "peft", "trl", "datasets"} & set(done.stdout.split())
@@ -171,7 +171,6 @@ def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
         "execution",
         "following",
         "footprint",
-        "eval_inputs",
         "judge",
         "measuring",
         "mirroring",

@@ -20,7 +20,7 @@ from floors import MODULES, imports, name_of
 
 PATHS = {name_of(path): path for path in MODULES}
 RUNNER = "align.stages.execution"
-BESIDE = {"ppo": ("align.rollout.hf",), "eval": ("align.stages.eval_inputs",)}
+BESIDE = {"ppo": ("align.rollout.hf",)}
 """Stage → modules that it finds by name."""
 BUDGETS = {
     "data": 260,
