@@ -35,7 +35,6 @@ from align.config.group_files import (
 )
 from align.config.plan import PLANNED, PlanKeys, question_about
 from align.config.root import Config
-from align.config.root import plain as plain
 from align.config.schemas import keys_beside, register
 from align.config.settings import changed, freeze
 from align.config.stages import STAGES

@@ -19,12 +19,12 @@ from align.config.groups import (
     MethodConfig,
     ModelConfig,
     RolloutConfig,
+    SuiteConfig,
     TrackConfig,
 )
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES
-from align.config.suites import SuiteConfig
 from align.errors import half_character, require
 from align.files import DEFAULT_MAX_FILE_MB, user_path
 from align.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.data.ranked_by import RANKED_BY
+from align.data.sources import RANKED_BY
 from align.errors import InputError
 from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest

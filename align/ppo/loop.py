@@ -29,7 +29,18 @@ from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
 from align.ppo.checkpoint import State, restore_state, save
 from align.ppo.experience import Experience, estimated, experience
-from align.ppo.monitor import beside_start, better, evaluate, per_answer, suspects, warn
+from align.ppo.monitor import (
+    beside_start,
+    better,
+    crossed,
+    evaluate,
+    per_answer,
+    strikes_after,
+    strikes_needed,
+    suspects,
+    tripped_in,
+    warn,
+)
 from align.ppo.rollouts import (
     at_update,
     check_sampler,
@@ -39,7 +50,6 @@ from align.ppo.rollouts import (
     start_next_rollout,
 )
 from align.ppo.settings import PpoSettings
-from align.ppo.tripwires import crossed, strikes_after, strikes_needed, tripped_in
 from align.ppo.update import check_first_ratio, lr_factor, update
 from align.ppo.workers import Answers, Workers
 from align.rollout.answers_alone import empty_answers

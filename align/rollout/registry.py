@@ -14,7 +14,7 @@ from align.data.chat.encode import stop_token_ids
 from align.errors import require
 from align.rollout.dealt import DealtEngine, FirstRankEngine
 from align.rollout.engine import Engine
-from align.rollout.servers import Servers
+from align.rollout.engine_process import Servers
 from align.run import Base
 
 ENGINES = {

@@ -33,9 +33,8 @@ from align.models.dequantised import dequantised_beside
 from align.models.load import DTYPES, name_of
 from align.models.plain_adapter import write_plain
 from align.rollout.engine import rollout_of, rows_by_actor
-from align.rollout.engine_process import VLLM, engine_version, required_interpreter
+from align.rollout.engine_process import VLLM, WITHIN, Servers, engine_version, required_interpreter
 from align.rollout.probes import Logprobs, Probes, agreement, check_agreement
-from align.rollout.servers import WITHIN, Servers
 from align.rollout.vllm_adapters import LOWEST, adaptable_layers, layer_names, servable_rank, vllm_rank
 from align.rollout.vllm_client import (
     COMPLETIONS,

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from align import ranks
 from align.annotate.store import storable
-from align.config.compose import plain
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.config.scorers import reward_spec
 from align.config.settings import changed
 from align.data.chat.encode import Prompt

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from align.config.compose import plain
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.config.scorers import reward_spec
 from align.config.settings import changed
 from align.errors import InputError

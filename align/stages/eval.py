@@ -33,13 +33,11 @@ from align.annotate.store.items import id_of
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
 from align.annotate.store.queries import head_of_votes, project_erasure
-from align.config.compose import plain
-from align.config.groups import DataConfig
+from align.config.groups import JUDGE, DataConfig
 from align.config.identity import identifying
-from align.config.root import Config, store_url
+from align.config.root import Config, plain, store_url
 from align.config.scorers import reward_spec
 from align.config.settings import changed
-from align.config.suites import JUDGE
 from align.data.chat.encode import prompt_room
 from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import Seen, seen_by
@@ -96,7 +94,7 @@ from align.models.start import adapter_folder, as_artifact, find, label, started
 from align.redaction import masked, unmarked
 from align.report import in_words
 from align.report.words import counted
-from align.reward.checkers.code import code_permission
+from align.reward.checkers.checked import code_permission
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import AnswerStore

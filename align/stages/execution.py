@@ -17,11 +17,10 @@ from align.config.command import command_line
 from align.config.root import Config, plain, resolved
 from align.config.settings import changed
 from align.config.stages import STAGES
-from align.data.ranked_by import with_rankers
 from align.data.read.drops import tallied
 from align.data.sets.ids import remembered
 from align.data.sets.published import find_data_set
-from align.data.sources import MANIFEST
+from align.data.sources import MANIFEST, with_rankers
 from align.data.trained_ids import write_ids
 from align.errors import AlignError, readable
 from align.redaction import Formatter

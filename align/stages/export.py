@@ -17,7 +17,6 @@ from align.export.askable import check_askable, check_stranger, engines_asked, k
 from align.export.converters import converters_in
 from align.export.history import measured_on, parents_of, sampling, system_prompt
 from align.export.receipt_rows import Check, accepting, agreeing, as_text, differences_of, require_asked, require_passed
-from align.export.trained import Trained, check_tokenizer, trained_model
 from align.files import user_path
 from align.models.start import adapter_folder, label
 from align.rollout.engine_process import LLAMA_CPP, VLLM
@@ -130,6 +129,7 @@ def loaded(config: Config, artifact: Artifact, base: Base, origin: Base) -> Trai
 
     import torch
 
+    from align.export.trained import trained_model
     from align.models.load import choose_device, choose_dtype, own_tokenizer
 
     scores = check_adapter(config, artifact, base) if not artifact.whole else False
@@ -199,6 +199,7 @@ def written(
     from align.export.card import export_facts, render_card
     from align.export.kinds import WRITERS, launch_files, receipt_facts
     from align.export.launch import served_name
+    from align.export.trained import check_tokenizer
 
     made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
     name = served_name(*made) or artifact.path.name
@@ -309,6 +310,7 @@ def check(
     """
 
     from align.export.kinds import measured_again
+    from align.export.trained import check_tokenizer
 
     checks = measured_again(options, trained, folder)
     check_tokenizer(trained, folder)

@@ -197,11 +197,10 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
         `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Nothing below 64 distinct prompts, and
         with reward=check.
     """
-    from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety
+    from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety, prompt_text
     from align.rollout.engine import greedily
 
-    conversations = [prompt.conversation for prompt in workers.held_out]
-    prompts = [" ".join(m.content for m in chat.messages if m.role != "system") for chat in conversations]
+    prompts = [prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
     first = first_of_each_prompt(prompts)
     closed = config.reward.name == "check"  # many prompts may share one right answer
     if closed or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:

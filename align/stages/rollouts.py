@@ -11,8 +11,8 @@ from align.config.root import Config
 from align.data.chat.encode import prompt_room
 from align.models.load import choose_device, choose_dtype, context_length, describe, name_of
 from align.rollout.engine import Engine
+from align.rollout.engine_process import WITHIN, Servers
 from align.rollout.registry import loaded_engine
-from align.rollout.servers import WITHIN, Servers
 from align.run import Base, Run
 
 

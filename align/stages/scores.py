@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from align.config.compose import plain
 from align.config.data import LOSS, ScoreConfig
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.config.scorers import reward_spec
 from align.data.chat.template import use_template
 from align.data.read.content import FEEDBACK

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from work import Work, result_of
 
-from align.models.smollm2 import converted
+from align.models.base import converted
 from align.run import environment
 
 HERE = Path(__file__).resolve().parent

@@ -119,7 +119,7 @@ def main() -> None:
         key: value for key, value in vars(arguments).items() if key not in ("rounds", "distributions", "save", "model")
     }
     if arguments.model is None:
-        from align.models.smollm2 import smollm2_folder
+        from align.models.base import smollm2_folder
 
         arguments.model = str(smollm2_folder())
     names = arguments.distributions.split(",")

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.errors import InputError, require
-from align.reward.checkers.checked import AllowCode as AllowCode
-from align.reward.checkers.checked import Checker, Part, part
-from align.reward.checkers.checked import code_permission as code_permission
+from align.reward.checkers.checked import AllowCode, Checker, Part, part
 from align.reward.checkers.fences import blocks
 from align.reward.checkers.sandbox import (
     UNSAFE,

@@ -14,8 +14,8 @@ from ranked import ranked
 from workshop import SFT, Workshop
 
 from align.config.identity import identifying
-from align.data.ranked_by import ranked_by
 from align.data.read.records import read_preferences
+from align.data.sources import ranked_by
 from align.models import load
 from align.reward.build import on_its_own_base
 from align.reward.learned import RoleReward, score_rows

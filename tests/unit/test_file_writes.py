@@ -111,7 +111,7 @@ EXCEPTIONS = {
     "align.models.roles:save_critic": NEW,
     "align.models.roles:save_policy": NEW,
     "align.models.sharded:save_whole": NEW,
-    "align.models.smollm2:write_snapshot": SCRATCH,
+    "align.models.base:write_snapshot": SCRATCH,
     "align.ppo.checkpoint:save": NEW,
     "align.ranks:meet": DEVICE,
     "align.ranks:tell_launcher": SCRATCH,

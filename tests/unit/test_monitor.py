@@ -14,8 +14,7 @@ from align.ops.moments import Moments
 from align.ppo.advantages import Estimator
 from align.ppo.checkpoint import Best, State
 from align.ppo.experience import Experience, experience, shaped_scores
-from align.ppo.monitor import per_answer, ranked
-from align.ppo.tripwires import WIRES, crossed, strikes_after, tripped_in
+from align.ppo.monitor import WIRES, crossed, per_answer, ranked, strikes_after, tripped_in
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, scored
 from align.rollout.answers_alone import Judged

@@ -26,7 +26,7 @@ from align.annotate.exchange.exporting import write_rows
 from align.annotate.store import Store
 from align.errors import InputError
 from align.export.converters import HF, LORA, unpack
-from align.models.smollm2 import converted
+from align.models.base import converted
 from align.outputs import atomic_file, replace_file
 from align.registry.garbage import LOG, Piece, noted
 from align.registry.index import INDEX, Index

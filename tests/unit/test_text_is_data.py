@@ -36,8 +36,7 @@ from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_i
 from align.data.pairs import encoded_pairs
 from align.errors import InputError
 from align.models.backbone import pad
-from align.models.base import builtin_folder
-from align.models.smollm2 import INSTALL, gguf_in_wheel
+from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
 from align.rollout.engine import response_texts
 from align.types import Conversation, Message, Preference, Rollout
 

@@ -41,7 +41,7 @@ from align.evals.suite.tasks import HARMLESS, Item, Task
 from align.evals.verdicts import Pair, Verdict, of_scores
 from align.reward.build import build, on_its_own_base
 from align.reward.checkers import check_turns, checks_of, exact, json_schema, pattern
-from align.reward.checkers.code import AllowCode
+from align.reward.checkers.checked import AllowCode
 from align.reward.combined import comparable
 from align.reward.inputs import models_of
 from align.reward.scorer import Scorer

@@ -22,7 +22,7 @@ from align.evals.questions import parse_question, shorten_question
 from align.evals.suite.harness import harness_record
 from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
 from align.reward.checkers import IFEVAL, checks_of, spec_of
-from align.reward.checkers.code import AllowCode
+from align.reward.checkers.checked import AllowCode
 from align.run import Artifact, Input
 from align.spec import known, listed, one_of, whole, written
 from align.types import Conversation, Message
