@@ -84,7 +84,7 @@ EXCEPTIONS = {
     "align.data.sets.spool:write": RUN,
     "align.data.sets.contamination:__init__": SCRATCH,
     "align.data.trained_ids:write_ids": RUN,
-    "align.data.trained_on:write": RUN,
+    "align.data.chat.shown:write": RUN,
     "align.evals.label_accuracy:write_held_out_answers": RUN,
     "align.evals.pair_accuracy:write_held_out": RUN,
     "align.evals.suite.lm_eval:score_by_lm_eval": RUN,

@@ -23,16 +23,16 @@ RUNNER = "align.stages.execution"
 BESIDE = {"ppo": ("align.rollout.hf",)}
 """Stage → modules that it finds by name."""
 BUDGETS = {
-    "data": 210,
+    "data": 200,
     "sft": 170,
-    "sample": 180,
+    "sample": 175,
     "annotate": 195,
     "reward": 185,
     "ppo": 190,
     "dpo": 190,
     "kto": 190,
-    "eval": 245,
-    "export": 180,
+    "eval": 230,
+    "export": 175,
     "serve": 225,
     "verify": 195,
     "registry": 150,
