@@ -16,7 +16,7 @@ CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")
 """Columns of a row that say what its answer has to do: ours, and those of IFEval's file."""
 KINDS = {
-    "instructions": "following",
+    "instructions": "ifeval",
     "exact": "exact",
     "regex": "pattern",
     "json_schema": "json_schema",

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from align.config.stages import STAGES
+from align.reward.checkers import KINDS
+from align.rollout.registry import ENGINES
+from align.stages import load_stage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import MODULES, imports, name_of
@@ -86,3 +89,11 @@ def test_ppo_reaches_nothing_of_other_products():
 def test_imports_inside_functions_count():
     assert "align.ppo.loop" in imported_by("align.stages.ppo")
     assert {"align.ppo", "align.ppo.update"} <= reachable_from(["align.ppo.loop"])
+
+
+def test_what_is_found_by_name_exists():
+    named = [engine.partition(":")[0] for engine in ENGINES.values()]
+    named += [f"align.reward.checkers.{module}" for module in KINDS.values()]
+    named += [name for stage in STAGES for name in getattr(load_stage(stage), "PRELOAD", ())]
+    named += [f"align.report.{page}" for page in ("data_set", "judge_report", "suite")]
+    assert set(named) <= PATHS.keys()
