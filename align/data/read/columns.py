@@ -822,7 +822,9 @@ def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
         inner = metadata_within(unread.pop("metadata"))
         unread |= {f"{WITHIN}{name}" if name in row.data else name: value for name, value in inner.items()}
     unread |= turns
-    return unread | {name: value for name, value in row.aside.items() if value is not None}
+    if row.aside:
+        unread |= {name: value for name, value in row.aside.items() if value is not None}
+    return unread
 
 
 def turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
@@ -892,11 +894,12 @@ def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> S
         metadata = exempt_columns((), shape, asked) if nested else exempt
         counts = not isinstance(value, int | float) and key not in metadata and key.casefold() not in metadata
         texts = [text for text in spoken(value) if not is_identifier(text)] if counts else []
-        if texts and said is None:
-            read = columns_read(row.data, shape)
-            said = [text for column in row.data if column in read for text in spoken(row.data[column])]
-        new = [text for text in texts if not repeats(text, said or [])]
-        sizes[name] = (len(new), sum(map(len, new)))
+        if texts:
+            if said is None:
+                read = columns_read(row.data, shape)
+                said = [text for column in row.data if column in read for text in spoken(row.data[column])]
+            texts = [text for text in texts if not repeats(text, said)]
+        sizes[name] = (len(texts), sum(map(len, texts)))
     return sizes
 
 

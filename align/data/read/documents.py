@@ -186,8 +186,9 @@ def plain_text(row: Fields, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str | None) else "is no text"
         raise refused(where, "text", text, problem, GIVE_TEXT)
-    for name, beside in (("system", row.get("system")), ("tools", tools_of(row, where))):
-        require(not beside, f"{where}, {name}", row.get(name), "stands beside plain text", "Give `messages`.")
+    name = "system" if row.get("system") else "tools" if tools_of(row, where) else ""
+    if name:
+        raise refused(where, name, row.get(name), "stands beside plain text", "Give `messages`.")
     return text
 
 
