@@ -100,10 +100,9 @@ def side_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
         InputError: it holds another kind, or nothing to measure on.
     """
     found = data_set(Path(data.path or ""))
-    problem = f"holds {found.kind}, and {kind.kind} are read"
-    require(
-        found.kind == kind.kind, "data.path", data.path, problem, f"Name a data set that was made of {kind.called}."
-    )
+    problem = f"holds {found.kind}, and this stage reads {kind.kind}"
+    remedy = f"Name a data set that was made of {kind.called}."
+    require(found.kind == kind.kind, "data.path", data.path, problem, remedy)
     records = found.records(side)
     one = kind.called.removesuffix("s")
     remedy = f"Make it with data.held_out above 0, or name {kind.called} in data.eval_path."

@@ -326,7 +326,7 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
     dpo = ["stage=dpo", *common, "stage.epochs=1", "stage.batch_size=16"]
     assert shop.ended(*dpo, "data.path=data:pairs") == 0, shop.said
     assert shop.ended(*dpo, "data.path=data:chats") == 2
-    assert "holds documents, and preference pairs are read" in shop.said
+    assert "holds documents, and this stage reads preferences" in shop.said
     sample = ["stage=sample", *common, "stage.prompts=2", "rollout.max_new_tokens=2"]
     assert shop.ended(*sample, "data.path=data:pairs", "run.name=s") in (0, 2), shop.said
     assert "holds" not in shop.said
