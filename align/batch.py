@@ -26,7 +26,7 @@ from align.distribution import missing_modules
 from align.errors import NOT_PASSED, AlignError, InputError
 from align.redaction import masked_argument
 from align.run import Manifest, read_manifest
-from align.stages import load_stage
+from align.stages import preload
 
 INTERRUPTED = 130
 WIDEST = 120
@@ -146,13 +146,6 @@ def imported(stages: Iterable[str]) -> bool:
     gc.collect()
     gc.freeze()  # or a child's collector would touch, and so copy, every page
     return True
-
-
-def preload(stages: Iterable[str]) -> None:
-    """Import all that runs of these stages need."""
-    for stage in stages:
-        for name in getattr(load_stage(stage), "PRELOAD", ()):
-            importlib.import_module(name)
 
 
 def fork(words: Command, run: Run) -> Ended:

@@ -93,8 +93,11 @@ def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
-def side_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
+def side_of(data: DataSource, side: str, kind: Kind, otherwise: str = "") -> list[Any]:
     """Return the records of one side of a data set.
+
+    Args:
+        otherwise: what else helps if the side is empty.
 
     Raises:
         InputError: it holds another kind, or nothing to measure on.
@@ -105,7 +108,7 @@ def side_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
     require(found.kind == kind.kind, "data.path", data.path, problem, remedy)
     records = found.records(side)
     one = kind.called.removesuffix("s")
-    remedy = f"Make it with data.held_out above 0, or name {kind.called} in data.eval_path."
+    remedy = f"Make it with data.held_out above 0{otherwise}."
     require(side == "train" or bool(records), "data.path", data.path, f"has no {one} to measure on", remedy)
     return records
 
@@ -169,7 +172,8 @@ def divided_pairs(
     """
     one = kind.called.removesuffix("s")
     if data.name == MANIFEST and not data.eval_path:  # it is divided already
-        return list(prefs), drawn(side_of(data, "test", kind), data.limit, seed)
+        test = side_of(data, "test", kind, otherwise=f", or name {kind.called} in data.eval_path")
+        return list(prefs), drawn(test, data.limit, seed)
     keys = [question_key(Conversation(pref.prompt)) for pref in prefs]
     if data.eval_path:
         test = drawn(kind.of_file(data.eval_path, "data.eval_path", data.skips, data.rules), data.limit, seed)

@@ -8,5 +8,5 @@ it together: one function a kind, which writes it and has it measured; `askable`
 
 What is measured: `trained` is the model that must be found again, `engines` loads exports by transformers,
 `align.rollout.engine_process` asks other engines in processes of their own, `checks` says who is asked what and held to
-which bound, `verdicts` what a check is and whether it is good enough, `align.run.receipt` what the file is.
+which bound, `receipt_rows` what a check is and whether it is good enough, `align.run.receipt` what the file is.
 """

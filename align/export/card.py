@@ -67,7 +67,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `align.evals.suite.samples.summarise`; `losses` before and after supervised training; `measured`, the data
             that these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`,
             pairs of what it was made of and that licence, the base first; `receipt`, a list of
-            `align.export.verdicts.Check`; `served`, the name that the launch files give it; `launch`, these files' own
+            `align.export.receipt_rows.Check`; `served`, the name that the launch files give it; `launch`, their own
             names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
             to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
             score is read at, and `accuracy`, its figures on held-out pairs; `collapse`, the verdict on whether its

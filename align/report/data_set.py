@@ -62,7 +62,7 @@ def line_of_shapes(name: str, found: Mapping[str, Any]) -> str:
     """What the first rows of a source are taken for, printed before all of them are read.
 
     Args:
-        found: see `align.data.sets.recognised`.
+        found: see `align.data.sets.source.recognised`.
     """
     return f"  {name}: {read_as(found)}, columns {', '.join(found['columns'])}"
 

@@ -24,11 +24,6 @@ SLOPES = {"length_slope": "taste for length, the judge's", "reference_slope": "t
 SWAPS = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
 
 
-def is_judge_run(seen: Seen) -> bool:
-    """Return whether the run measured a judge."""
-    return "card" in seen.metrics
-
-
 def summarize(seen: Seen) -> str:
     """Return the judge's agreement and whether it may decide gates."""
     metrics = seen.metrics

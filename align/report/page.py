@@ -210,9 +210,10 @@ class Report:
     def html(self) -> str:
         """Return the whole page."""
         template = report_templates().get_template("page.html")
-        return template.render(
+        page = template.render(
             policy=POLICY, title=self.title, subtitle=self.subtitle, refresh=self.refresh, blocks=self.blocks
         )
+        return f"{page}\n"
 
     def write(self, path: Path, field: str = "") -> Path:
         """Write the page atomically.

@@ -1,4 +1,8 @@
-"""The outermost layer of the server: authentication, size of the body, headers, and the request log."""
+"""The outermost layer of the server: authentication, size of the body, headers, and the request log.
+
+Without a key file the server listens on the loopback interface, and a page of another site in a browser on this machine
+could ask it: other names of the host (DNS rebinding) and other origins are refused. With one, a request has a key.
+"""
 
 from __future__ import annotations
 

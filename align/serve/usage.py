@@ -1,4 +1,21 @@
-"""Tokens that tenants have used, kept in a file beside the keys, and what their budgets and limits leave."""
+"""How much a tenant has used of its token budget, counted once, whenever the server is killed.
+
+The rule, request by request:
+
+1. `reserve` sets tokens aside before anything is computed, so that requests at once cannot spend one budget twice.
+2. `sent` records tokens before they are handed to the client. A streamed answer calls it before each piece.
+3. `settle` moves a request from the reservations to the total, in one transaction, before the last piece of its answer
+   is handed over. It counts what it is told, and never less than was recorded as sent. A request is settled once:
+   settling one that is not reserved counts nothing.
+4. A reservation of a server that is gone is settled by what was recorded as sent, when the next server opens the file.
+
+So what a client has received is counted, for it was recorded before. A piece that was recorded and not yet handed over
+when the server was killed is counted too, at most one a request. What was computed and not recorded is not counted, and
+was not received. Nothing is counted twice, for a reservation that was settled is gone.
+
+This holds when a process is killed. When the machine loses power, the last moments may be lost: the file is not synced
+at each token.
+"""
 
 from __future__ import annotations
 

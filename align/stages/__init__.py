@@ -1,5 +1,6 @@
 """One module a stage, with its `inputs` and its `run`; `execution.py` runs one."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -14,3 +15,10 @@ def load_stage(name: str) -> ModuleType:
     is forked for several runs.
     """
     return import_module(f"align.stages.{STAGES[name].module}")
+
+
+def preload(stages: Iterable[str]) -> None:
+    """Import all that runs of these stages need, torch among it."""
+    for stage in stages:
+        for name in getattr(load_stage(stage), "PRELOAD", ()):
+            import_module(name)

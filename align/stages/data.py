@@ -295,7 +295,7 @@ class Losses:
     """Steps that removed much of a source, each printed when it ends.
 
     Attributes:
-        found: the losses so far, see `align.data.sets.losses`.
+        found: the losses so far, see `align.data.sets.report`.
     """
 
     def __init__(self, funnel: Funnel, rows: Rows, kind: str, hide: Callable[[str], str]) -> None:

@@ -75,7 +75,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     def logprobs(steps: int) -> Tensor:
         found = pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
-        assert stage.lr is not None  # filled in by `learning_rates`
+        assert stage.lr is not None  # filled in by `fill_rates`
         return require_finite(found, "pairs", steps, stage.lr, config.dtype)
 
     at_start, loss = logprobs(0), partial(held_out_loss, stage)

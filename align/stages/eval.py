@@ -744,6 +744,7 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
         sampling.loaded.clear()
         evaluated = score(config, answers, work.systems, partial(load_judge, run, config, sampling, work))
         made = answers.made
+        evaluated = evaluated._replace(judge=None)  # its memory is for the models of the probes
     models = [system for system in work.systems if system.base is not None]
     probes = measure_probes(sampling, models, work.tasks, run.artifact)
     by_name = {each.name: each for each in evaluated.scored} | dict(probes.scored)

@@ -28,7 +28,7 @@ from align.report import too_few
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Input, Run, verify_outputs
 from align.run.files import find_user_error
-from align.stages import load_stage
+from align.stages import load_stage, preload
 from align.stages.following import Begun
 from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
@@ -171,6 +171,7 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
                 roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None, known)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
+        preload([config.stage.name])  # the hardware is known once torch is there
         run.note_hardware(computed_on(config))
         with watched(page.advanced):
             ranks.at("loads")

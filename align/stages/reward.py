@@ -94,7 +94,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     # Held-out pairs, scored where training read the score.
     held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
-    assert stage.lr is not None  # filled in by `learning_rates`
+    assert stage.lr is not None  # filled in by `fill_rates`
     scores = partial(pair_scores, model, pairs, tokenizer.pad_token_id, stage.lr, config.dtype)
     fitted = fit(
         partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,

@@ -113,7 +113,7 @@ def run(
         torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
         before = adapter_folder(init) if init else None
         model = attach(model, before, "default", trainable=True) if before else with_new_adapter(model, lora_of(config))
-    assert stage.lr is not None  # filled in by `learning_rates`
+    assert stage.lr is not None  # filled in by `fill_rates`
     measure = partial(measured, model, test.rows, tokenizer, base.id, stage.lr, config.dtype)
     at_start = measure()
     rows = len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows)

@@ -170,9 +170,9 @@ USED = (
 def serve(address: str) -> None:
     """Forks a keeper for each connection, who forks the command and waits for it."""
     import align.report.plots
-    from align.batch import preload
     from align.config.compose import check, compose_raw
     from align.config.stages import STAGES
+    from align.stages import preload
 
     for name in (*(f"align.stages.{stage.module}" for stage in STAGES.values()), *USED):
         importlib.import_module(name)

@@ -13,9 +13,9 @@ import torch
 from pretended_card import CARD, MixedDevices, OnCard, pretended_card
 
 from align.__main__ import main
-from align.batch import preload
 from align.models import backbone, roles
 from align.run import read_manifest
+from align.stages import preload
 from align.track import read_rows
 
 pytestmark = [

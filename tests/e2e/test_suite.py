@@ -86,7 +86,7 @@ def test_the_page_says_who_is_better_first(bench: Bench):
     assert "No difference between new and old or base was shown." in verdict or "on asked." in verdict
     assert verdict.index("new against old and base") < verdict.index("asked: the first against others")
     assert page.index("What it was made of") < page.index("Task asked") < page.index("asked: systems")
-    assert "{&#x27;" not in page, "a mapping as Python writes it"
+    assert "{&#39;" not in page, "a mapping as Python writes it"
     lost = [one["id"] for one in results(run)["tasks"]["asked"]["regressions"]["old"]]
     assert ("Where new lost most against old" in page) == bool(lost)
 

@@ -231,15 +231,18 @@ class Tally:
         self.hashes = NO_HASHES
         self.counts = np.zeros(0, np.uint8)
         self._new = list[ndarray]()
+        self._new_count = 0
 
     def add(self, hashes: ndarray) -> None:
         self._new.append(hashes)
-        if sum(map(len, self._new)) >= max(self.LEAST, len(self.hashes) // 4):
+        self._new_count += len(hashes)
+        if self._new_count >= max(self.LEAST, len(self.hashes) // 4):
             self._settle()
 
     def _settle(self) -> None:
         hashes, counts = np.unique(join(self._new, NO_HASHES), return_counts=True)
         self._new = []
+        self._new_count = 0
         at = np.searchsorted(self.hashes, hashes)
         known = held(self.hashes, hashes)
         self.counts[at[known]] = np.minimum(self.counts[at[known]] + counts[known], 255)

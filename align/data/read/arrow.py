@@ -171,7 +171,10 @@ def holds_nul(column: pyarrow.Array) -> bool:
 
 
 def fields_in(kind: pyarrow.DataType) -> list[pyarrow.Field]:
-    return [kind.field(i) for i in range(kind.num_fields)]
+    """Return the fields of a list or a struct. A map has none of its own."""
+    import pyarrow
+
+    return [] if pyarrow.types.is_map(kind) else [kind.field(i) for i in range(kind.num_fields)]
 
 
 def contains(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:

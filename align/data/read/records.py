@@ -347,6 +347,7 @@ def read_all(
     rules: ColumnRules,
     parse_group: Callable[[Sequence[Row], UnreadColumns], Iterator[Any]],
     together: bool = True,
+    drops_count: bool = False,
 ) -> Reading:
     """Read all records of a data set.
 
@@ -356,6 +357,7 @@ def read_all(
         rules: what the user says of columns.
         parse_group: yields the records of rows that are read together, or why they make none.
         together: False if neighbours on one prompt are read alone.
+        drops_count: a data set of drops alone is no data set of refused rows.
 
     Raises:
         InputError: there is no such file, a row is refused, or a column holds texts that nothing reads.
@@ -373,7 +375,7 @@ def read_all(
                 parsed = list(parse_group(part, unread))  # all of a group, or nothing
                 reading.drops.update(record for record in parsed if isinstance(record, Drop))
                 reading.records.extend(record for record in parsed if not isinstance(record, Drop))
-    bad_rows.settle(path, len(reading.records) + reading.drops.total())
+    bad_rows.settle(path, len(reading.records) + (reading.drops.total() if drops_count else 0))
     unread.check(field, str(path))
     unread.tell(path)
     return reading._replace(rows=count)
@@ -456,7 +458,7 @@ def read_with_report(
         for row in group:
             unread.add_row(row, recognised(row.data) or PAIRS)
 
-    pairs, rows, drops = read_all(path, field, skips, rules, parse_group)
+    pairs, rows, drops = read_all(path, field, skips, rules, parse_group, drops_count=True)
     require(rows > 0, field, str(path), "is empty", HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")

@@ -173,7 +173,7 @@ def reader_of(source: DataFile) -> Reader:
     for mark, (what, remedy) in NOT_READ.items():
         if head.startswith(mark):
             raise source.refused(f"is {what}, which is not read", remedy.format(quote(str(source.path))))
-    if kind := NAMED.get(Path(name).suffix):
+    if kind := next((kind for suffix, kind in NAMED.items() if name.endswith(suffix)), None):
         raise source.corrupt(f"is no {kind} file, as its name says: it was cut, or is another file")
     text = head.decode("utf-8", "replace").lstrip(BOM)
     begun = text.lstrip()

@@ -46,7 +46,7 @@ KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STA
 Masks = Mapping[str, ndarray]
 """Side → whether each of its rows goes, bool (N)."""
 Standing = Callable[[IdKind], Collection[int] | None]
-"""The votes of a project that stand, see `align.data.sets.votes.standing`; None where it was erased."""
+"""The votes of a project that stand, see `align.data.sets.source.standing`; None where it was erased."""
 Facts = Callable[[pa.Table], Iterable[bool]]
 """Whether each row goes, by its columns beside the content."""
 

@@ -28,7 +28,7 @@ from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, prompt_text
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.suite.results import Said
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import Item, Task, Tasks
+from align.evals.suite.tasks import JUDGED, Item, Task, Tasks
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import answered
@@ -62,7 +62,7 @@ class Sampling:
         seed: of all draws, see `seed_of`.
         dtype_setting: `dtype` as the user gave it, for error messages.
         max_length: the most tokens of a prompt.
-        template, template_kwargs: of chats, see `align.data.template.use_template`.
+        template, template_kwargs: of chats, see `align.data.chat.template.use_template`.
         hides_reasoning: reasoning is hidden from judges and from later turns.
         engine: what samples: its name, the device and the versions of what computes.
         open_engine: loads the engine for the base of a system, with a tokenizer.
@@ -603,9 +603,11 @@ def drop_unfit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> t
         first += len(items)
         fitting = [item for item, row in zip(items, rows, strict=True) if fits[row]]
         said = [f": {refusals[row]}" for row in rows if refusals[row]]
-        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')} of {task.name}"
+        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')}"
+        problem += f" of {task.name}" if task.name != JUDGED else ""
         problem += said[-1] if said else ""
-        require(bool(fitting), "data.max_length", task.name, problem, "Raise it, or lower rollout.max_new_tokens.")
+        value = task.name if task.name != JUDGED else "the longest prompt"
+        require(bool(fitting), "data.max_length", value, problem, "Raise it, or lower rollout.max_new_tokens.")
         kept.append((task, fitting))
         dropped[task.name] = len(items) - len(fitting)
     return kept, dropped
