@@ -90,6 +90,14 @@ def test_values_that_json_has_not_are_written_as_json_lines_write_them(tmp_path:
     assert list(rows(tmp_path / "m.parquet")) == [(1, {"counts": {"a": 1, "b": 2}, "kind": "x"})]
 
 
+def test_a_map_in_a_struct_leaves_the_null_beside_it(tmp_path: Path) -> None:
+    kind = pa.struct([("note", pa.string()), ("counts", pa.map_(pa.string(), pa.int64()))])
+    column = pa.array([{"note": None, "counts": [("a", 1)]}], kind)
+    pq.write_table(pa.table({"meta": column}), tmp_path / "m.parquet")
+    ((_, row),) = rows(tmp_path / "m.parquet")
+    assert row["meta"]["note"] is None
+
+
 # Truncated files.
 
 MANY = [{"prompt": f"Question {i}? {'x' * (i * 7 % 50)}", "completion": f"Answer {i}."} for i in range(300)]

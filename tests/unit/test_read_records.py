@@ -251,6 +251,13 @@ def test_what_was_deleted_is_left_out_with_its_replies(tmp_path: Path) -> None:
     assert drops == {Drop.DELETED: 1}
 
 
+def test_a_refused_row_is_told_where_all_others_were_dropped(tmp_path: Path) -> None:
+    deleted = [{**row, "deleted": True} for row in FLAT_TREE[:5]]
+    path = write(tmp_path, "d.jsonl", [*deleted, {"nothing": 1}])
+    with pytest.raises(InputError, match="nothing"):
+        read_documents(path, skips=True)
+
+
 def test_a_tree_of_thousands_of_turns_is_walked(tmp_path: Path) -> None:
     rows = [node(str(i), str(i - 1) if i else None, ("prompter", "assistant")[i % 2], "q") for i in range(3000)]
     (found,) = records(write(tmp_path, "d.jsonl", rows))
