@@ -210,7 +210,6 @@ XEON = "Intel(R) Xeon(R) Processor, amx_bf16"
 EPYC = "AMD EPYC, avx512_bf16"
 MISSES = {
     "quickstart": [
-        (EPYC, 0, "win_rate"),
         (EPYC, 0, "minutes"),
         (XEON, 0, "win_rate"),
         (XEON, 0, "minutes"),
