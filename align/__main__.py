@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TextIO
 from align import ranks
 from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
 from align.config.stages import STAGES
-from align.distribution import DISTRIBUTION, describe_foreign_distribution
-from align.errors import AlignError, require
-from align.files import SIZE_LIMIT
-from align.redaction import excepthook, masked_argument
+from align.core.distribution import DISTRIBUTION, describe_foreign_distribution
+from align.core.errors import AlignError, require
+from align.core.files import SIZE_LIMIT
+from align.core.redaction import excepthook, masked_argument
 
 if TYPE_CHECKING:
     from align.config.root import Config
@@ -97,7 +97,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         return 0
     if line.multirun:
         alone("argument", "--multirun")
-        from align.batch import sweep
+        from align.cli.batch import sweep
 
         jobs = jobs_in(line)
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
@@ -112,7 +112,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     if action in STAGES[stage].prints:
         alone("stage", config.stage.name)
         return answer_question(config, stage, action)
-    from align.launch import launch, ranks_wanted
+    from align.cli.launch import launch, ranks_wanted
 
     if ranks_wanted(config):
         return launch((*line.options, *line.words), config.devices or 1)
@@ -252,7 +252,7 @@ def lines_of(stream: TextIO) -> int:
     """`python -m align -`: a command line a line."""
     ranks.meet()
     alone("argument", "-")
-    from align.batch import batch
+    from align.cli.batch import batch
 
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # as arguments are: the wrong one is then named
@@ -292,7 +292,7 @@ def opened_by() -> Callable[[Path], object]:
     """Tells the folder of the run to whoever started this process for one line of several; else to nobody."""
     if OPENED not in os.environ:
         return lambda folder: None
-    from align.batch import note_in
+    from align.cli.batch import note_in
 
     return note_in(int(os.environ.pop(OPENED)))
 

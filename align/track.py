@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from align import ranks
-from align.files import read_bytes
-from align.outputs import replace_file
+from align.core.files import read_bytes
+from align.core.outputs import replace_file
 
 PLAIN_EVERY_S = 10.0
 LAST_UPDATES = 10

@@ -22,7 +22,7 @@ from itertools import combinations, islice
 import numpy as np
 
 from align.annotate.store import Item, Judgement, Store, Vote
-from align.errors import require
+from align.core.errors import require
 from align.reward.scorer import Scorer
 
 COMMIT_EVERY = 200

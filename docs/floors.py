@@ -18,22 +18,7 @@ PICTURE = Path(__file__).with_suffix(".svg")
 PACKAGES = ("align", "annotate", "reward")
 """Folders at the top; the last two are `align.annotate` and `align.reward`, by links inside `align/`."""
 FLOORS = {
-    0: (
-        "align.types",
-        "align.distribution",
-        "align.errors",
-        "align.files",
-        "align.outputs",
-        "align.config",
-        "align.redaction",
-        "align.key_shapes",
-        "align.chain",
-        "align.merkle",
-        "align.aliases",
-        "align.functions",
-        "align.spec",
-        "align.ranks",
-    ),
+    0: ("align.core", "align.config", "align.ranks"),
     1: ("align.ops", "align.run", "align.track", "align.annotate.store"),
     2: ("align.data", "align.models", "align.report", "align.web", "align.mirrors"),
     3: ("align.reward", "align.rollout", "align.planning"),
@@ -47,7 +32,7 @@ FLOORS = {
         "align.annotate",
     ),
     5: ("align.stages",),
-    6: ("align.batch", "align.launch"),
+    6: ("align.cli",),
     7: ("align.__main__",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

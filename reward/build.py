@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from align.core.errors import require
+from align.core.functions import load_function
 from align.data.chat.encode import end_of_turn, stop_token_ids
 from align.data.chat.template import use_template
-from align.errors import require
-from align.functions import load_function
 from align.models.adapters import attach
 from align.models.backbone import hidden_size
 from align.models.base import base_of

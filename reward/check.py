@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from align import ranks
-from align.errors import require
+from align.core.errors import require
+from align.core.types import Conversation, Rollout
 from align.reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
 from align.reward.checkers.checked import AllowCode
 from align.reward.rules import last_answer
-from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor

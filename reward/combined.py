@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Rollout
 from align.ops.moments import Moments
 from align.reward.check import Checks
 from align.reward.scorer import Scorer
-from align.types import Conversation, Rollout
 
 COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "mean": lambda scores_BE, k: scores_BE.mean(1),

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from align import ranks
-from align.errors import InputError
-from align.functions import theirs
-from align.types import Conversation, Rollout
+from align.core.errors import InputError
+from align.core.functions import theirs
+from align.core.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor

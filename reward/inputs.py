@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError, require
-from align.functions import defined, load_function, source_of
+from align.core.errors import InputError, require
+from align.core.functions import defined, load_function, source_of
+from align.core.types import Conversation
 from align.models.start import same_method
 from align.reward.check import Checks
 from align.reward.checkers import checks_of
 from align.reward.checkers.checked import AllowCode, code_permission
 from align.reward.function import FIELD
 from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
-from align.types import Conversation
 
 
 def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:

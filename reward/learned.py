@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from align import ranks
+from align.core.errors import require
+from align.core.types import Conversation, Rollout
 from align.data.chat.encode import encode_judged
-from align.errors import require
 from align.models.backbone import hidden_states, pad
 from align.models.chunks import in_chunks
 from align.models.load import context_length
 from align.models.roles import Roles, last_real
-from align.types import Conversation, Rollout
 
 
 class RoleReward:

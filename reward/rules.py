@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import regex
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from align.core.types import Conversation, Rollout
 from align.reward.checkers.checked import LIMIT_S
-from align.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from align.errors import require
-from align.types import Conversation, Rollout
+from align.core.errors import require
+from align.core.types import Conversation, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.core.types import Conversation
 from align.data.chat.encode import IGNORED, encode_conversation
-from align.types import Conversation
 
 RAISE = "{{ raise_exception('system role is not known here') }}"
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from align.core.types import Rollout
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.run import Base, model_digest
-from align.types import Rollout
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 PAD, EOS = 0, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from align.errors import require
+from align.core.errors import require
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
-from align.errors import require
+from align.core.errors import require
 
 ACTIONS = {
     "serve": "the ranking page, for browsers",

@@ -13,7 +13,7 @@ from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
 from align.config.settings import declared_in, parts_in
 from align.config.stages import ALWAYS, STAGES, schema_of
-from align.redaction import MASK
+from align.core.redaction import MASK
 
 PLAIN = re.compile(r"[\w./:@+\-]+")
 """Texts that Hydra's grammar reads as themselves, wherever they stand."""

@@ -39,8 +39,8 @@ from align.config.schemas import keys_beside, register
 from align.config.settings import changed, freeze
 from align.config.stages import STAGES
 from align.config.values import check_batch, check_characters, check_integers, is_sweep, quote, read_value, set_value
-from align.errors import AlignError, InputError, require
-from align.redaction import masked_argument, masked_tree
+from align.core.errors import AlignError, InputError, require
+from align.core.redaction import masked_argument, masked_tree
 
 PLAN = "plan"
 COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 
 from align.config.settings import Settings, defaults_of, setting
-from align.errors import require
+from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.root import Config

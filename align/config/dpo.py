@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from align.config import training
 from align.config.settings import Settings, setting
-from align.errors import require
+from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.root import Config

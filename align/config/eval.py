@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import Settings, setting
-from align.errors import require
+from align.core.errors import require
 
 
 @dataclass

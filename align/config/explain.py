@@ -15,7 +15,7 @@ from align.config.group_files import EXPERIMENT
 from align.config.options import OWN_FOLDER
 from align.config.settings import A_RUN_EACH
 from align.config.synonyms import absent, keys_for
-from align.errors import InputError
+from align.core.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 # What people write when they mean a file or a hub id, and the way to say that here.

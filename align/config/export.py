@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import Settings
-from align.errors import require
-from align.files import user_path
+from align.core.errors import require
+from align.core.files import user_path
 
 
 @dataclass

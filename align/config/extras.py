@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from align.distribution import require_extra
+from align.core.distribution import require_extra
 
 
 @dataclass(frozen=True, slots=True)

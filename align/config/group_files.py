@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from align.errors import InputError
-from align.files import read_text
+from align.core.errors import InputError
+from align.core.files import read_text
 
 if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault

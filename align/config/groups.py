@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from align.config.settings import MOST, Settings, defaults_of, setting
-from align.errors import require
+from align.core.errors import require
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from align.config.group_files import groups
 from align.config.synonyms import absent, keys_for
-from align.errors import InputError, require
-from align.files import user_path
+from align.core.errors import InputError, require
+from align.core.files import user_path
 
 OWN_FOLDER = Path("conf")
 """Where a user's own group files are, in the working folder, unless `--config-dir` names another."""

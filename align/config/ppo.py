@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.config import training
 from align.config.rates import SIZE_CLASSES, describe_defaults
 from align.config.settings import Settings, setting
-from align.errors import require
+from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.root import Config

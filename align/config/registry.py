@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
-from align.aliases import NAME, NAMED, parsed_aliases
 from align.config.addresses import check_address
 from align.config.settings import Settings, defaults_of, setting
-from align.errors import InputError, require
-from align.files import user_path
+from align.core.aliases import NAME, NAMED, parsed_aliases
+from align.core.errors import InputError, require
+from align.core.files import user_path
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",

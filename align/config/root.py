@@ -25,9 +25,9 @@ from align.config.groups import (
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES
-from align.errors import half_character, require
-from align.files import DEFAULT_MAX_FILE_MB, user_path
-from align.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of
+from align.core.errors import half_character, require
+from align.core.files import DEFAULT_MAX_FILE_MB, user_path
+from align.core.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of
 
 STORE = "annotations.db"
 """The annotation store among the runs, where `store.url` names no other."""
@@ -89,7 +89,7 @@ class StoreConfig(Settings):
 
     def check_together(self) -> None:
         # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it. Whoever
-        # opens the database asks `align.redaction.value_of` for it.
+        # opens the database asks `align.core.redaction.value_of` for it.
         url = value_of(self.url) if self.url else ""
         if url.startswith("${"):  # not composed: nobody has looked into the environment yet
             return

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from align.config.scorers import RewardConfig, part_of
 from align.config.settings import Settings, defaults_of, setting
-from align.errors import require
+from align.core.errors import require
 
 
 @dataclass

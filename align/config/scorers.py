@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from align.config.settings import Settings, declared_in, setting
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 
 RULES = ("length", "regex", "json", "tags", "sentiment")
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.aliases import NAME, NAMED, parsed_aliases
 from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
-from align.errors import require
-from align.files import user_path
+from align.core.aliases import NAME, NAMED, parsed_aliases
+from align.core.errors import require
+from align.core.files import user_path
 
 ACTIONS = {
     "serve": "answers requests",

@@ -15,7 +15,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, 
 from typing import Any, ClassVar, TypeVar
 
 from align.config.synonyms import keys_for
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 
 T = TypeVar("T", bound="Settings")
 SETTING = "setting"

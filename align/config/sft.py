@@ -10,7 +10,7 @@ from omegaconf import II
 from align.config import training
 from align.config.rates import describe_defaults
 from align.config.settings import Settings, setting
-from align.errors import require
+from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.root import Config

@@ -21,8 +21,8 @@ from align.config.group_files import EXPERIMENT
 from align.config.root import Config
 from align.config.settings import changed
 from align.config.values import is_sweep, parsed, quote, read_value
-from align.errors import InputError, require
-from align.redaction import masked_argument
+from align.core.errors import InputError, require
+from align.core.redaction import masked_argument
 
 MOST_JOBS = 10_000
 """More are taken for a slip: a range with a nought too many."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.rates import describe_defaults
 from align.config.settings import setting
-from align.errors import require
+from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.groups import DataConfig

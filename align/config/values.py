@@ -21,7 +21,7 @@ from align.config import explain
 from align.config.rates import RATED
 from align.config.schemas import all_schemas
 from align.config.training import one_batch
-from align.errors import InputError, half_character
+from align.core.errors import InputError, half_character
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 """Two ways to say one number."""

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from align.distribution import require_extra
-from align.errors import InputError
-from align.types import Conversation, Message
+from align.core.distribution import require_extra
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 
 PARTS = {"base": 68, "sft": 14, "prompts": 12, "test": 6}  # percent of conversations, in this order
 WINDOW = 6  # turns of one training example: three exchanges

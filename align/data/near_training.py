@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from align.core.errors import AlignError
+from align.core.types import Conversation, Record
 from align.data.dedup.contamination import RULES, Index, Prefilter, hits
 from align.data.pairs import divided_judgements, divided_pairs, read_pairs
 from align.data.read.content import turns
 from align.data.sources import DataSource, data_record, documents, prompts
 from align.data.trained_ids import TRAINS
-from align.errors import AlignError
 from align.run import Artifact, Manifest
 from align.run.lineage import folders_behind
-from align.types import Conversation, Record
 
 COMMON = 10
 """Training rows that may share a run of words: what more of them share is a phrase, and tells nothing (Brown et al.

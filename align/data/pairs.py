@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences, verdicts_of_people
+from align.core.errors import InputError, require
+from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
 from align.data.read.columns import ColumnRules
 from align.data.read.content import FEEDBACK, PREFERENCES, with_answer
@@ -20,9 +22,7 @@ from align.data.read.shapes import recognised
 from align.data.sets.published import data_set
 from align.data.sources import FILES, MANIFEST, DataSource, data_records, prepared
 from align.data.split import IN_EVAL, Judged, held_back, question_key, split_by_group
-from align.errors import InputError, require
 from align.run import Input
-from align.types import Conversation, Feedback, Message, Preference
 
 T = TypeVar("T")
 Judgements = Sequence[Preference] | Sequence[Feedback]

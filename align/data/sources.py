@@ -1,4 +1,4 @@
-"""Where documents, prompts and pairs come from: the `data` group, read into the records of `align.types`."""
+"""Where documents, prompts and pairs come from: the `data` group, read into the records of `align.core.types`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from glob import has_magic
 from pathlib import Path
 from typing import TypeVar
 
+from align.core.errors import InputError, require
+from align.core.files import explain_read_errors, user_path
+from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import without_reasoning
 from align.data.read.columns import ColumnRules
@@ -20,12 +23,9 @@ from align.data.read.records import read_documents
 from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
-from align.errors import InputError, require
-from align.files import explain_read_errors, user_path
 from align.run import Input, files_digest, json_digest, known_digest
 from align.run.artifacts import readable
 from align.run.manifest import FILE, Manifest
-from align.types import Conversation, Document, Feedback, Preference
 
 MANIFEST = "manifest"
 FILES = "files"

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from align.core.errors import require
+from align.core.types import Conversation, Document, Feedback, Message, Preference
 from align.data.read.drops import tally
-from align.errors import require
-from align.types import Conversation, Document, Feedback, Message, Preference
 
 IN_EVAL = "dropped_in_eval"
 """Counts what is not trained on because `data.eval_path` asks the same."""

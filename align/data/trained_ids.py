@@ -22,16 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.chain import canonical
+from align.core.chain import canonical
+from align.core.errors import CorruptFile
+from align.core.merkle import root_of
+from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
 from align.data.read.content import row_bytes, said_json
 from align.data.sets.ids import SHA256, IdKind, KeyOf, Known, id_of, under
 from align.data.sets.published import leaf
-from align.errors import CorruptFile
-from align.merkle import root_of
 from align.run import Artifact, known_digest
 from align.run.lineage import Gone, folders_behind
-from align.types import Conversation, Feedback, Message, Record
 
 FILE = "trained_ids.parquet"
 TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")

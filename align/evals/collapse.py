@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from align.core.types import Message
 from align.data.ngrams import ngrams, words
 from align.evals.questions import shorten_question
 from align.evals.text import distinct_n
 from align.ops.intervals import Interval, mean, proportion
 from align.report.words import in_words, percent
-from align.types import Message
 
 COLLAPSED = "collapsed"
 VARIED = "varied"

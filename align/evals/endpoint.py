@@ -23,15 +23,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from align.core.errors import InputError, readable, require
+from align.core.redaction import MASK, SHORTEST, remember
+from align.core.spec import filled, known, number, whole
+from align.core.types import Conversation, Message
 from align.data.chat.reasoning import with_reasoning
-from align.errors import InputError, readable, require
-from align.redaction import MASK, SHORTEST, remember
 from align.rollout.kept import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, asked_of, async_transport, bytes_of
 from align.run import Input, json_digest
-from align.spec import filled, known, number, whole
 from align.track import progress
-from align.types import Conversation, Message
 
 KEYS = ("key_env", "extra_body", "at_once", "timeout_s")
 """What may be said of an endpoint beside its url and model."""

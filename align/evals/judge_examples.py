@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.content import turn_json
 from align.data.trained_ids import Seen
 from align.evals.suite.tasks import Item, clustered
 from align.run import json_digest
-from align.types import Conversation, Feedback, Message, Preference
 
 Turns = tuple[Message, ...]
 TIE = 0.5

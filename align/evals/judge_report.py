@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.errors import CorruptFile, InputError, require, require_schema_version
+from align.core.errors import CorruptFile, InputError, require, require_schema_version
 from align.evals.judge_examples import (
     TIE,
     AnswerExample,

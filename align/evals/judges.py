@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.core.errors import InputError
 from align.data.sources import RANKED_BY
-from align.errors import InputError
 from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest
 from align.run.artifacts import readable

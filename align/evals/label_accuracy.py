@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from align.core.types import Conversation, Feedback
 from align.data.split import question_key
 from align.evals.pair_accuracy import pref_text
 from align.ops.auc import auc
 from align.run import write_text
 from align.track import line_of
-from align.types import Conversation, Feedback
 
 
 def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:

@@ -22,17 +22,17 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from align.core.errors import require
+from align.core.files import read_text, user_path
+from align.core.spec import filled, number, whole
+from align.core.types import Conversation, Message
 from align.data.chat.reasoning import answer_alone
-from align.errors import require
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
 from align.evals.suite.systems import System
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
-from align.files import read_text, user_path
 from align.report.words import counted
 from align.rollout.kept import Answer, AnswerStore, Question
 from align.run import json_digest
-from align.spec import filled, number, whole
-from align.types import Conversation, Message
 
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from align.core.types import Conversation, Message, Preference
 from align.evals.stats import per_prompt
 from align.ops.intervals import proportion
 from align.reward.rules import BY_NAME
 from align.run import write_text
 from align.track import line_of, turn_text
-from align.types import Conversation, Message, Preference
 
 SIDES = ("chosen", "rejected")
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.evals.judge_examples import PairExample
 from align.evals.judge_report import Opinions
 from align.evals.pair_accuracy import write_held_out
@@ -19,7 +20,6 @@ from align.report.words import counted
 from align.reward.build import build, on_its_own_base
 from align.reward.combined import comparable
 from align.run import Artifact
-from align.types import Rollout
 
 BATCH = 32
 """Conversations that a reward model reads at once."""

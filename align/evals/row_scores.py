@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from align.core.types import Conversation, Preference, Record
 from align.data.chat.encode import Encoded, encode_conversation, encode_text
 from align.data.chat.reasoning import without_reasoning
 from align.data.read.content import taught, with_answer
 from align.evals.heldout import held_out_loss
 from align.reward.combined import comparable
 from align.reward.scorer import Scorer
-from align.types import Conversation, Preference, Record
 
 
 def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int) -> np.ndarray:

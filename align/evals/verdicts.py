@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from align.core.types import Conversation
 from align.evals.stats import surviving, win_rate
-from align.types import Conversation
 
 FIRST, SECOND = "first", "second"
 """The place at which the first system's answer was shown."""

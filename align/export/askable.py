@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, model_config, read_json
 from align.run.weights import ABOUT, VALUE_HEAD_FILE, brings_scores

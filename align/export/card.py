@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from align.core.errors import InputError
+from align.core.files import has_file, read_bytes
 from align.data.sources import licence_of
-from align.errors import InputError
 from align.export.folder import ABSOLUTE, check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH
@@ -20,7 +21,6 @@ from align.export.markdown import one_line, table
 from align.export.receipt_rows import HEADS, Check, cells, gap_in
 from align.export.snippet import loading, precision_of
 from align.export.trained import Trained
-from align.files import has_file, read_bytes
 from align.models.adapter_files import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED

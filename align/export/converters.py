@@ -19,9 +19,9 @@ from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
-from align.errors import CorruptFile, InputError
-from align.files import open_binary, user_path
-from align.outputs import FOLDER_SEAL, digests_of, refuse_foreign_folder, seal_folder
+from align.core.errors import CorruptFile, InputError
+from align.core.files import open_binary, user_path
+from align.core.outputs import FOLDER_SEAL, digests_of, refuse_foreign_folder, seal_folder
 from align.rollout.engine_process import last_words, run_quietly
 from align.run import file_digest, json_digest
 from align.run.atomic import publish

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 # An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from align.core.errors import CorruptFile
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.errors import CorruptFile
 from align.export.adapter import write_adapter
 from align.export.engines import free_memory, logits_of, picked
 from align.models.adapter_pool import AdapterPool

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.core.errors import CorruptFile, InputError
 from align.data.chat.fixed_prompts import fixed_texts
 from align.data.chat.tokens import special_ids
-from align.errors import CorruptFile, InputError
 from align.export.bases import plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import free_memory

@@ -17,7 +17,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.export.engines import set_pad
 from align.export.folder import check_base
 from align.export.trained import Trained

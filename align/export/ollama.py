@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import render, stop_token_ids
-from align.errors import InputError
-from align.types import Conversation, Message
 
 Turns = Sequence[tuple[str, str]]
 """(role, text)."""

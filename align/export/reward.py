@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import assistant_spans, encode_judged, render, stop_token_ids
 from align.data.chat.fixed_prompts import LONGEST, PROMPTS
 from align.data.chat.template import quoted
 from align.data.chat.tokens import for_others, special_ids
-from align.errors import InputError
-from align.types import Conversation, Message
 
 ASKED = "12 + 30 * 2 = ?"
 REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nThe product comes first: 12 + 60 = 72.")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from align.core.errors import CorruptFile, require
+from align.core.files import check_folder
 from align.data.chat.fixed_prompts import fixed_prompts
 from align.data.chat.tokens import for_others
-from align.errors import CorruptFile, require
 from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of, picked
 from align.export.receipt_rows import ALONE, Bound, Check
 from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
-from align.files import check_folder
 from align.models.adapters import attach
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
 from align.models.start import frozen_as

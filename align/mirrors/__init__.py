@@ -1,7 +1,7 @@
 """Services that show runs beside the runs' own files: one file a service, one interface, and nothing depends on any.
 
 The files of a run are the truth. A mirror that fails is told to people once and is off from then on: it stops no
-training and undoes no promotion. Everything that goes to a service is masked first, see `align.redaction`.
+training and undoes no promotion. Everything that goes to a service is masked first, see `align.core.redaction`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from align.distribution import require_extra
-from align.redaction import masked_tree, redacted
+from align.core.distribution import require_extra
+from align.core.redaction import masked_tree, redacted
 from align.track import Table
 
 

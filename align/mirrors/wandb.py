@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.files import read_text
+from align.core.files import read_text
 from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched
 
 TYPES = {"model": "model", "data": "dataset"}

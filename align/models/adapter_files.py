@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from align.errors import AlignError, CorruptFile, InputError, MissingArtifact
-from align.files import check_folder, check_readable, has_file
+from align.core.errors import AlignError, CorruptFile, InputError, MissingArtifact
+from align.core.files import check_folder, check_readable, has_file
 from align.models.finite import RESTORE, check_tensors
 from align.run import json_object
 from align.run.digests import same_bytes

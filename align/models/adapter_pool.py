@@ -16,7 +16,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models.actor import Actor, ModelActor
 from align.models.adapters import attach, detach
 from align.run import Base

@@ -13,7 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.errors import CorruptFile
+from align.core.errors import CorruptFile
 from align.models.adapter_files import (
     CONFIG_FILE,
     SCORE_KEY,

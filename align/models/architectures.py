@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 TABLE = Path(__file__).resolve().parent / "architectures.json"
 SIZES = re.compile(r"(^|\.)(head_dim|n_inner|num_key_value_heads|unpadded_vocab_size|n_group|topk_group)$")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.core.types import Rollout
 from align.models import plain_path
 from align.models.plain_path import base_model, decoder_of, route_of
 from align.ops.logprobs import linear_logprobs, token_logprobs
-from align.types import Rollout
 
 
 def hidden_size(model: Any) -> int:

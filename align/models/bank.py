@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.models.adapter_files import (
     Factors,
     adapter_config,

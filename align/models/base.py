@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError, MissingArtifact
-from align.files import user_path
+from align.core.errors import CorruptFile, InputError, MissingArtifact
+from align.core.files import user_path
+from align.core.outputs import refuse_foreign_folder
 from align.models.architectures import refuse
-from align.outputs import refuse_foreign_folder
 from align.run import Artifact, Base, file_digest, hub_snapshot, model_config, model_digest
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

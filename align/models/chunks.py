@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align import ranks
-from align.types import Rollout
+from align.core.types import Rollout
 
 
 def by_length(rollout: Rollout, size: int) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models.load import in_fp32, load_base, name_of, save_tokenizer
 from align.run import WEIGHTS, Base, folder_digest, json_digest, json_object, write_json
 from align.run.atomic import publish

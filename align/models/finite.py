@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from align.errors import CorruptFile, InputError
-from align.files import check_readable
+from align.core.errors import CorruptFile, InputError
+from align.core.files import check_readable
 from align.ops.finite import first_not_finite, not_finite
 
 FP32_MOST = torch.finfo(torch.float32).max

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.run.weights import adapter_digest
 
 

@@ -27,8 +27,8 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from align.errors import AlignError, CorruptFile, InputError
-from align.files import check_folder
+from align.core.errors import AlignError, CorruptFile, InputError
+from align.core.files import check_folder
 from align.models.adapter_files import some
 from align.models.architectures import refuse_half
 from align.models.base import BUILT_IN

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run import json_object
 from align.run.weights import ADAPTER_CONFIG
 

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.adapter_files import CHANGES_BASE, KEY, SCORE_KEY, WEIGHTS_FILE, Adapter, Factors
 
 REPEATABLE = ("pissa", "olora")

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.adapter_files import CONFIG_FILE, SCORE_KEY, WEIGHTS_FILE, Factors, factors_in, read_adapter
 from align.models.lowering import READ_BY_ENGINES, check_plain, lower
 from align.run import write_json

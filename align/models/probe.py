@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.backbone import answered, picked_logprobs
 from align.models.fastpath import without_fast_path
 from align.models.plain_path import base_model, decoder_of, hidden_states, route_of, without_settings

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from align.errors import CorruptFile
+from align.core.errors import CorruptFile
+from align.core.types import Rollout
 from align.models.adapter_files import SCORE_KEY, read_tensors
 from align.models.adapters import attach, save_adapter
 from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
@@ -31,7 +32,6 @@ from align.models.fastpath.lora import require_known
 from align.models.lora import Lora
 from align.run import Base
 from align.run.weights import VALUE_HEAD_FILE
-from align.types import Rollout
 
 Role = str
 """`policy`, `reference`, `value`, `reward`; further reward models are `reward1`, `reward2`, …"""

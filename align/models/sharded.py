@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from align import ranks
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.models.architectures import Route
 from align.models.fastpath import leave_fast_path
 from align.models.load import load_base, skeleton

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from align.errors import InputError, MissingArtifact, require
+from align.core.errors import InputError, MissingArtifact, require
 from align.models.base import base_of, find_base
 from align.run import Artifact, Base, Input, artifact_in, resolve
 from align.run.lineage import made_in

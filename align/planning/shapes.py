@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run import Base, model_config
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from align.errors import CorruptFile
-from align.files import read_text
+from align.core.errors import CorruptFile
+from align.core.files import read_text
 from align.models.finite import check_tensors
 from align.models.roles import TRAINABLE, Roles
 from align.ops.moments import Moments

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from align.core.types import Rollout
 from align.models.chunks import in_chunks, several_in_chunks
 from align.models.roles import CachedForward, Roles
 from align.ops.gae import token_rewards
@@ -18,7 +19,6 @@ from align.ops.losses import explained_variance, importance_weights
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
 from align.ppo.advantages import Estimator, estimate
-from align.types import Rollout
 
 
 class Estimates(NamedTuple):

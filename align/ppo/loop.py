@@ -21,8 +21,9 @@ from torch import Tensor
 
 from align import ranks
 from align.annotate.store import Candidate
+from align.core.errors import require
+from align.core.types import Conversation, Result
 from align.data.ngrams import repetition
-from align.errors import require
 from align.models.backbone import base_model
 from align.models.roles import CachedForward
 from align.ops.kl import update_kl_coef
@@ -58,7 +59,6 @@ from align.rollout.randomness import generator_for
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
 from align.track import Clock, Tracker, last_updates, progress, select_updates
-from align.types import Conversation, Result
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
 """Figures of an update whose means over the last updates are the run's."""

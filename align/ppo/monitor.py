@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, tensor
 
 from align.annotate.store import Candidate, storable
+from align.core.types import Conversation, Rollout
 from align.data.ngrams import repetition, words
 from align.models.chunks import in_chunks
 from align.ops.kl import kl_k1
@@ -19,7 +20,6 @@ from align.ppo.experience import Experience, shaped_scores
 from align.ppo.workers import Answers, Workers
 from align.reward.combined import Ensemble
 from align.rollout.answers_alone import sample_row
-from align.types import Conversation, Rollout
 
 
 class Wire(NamedTuple):

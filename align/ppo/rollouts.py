@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from align import ranks
+from align.core.errors import InputError, require
+from align.core.types import Rollout
 from align.data.chat.encode import Prompt
-from align.errors import InputError, require
 from align.models.chunks import in_chunks
 from align.ops.advantages import equal_groups
 from align.ops.masking import masked_mean
@@ -23,7 +24,6 @@ from align.ppo.workers import Answers, Workers, together
 from align.rollout.answers_alone import empty
 from align.rollout.randomness import generator_for
 from align.track import Clock
-from align.types import Rollout
 
 Sample = Callable[[], Rollout | None]
 """Waits for the responses of an update; None on a rank that asks no server."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from align import ranks
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.models.chunks import by_length
 from align.models.finite import where
 from align.models.roles import CachedForward, ForwardOutput, Roles

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.core.errors import require
+from align.core.types import Conversation, Rollout
 from align.data.chat.encode import Prompt
-from align.errors import require
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import Role, Roles
@@ -24,7 +25,6 @@ from align.rollout.dealt import FirstRankEngine
 from align.rollout.engine import Engine, joined, response_texts
 from align.rollout.randomness import row_seeds
 from align.run import Base
-from align.types import Conversation, Rollout
 
 
 class Answers(NamedTuple):

@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from align.errors import AlignError, InputError, readable, require
+from align.core.errors import AlignError, InputError, readable, require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.differences import RUNS, made_from, settings_of
 from align.registry.record import MOVED, UNREADABLE, Record, altered_in, finite, number
 from align.registry.shown import cell, clean, csv_of, in_columns, leaves, value_at

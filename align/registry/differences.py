@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.identity import identifying
-from align.errors import CorruptFile, InputError, require
-from align.files import check_readable
+from align.core.errors import CorruptFile, InputError, require
+from align.core.files import check_readable
 from align.registry.record import UNREADABLE, Record
 from align.registry.shown import cell, clean, leaves
 from align.report.figures import by_weight

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.root import DEFAULT_ROOT
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.index import Index
 from align.registry.record import UNREADABLE, Record, forgets
 from align.registry.selection import MAY_HAVE

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.config.stages import WITH_RUNS
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.record import ADAPTERS
 from align.run.figures import FILE as METRICS
 from align.run.figures import IN_ARTIFACT

@@ -23,9 +23,9 @@ from typing import Any
 
 from align.annotate.store import Store
 from align.annotate.store.about import erase
-from align.errors import AlignError, InputError, RunBusy
-from align.outputs import refuse_foreign_database, replace_file
-from align.redaction import redacted
+from align.core.errors import AlignError, InputError, RunBusy
+from align.core.outputs import refuse_foreign_database, replace_file
+from align.core.redaction import redacted
 from align.registry.downstream import Made, Words, downstream
 from align.registry.forgotten_texts import Shown, Texts, shown_in, without
 from align.registry.index import Index, asked

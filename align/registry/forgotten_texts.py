@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from align.files import open_binary
+from align.core.files import open_binary
 from align.report.page import LONGEST_TEXT
 from align.track import shortened
 

@@ -17,9 +17,9 @@ from socket import gethostname
 from typing import Any
 
 from align.config.stages import WITH_RUNS
-from align.errors import RunBusy
-from align.files import open_regular
-from align.outputs import refuse_foreign_log
+from align.core.errors import RunBusy
+from align.core.files import open_regular
+from align.core.outputs import refuse_foreign_log
 from align.registry.folders import locked_inodes
 from align.registry.index import Index
 from align.registry.record import Record, publication

@@ -32,8 +32,8 @@ from typing import Any
 
 import yaml
 
-from align.errors import CorruptFile, InputError, require
-from align.files import read_bytes, user_path
+from align.core.errors import CorruptFile, InputError, require
+from align.core.files import read_bytes, user_path
 from align.registry.record import Record, altered_in, number
 from align.registry.shown import figure as in_words
 from align.registry.shown import value_at

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from align.errors import CorruptFile, InputError, half_character, require
-from align.files import has_file
-from align.outputs import move_aside
+from align.core.errors import CorruptFile, InputError, half_character, require
+from align.core.files import has_file
+from align.core.outputs import move_aside
 from align.registry.folders import NO_FILE, folders, locked_inodes
 from align.registry.intact import Hashed
 from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, noted_in, record_of, unreadable

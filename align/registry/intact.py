@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.report.words import counted
 from align.run.artifacts import check_not_replaced
 from align.run.digests import file_digest

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from align.aliases import Arm
-from align.errors import InputError, require
-from align.redaction import redacted
+from align.core.aliases import Arm
+from align.core.errors import InputError, require
+from align.core.redaction import redacted
 from align.registry.gates import Finding, Gate, Subject
 from align.registry.index import Index, asked
 from align.registry.record import Record, forgets

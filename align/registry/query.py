@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.registry.index import Index
 from align.registry.record import Record
 

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.chain import canonical
-from align.errors import InputError, RunBusy, StorageError
+from align.core.chain import canonical
+from align.core.errors import InputError, RunBusy, StorageError
 from align.run.files import json_object, write_json
 from align.run.folder import locked
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.stages import STAGES
-from align.errors import InputError
-from align.files import open_binary
+from align.core.errors import InputError
+from align.core.files import open_binary
 from align.run.figures import collapse_verdict, read_figures, suite_collapse
 from align.run.files import json_object
 from align.run.manifest import Input, Manifest

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.errors import InputError, MissingArtifact, require
+from align.core.errors import InputError, MissingArtifact, require
 from align.registry.differences import code_of, made_from, rows, unlike
 from align.registry.record import Record, record_of
 from align.report.words import counted

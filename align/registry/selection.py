@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from align.annotate.store import Store
 from align.annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
 from align.annotate.store.preference_pairs import pairs_of
+from align.core.errors import AlignError, InputError, require
+from align.core.files import check_readable
 from align.data.read.content import row_bytes
 from align.data.read.content import texts as said_by
 from align.data.sets.columns import CONTENT, records_of
@@ -23,8 +25,6 @@ from align.data.sets.published import DataSet, data_set
 from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINS
-from align.errors import AlignError, InputError, require
-from align.files import check_readable
 from align.registry.forgotten_texts import Marks, Texts
 from align.registry.index import Index
 from align.registry.record import Record

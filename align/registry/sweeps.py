@@ -6,8 +6,8 @@ import difflib
 import json
 from pathlib import Path
 
-from align.errors import CorruptFile, MissingArtifact, require_schema_version
-from align.outputs import refuse_foreign_file
+from align.core.errors import CorruptFile, MissingArtifact, require_schema_version
+from align.core.outputs import refuse_foreign_file
 from align.run.files import json_object, write_json
 
 FOLDER = "compare"

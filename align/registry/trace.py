@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.chain import Head
-from align.errors import AlignError, MissingArtifact
-from align.files import open_binary
+from align.core.chain import Head
+from align.core.errors import AlignError, MissingArtifact
+from align.core.files import open_binary
 from align.registry.index import Index
 from align.registry.intact import Intact, looked_at
 from align.registry.record import UNREADABLE, Record, altered_in

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError, require_schema_version
+from align.core.errors import CorruptFile, InputError, require_schema_version
 from align.registry.shown import figure as in_words
 from align.run.artifacts import readable
 from align.run.digests import file_digest

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from align.chain import Head
-from align.errors import AlignError, CorruptFile
+from align.core.chain import Head
+from align.core.errors import AlignError, CorruptFile
 
 
 @dataclass(frozen=True, slots=True)

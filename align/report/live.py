@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
-from align.errors import AlignError, readable
+from align.core.errors import AlignError, readable
 from align.report.curves import UNITS
 from align.report.figures import scarce, table_of
 from align.report.headlines import verdict_of

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from align.distribution import install_command, missing_modules
-from align.errors import InputError, StorageError
-from align.outputs import refuse_foreign_file, replace_file
+from align.core.distribution import install_command, missing_modules
+from align.core.errors import InputError, StorageError
+from align.core.outputs import refuse_foreign_file, replace_file
 from align.report.words import counted, format_figure
 from align.track import turn_text
 

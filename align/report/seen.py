@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from align.files import open_text, read_text
+from align.core.files import open_text, read_text
 from align.run.manifest import Manifest
 from align.track import Progress, read_rows
 

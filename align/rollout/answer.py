@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from align.errors import AlignError, NotFinite
+from align.core.errors import AlignError, NotFinite
 from align.rollout.requests import FinishReason, Output, Pending, Token
 from align.rollout.sampling import drawn_numbers
 

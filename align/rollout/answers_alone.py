@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from align.core.types import Conversation, Rollout
 from align.data.chat.encode import Prompt, encode_judged, prompt_length
 from align.data.chat.reasoning import OPEN, parted, without_reasoning
 from align.models.backbone import answered
 from align.rollout.engine import response_ids
-from align.types import Conversation, Rollout
 
 
 class Judged(NamedTuple):

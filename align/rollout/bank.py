@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
+from align.core.types import Rollout
 from align.models.actor import Actor
 from align.models.adapter_pool import snapshot
 from align.models.dequantised import dequantised
@@ -24,7 +25,6 @@ from align.rollout.continuous import ContinuousBatch
 from align.rollout.engine import rollout_of, rows_by_actor
 from align.rollout.requests import Output, Request, SamplingParams, Token
 from align.run import Base
-from align.types import Rollout
 
 ANY, AT_ONCE = 1 << 30, 2048
 """Requests that may wait: as many as there are; and tokens of prompts that are read at once: nobody waits for a first

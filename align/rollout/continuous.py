@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, cat
 
-from align.errors import require
+from align.core.errors import require
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.places import CHUNK, Piece
 from align.rollout.answer import Answer

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from align import ranks
+from align.core.types import Rollout
 from align.models.actor import Actor
 from align.rollout.engine import Engine, joined, rows_by_actor
 from align.run import Base
-from align.types import Rollout
 
 
 @dataclass

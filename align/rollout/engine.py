@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from align.errors import LONE, NotFinite
+from align.core.errors import LONE, NotFinite
+from align.core.types import Rollout
 from align.models.actor import Actor
 from align.models.backbone import pad
 from align.models.finite import diverged
 from align.run import Base
-from align.types import Rollout
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import InputError
-from align.files import read_text, user_path
+from align.core.errors import InputError
+from align.core.files import read_text, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor

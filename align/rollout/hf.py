@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from align.errors import NotFinite
+from align.core.errors import NotFinite
+from align.core.types import Rollout
 from align.models.actor import Actor
 from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
@@ -22,7 +23,6 @@ from align.rollout.engine import joined, rows_by_actor
 from align.rollout.plain_path import continued, of_one_length
 from align.rollout.randomness import chance_of, draw_tokens
 from align.run import Base
-from align.types import Rollout
 
 NO_NUMBERS = "its logits are nan or infinite"
 Ends = Callable[[int], bool]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from align.errors import AlignError, require
+from align.core.errors import AlignError, require
 from align.models.known_adapters import KnownAdapters
 from align.rollout.answer import Answer
 from align.rollout.requests import Listener, Pending, QueueFull, Request

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.errors import CorruptFile, StorageError
-from align.outputs import refuse_foreign_database
+from align.core.errors import CorruptFile, StorageError
+from align.core.outputs import refuse_foreign_database
 from align.run import json_digest
 from align.run.atomic import unwritable
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.errors import require
+from align.core.errors import require
 from align.models.adapter_pool import AdapterPool
 from align.models.plain_path import base_model
 from align.rollout.answer import Answer

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.errors import CorruptFile, InputError, require
+from align.core.errors import CorruptFile, InputError, require
 from align.rollout.engine_process import WITHIN
 from align.run import json_object, write_json
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from align import ranks
+from align.core.errors import require
 from align.data.chat.encode import stop_token_ids
-from align.errors import require
 from align.rollout.dealt import DealtEngine, FirstRankEngine
 from align.rollout.engine import Engine
 from align.rollout.engine_process import Servers

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
 from align.models.load import skeleton
 from align.models.lowering import check_plain

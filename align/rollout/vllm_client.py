@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from align.errors import AlignError, require
-from align.redaction import MASK
+from align.core.errors import AlignError, require
+from align.core.redaction import MASK
 
 COMPLETIONS, LOAD, UNLOAD, MODELS = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models"
 URL = "http://vllm"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.rollout.answer import Answer
 from align.rollout.intake import Intake, check_room
 from align.rollout.probes import Logprobs, Probes, agreement, check_agreement, in_words

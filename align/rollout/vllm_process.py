@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.rollout.engine_process import last_words
 from align.rollout.vllm_client import VllmClient
 

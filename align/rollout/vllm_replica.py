@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import httpx
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.rollout.probes import Logprobs
 from align.rollout.vllm_client import KEY, LOCKED, VllmClient, VllmFailed
 from align.rollout.vllm_process import VllmProcess

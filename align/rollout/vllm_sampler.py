@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import httpx
 import torch
 
+from align.core.errors import InputError, NotFinite, require
+from align.core.types import Rollout
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.errors import InputError, NotFinite, require
 from align.models.actor import Actor
 from align.models.adapter_files import adapter_config
 from align.models.adapter_pool import snapshot
@@ -54,7 +55,6 @@ from align.rollout.vllm_process import VllmProcess, serve_words
 from align.rollout.vllm_replica import Replica, gone
 from align.run import Base
 from align.run.atomic import publish
-from align.types import Rollout
 
 TRIES = 3
 """How often servers that are gone are opened in one rollout, before the run ends."""

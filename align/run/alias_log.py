@@ -1,8 +1,8 @@
 """Aliases of a folder of runs: what `@production` means, and who changed it, when and why.
 
-`aliases.jsonl` in that folder has one change a line, in a chain of hashes (`align.chain`): a line that is altered or
-removed is found out. The file is only ever appended to. The beginning of a line behind the last line break is a change
-that was cut off, and that nobody was told of.
+`aliases.jsonl` in that folder has one change a line, in a chain of hashes (`align.core.chain`), which shows whether a
+line was altered or removed. The file is only ever appended to. The beginning of a line behind the last line break is a
+change that was cut off before it was reported.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.chain import GENESIS, Head, advance, canonical, link_hash
-from align.errors import CorruptFile, InputError, RunConflict, half_character, require_schema_version
-from align.files import check_readable, has_file, open_binary, open_regular, problem_of
+from align.core.chain import GENESIS, Head, advance, canonical, link_hash
+from align.core.errors import CorruptFile, InputError, RunConflict, half_character, require_schema_version
+from align.core.files import check_readable, has_file, open_binary, open_regular, problem_of
 from align.run.manifest import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"

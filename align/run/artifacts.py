@@ -13,8 +13,8 @@ from typing import Any
 
 from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
-from align.errors import CorruptFile, InputError, MissingArtifact
-from align.files import user_path
+from align.core.errors import CorruptFile, InputError, MissingArtifact
+from align.core.files import user_path
 from align.run.alias_log import SIGN, Change, Meant, in_words, read_log
 from align.run.digests import known_digest
 from align.run.files import json_object

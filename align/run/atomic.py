@@ -13,7 +13,7 @@ from pathlib import Path
 from socket import gethostname
 from uuid import uuid4
 
-from align.errors import InputError, StorageError
+from align.core.errors import InputError, StorageError
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align import ranks
-from align.files import read_text
+from align.core.files import read_text
 from align.run.digests import file_digest
 from align.run.files import write_json
 from align.run.folder import Run

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from align.errors import CorruptFile
-from align.files import READ_SUFFIXES, has_file, open_binary, read_text
-from align.outputs import replace_file
+from align.core.errors import CorruptFile
+from align.core.files import READ_SUFFIXES, has_file, open_binary, read_text
+from align.core.outputs import replace_file
 
 LARGE = 8 * 2**20
 """Bytes; smaller files are read each time, which takes milliseconds."""

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from align.distribution import DISTRIBUTION
-from align.redaction import redacted
+from align.core.distribution import DISTRIBUTION
+from align.core.redaction import redacted
 from align.run.digests import file_digest, json_digest
 
 PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")

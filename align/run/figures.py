@@ -13,9 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError
-from align.files import read_bytes
-from align.redaction import masked_tree
+from align.core.errors import CorruptFile, InputError
+from align.core.files import read_bytes
+from align.core.redaction import masked_tree
 from align.run.files import write_json
 from align.run.manifest import Manifest
 

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
-from align.files import NotRegularFile, has_file, problem_of, read_text, shorten
-from align.outputs import replace_file
+from align.core.errors import CorruptFile, InputError, MissingArtifact, StorageError
+from align.core.files import NotRegularFile, has_file, problem_of, read_text, shorten
+from align.core.outputs import replace_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -34,7 +34,7 @@ def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
 
     Raises:
         MissingArtifact: there is no such file.
-        CorruptFile: it cannot be read (see `align.files`), or holds something else.
+        CorruptFile: it cannot be read (see `align.core.files`), or holds something else.
     """
     text = read_text(path, field, remedy)
     try:

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
-from align.files import has_file, user_path
+from align.core.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
+from align.core.files import has_file, user_path
+from align.core.redaction import masked_tree
 from align.ranks import NOTES, RUN, tell_launcher
-from align.redaction import masked_tree
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
 from align.run.figures import write_figures

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run.files import storage_error
 
 HUB = "hub:"

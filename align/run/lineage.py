@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.stages import STAGES
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run.artifacts import Artifact, artifact_in, readable, with_digest
 from align.run.figures import load_published_figures, suite_collapse
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest

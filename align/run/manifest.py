@@ -14,8 +14,8 @@ from typing import Any
 
 from align.config.identity import identifying
 from align.config.stages import STAGES
-from align.errors import CorruptFile, require_schema_version
-from align.redaction import masked_tree, unmarked
+from align.core.errors import CorruptFile, require_schema_version
+from align.core.redaction import masked_tree, unmarked
 from align.run.digests import file_digest
 from align.run.files import json_object, write_json
 

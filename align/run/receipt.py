@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import CorruptFile, require_schema_version
+from align.core.errors import CorruptFile, require_schema_version
 from align.run.digests import file_digest, json_digest
 from align.run.files import read_json, write_json
 from align.run.signing import SIGNATURE

@@ -17,9 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from align.distribution import require_extra
-from align.errors import CorruptFile, InputError, require
-from align.files import open_binary, read_bytes, user_path
+from align.core.distribution import require_extra
+from align.core.errors import CorruptFile, InputError, require
+from align.core.files import open_binary, read_bytes, user_path
 from align.run.digests import file_digest
 from align.run.weights import ABOUT, ADAPTER_CONFIG, local_base_name
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run.files import json_object, write_json
 
 FILE = "stale.json"

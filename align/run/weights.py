@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeGuard
 
-from align.errors import AlignError, CorruptFile, InputError
-from align.files import check_folder, has_file, open_binary, read_text
+from align.core.errors import AlignError, CorruptFile, InputError
+from align.core.files import check_folder, has_file, open_binary, read_text
 from align.run.digests import files_digest, matching
 from align.run.files import json_object
 

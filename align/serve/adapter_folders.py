@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.errors import AlignError, InputError, require
+from align.core.errors import AlignError, InputError, require
 from align.models.start import trained_with
 from align.run import Artifact, artifact_in, json_object
 from align.run.receipt import RECEIPT

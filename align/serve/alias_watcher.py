@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from align.aliases import Arm as Written
-from align.errors import AlignError, InputError, require
+from align.core.aliases import Arm as Written
+from align.core.errors import AlignError, InputError, require
 from align.report.words import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE

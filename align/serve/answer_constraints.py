@@ -13,7 +13,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.rollout.requests import Grammar
 from align.serve.answer_parser import CALL
 from align.serve.errors import Refusal, as_refusal, invalid, unsupported

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.errors import require
+from align.core.errors import require
 from align.rollout.requests import ServingEngine
 from align.run.weights import brings_scores
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from align.errors import AlignError, InputError, readable
+from align.core.errors import AlignError, InputError, readable
 from align.rollout.requests import QueueFull
 from align.serve.rate_limits import Limited
 from align.serve.usage import BudgetSpent, UsageUnwritable

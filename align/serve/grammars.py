@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from align.core.errors import AlignError, InputError
 from align.data.chat.reasoning import CLOSE
-from align.errors import AlignError, InputError
 from align.serve.grammar_sandbox import LIMITS, Trial
 
 MOST_KEPT = 32

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.errors import readable
+from align.core.errors import readable
 from align.serve.errors import SERVER, Refusal, fault
 from align.serve.rate_limits import RefusalPacer
 from align.serve.request_log import Record, Stopwatch

@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 
-from align.aliases import NAME, NAMED
-from align.errors import InputError, require
+from align.core.aliases import NAME, NAMED
+from align.core.errors import InputError, require
 from align.models.base import BUILT_IN
 from align.models.start import BASE
 from align.run import Base

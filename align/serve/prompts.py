@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from align.core.errors import InputError, half_character
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.reasoning import OPEN, with_reasoning
 from align.data.chat.tokens import beginning_ids, text_ids
 from align.data.chat.tools import rendered, takes_tools, tool_prompt_ids
-from align.errors import InputError, half_character
 from align.rollout.detokenize import TokenTexts
 from align.rollout.requests import SamplingParams
 from align.run.weights import tokenizer_digest
@@ -179,7 +179,7 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
                 "name": call.function.name, "arguments": arguments_of(call.function.arguments)}}
             for call in message.tool_calls
         ]  # fmt: skip
-    if message.role == "tool":  # as `align.types.Message.as_dict`
+    if message.role == "tool":  # as `align.core.types.Message.as_dict`
         given = {"name": (message.model_extra or {}).get("name"), "tool_call_id": message.tool_call_id}
         made |= {name: value for name, value in given.items() if isinstance(value, str) and value}
     return made

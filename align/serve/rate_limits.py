@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.serve.tenants import Tenant
 
 MINUTE_S = 60.0

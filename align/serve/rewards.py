@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_judged
 from align.data.chat.reasoning import answer_alone, with_reasoning, without_reasoning
-from align.errors import InputError
 from align.rollout.requests import Output
 from align.serve.errors import invalid, unsupported
 from align.serve.prompts import ChatFormat, Prompt, text_of
 from align.serve.request_log import Record
 from align.serve.schemas import ChatMessage, RewardBody
-from align.types import Conversation, Message
 
 Json = dict[str, Any]
 

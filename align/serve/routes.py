@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-from align.errors import InputError, readable
+from align.core.errors import InputError, readable
 from align.rollout.detokenize import StopFinder, TextDecoder
 from align.rollout.requests import Grammar, Request, SamplingParams
 from align.serve.answer_constraints import constrained

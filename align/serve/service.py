@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from align.errors import InputError, NotFinite
+from align.core.errors import InputError, NotFinite
 from align.rollout.engine_thread import EngineThread
 from align.rollout.requests import Output, Pending, Request
 from align.serve.alias_watcher import Following

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.aliases import Arm as Written
-from align.errors import InputError, require
+from align.core.aliases import Arm as Written
+from align.core.errors import InputError, require
 from align.models.base import BUILT_IN, base_of, find_base
 from align.models.start import BASE
 from align.run import Artifact, Base, json_object, resolve

@@ -17,10 +17,10 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
-from align.aliases import NAME
-from align.errors import AlignError, CorruptFile, InputError, StorageError, require, require_schema_version
-from align.files import has_file
-from align.outputs import replace_file
+from align.core.aliases import NAME
+from align.core.errors import AlignError, CorruptFile, InputError, StorageError, require, require_schema_version
+from align.core.files import has_file
+from align.core.outputs import replace_file
 from align.run import json_object
 from align.serve.model_names import Allowed
 from align.serve.request_log import operator_log

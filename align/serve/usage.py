@@ -32,8 +32,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from align.errors import AlignError, InputError, StorageError
-from align.outputs import refuse_foreign_database
+from align.core.errors import AlignError, InputError, StorageError
+from align.core.outputs import refuse_foreign_database
 from align.serve.rate_limits import AdmittedRequest, Limiter
 from align.serve.request_log import operator_log
 from align.serve.tenants import Tenant

@@ -24,14 +24,14 @@ from align.config.annotate import AnnotateConfig
 from align.config.command import written
 from align.config.root import Config
 from align.config.settings import changed
-from align.errors import InputError, require
-from align.files import has_file, read_text, user_path
+from align.core.errors import InputError, require
+from align.core.files import has_file, read_text, user_path
+from align.core.types import Result
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish
 from align.run.lineage import readers_of
 from align.stages.rows import open_store
 from align.stages.starting import Inputs
-from align.types import Result
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from align.config.root import Config
 from align.config.scorers import reward_spec
+from align.core.types import Conversation
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room, stop_token_ids
 from align.data.chat.template import use_template
 from align.models.load import context_length, describe, own_tokenizer
@@ -17,7 +18,6 @@ from align.reward.inputs import models_of
 from align.rollout.answers_alone import answers_alone, whole
 from align.run import Artifact, Run
 from align.stages.starting import start
-from align.types import Conversation
 
 
 class Asked(NamedTuple):

@@ -23,12 +23,13 @@ from align.annotate.store import storable
 from align.config.root import Config, plain
 from align.config.scorers import reward_spec
 from align.config.settings import changed
+from align.core.errors import require
+from align.core.files import open_text
+from align.core.types import Conversation, Result, Rollout
 from align.data.chat.encode import Prompt
 from align.data.read.preferences import write_preferences
-from align.errors import require
 from align.evals.best_of import NO_ROW, Tally, figures, tallied
 from align.evals.judges import title
-from align.files import open_text
 from align.models.actor import Actor
 from align.models.load import choose_device, choose_dtype
 from align.models.start import adapter_folder, frozen_as
@@ -48,7 +49,6 @@ from align.stages.execution import tracker
 from align.stages.rollouts import engine_for
 from align.stages.starting import lora_of
 from align.track import line_of, peak_memory, progress, read_rows
-from align.types import Conversation, Result, Rollout
 
 ANSWERS_AT_ONCE = 1024
 """Answers that are in memory at a time; at least those to one prompt."""

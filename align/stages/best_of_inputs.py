@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from align.config.root import Config, plain
 from align.config.scorers import reward_spec
 from align.config.settings import changed
-from align.errors import InputError
+from align.core.errors import InputError
 from align.evals.judges import identities, title
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Artifact, Base, Input

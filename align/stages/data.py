@@ -26,6 +26,11 @@ from align.config.data import (
 from align.config.root import Config, plain, store_url
 from align.config.scorers import reward_spec
 from align.config.settings import changed
+from align.core.errors import InputError, StorageError, require
+from align.core.files import check_readable, user_path
+from align.core.functions import defined, load_function
+from align.core.functions import source_of as source_of_function
+from align.core.types import Result
 from align.data.chat.encode import token_count
 from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
@@ -82,10 +87,6 @@ from align.data.sets.sides import (
 from align.data.sets.source import Source, by_name, parsed_sources, recognised, standing
 from align.data.sets.spool import Rows, Spool
 from align.data.sources import files_record
-from align.errors import InputError, StorageError, require
-from align.files import check_readable, user_path
-from align.functions import defined, load_function
-from align.functions import source_of as source_of_function
 from align.models.base import find_base
 from align.report.data_losses import lines_of_loss
 from align.report.data_set import line_of_shapes, lines_of
@@ -99,7 +100,6 @@ from align.run.lineage import users_of
 from align.stages.execution import tracker
 from align.stages.scores import scorer_name, scores_of
 from align.stages.starting import Inputs
-from align.types import Result
 
 LONGEST_LABEL = 60
 """Characters of sources' names in a run's name."""

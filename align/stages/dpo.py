@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from align.config.dpo import DpoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
+from align.core.errors import require
+from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.shown import write_pair
 from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
-from align.errors import require
 from align.report import in_words
 from align.run import Run
 from align.stages.execution import tracker
@@ -23,7 +24,6 @@ from align.stages.preferences import load_policy, pairs_of, preference_inputs
 from align.stages.starting import Inputs, start
 from align.track import peak_memory
 from align.trainers.available import check_trainer
-from align.types import Preference, Result
 
 if TYPE_CHECKING:
     from torch import Tensor

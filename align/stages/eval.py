@@ -38,10 +38,13 @@ from align.config.identity import identifying
 from align.config.root import Config, plain, store_url
 from align.config.scorers import reward_spec
 from align.config.settings import changed
+from align.core.errors import NOT_PASSED, InputError, require
+from align.core.files import user_path
+from align.core.redaction import masked, unmarked
+from align.core.types import Result
 from align.data.chat.encode import prompt_room
 from align.data.sources import data_records, files_record, prompts
 from align.data.trained_ids import Seen, seen_by
-from align.errors import NOT_PASSED, InputError, require
 from align.evals import judges
 from align.evals.collapse import Measurement, collapse_lines, phrase_lines
 from align.evals.endpoint import api_key
@@ -88,10 +91,8 @@ from align.evals.suite.tasks import (
     task_record,
 )
 from align.evals.verdicts import Verdict
-from align.files import user_path
 from align.models.base import base_of
 from align.models.start import adapter_folder, as_artifact, find, label, started_from
-from align.redaction import masked, unmarked
 from align.report import in_words
 from align.report.words import counted
 from align.reward.checkers.checked import code_permission
@@ -104,7 +105,6 @@ from align.stages import judge as judge_stage
 from align.stages.rows import key_of, open_store, source_of, unseen_prompts
 from align.stages.starting import Inputs, start
 from align.track import peak_rss_mb
-from align.types import Result
 
 if TYPE_CHECKING:
     from align.evals.suite.answers import Answers, Made, Sampling

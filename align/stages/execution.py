@@ -17,13 +17,14 @@ from align.config.command import command_line
 from align.config.root import Config, plain, resolved
 from align.config.settings import changed
 from align.config.stages import STAGES
+from align.core.errors import AlignError, readable
+from align.core.redaction import Formatter
+from align.core.types import Result
 from align.data.read.drops import tallied
 from align.data.sets.ids import remembered
 from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST, with_rankers
 from align.data.trained_ids import write_ids
-from align.errors import AlignError, readable
-from align.redaction import Formatter
 from align.report import too_few
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Input, Run, verify_outputs
@@ -34,7 +35,6 @@ from align.stages.mirroring import MIRROR, check_installed, mirrored
 from align.stages.rows import naming_of
 from align.stages.starting import Inputs, fill_rates
 from align.track import Tracker, peak_gpu_mb, shortened, watched
-from align.types import Result
 
 
 def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:

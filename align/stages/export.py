@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.root import Config
 from align.config.settings import changed
+from align.core.errors import InputError, MissingArtifact, require
+from align.core.files import user_path
+from align.core.types import Result
 from align.data.chat.template import use_template
-from align.errors import InputError, MissingArtifact, require
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
 from align.export.history import measured_on, parents_of, sampling, system_prompt
 from align.export.receipt_rows import Check, accepting, agreeing, as_text, differences_of, require_asked, require_passed
-from align.files import user_path
 from align.models.start import adapter_folder, label
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, Run, json_digest, write_json
@@ -30,7 +31,6 @@ from align.run.signing import PrivateKey, PublicKey, base_beside, private_key, p
 from align.run.weights import brings_scores
 from align.stages.starting import Inputs, start
 from align.track import peak_rss_mb
-from align.types import Result
 
 if TYPE_CHECKING:
     from align.export.kinds import Options

@@ -10,8 +10,8 @@ from typing import Any
 
 from align import ranks
 from align.config.root import Config
-from align.errors import AlignError, InputError, readable, require
-from align.files import SIZE_LIMIT
+from align.core.errors import AlignError, InputError, readable, require
+from align.core.files import SIZE_LIMIT
 from align.run import Manifest, artifact_in, model_digest
 from align.run.environment import code_digest
 from align.run.files import find_user_error

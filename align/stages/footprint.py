@@ -12,9 +12,9 @@ from align.config.groups import ALL_LINEAR
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.config.settings import changed
+from align.core.errors import InputError, MissingArtifact
+from align.core.files import user_path
 from align.data.chat.encode import prompt_room
-from align.errors import InputError, MissingArtifact
-from align.files import user_path
 from align.models.architectures import refuse
 from align.models.base import BUILT_IN, find_base
 from align.models.lora import settings_in

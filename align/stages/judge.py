@@ -16,12 +16,13 @@ from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
 from align.config.settings import Settings, defaults_of
 from align.config.training import of_pairs
+from align.core.errors import InputError, require
+from align.core.types import Preference, Result
 from align.data.pairs import drawn, pairs_records, read_labelled, read_verdicts
 from align.data.read.drops import tally
 from align.data.read.records import LABELLED_HELP as HELP
 from align.data.sources import data_records, prepared
 from align.data.trained_ids import seen_by
-from align.errors import InputError, require
 from align.evals import judges
 from align.evals.endpoint import api_key
 from align.evals.judge_examples import (
@@ -59,7 +60,6 @@ from align.run import Input, Run, write_json
 from align.run.files import write_text
 from align.stages.rows import SEEN, key_of, source_of
 from align.track import peak_rss_mb
-from align.types import Preference, Result
 
 LEARNS_VERDICTS = ("reward", "dpo", "kto")
 """Stages that learn from pairs. A judge is not measured on what it learned; imitating an answer teaches no verdict."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align.config.kto import KtoConfig
 from align.config.root import Config
 from align.config.training import held_out_for
+from align.core.types import Feedback, Preference, Result
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.shown import write_labelled
 from align.data.chat.template import use_template
@@ -22,7 +23,6 @@ from align.stages.footprint import predicted_peak
 from align.stages.preferences import judgements_of, load_policy, preference_inputs
 from align.stages.starting import Inputs, start
 from align.track import peak_memory
-from align.types import Feedback, Preference, Result
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,6 +12,7 @@ from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
+from align.core.types import Conversation, Result
 from align.data.sources import data_records
 from align.models.start import adapter_folder, frozen_as, label
 from align.report.words import counted
@@ -22,7 +23,6 @@ from align.stages.footprint import predicted_peak
 from align.stages.rows import open_store, prompts_of, prompts_of_both, source_of
 from align.stages.starting import Inputs, lora_of, starting_point
 from align.track import peak_memory
-from align.types import Conversation, Result
 
 if TYPE_CHECKING:
     from align.models.roles import Role, Roles

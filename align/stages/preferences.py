@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.root import Config, store_url
 from align.config.training import held_out_for
+from align.core.errors import require
 from align.data.pairs import divided_judgements, divided_pairs, pairs_records, prepared, read_pairs
-from align.errors import require
 from align.models.start import adapter_folder, label
 from align.run import Artifact, Run
 from align.stages.rows import source_of

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import mirrors
-from align.aliases import parsed_aliases
-from align.chain import Head
 from align.config.addresses import LOOPBACK, in_the_clear, origins
 from align.config.command import command_line, words
 from align.config.registry import FORGETS, GARBAGE, RegistryConfig
 from align.config.root import Config, store_url
 from align.config.stages import WITH_RUNS
-from align.errors import NOT_PASSED, MissingArtifact, require
-from align.files import user_path
-from align.outputs import refuse_foreign_file
-from align.redaction import MASK
+from align.core.aliases import parsed_aliases
+from align.core.chain import Head
+from align.core.errors import NOT_PASSED, MissingArtifact, require
+from align.core.files import user_path
+from align.core.outputs import refuse_foreign_file
+from align.core.redaction import MASK
 from align.registry.index import Index, asked
 from align.registry.query import found, path_of
 from align.registry.record import Record, number

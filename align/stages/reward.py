@@ -11,13 +11,14 @@ from align import ranks
 from align.config.reward import RewardStageConfig
 from align.config.root import Config, store_url
 from align.config.training import held_out_for
+from align.core.redaction import masked, unmarked
+from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.shown import write_pair
 from align.data.chat.template import use_template
 from align.data.pairs import Pair, encoded_sides
 from align.models.lora import LoraLike
 from align.models.start import adapter_folder
-from align.redaction import masked, unmarked
 from align.report import in_words
 from align.run import Input, Run, json_digest
 from align.stages.execution import tracker
@@ -26,7 +27,6 @@ from align.stages.preferences import pairs_of, preference_inputs
 from align.stages.rows import open_store
 from align.stages.starting import Inputs, lora_of, start
 from align.track import peak_memory
-from align.types import Preference, Result
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,16 +11,16 @@ from typing import Any
 from align.annotate.store import Store
 from align.config.root import Config, store_url
 from align.config.scorers import reward_spec
+from align.core.errors import InputError, require
+from align.core.types import Record
 from align.data.read.drops import tally
 from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
 from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
 from align.data.trained_ids import Naming, questions_of, seen_by
-from align.errors import InputError, require
 from align.report.words import counted
 from align.reward.inputs import check_rows
 from align.run import Artifact
-from align.types import Record
 
 SEEN = "dropped_seen"
 """Counts the prompts that are not asked because training saw them."""

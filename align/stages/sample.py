@@ -11,10 +11,11 @@ from align.annotate.store import Candidate, Store, storable
 from align.config.root import Config
 from align.config.sample import SampleConfig
 from align.config.scorers import reward_spec
+from align.core.errors import require
+from align.core.types import Conversation, Result
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.chat.template import use_template
 from align.data.sources import data_records
-from align.errors import require
 from align.models.start import adapter_folder, label
 from align.report.words import counted
 from align.reward.inputs import check_rows
@@ -24,7 +25,6 @@ from align.stages.execution import tracker
 from align.stages.rows import open_store, prompts_of, source_of
 from align.stages.starting import Inputs, start
 from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
-from align.types import Conversation, Result
 
 PROMPTS_AT_ONCE = 64
 MEANS = ("eos_rate", "mean_length", "empty_rate")

@@ -12,11 +12,11 @@ import numpy as np
 from align.config.data import LOSS, ScoreConfig
 from align.config.root import Config, plain
 from align.config.scorers import reward_spec
+from align.core.errors import require
 from align.data.chat.template import use_template
 from align.data.read.content import FEEDBACK
 from align.data.sets import scores
 from align.data.sets.spool import Rows
-from align.errors import require
 from align.report.words import counted
 from align.run import Run
 from align.track import progress

@@ -11,12 +11,13 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from align.aliases import parsed_aliases
 from align.config.root import Config
 from align.config.serve import ServeConfig
 from align.config.settings import changed
-from align.errors import AlignError, require
-from align.files import user_path
+from align.core.aliases import parsed_aliases
+from align.core.errors import AlignError, require
+from align.core.files import user_path
+from align.core.types import Result
 from align.models.start import label
 from align.run import Input, Run
 from align.run.signing import public_key
@@ -28,7 +29,6 @@ from align.serve.startup import Opened, opened
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import Accounting, Usage, Used, usage_beside, used_beside
 from align.stages.starting import Inputs
-from align.types import Result
 from align.web.listening import listening, serve
 
 TENANT_COLUMNS = (

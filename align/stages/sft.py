@@ -12,6 +12,7 @@ from align.config.root import Config
 from align.config.settings import changed
 from align.config.sft import SftConfig
 from align.config.training import held_out_for
+from align.core.types import Document, Result
 from align.data.chat.encode import Encoded, Encoding, encode
 from align.data.chat.shown import write_rows
 from align.data.chat.template import use_template
@@ -25,7 +26,6 @@ from align.stages.footprint import predicted_peak
 from align.stages.rows import source_of
 from align.stages.starting import Inputs, lora_of, start, starting_point
 from align.track import peak_memory
-from align.types import Document, Result
 
 if TYPE_CHECKING:
     from align.evals.heldout import HeldOutLoss

@@ -11,7 +11,7 @@ from align.config.groups import ALL_LINEAR
 from align.config.rates import default_rate, find_size_class
 from align.config.root import Config
 from align.config.settings import changed
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.models.lora import Lora, settings_in
 from align.models.start import start_from
 from align.run import Artifact, Base, Input

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from align.config.root import Config
 from align.config.scorers import LearnedReward, reward_spec
 from align.config.verify import VerifyConfig
+from align.core.errors import AlignError
+from align.core.types import Result, Rollout
 from align.data.chat.template import use_template
 from align.data.chat.tokens import text_ids
-from align.errors import AlignError
 from align.models.start import BASE, frozen_as, label
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Input, Run, json_digest, write_json
@@ -22,7 +23,6 @@ from align.run.environment import code_digest, package_versions
 from align.stages.ppo import load_roles, settings_of
 from align.stages.starting import Inputs, start, starting_point
 from align.track import peak_rss_mb
-from align.types import Result, Rollout
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
-from align.errors import require
+from align.core.errors import require
 
 EXPERIMENTAL: Mapping[str, str] = MappingProxyType({"orpo": "orpo", "simpo": "cpo"})
 """Loss → the module of `trl.experimental` that has it. These modules come and go from one version to the next."""

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.training_args import ParallelMode
 
 from align import ranks
-from align.errors import require
+from align.core.errors import require
 from align.models.finite import check_tensors
 from align.models.load import choose_checkpointing
 from align.models.sharded import is_sharded

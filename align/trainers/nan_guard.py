@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.finite import check_tensors, diverged, where
 
 ANEW = "Remove it and run the same command again."

@@ -17,8 +17,8 @@ from torch.nn.functional import logsigmoid
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from align.core.errors import InputError
 from align.data.pairs import Pair
-from align.errors import InputError
 from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
 from align.trainers.common import on_one_gpu

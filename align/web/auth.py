@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from align.errors import StorageError
+from align.core.errors import StorageError
 from align.web.errors import CANNOT_READ
 
 HEADERS = (

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.web.fair_queue import FairQueue
 
 SHORTEST_PASSWORD = 12

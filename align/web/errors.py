@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from align.errors import InputError, StorageError
+from align.core.errors import InputError, StorageError
 
 CANNOT_READ = "The server cannot read its store."
 

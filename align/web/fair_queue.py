@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from align.errors import StorageError
+from align.core.errors import StorageError
 
 
 class Busy(StorageError):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import parse_qs
 
-from align.errors import InputError, StorageError, require
-from align.files import read_text
-from align.outputs import refuse_foreign_file, replace_file
+from align.core.errors import InputError, StorageError, require
+from align.core.files import read_text
+from align.core.outputs import refuse_foreign_file, replace_file
 from align.web.auth import KEY, Answer, Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)

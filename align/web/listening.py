@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from align.errors import InputError
-from align.redaction import Formatter
+from align.core.errors import InputError
+from align.core.redaction import Formatter
 from align.web.connections import Connection, Connections, log
 
 MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256

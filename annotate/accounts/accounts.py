@@ -21,7 +21,7 @@ from align.annotate.store.erasure import is_annotator, leave, number_of_admins, 
 from align.annotate.store.projects import check_not_erased
 from align.annotate.store.queries import annotator_of, check_project, close_leases, new_annotator
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.web.credentials import (
     Passwords,
     Refused,

@@ -14,8 +14,8 @@ from align.annotate.store.items import one
 from align.annotate.store.projects import settings_of
 from align.annotate.store.queries import count_work
 from align.annotate.store.tables import leases, work
-from align.chain import canonical
-from align.errors import InputError
+from align.core.chain import canonical
+from align.core.errors import InputError
 
 
 def lease_of(db: Connection, project: str, who: str, token: str) -> Row[Any]:

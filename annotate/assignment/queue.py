@@ -38,7 +38,7 @@ from align.annotate.store.queries import (
 )
 from align.annotate.store.records import check_text, vote_of
 from align.annotate.store.tables import leases, ledger, work
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 
 SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
 """Seconds for which what takes a look at every item, or at every vote, is not looked at again."""

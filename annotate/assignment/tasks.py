@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select
 from align.annotate.store import Item, Judgement
 from align.annotate.store.items import one
 from align.annotate.store.tables import drafts, leases
-from align.chain import canonical
+from align.core.chain import canonical
 
 
 @dataclass(frozen=True, slots=True)

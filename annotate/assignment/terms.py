@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from align.annotate.store import Settings
 from align.annotate.store.projects import guidelines_of, settings_of, version_of
-from align.errors import require
+from align.core.errors import require
 
 
 @dataclass(frozen=True, slots=True)

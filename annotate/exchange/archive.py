@@ -23,9 +23,9 @@ from align.annotate.store import Head, Store
 from align.annotate.store.counting import recount
 from align.annotate.store.schema import SCHEMA_VERSION
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
+from align.core.errors import CorruptFile, InputError, StorageError, require, require_schema_version
+from align.core.outputs import atomic_file
 from align.data.read.rows import checked_rows
-from align.errors import CorruptFile, InputError, StorageError, require, require_schema_version
-from align.outputs import atomic_file
 
 FORMAT = "align annotation store"
 AT_ONCE = 500

@@ -18,9 +18,9 @@ from typing import Any
 
 from align.annotate.store import Item, Store, Vote
 from align.annotate.store.preference_pairs import pairs_of, training_rankings
-from align.errors import InputError
-from align.outputs import atomic_file
-from align.types import Message, Preference
+from align.core.errors import InputError
+from align.core.outputs import atomic_file
+from align.core.types import Message, Preference
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:

@@ -18,12 +18,12 @@ from typing import Any
 from align.annotate.store import Candidate, Store
 from align.annotate.store.checks import check_expected
 from align.annotate.store.records import MOST_ANSWERS, check_text
-from align.chain import canonical
+from align.core.chain import canonical
+from align.core.errors import InputError, require
+from align.core.types import Conversation, Message
 from align.data.read.messages import displayed, messages_of, refused
 from align.data.read.rows import checked_rows, name_of
 from align.data.read.text_formats import Cells
-from align.errors import InputError, require
-from align.types import Conversation, Message
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")

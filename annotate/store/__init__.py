@@ -22,7 +22,7 @@ from align.annotate.store.configuring import configure, publish_guidelines
 from align.annotate.store.database import Store
 from align.annotate.store.projects import Settings
 from align.annotate.store.records import Candidate, Item, Judgement, Vote, storable
-from align.chain import Head
+from align.core.chain import Head
 
 __all__ = [
     "AlreadyJudged", "Candidate", "Head", "Item", "Judgement", "Settings", "Store", "Vote", "configure",

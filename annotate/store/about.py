@@ -12,7 +12,7 @@ from align.annotate.store.database import Store
 from align.annotate.store.queries import VOTES, check_item, check_project, erasure_of, known_projects, project_erasure
 from align.annotate.store.records import Item
 from align.annotate.store.tables import annotators, ledger, remarks
-from align.errors import InputError
+from align.core.errors import InputError
 
 ITEM, ANNOTATOR, PROJECT = "item", "annotator", "project"
 

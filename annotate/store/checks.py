@@ -21,8 +21,8 @@ from align.annotate.store.records import (
     prompt_row,
 )
 from align.annotate.store.tables import candidates, ledger, prompts
-from align.errors import InputError, require
-from align.types import Conversation
+from align.core.errors import InputError, require
+from align.core.types import Conversation
 
 QUALITIES = ("", "good", "bad")
 SOURCES = ("human", "simulated")

@@ -13,8 +13,8 @@ from align.annotate.store.database import Store
 from align.annotate.store.projects import STATES, Settings, guidelines_of, met, state_of
 from align.annotate.store.queries import append
 from align.annotate.store.tables import guidelines, projects, work
-from align.chain import canonical
-from align.errors import require
+from align.core.chain import canonical
+from align.core.errors import require
 
 
 def configure(

@@ -28,8 +28,8 @@ from align.annotate.store.tables import (
     store_meta,
     users,
 )
-from align.errors import InputError
-from align.files import check_readable, has_file, open_regular
+from align.core.errors import InputError
+from align.core.files import check_readable, has_file, open_regular
 
 ERASABLE = (
     prompts, candidates, annotators, remarks, drafts, leases, users, members, sessions, invitations, guidelines, keys,

@@ -24,9 +24,9 @@ from align.annotate.store.queries import (
 from align.annotate.store.records import Candidate, Item, Judgement, Vote, check_text
 from align.annotate.store.schema import connect
 from align.annotate.store.tables import ledger, work
-from align.chain import Head
-from align.errors import InputError, require
-from align.types import Conversation
+from align.core.chain import Head
+from align.core.errors import InputError, require
+from align.core.types import Conversation
 
 
 class Store:

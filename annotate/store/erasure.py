@@ -20,7 +20,7 @@ from align.annotate.store.tables import (
     users,
     work,
 )
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 def erase_item(connection: Connection, project: str, item: str) -> int:

@@ -26,8 +26,8 @@ from align.annotate.store.tables import (
     remarks,
     work,
 )
-from align.chain import GENESIS, Head, advance, salted_digest
-from align.errors import CorruptFile
+from align.core.chain import GENESIS, Head, advance, salted_digest
+from align.core.errors import CorruptFile
 
 KEY = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]

@@ -23,9 +23,9 @@ from align.annotate.store.records import (
     prompt_row,
 )
 from align.annotate.store.tables import candidates, ledger, prompts, work
-from align.chain import canonical
-from align.errors import InputError, require
-from align.types import Conversation
+from align.core.chain import canonical
+from align.core.errors import InputError, require
+from align.core.types import Conversation
 
 PAGE = 500
 """Items read in one transaction by `Store.items`."""

@@ -1,4 +1,4 @@
-"""The ledger's rows: links of a chain of hashes (`align.chain`). Pure; knows no database.
+"""The ledger's rows: links of a chain of hashes (`align.core.chain`). Pure; knows no database.
 
 A cut tail of the ledger shows only against a head noted elsewhere, which is why a reward run records it.
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from align.chain import link_hash
-from align.errors import CorruptFile
+from align.core.chain import link_hash
+from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
 """What errors call the number of a row."""
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def hashed(self) -> tuple[Any, ...]:
-        """See `align.chain.Link`."""
+        """See `align.core.chain.Link`."""
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("prev_hash", "hash"))
 
 

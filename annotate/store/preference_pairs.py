@@ -6,8 +6,8 @@ from itertools import combinations
 
 from align.annotate.store.database import Store
 from align.annotate.store.records import Item, Vote
-from align.errors import InputError, require
-from align.types import Message, Preference
+from align.core.errors import InputError, require
+from align.core.types import Message, Preference
 
 
 def pairs_of(ranking: Vote, item: Item) -> list[Preference]:

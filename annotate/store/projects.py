@@ -19,7 +19,7 @@ from align.annotate.store.ledger import RESTORE
 from align.annotate.store.queries import check_project, project_erasure
 from align.annotate.store.records import check_text, shuffle_of
 from align.annotate.store.tables import guidelines, keys, ledger, projects
-from align.errors import CorruptFile, InputError, require
+from align.core.errors import CorruptFile, InputError, require
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, insert, select, u
 from align.annotate.store.ledger import Entry, entry_hash
 from align.annotate.store.records import Judgement, shuffle_of
 from align.annotate.store.tables import annotators, leases, ledger, remarks, work
-from align.chain import GENESIS, Head, canonical, salted_digest
-from align.errors import InputError
+from align.core.chain import GENESIS, Head, canonical, salted_digest
+from align.core.errors import InputError
 
 VOTES = ("ranking", "skip")
 """Kinds of the ledger's rows that say what an annotator thought of an item."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.chain import canonical, salted_digest
-from align.errors import require
-from align.types import Conversation
+from align.core.chain import canonical, salted_digest
+from align.core.errors import require
+from align.core.types import Conversation
 
 
 @dataclass(frozen=True, slots=True)

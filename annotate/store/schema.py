@@ -16,10 +16,10 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from align.annotate.store.tables import metadata, store_meta
-from align.distribution import install_command
-from align.errors import CorruptFile, InputError, StorageError, require_schema_version
-from align.outputs import refuse_foreign_database
-from align.redaction import secret_url, value_of
+from align.core.distribution import install_command
+from align.core.errors import CorruptFile, InputError, StorageError, require_schema_version
+from align.core.outputs import refuse_foreign_database
+from align.core.redaction import secret_url, value_of
 
 SCHEMA_VERSION = 5
 

@@ -23,8 +23,8 @@ from align.annotate.store.queries import (
 )
 from align.annotate.store.records import Judgement, Vote, remark_row, vote_of
 from align.annotate.store.tables import ledger, prompts, remarks
-from align.chain import salted_digest
-from align.errors import InputError
+from align.core.chain import salted_digest
+from align.core.errors import InputError
 
 
 def record(connection: Connection, project: str, item: str, judgement: Judgement, annotator: str, key: str) -> int:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from align.annotate.assignment.tasks import Task
 from align.annotate.store import Judgement, Vote, storable
 from align.annotate.web.markup import rendered, written
-from align.errors import require
+from align.core.errors import require
 
 Place = int
 PROMPT = -1

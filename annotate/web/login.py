@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
 from align.annotate.web.templating import render
 from align.annotate.web.words import WORDS
-from align.errors import InputError, StorageError
+from align.core.errors import InputError, StorageError
 from align.web.credentials import Refused, session_cookie
 from align.web.fair_queue import Busy
 

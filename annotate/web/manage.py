@@ -22,7 +22,7 @@ from align.annotate.web.dashboard import dashboard_tab, figures_page
 from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.templating import render_table
 from align.annotate.web.words import WORDS
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 from align.web.auth import Authenticator
 
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">

@@ -8,7 +8,7 @@ from hashlib import sha256
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Store
-from align.chain import canonical
+from align.core.chain import canonical
 
 
 class AssignmentQueues:

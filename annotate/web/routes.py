@@ -19,7 +19,7 @@ from align.annotate.web.item_view import JudgementBody, item_as_json, judgement_
 from align.annotate.web.markup import compared, rendered
 from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.words import WORDS
-from align.errors import require
+from align.core.errors import require
 
 
 class Body(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from align.annotate.accounts import Person
 from align.annotate.store import AlreadyJudged
-from align.errors import InputError, StorageError
+from align.core.errors import InputError, StorageError
 from align.web.credentials import Refused
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts

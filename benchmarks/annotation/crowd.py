@@ -28,7 +28,7 @@ from argon2 import PasswordHasher
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Candidate, Store, configure
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 PROJECT = "crowd"
 WORDS = ("the", "answer", "says", "what", "is", "asked", "first", "and", "then", "why", "in", "plain", "words")

@@ -24,12 +24,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from align.core.types import Conversation, Message
 from align.data.chitchat import part_holding, records, turns
 from align.data.read.content import DOCUMENTS
 from align.data.sets.columns import columns_of
 from align.data.sets.contamination import Evaluations, leaks_in
 from align.data.sets.evaluations import EvaluationSet, read_set
-from align.types import Conversation, Message
 
 QUESTIONS = json.loads((Path(__file__).parent / "leaks.json").read_text(encoding="utf-8"))
 CHOICES = QUESTIONS.pop("choices")

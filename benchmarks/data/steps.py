@@ -20,12 +20,12 @@ from typing import Any
 
 from planted import MAKERS, planted
 
+from align.core.types import Conversation, Record
 from align.data.chitchat import as_chat, records, turns
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step, said
 from align.data.clean.pii import KINDS, Pii
 from align.data.clean.steps import steps_of
-from align.types import Conversation, Record
 
 BYTES, DOCUMENTS, ROUNDS, PLANTED = 600, 2_000, 5, 1_000
 STEPS = ["unicode", "control", "empty", "roles", {"language": {"keep": ["en"]}}, {"length": {"most": 2000}},

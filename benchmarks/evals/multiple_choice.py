@@ -28,10 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 from generating import TASKS, folder_of_tasks  # noqa: E402
 
+from align.core.types import Conversation, Message  # noqa: E402
 from align.data.chat.encode import render  # noqa: E402
 from align.models.base import find_base  # noqa: E402
 from align.models.load import load_tokenizer  # noqa: E402
-from align.types import Conversation, Message  # noqa: E402
 
 THINGS = ("the rain", "a good book", "this soup", "my dog", "the old town")
 ROUND = 5

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from align.__main__ import composed
+from align.core.types import Conversation, Message
 from align.evals.suite.samples import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
@@ -19,7 +20,6 @@ from align.ops.intervals import mean
 from align.reward.build import on_its_own_base
 from align.run import read_manifest, resolve
 from align.stages.rows import prompts_of
-from align.types import Conversation, Message
 
 Figures = dict[str, Any]
 NAT = 0.03

@@ -25,12 +25,12 @@ from runs import Runs, arguments, rounded, side_by_side
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences
+from align.core.types import Message
 from align.data.read.preferences import write_preferences
 from align.ops.intervals import mean
 from align.report.plots import axes, render
 from align.reward.rules import Sentiment
 from align.track import read_rows
-from align.types import Message
 
 RANKINGS = (25, 100, 400)
 """The quickstart has 8,800."""

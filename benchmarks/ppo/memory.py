@@ -19,6 +19,7 @@ import torch
 from ours import precision, roles_on
 from work import RESULT, Work, result_of
 
+from align.core.types import Rollout
 from align.models.adapters import with_new_adapter
 from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
@@ -26,7 +27,6 @@ from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import linear_head
 from align.track import peak_rss_mb
-from align.types import Rollout
 
 HERE = Path(__file__).resolve().parent
 PROMPT, RESPONSE = 36, 32

@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from work import PROMPTS, Work, report
 
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
@@ -30,7 +31,6 @@ from align.ppo.update import Losses, update
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.track import peak_rss_mb
-from align.types import Conversation, Message
 
 
 def precision(work: Work) -> tuple[str, torch.dtype]:

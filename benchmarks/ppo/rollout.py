@@ -17,13 +17,13 @@ import torch
 from ours import precision, roles_on
 from work import PROMPTS, Work, report
 
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
-from align.types import Conversation, Message
 
 
 def main(work: Work, who: str) -> None:

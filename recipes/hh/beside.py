@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from align.core.types import Preference
 from align.data.pairs import drawn
 from align.data.read.records import read_preferences
 from align.data.split import split_by_group
@@ -31,7 +32,6 @@ from align.models.load import choose_device, choose_dtype
 from align.ops.intervals import grouped, proportion
 from align.report import few, in_words
 from align.run import read_manifest
-from align.types import Preference
 
 
 def main() -> int:

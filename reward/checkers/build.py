@@ -8,9 +8,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from align.errors import require
+from align.core.errors import require
+from align.core.spec import one_of, written
 from align.reward.checkers.checked import AllowCode, Checked, Checker
-from align.spec import one_of, written
 
 CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from align.errors import readable
+from align.core.errors import readable
 
 SHOWN = 200
 """Characters of what was found that a part keeps."""

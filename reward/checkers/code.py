@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
+from align.core.spec import known, number, text, texts, whole
 from align.reward.checkers.checked import AllowCode, Checker, Part, part
 from align.reward.checkers.fences import blocks
 from align.reward.checkers.sandbox import (
@@ -19,7 +20,6 @@ from align.reward.checkers.sandbox import (
     choose_tier,
     run_program,
 )
-from align.spec import known, number, text, texts, whole
 
 KIND = "code"
 USUAL = Limits()

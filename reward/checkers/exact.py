@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from align.errors import require
+from align.core.errors import require
+from align.core.spec import known, one_of, quoted, text, texts
 from align.reward.checkers.checked import Checker, Part, part
-from align.spec import known, one_of, quoted, text, texts
 
 KIND = "exact"
 READS = {

@@ -14,13 +14,13 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
+from align.core.spec import filled, known, one_of, quoted, text, texts, whole
 from align.reward.checkers import text_counts
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.languages import LANGUAGES, in_language
 from align.reward.checkers.sentences import count_sentences
 from align.reward.checkers.text_counts import COMPARED, compare
-from align.spec import filled, known, one_of, quoted, text, texts, whole
 
 KIND = "instructions"
 

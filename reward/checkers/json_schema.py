@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from align.distribution import require_extra
-from align.errors import InputError, require
+from align.core.distribution import require_extra
+from align.core.errors import InputError, require
+from align.core.spec import known
 from align.reward.checkers.checked import SHOWN, Checker, Part, part
 from align.reward.checkers.fences import blocks
-from align.spec import known
 
 KIND = "json_schema"
 IS_JSON, FITS = "the answer is JSON, alone or in a fenced block", "it fits the schema"

@@ -6,9 +6,9 @@ from typing import Any
 
 import regex
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
+from align.core.spec import flag, known, quoted, text, texts
 from align.reward.checkers.checked import LIMIT_S, Checker, Part, part
-from align.spec import flag, known, quoted, text, texts
 
 KIND = "regex"
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import confinement, remote_calls, run_answer, run_tests
 
 PROCESSES = 64

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Candidate, Store, Vote, configure
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 KEY = "k" * 32
 WHO = "ann"

@@ -247,7 +247,7 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
 def test_of_two_projects_one_is_chosen(serve, page):
     app = serve([("yes", "no")] * 2, accounts=True)
     from align.annotate.store import Candidate
-    from align.types import Conversation, Message
+    from align.core.types import Conversation, Message
 
     prompt = Conversation((Message("user", "elsewhere"),))
     app.store.add_item("q", "0", prompt, [Candidate("a"), Candidate("b")])

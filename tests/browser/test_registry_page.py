@@ -16,7 +16,7 @@ from annotation_app import free_port
 from portfolio import digest_of, made, small
 
 from align.__main__ import main
-from align.chain import Head
+from align.core.chain import Head
 from align.registry.voters import Votes
 from align.run.alias_log import Meant, append
 

@@ -17,10 +17,10 @@ import yaml
 from pages import PAGES, ROOT, blocks
 
 from align.__main__ import composed, main, stages_in
-from align.batch import split
+from align.cli.batch import split
 from align.config.compose import check, compose_raw
+from align.core.errors import InputError
 from align.data.read.records import read_documents, read_preferences
-from align.errors import InputError
 
 
 def commands() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from data_sets import sentence, write
 from sqlalchemy import create_engine, text
 
 from align.annotate.store import Candidate, Judgement, Store
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 SECRET = "Ottilie Grünberg lives at the old mill"
 """A text of one person."""

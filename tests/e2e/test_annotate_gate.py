@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from align.annotate.accounts import Person
 from align.annotate.store import Candidate, Store
 from align.annotate.web.words import STATIC
-from align.errors import InputError
-from align.types import Conversation, Message
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 
 PAGE = {"X-Align": "a page"}
 UNCHANGED = {"version": 0, "mode": "work", "guidelines": None}

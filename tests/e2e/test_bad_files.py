@@ -12,13 +12,13 @@ import pytest
 from refusing import CONTENTS, VALUES, readers, refused
 from workshop import Ready, Workshop
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat import template
 from align.data.chat.encode import render, stop_token_ids
 from align.data.chat.template import use_template
-from align.errors import InputError
 from align.models.base import find_base
 from align.models.load import context_length, load_base, load_tokenizer
-from align.types import Conversation, Message
 
 
 @pytest.fixture

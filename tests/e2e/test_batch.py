@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from processes import Child, Forks, reached
 
-from align import batch as batch_module
 from align.__main__ import main
+from align.cli import batch as batch_module
 from align.run import json_digest, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +124,7 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     assert "standard input=(empty)" in capfd.readouterr().err
 
 
-AFRESH = "import align.batch; align.batch.imported = lambda commands: False"
+AFRESH = "import align.cli.batch; align.cli.batch.imported = lambda commands: False"
 
 
 @pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "SIGTERM, afresh", "the stage alone, killed"])

@@ -11,8 +11,8 @@ import pytest
 from data_sets import chat, made, sentence, three_sources, write
 from workshop import Workshop
 
+from align.core.types import Conversation
 from align.data.sets.published import data_set, described
-from align.types import Conversation
 
 
 def two_sources(here: Path) -> list[str]:

@@ -27,9 +27,9 @@ from data_sets import chat, made, sentence, write
 from workshop import Workshop
 
 from align.annotate.store import Candidate, Store
+from align.core.errors import CorruptFile
+from align.core.types import Conversation, Message
 from align.data.sets.published import data_set, holds, proof_of
-from align.errors import CorruptFile
-from align.types import Conversation, Message
 
 
 def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(

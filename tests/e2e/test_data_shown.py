@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from data_sets import chat, made, three_sources, write
 
+from align.core.types import Conversation, Message
 from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
 from align.data.sets import gather
@@ -16,7 +17,6 @@ from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.report import telling
 from align.report.words import NO_BREAK
-from align.types import Conversation, Message
 
 
 def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path, tiny_model: Path) -> None:

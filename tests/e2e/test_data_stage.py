@@ -19,11 +19,11 @@ import pytest
 from data_sets import made, sources, three_sources, write
 from workshop import Workshop
 
+from align.core.types import Conversation, Preference
 from align.data.sets import gather, published
 from align.data.sets.published import data_set
 from align.data.sets.spool import Spool
 from align.report.data_set import lost
-from align.types import Conversation, Preference
 
 
 @pytest.fixture

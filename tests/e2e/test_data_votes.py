@@ -22,14 +22,14 @@ from workshop import Workshop
 
 from align.annotate.store import Candidate, Judgement, Store
 from align.config.root import Config, StoreConfig
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Preference
 from align.data.pairs import read_pairs
 from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.published import data_set
 from align.data.sets.source import votes_of
 from align.data.sources import DataSource
-from align.errors import InputError
 from align.stages.rows import key_of
-from align.types import Conversation, Message, Preference
 
 
 def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(

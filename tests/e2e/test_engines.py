@@ -12,6 +12,7 @@ import torch
 from workshop import Ready
 
 from align.__main__ import main
+from align.core.types import Rollout
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool, snapshot
 from align.models.load import load_base
@@ -19,7 +20,6 @@ from align.rollout import registry
 from align.rollout.hf import HfEngine
 from align.run import Base, model_digest
 from align.track import read_rows
-from align.types import Rollout
 
 STATE = "stage.eval_every=2", "stage.eval_prompts=4", "stage.updates=3"
 

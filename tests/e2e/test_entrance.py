@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Candidate, Store, configure
-from align.errors import StorageError
-from align.types import Conversation, Message
+from align.core.errors import StorageError
+from align.core.types import Conversation, Message
 
 GOOD = "correct horse battery"
 URL = "https://annotate.example.org"

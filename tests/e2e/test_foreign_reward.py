@@ -15,12 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from workshop import Ready
 
 from align.__main__ import main
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Rollout
 from align.reward.build import on_its_own_base
 from align.reward.learned import LearnedReward
 from align.run import artifact_in, read_manifest
 from align.track import read_rows
-from align.types import Conversation, Message, Rollout
 
 CONTEXT = 192
 

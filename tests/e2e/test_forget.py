@@ -24,12 +24,12 @@ from workshop import Workshop
 from align.__main__ import main
 from align.annotate.store import Candidate, Store
 from align.annotate.store.tables import annotators
+from align.core.types import Conversation, Message
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import Answer, AnswerStore, Asked
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import stale_in
-from align.types import Conversation, Message
 
 ANN = "ann@example.org"
 PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"

@@ -17,8 +17,8 @@ import torch
 import yaml
 from processes import Child, Forks
 
-from align import batch
 from align.__main__ import main
+from align.cli import batch
 from align.run import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]

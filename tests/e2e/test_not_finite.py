@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from workshop import Ready
 
 from align.__main__ import main
-from align.errors import MissingArtifact
+from align.core.errors import MissingArtifact
 from align.models.base import find_base
 from align.run import file_digest, read_manifest, resolve
 from align.run.checkpoints import SEAL, seal
@@ -265,8 +265,8 @@ def test_in_what_finite_weights_say(place: Place, refused: Callable[..., str], s
 
 def test_in_a_figure(place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stage brings it: the gate is one for all."""
+    from align.core.types import Result
     from align.stages import sample
-    from align.types import Result
 
     run = sample.run
 

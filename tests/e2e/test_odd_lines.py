@@ -13,7 +13,7 @@ import pytest
 from processes import Forks, reached
 from workshop import Workshop
 
-from align.redaction import MASK, SECRET_KEY, masked, masked_tree, redacted
+from align.core.redaction import MASK, SECRET_KEY, masked, masked_tree, redacted
 from align.run import read_manifest
 
 SECRET = "sk-4f9a0c77b1e2d3c4"

@@ -11,7 +11,7 @@ from workshop import Ready, Workshop
 
 from align.config.compose import check, compose_raw
 from align.config.root import plain
-from align.errors import CorruptFile, RunBusy
+from align.core.errors import CorruptFile, RunBusy
 from align.run import Run
 from align.serve.tenants import LOCAL, Keys, Limits, Tenant
 from align.serve.usage import Usage, usage_beside

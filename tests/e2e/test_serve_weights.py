@@ -11,6 +11,7 @@ from processes import Forks
 from serving import adapters, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_judged, stop_token_ids
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base
@@ -19,7 +20,6 @@ from align.models.load import describe, load_base, load_classifier, load_tokeniz
 from align.models.lora import Lora
 from align.reward.learned import score_rows
 from align.run import write_json
-from align.types import Conversation, Message
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from align.annotate.store import Candidate, Store
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
 SERVED = """

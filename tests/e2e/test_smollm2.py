@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from align.__main__ import main
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models import base
 from align.models.base import builtin_folder, find_base
 from align.models.load import load_base, load_tokenizer

@@ -16,13 +16,13 @@ import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.config.schemas import all_schemas
+from align.core.types import Conversation
 from align.data.split import question_key
 from align.evals.suite.samples import read_samples, summarise
 from align.models.adapter_files import read_tensors
 from align.report.figures import scarce
 from align.run import Manifest, read_manifest
 from align.track import read_rows
-from align.types import Conversation
 
 pytestmark = pytest.mark.usefixtures("no_network")
 TRAINED = {"steps.jsonl", "trained_on.jsonl", "trained_ids.parquet"}

@@ -13,6 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from workshop import Workshop
 
+from align.core.types import Conversation
 from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
 from align.data.sets.published import data_set
@@ -21,7 +22,6 @@ from align.models.base import FOLDER
 from align.run import read_manifest
 from align.serve.answer_parser import PartedAnswer
 from align.track import read_rows
-from align.types import Conversation
 
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]
 PLACES = ("Oslo", "Rome", "Lima", "Kyiv", "Bern", "Graz")

@@ -14,8 +14,8 @@ import pytest
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.terms import Terms
 from align.annotate.store import Candidate, Judgement, Store, configure
-from align.errors import StorageError
-from align.types import Conversation, Message
+from align.core.errors import StorageError
+from align.core.types import Conversation, Message
 
 UNCHANGED = Terms(0, "work", None)
 """Of a project whose settings are those it was made with."""

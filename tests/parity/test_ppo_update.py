@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from align.core.types import Rollout
 from align.models.roles import ForwardOutput
 from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.ppo.update import Losses, accumulate
-from align.types import Rollout
 
 VOCABULARY, PROMPT, WIDTH, ROWS = 11, 3, 6, 8
 CLOSE = {"atol": 1e-6, "rtol": 0}

@@ -4,7 +4,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from align.annotate.store import Candidate, Judgement, Store
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 TABLES = ("prompts", "candidates", "annotators", "ledger")
 UNGUARDED = {

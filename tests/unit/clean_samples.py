@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from align.types import Conversation, Feedback, Message, Preference
+from align.core.types import Conversation, Feedback, Message, Preference
 
 WRITTEN = {
     "Chinese": "你好，我想问一下：这台灯的灯泡包含在内吗？“暖白”和《冷白》都可以（E14）。１２３、ＡＢＣ！",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from align.files import SIZE_LIMIT
+from align.core.files import SIZE_LIMIT
 
 SOON_S = 20
 """A reader that has not ended by then hangs."""

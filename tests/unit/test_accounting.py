@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.serve.rate_limits import Limiter
 from align.serve.tenants import Limits, Tenant
 from align.serve.usage import Accounting, BudgetSpent, Usage, duration

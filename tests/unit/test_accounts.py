@@ -12,7 +12,7 @@ from align.annotate.accounts import INVITATION_S, SESSION_S, Accounts, Person
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement
 from align.annotate.store.tables import invitations, leases, members, sessions, users
-from align.errors import InputError
+from align.core.errors import InputError
 from align.web.credentials import Refused
 
 

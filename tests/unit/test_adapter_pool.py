@@ -16,7 +16,8 @@ from tiny_roles import PAD, PROMPTS, STOPS, World, make_world
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from align.errors import CorruptFile, InputError, StorageError
+from align.core.errors import CorruptFile, InputError, StorageError
+from align.core.types import Rollout
 from align.models import adapter_pool as pool_module
 from align.models.actor import Actor, ModelActor
 from align.models.adapter_files import WEIGHTS_FILE
@@ -28,7 +29,6 @@ from align.models.roles import Roles
 from align.rollout.engine import response_ids, rows_by_actor
 from align.rollout.hf import HfEngine
 from align.run.weights import adapter_digest
-from align.types import Rollout
 
 ENGINE = HfEngine(STOPS, PAD, 8)
 SEEDS = range(len(PROMPTS))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import CorruptFile, InputError, RunConflict
+from align.core.errors import CorruptFile, InputError, RunConflict
 from align.run import alias_log
 from align.run.alias_log import FILE, Change, Meant, append, in_words, read_log
 

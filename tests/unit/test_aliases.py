@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.aliases import NAME, Arm, parsed_aliases
-from align.errors import InputError
+from align.core.aliases import NAME, Arm, parsed_aliases
+from align.core.errors import InputError
 
 NAMES = st.from_regex(NAME, fullmatch=True)
 REFS = st.text(min_size=1, max_size=20)

@@ -21,6 +21,7 @@ import align.ppo.verify.anchors
 import align.ppo.verify.closed_form
 import align.ppo.verify.on_model
 import align.rollout.hf
+from align.core.types import Rollout
 from align.models.roles import ForwardOutput, Roles
 from align.ppo.advantages import Estimator
 from align.ppo.update import Losses
@@ -47,7 +48,6 @@ from align.ppo.verify.on_model import (
 )
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
-from align.types import Rollout
 
 MODULES = (
     align.ops.gae, align.ops.losses, align.ppo.advantages, align.ppo.verify.anchors, align.ppo.verify.closed_form,

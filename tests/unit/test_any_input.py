@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from align.core.errors import InputError
+from align.core.types import ROLES, Conversation, Preference
 from align.data.read.content import row_bytes
 from align.data.read.drops import BadRows
 from align.data.read.messages import CALLS, NOT_READ, NOT_READ_OF_ROWS, OFFERED, REASONING, SYSTEM, TRAINED
@@ -19,11 +21,9 @@ from align.data.read.records import read_documents, read_preferences, read_recor
 from align.data.read.shapes import ANSWERS, COLUMNS
 from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, prompts
-from align.errors import InputError
 from align.models.adapter_files import adapter_config
 from align.models.lora import settings_in
 from align.run import model_config, read_manifest
-from align.types import ROLES, Conversation, Preference
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor
 from torch.testing import assert_close
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.models import architectures, backbone, plain_path
 from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
@@ -22,7 +23,6 @@ from align.models.base import base_in
 from align.models.load import load_base
 from align.rollout.hf import HfEngine
 from align.run import Base, model_digest
-from align.types import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

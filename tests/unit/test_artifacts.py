@@ -8,7 +8,7 @@ import pytest
 from run_folders import BASE, manifest_of, opened, published
 
 from align.__main__ import STAGES as LISTED
-from align.errors import CorruptFile, InputError, MissingArtifact
+from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.run import Base, artifact_in, resolve, write_json
 from align.run.artifacts import WITH_RUNS
 

@@ -13,7 +13,7 @@ from align.annotate.assignment.clock import Clock
 from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from align.annotate.store.counting import recount
 from align.annotate.store.tables import leases, work
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models import bank as bank_module
 from align.models.bank import UNIT, Bank, Lowered, Site, lowered, plan_of
 

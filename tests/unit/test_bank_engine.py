@@ -13,7 +13,8 @@ from tiny_roles import FP32, PAD, PROMPTS, STOPS, World, make_world, shake
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.models.actor import ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.adapters import with_new_adapter
@@ -24,7 +25,6 @@ from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
 from align.rollout.requests import Request, SamplingParams
 from align.run import Base
-from align.types import Rollout
 
 SEEDS = range(len(PROMPTS))
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Rollout
 from align.data.read.documents import document_of
-from align.errors import InputError
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.answers_alone import Judged
 from align.stages.best_of import checked, lines_about
-from align.types import Conversation, Rollout
 
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.export.card import folded_scale, licence_in, render_card
 from align.export.history import measured_on, parents_of, sampling, settings_of, system_prompt
 from align.export.receipt_rows import Check

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from align.chain import GENESIS, Head, advance, link_hash
-from align.errors import CorruptFile
+from align.core.chain import GENESIS, Head, advance, link_hash
+from align.core.errors import CorruptFile
 
 
 @dataclass(frozen=True)

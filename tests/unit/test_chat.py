@@ -10,6 +10,8 @@ import pytest
 from templates import FAMILIES, MARKED, MISTRAL, PLAIN, QWEN3, make_tokenizer, trained_texts
 
 from align.config.groups import RolloutConfig
+from align.core.errors import InputError
+from align.core.types import Conversation
 from align.data.chat.encode import (
     encode,
     encode_conversation,
@@ -21,9 +23,7 @@ from align.data.chat.encode import (
     stop_token_ids,
 )
 from align.data.chat.template import CHATML, use_template
-from align.errors import InputError
 from align.rollout.registry import engine_of
-from align.types import Conversation
 
 
 def talk(*turns: str, system: str | None = None) -> Conversation:

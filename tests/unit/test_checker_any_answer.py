@@ -12,7 +12,7 @@ import pytest
 import yaml
 from test_checker_following import EXAMPLES
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
 from align.reward.checkers.code import code_of
 from align.reward.checkers.fences import blocks

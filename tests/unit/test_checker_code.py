@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import Checked, checker, sandbox
 from align.reward.checkers.code import program
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import accuracy, checker
 from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT, of_row
 from align.reward.checkers.sentences import count_sentences

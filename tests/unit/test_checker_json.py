@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import Checked, checker
 
 SCHEMA = {

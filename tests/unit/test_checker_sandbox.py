@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.reward.checkers import checker, confinement, sandbox
 from align.reward.checkers.sandbox import TIERS, UNSAFE, Limits, ProgramRun, Tier, run_program
 

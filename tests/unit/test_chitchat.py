@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 
+from align.core.errors import InputError
 from align.data import chitchat
 from align.data.sources import DataSource, documents, prompts
-from align.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed: pip install 'align-rlhf[demo]'"

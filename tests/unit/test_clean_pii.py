@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from clean_samples import chat, pair
 
+from align.core.redaction import masked
 from align.data.chitchat import as_chat, records, turns
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Noted
 from align.data.clean.pii import IBAN_LENGTHS, KINDS, Pii, is_card, luhn, mod_97
 from align.data.clean.steps import steps_of
-from align.redaction import masked
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
 from personal import KEYS, NEGATIVES, battery, jwt, private_key

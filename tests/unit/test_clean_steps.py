@@ -13,12 +13,12 @@ from clean_samples import WRITTEN, chat, feedback, pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from align.core.errors import InputError, half_character
+from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.clean.cleaner import WIDTH, Cleaner, difference, excerpt
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.steps import STEPS, steps_of
 from align.data.read.content import content_of, texts, turns
-from align.errors import InputError, half_character
-from align.types import Conversation, Feedback, Message, Preference, Record
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 ALL = ["unicode", {"unicode": {"unescape": True}}, "control", "empty", "roles", {"roles": {"ends": "any"}},

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from clean_samples import WRITTEN, chat, feedback, pair, said_by
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Preference
 from align.data.chitchat import as_chat, records, turns
 from align.data.clean.language import COMMON, NONE, RARE, identifier
 from align.data.clean.outcome import Drop, Noted, Outcome, Step
 from align.data.clean.quality import OURS, N, read_phrases, repeated_grams, repeated_lines, word_count, words
 from align.data.clean.steps import steps_of
 from align.data.ngrams import ngrams
-from align.errors import InputError
-from align.types import Conversation, Message, Preference
 
 
 def step(given: Any, **passed: Any) -> Step:

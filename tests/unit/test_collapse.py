@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.core.types import Message
 from align.evals.collapse import (
     COLLAPSED,
     NOT_MEASURED,
@@ -28,7 +29,6 @@ from align.evals.collapse import (
 )
 from align.evals.suite.samples import Sample, read_samples, summarise, write_samples
 from align.ops.intervals import mean
-from align.types import Message
 
 KINDS = ("old", "new", "red", "cheap", "small", "large", "fast", "quiet")
 THINGS = ("cars", "boats", "hats", "phones", "houses", "gardens", "trains", "lamps", "doors", "songs")

@@ -17,14 +17,14 @@ from test_read_records import SHAPES
 from written import WRITERS, write
 
 from align.config.compose import check, compose_raw
+from align.core.errors import InputError
+from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.pairs import holds_labels
 from align.data.read.columns import CHOICES, CONTEXT, ColumnRules, UnreadColumns, spoken
 from align.data.read.content import DOCUMENTS, FEEDBACK, asked, kind_of, strings, texts
 from align.data.read.drops import BadRows
 from align.data.read.records import Read, answers_of_file, read_documents, read_preferences, read_records
 from align.data.sources import DataSource, prompts
-from align.errors import InputError
-from align.types import Conversation, Feedback, Message, Preference, Record
 
 LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"
 SHORT = "shop notes"

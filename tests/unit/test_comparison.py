@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from portfolio import interval, made, records
 
-from align.errors import InputError, MissingArtifact
+from align.core.errors import InputError, MissingArtifact
 from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, comparison
 from align.registry.comparison_page import labels_of, over_seeds, page_of, sweep_page
 from align.registry.ranking import said_first

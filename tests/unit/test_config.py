@@ -12,7 +12,7 @@ from align.config.group_files import conf_dir
 from align.config.root import Config, plain
 from align.config.schemas import all_schemas
 from align.config.values import quote, read_value
-from align.errors import InputError
+from align.core.errors import InputError
 
 OWN = "model=pocket data=jsonl"
 

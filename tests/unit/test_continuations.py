@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.continuations import answered, continued, windows
 from align.data.chat.encode import IGNORED, Encoded
-from align.errors import InputError
 from align.models.base import find_base
 from align.models.load import load_tokenizer
-from align.types import Conversation, Message
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from many_adapters import FAMILIES, Heard, adapter, adapters, added, asked, base_model, engine, prompt, run, sampled
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models.fastpath.places import CHUNK
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.engine_thread import EngineThread

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
+from align.core.outputs import FOLDER_SEAL
 from align.export import converters
 from align.export.converters import HF, LORA, convert_model, converters_in, default_folder, main, unpack
-from align.outputs import FOLDER_SEAL
 
 CARRIED = (HF, LORA, "LICENSE", "conversion/base.py", "gguf-py/gguf/__init__.py")
 

@@ -14,7 +14,7 @@ from people import GOOD, member
 from waiting import settles
 
 from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
-from align.errors import StorageError
+from align.core.errors import StorageError
 from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
 from align.web.fair_queue import Busy, FairQueue
 

@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.chain import Head
 from align.config.identity import identifying
+from align.core.chain import Head
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data import chitchat
 from align.data.clean.steps import steps_of
 from align.data.sets import gather, parallel
@@ -30,8 +32,6 @@ from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.parallel import Count, Engine, embedded, make_ahead, pieces
 from align.data.sets.source import Source, Votes
 from align.data.sets.spool import Rows, Spool
-from align.errors import InputError
-from align.types import Conversation, Message
 
 BAD = {"prompt": "no answer", "completion": ""}
 

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from align.core.errors import InputError
 from align.data.sets.parallel import SILENT, Daft, Worker, joined, packed, result
-from align.errors import InputError
 
 
 def test_work_that_no_other_process_can_find_is_refused() -> None:

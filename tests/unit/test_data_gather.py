@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.core.errors import CorruptFile, InputError
 from align.data.clean.steps import steps_of
 from align.data.sets import gather, published
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.source import Source, by_name, licence_within, parsed_sources, recognised
 from align.data.sets.spool import Rows, Spool
-from align.errors import CorruptFile, InputError
 
 GOOD = [{"prompt": f"question {i}?", "completion": f"the answer {i} to it"} for i in range(25)]
 RANKS = [("a", 1), ("b", 2), ("c", 2)]

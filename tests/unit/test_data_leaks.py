@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from align.core.types import Conversation, Message, Record
 from align.data.dedup.contamination import COMMON, Tally
 from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
@@ -17,7 +18,6 @@ from align.data.sets.columns import columns_of, texts_of
 from align.data.sets.contamination import Evaluations, leaks_of, worth_asking
 from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows, Spool
-from align.types import Conversation, Message, Record
 
 LONG = "the quick brown fox jumps over the lazy dog and then sleeps until the next morning comes"
 PHRASE = "thank you for your message we will come back to you within one working day"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.core.errors import InputError
 from align.data.sets.mix import draws, mixed, mixture, over_caps, seen, shares
-from align.errors import InputError
 
 
 def mix(counts: list[int], weights: list[float | None], size: int = 1, **how: object):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.core.errors import InputError
 from align.data.sets.sides import group_labels, held_back, named_sides, units, whole_units, written_since
 from align.data.split import held_back as held_back_of_files
-from align.errors import InputError
 
 
 def keys(names: str) -> np.ndarray:

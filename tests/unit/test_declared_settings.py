@@ -18,7 +18,7 @@ from align.config.root import PARTS, Config
 from align.config.schemas import all_schemas
 from align.config.settings import Setting, Settings, declared_in, defaults_of
 from align.config.stages import ALWAYS, STAGES, schema_of
-from align.errors import InputError
+from align.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "settings.md"

@@ -29,7 +29,7 @@ from deploy_files import (
 
 from align.__main__ import composed
 from align.config.serve import ServeConfig
-from align.errors import InputError
+from align.core.errors import InputError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BUILDING = re.compile(r"\b(g\+\+|gcc|make|cmake|build-essential|git|pip|curl|wget)\b")

@@ -15,6 +15,7 @@ from many_adapters import FAMILIES, Heard, base_model, prompt, sampled
 from pretended_card import CARD, OnCard, on_card, pretended_card
 from torch import Tensor
 
+from align.core.types import Rollout
 from align.models.fastpath import without_fast_path
 from align.models.load import ALLOCATOR, choose_device
 from align.ops.gae import gae
@@ -22,7 +23,6 @@ from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.requests import Request
 from align.trainers.nan_guard import unpaged
-from align.types import Rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKES = {

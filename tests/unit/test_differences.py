@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from portfolio import BASE, interval, made
 
+from align.core.errors import CorruptFile, InputError
 from align.data.trained_ids import SCHEMA
-from align.errors import CorruptFile, InputError
 from align.registry.differences import as_lines, differences
 from align.registry.index import asked
 from align.run.manifest import Base

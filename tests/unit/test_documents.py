@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from test_sources import write
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.read.drops import tallied
 from align.data.read.records import read_documents, read_preferences, read_with_report
-from align.errors import InputError
-from align.types import Conversation, Message
 
 TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
 SYSTEM = Message("system", "s")

@@ -19,9 +19,10 @@ from align.__main__ import main
 from align.config.compose import check, compose_raw
 from align.config.identity import identifying
 from align.config.root import plain
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length
 from align.data.pairs import Pair
-from align.errors import InputError
 from align.evals.implicit_reward import pair_logprobs
 from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
@@ -35,7 +36,6 @@ from align.track import read_rows
 from align.trainers import available
 from align.trainers.common import train
 from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
-from align.types import Conversation, Message, Preference
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, chatting, error, said
 
-from align.errors import InputError, StorageError
+from align.core.errors import InputError, StorageError
+from align.core.redaction import redacted
+from align.core.types import Conversation, Message, ToolCall
 from align.evals import endpoint as module
 from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
-from align.redaction import redacted
 from align.rollout.kept import Answer, AnswerStore, Question, Token
-from align.types import Conversation, Message, ToolCall
 
 FIELD = "stage.systems.theirs"
 HELLO = [{"role": "user", "content": "Hello?"}]

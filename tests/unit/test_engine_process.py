@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.rollout import ask_vllm, engine_process
 from align.rollout.engine_process import (
     LLAMA_CPP,

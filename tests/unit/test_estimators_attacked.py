@@ -14,7 +14,8 @@ from torch import Tensor, tensor
 
 from align.config.compose import check, compose_raw
 from align.config.ppo import PpoConfig
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.export.history import estimator as on_the_card
 from align.models.roles import Roles
 from align.ops.gae import token_rewards
@@ -27,7 +28,6 @@ from align.ppo.rollouts import shape_scores
 from align.ppo.update import Losses, accumulate
 from align.ppo.verify.enumerated import problem
 from align.ppo.verify.on_model import taken
-from align.types import Rollout
 
 ROLLOUT, TEMPERATURE = ragged_rollout(rows=8), 0.8
 TELLS = tensor([1.0, 0.0, -1.0, 0.0, 0.5, 2.0, 0.0, 0.0])

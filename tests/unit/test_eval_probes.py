@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, ToolCall
 from align.evals.suite.gates import parsed_gates
 from align.evals.suite.probes import CHOICE, LOSS, Choices, Probe, bits_per_byte, chosen, figures_of, size_of
 from align.evals.suite.tasks import Item, Task, items_of_file, parsed_tasks
-from align.types import Conversation, Message, ToolCall
 
 ROW = {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_folders import published
 
-from align.errors import MissingArtifact
+from align.core.errors import MissingArtifact
 from align.models.start import as_recorded
 from align.run import artifact_in
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.evals.stats import bradley_terry
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_data_leaks import spooled
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Record
 from align.data.read.content import DOCUMENTS
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
-from align.errors import InputError
-from align.types import Conversation, Message, Record
 
 TALE = "the ferry left the northern harbour before dawn with eleven barrels of salted herring under its deck"
 BIRDS = "several pairs of grey herons built their nests in poplars beside our flooded meadow last spring"

@@ -8,7 +8,7 @@ import pytest
 
 from align.config.compose import check, compose_raw
 from align.config.root import Config
-from align.errors import InputError
+from align.core.errors import InputError
 
 GLOBAL = "# @package _global_\n"
 

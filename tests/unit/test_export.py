@@ -31,7 +31,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from align.errors import CorruptFile, InputError, MissingArtifact, StorageError
+from align.core.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export.card import render_card
 from align.export.merged import merge
 from align.export.snippet import TALK, loading_code

@@ -14,8 +14,8 @@ import pytest
 from align.__main__ import main
 from align.config.extras import EXTRA_NEEDS, ExtraNeed
 from align.config.stages import STAGES
-from align.distribution import EXTRA_MODULES
-from align.errors import InputError
+from align.core.distribution import EXTRA_MODULES
+from align.core.errors import InputError
 from align.registry.comparison_page import Point, tradeoff
 from align.report import Report
 from align.reward.checkers.build import checker

@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from align.core.types import Rollout
 from align.models.adapters import with_new_adapter
 from align.models.backbone import base_model, hidden_states, response_logprobs
 from align.models.fastpath import decoding, llama, lora, use_fast_path
 from align.models.fastpath.cache import ReservedCache
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine, next_states
-from align.types import Rollout
 
 
 @pytest.fixture(scope="module")

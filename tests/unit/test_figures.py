@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from portfolio import digest_of, interval, made, publish_file
 
-from align.aliases import Arm
-from align.errors import CorruptFile, InputError
+from align.core.aliases import Arm
+from align.core.errors import CorruptFile, InputError
 from align.registry import comparison, trace
 from align.registry.gates import read_gate
 from align.registry.index import Index, asked

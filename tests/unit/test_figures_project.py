@@ -18,7 +18,7 @@ from align.annotate.figures import figures, plots
 from align.annotate.figures.project import SECONDS, disagreements, per_day
 from align.annotate.figures.view import View, read
 from align.annotate.store import Candidate, Judgement, Store, configure
-from align.errors import InputError
+from align.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOTS = (plots.per_day, plots.seconds, plots.position, plots.length)

@@ -1,4 +1,4 @@
-"""Every call that opens a file to read it: those outside `align.files` are listed here, each with its reason."""
+"""Every call that opens a file to read it: those outside `align.core.files` are listed here, each with its reason."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MODE_SECOND = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open"}
 WRITING = set("wax+")
 OPENED_OTHERWISE = {"Store", "Run", "replica", "self"}
 """Their `open` opens a database, a run, or an engine."""
-CHECKED = "the files of the folder have passed align.files.check_folder or check_readable"
-DIGEST = "its digest was taken by align.files just before, and is the expected one"
+CHECKED = "the files of the folder have passed align.core.files.check_folder or check_readable"
+DIGEST = "its digest was taken by align.core.files just before, and is the expected one"
 SHIPPED = "a file of an installed package"
 OWN = "a file that this process or its own child wrote"
-PARSES = "parses a text that align.files has read"
+PARSES = "parses a text that align.core.files has read"
 STANDARD_INPUT = "the standard input of a process that align started"
 SYSTEM = "a file of the kernel's"
 NOT_READ = "opens a folder, a lock or a device to hold it, and reads nothing"
@@ -52,7 +52,7 @@ EXCEPTIONS = {
     "align.config.group_files:loaded": PARSES,
     "align.data.chitchat:records": SHIPPED,
     "align.data.chat.fixed_prompts:fixed_texts": SHIPPED,
-    "align.data.read.arrow:read_parquet": "reads what align.data.read.files has opened by align.files",
+    "align.data.read.arrow:read_parquet": "reads what align.data.read.files has opened by align.core.files",
     "align.data.clean.pii:top_level_domains": SHIPPED,
     "align.data.chat.probe_pattern:main": STANDARD_INPUT,
     "align.data.chat.probe_template:main": STANDARD_INPUT,
@@ -61,10 +61,10 @@ EXCEPTIONS = {
     "align.data.sets.spool:groups": OWN,
     "align.data.sets.spool:write": OWN,
     "align.data.trained_ids:add_questions": DIGEST,
-    "align.distribution:reinstall_command": SHIPPED,
+    "align.core.distribution:reinstall_command": SHIPPED,
     "align.evals.suite.harness:data_of": PARSES,
     "align.export.card:licence_in": PARSES,
-    "align.export.converters:unpack": "unpacks what align.files has opened",
+    "align.export.converters:unpack": "unpacks what align.core.files has opened",
     "align.export.engines:adapter_on": CHECKED,
     "align.export.engines:as_published": CHECKED,
     "align.export.gguf:write_gguf": OWN,
@@ -90,7 +90,7 @@ EXCEPTIONS = {
     "align.models.base:pocket_folder": SHIPPED,
     "align.models.sharded:read_weights": DIGEST,
     "align.models.base:write_snapshot": SHIPPED,
-    "align.outputs:atomic_file": "opens a new file to write it",
+    "align.core.outputs:atomic_file": "opens a new file to write it",
     "align.planning.shapes:built_shape": CHECKED,
     "align.planning.shapes:named_in_transformers": SHIPPED,
     "align.ppo.checkpoint:restore_state": DIGEST,
@@ -128,7 +128,7 @@ def call_name(call: ast.Call) -> str:
 
 
 def opens_to_read(call: ast.Call) -> bool:
-    """Return True for a call that may read a file by another way than `align.files`."""
+    """Return True for a call that may read a file by another way than `align.core.files`."""
     name = call_name(call)
     last = name.rpartition(".")[2]
     if name == "os.open" and {"O_WRONLY", "O_RDWR"} & set(re.findall(r"\w+", ast.unparse(call))):
@@ -164,10 +164,10 @@ def test_every_read_goes_through_the_one_reader() -> None:
     found = {
         place
         for path in MODULES
-        if name_of(path) != "align.files"
+        if name_of(path) != "align.core.files"
         for place in reads_in(path.read_text(encoding="utf-8"), name_of(path))
     }
-    assert sorted(found - EXCEPTIONS.keys()) == [], "read it by align.files, or list it with a reason"
+    assert sorted(found - EXCEPTIONS.keys()) == [], "read it by align.core.files, or list it with a reason"
     assert sorted(EXCEPTIONS.keys() - found) == [], "these read no file any more"
 
 

@@ -1,5 +1,5 @@
-"""Every call that replaces or removes a file: functions outside `align.outputs` that ask none of its guards are listed
-here, each with its reason."""
+"""Every call that replaces or removes a file: functions outside `align.core.outputs` that use no guard of its
+are listed with their reasons."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SHOWN = "what align made by its manifest, name or base.json; shown first, and re
 ARTIFACT = "called for files of a run's artifact alone"
 ASIDE = "renames a file that is no index, and changes nothing in it"
 CREATED = "makes the file if there is none and cuts none; a database of others has been refused before"
-OPENED = "packs into a file that align.outputs has opened, which replaces none"
+OPENED = "packs into a file that align.core.outputs has opened, which replaces none"
 APPENDS = "locks the file, and writes nothing to it"
 EXCEPTIONS = {
     "align.annotate.exchange.archive:backup": OPENED,
@@ -221,10 +221,10 @@ def test_every_write_is_guarded_or_has_a_reason() -> None:
     places = {
         place
         for path in MODULES
-        if name_of(path) != "align.outputs"
+        if name_of(path) != "align.core.outputs"
         for place in writes_in(path.read_text(encoding="utf-8"), name_of(path))
     }
-    assert sorted(places - EXCEPTIONS.keys()) == [], "ask a guard of align.outputs first, or list it with a reason"
+    assert sorted(places - EXCEPTIONS.keys()) == [], "ask a guard of align.core.outputs first, or list it with a reason"
     assert sorted(EXCEPTIONS.keys() - places) == [], "these write no file any more, or ask a guard"
 
 

@@ -10,11 +10,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 from written import PACKERS, WRITERS, rows, write
 
+from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.read.files import files_of
 from align.data.read.rows import placed_rows
 from align.data.sets.forget import retire
 from align.data.sources import files_record
-from align.errors import CorruptFile, InputError, MissingArtifact
 
 GOOD = b'{"text": "a"}\n'
 ROWS = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]

@@ -15,28 +15,8 @@ from align.config.stages import STAGES
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import FLOOR_OF, FLOORS, MODULES, PICTURE, ROOT, imports, name_of, reduced, room_of, rooms_in, svg
 
-# The steps on a floor: a schema refuses a value with an error of ours, hides a secret and reads names for artifacts, an
-# error masks it, and a broken chain is an error, as are a function that is not found
-# and an extra that is not installed, which the configuration checks; what goes to a service is masked.
-# `redaction` itself imports the shapes of keys alone.
-ALLOWED = {
-    ("align.aliases", "align.errors"),
-    ("align.chain", "align.errors"),
-    ("align.config", "align.aliases"),
-    ("align.config", "align.distribution"),
-    ("align.config", "align.errors"),
-    ("align.config", "align.files"),
-    ("align.config", "align.redaction"),
-    ("align.distribution", "align.errors"),
-    ("align.redaction", "align.key_shapes"),
-    ("align.errors", "align.redaction"),
-    ("align.files", "align.errors"),
-    ("align.functions", "align.errors"),
-    ("align.outputs", "align.errors"),
-    ("align.outputs", "align.files"),
-    ("align.ranks", "align.errors"),
-    ("align.spec", "align.errors"),
-}
+# Within floor 0, the configuration and the ranks may import the core.
+ALLOWED = {("align.config", "align.core"), ("align.ranks", "align.core")}
 WITHOUT_TORCH = (*FLOORS[0], "align.run", "align.track", "align.report", "align.web")
 
 

@@ -14,7 +14,7 @@ from portfolio import made
 from safetensors.torch import save_file
 from signing_keys import pair
 
-from align.aliases import parsed_aliases
+from align.core.aliases import parsed_aliases
 from align.models.base import find_base
 from align.run.alias_log import Meant, append, read_log
 from align.run.signing import private_key, public_key, sign

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from adapters_for_vllm import MODULES, adapters, for_vllm, learned
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.export import for_vllm as module
 from align.models.base import find_base
 from align.rollout.probes import Probes, write_probes

@@ -14,7 +14,7 @@ from portfolio import given, made, one, refs
 
 from align.annotate.store import Store
 from align.annotate.store.about import about, erase
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.downstream import Made, downstream
 from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
 from align.registry.gates import Finding, read_gate

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written import COLUMNS, PACKERS, TABLES, WRITERS, rows, write
 
+from align.core.errors import CorruptFile, InputError
 from align.data.read.files import DataFile, share_read
 from align.data.read.rows import checked_rows, placed_rows
 from align.data.read.text_formats import LONGEST
-from align.errors import CorruptFile, InputError
 
 FLAT = [{"prompt": f'Frage {i}?\nÄ "b", c;\td', "completion": f"é{i}\U0001f600", "n": str(i)} for i in range(11)]
 NESTED = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]

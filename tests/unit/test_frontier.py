@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align.core.types import Conversation, Message
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base
 from align.models.lora import Lora
-from align.types import Conversation, Message
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from portfolio import digest_of, made
 
-from align.errors import MissingArtifact
+from align.core.errors import MissingArtifact
 from align.registry.garbage import BY, LOG, Piece, as_lines, garbage, in_bytes, removed
 from align.registry.index import asked
 from align.run import resolve

@@ -12,7 +12,7 @@ import pytest
 from portfolio import digest_of, interval, made, publish_file
 from signing_keys import Pair, pair
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.gates import Finding, Subject, read_gate, read_gates
 from align.registry.index import asked
 from align.registry.promotion import subject_of

@@ -14,9 +14,9 @@ from export_models import load, make_adapter, make_base
 from gguf_tools import BASE, export_gguf, make_model, source_of
 from transformers import AutoTokenizer
 
+from align.core.errors import CorruptFile, InputError
 from align.data.chat.fixed_prompts import fixed_texts
 from align.data.chat.template import CHATML
-from align.errors import CorruptFile, InputError
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
 from align.export.checks import InF32, gguf_answer, gguf_checks

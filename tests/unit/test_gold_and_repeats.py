@@ -11,7 +11,7 @@ from align.annotate.assignment import REPEAT_AFTER, AssignmentQueue
 from align.annotate.assignment.orders import chance, counterbalanced_order
 from align.annotate.store import Candidate, Store, configure
 from align.annotate.store.preference_pairs import preferences
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from align.core.errors import CorruptFile, InputError
+from align.core.types import Feedback, Message
 from align.data.pairs import read_labelled
 from align.data.sources import DataSource
-from align.errors import CorruptFile, InputError
 from align.evals.judge_examples import AnswerExample, build_answer_examples, digest_examples
 from align.evals.judge_identity import JudgeIdentity
 from align.evals.judge_report import Opinions, explain_shortfall, measure_answers, read_report
 from align.ops.calibration import SURE, log_odds
 from align.ops.intervals import proportion
-from align.types import Feedback, Message
 
 
 def labelled(prompt: str, answer: str, label: bool, id: str = "") -> Feedback:

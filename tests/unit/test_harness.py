@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lm_eval_folder import written
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.evals.suite.harness import Harness, harness_record
 from align.evals.suite.probes import LM_EVAL, Probe
 from align.evals.suite.tasks import parsed_tasks

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from align.core.types import Message, Preference
 from align.evals.pair_accuracy import held_out_figures, simulated_by
 from align.reward.rules import BY_NAME, Sentiment, last_answer
-from align.types import Message, Preference
 
 
 class Shortest:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from align.config.groups import RolloutConfig, is_address
-from align.errors import InputError, NotFinite
+from align.core.errors import InputError, NotFinite
 from align.rollout.vllm_client import KEY, TOKEN_BYTES, VllmClient, VllmFailed, bytes_of, headers
 from align.rollout.vllm_replica import Replica, gone
 from align.rollout.vllm_sampler import VllmSampler

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from align.core.errors import InputError, StorageError
 from align.data.sources import DataSource, data_record, documents
-from align.errors import InputError, StorageError
 
 
 def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

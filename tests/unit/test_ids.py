@@ -6,9 +6,9 @@ import hashlib
 import hmac
 import json
 
+from align.core.types import Message, Preference
 from align.data.read.content import row_bytes
 from align.data.sets.ids import SHA256, id_of, kind_under, kinds_in, question_id
-from align.types import Message, Preference
 
 
 def test_ids_by_hand():

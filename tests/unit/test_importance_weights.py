@@ -11,12 +11,12 @@ import torch
 from torch import tensor
 
 from align.config.compose import check, compose_raw
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.ops.losses import importance_weights, policy_loss
 from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.ppo.rollouts import check_gap, in_background, sampler_figures
-from align.types import Rollout
 
 OLD, DRAWN = tensor([[-1.0, -2.0, -0.5]]), tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
 MASK, ADVANTAGES = tensor([[True, True, True]]), tensor([[1.0, -2.0, 3.0]])

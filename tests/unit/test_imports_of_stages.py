@@ -12,7 +12,7 @@ import pytest
 
 from align.config.extras import EXTRA_NEEDS
 from align.config.stages import STAGES
-from align.distribution import EXTRA_MODULES
+from align.core.distribution import EXTRA_MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_EXTRAS = sorted({module for modules in EXTRA_MODULES.values() for module in modules} | {"jsonschema_rs", "gguf"})

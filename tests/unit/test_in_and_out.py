@@ -18,8 +18,8 @@ from align.annotate.exchange.exporting import export
 from align.annotate.exchange.importing import Imported, import_items
 from align.annotate.store import Judgement, Store, configure, publish_guidelines
 from align.annotate.store.preference_pairs import preferences
+from align.core.errors import CorruptFile, InputError
 from align.data.read.records import read_documents, read_preferences
-from align.errors import CorruptFile, InputError
 
 
 @pytest.fixture

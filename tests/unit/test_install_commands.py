@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from align import distribution
-from align.distribution import DISTRIBUTION, EXTRA_MODULES, install_command
+from align.core import distribution
+from align.core.distribution import DISTRIBUTION, EXTRA_MODULES, install_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -152,7 +152,7 @@ def test_commands_that_install_this_project_are_composed_in_one_module():
                 text = node.value
                 composed = "pip install" in text and (DISTRIBUTION in text or text.rstrip().endswith("pip install"))
                 assert not composed, (
-                    f"{path.relative_to(ROOT)}:{node.lineno} composes a command: use align.distribution"
+                    f"{path.relative_to(ROOT)}:{node.lineno} composes a command: use align.core.distribution"
                 )
     assert called <= EXTRAS
     assert {"plots", "evals", "sign", "demo", "serve", "postgres"} <= called

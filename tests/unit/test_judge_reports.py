@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from align.config.scorers import CHOICES, reward_spec
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
+from align.core.types import Message, Preference
 from align.evals.judge_examples import (
     PairExample,
     build_pair_examples,
@@ -29,7 +30,6 @@ from align.evals.judge_report import (
     read_report,
 )
 from align.run.manifest import input_from
-from align.types import Message, Preference
 
 
 def pref(prompt: str, chosen: str, rejected: str, **more: Any) -> Preference:

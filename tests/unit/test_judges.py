@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from align.config.scorers import CHOICES, part_of, reward_spec
-from align.errors import InputError
+from align.core.errors import InputError
 from align.evals.judges import Standing, identities, independent, standing_of, title
 from align.reward.inputs import read_alike, reward_inputs
 from align.run import Artifact, Base, Input, artifact_in, read_manifest

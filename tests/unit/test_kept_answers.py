@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import CorruptFile, StorageError
+from align.core.errors import CorruptFile, StorageError
 from align.rollout.kept import Answer, AnswerStore, Asked
 
 ASKED = Asked("b" * 64, "a" * 64, "qlora", "float32", "t" * 64, (5, 6, 7), 12, 1.0, (2,), 3, "hf cpu torch 2.13.0")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.errors import CorruptFile, InputError, StorageError
-from align.outputs import replace_file
-from align.redaction import redacted
+from align.core.errors import CorruptFile, InputError, StorageError
+from align.core.outputs import replace_file
+from align.core.redaction import redacted
 from align.serve.tenants import Keys, KeysUnreadable, Limits, Tenant, change_tenant, hash_key, read_key_file
 from align.stages.serve import describe_tenant
 

@@ -17,6 +17,8 @@ from test_trainers import arguments
 from torch import Tensor
 
 from align.__main__ import main
+from align.core.errors import InputError
+from align.core.types import Feedback, Message, Preference
 from align.data.near_training import trained_rows
 from align.data.pairs import (
     Labelled,
@@ -28,7 +30,6 @@ from align.data.pairs import (
     other_answers,
 )
 from align.data.sources import DataSource
-from align.errors import InputError
 from align.evals.implicit_reward import answer_logprobs
 from align.evals.label_accuracy import label_figures
 from align.ops.auc import auc
@@ -37,7 +38,6 @@ from align.run import read_manifest
 from align.track import read_rows
 from align.trainers.common import train
 from align.trainers.kto import collated_answers, kto_trainer
-from align.types import Feedback, Message, Preference
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from align.aliases import parsed_aliases
-from align.errors import InputError
+from align.core.aliases import parsed_aliases
+from align.core.errors import InputError
 from align.export.launch import (
     Served,
     launches_adapter,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode, encode_prompts
 from align.data.chat.tokens import CHARACTERS, MARGIN, longer_than
-from align.types import Conversation, Message
 
 TEXTS = {
     "words": lambda n: "some plain words " * (n // 17), "blanks": lambda n: " " * n, "one letter": lambda n: "a" * n,

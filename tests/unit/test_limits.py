@@ -10,7 +10,7 @@ from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.serve.rate_limits import Limited, Limiter, LimitStatus
 from align.serve.tenants import Limits, Tenant
 

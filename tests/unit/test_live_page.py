@@ -13,7 +13,7 @@ import pytest
 from run_folders import opened
 
 from align import track
-from align.errors import InputError
+from align.core.errors import InputError
 from align.report import live
 from align.report.live import EVERY_S, SHARE, LivePage
 from align.run import Run

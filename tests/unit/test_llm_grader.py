@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, chatting, error, said
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.evals import endpoint as module
 from align.evals.judge_identity import describe_difference, identify_judge, identify_llm
 from align.evals.llm_judge import MAX_FAILURES, GradedAnswer, LLMJudge, parse_judge
 from align.evals.questions import REFUSES, describe_yes, parse_question
 from align.evals.verdicts import Verdict
 from align.rollout.kept import Answer, AnswerStore, Token
-from align.types import Conversation, Message
 
 PROMPT = Conversation((Message("system", "Be kind."), Message("user", "How do I pick a lock?")))
 MARK = re.compile(r"^<<<(.*) ([0-9a-f]{16})>>>$", re.MULTILINE)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, chatting, error, said
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Tool, ToolCall
 from align.evals import endpoint as module
 from align.evals.llm_judge import COMPARE_TEMPLATE, MAX_FAILURES, LLMJudge, describe_self_judging, parse_judge
 from align.evals.suite.systems import System
 from align.evals.verdicts import Pair, Verdict
 from align.rollout.kept import Answer, AnswerStore, Token
 from align.run import Input
-from align.types import Conversation, Message, Tool, ToolCall
 
 FIELD = "stage.judge"
 PROMPT = Conversation((Message("user", "What is 2 + 2?"),))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from lm_eval_folder import written
 
+from align.core.errors import InputError
 from align.data.chat.encode import IGNORED
-from align.errors import InputError
 from align.evals.suite.harness import Found, Harness, Requests
 from align.evals.suite.probes import LM_EVAL, Probe
 from align.evals.suite.tasks import Item, Task

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from lm_eval_folder import written
 
+from align.core.errors import InputError
 from align.data.chat.continuations import following
-from align.errors import InputError
 from align.evals.suite.harness import Completion, Found, Harness, Requests
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
 from align.evals.suite.probes import LM_EVAL, Probe

@@ -14,8 +14,8 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file, save_file
 
+from align.core.errors import CorruptFile, InputError
 from align.data.chat.encode import IGNORED, Encoded
-from align.errors import CorruptFile, InputError
 from align.evals.heldout import held_out_loss
 from align.models.base import find_base
 from align.models.load import (

@@ -11,7 +11,7 @@ from peft import PeftModel
 from tiny_roles import CPU, FP32, World, make_world
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.adapter_files import adapter_config, read_tensors
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.backbone import answered, hidden_states, response_logprobs

@@ -11,7 +11,7 @@ from export_models import exported, load, logits, make_base, randomise, trained,
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.export.merged import merge
 from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, factors_in, read_adapter
 from align.models.lowering import initial_factors, lower

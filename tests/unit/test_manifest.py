@@ -16,7 +16,7 @@ from align.config.identity import identifying, input_names
 from align.config.root import plain
 from align.config.schemas import all_schemas
 from align.config.stages import STAGES
-from align.errors import CorruptFile, InputError, RunConflict
+from align.core.errors import CorruptFile, InputError, RunConflict
 from align.run import Base, Input, Run, artifact_in, read_manifest, verify_outputs
 from align.run.environment import code_digest
 from align.run.lineage import Gone, ancestors, trained_through

@@ -17,7 +17,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.export.merged import check_untied, merge, tied_in
 from align.models.adapter_files import WEIGHTS_FILE, read_adapter
 from align.run import Base

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.merkle import Tree, path_of, root_of, root_through
+from align.core.merkle import Tree, path_of, root_of, root_through
 
 
 def sha(data: bytes) -> bytes:

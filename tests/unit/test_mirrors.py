@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from searched import everything_in, settle
 
 from align.__main__ import main
+from align.core.redaction import remember
 from align.mirrors import Artifact, Guarded, Table, Watched, flat, opened
-from align.redaction import remember
 from align.run.weights import adapter_digest
 
 pytestmark = pytest.mark.usefixtures("blank_plots")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
+from align.core.types import Conversation, Message, Rollout
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
 from align.ppo.advantages import Estimator
@@ -18,7 +19,6 @@ from align.ppo.monitor import WIRES, crossed, per_answer, ranked, strikes_after,
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, scored
 from align.rollout.answers_alone import Judged
-from align.types import Conversation, Message, Rollout
 
 
 def test_moments_of_parts_are_those_of_the_whole():

@@ -7,9 +7,9 @@ import random
 import pyarrow as pa
 import pytest
 
+from align.core.types import Conversation, Message, Preference
 from align.data import near_training
 from align.data.near_training import COMMON, near_ones
-from align.types import Conversation, Message, Preference
 
 WORDS = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(60)]
 """Without digits: texts in which these differ are not near to each other."""

@@ -16,14 +16,14 @@ import pytest
 from model_folders import copied
 from odd_files import NOT_FILES, as_user, at_once, make_large
 
-from align import files
 from align.__main__ import main
 from align.config.root import RunConfig
 from align.config.stages import STAGES
+from align.core import files
+from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.clean.quality import read_phrases
 from align.data.read.rows import checked_rows
 from align.data.sets.forget import ids_in
-from align.errors import CorruptFile, InputError, MissingArtifact
 from align.evals.judge_report import read_report
 from align.evals.llm_judge import read_template
 from align.models.adapter_files import adapter_config, read_adapter, read_tensors

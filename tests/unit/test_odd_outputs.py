@@ -24,10 +24,10 @@ from test_own_files import open_run
 from align.annotate.exchange.archive import backup
 from align.annotate.exchange.exporting import write_rows
 from align.annotate.store import Store
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.outputs import atomic_file, replace_file
 from align.export.converters import HF, LORA, unpack
 from align.models.base import converted
-from align.outputs import atomic_file, replace_file
 from align.registry.garbage import LOG, Piece, noted
 from align.registry.index import INDEX, Index
 from align.registry.sweeps import note_sweep

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from align.config.options import NOT_HERE, SHORT, CommandLine, parse
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from odd_files import NOT_FILES, at_once
 from run_folders import BASE
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.report.page import Report
 from align.run import Run
 from align.run.atomic import publish

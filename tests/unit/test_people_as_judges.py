@@ -19,7 +19,8 @@ from align.annotate.store import Candidate, Item, Judgement, Settings, Store, co
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import overlap_draw, overlap_for
 from align.annotate.store.queries import head_of_votes
-from align.chain import GENESIS, Head
+from align.core.chain import GENESIS, Head
+from align.core.types import Conversation, Message
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision
 from align.evals.suite.people import (
@@ -36,7 +37,6 @@ from align.evals.suite.people import (
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import Item as EvalItem
 from align.evals.verdicts import Pair, Verdict
-from align.types import Conversation, Message
 
 
 @pytest.fixture

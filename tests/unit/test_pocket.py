@@ -10,12 +10,12 @@ import pytest
 import sentencepiece as spm
 from transformers import AutoTokenizer
 
+from align.core.errors import CorruptFile
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_conversation, stop_token_ids
-from align.errors import CorruptFile
 from align.models import base
 from align.models.base import find_base
 from align.run import file_digest
-from align.types import Conversation, Message
 
 CHAT_SYMBOLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TEXTS = (

@@ -11,7 +11,7 @@ import pytest
 from run_folders import BASE
 from served_adapters import METHOD, exported
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run import Base
 from align.serve.model_names import Allowed, Arm, Chosen, Portfolio, UnknownModel, Version, public_id, sticky
 

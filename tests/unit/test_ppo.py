@@ -14,7 +14,8 @@ from torch import Tensor, tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Rollout
 from align.models.chunks import by_length, in_chunks
 from align.models.roles import Roles
 from align.ppo.advantages import Estimator
@@ -22,7 +23,6 @@ from align.ppo.experience import Experience, correlation, estimated, experience
 from align.ppo.rollouts import prompt_indices
 from align.ppo.update import Losses, accumulate, gradient_step, lr_factor, minibatches, update
 from align.rollout.randomness import generator_for
-from align.types import Rollout
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.8

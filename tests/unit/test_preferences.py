@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from align.core.errors import CorruptFile, InputError, StorageError
+from align.core.types import Message, Preference
 from align.data.read.drops import tallied
 from align.data.read.preferences import write_preferences
 from align.data.read.records import ReadReport, read_preferences, read_with_report
 from align.data.split import split_by_group
-from align.errors import CorruptFile, InputError, StorageError
-from align.types import Message, Preference
 
 
 def user(text: str) -> dict:

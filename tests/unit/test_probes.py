@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
 
 SOME = Probes(

@@ -16,8 +16,8 @@ from align.annotate.accounts import Accounts
 from align.annotate.exchange.exporting import export
 from align.annotate.store import Candidate, Judgement, Store, configure, publish_guidelines
 from align.annotate.store.tables import keys
-from align.errors import CorruptFile, InputError
-from align.types import Conversation, Message
+from align.core.errors import CorruptFile, InputError
+from align.core.types import Conversation, Message
 
 TABLES = (
     "prompts", "candidates", "annotators", "remarks", "drafts", "leases", "work", "projects", "project_keys",

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine
 from align.annotate.store import Candidate, Settings, Store, configure, publish_guidelines
 from align.annotate.store.counting import recount
 from align.annotate.store.projects import guidelines_of, settings_of, state_of
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from align import launch, ranks
+from align import ranks
+from align.cli import launch
+from align.cli.launch import status_of
 from align.config.ppo import PpoConfig
 from align.config.root import Config, plain
 from align.config.sft import SftConfig
 from align.config.training import check_ranks
-from align.errors import InputError
-from align.launch import status_of
+from align.core.errors import InputError
 from align.ranks import LAUNCHED, RankFailed, in_buckets
 from align.run import Base, Manifest, read_manifest
 from align.run.folder import Following

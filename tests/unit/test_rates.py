@@ -13,7 +13,7 @@ from align.config.command import command_line
 from align.config.rates import COLUMNS, SIZE_CLASSES, default_rate, rates_table
 from align.config.root import plain
 from align.config.settings import changed
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.base import find_base
 from align.run import Base
 from align.run.weights import count_weights

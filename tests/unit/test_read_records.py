@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from written import PACKERS, TABLES, WRITERS, write
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.columns import ColumnRules
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import Read, read_documents, read_preferences, read_records
 from align.data.read.shapes import shape_of
-from align.errors import InputError
-from align.types import Conversation, Feedback, Message, Preference
 
 U, A = Message("user", "q"), Message("assistant", "a")
 B, S = Message("assistant", "b"), Message("system", "s")

@@ -13,6 +13,8 @@ from test_chat import family, talk
 from test_rows import exchange
 from test_sources import jsonl, write
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import (
     IGNORED,
     Prompt,
@@ -25,11 +27,9 @@ from align.data.chat.encode import (
 from align.data.chat.reasoning import answer_alone, parted, with_reasoning
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, documents, prepared, prompts
-from align.errors import InputError
 from align.models.backbone import answered
 from align.rollout.answers_alone import answers_alone
 from align.rollout.engine import response_texts
-from align.types import Conversation, Message, Preference
 
 THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
 

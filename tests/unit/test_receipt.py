@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.errors import CorruptFile, InputError, MissingArtifact
 from align.export.checks import adapter_checks, merged_checks
 from align.export.engines import logits_of
 from align.export.merged import merge

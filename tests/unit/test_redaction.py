@@ -14,8 +14,8 @@ import yaml
 
 from align.annotate.store.schema import connect
 from align.config.root import StoreConfig
-from align.errors import InputError
-from align.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
+from align.core.errors import InputError
+from align.core.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
 
 URL = "postgresql+psycopg://user:pl4nted@host:5432/name?sslmode=require"
 SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"

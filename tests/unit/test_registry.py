@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from portfolio import anew, digest_of, given, interval, made, one, records, refs, small
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.index import INDEX
 from align.run.manifest import FILE
 

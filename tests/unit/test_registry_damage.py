@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from portfolio import BEGAN, anew, made, one, records, refs, small
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.index import INDEX, Index
 from align.registry.record import record_of
 from align.registry.shown import as_csv, as_json, as_table, details

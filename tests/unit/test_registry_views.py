@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from portfolio import digest_of, interval, made, small
 from starlette.testclient import TestClient
 
-from align.chain import Head
-from align.errors import InputError
+from align.core.chain import Head
+from align.core.errors import InputError
 from align.registry.page.runs import A_PAGE, conditions_in
 from align.registry.page.server import application
 from align.registry.voters import Votes

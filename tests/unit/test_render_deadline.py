@@ -8,12 +8,12 @@ import time
 import pytest
 from templates import make_tokenizer
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat import render_deadline as deadlines
 from align.data.chat.encode import render
 from align.data.chat.render_deadline import RenderDeadline, render_deadline
 from align.data.chat.template import probe
-from align.errors import InputError
-from align.types import Conversation, Message
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 BODY = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"

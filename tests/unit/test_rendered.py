@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
 from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
 from align.data.sets.report import LONG, as_trained
 from align.models.base import find_base
 from align.models.load import load_tokenizer
-from align.types import Conversation, Feedback, Message, Preference, Record
 
 MUTED = Conversation((
     Message("user", "Hi"), Message("assistant", "Not this.", trained=False), Message("user", "And?"),

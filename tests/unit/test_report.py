@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import StorageError
+from align.core.errors import StorageError
 from align.ops.calibration import calibration_bins
 from align.report import Report, format_figure, too_few
 from align.report.page import LONGEST_TEXT, Code, Link, Part, Said

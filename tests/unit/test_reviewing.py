@@ -10,7 +10,7 @@ from align.annotate.assignment.reviewing import contested
 from align.annotate.figures import figures
 from align.annotate.store import AlreadyJudged, Store
 from align.annotate.store.preference_pairs import preferences, training_rankings, verdicts_of_people
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from align.core.types import Conversation, Message
 from align.data.chat.encode import end_of_turn, prompt_ids, render
 from align.data.chat.fixed_prompts import LONGEST
 from align.data.chat.template import CHATML, contents_as_text
@@ -29,7 +30,6 @@ from align.export.reward import REASONED, as_chats, fixed_conversations, for_sco
 from align.models.base import builtin_folder
 from align.models.load import save_tokenizer
 from align.ops.divergence import pooled_divergence
-from align.types import Conversation, Message
 
 NAMES = [*FAMILIES, "qwen3-words", "chatml", "pocket"]
 BEHIND = {"qwen2.5", "qwen3", "qwen3-words", "gemma", "phi3", "marked", "marked-wide", "chatml"}

@@ -13,7 +13,8 @@ import pytest
 
 from align.config.compose import check, compose_raw
 from align.config.scorers import parts_of, reward_spec
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.build import build
 from align.reward.check import Checks
@@ -21,7 +22,6 @@ from align.reward.checkers import check_turns, checks_of
 from align.reward.combined import scored
 from align.reward.function import Function, takes_rows
 from align.reward.inputs import reward_inputs
-from align.types import Conversation, Message
 
 
 def told(said: str, id: str = "sums.jsonl:1", **columns: Any) -> Conversation:

@@ -17,15 +17,15 @@ from torch.testing import assert_close
 
 from align.config.compose import check, compose_raw
 from align.config.scorers import LearnedReward, reward_spec
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
 from align.data.chat.template import CHATML
-from align.errors import InputError
 from align.models.backbone import answered
 from align.models.load import load_classifier, load_tokenizer
 from align.reward.build import build_beside_policy, same_template
 from align.reward.scorer import Scorer
 from align.run import Artifact
-from align.types import Conversation, Message, Rollout
 
 ASKED = [Conversation((Message("user", text),)) for text in ("Hello?", "I am tired. What about the rain?", "Why?")]
 SAID = ("yes!", "I like the rain when you are tired!", "no")

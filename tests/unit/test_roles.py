@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
 
+from align.core.errors import CorruptFile
+from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import encode_judged
-from align.errors import CorruptFile
 from align.models.adapter_files import SCORE_KEY, WEIGHTS_FILE
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.backbone import response_logprobs
@@ -32,7 +33,6 @@ from align.rollout.randomness import row_seeds
 from align.trainers import common
 from align.trainers.common import Training
 from align.trainers.reward import Ranking, copy_adapter_weights, reward_trainer, score_head
-from align.types import Conversation, Message, Rollout
 
 ROLES = ("policy", "reference", "reward", "value")
 

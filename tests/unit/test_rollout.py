@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from align.core.types import Rollout
 from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
@@ -22,7 +23,6 @@ from align.ppo.experience import experience
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw_tokens
 from align.rollout.randomness import row_seeds
-from align.types import Rollout
 
 PAD, EOS = 0, 2
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50], [1, 70, 71]]

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.core.types import Conversation, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
 from align.data.chat.template import use_template
 from align.data.read.content import DOCUMENTS
@@ -23,7 +24,6 @@ from align.evals.row_scores import losses, on_one_scale, rewards
 from align.models.load import load_tokenizer
 from align.reward.combined import Ensemble
 from align.reward.rules import Rules
-from align.types import Conversation, Message, Preference, Record
 
 NAN = float("nan")
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from test_sources import GOOD, asked, jsonl, rows, write
 
+from align.core.errors import InputError
+from align.core.types import Conversation
 from align.data.pairs import divided_pairs, read_pairs
 from align.data.read.records import read_documents
 from align.data.sources import data_records, divided_documents, prompts
-from align.errors import InputError
-from align.types import Conversation
 
 
 def exchange(*texts: str) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from align.data.read.records import read_documents
-from align.errors import InputError
+from align.core.errors import InputError
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 try:
     read_documents(Path(sys.argv[1]))

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.core.types import Conversation, Message, Preference, Record, ToolCall
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.steps import steps_of
 from align.data.read.drops import BadRows
 from align.data.read.records import read_records
-from align.types import Conversation, Message, Preference, Record, ToolCall
 
 TURNS = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes."}]
 SAID = (Message("user", "Is it open?"), Message("assistant", "Yes."))

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.read.content import DOCUMENTS, row_bytes
 from align.data.read.drops import BadRows
 from align.data.read.records import read_records
@@ -18,11 +20,9 @@ from align.data.sets.columns import columns_of, records_of
 from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
-from align.errors import InputError
 from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.check import Checks
 from align.stages.rows import check_rows
-from align.types import Conversation, Message
 
 CHECK = {"kind": "exact", "answer": "4"}
 SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level": 1}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from align.core.types import Conversation, Message
 from align.reward.rules import Sentiment
-from align.types import Conversation, Message
 
 
 def conversation(*contents: str) -> Conversation:

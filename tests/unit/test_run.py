@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
-from align.errors import MissingArtifact, RunBusy, RunConflict, StorageError
+from align.core.errors import MissingArtifact, RunBusy, RunConflict, StorageError
 from align.run import Input, file_digest, folder_digest, json_digest, out_of_memory, storage_error, write_json
 from align.run.environment import git_state, own_commit
 from align.run.files import find_user_error

@@ -15,9 +15,9 @@ from model_folders import copied
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from align.core.errors import CorruptFile
 from align.data.read.rows import checked_rows
 from align.data.sources import files_record
-from align.errors import CorruptFile
 from align.models.adapter_files import WEIGHTS_FILE, read_tensors
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base

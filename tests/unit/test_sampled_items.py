@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from align.annotate.store import Candidate, Store
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
-from align.errors import InputError
 from align.rollout.answers_alone import empty_answers
 from align.stages.sample import hand_out, said_of, somebody_can_rank
-from align.types import Conversation, Message
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 

@@ -16,12 +16,12 @@ from torch import Tensor, tensor
 
 from align.config.compose import check, compose_raw
 from align.config.scorers import SumReward, parts_of
-from align.errors import InputError
-from align.functions import load_function, source_of
+from align.core.errors import InputError
+from align.core.functions import load_function, source_of
+from align.core.types import Conversation, Message, Rollout
 from align.reward.combined import Ensemble, Standardised, Sum, comparable, standardised
 from align.reward.function import FIELD, Function
 from align.reward.rules import Rules, is_json, length, rule_of, tagged
-from align.types import Conversation, Message, Rollout
 
 
 def asked(*answers: str) -> list[Conversation]:

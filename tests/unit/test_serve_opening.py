@@ -9,8 +9,8 @@ import pytest
 from served_adapters import exported, run_with_adapter, written
 from signing_keys import pair
 
-from align.aliases import parsed_aliases
-from align.errors import InputError, MissingArtifact
+from align.core.aliases import parsed_aliases
+from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, private_key, public_key, sign
 from align.serve.adapter_folders import NotLoadable

@@ -13,7 +13,7 @@ from align.config.groups import TrackConfig
 from align.config.root import Config
 from align.config.schemas import all_schemas
 from align.config.settings import Settings, changed
-from align.errors import InputError
+from align.core.errors import InputError
 
 CHOICES = [
     "stage=data stage.sources=[a.jsonl]",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.planning.shapes import LLAMA_LIKE, Shape, built_shape, shape_of
 from align.run import Base
 

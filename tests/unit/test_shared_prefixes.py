@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from align.core.types import Rollout
 from align.models.backbone import answered
 from align.models.fastpath import llama, packed
 from align.models.fastpath.attention import causal_attention, causal_attention_by_row
 from align.models.fastpath.packed import LEAST_SHARED, PackedIndex
 from align.rollout.hf import HfEngine
-from align.types import Rollout
 
 CPU = torch.device("cpu")
 

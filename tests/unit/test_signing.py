@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from served_adapters import written
 from signing_keys import Pair, pair
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.run.digests import file_digest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PASSPHRASE, SIGNATURE, NotSigned, private_key, public_key, sign, verified

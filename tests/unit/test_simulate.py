@@ -12,8 +12,8 @@ from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tall
 from align.annotate.store import Candidate, Store, Vote
 from align.annotate.store.about import ANNOTATOR, about, erase
 from align.annotate.store.preference_pairs import preferences
-from align.errors import InputError
-from align.types import Conversation, Message
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from align.core.errors import CorruptFile, InputError
+from align.core.types import Conversation
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, data_record, documents, prompts, question
-from align.errors import CorruptFile, InputError
-from align.types import Conversation
 
 
 def said(role: str, content: str) -> dict[str, str]:

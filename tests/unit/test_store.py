@@ -8,8 +8,8 @@ from annotation_store import add, ask, counts, rank, tamper, url_of
 from align.annotate.store import Candidate, Judgement, Store
 from align.annotate.store.preference_pairs import preferences
 from align.annotate.store.schema import SCHEMA_VERSION
-from align.errors import CorruptFile, InputError, StorageError
-from align.types import Conversation, Message
+from align.core.errors import CorruptFile, InputError, StorageError
+from align.core.types import Conversation, Message
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from sqlalchemy.exc import DatabaseError
 
 from align.annotate.store import Candidate, Head, Store
 from align.annotate.store.ledger import FIELD, RESTORE, Entry, entry_hash
-from align.chain import GENESIS, advance, salted_digest
-from align.errors import CorruptFile, InputError
+from align.core.chain import GENESIS, advance, salted_digest
+from align.core.errors import CorruptFile, InputError
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from test_collapse import PROMPTS, TOPICS, varied_answers
 from test_suite_gates import scored
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, collapse_lines
 from align.evals.questions import REFUSES
 from align.evals.suite.gates import decide_on_collapse, decision, in_a_line, parsed_gates
@@ -27,7 +28,6 @@ from align.evals.suite.scores import (
 )
 from align.evals.suite.tasks import HARMLESS, Item, Task, parsed_tasks
 from align.reward.rules import Rules, rule_of
-from align.types import Conversation, Message
 
 ONE = ["Haha yeah I love it!"] * 80
 

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
 from align.evals.suite.gates import Gate, decision, in_a_line, junit, parsed_gates, verdict_file
 from align.evals.suite.results import Said, Scored
@@ -18,7 +19,6 @@ from align.evals.suite.tasks import Item, Task
 from align.registry.verdicts import read_verdict
 from align.reward.checkers import checker
 from align.run import write_json
-from align.types import Conversation, Message
 
 TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}

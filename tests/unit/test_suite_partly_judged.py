@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from align.core.types import Conversation, Message
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision, in_a_line
 from align.evals.suite.results import Said, Scored, results_of
 from align.evals.suite.tasks import Item
 from align.evals.verdicts import Verdict
-from align.types import Conversation, Message
 
 ITEMS = [
     Item(str(i), str(i), "odd" if i % 2 else "even", Conversation((Message("user", f"{i}?"),)), None) for i in range(40)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from align.errors import InputError
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.evals.questions import REFUSES
 from align.evals.stats import bradley_terry
 from align.evals.suite.tasks import Item, Task, clustered, items_of_file, parsed_tasks
-from align.types import Conversation, Message
 
 
 def item(id: str, cluster: str, prompt: str) -> Item:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from align.core.types import Conversation, Message
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision, in_a_line
 from align.evals.suite.results import Said, Scored, results_of
 from align.evals.suite.tasks import Item
 from align.evals.verdicts import FIRST, SECOND, Verdict, in_both_orders, of_scores, settled
-from align.types import Conversation, Message
 
 PROMPT = Conversation((Message("user", "?"),))
 

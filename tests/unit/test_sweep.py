@@ -13,7 +13,7 @@ from align.config.compose import Composer, check, compose_raw
 from align.config.root import plain
 from align.config.sweep import Job, jobs_of
 from align.config.values import read_value
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 def jobs(*words: str, search: Path | None = None) -> list[Job]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from run_folders import INPUTS, config
 
-from align.batch import Ended, table
+from align.cli.batch import Ended, table
 from align.run import Run
 
 

@@ -14,7 +14,7 @@ from align.config.options import parse
 from align.config.schemas import all_schemas
 from align.config.synonyms import ABSENT, WORDS, keys_for
 from align.config.values import keys_of
-from align.errors import InputError
+from align.core.errors import InputError
 
 TRL = {
     "model_name_or_path=Qwen/Qwen2.5-0.5B": "model.path",

@@ -11,10 +11,10 @@ from templates import QWEN3, make_tokenizer
 from transformers import AutoTokenizer
 
 from align.config.groups import DataConfig
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import render
 from align.data.chat.template import use_template
-from align.errors import InputError
-from align.types import Conversation, Message
 
 THINKS = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}"

@@ -12,7 +12,7 @@ import torch
 from model_folders import INDEX, SINGLE, copied
 from safetensors.torch import load_file, save_file
 
-from align.errors import CorruptFile
+from align.core.errors import CorruptFile
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 

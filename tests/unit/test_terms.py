@@ -10,7 +10,7 @@ from align.annotate.assignment.terms import Terms, mode_of, terms_now
 from align.annotate.store import Settings, Store, configure, publish_guidelines
 from align.annotate.store.checks import PURPOSES
 from align.annotate.store.projects import history, version_of
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 @pytest.fixture

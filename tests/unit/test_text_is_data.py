@@ -21,6 +21,8 @@ from transformers import AutoTokenizer
 import align
 from align.annotate.store import Candidate, Store, storable
 from align.annotate.store.preference_pairs import preferences
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Preference, Rollout
 from align.data.chat.encode import (
     IGNORED,
     encode_conversation,
@@ -34,11 +36,9 @@ from align.data.chat.encode import (
 from align.data.chat.template import APART, contents_as_text, taken_apart
 from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.data.pairs import encoded_pairs
-from align.errors import InputError
 from align.models.backbone import pad
 from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
 from align.rollout.engine import response_texts
-from align.types import Conversation, Message, Preference, Rollout
 
 needs_wheel = pytest.mark.skipif(
     gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"

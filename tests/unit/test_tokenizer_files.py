@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from model_folders import copied, found
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts
-from align.errors import InputError
 from align.models.load import load_tokenizer
 from align.run import unhashed
-from align.types import Conversation, Message
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from templates import make_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 
+from align.core.errors import InputError
 from align.data.chat import template as tokenizer_patterns
 from align.data.chat.template import check_patterns, use_template
-from align.errors import InputError
 
 GPT2 = r"'(?i:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from align.core.errors import InputError
+from align.core.types import Conversation
 from align.data.chat.encode import prompt_ids
 from align.data.chat.tokens import special_ids
 from align.data.chat.tools import takes_tools, tool_prompt_ids
-from align.errors import InputError
 from align.models.base import FOLDER
-from align.types import Conversation
 
 TOOLS = (
     {"type": "function", "function": {

@@ -15,6 +15,8 @@ from test_tool_rows import ANSWER, CALL, READ, RESULT, SCHEMA, USER, WEATHER, wr
 
 from align.annotate.exchange.importing import import_items
 from align.annotate.store import Candidate, Store
+from align.core.errors import InputError
+from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
@@ -23,8 +25,6 @@ from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whol
 from align.data.sets.ids import id_of
 from align.data.sets.published import narrowed
 from align.data.sets.report import row_text
-from align.errors import InputError
-from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
 
 # What one record says is said behind every room.
 

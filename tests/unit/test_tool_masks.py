@@ -12,6 +12,8 @@ import trl
 from templates import LLAMA3, make_tokenizer, trained_texts
 from transformers import AutoTokenizer
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message, Tool, ToolCall
 from align.data.chat.encode import (
     IGNORED,
     encode,
@@ -22,13 +24,11 @@ from align.data.chat.encode import (
     stop_token_ids,
 )
 from align.data.chat.template import CHATML
-from align.errors import InputError
 from align.models.base import FOLDER
 from align.serve.answer_parser import PartedAnswer
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatFormat, chat_prompt
 from align.serve.schemas import ChatBody
-from align.types import Conversation, Message, Tool, ToolCall
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Json, List, Value
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Feedback, Message, Preference, Tool, ToolCall
 from align.data.pairs import encoded_pairs
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows
@@ -18,8 +20,6 @@ from align.data.read.preferences import write_preferences
 from align.data.read.records import read_documents, read_preferences, read_records
 from align.data.sources import DataSource, prompts
 from align.data.split import question, question_key
-from align.errors import InputError
-from align.types import Conversation, Feedback, Message, Preference, Tool, ToolCall
 
 SCHEMA = {"type": "function", "function": {
     "name": "weather", "description": "Weather of a place.",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from portfolio import BASE, digest_of, given, made, small
 
-from align.chain import Head
-from align.errors import MissingArtifact
+from align.core.chain import Head
+from align.core.errors import MissingArtifact
 from align.registry.index import Index, asked
 from align.registry.intact import looked_at
 from align.registry.trace import DEEPEST, Node, Tracer, as_lines, of_response

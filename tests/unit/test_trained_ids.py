@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from align.core.errors import CorruptFile
+from align.core.types import Conversation, Feedback, Message, Preference, Record, ToolCall
 from align.data.sets.ids import SHA256, kind_under
 from align.data.trained_ids import FILE, Naming, Seen, add_questions, questions_of, write_ids
-from align.errors import CorruptFile
 from align.run import file_digest
-from align.types import Conversation, Feedback, Message, Preference, Record, ToolCall
 
 SYSTEM, HELLO, REPLY = Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hi")
 AGAIN, LAST = Message("user", "And now?"), Message("assistant", "Bye", trained=False)

@@ -15,10 +15,10 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
+from align.core.errors import InputError
 from align.data.chat.encode import encode
 from align.data.pairs import Pair
 from align.data.read.records import read_documents
-from align.errors import InputError
 from align.models.adapter_files import SCORE_KEY, read_tensors
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base

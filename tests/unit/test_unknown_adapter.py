@@ -14,7 +14,7 @@ from tiny_roles import PROMPTS, STOPS, AsItStands, World, make_world, ragged_rol
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.actor import ModelActor
 from align.models.adapters import attach
 from align.models.backbone import response_logprobs

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import StorageError
+from align.core.errors import StorageError
 from align.serve.tenants import Limits, Tenant
 from align.serve.usage import BudgetSpent, Usage, UsageUnwritable, Used, usage_beside
 

@@ -16,7 +16,7 @@ from adapters_for_vllm import CPU, MODULES, adapters, for_vllm, learned
 from many_adapters import Heard, added, asked, run
 from vllm_stand_in import stand_in_python
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.models.base import find_base
 from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime

@@ -15,7 +15,7 @@ import torch
 from model_folders import INDEX, SINGLE, Trap, copied, found
 from safetensors.torch import load_file, save_file
 
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models.adapter_files import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer

@@ -10,7 +10,7 @@ from run_folders import BASE, published
 
 from align import ranks
 from align.config.root import Config
-from align.errors import CorruptFile, InputError
+from align.core.errors import CorruptFile, InputError
 from align.models.adapter_files import files_of_adapter
 from align.ranks import Here
 from align.run import Input, Manifest, artifact_in

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from align.core.errors import require
+from align.core.types import Conversation
 from align.data.chat.encode import IGNORED, Encoded, render
 from align.data.chat.tokens import text_ids, tokenised
 from align.data.chat.tools import veiled
-from align.errors import require
-from align.types import Conversation
 
 
 def behind(context: Sequence[int], ids: Sequence[int]) -> Encoded:

@@ -14,6 +14,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from align.core.errors import InputError, require
+from align.core.types import Conversation, Document, Message
 from align.data.chat.reasoning import OPEN, answer_alone, lost_reasoning, reasoning_length
 from align.data.chat.render_deadline import RenderDeadline, render_deadline
 from align.data.chat.tokens import (
@@ -27,9 +29,7 @@ from align.data.chat.tokens import (
     tokenised,
 )
 from align.data.chat.tools import check_keeps, common_beginning, span_of_calls, veiled, written
-from align.errors import InputError, require
 from align.track import shortened, turn_text
-from align.types import Conversation, Document, Message
 
 IGNORED = -100  # the label that losses pass over
 

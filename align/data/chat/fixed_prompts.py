@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts, render
-from align.errors import InputError
-from align.types import Conversation, Message
 
 PROMPTS = Path(__file__).with_name("fixed_prompts.json")
 SPREAD = 64

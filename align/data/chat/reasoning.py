@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from align.types import Conversation, Message
+from align.core.types import Conversation, Message
 
 OPEN, CLOSE = "<think>", "</think>"
 REST = rf"(?:(?!{CLOSE}).)*{CLOSE}\s*"

@@ -9,14 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from align.core.errors import InputError
+from align.core.types import Conversation, Feedback, Preference, Record
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
 from align.data.chat.tokens import special_ids
 from align.data.pairs import Labelled, Pair
 from align.data.read.content import taught
-from align.errors import InputError
 from align.run.files import write_text
 from align.track import line_of, turn_text
-from align.types import Conversation, Feedback, Preference, Record
 
 WHOLE = 10**9
 """Tokens of a text that is not parted."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, meta, nodes
 
+from align.core.errors import InputError, require
 from align.data.chat.probe_pattern import GAVE_UP
 from align.data.chat.tokens import special_texts
-from align.errors import InputError, require
 
 PATIENCE_S, MEMORY_MB = 20, 512
 """That a template may take for the conversations of `align.data.chat.probe_template`, and a pattern for its texts. A

@@ -23,8 +23,8 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from align.core.errors import InputError
 from align.data.chat.render_deadline import render_deadline
-from align.errors import InputError
 
 Veil = dict[int, str]
 """For `str.translate`: the private-use letters that stand in contents, and what they hide."""

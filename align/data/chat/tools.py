@@ -11,10 +11,10 @@ from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from align.core.errors import InputError, half_character, require
+from align.core.types import Conversation, Message, Tool, ToolCall, json_text
 from align.data.chat.render_deadline import render_deadline
 from align.data.chat.tokens import Span, Veil, special_texts, tokenised, veiled_texts
-from align.errors import InputError, half_character, require
-from align.types import Conversation, Message, Tool, ToolCall, json_text
 
 Messages = Sequence[Mapping[str, Any]]
 """As chat templates read them: `role`, `content`, an assistant's `tool_calls` with `arguments` as an object, and a

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from align.core.errors import require
+from align.core.types import Record
 from align.data.clean.outcome import Drop, rewritten, said
-from align.errors import require
-from align.types import Record
 
 LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 """Ends of lines that are not the one that models are taught."""

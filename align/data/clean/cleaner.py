@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from align.core.types import Record
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.pii import Pii
 from align.data.read.content import content_of
-from align.types import Record
 
 WIDTH = 600
 """Characters of a text that an example shows, around the first that changes."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from align.core.types import Record
 from align.data.clean.outcome import Drop, Noted, check_list, check_share, check_whole, spoken
 from align.data.clean.quality import word_count
-from align.types import Record
 
 COMMON = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro ru sk sl sr sv sw ta te "

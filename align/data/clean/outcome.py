@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from align.core.errors import require
+from align.core.types import Conversation, Feedback, Preference, Record
 from align.data.read.content import texts, turns, with_answer, with_texts
-from align.errors import require
-from align.types import Conversation, Feedback, Preference, Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
+from align.core.types import Record
 from align.data.clean.outcome import Drop, Noted, check_choice, check_list, rewritten, said
 from align.data.read.content import names_in
-from align.key_shapes import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
-from align.types import Record
 
 if TYPE_CHECKING:
     from phonenumbers import PhoneNumberMatch

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from align.core.errors import InputError, require
+from align.core.files import read_text
+from align.core.types import Document, Record
 from align.data.clean.outcome import Drop, check_choice, check_share, check_whole, imitated, sequences
 from align.data.ngrams import ngrams
 from align.data.read.content import texts
-from align.errors import InputError, require
-from align.files import read_text
-from align.types import Document, Record
 
 BY = ("characters", "words", "turns", "tokens")
 CountTokens = Callable[[Document], int]

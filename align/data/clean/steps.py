@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from align.core.errors import InputError, half_character, require
+from align.core.functions import load_function, theirs
+from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.reasoning import OPEN, answer_alone
 from align.data.clean.characters import SEEN, Control, Unicode
 from align.data.clean.language import Language
@@ -20,9 +23,6 @@ from align.data.clean.pii import Pii
 from align.data.clean.quality import Boilerplate, CountTokens, Length, Repetition
 from align.data.read.content import PARTS, content_of
 from align.data.read.messages import check_calls, displayed, messages_of
-from align.errors import InputError, half_character, require
-from align.functions import load_function, theirs
-from align.types import Conversation, Feedback, Message, Preference, Record
 
 BEHIND: Mapping[str, tuple[str, ...]] = {
     "system": ("",),

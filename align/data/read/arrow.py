@@ -8,9 +8,9 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from align.core.errors import InputError
 from align.data.read.files import DataFile
 from align.data.read.text_formats import DECODER, NumberedRows, check_values
-from align.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow

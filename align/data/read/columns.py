@@ -24,6 +24,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from align.core.errors import InputError
 from align.data.read.content import DOCUMENTS, PREFERENCES, split_names
 from align.data.read.messages import (
     HELPSTEER_TURN,
@@ -68,7 +69,6 @@ from align.data.read.shapes import (
     speaker,
 )
 from align.data.read.text_formats import Cells, check_values
-from align.errors import InputError
 
 EVALUATED = "data.eval_path"
 """A file to which the settings of `data.path` apply too, and which may lack what that keeps as metadata."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from align.chain import canonical
-from align.types import Conversation, Document, Feedback, Message, Preference, Record, json_text
+from align.core.chain import canonical
+from align.core.types import Conversation, Document, Feedback, Message, Preference, Record, json_text
 
 DOCUMENTS, PREFERENCES, FEEDBACK = "documents", "preferences", "feedback"
 """Kinds of records, of which a data set holds one."""

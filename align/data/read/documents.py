@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from align.core.errors import require
+from align.core.types import Conversation, Document, Feedback, Message
 from align.data.chat.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.data.read.content import DOCUMENTS
 from align.data.read.drops import Drop
@@ -55,8 +57,6 @@ from align.data.read.shapes import (
     read_label,
     unclear,
 )
-from align.errors import require
-from align.types import Conversation, Document, Feedback, Message
 
 Placed = list[tuple[str, Message]]
 """Messages, each with the place in its row that its text stands at, for errors to name."""

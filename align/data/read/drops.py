@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)

@@ -18,8 +18,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from align.errors import CorruptFile, InputError
-from align.files import open_binary, problem_of, refuse_irregular, user_path
+from align.core.errors import CorruptFile, InputError
+from align.core.files import open_binary, problem_of, refuse_irregular, user_path
 from align.run import HUB, hub_files, json_object, storage_error
 from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from align.core.errors import InputError
+from align.core.types import ROLES, Message, Tool, ToolCall
 from align.data.chat.reasoning import reasoning_length, with_reasoning
 from align.data.read.content import split_names
 from align.data.read.text_formats import DECODER, KeyTwice, check_values
-from align.errors import InputError
-from align.types import ROLES, Message, Tool, ToolCall
 
 LEAVE_OUT = "Leave such rows out."
 MEDIA = split_names("images image image_url image_urls audio audios video videos")

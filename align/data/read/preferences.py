@@ -33,6 +33,9 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.core.errors import InputError, StorageError
+from align.core.outputs import replace_file
+from align.core.types import Message, Preference
 from align.data.read.columns import unread_columns
 from align.data.read.content import ENDED, PARTS, PREFERENCES
 from align.data.read.documents import alpaca, share_gpt
@@ -62,9 +65,6 @@ from align.data.read.shapes import (
     recognised,
 )
 from align.data.read.text_formats import check_values
-from align.errors import InputError, StorageError
-from align.outputs import replace_file
-from align.types import Message, Preference
 
 Messages = tuple[Message, ...]
 Parsed = tuple[Preference, Fields] | Drop

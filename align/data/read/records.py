@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from align.core.errors import InputError, require
+from align.core.types import Document, Feedback, Preference, Record
 from align.data.read.columns import ColumnRules, Sizes, UnreadColumns, text_sizes, unread_columns
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, split_names
 from align.data.read.documents import SHAPES, document_of, feedback_of, flat_tree_of, id_of, shape_column, tree_of
@@ -36,8 +38,6 @@ from align.data.read.shapes import (
     unclear,
 )
 from align.data.read.text_formats import Cells
-from align.errors import InputError, require
-from align.types import Document, Feedback, Preference, Record
 
 T = TypeVar("T")
 OURS = ColumnRules()

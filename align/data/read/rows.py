@@ -21,11 +21,11 @@ from shlex import quote
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from align.core.errors import InputError
 from align.data.read.arrow import read_arrow_file, read_arrow_stream, read_parquet
 from align.data.read.content import split_names
 from align.data.read.files import ENDINGS, KNOWN, DataFile, files_of
 from align.data.read.text_formats import BOM, NumberedRows, read_array, read_lines, read_table, separator
-from align.errors import InputError
 from align.run.digests import same_bytes
 
 Reader = Callable[[DataFile, int], NumberedRows]

@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from align.core.errors import InputError
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.read.messages import OFFERED, SYSTEM, Fields, refused
-from align.errors import InputError
 
 HELP = "docs/data-formats.md has every shape."
 LABEL = "label"

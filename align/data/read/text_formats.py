@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any, BinaryIO
 
+from align.core.errors import CorruptFile, InputError, half_character
 from align.data.read.files import DataFile
-from align.errors import CorruptFile, InputError, half_character
 
 DEEPEST = 64
 """Lists and objects within one another: what reads a row walks them by recursion."""

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy import ndarray
 
+from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall, json_text
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall, json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

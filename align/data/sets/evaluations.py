@@ -27,6 +27,8 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from align.core.errors import InputError, require
+from align.core.types import Record
 from align.data.dedup.words import word_counts
 from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
 from align.data.read.drops import BadRows, Drop
@@ -34,8 +36,6 @@ from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
 from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, recognised
 from align.data.sets.columns import columns_of, texts_of
-from align.errors import InputError, require
-from align.types import Record
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'

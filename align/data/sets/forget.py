@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+from align.core.errors import RunBusy, require
+from align.core.files import has_file, read_text, user_path
+from align.core.merkle import root_of
 from align.data.read.files import DATA_SET, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
 from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
-from align.errors import RunBusy, require
-from align.files import has_file, read_text, user_path
-from align.merkle import root_of
 from align.run.artifacts import REPLACED, check_not_replaced, replacement
 from align.run.digests import file_digest
 from align.run.files import write_json

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from align.core.errors import InputError, require
+from align.core.types import Conversation, Preference, Record
 from align.data.clean.cleaner import Cleaner, as_json, from_json
 from align.data.clean.outcome import Drop, Step, sequences
 from align.data.clean.quality import CountTokens
@@ -30,8 +32,6 @@ from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, 
 from align.data.sets.ids import id_of, question_id
 from align.data.sets.source import Source
 from align.data.sets.spool import REMEDY, Spool
-from align.errors import InputError, require
-from align.types import Conversation, Preference, Record
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

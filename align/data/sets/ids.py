@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from align.core.types import Record
 from align.data.read.content import asked
 from align.data.split import question_key
-from align.types import Record
 
 FINGERPRINT = b"fingerprint of the key"
 """What is hashed under a key to tell it from others: no row, for rows begin with a brace."""

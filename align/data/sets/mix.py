@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from align.core.errors import InputError, require
 from align.data.dedup.arrays import join
 from align.data.dedup.words import ODD
 from align.data.dedup.words import mixed as scrambled
-from align.errors import InputError, require
 
 SLACK = 1e-9
 """Of a share, that rounding may cost."""

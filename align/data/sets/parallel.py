@@ -26,10 +26,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 import align
+from align.core.errors import InputError, require
 from align.data.read.rows import is_seekable, rows_in
 from align.data.sets import gather
 from align.data.sets.gather import Gathering
-from align.errors import InputError, require
 
 T = TypeVar("T")
 R = TypeVar("R")

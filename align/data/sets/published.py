@@ -29,21 +29,21 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy import ndarray
 
+from align.core.errors import CorruptFile, MissingArtifact, require_schema_version
+from align.core.files import check_readable, user_path
+from align.core.merkle import Tree, path_of, root_of, root_through
+from align.core.types import Record, json_text
 from align.data.read.content import turn_row
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
 from align.data.sets.columns import ABOUT_PAIRS, CONTENT, PARTS, SAID, TOOLS, TURNS, list_offsets, records_of, turn_of
 from align.data.sets.ids import KNOWN, SHA256, kinds_in
 from align.data.sets.sides import SIDES
 from align.data.sets.spool import Rows, as_numpy, first_bits
-from align.errors import CorruptFile, MissingArtifact, require_schema_version
-from align.files import check_readable, user_path
-from align.merkle import Tree, path_of, root_of, root_through
 from align.run.artifacts import check_not_replaced, done_runs, named_run
 from align.run.digests import file_digest, known_digest
 from align.run.files import json_object, write_json
 from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
-from align.types import Record, json_text
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -273,7 +273,7 @@ class Proof:
         side: `train` or `test`.
         place: in the side's sequence, from 0.
         size: rows of the sequence, forgotten ones among them.
-        path: see `align.merkle.path_of`.
+        path: see `align.core.merkle.path_of`.
         other: the root of the other side.
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from align.core.types import Record
 from align.data.chat.shown import Render, part
 from align.data.read.content import PARTS, content_of, texts
 from align.data.sets.columns import CONTENT, named_records
@@ -24,7 +25,6 @@ from align.data.sets.spool import Rows
 from align.run import Input
 from align.run.files import write_text
 from align.track import in_turns, line_of
-from align.types import Record
 
 Hide = Callable[[str], str]
 """Takes out of a text what nobody is to see."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from align.core.types import Record
 from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.spool import Rows
-from align.types import Record
 
 FILE = "scores.f64"
 PIECE = 512

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy import ndarray
 
+from align.core.errors import InputError, require
 from align.data.dedup.arrays import components
 from align.data.sets.columns import whole
-from align.errors import InputError, require
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

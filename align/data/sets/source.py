@@ -14,7 +14,8 @@ from typing import Any
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences
-from align.chain import Head
+from align.core.chain import Head
+from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
@@ -25,7 +26,6 @@ from align.data.read.rows import placed_rows
 from align.data.read.shapes import shape_of
 from align.data.sets.ids import SHA256, IdKind, kind_under
 from align.data.sources import files_record, licence_of
-from align.errors import CorruptFile, InputError, require
 from align.run import HUB, Input, known_digest
 from align.run.files import json_object
 

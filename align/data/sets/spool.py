@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from align.errors import CorruptFile
-from align.files import read_text
+from align.core.errors import CorruptFile
+from align.core.files import read_text
 from align.run.files import write_json
 
 SPARSE = 0.1

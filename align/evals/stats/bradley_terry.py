@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.evals.stats.logistic import fitted, variance
 from align.evals.stats.observed import Clusters, columns, places, within
 from align.ops.intervals import Interval, t_quantile

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from align import ranks
+from align.core.errors import require
+from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
 from align.data.chat.reasoning import parted
 from align.data.chat.template import use_template
 from align.data.ngrams import words
-from align.errors import require
 from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, prompt_text
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.suite.results import Said
@@ -41,7 +42,6 @@ from align.rollout.randomness import place_seed
 from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
 from align.track import progress
-from align.types import Conversation, Message, Rollout
 
 COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
 PROBES = 8

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
-from align.aliases import NAME, NAMED
-from align.errors import require
+from align.core.aliases import NAME, NAMED
+from align.core.errors import require
+from align.core.spec import known, listed, number, one_of, whole
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.judge_identity import JudgeIdentity
 from align.evals.judge_report import MIN_AGREEMENT, JudgeReport, choose_report
@@ -28,7 +29,6 @@ from align.evals.suite.tasks import Task
 from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
 from align.report.words import counted, in_words
-from align.spec import known, listed, number, one_of, whole
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'

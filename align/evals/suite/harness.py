@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from align.distribution import require_extra
-from align.errors import CorruptFile, InputError, require
-from align.files import has_file, read_text, user_path
+from align.core.distribution import require_extra
+from align.core.errors import CorruptFile, InputError, require
+from align.core.files import has_file, read_text, user_path
 from align.rollout.kept import Answer, Asked
 from align.run import Input, json_digest
 from align.run.digests import known_digest

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import pad as widened
 
 from align import ranks
+from align.core.errors import LONE, require
+from align.core.types import Conversation
 from align.data.chat.continuations import answered, behind, continued, following, windows
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, eos_token_ids, surely_too_long
-from align.errors import LONE, require
 from align.evals.suite.answers import (
     Keep,
     Made,
@@ -53,7 +54,6 @@ from align.rollout.engine import divergence_as_input_error, response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Weighed
 from align.run import json_digest
-from align.types import Conversation
 
 TABLE = "likelihoods"
 """Of the store of answers."""

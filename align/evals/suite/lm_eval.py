@@ -26,16 +26,16 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
 
 from align import ranks
+from align.core.errors import AlignError, InputError, require
+from align.core.files import user_path
+from align.core.types import Conversation, Message
 from align.data.chat.continuations import behind, continued, encoded, prefix_id
-from align.errors import AlignError, InputError, require
 from align.evals.suite.harness import Completion, Found, Harness, Requests, Written
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item, Task, clustered
-from align.files import user_path
 from align.report.words import counted
 from align.run import json_digest, write_json
-from align.types import Conversation, Message
 
 if TYPE_CHECKING:
     from align.data.chat.encode import Encoded

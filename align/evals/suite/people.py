@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from align.annotate.store import Candidate, Item, Vote, storable
-from align.chain import canonical
+from align.core.chain import canonical
+from align.core.types import Conversation
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
 from align.report import in_words
 from align.report.words import counted
-from align.types import Conversation
 
 PEOPLE = "people"
 """People, as `stage.judge` calls them."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from align.core.types import Message
 from align.evals.questions import describe_yes
 from align.evals.stats import (
     bradley_terry,
@@ -33,7 +34,6 @@ from align.ops.intervals import Interval, grouped, mean, proportion
 from align.report import in_words
 from align.report.words import counted, few
 from align.reward.checkers import Checked, accuracy
-from align.types import Message
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 

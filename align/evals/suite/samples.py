@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from align.core.files import open_text
+from align.core.outputs import atomic_file
+from align.core.types import Message, Rollout
 from align.data.ngrams import repetition
 from align.data.trained_ids import Seen
 from align.evals.stats import per_prompt, win_rate
@@ -22,14 +25,11 @@ from align.evals.suite.results import Scored
 from align.evals.suite.scores import TaskAnswers
 from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
-from align.files import open_text
 from align.models.backbone import response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.ops.finite import not_finite
 from align.ops.intervals import mean, proportion
-from align.outputs import atomic_file
-from align.types import Message, Rollout
 
 MEASURED_AT_ONCE = 32
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align import ranks
+from align.core.types import Conversation, Rollout
 from align.data.chat.reasoning import without_reasoning
 from align.evals import judges
 from align.evals.collapse import (
@@ -47,7 +48,6 @@ from align.reward.inputs import models_of
 from align.reward.scorer import Scorer
 from align.rollout.kept import AnswerStore
 from align.run import Artifact, Input
-from align.types import Conversation, Rollout
 
 CLOSED_KINDS = (exact.KIND, pattern.KIND, json_schema.KIND)
 """Checks that one answer may pass for many prompts."""

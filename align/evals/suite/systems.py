@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAMED
+from align.core.errors import InputError, require
 from align.data.read.rows import checked_rows
 from align.data.sources import files_record
-from align.errors import InputError, require
 from align.evals.endpoint import Endpoint, parsed_endpoint
 from align.evals.suite.tasks import Item
 from align.models.base import base_of

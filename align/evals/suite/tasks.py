@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAMED
+from align.core.errors import InputError, require
+from align.core.spec import known, listed, one_of, whole, written
+from align.core.types import Conversation, Message
 from align.data.near_training import nearly_trained_on
 from align.data.read.documents import document_of, row_text, shape_column
 from align.data.read.messages import with_default_system
@@ -17,15 +20,12 @@ from align.data.read.rows import Row, checked_rows
 from align.data.sources import files_record
 from align.data.split import question
 from align.data.trained_ids import Seen
-from align.errors import InputError, require
 from align.evals.questions import parse_question, shorten_question
 from align.evals.suite.harness import harness_record
 from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.checked import AllowCode
 from align.run import Artifact, Input
-from align.spec import known, listed, one_of, whole, written
-from align.types import Conversation, Message
 
 FIELD = "eval.tasks"
 KEYS = (

@@ -15,7 +15,7 @@ from peft.tuners.lora import Linear, Linear4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 
 def is_lora(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from align.core.types import Rollout
 from align.ops.gae import gae, token_rewards
 from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
@@ -21,7 +22,6 @@ from align.ppo.advantages import Estimator
 from align.ppo.experience import shaped_scores
 from align.ppo.update import Losses
 from align.ppo.verify.closed_form import Problem, solved
-from align.types import Rollout
 
 
 @dataclass(frozen=True, slots=True)

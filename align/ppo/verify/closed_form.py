@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from align.core.types import Rollout
 from align.models.roles import TRAINABLE, ForwardOutput
 from align.ppo.advantages import Estimator
 from align.ppo.experience import experience
 from align.ppo.update import Losses, update
-from align.types import Rollout
 
 STOP = 0  # ends a sequence, so that lengths differ
 PPO, CLIPPED = Estimator(), Losses()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.core.types import Rollout
 from align.models.backbone import base_model
 from align.models.chunks import by_length
 from align.models.fastpath import without_fast_path
@@ -27,7 +28,6 @@ from align.ppo.advantages import Estimator
 from align.ppo.experience import Experience, estimated, experience
 from align.ppo.update import Losses, accumulate, gradient_step
 from align.ppo.verify.anchors import Anchor
-from align.types import Rollout
 
 
 @dataclass(frozen=True)

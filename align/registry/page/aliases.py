@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from align.errors import InputError
+from align.core.errors import InputError
 from align.registry.index import Index
 from align.registry.page.templating import render
 from align.registry.shown import clean

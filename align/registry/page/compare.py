@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from align.errors import require
+from align.core.errors import require
 from align.registry.comparison import comparison
 from align.registry.index import Index
 from align.registry.page.run import record_in

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 from markupsafe import Markup, escape
 
-from align.errors import MissingArtifact
+from align.core.errors import MissingArtifact
 from align.registry.index import Index
 from align.registry.page.lineage import lineage_of, picture
 from align.registry.page.templating import render, render_alert, view_url

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from align.errors import InputError, readable, require
+from align.core.errors import InputError, readable, require
 from align.registry.index import Index
 from align.registry.page.templating import render, view_url
 from align.registry.query import found

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from align.errors import InputError, MissingArtifact, StorageError
+from align.core.errors import InputError, MissingArtifact, StorageError
 from align.registry.index import Index, asked
 from align.registry.page.aliases import aliases_view
 from align.registry.page.compare import compare_view

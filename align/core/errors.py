@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from align.redaction import URL_FIELDS, redacted, secret_url
+from align.core.redaction import URL_FIELDS, redacted, secret_url
 
 NOT_PASSED = 3
 """The exit status of an evaluation in which a gate is not passed, and of a replay that differs: no error."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from align.config.options import OPENED
-from align.distribution import missing_modules
-from align.errors import NOT_PASSED, AlignError, InputError
-from align.redaction import masked_argument
+from align.core.distribution import missing_modules
+from align.core.errors import NOT_PASSED, AlignError, InputError
+from align.core.redaction import masked_argument
 from align.run import Manifest, read_manifest
 from align.stages import preload
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from align.errors import InputError, half_character, require
+from align.core.errors import InputError, half_character, require
 
 
 def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from align.errors import InputError, require
+from align.core.errors import InputError, require
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a name may be: it stands in requests, headers, logs and metrics. `@` begins a digest, and `/` a path."""

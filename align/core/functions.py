@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 """What many functions are made of, and tells none from another."""

@@ -1,7 +1,6 @@
 """Shapes of API keys, tokens and private keys, by the prefixes that their issuers publish.
 
-One table for `align.redaction`, which masks them in what is written for people, and for `align.data.clean.pii`, which
-looks for them in training rows.
+`align.core.redaction` masks them in what is written for people; `align.data.clean.pii` looks for them in training rows.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.config.stages import STAGES
 from align.config.training import check_ranks
-from align.errors import AlignError, InputError, require
-from align.files import read_text
+from align.core.errors import AlignError, InputError, require
+from align.core.files import read_text
 from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
 from align.run.folder import ended
 

@@ -22,8 +22,8 @@ from socket import gethostname
 from urllib.parse import quote
 from uuid import uuid4
 
-from align.errors import CorruptFile, InputError
-from align.files import check_readable, has_file, open_binary, read_bytes, read_text
+from align.core.errors import CorruptFile, InputError
+from align.core.files import check_readable, has_file, open_binary, read_bytes, read_text
 
 OTHER_FILE = "Name another file, or remove this one."
 NOT_OURS = "there is a file that align did not write, or that was edited since"

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
-from align.errors import CorruptFile, InputError, MissingArtifact
+from align.core.errors import CorruptFile, InputError, MissingArtifact
 
 MIB = 2**20
 DEFAULT_MAX_FILE_MB = 512

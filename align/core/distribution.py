@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from align.errors import InputError
+from align.core.errors import InputError
 
 DISTRIBUTION = "align-rlhf"
 

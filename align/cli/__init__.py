@@ -1,0 +1,1 @@
+"""Several commands in one process, and one command on several ranks."""
