@@ -16,12 +16,12 @@ from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
 from align.data.read.columns import ColumnRules
 from align.data.read.content import FEEDBACK, PREFERENCES, with_answer
-from align.data.read.drops import BadRows, tally
+from align.data.read.drops import BadRows
 from align.data.read.records import answers_of_file, grouped_rows, read_preferences
 from align.data.read.shapes import recognised
 from align.data.sets.published import data_set
 from align.data.sources import FILES, MANIFEST, DataSource, data_records, prepared
-from align.data.split import IN_EVAL, Judged, held_back, question_key, split_by_group
+from align.data.split import Judged, held_back, question_key, split_by_group, unasked
 from align.run import Input
 
 T = TypeVar("T")
@@ -174,24 +174,17 @@ def divided_pairs(
     if data.name == MANIFEST and not data.eval_path:  # it is divided already
         test = side_of(data, "test", kind, otherwise=f", or name {kind.called} in data.eval_path")
         return list(prefs), drawn(test, data.limit, seed)
-    keys = [question_key(Conversation(pref.prompt)) for pref in prefs]
     if data.eval_path:
         test = drawn(kind.of_file(data.eval_path, "data.eval_path", data.skips, data.rules), data.limit, seed)
-        asked = {question_key(Conversation(pref.prompt)) for pref in test}
-        train = [pref for pref, key in zip(prefs, keys, strict=True) if key not in asked]
+        train = unasked(prefs, test, kind.called)
         problem = f"asks everything that {data.path} asks, which leaves no {one} to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.called} to measure on.")
-        tally(IN_EVAL, len(prefs) - len(train))
-        if len(train) < len(prefs):
-            print(f"{len(prefs) - len(train)} {kind.called} ask what data.eval_path asks, and are left out of training")
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == FILES:
-        asked = held_back(keys, data.held_out)
-        kept = list[Judged]()
-        for pref in train:
-            (test if question_key(Conversation(pref.prompt)) in asked else kept).append(pref)
-        train = kept
+        tested = held_back([*map(question_key, prefs)], data.held_out)
+        test += [pref for pref in train if question_key(pref) in tested]
+        train = [pref for pref in train if question_key(pref) not in tested]
         require(bool(train), "data.held_out", data.held_out, f"leaves no {one} to train on", "Lower it.")
     return train, test
 

@@ -112,12 +112,9 @@ def files_record(given: str | None, field: str) -> Input:
         return Input(known_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
 
 
-LICENCES = {"chitchat": "MIT"}
-
-
 def licence_of(name: str) -> str:
-    """The licence of a data set that this package names; empty where nobody says."""
-    return LICENCES.get(name, "")
+    """Return the licence of a data set that this package names; empty if there is none."""
+    return "MIT" if name == "chitchat" else ""
 
 
 def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
@@ -156,8 +153,10 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
         found = [prepared(c, data) for c in conversations]
     else:
-        apart = data.eval_path and split == "test"  # then nobody asks what is trained on
-        read = [prepared(d, data) for d in eval_documents(data)] if apart else sides(data)[split == "test"]
+        if data.eval_path and split == "test":  # nobody asks what is trained on
+            read = [prepared(document, data) for document in documents_of_files(data, "eval_path", answered=False)]
+        else:
+            read = sides(data)[split == "test"]
         found = [*filter(None, map(question, read))]
     return some(found, data, split, seed)
 
@@ -199,12 +198,12 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
         answered: see `read_documents`.
     """
     if data.name == "chitchat":
-        plain, part = data.part == "base", data.part or "sft"
-        train: list[Document] = [*chitchat.texts(part)] if plain else [*chitchat.conversations(part)]
-        test: list[Document] = [*chitchat.texts("test")] if plain else [*chitchat.conversations("test")]
+        read = chitchat.texts if data.part == "base" else chitchat.conversations
+        train: list[Document] = [*read(data.part or "sft")]
+        test: list[Document] = [*read("test")]
     elif data.eval_path:
-        test = eval_documents(data, answered)
-        train = unasked(all_documents(data, answered), test, str(data.path))
+        test = documents_of_files(data, "eval_path", answered)
+        train = unasked(all_documents(data, answered), test, f"rows of {data.path}")
     elif data.name == MANIFEST:
         train, test = (documents_in(data, side, answered) for side in SIDES)
     else:
@@ -213,11 +212,10 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
 
 
 def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """What `data.path` holds, as it is; of a data set, what is to train on. Prompts of files keep the other columns of
-    their rows (`Conversation.row`); of what is imitated nobody reads them."""
+    """Return what `data.path` holds, as it is; of a data set, what is to train on."""
     if data.name == MANIFEST:
         return documents_in(data, "train", answered)
-    return read_documents(data.path or "", "data.path", data.skips, answered, rows=not answered, rules=data.rules)
+    return documents_of_files(data, "path", answered)
 
 
 def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
@@ -238,11 +236,11 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
     return [asked(record) for record in found.records(side)]
 
 
-def eval_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """Return what `data.eval_path` holds, as it is."""
-    return read_documents(
-        data.eval_path or "", "data.eval_path", data.skips, answered, rows=not answered, rules=data.rules
-    )
+def documents_of_files(data: DataSource, key: str, answered: bool) -> list[Document]:
+    """Return what the files of `path` or `eval_path` hold. Prompts keep the other columns of their rows
+    (`Conversation.row`), which nobody reads of what is imitated."""
+    path = getattr(data, key) or ""
+    return read_documents(path, f"data.{key}", data.skips, answered, rows=not answered, rules=data.rules)
 
 
 def prepared(record: T, data: DataSource) -> T:

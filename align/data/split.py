@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from align.core.errors import require
-from align.core.types import Conversation, Document, Feedback, Message, Preference
+from align.core.types import Conversation, Document, Feedback, Preference, Record
+from align.data.read.content import asked
 from align.data.read.drops import tally
 
 IN_EVAL = "dropped_in_eval"
@@ -30,31 +31,31 @@ def ending_with(conversation: Conversation, roles: tuple[str, ...]) -> Conversat
     return replace(conversation, messages=messages) if any(turn.role == "user" for turn in messages) else None
 
 
-def question_key(document: Document) -> str:
-    """sha256 of what a document asks (or says), hex: two documents of one key ask the same. What a user asks last is
-    the same question whichever tools are called for it, and whatever these return."""
+def question_key(record: Record) -> str:
+    """Return the SHA-256 of what a record asks, or says if it is plain text, in hex: two records of one key ask the
+    same. What a user asks last is the same question whichever tools are called for it, and whatever these return."""
+    document = asked(record)
     if isinstance(document, str):
         content = document
     else:  # as messages were written when they had these two fields: a file keeps its split
-        asked = ending_with(document, ("user",)) or document
-        turns = [f"Message(role={m.role!r}, content={m.content!r}{calls_of(m)})" for m in asked.messages]
+        turns = list[str]()
+        for turn in (ending_with(document, ("user",)) or document).messages:
+            calls = [(call.name, call.arguments) for call in turn.tool_calls]
+            fields = f"role={turn.role!r}, content={turn.content!r}{f', tool_calls={calls}' if calls else ''}"
+            turns.append(f"Message({fields})")
         content = f"({', '.join(turns)}{',' if len(turns) == 1 else ''})"
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def calls_of(turn: Message) -> str:
-    return f", tool_calls={[(call.name, call.arguments) for call in turn.tool_calls]}" if turn.tool_calls else ""
-
-
-def divided(found: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
-    """The documents of a file to train on, and those to measure on. Equal questions never stand on both sides. Where
-    the share `held_out` is too small for a file, one question is held out all the same, and then nothing trains on
-    it."""
-    keys = [question_key(document) for document in found]
-    asked = held_back(keys, held_out)
+def divided(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
+    """Return the documents of a file to train on, and those to measure on. Equal questions never stand on both sides.
+    Where the share `held_out` is too small for a file, one question is held out all the same, and then nothing trains
+    on it."""
+    keys = [*map(question_key, documents)]
+    tested = held_back(keys, held_out)
     sides: tuple[list[Document], list[Document]] = ([], [])
-    for document, key in zip(found, keys, strict=True):
-        sides[key in asked].append(document)
+    for document, key in zip(documents, keys, strict=True):
+        sides[key in tested].append(document)
     return sides
 
 
@@ -66,16 +67,21 @@ def held_back(keys: list[str], held_out: float) -> set[str]:
     return {key for key, share in shares.items() if share < held_out or share == least}
 
 
-def unasked(found: list[Document], test: list[Document], name: str) -> list[Document]:
-    """The documents of a file whose questions no document of `test` asks; says how many were left out."""
-    asked = {question_key(document) for document in test}
-    kept = [document for document in found if question_key(document) not in asked]
-    tally(IN_EVAL, len(found) - len(kept))
-    if len(kept) < len(found):
-        print(f"{len(found) - len(kept)} rows of {name} ask what data.eval_path asks, and are left out of training")
+def unasked(records: Sequence[T], test: Sequence[Record], rows: str) -> list[T]:
+    """Return the records whose questions no record of `test` asks, and print how many are left out.
+
+    Args:
+        rows: what the records are called.
+    """
+    keys = {*map(question_key, test)}
+    kept = [record for record in records if question_key(record) not in keys]
+    tally(IN_EVAL, len(records) - len(kept))
+    if len(kept) < len(records):
+        print(f"{len(records) - len(kept)} {rows} ask what data.eval_path asks, and are left out of training")
     return kept
 
 
+T = TypeVar("T", bound=Record)
 Judged = TypeVar("Judged", Preference, Feedback)
 
 

@@ -28,7 +28,7 @@ from align.core.merkle import root_of
 from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
 from align.data.read.content import row_bytes, said_json
-from align.data.sets.ids import SHA256, IdKind, KeyOf, Known, id_of, under
+from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, under
 from align.data.sets.published import leaf
 from align.run import Artifact, known_digest
 from align.run.lineage import Gone, folders_behind
@@ -37,9 +37,14 @@ FILE = "trained_ids.parquet"
 TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """The stages that learn from rows."""
 ID = pa.binary(32)
-SCHEMA = pa.schema([
-    ("content_id", ID), ("question_ids", pa.list_(ID)), ("project", pa.string()), ("key_fingerprint", pa.string()),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("content_id", ID),
+        ("question_ids", pa.list_(ID)),
+        ("project", pa.string()),
+        ("key_fingerprint", pa.string()),
+    ]
+)
 NOT_KNOWN = "it is unknown whether it was trained on these prompts"
 
 
@@ -55,7 +60,7 @@ class Naming(NamedTuple):
     key_of: KeyOf = lambda kind: None
 
 
-WITHOUT_KEYS, NONE_KNOWN = Naming(), Known()
+WITHOUT_KEYS = Naming()
 
 
 def questions_of(record: Record, system: str | None = None) -> list[bytes]:
@@ -107,14 +112,15 @@ def line_of(turn: Message) -> bytes:
 
 
 def write_ids(
-    folder: Path, records: Sequence[Record], naming: Naming = WITHOUT_KEYS, system: str | None = None,
-    known: Known = NONE_KNOWN,
-) -> dict[str, str]:  # fmt: skip
+    folder: Path,
+    records: Sequence[Record],
+    naming: Naming = WITHOUT_KEYS,
+    system: str | None = None,
+) -> dict[str, str]:
     """`trained_ids.parquet` of the rows that a run was given.
 
     Args:
         system: see `questions_of`.
-        known: content ids that need not be computed.
 
     Returns:
         the roots over them, 64 hex digits: `data_root` over the sequence of content ids, each where it comes first
@@ -131,13 +137,15 @@ def write_ids(
         key = keys.get(kind) if keys else None
         if kind != SHA256 and key is None:
             continue
-        ids[i] = (key is None and known.content_id(record)) or id_of(row_bytes(record), key)
+        ids[i] = id_of(row_bytes(record), key)
         asked = questions_of(record, system)
         questions[i] = [under(one, key) for one in asked] if key else asked
     columns = {
-        "content_id": ids, "question_ids": questions, "project": [kind.project or None for kind in kinds],
+        "content_id": ids,
+        "question_ids": questions,
+        "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],
-    }  # fmt: skip
+    }
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / FILE, compression="none")  # digests get no smaller
     named = [one for one in ids if one is not None]
     if len(named) < len(records):

@@ -18,10 +18,10 @@ from align.core.errors import AlignError, InputError, require
 from align.core.files import check_readable
 from align.data.read.content import row_bytes
 from align.data.read.content import texts as said_by
-from align.data.sets.columns import CONTENT, records_of
 from align.data.sets.forget import Facts
 from align.data.sets.ids import id_of, kinds_in
 from align.data.sets.published import DataSet, data_set
+from align.data.sets.record_columns import CONTENT, records_of
 from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from align.core.functions import defined, load_function
 from align.core.functions import source_of as source_of_function
 from align.core.types import Result
 from align.data.chat.encode import token_count
-from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
+from align.data.chat.training_view import render_tokens
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
 from align.data.clean.quality import CountTokens
@@ -42,13 +42,13 @@ from align.data.read.content import DOCUMENTS
 from align.data.read.files import share_read
 from align.data.sets.contamination import Evaluations, Leaks, drop_templated, leaks_of
 from align.data.sets.duplicates import (
+    NO_DUPLICATES,
     Duplicates,
     clusters,
     copies,
     duplicate_labels,
     joined,
     near_duplicates,
-    none_of,
     preference,
 )
 from align.data.sets.evaluations import FIELD as AGAINST
@@ -56,25 +56,21 @@ from align.data.sets.evaluations import parsed_sets, read_sets
 from align.data.sets.forget import Forgetting, alone_on, asked_for, forget, retire, roots_before
 from align.data.sets.gather import Gathering, Wanted
 from align.data.sets.mix import Funnel, Mixed, draws, mixture, over_caps, shares
-from align.data.sets.parallel import Daft, Engine, embedded, make_ahead
+from align.data.sets.parallel import DaftRunner, TaskRunner, embedded, make_ahead
 from align.data.sets.published import Chosen, data_set, publish
 from align.data.sets.report import (
+    DROPPED,
+    Examples,
     Loss,
     account_of,
     cleaned_away,
-    find_funnel_losses,
     find_read_losses,
     found_in,
     found_of,
-    leaked,
     lengths,
     metrics_of,
-    write_dropped,
-    write_duplicates,
-    write_rows,
-    write_scores,
 )
-from align.data.sets.scores import account_of_scores, outside
+from align.data.sets.score_cuts import account_of_scores, outside
 from align.data.sets.sides import (
     group_labels,
     held_back,
@@ -109,12 +105,18 @@ def inputs(config: Config) -> Inputs:
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return forgetting(config)
-    store, simulated = store_url(config), config.data.allow_simulated
-    sources = [source.opened(store, simulated) for source in parsed_sources(stage.sources or [path_source(config)])]
-    check_sources(stage, sources)
+    path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
+    given = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
+    sources = [source.opened(store_url(config), config.data.allow_simulated) for source in parsed_sources(given)]
+    # Settings that contradict the sources, or name what there is not, are refused before anything is read.
+    by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
+    steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
+    if stage.split.since is not None:
+        seconds(stage.split.since, "stage.split.since")
     records = {f"sources.{source.name}": source.record() for source in sources}
-    for i, one in enumerate(parsed_sets(stage.contamination.against)):
-        records[f"against.{i}"] = files_record(one.path, f"{AGAINST}[{i}]")
+    for i, evaluation_set in enumerate(parsed_sets(stage.contamination.against)):
+        records[f"against.{i}"] = files_record(evaluation_set.path, f"{AGAINST}[{i}]")
     for i, spec in enumerate(stage.named("fn")):  # the same name may be another function by now
         field = "stage.clean, fn"
         places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]
@@ -134,24 +136,9 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, name, base, records, lambda: (sources,))
 
 
-def path_source(config: Config) -> Mapping[str, Any]:
-    """Return `data.path` as a source of a data set."""
-    data = config.data
-    source = {"path": data.path, "columns": data.columns, "metadata": data.metadata}
-    return {key: value for key, value in source.items() if value is not None}
-
-
-def check_sources(stage: DataStageConfig, sources: list[Source]) -> None:
-    """Raises: InputError: a setting contradicts the sources, or names what there is not. Nothing was read yet."""
-    by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
-    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
-    steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
-    if stage.split.since is not None:
-        seconds(stage.split.since, "stage.split.since")
-
-
 def forgetting(config: Config) -> Inputs:
-    """A data set, and some of its rows. Nothing of the run says which: an id can be guessed from a short text."""
+    """Return the inputs of `stage.action=forget`: a data set, and some of its rows. Nothing of the run says which rows:
+    an id can be guessed from a short text."""
     task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
     config = changed(config, stage=changed(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
@@ -166,53 +153,80 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
     ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
-    engine = embedded if stage.engine == EMBEDDED else Daft(stage.engine == RAY, stage.workers, stage.ray)
+    engine = embedded if stage.engine == EMBEDDED else DaftRunner(stage.engine == RAY, stage.workers, stage.ray)
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
         if found["shapes"]:
             print(line_of_shapes(source.name, found), flush=True)
     sets = parsed_sets(stage.contamination.against)
-    evaluations, against = Evaluations(read_sets(sets), stage.contamination.near), [one.path for one in sets]
+    evaluations = Evaluations(read_sets(sets), stage.contamination.near)
+    against = [evaluation_set.path for evaluation_set in sets]
     tokenizer = tokenizer_of(run, config)
     count = None if tokenizer is None else partial(token_count, tokenizer)
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
     kind, accounts = gathered(run, config, sources, steps, count, engine)
-    rows = Rows(Spool(run.checkpoints))
+    rows = Rows(Spool(run.checkpoints), kind, names)
     hide = Cleaner(steps).hidden
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
-    losses = Losses(funnel, rows, kind, hide)
-    losses.add(find_read_losses(names, accounts, hide))
-    scored = by_score(run, config, rows, kind, funnel)
+    examples = Examples(run.folder, rows, funnel.source, hide)
+    losses = list[Loss]()
+
+    def add_losses(found: Iterable[Loss]) -> None:
+        for loss in found:
+            losses.append(loss)
+            print("\n".join(lines_of_loss(loss)), flush=True)
+
+    funnel.watch = lambda step: add_losses(examples.find_losses(funnel, step))
+    add_losses(find_read_losses(names, accounts, hide))
+    scored = by_score(run, config, rows, funnel)
     with nothing_to_go_on_from(run):
         draw = draws(rows.first_bits("content_id"), config.seed)
-        given_away = evaluations.leaks(rows, kind, funnel.kept)
+        given_away = evaluations.leaks(rows, funnel.kept)
         without(funnel, "after_decontamination", given_away.rows, stage.contamination)
-        duplicates = without_duplicates(rows, kind, funnel, preference(funnel.source, ranks), stage, engine)
+        duplicates = without_duplicates(rows, funnel, preference(funnel.source, ranks), stage, engine)
         funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
         test = divided(rows, funnel, duplicates, config)
-        leaks = shared_sides(rows, kind, funnel, test, stage)
+        leaks = shared_sides(rows, funnel, test, stage)
         without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
-        train = mixed_in(rows, funnel, test, sources, draw, stage)
+        mix = stage.mix
+        size = np.ones(len(test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
+        train = mixture(
+            funnel.kept & ~test,
+            funnel.source,
+            size,
+            draw,
+            names,
+            weights=[source.weight for source in sources],
+            total=mix.total,
+            repeat=mix.repeat,
+            temperature=mix.temperature,
+        )
         check_some(config, funnel, test, train, given_away, leaks)
 
     times = np.where(funnel.kept & test, 1, train.times).astype(np.int32)  # the test side is as it is
-    seen, scores = times > 0, scored.scores if scored else None
+    written = times > 0
+    scores = scored.scores if scored else None
     chosen = Chosen(times, test, duplicates.dropped, clusters(duplicates), scores)
     evidence = found_in(against, given_away) + found_in(["the test split"], leaks)
-    data = published(run, rows, kind, names, chosen, {
+    said = {
         **account_of(sources, run.inputs, shapes, accounts, funnel, test, train),
-        "evaluations": evidence, "found": found_of(duplicates, given_away, leaks), **(scored.said if scored else {}),
-        "lengths": lengths(rows.numbers("characters")[seen], funnel.source[seen], names),
-        "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses.found],
-    })  # fmt: skip
-    gone = leaked(rows, kind, names, given_away, against, hide)
-    gone += leaked(rows, kind, names, leaks, ["the test split"], hide)
-    write_dropped(run.folder, cleaned_away(names, accounts) + gone)
-    write_duplicates(run.folder, rows, kind, names, duplicates, chosen.heads, hide)
-    write_rows(run.folder, rows, kind, names, funnel.source, seen & ~test, renderer(tokenizer), hide)
+        "evaluations": evidence,
+        "found": found_of(duplicates, given_away, leaks),
+        **(scored.said if scored else {}),
+        "lengths": lengths(rows.numbers("characters")[written], funnel.source[written], names),
+        "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses],
+    }
+    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
+    begins("publishes", int(times.sum()))
+    with atomic.publish(target) as folder:
+        data = publish(folder, rows, chosen, said)
+    gone = examples.leaked(given_away, against) + examples.leaked(leaks, ["the test split"])
+    examples.write(DROPPED, cleaned_away(names, accounts) + gone)
+    examples.write_duplicates(duplicates, chosen.heads)
+    examples.write_rows(written & ~test, partial(render_tokens, tokenizer))
     if scored:
-        write_scores(run.folder, rows, kind, names, funnel.source, scored.scores, scored.out, hide)
+        examples.write_scores(scored.scores, scored.out)
     with tracker(run, config) as track:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
@@ -221,8 +235,8 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
 
 @contextmanager
 def nothing_to_go_on_from(run: Run) -> Iterator[None]:
-    """Rows that are refused in the block would be refused again by the same line: the spool is removed. A full disk and
-    workers that cannot be had are another matter."""
+    """Remove the spool if rows are refused in the block: the same command would refuse them again. It stays if the disk
+    is full or workers cannot be had."""
     try:
         yield
     except InputError as error:
@@ -231,32 +245,21 @@ def nothing_to_go_on_from(run: Run) -> Iterator[None]:
         raise
 
 
-def published(
-    run: Run, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write the data set as the run's artifact. Returns what its `data.json` says."""
-    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
-    begins("publishes", int((chosen.times).sum()))
-    with atomic.publish(target) as folder:
-        return publish(folder, rows, kind, names, chosen, said)
-
-
 def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Leaks, leaks: Leaks) -> None:
-    """Raises: InputError: no row is left, or none to train on."""
-    at, given, removes = "stage.sources", ", ".join(funnel.names), config.stage.contamination.action == "remove"
-    evaluations = "Write stage.contamination.action=report, and look at its report."
+    """Raise InputError if no row is left, or none to train on."""
+    at = "stage.sources"
+    given = ", ".join(funnel.names)
+    removes = config.stage.contamination.action == "remove"
     if removes and len(given_away.rows) and not any(funnel.steps["after_decontamination"]):
-        raise InputError(at, given, "leave no row: all are like rows of stage.contamination.against", evaluations)
+        problem = "leave no row: all are like rows of stage.contamination.against"
+        raise InputError(at, given, problem, "Write stage.contamination.action=report, and look at its report.")
     require(bool(funnel.kept.any()), at, given, "leave no row", "Look at the settings that leave rows out.")
     if config.data.held_out == 1 or train.times.any():
         return
-    remedy = "Look at the report of a run with data.held_out=1."
     if removes and len(leaks.rows) and not (funnel.kept & ~test).any():
-        raise InputError(
-            at, given, "leave no row to train on: all that could be are like rows to measure on",
-            "Write stage.contamination.test=false, or another data.held_out.",
-        )  # fmt: skip
-    raise InputError(at, given, "leave no row to train on", remedy)
+        problem = "leave no row to train on: all that could be are like rows to measure on"
+        raise InputError(at, given, problem, "Write stage.contamination.test=false, or another data.held_out.")
+    raise InputError(at, given, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
 
 
 def gathered(
@@ -265,7 +268,7 @@ def gathered(
     sources: Sequence[Source],
     steps: Sequence[tuple[str, Step]],
     count: CountTokens | None,
-    engine: Engine,
+    engine: TaskRunner,
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Read, clean and write every source into the run's spool. Returns the kind of their records, and an account each.
 
@@ -274,10 +277,14 @@ def gathered(
     """
     stage: DataStageConfig = config.stage
     wanted = Wanted(
-        stage.duplicates.over, stage.duplicates.near is not None, stage.split.read.get("split", ""),
-        stage.split.read.get("time", ""), count if stage.mix.by == "tokens" else None,
-    )  # fmt: skip
-    spool, skips = Spool(run.checkpoints), config.data.on_bad_row == "skip"
+        stage.duplicates.over,
+        stage.duplicates.near is not None,
+        stage.split.read.get("split", ""),
+        stage.split.read.get("time", ""),
+        count if stage.mix.by == "tokens" else None,
+    )
+    spool = Spool(run.checkpoints)
+    skips = config.data.on_bad_row == "skip"
     with nothing_to_go_on_from(run):
         kind = sources[0].kind()
     gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
@@ -291,28 +298,6 @@ def gathered(
     return kind, accounts
 
 
-class Losses:
-    """Steps that removed much of a source, each printed when it ends.
-
-    Attributes:
-        found: the losses so far, see `align.data.sets.report`.
-    """
-
-    def __init__(self, funnel: Funnel, rows: Rows, kind: str, hide: Callable[[str], str]) -> None:
-        self.funnel, self.rows, self.kind, self.hide = funnel, rows, kind, hide
-        self.found = list[Loss]()
-        funnel.watch = self.end_step
-
-    def end_step(self, step: str) -> None:
-        self.add(find_funnel_losses(self.funnel, step, self.rows, self.kind, self.hide))
-
-    def add(self, losses: Iterable[Loss]) -> None:
-        """Print losses and keep them."""
-        for loss in losses:
-            self.found.append(loss)
-            print("\n".join(lines_of_loss(loss)), flush=True)
-
-
 class Scored(NamedTuple):
     """The rows' scores, float64 (N); which are left out by them, bool (N); and what `data.json` says of both."""
 
@@ -321,13 +306,15 @@ class Scored(NamedTuple):
     said: dict[str, Any]
 
 
-def by_score(run: Run, config: Config, rows: Rows, kind: str, funnel: Funnel) -> Scored | None:
-    """Score the rows, and leave out those outside of what is asked for; None where no scores are asked for."""
+def by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> Scored | None:
+    """Score the rows, and leave out those outside of what is asked for. Returns None if no scores are asked for."""
     asked: ScoreConfig = config.stage.score
     if asked.by is None:
         return None
-    scores, ids = scores_of(run, config, rows, kind, funnel.names), rows.first_bits("content_id")
-    out = outside(scores, ids, funnel.source, asked.keep, asked.within, asked.least, asked.most)
+    scores = scores_of(run, config, rows)
+    out = outside(
+        scores, rows.first_bits("content_id"), funnel.source, asked.keep, asked.within, asked.least, asked.most
+    )
     funnel.drop("after_score", out)
     how = {key: getattr(asked, key) for key in ("by", "within", "least", "most")} | {"keep": list(asked.keep)}
     found = account_of_scores(scores, out, funnel.source, funnel.names)
@@ -335,7 +322,8 @@ def by_score(run: Run, config: Config, rows: Rows, kind: str, funnel: Funnel) ->
 
 
 def tokenizer_of(run: Run, config: Config) -> Any | None:
-    """The tokenizer of `model=`, which counts tokens and renders rows for the report; None where no model is given."""
+    """Load the tokenizer of `model=`, which counts tokens and renders rows for the report. Returns None without a
+    model."""
     if run.manifest.base is None:
         return None
     from align.models.load import load_tokenizer
@@ -346,15 +334,16 @@ def tokenizer_of(run: Run, config: Config) -> Any | None:
 
 
 def without_duplicates(
-    rows: Rows, kind: str, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: Engine
+    rows: Rows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
 ) -> Duplicates:
-    """The duplicates of rows that stay, left out of the funnel unless they are only to be reported."""
-    asked, found = stage.duplicates, [none_of()]
+    """Find the duplicates of rows that stay, and leave them out of the funnel unless they are only to be reported."""
+    asked = stage.duplicates
+    found = [NO_DUPLICATES]
     begins("looks for duplicates among", int(funnel.kept.sum()))
     if asked.exact:
         found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
         without(funnel, "after_exact_dedup", found[-1].dropped, asked)
-    if asked.near is not None and kind == DOCUMENTS:
+    if asked.near is not None and rows.kind == DOCUMENTS:
         alone = funnel.kept.copy()
         alone[found[-1].dropped] = False  # also where copies are only reported
         near = near_duplicates(
@@ -362,7 +351,7 @@ def without_duplicates(
         )
         found.append(near)
         without(funnel, "after_near_dedup", near.dropped, asked)
-    return joined(*found)
+    return joined(found)
 
 
 def without(funnel: Funnel, step: str, rows: np.ndarray, asked: DuplicatesConfig | ContaminationConfig) -> None:
@@ -371,69 +360,63 @@ def without(funnel: Funnel, step: str, rows: np.ndarray, asked: DuplicatesConfig
 
 
 def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
-    """Whether each row is measured on, bool (N). Rows that belong together are on one side."""
-    split, kept = config.stage.split, funnel.kept
-    numbers, test = np.flatnonzero(kept), np.zeros(len(kept), bool)
+    """Return whether each row is measured on, bool (N). Rows that belong together are on one side."""
+    split = config.stage.split
+    numbers = np.flatnonzero(funnel.kept)
+    test = np.zeros(len(funnel.kept), bool)
 
     def links() -> Iterator[np.ndarray]:  # one after another: each is as long as the rows are many
         yield group_labels(rows.column("group"), funnel.source)[numbers]
-        yield duplicate_labels(duplicates, len(kept))[numbers]
+        yield duplicate_labels(duplicates, len(test))[numbers]
 
     of = units(rows.first_bits("question")[numbers], *(labels for labels in links() if (labels >= 0).any()))
     if split.by == "question":
         test[numbers] = held_back(of, config.data.held_out)
         return test
-    said = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
+    values = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
     column = next(iter(split.read.values()))
-    asked = written_since(said, split.since, column) if split.by == "time" else named_sides(said, column)
-    test[numbers] = whole_units(of, asked)
+    is_test = written_since(values, split.since, column) if split.by == "time" else named_sides(values, column)
+    test[numbers] = whole_units(of, is_test)
     return test
 
 
-def shared_sides(rows: Rows, kind: str, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
-    """The rows to train on that give away rows to measure on."""
-    measured, near = funnel.kept & test & stage.contamination.test, stage.contamination.near
-    if near and kind == DOCUMENTS and stage.duplicates.finds_all(near):
+def shared_sides(rows: Rows, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
+    """Find the rows to train on that give away rows to measure on."""
+    measured = funnel.kept & test & stage.contamination.test
+    near = stage.contamination.near
+    if near and rows.kind == DOCUMENTS and stage.duplicates.finds_all(near):
         near = None  # of rows that are nearly the same, one alone was kept
-    leaks = leaks_of(rows, kind, measured, funnel.kept & ~test, near)
-    if near is None or kind != DOCUMENTS:
+    leaks = leaks_of(rows, measured, funnel.kept & ~test, near)
+    if near is None or rows.kind != DOCUMENTS:
         return leaks
-    return drop_templated(leaks, rows, kind, measured, near, finds_all=near >= SURE)
-
-
-def mixed_in(
-    rows: Rows, funnel: Funnel, test: np.ndarray, sources: Sequence[Source], draw: np.ndarray, stage: DataStageConfig
-) -> Mixed:
-    """How often each row that is trained on is seen."""
-    mix = stage.mix
-    size = np.ones(len(test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
-    return mixture(
-        funnel.kept & ~test, funnel.source, size, draw, [source.name for source in sources],
-        weights=[source.weight for source in sources], total=mix.total, repeat=mix.repeat,
-        temperature=mix.temperature,
-    )  # fmt: skip
+    return drop_templated(leaks, rows, measured, near, finds_all=near >= SURE)
 
 
 def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     """Write the data set again without some rows, and only then take the old one away."""
-    artifact, root = run.folder / "artifact", config.run.folder
+    artifact = run.folder / "artifact"
     with alone_on(given.old):
         said = replacement(given.old, "data.path")
         if said is None:
-            found, at = data_set(given.old), now()
+            found = data_set(given.old)
+            at = now()
             shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
             with atomic.publish(artifact) as folder:
                 forget(folder, found, given.masks, given.reason, at)
             said = {
-                "by": run.manifest.ref, "folder": str(run.folder.absolute()), "reason": given.reason, "at": at,
-                "root": found.data["root"], "digest": run.inputs["data"].digest,
-            }  # fmt: skip
+                "by": run.manifest.ref,
+                "folder": str(run.folder.absolute()),
+                "reason": given.reason,
+                "at": at,
+                "root": found.data["root"],
+                "digest": run.inputs["data"].digest,
+            }
         elif said["by"] != run.manifest.ref:
             check_not_replaced(given.old, "data.path")
         data = data_set(artifact).data
         retire(given.old, said)
     roots = {*roots_before(data)}
-    used, unread = users_of(root, lambda read: read.details.get("root") in roots)
+    used, unread = users_of(config.run.folder, lambda read: read.details.get("root") in roots)
     used = [name for name in used if not name.startswith("data/")]
     count = data["replaces"]["count"]
     lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {said['root'][:12]}"]

@@ -21,7 +21,6 @@ from align.core.errors import AlignError, readable
 from align.core.redaction import Formatter
 from align.core.types import Result
 from align.data.read.drops import tallied
-from align.data.sets.ids import remembered
 from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST, with_rankers
 from align.data.trained_ids import write_ids
@@ -164,11 +163,11 @@ def published(run: Run, config: Config, inputs: Inputs) -> Result:
     page = LivePage(run, command_line(manifest.config, manifest.refs), lambda: computed_on(config))
     page.begun()
     try:
-        with tallied() as counts, remembered() as known, without_collector():
+        with tallied() as counts, without_collector():
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
             roots = {}
             if inputs.trains:
-                roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None, known)
+                roots = write_ids(run.folder, rows[0], naming_of(config), config.data.system or None)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         preload([config.stage.name])  # the hardware is known once torch is there

@@ -13,8 +13,8 @@ from align.config.root import Config
 from align.config.training import held_out_for
 from align.core.types import Feedback, Preference, Result
 from align.data.chat.encode import stop_token_ids
-from align.data.chat.shown import write_labelled
 from align.data.chat.template import use_template
+from align.data.chat.training_view import write_labelled
 from align.data.pairs import Judgements, Labelled, check_labels, encoded_answers, encoded_pairs, labelled, other_answers
 from align.report import in_words
 from align.run import Run

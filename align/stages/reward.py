@@ -14,8 +14,8 @@ from align.config.training import held_out_for
 from align.core.redaction import masked, unmarked
 from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
-from align.data.chat.shown import write_pair
 from align.data.chat.template import use_template
+from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, encoded_sides
 from align.models.lora import LoraLike
 from align.models.start import adapter_folder

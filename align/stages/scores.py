@@ -15,7 +15,7 @@ from align.config.scorers import reward_spec
 from align.core.errors import require
 from align.data.chat.template import use_template
 from align.data.read.content import FEEDBACK
-from align.data.sets import scores
+from align.data.sets import score_cuts
 from align.data.sets.spool import Rows
 from align.report.words import counted
 from align.run import Run
@@ -31,11 +31,8 @@ def scorer_name(run: Run, config: Config) -> str:
     return title(plain(config)["reward"], run.inputs)
 
 
-def scores_of(run: Run, config: Config, rows: Rows, kind: str, names: Sequence[str]) -> np.ndarray:
+def scores_of(run: Run, config: Config, rows: Rows) -> np.ndarray:
     """The score of each row, float64 (N); nan for none.
-
-    Args:
-        names: of the sources.
 
     Raises:
         InputError: the rows are answers with a label, none of them can be scored, or a score is no number.
@@ -44,9 +41,11 @@ def scores_of(run: Run, config: Config, rows: Rows, kind: str, names: Sequence[s
 
     asked: ScoreConfig = config.stage.score
     problem = "scores what is to be imitated, and the rows are answers with a label, of which some are not wanted"
-    require(kind != FEEDBACK, "stage.score.by", asked.by, problem, "Drop it.")
-    score = loss_of(run, config) if asked.by == LOSS else reward_of(run, config, scores.read(
-        rows, kind, names, np.arange(min(scores.PIECE, rows.count))))  # fmt: skip
+    require(rows.kind != FEEDBACK, "stage.score.by", asked.by, problem, "Drop it.")
+    if asked.by == LOSS:
+        score = loss_of(run, config)
+    else:
+        score = reward_of(run, config, score_cuts.read(rows, np.arange(min(score_cuts.PIECE, rows.count))))
 
     def numbers(records: Sequence[Any]) -> np.ndarray:
         given = score(records)
@@ -55,15 +54,15 @@ def scores_of(run: Run, config: Config, rows: Rows, kind: str, names: Sequence[s
         return given
 
     print(f"scores {counted(rows.count, 'row')} by the {asked.by} of {scorer_name(run, config)}", flush=True)
-    with progress("score", rows.count, scores.scored_before(rows)) as bar:
-        found = scores.scored(rows, kind, names, numbers, bar.advance)
+    with progress("score", rows.count, score_cuts.scored_before(rows)) as bar:
+        found = score_cuts.scored(rows, numbers, bar.advance)
     what = "no text and no answer that is trained on" if asked.by == LOSS else "no answer behind a question"
     problem = f"finds nothing to score: there is {what}, or none that the model's context holds"
     require(not np.isnan(found).all(), "stage.score.by", asked.by, problem, "Drop it, or score by the other.")
     return found
 
 
-def loss_of(run: Run, config: Config) -> scores.Score:
+def loss_of(run: Run, config: Config) -> score_cuts.Score:
     """Scores by the loss of the base."""
     from align.evals.row_scores import losses
     from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, load_tokenizer
@@ -77,7 +76,7 @@ def loss_of(run: Run, config: Config) -> scores.Score:
     return partial(losses, model, tokenizer, max_length=length, batch_size=asked.batch_size)
 
 
-def reward_of(run: Run, config: Config, first: Sequence[Any]) -> scores.Score:
+def reward_of(run: Run, config: Config, first: Sequence[Any]) -> score_cuts.Score:
     """Scores by a reward.
 
     Args:

@@ -14,8 +14,8 @@ from align.config.sft import SftConfig
 from align.config.training import held_out_for
 from align.core.types import Document, Result
 from align.data.chat.encode import Encoded, Encoding, encode
-from align.data.chat.shown import write_rows
 from align.data.chat.template import use_template
+from align.data.chat.training_view import write_rows
 from align.data.sources import data_records, divided_documents, held_out_sources
 from align.models.base import find_base
 from align.models.start import BASE, adapter_folder, label

@@ -152,10 +152,12 @@ def add(store: Store, project: str, row: Row) -> None:
 
 
 def prompt_of(value: Any, where: str) -> Conversation:
-    turns = (Message("user", value),) if isinstance(value, str) else messages_of(value, where, "prompt")
+    turns = (Message("user", value),) if isinstance(value, str) else messages_of(value, f"{where}, prompt")
     prompt = Conversation(turns)
     if prompt.uses_tools:
-        raise refused(where, "prompt", "(with tools)", TOOLS, "Give prompts without calls of tools and their results.")
+        raise refused(
+            f"{where}, prompt", "(with tools)", TOOLS, "Give prompts without calls of tools and their results."
+        )
     if not prompt.messages[-1].content.strip():
         raise ValueError("its last turn is empty")
     if prompt.messages[-1].role != "user":

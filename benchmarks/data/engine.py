@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from align.data.dedup.near_duplicates import find_exact, find_near
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import BANDS, Shingles, band_keys, normalised_digests, shingled
-from align.data.dedup.twins import exact, twins
 
 SHORTEST = 20
 """Characters that the filter asks for."""
@@ -128,10 +128,10 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
     kept.close()
     count = sum(map(len, sizes))
     order, size = np.arange(count), np.concatenate(sizes)
-    same = exact(np.concatenate(digests), order)
+    same = find_exact(np.concatenate(digests), order)
     clock.lap("exact")
     size[same.dropped] = 0  # these have no keys any more
-    found = twins(
+    found = find_near(
         order,
         size,
         lambda band: np.fromfile(work / f"keys.{band}", np.uint64),

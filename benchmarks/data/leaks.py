@@ -27,9 +27,9 @@ import pyarrow as pa
 from align.core.types import Conversation, Message
 from align.data.chitchat import part_holding, records, turns
 from align.data.read.content import DOCUMENTS
-from align.data.sets.columns import columns_of
 from align.data.sets.contamination import Evaluations, leaks_in
 from align.data.sets.evaluations import EvaluationSet, read_set
+from align.data.sets.record_columns import columns_of, texts_of
 
 QUESTIONS = json.loads((Path(__file__).parent / "leaks.json").read_text(encoding="utf-8"))
 CHOICES = QUESTIONS.pop("choices")
@@ -151,7 +151,7 @@ def found_rows(evaluations: Evaluations, rows: Sequence[Conversation | str]) -> 
     found: dict[int, str] = {}
     for at in range(0, len(rows), 4096):
         batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, rows[at : at + 4096]))
-        leaks = leaks_in(evaluations.hits(DOCUMENTS, batch))
+        leaks = leaks_in(evaluations.hits(texts_of(DOCUMENTS, batch), texts_of(DOCUMENTS, batch, "prompts")))
         found |= {at + place: rule for place, rule in zip(leaks.rows.tolist(), leaks.rules, strict=True)}
     return found
 

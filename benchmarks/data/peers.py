@@ -3,7 +3,7 @@
     python benchmarks/data/peers.py daft|datatrove FOLDER OUTPUT
 
 Both are told what ours does: word 3-shingles, 32 bands of 4 rows, the same filter, Parquet out, one core. Daft has a
-`minhash` and nothing more, so its candidates go through our `twins`. datatrove drops candidates as they are.
+`minhash` and nothing more, so its candidates go through our `find_near`. datatrove drops candidates as they are.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def with_daft(source: Path, output: Path) -> None:
     import pyarrow.parquet as pq
     from daft.functions import length, lower, minhash, regexp_replace, strip
 
+    from align.data.dedup.near_duplicates import find_near
     from align.data.dedup.shingles import banded, shingled
-    from align.data.dedup.twins import twins
 
     daft.set_runner_native(num_threads=1)
     words = strip(regexp_replace(lower(daft.col("text")), r"[^\p{L}\p{N}]+", " "))
@@ -36,7 +36,7 @@ def with_daft(source: Path, output: Path) -> None:
     signature = rows["signature"].combine_chunks().flatten().to_numpy().reshape(len(rows), BANDS * ROWS)
     keys = banded(np.ascontiguousarray(signature.T), BANDS)
     texts = rows["text"].combine_chunks()
-    found = twins(np.arange(len(rows)), np.full(len(rows), 100), lambda band: np.ascontiguousarray(keys[:, band]),
+    found = find_near(np.arange(len(rows)), np.full(len(rows), 100), lambda band: np.ascontiguousarray(keys[:, band]),
                   lambda indexes: shingled(texts.take(pa.array(indexes))))  # fmt: skip
     keep = np.ones(len(rows), bool)
     keep[found.dropped] = False

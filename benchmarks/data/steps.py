@@ -96,7 +96,7 @@ def on_dialogue() -> tuple[int, dict[str, Counter[str]]]:
     for name, step in steps_of([*STEPS[:-1], {"pii": {"action": "report"}}]):
         cleaner = Cleaner([(name, step)])
         for i, row in enumerate(whole):
-            cleaner.clean(row, (i,))
+            cleaner.clean(row, i)
         (counts,) = cleaner.counts
         found[name] = Counter({"changed": counts.changed, **counts.reasons, **counts.notes})
     return len(whole), found

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.__main__ import main as main_of_align
+from align.data.dedup.near_duplicates import DuplicatePairs, find_near
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import band_keys, normalised_digests, shingled
-from align.data.dedup.twins import Twins, twins
 
 Made = tuple[list[str], dict[int, int]]
 """Texts, and place of each planted copy → place of the text that it is of."""
@@ -129,7 +129,7 @@ SETS: dict[str, Callable[[random.Random], Made]] = {
 }
 
 
-def find(texts: Sequence[str], shared_counts: bool) -> Twins:
+def find(texts: Sequence[str], shared_counts: bool) -> DuplicatePairs:
     array = pa.array(texts)
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets).T)
@@ -137,7 +137,7 @@ def find(texts: Sequence[str], shared_counts: bool) -> Twins:
     if not shared_counts:
         content = normalised_digests(array).view(np.uint64)[::2].copy()
         more = {"numbers": number_hashes(array), "content": content}
-    return twins(
+    return find_near(
         np.arange(len(texts)), sets.sizes, columns.__getitem__, lambda few: shingled(array.take(pa.array(few))), **more
     )
 

@@ -1,4 +1,4 @@
-"""Near-duplicates of rows of templates, whose pairs share keys and are near the threshold: CPU seconds of `twins`.
+"""Near-duplicates of rows of templates, whose pairs share keys and are near the threshold: CPU seconds of `find_near`.
 
     python benchmarks/data/templates.py [--rows 10000] [--families suffix20,spread6]
 
@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from align.data.dedup.near_duplicates import find_near
 from align.data.dedup.shingles import band_keys, normalised_digests, shingled
-from align.data.dedup.twins import twins
 
 FIXED = [f"fixed{i}" for i in range(200)]
 
@@ -98,7 +98,7 @@ def measure(name: str, rows: int) -> None:
     del sets
     began = time.process_time()
     content = normalised_digests(texts).view(np.uint64)[::2].copy()
-    found = twins(
+    found = find_near(
         np.arange(len(texts)),
         sizes,
         keys.__getitem__,

@@ -15,7 +15,7 @@ from data_sets import chat, made, sources, support, three_sources, write
 from test_data_stage import killed
 from workshop import Ready, Workshop
 
-from align.data.sets import scores as scoring
+from align.data.sets import score_cuts as scoring
 from align.data.sets.published import data_set
 from align.report.data_set import lost
 

@@ -10,8 +10,8 @@ import pytest
 from data_sets import chat, made, three_sources, write
 
 from align.core.types import Conversation, Message
-from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
+from align.data.chat.training_view import render_tokens
 from align.data.sets import gather
 from align.models.base import find_base
 from align.models.load import load_tokenizer
@@ -30,7 +30,7 @@ def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path,
     use_template(tokenizer, None)
     first = json.loads((here / "support.jsonl").read_text().splitlines()[int(rows[0]["row"].partition(":")[2]) - 1])
     conversation = Conversation(tuple(Message(**turn) for turn in first["messages"]))
-    assert rows[0] == {"row": rows[0]["row"], **renderer(tokenizer)(conversation)[0]}
+    assert rows[0] == {"row": rows[0]["row"], **render_tokens(tokenizer, conversation)[0]}
     page = (folder / "report.html").read_text()
     assert f"as the chat template of <code>{tiny_model}</code> writes them" in page
     assert "What the colours mean" in page

@@ -113,7 +113,7 @@ def test_the_same_by_workers_and_a_run_is_the_same_run(here: Path, monkeypatch: 
             asked.append(len(tasks))
             return reversed([(i, do(task)) for i, task in enumerate(tasks)])
 
-    monkeypatch.setattr("align.stages.data.Daft", Workers)
+    monkeypatch.setattr("align.stages.data.DaftRunner", Workers)
     monkeypatch.setattr(gather, "PART", 40)
     folder, divided, _ = made(here, *words, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
     assert asked == [(True, 3, "auto"), 2, 9, 6]  # files, pieces of them, packs of near-duplicates

@@ -53,7 +53,7 @@ def test_only_the_winner_is_trained_on() -> None:
     assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
         "id": "sample:r/0", "score": 2, "rank": 2, "n": 3, "scorer": "vader",
     }  # fmt: skip
-    read = document_of(winner, "winners.jsonl, row 1", "i", answered=True)
+    read = document_of(winner, "i", answered=True)
     assert isinstance(read, Conversation)
     assert [(m.content, m.trained) for m in read.messages if m.role == "assistant"] == [("A.", False), ("z", True)]
 

@@ -206,7 +206,7 @@ def cleaned(*given: object) -> Cleaner:
         "I am an AI language model, eve@x.io",
     ]
     for i, row in enumerate(rows):
-        cleaner.clean(row, (i,))
+        cleaner.clean(row, i)
     return cleaner
 
 
@@ -220,15 +220,15 @@ def test_examples_show_no_personal_data_whichever_step_keeps_them(action: str):
     for secret in ("bob@", "eve@", "4111"):
         assert secret not in shown
     (pii,) = cleaner.counts[-1].examples
-    assert "[EMAIL]" in pii.before["text"]
-    assert (pii.after is None) == (action == "drop")
+    assert "[EMAIL]" in pii["before"]["text"]
+    assert (pii["after"] is None) == (action == "drop")
     assert "4111" not in repr(cleaned({"length": {"most": 40}}, {"pii": {"kinds": ["email"]}}).counts)
     assert "bob@" in repr(cleaned("control").counts)  # where nobody asks for it, nothing is hidden
 
 
 def test_an_example_shows_the_place_of_what_was_found():
     cleaner = Cleaner(steps_of([{"pii": {"action": "report"}}]))
-    cleaner.clean("word " * 4000 + "bob@example.com" + " word" * 4000, (0,))
+    cleaner.clean("word " * 4000 + "bob@example.com" + " word" * 4000, 0)
     (example,) = cleaner.counts[0].examples
-    assert "[EMAIL]" in example.before["text"]
-    assert len(example.before["text"]) < 700
+    assert "[EMAIL]" in example["before"]["text"]
+    assert len(example["before"]["text"]) < 700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import time
@@ -110,9 +111,9 @@ def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def test_a_function_that_adds_turns_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     step = own(monkeypatch, tmp_path, "row['messages'] += [{'role': 'user', 'content': 'mail a@b.de'}]; return row")
     cleaner = Cleaner([("fn", step), *steps_of(["pii"])])
-    cleaner.clean(chat("a", "b"), (0,))
+    cleaner.clean(chat("a", "b"), 0)
     example = cleaner.counts[0].examples[0]
-    assert [len((row or {})["messages"]) for row in (example.before, example.after)] == [2, 3]
+    assert [len((row or {})["messages"]) for row in (example["before"], example["after"])] == [2, 3]
     assert "a@b.de" not in repr(example)
 
 
@@ -162,10 +163,10 @@ def test_counts_and_examples():
         steps_of(["control", "empty", {"length": {"least": 2}}, {"pii": {"kinds": ["email"]}}]), examples=2
     )
     rows = ["fine words here", "a\x00b c", " ", "one", "mail a@b.de now", "\x01x y", "two", "three"]
-    kept = [cleaner.clean(row, (0, i)) for i, row in enumerate(rows)]
+    kept = [cleaner.clean(row, i) for i, row in enumerate(rows)]
     assert [row for row in kept if not isinstance(row, Drop)] == ["fine words here", "ab c", "mail [EMAIL] now", "x y"]
     control, empty, length, pii = cleaner.counts
-    assert [(c.seen, c.changed, c.dropped, c.kept) for c in cleaner.counts] == [
+    assert [(c.seen, c.changed, c.dropped, c.seen - c.dropped) for c in cleaner.counts] == [
         (8, 2, 0, 8),
         (8, 0, 1, 7),
         (7, 0, 3, 4),
@@ -176,30 +177,30 @@ def test_counts_and_examples():
         ({"too short": 3}, {}),
         ({}, {"email": 1}),
     ]
-    assert [(e.at, e.before, e.after) for e in control.examples] == [
-        ((0, 1), {"text": "a\x00b c"}, {"text": "ab c"}), ((0, 5), {"text": "\x01x y"}, {"text": "x y"}),
+    assert [(e["at"], e["before"], e["after"]) for e in control.examples] == [
+        (1, {"text": "a\x00b c"}, {"text": "ab c"}), (5, {"text": "\x01x y"}, {"text": "x y"}),
     ]  # fmt: skip
-    assert [(e.at, e.reason, e.detail, e.after) for e in length.examples] == [
-        ((0, 3), "too short", "1 words, least: 2", None), ((0, 6), "too short", "1 words, least: 2", None),
+    assert [(e["at"], e["reason"], e["detail"], e["after"]) for e in length.examples] == [
+        (3, "too short", "1 words, least: 2", None), (6, "too short", "1 words, least: 2", None),
     ]  # fmt: skip
-    assert pii.examples[0].before == pii.examples[0].after == {"text": "mail [EMAIL] now"}
+    assert pii.examples[0]["before"] == pii.examples[0]["after"] == {"text": "mail [EMAIL] now"}
 
 
 def test_an_example_of_a_long_record_is_cut_around_its_change():
     cleaner = Cleaner(steps_of(["control", "empty"]))
     record = chat("hello " * 500, "x" * 3000 + "\x00" + "y" * 3000, "third", "")
-    cleaner.clean(record, (0,))
+    cleaner.clean(record, 0)
     control, empty = (counts.examples[0] for counts in cleaner.counts)
-    before, after = (row["messages"] if row else [] for row in (control.before, control.after))
+    before, after = (row["messages"] if row else [] for row in (control["before"], control["after"]))
     assert before[0]["content"] == after[0]["content"] == ("hello " * 500)[:WIDTH] + "…"
     assert "x\x00y" in before[1]["content"]
     assert "xy" in after[1]["content"]
     assert len(before[1]["content"]) == WIDTH + 2
-    assert [len(empty.before["messages"]), len((empty.after or {})["messages"])] == [4, 2]
+    assert [len(empty["before"]["messages"]), len((empty["after"] or {})["messages"])] == [4, 2]
     cleaner = Cleaner(steps_of(["control"]))
-    cleaner.clean(chat(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), (0,))
+    cleaner.clean(chat(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), 0)
     (example,) = cleaner.counts[0].examples
-    before, after = (row["messages"] if row else [] for row in (example.before, example.after))
+    before, after = (row["messages"] if row else [] for row in (example["before"], example["after"]))
     assert [turn["content"] for turn in before[:4]] == ["turn 28", "turn 29", "a\x00b", "turn 31"]
     assert (len(before), len(after), after[2]["content"]) == (12, 12, "ab")
     assert (difference("abc", "abd"), difference("abc", "abc"), difference("ab", "abc")) == (2, 0, 2)
@@ -262,11 +263,12 @@ def test_whoever_cleans_which_record_the_rows_counts_and_examples_are_the_same(
 ):
     written = ["unicode", "control", "empty", {"roles": {"ends": "any"}}, "boilerplate", "pii"]
     alone = Cleaner(steps_of(written), examples=2)
-    kept = [alone.clean(row, (0, i)) for i, row in enumerate(rows)]
+    kept = [alone.clean(row, i) for i, row in enumerate(rows)]
     workers = [Cleaner(steps_of(written), examples=2) for _ in range(3)]
-    shared = {i: workers[owners[i]].clean(row, (0, i)) for i, row in reversed(list(enumerate(rows)))}
+    shared = {i: workers[owners[i]].clean(row, i) for i, row in reversed(list(enumerate(rows)))}
     merged = Cleaner(steps_of(written), examples=2)
-    merged.merge(pickle.loads(pickle.dumps(workers[i].counts)) for i in order)
+    for i in order:
+        merged.merge(json.loads(json.dumps([*map(vars, workers[i].counts)])))
     assert [shared[i] for i in range(len(rows))] == kept
     assert merged.counts == alone.counts
 

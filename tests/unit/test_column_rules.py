@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from record_reads import read_records
 from test_read_records import SHAPES
 from written import WRITERS, write
 
@@ -23,7 +24,7 @@ from align.data.pairs import holds_labels
 from align.data.read.columns import CHOICES, CONTEXT, ColumnRules, UnreadColumns, spoken
 from align.data.read.content import DOCUMENTS, FEEDBACK, asked, kind_of, strings, texts
 from align.data.read.drops import BadRows
-from align.data.read.records import Read, answers_of_file, read_documents, read_preferences, read_records
+from align.data.read.records import Read, answers_of_file, read_documents, read_preferences
 from align.data.sources import DataSource, prompts
 
 LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"

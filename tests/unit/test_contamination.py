@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import words
-from align.data.dedup.contamination import EXACT, NEAR, NGRAM, Index, hits
+from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, Index, hits
 
 WORDS = [f"w{chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(400)]
 """Without digits: texts in which these differ are no near-duplicates."""

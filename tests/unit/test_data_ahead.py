@@ -29,7 +29,7 @@ from align.data.clean.steps import steps_of
 from align.data.sets import gather, parallel
 from align.data.sets.duplicates import near_duplicates, preference
 from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.parallel import Count, Engine, embedded, make_ahead, pieces
+from align.data.sets.parallel import Count, TaskRunner, embedded, make_ahead, pieces
 from align.data.sets.source import Source, Votes
 from align.data.sets.spool import Rows, Spool
 
@@ -74,7 +74,7 @@ def gatherings(folder: Path, sources: Sequence[Source], skips: bool = True) -> l
     ]
 
 
-def any_order(seed: int) -> Engine:
+def any_order(seed: int) -> TaskRunner:
     """Tasks in any order, and as travellers."""
 
     def run(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -102,7 +102,7 @@ def all_of(made: Sequence[Gathering]) -> tuple[list[dict[str, Any]], list[list[i
 
 @pytest.mark.parametrize("engine", [embedded, *map(any_order, range(3)), processes], ids=["e", "0", "1", "2", "p"])
 def test_the_same_as_in_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[Source], engine: Engine
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[Source], engine: TaskRunner
 ) -> None:
     whole = all_of(gatherings(tmp_path / "one", sources))
     assert whole[0][0]["counts"]["skipped_rows"] == 4
@@ -190,7 +190,7 @@ WRONG = [
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("engine", [*map(any_order, range(2)), processes], ids=["0", "1", "p"])
 def test_errors_are_the_same_whoever_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: TaskRunner, name: str
 ) -> None:
     monkeypatch.setattr(gather, "PART", 5)
     found, skips = wrong(tmp_path, name)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.data.sets.columns import columns_of, records_of, texts_of, turn_counts
+from align.data.sets.record_columns import columns_of, records_of, texts_of, turn_counts
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 TURN = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, st.booleans())

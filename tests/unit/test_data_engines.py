@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from align.core.errors import InputError
-from align.data.sets.parallel import SILENT, Daft, Worker, joined, packed, result
+from align.data.sets.parallel import SILENT, DaftRunner, Worker, joined, packed, result
 
 
 def test_work_that_no_other_process_can_find_is_refused() -> None:
@@ -102,27 +102,27 @@ def test_a_cluster_that_cannot_be_joined_is_told_whatever_daft_runs_on(
 ) -> None:
     installed(Stub("ray", refuses=error))
     with pytest.raises(InputError, match=rf"stage\.ray=ray://h:1: cannot be joined \({error}\)"):
-        Daft(True, None, "ray://h:1")
+        DaftRunner(True, None, "ray://h:1")
 
 
 def test_a_process_has_one_cluster(installed: Callable[[Stub], Stub]) -> None:
     stub = installed(Stub())
-    assert (Daft(True, None, "auto").workers, Daft(True, 3, "auto").workers) == (6, 3)
+    assert (DaftRunner(True, None, "auto").workers, DaftRunner(True, 3, "auto").workers) == (6, 3)
     assert stub.addresses == ["auto"]
     with pytest.raises(InputError, match=r"stage\.ray=ray://h:1: this process has joined another Ray cluster already"):
-        Daft(True, None, "ray://h:1")
+        DaftRunner(True, None, "ray://h:1")
     with pytest.raises(InputError, match=r"stage\.ray=\(this machine\): this process has joined another"):
-        Daft(True, None, None)
+        DaftRunner(True, None, None)
 
 
 def test_a_process_has_one_engine_of_dafts(installed: Callable[[Stub], Stub]) -> None:
     installed(Stub())
-    assert [Daft(False, 2, None).workers, Daft(False, 4, None).workers] == [2, 4]
+    assert [DaftRunner(False, 2, None).workers, DaftRunner(False, 4, None).workers] == [2, 4]
     with pytest.raises(InputError, match=r"stage\.engine=ray: this process uses Daft's other engine already"):
-        Daft(True, 2, None)
+        DaftRunner(True, 2, None)
     installed(Stub("ray"))
     with pytest.raises(InputError, match=r"stage\.engine=daft: this process uses Daft's other engine already"):
-        Daft(False, 2, None)
+        DaftRunner(False, 2, None)
 
 
 def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +130,6 @@ def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "daft", None)
     with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
-        Daft(False, None, None)
+        DaftRunner(False, None, None)
     assert SILENT.items() <= os.environ.items()
     assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.read.content import DOCUMENTS
-from align.data.sets.columns import columns_of
-from align.data.sets.report import MOST, shown_rows
+from align.data.sets.record_columns import columns_of
+from align.data.sets.report import MOST, Examples
 from align.data.sets.spool import Rows, Spool
 
 
@@ -18,9 +18,9 @@ def test_a_long_row_is_cut_behind_what_is_hidden(tmp_path: Path) -> None:
     columns = columns_of(DOCUMENTS, ["short", long])
     batch = pa.RecordBatch.from_pydict({**columns, "source": pa.array([0, 0]), "row": pa.array([1, 2])})
     Spool(tmp_path).write("000", iter([batch]), [batch.schema], {})
-    found = shown_rows(
-        Rows(Spool(tmp_path)), DOCUMENTS, ["s"], np.array([1, 0]), lambda text: text.replace("secret", "[ID]")
-    )
+    rows = Rows(Spool(tmp_path), DOCUMENTS, ["s"])
+    examples = Examples(tmp_path, rows, np.zeros(2, np.int64), lambda text: text.replace("secret", "[ID]"))
+    found = examples.show(np.array([1, 0]))
     assert found[0]["row"] == "s:2"
     assert len(found[0]["text"]) == MOST
     assert "secr" not in found[0]["text"]

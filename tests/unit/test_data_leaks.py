@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from align.core.types import Conversation, Message, Record
-from align.data.dedup.contamination import COMMON, Tally
+from align.data.dedup.evaluation_overlap import COMMON, Tally
+from align.data.dedup.questions import EvaluationTexts
 from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
-from align.data.sets.columns import columns_of, texts_of
 from align.data.sets.contamination import Evaluations, leaks_of, worth_asking
-from align.data.sets.evaluations import Texts
+from align.data.sets.record_columns import columns_of, texts_of
 from align.data.sets.spool import Rows, Spool
 
 LONG = "the quick brown fox jumps over the lazy dog and then sleeps until the next morning comes"
@@ -39,8 +39,8 @@ def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> Rows:
 
 def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
     table = pa.table(columns_of(DOCUMENTS, records))
-    said, asked = (pa.chunked_array([texts_of(DOCUMENTS, table, over)]) for over in ("both", "prompts"))
-    return Evaluations([Texts.of_rows(said, asked)], near)
+    said, asked = ([texts_of(DOCUMENTS, table, over)] for over in ("both", "prompts"))
+    return Evaluations([EvaluationTexts.of_rows(said, asked)], near)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
 )  # fmt: skip
 def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | None) -> None:
     rows = spooled(tmp_path, [chat("other", "thing"), row, chat("and", "another")])
-    found = against([chat("unlike", "anything"), evaluation]).leaks(rows, DOCUMENTS, np.ones(3, bool))
+    found = against([chat("unlike", "anything"), evaluation]).leaks(rows, np.ones(3, bool))
     expected = ([1], [0], [1], [rule]) if rule else ([], [], [], [])
     assert (found.rows.tolist(), found.sets.tolist(), found.where.tolist(), found.rules) == expected
 
@@ -69,7 +69,7 @@ def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | Non
 def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("a b c d e f", "g h i j k l")])
     near = [chat("z b c d e f", "g h i j k l")]
-    assert against(near, None).leaks(rows, DOCUMENTS, np.ones(1, bool)).rules == []
+    assert against(near, None).leaks(rows, np.ones(1, bool)).rules == []
 
 
 @pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
@@ -78,7 +78,7 @@ def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sh
     measured = [chat("something else", PHRASE), chat("A story!", f"{LONG} again"), chat("And you?", f"Oh. {PHRASE}")]
     rows = spooled(tmp_path, [*said, chat("What did it do?", LONG), *measured])
     held_out = np.arange(sharing + 4) > sharing
-    found = leaks_of(rows, DOCUMENTS, held_out, ~held_out, None)
+    found = leaks_of(rows, held_out, ~held_out, None)
     assert found.rows.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
     shared = " ".join(words)
     rows = spooled(tmp_path, [*others, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
     held_out = np.arange(sharing + 1) >= sharing
-    found = leaks_of(rows, DOCUMENTS, held_out, ~held_out, None)
+    found = leaks_of(rows, held_out, ~held_out, None)
     leaked = sharing == COMMON or own == 7
     assert found.rows.tolist() == ([sharing - 1] if leaked else [])
 
@@ -100,15 +100,15 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
     wanted = np.array([False, True, False])
-    assert against([chat("x", LONG)]).leaks(rows, DOCUMENTS, wanted).rows.tolist() == [1]
+    assert against([chat("x", LONG)]).leaks(rows, wanted).rows.tolist() == [1]
 
 
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
     measured = np.array([True, False, False])
-    found = leaks_of(rows, DOCUMENTS, measured, ~measured, 0.7)
+    found = leaks_of(rows, measured, ~measured, 0.7)
     assert (found.rows.tolist(), found.where.tolist()) == ([2], [0])
-    assert leaks_of(rows, DOCUMENTS, np.zeros(3, bool), ~measured, 0.7).rules == []
+    assert leaks_of(rows, np.zeros(3, bool), ~measured, 0.7).rules == []
 
 
 def letters_of(number: int) -> str:
@@ -163,12 +163,12 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     expected = by_hand(words, asked, measured, near)
     assert {*expected.values()} == {"question", "ngram", "exact", *(["near"] if near else [])}
     assert any(many > COMMON for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values())
-    whole = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
+    whole = leaks_of(rows, measured, ~measured, near)
     assert dict(zip(whole.rows.tolist(), whole.rules, strict=True)) == expected
     monkeypatch.setattr(contamination, "SLICE", 1000)
     monkeypatch.setattr(Tally, "LEAST", 100)
-    assert len([*contamination.slices(rows, DOCUMENTS, measured)]) > 9
-    parts = leaks_of(rows, DOCUMENTS, measured, ~measured, near)
+    assert len([*contamination.slices(rows, measured)]) > 9
+    parts = leaks_of(rows, measured, ~measured, near)
     assert whole.rules == parts.rules
     for name in ("rows", "sets", "where"):
         assert getattr(whole, name).tolist() == getattr(parts, name).tolist()
@@ -181,7 +181,7 @@ def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_as
         chat(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),)) for i, text in enumerate(texts)
     ]
     rows, measured = spooled(tmp_path, [*said, said[0]]), np.arange(601) < 300
-    phrases, asked = worth_asking(rows, DOCUMENTS, measured, ~measured, 0.7)
+    phrases, asked = worth_asking(rows, measured, ~measured, 0.7)
     assert asked[600]
     assert asked.sum() < 12
     assert not len(phrases)

@@ -11,7 +11,7 @@ from test_sources import write
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.read.drops import tallied
-from align.data.read.records import read_documents, read_preferences, read_with_report
+from align.data.read.records import read_documents, read_preferences
 
 TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
 SYSTEM = Message("system", "s")
@@ -135,6 +135,6 @@ def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
     with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
         read_preferences(path)
     with tallied() as counts:
-        pairs, report = read_with_report(path, skips=True)
-    assert (len(pairs), report.pairs, counts) == (1, 1, {"skipped_rows": 2})
+        pairs = read_preferences(path, skips=True)
+    assert (len(pairs), counts) == (1, {"skipped_rows": 2, "dropped_undecided": 0})
     assert "1 × helpfulness: not a finite number (row 4); 1 × rejected: missing (row 5)" in capsys.readouterr().out

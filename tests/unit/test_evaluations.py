@@ -17,7 +17,6 @@ from test_data_leaks import spooled
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Record
-from align.data.read.content import DOCUMENTS
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
 
@@ -69,7 +68,7 @@ def rules(
     path = folder / "evals.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = Evaluations([read_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
-    leaks = found.leaks(spooled(folder / "spool", records), DOCUMENTS, np.ones(len(records), bool))
+    leaks = found.leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
     by = dict(zip(leaks.rows.tolist(), leaks.rules, strict=True))
     return [by.get(i, "") for i in range(len(records))]
 
@@ -159,7 +158,7 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.csv"):
         found = Evaluations([read_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
         spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
-        leaks = found.leaks(spool, DOCUMENTS, np.ones(2, bool))
+        leaks = found.leaks(spool, np.ones(2, bool))
         assert (leaks.rows.tolist(), leaks.where.tolist(), leaks.rules) == ([1], [2], ["ngram"])
 
 
@@ -168,7 +167,7 @@ def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
     path.write_text(json.dumps({"question": "Where is it?", "passage": TALE, "choices": [BIRDS]}) + "\n")
     sets = parsed_sets([{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}])
     leaks = Evaluations(read_sets(sets), 0.7).leaks(
-        spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), DOCUMENTS, np.ones(3, bool)
+        spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), np.ones(3, bool)
     )
     assert (leaks.rows.tolist(), leaks.sets.tolist()) == ([0, 1], [0, 1])
 
@@ -226,7 +225,7 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = Evaluations([read_set(EvaluationSet(str(path)), "against[0]")], None)
     records = [says(said) if i % 2 else said for i, said in enumerate(corpus)]
-    leaks = found.leaks(spooled(tmp_path / "spool", records), DOCUMENTS, np.ones(400, bool))
+    leaks = found.leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
     all_grams = set[tuple[str, ...]]().union(*(grams(said) for row in rows for said in texts_in(row)))
     expected = [i for i, said in enumerate(corpus) if grams(said) & all_grams]
     assert leaks.rows.tolist() == expected == sorted(planted)

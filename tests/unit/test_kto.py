@@ -19,7 +19,6 @@ from torch import Tensor
 from align.__main__ import main
 from align.core.errors import InputError
 from align.core.types import Feedback, Message, Preference
-from align.data.near_training import trained_rows
 from align.data.pairs import (
     Labelled,
     check_labels,
@@ -30,6 +29,7 @@ from align.data.pairs import (
     other_answers,
 )
 from align.data.sources import DataSource
+from align.data.training_overlap import trained_rows
 from align.evals.implicit_reward import answer_logprobs
 from align.evals.label_accuracy import label_figures
 from align.ops.auc import auc

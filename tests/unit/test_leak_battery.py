@@ -10,8 +10,15 @@ import pyarrow as pa
 import pytest
 
 from align.core.types import Conversation, Message
-from align.data.dedup.question_words import word_blocks, word_weights
-from align.data.dedup.questions import LEAST_WIDTH, WIDEST, evaluation_keys, hash_asked, run_width
+from align.data.dedup.questions import (
+    LEAST_WIDTH,
+    WIDEST,
+    evaluation_keys,
+    hash_asked,
+    run_width,
+    word_blocks,
+    word_weights,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
 from leaks import DISGUISES, QUESTIONS, battery, evaluations_of, found_rows, long_questions, unrelated_rows

@@ -2,14 +2,16 @@
 
 import gzip
 import json
+from collections import Counter
 
 import pytest
+from record_reads import read_records
 
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Message, Preference
-from align.data.read.drops import tallied
+from align.data.read.drops import BadRows, Drop, tallied
 from align.data.read.preferences import write_preferences
-from align.data.read.records import ReadReport, read_preferences, read_with_report
+from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 
 
@@ -31,6 +33,13 @@ def plain(pref: Preference) -> tuple:
     return tuple(
         tuple(f"{m.role}: {m.content}" for m in getattr(pref, name)) for name in ("prompt", "chosen", "rejected")
     )
+
+
+def read_with_drops(path: str) -> tuple[list[Preference], Counter[Drop]]:
+    """The pairs of a file, and what makes none."""
+    drops = Counter[Drop]()
+    list(read_records(path, BadRows(), drops))
+    return read_preferences(path), drops
 
 
 HH = "\n\nHuman: Hi \n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
@@ -118,7 +127,7 @@ def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
         rated(turns, "A", 3),
         rated(turns, "B", 2),
     )
-    prefs, report = read_with_report(path)
+    prefs, drops = read_with_drops(path)
     assert [plain(p) for p in prefs] == [
         (("user: Q",), ("assistant: high",), ("assistant: low",)),
         (("user: Q",), ("assistant: high",), ("assistant: also low",)),
@@ -126,16 +135,16 @@ def test_helpsteer_pairs_neighbours_with_one_prompt(tmp_path):
     ]
     assert [p.margin for p in prefs] == [3, 3, 1]
     assert [p.group_id for p in prefs] == ["hs:1", "hs:1", "hs:5"]
-    assert report == ReadReport(rows=6, pairs=3, identical=0, ties=1, unpaired=1)
+    assert drops == {Drop.TIE: 1, Drop.UNPAIRED: 1}
 
 
 def test_helpsteer3_counts_from_response1_to_response2(tmp_path):
     def row(verdict):
         return {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": verdict}
 
-    prefs, report = read_with_report(write(tmp_path / "hs3.jsonl", row(-3), row(1), row(0)))
+    prefs, drops = read_with_drops(write(tmp_path / "hs3.jsonl", row(-3), row(1), row(0)))
     assert [(p.chosen[0].content, p.margin) for p in prefs] == [("A", 3), ("B", 1)]
-    assert report == ReadReport(rows=3, pairs=2, identical=0, ties=1, unpaired=0)
+    assert drops == {Drop.TIE: 1}
 
 
 def test_nectar_makes_every_pair_of_one_group(tmp_path):
@@ -146,7 +155,7 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
         {"answer": "first", "model": "m", "rank": 4.0},
     ]
     row = {"prompt": "\n\nHuman: Q\n\nAssistant: ", "answers": answers}
-    prefs, report = read_with_report(write(tmp_path / "n.jsonl", row))
+    prefs, drops = read_with_drops(write(tmp_path / "n.jsonl", row))
     assert [(p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
         ("first", "second"),
         ("second", "first"),
@@ -155,7 +164,7 @@ def test_nectar_makes_every_pair_of_one_group(tmp_path):
     ]
     assert {(p.group_id, p.margin, p.prompt) for p in prefs} == {("n:1", None, (Message("user", "Q"),))}
     assert len({p.id for p in prefs}) == 4
-    assert report == ReadReport(rows=1, pairs=4, identical=1, ties=1, unpaired=0)
+    assert drops == {Drop.IDENTICAL: 1, Drop.TIE: 1}
 
 
 def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
@@ -163,20 +172,20 @@ def test_each_right_answer_makes_a_pair_with_each_wrong_one(tmp_path):
     row = {"id": 7, "prompt": "Q", "chosen": ["A"], "rejected": ["B", "A", "C"], "subset": "Math", "models": ["m"]}
     several = {"prompt": "R", "chosen": ["A", "B"], "rejected": ["C"], "source": "mine", "subset": "Ties"}
     alone = {"prompt": "S", "chosen": "A", "rejected": ["B"]}
-    prefs, report = read_with_report(write(tmp_path / "rb.jsonl", row, several, alone))
+    prefs, drops = read_with_drops(write(tmp_path / "rb.jsonl", row, several, alone))
     assert [(p.id, p.group_id, p.chosen[0].content, p.rejected[0].content) for p in prefs] == [
         ("7/0>0", "7", "A", "B"), ("7/0>2", "7", "A", "C"), ("rb:2/0>0", "rb:2", "A", "C"),
         ("rb:2/1>0", "rb:2", "B", "C"), ("rb:3/0>0", "rb:3", "A", "B"),
     ]  # fmt: skip
     assert [p.source for p in prefs] == ["Math", "Math", "mine", "mine", "rb"]
-    assert report == ReadReport(rows=3, pairs=5, identical=1, ties=0, unpaired=0)
+    assert drops == {Drop.IDENTICAL: 1}
 
 
 def test_identical_answers_are_dropped_and_counted(tmp_path, capsys):
     same = {"prompt": "Q", "chosen": "A", "rejected": "A"}
-    prefs, report = read_with_report(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
+    prefs, drops = read_with_drops(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
     assert [p.id for p in prefs] == ["d:2"]
-    assert report == ReadReport(rows=3, pairs=1, identical=2, ties=0, unpaired=0)
+    assert drops == {Drop.IDENTICAL: 2}
     with tallied() as counts:
         assert read_preferences(path) == prefs
     assert counts == {"dropped_undecided": 2}

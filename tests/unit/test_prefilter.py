@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from align.data.dedup.arrays import BITS, PROBES, BloomFilter
-from align.data.dedup.contamination import Tally
+from align.data.dedup.evaluation_overlap import Tally
 
 
 @pytest.mark.parametrize("count", [0, 1, 3_000, 100_000])

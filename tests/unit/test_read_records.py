@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_reads import read_records
 from written import PACKERS, TABLES, WRITERS, write
 
 from align.core.errors import InputError
@@ -14,7 +15,7 @@ from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.columns import ColumnRules
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows, Drop
-from align.data.read.records import Read, read_documents, read_preferences, read_records
+from align.data.read.records import Read, read_documents, read_preferences
 from align.data.read.shapes import shape_of
 
 U, A = Message("user", "q"), Message("assistant", "a")

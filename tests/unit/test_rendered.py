@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
-from align.data.chat.shown import renderer
 from align.data.chat.template import use_template
-from align.data.sets.report import LONG, as_trained
+from align.data.chat.training_view import render_tokens
+from align.data.sets.report import LONG, Examples
+from align.data.sets.spool import Rows, Spool
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 
@@ -38,7 +41,7 @@ def whole(line: dict[str, Any]) -> str:
 
 
 def test_what_is_coloured_is_what_the_loss_is_taken_on(tokenizer: Any) -> None:
-    [line] = renderer(tokenizer)(MUTED)
+    [line] = render_tokens(tokenizer, MUTED)
     row = encode_conversation(tokenizer, MUTED)
     assert whole(line) == tokenizer.decode(row.input_ids)
     assert trained(line) == tokenizer.decode(
@@ -62,7 +65,7 @@ def test_what_is_coloured_is_what_the_loss_is_taken_on(tokenizer: Any) -> None:
     ],
 )
 def test_each_kind_of_record(tokenizer: Any, by: str, record: Record, said: dict[str, str]) -> None:
-    lines = renderer(tokenizer if by == "template" else None)(record)
+    lines = render_tokens(tokenizer if by == "template" else None, record)
     assert [line["what"] for line in lines] == [*said]
     for line, text in zip(lines, said.values(), strict=True):
         assert trained(line).startswith(text)
@@ -73,21 +76,22 @@ def test_each_kind_of_record(tokenizer: Any, by: str, record: Record, said: dict
 def test_a_template_that_refuses_a_row_is_told_beside_it(tokenizer: Any) -> None:
     refusing = load_tokenizer(find_base("pocket"))
     refusing.chat_template = "{{ raise_exception('no such roles') }}"
-    [line] = renderer(refusing)(MUTED)
+    [line] = render_tokens(refusing, MUTED)
     assert "no such roles" in line["refused"]
-    assert whole(line) == whole(renderer(None)(MUTED)[0])
+    assert whole(line) == whole(render_tokens(None, MUTED)[0])
 
 
-def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any) -> None:
+def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any, tmp_path: Path) -> None:
     def hide(text: str) -> str:
         return text.replace("secret", "[ID]")
 
     mine = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
-    for render in (renderer(tokenizer), renderer(None)):
-        [line] = as_trained(mine, render, hide)
+    examples = Examples(tmp_path, Rows(Spool(tmp_path)), np.zeros(0, np.int64), hide)
+    for render in (partial(render_tokens, tokenizer), partial(render_tokens, None)):
+        [line] = examples.as_trained(mine, render)
         assert "secret" not in whole(line)
         assert "a [ID] too" in trained(line)
-    [line] = as_trained("x" * 390 + "secret" + "y" * LONG, renderer(tokenizer), hide)
+    [line] = examples.as_trained("x" * 390 + "secret" + "y" * LONG, partial(render_tokens, tokenizer))
     assert "sec" not in whole(line)
     assert len(whole(line)) < 500
     assert "too long" in line["refused"]

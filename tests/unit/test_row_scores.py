@@ -17,8 +17,8 @@ from align.core.types import Conversation, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
 from align.data.chat.template import use_template
 from align.data.read.content import DOCUMENTS
-from align.data.sets.columns import columns_of
-from align.data.sets.scores import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
+from align.data.sets.record_columns import columns_of
+from align.data.sets.score_cuts import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
 from align.data.sets.spool import Rows, Spool
 from align.evals.row_scores import losses, on_one_scale, rewards
 from align.models.load import load_tokenizer
@@ -76,7 +76,7 @@ def spooled(folder: Path, records: Sequence[Record]) -> Rows:
     batch = pa.RecordBatch.from_pydict({**columns_of(DOCUMENTS, records), **about})
     pieces = [batch.slice(start, 300) for start in range(0, len(records), 300)]
     Spool(folder).write("000-000000", iter(pieces), [batch.schema], {})
-    return Rows(Spool(folder))
+    return Rows(Spool(folder), DOCUMENTS, ["s"])
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8 * PIECE, 8 * PIECE + 13, 8 * (2 * PIECE + 7)])
@@ -88,14 +88,14 @@ def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> No
         asked.append(len(records))
         return np.array([float(record.split()[1]) for record in records])
 
-    whole = scored(rows, DOCUMENTS, ["s"], score)
+    whole = scored(rows, score)
     assert whole.tolist() == list(range(2 * PIECE + 7))
     assert asked == [PIECE, PIECE, 7]
     path = file_of(rows)
     path.write_bytes(path.read_bytes()[:kept])
     asked.clear()
     begun, counts = scored_before(rows), list[int]()
-    assert scored(rows, DOCUMENTS, ["s"], score, counts.append).tolist() == whole.tolist()
+    assert scored(rows, score, counts.append).tolist() == whole.tolist()
     assert begun == {0: 0, 5: 0, 8 * PIECE: PIECE, 8 * PIECE + 13: PIECE}.get(kept, 2 * PIECE + 7)
     assert sum(asked) == 2 * PIECE + 7 - begun
     assert counts[-1:] == ([2 * PIECE + 7] if asked else [])

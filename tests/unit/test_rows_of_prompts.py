@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.read.content import DOCUMENTS, row_bytes
 from align.data.read.drops import BadRows
-from align.data.read.records import read_records
-from align.data.sets.columns import columns_of, records_of
 from align.data.sets.ids import id_of
+from align.data.sets.record_columns import columns_of, records_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
 from align.evals.suite.tasks import items_of_file, parsed_task

@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import shared_text, twins
-from align.data.dedup.groups import packs, sharing
+from align.data.dedup import near_duplicates as near
+from align.data.dedup.near_duplicates import DuplicatePairs, hash_sets, packs, sharing
 from align.data.dedup.numbers import number_hashes, numbers_and_operators
 from align.data.dedup.shingles import Shingles, band_keys, normalised_digests, shingled
-from align.data.dedup.twins import Twins, hash_sets
 
 BANDS = 32
 VOCABULARY = [
@@ -40,11 +39,11 @@ def content_of(texts: Sequence[str]) -> np.ndarray:
     return normalised_digests(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
 
 
-def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> Twins:
+def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> DuplicatePairs:
     array = pa.array(texts, pa.string())
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets).T)
-    return twins.twins(
+    return near.find_near(
         np.arange(len(texts)) if order is None else np.asarray(order),
         sets.sizes,
         columns.__getitem__,
@@ -132,9 +131,9 @@ def templated(draw: st.DrawFn) -> list[str]:
 
 SMALL = {
     "as they are": {},
-    "rare shingles": {(twins, "LARGE"): 1, (twins, "SAMPLE"): 2},
-    "small blocks": {(twins, "LARGE"): 2, (twins, "BLOCK"): 3, (twins, "FEW_PAIRS"): 2, (twins, "BLOCK_SHINGLES"): 20},
-    "few groups together": {(shared_text, "BLOCK_GROUPS"): 1, (shared_text, "BLOCK_SHINGLES"): 5, (twins, "LARGE"): 1},
+    "rare shingles": {(near, "LARGE"): 1, (near, "SAMPLED"): 2},
+    "small blocks": {(near, "LARGE"): 2, (near, "BLOCK"): 3, (near, "FEW_PAIRS"): 2, (near, "BLOCK_SHINGLES"): 20},
+    "few groups together": {(near, "BLOCK_GROUPS"): 1, (near, "BLOCK_SHINGLES"): 5, (near, "LARGE"): 1},
 }  # fmt: skip
 """Sizes that make small sets take the ways of large ones."""
 
@@ -149,9 +148,9 @@ def test_as_all_pairs_say(sizes, texts, data):
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), size in sizes.items():
             patch.setattr(module, name, size)
-        patch.setattr(shared_text, "MANY", many)
-        patch.setattr(shared_text, "SAMPLE", sample)
-        patch.setattr(twins, "OWN", own)
+        patch.setattr(near, "MANY", many)
+        patch.setattr(near, "COUNTED", sample)
+        patch.setattr(near, "OWN", own)
         found = find(texts, order, threshold)
     expected = find_by_force(texts, order, threshold, many, sample, own)
     assert list(zip(found.dropped.tolist(), found.kept.tolist(), strict=True)) == expected
@@ -194,7 +193,7 @@ def test_rows_of_one_instruction_lose_only_what_was_planted():
     texts += [changed(texts[i], 57, 0, draw) for i in planted.values()]
     found = find(texts)
     assert dict(zip(found.dropped.tolist(), found.kept.tolist(), strict=True)) == planted
-    without = twins.twins  # what was done before: all are one cluster
+    without = near.find_near  # what was done before: all are one cluster
     sets = shingled(pa.array(texts))
     columns = np.ascontiguousarray(band_keys(sets).T)
     old = without(
@@ -295,11 +294,11 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
 
     places = np.arange(len(texts), dtype=np.int32)
     groups = sharing(places, sets.sizes > 0, columns.__getitem__, BANDS)
-    shared = shared_text.find_shared(groups, places, sets.sizes, content_of(texts), read)
+    shared = near.find_shared(groups, places, sets.sizes, content_of(texts), read)
     assert len(shared) > 50
     numbers, dropped = number_hashes(array), set[int]()
     for pack in packs(groups, sets.sizes, count):
-        found = twins.twins(
+        found = near.find_near(
             pack, sets.sizes[pack], lambda band, pack=pack: columns[band][pack],
             lambda few, pack=pack: read(pack[few]), numbers=numbers[pack], shared=shared,
         )  # fmt: skip

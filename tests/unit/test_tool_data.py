@@ -21,9 +21,9 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_of, row_bytes, texts
-from align.data.sets.columns import SAID, columns_of, records_of, texts_of, whole_texts
 from align.data.sets.ids import id_of
 from align.data.sets.published import narrowed
+from align.data.sets.record_columns import SAID, columns_of, records_of, texts_of, whole_texts
 from align.data.sets.report import row_text
 
 # What one record says is said behind every room.
@@ -125,7 +125,7 @@ def test_a_report_shows_calls() -> None:
 
 
 def cleaned(record: Record, *steps: Any) -> Record | Drop:
-    return Cleaner(steps_of(list(steps))).clean(record, (0,))
+    return Cleaner(steps_of(list(steps))).clean(record, 0)
 
 
 def conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:

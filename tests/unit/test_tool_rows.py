@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Json, List, Value
+from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Tool, ToolCall
@@ -17,7 +18,7 @@ from align.data.pairs import encoded_pairs
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows
 from align.data.read.preferences import write_preferences
-from align.data.read.records import read_documents, read_preferences, read_records
+from align.data.read.records import read_documents, read_preferences
 from align.data.sources import DataSource, prompts
 from align.data.split import question, question_key
 

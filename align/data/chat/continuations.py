@@ -52,21 +52,12 @@ def continued(tokenizer: Any, context: str, continuation: str) -> Encoded:
     """
     kept = context.rstrip()
     continuation, context = context[len(kept) :] + continuation, kept
-    if not context:
-        return after_nothing(tokenizer, list(tokenizer.encode(continuation, add_special_tokens=False)))
+    if not context:  # behind the prefix token, or behind the first token if it is that
+        ids = list(tokenizer.encode(continuation, add_special_tokens=False))
+        first = prefix_id(tokenizer)
+        return scored([first], ids[1:] if ids[:1] == [first] else ids, tokenizer.decode(ids))
     given = encoded(tokenizer, context)
     return scored(given, encoded(tokenizer, context + continuation)[len(given) :], continuation)
-
-
-def after_nothing(tokenizer: Any, ids: Sequence[int]) -> Encoded:
-    """Tokens that nothing precedes: behind the prefix token, or behind their first one where it is that.
-
-    Raises:
-        InputError: there is none to score.
-    """
-    first = prefix_id(tokenizer)
-    given = 1 if ids and ids[0] == first else 0
-    return scored([first], ids[given:], tokenizer.decode(ids))
 
 
 def answered(tokenizer: Any, prompt: Conversation, answer: str) -> Encoded:

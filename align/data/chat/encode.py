@@ -87,9 +87,11 @@ def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
                 "leave that out), or take data.template=chatml."
             )
         raise InputError(
-            f"{conversation.id or 'conversation'}, roles", ", ".join(m.role for m in conversation.messages[:6]),
-            f"the chat template refuses it ({type(error).__name__}: {error})", remedy,
-        ) from error  # fmt: skip
+            f"{conversation.id or 'conversation'}, roles",
+            ", ".join(m.role for m in conversation.messages[:6]),
+            f"the chat template refuses it ({type(error).__name__}: {error})",
+            remedy,
+        ) from error
 
 
 def renders(tokenizer: Any, messages: Sequence[Message]) -> bool:
@@ -108,9 +110,12 @@ def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[
     tools: Any = conversation.tool_dicts()
     with refusals(tokenizer, conversation), render_deadline():
         made: Any = render_jinja_template(
-            [conversation.as_dicts()], tools=tools, chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True, **tokenizer.special_tokens_map,
-        )  # fmt: skip
+            [conversation.as_dicts()],
+            tools=tools,
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
     (text,), (spans,) = made
     return text, spans
 
@@ -286,9 +291,12 @@ def prompt_room(context: int, max_length: int, max_new_tokens: int) -> int:
         InputError: the answer leaves none.
     """
     require(
-        max_new_tokens < context, "rollout.max_new_tokens", max_new_tokens,
-        f"leaves no room for a prompt: the model's context is {context} tokens", f"Set it well below {context}.",
-    )  # fmt: skip
+        max_new_tokens < context,
+        "rollout.max_new_tokens",
+        max_new_tokens,
+        f"leaves no room for a prompt: the model's context is {context} tokens",
+        f"Set it well below {context}.",
+    )
     return min(max_length, context - max_new_tokens)
 
 
@@ -308,9 +316,11 @@ def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_to
     dropped = len(conversations) - len(found)
     if not found:
         raise InputError(
-            "data.max_length", max_tokens, f"every one of the {dropped} prompts is longer",
+            "data.max_length",
+            max_tokens,
+            f"every one of the {dropped} prompts is longer",
             "Raise data.max_length, lower rollout.max_new_tokens, or give shorter prompts.",
-        )  # fmt: skip
+        )
     return found, dropped
 
 
@@ -434,9 +444,13 @@ class Encoding:
 
 
 def encode(
-    tokenizer: Any, documents: Sequence[Document], max_length: int, truncate: bool = False,
-    mask_reasoning: bool = False, left: str = "leaves nothing to train on",
-) -> Encoding:  # fmt: skip
+    tokenizer: Any,
+    documents: Sequence[Document],
+    max_length: int,
+    truncate: bool = False,
+    mask_reasoning: bool = False,
+    left: str = "leaves nothing to train on",
+) -> Encoding:
     """Every document as token ids and labels.
 
     Args:
@@ -475,10 +489,11 @@ def encode(
                 unreasoned, unreasoned_earlier = unreasoned + last, unreasoned_earlier + earlier
     if documents and not rows:
         raise InputError(
-            "data.max_length", max_length,
+            "data.max_length",
+            max_length,
             f"{left}: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
-        )  # fmt: skip
+        )
     return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
 
 

@@ -105,9 +105,18 @@ POCKET = house_template(
 KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}\n?", re.DOTALL)
 """What `with_kwargs` puts in front of a template."""
 GIVEN = {
-    "messages", "add_generation_prompt", "continue_final_message", "tools", "documents", "bos_token", "eos_token",
-    "pad_token", "unk_token", "raise_exception", "strftime_now",
-}  # fmt: skip
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tools",
+    "documents",
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "raise_exception",
+    "strftime_now",
+}
 """Variables that are not the user's to set: whoever renders gives them."""
 MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """Of what the assistant wrote: transformers' own extension of Jinja."""

@@ -147,10 +147,11 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
         return Tokenizer.from_str(json.dumps(state)), spellings
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(
-            "tokenizer", type(tokenizer).__name__,
+            "tokenizer",
+            type(tokenizer).__name__,
             f"a text spells out one of its special tokens, and no copy reads that as text ({str(error)[:120]})",
             "Take such spellings out of the data, or use a model with a tokenizer.json.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -84,7 +84,7 @@ def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Ve
         texts, veil = veiled_texts(tokenizer, [m.content for m in turns])
         return conversation if not veil else replace(
             conversation, messages=tuple(replace(m, content=text) for m, text in zip(turns, texts, strict=True))
-        ), veil  # fmt: skip
+        ), veil
     said = {"messages": conversation.as_dicts(), "tools": conversation.tool_dicts() or []}
     chat, veil = veiled_json(tokenizer, said)
     messages = (replace(Message.of(made), trained=m.trained) for made, m in zip(chat["messages"], turns, strict=True))
@@ -178,8 +178,9 @@ Mark = tuple[str, str, str, str]
 
 
 def marked_like(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
-    """A conversation of the same form whose texts are marks."""
-    marks, words = list[Mark](), (f"xq{n}qx" for n in count())
+    """Return a conversation of the same form whose texts are marks."""
+    marks = list[Mark]()
+    words = (f"xq{n}qx" for n in count())
 
     def marked(place: str, what: str, remedy: str = CHATML) -> str:
         marks.append((word := next(words), place, what, remedy))
@@ -189,30 +190,33 @@ def marked_like(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
         Tool.of({"name": marked("tools", "the tools that are offered"), "parameters": {"type": "object"}})
         for _ in conversation.tools[:1]
     )
-    turns = tuple(turn_marked(turn, f"messages[{i}]", marked) for i, turn in enumerate(conversation.messages))
-    return replace(conversation, messages=turns, tools=tools), marks
-
-
-def turn_marked(turn: Message, place: str, marked: Any) -> Message:
-    what = {"tool": "results of tools", "assistant": "the text of an answer"}.get(turn.role, f"{turn.role} turns")
-    content = turn.content
-    if content.strip():
-        beside = "the text beside a call" if turn.tool_calls else what
-        content = marked(f"{place}.content", beside, WITHOUT if turn.tool_calls else CHATML)
-    return replace(turn, content=content, tool_calls=tuple(calls_marked(turn, place, marked)))
-
-
-def calls_marked(turn: Message, place: str, marked: Any) -> Iterator[ToolCall]:
-    for i, call in enumerate(turn.tool_calls):
-        what = f"call {i + 1} of a turn" if i else "calls of tools"
-        at = f"{place}.tool_calls[{i}]"
-        yield ToolCall.of(marked(at, what), {"argument": marked(f"{at}.arguments", what)}, call.id)
+    turns = list[Message]()
+    for i, turn in enumerate(conversation.messages):
+        place = f"messages[{i}]"
+        content = turn.content
+        if content.strip():
+            what = {"tool": "results of tools", "assistant": "the text of an answer"}.get(
+                turn.role, f"{turn.role} turns"
+            )
+            beside = "the text beside a call" if turn.tool_calls else what
+            content = marked(f"{place}.content", beside, WITHOUT if turn.tool_calls else CHATML)
+        calls = list[ToolCall]()
+        for number, call in enumerate(turn.tool_calls):
+            at = f"{place}.tool_calls[{number}]"
+            what = f"call {number + 1} of a turn" if number else "calls of tools"
+            calls.append(ToolCall.of(marked(at, what), {"argument": marked(f"{at}.arguments", what)}, call.id))
+        turns.append(replace(turn, content=content, tool_calls=tuple(calls)))
+    return replace(conversation, messages=tuple(turns), tools=tools), marks
 
 
 def span_of_calls(
-    render: Callable[..., str], conversation: Conversation, i: int, text: str, behind_answer: str,
+    render: Callable[..., str],
+    conversation: Conversation,
+    i: int,
+    text: str,
+    behind_answer: str,
     specials: Sequence[str],
-) -> Span | None:  # fmt: skip
+) -> Span | None:
     """Where the assistant wrote turn `i`, its text, its calls, and the token that ends it; None where nobody can tell.
 
     Args:

@@ -19,9 +19,11 @@ ALWAYS = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # control characters
     "\u00ad\u2060-\u2065\ufeff\u206a-\u206f\ufff9-\ufffc\U000e0000-\U000e001f"  # soft hyphen, zero width, BOM
     "\u202d\u202e"  # overrides: a reader sees another order than a model reads (CVE-2021-42574)
-    "\ufdd0-\ufdef\ufffe\uffff" + "".join(f"{chr(plane * 0x10000 + 0xFFFE)}-{chr(plane * 0x10000 + 0xFFFF)}"
-                                          for plane in range(1, 17))  # no characters
-)  # fmt: skip
+    "\ufdd0-\ufdef\ufffe\uffff"
+    + "".join(
+        f"{chr(plane * 0x10000 + 0xFFFE)}-{chr(plane * 0x10000 + 0xFFFF)}" for plane in range(1, 17)
+    )  # no characters
+)
 """What stands in no text on purpose."""
 JOINED = (
     "\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\u1900-\u1aff\u1b00-\u1c7f\ua800-\uabff\ufb50-\ufdcf\ufe70-\ufefc"
@@ -117,10 +119,15 @@ def configuration(unescape: bool) -> Any:
     from ftfy import TextFixerConfig
 
     return TextFixerConfig(
-        unescape_html="auto" if unescape else False, uncurl_quotes=False, fix_latin_ligatures=False,
-        fix_character_width=False, fix_surrogates=False, remove_control_chars=False, max_decode_length=100_000,
+        unescape_html="auto" if unescape else False,
+        uncurl_quotes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        max_decode_length=100_000,
         explain=False,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)

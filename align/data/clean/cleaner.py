@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -17,38 +17,20 @@ WIDTH = 600
 """Characters of a text that an example shows, around the first that changes."""
 TURNS = 12
 """Turns of a conversation that an example shows, from two before the first that changes."""
-At = tuple[int, ...]
-"""The place of a record in all that is cleaned: numbers that grow, such as (source, row)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A record that a step dropped, changed or noted.
-
-    Attributes:
-        at: its place.
-        reason: why it was dropped, or what was noted; empty where it was changed.
-        detail: what was found in this very record.
-        before, after: its row, long texts cut; `after` is None where it was dropped.
-    """
-
-    at: At
-    reason: str
-    detail: str
-    before: dict[str, Any]
-    after: dict[str, Any] | None
-
-
-@dataclass(slots=True)
+@dataclass
 class StepCounts:
-    """What one step did.
+    """What one step did. `vars` of it is JSON.
 
     Attributes:
         seen: records that came to it; those that no earlier step dropped.
         changed, dropped: of these.
         reasons: why they were dropped.
         notes: what was counted of those that were kept: languages, kinds of personal data.
-        examples: the first in order of `at`.
+        examples: the first records in order of `at`, their place, that the step dropped, changed or noted: the `reason`
+            why it was dropped, or what was noted, empty if it was changed; in `detail` what was found in this very
+            record; and its row `before` and `after`, long texts cut, `after` being None if it was dropped.
     """
 
     step: str
@@ -57,42 +39,13 @@ class StepCounts:
     dropped: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    examples: list[Example] = field(default_factory=list)
-
-    @property
-    def kept(self) -> int:
-        return self.seen - self.dropped
-
-    def add(self, other: StepCounts, most: int) -> None:
-        """Add what the same step did elsewhere."""
-        self.seen += other.seen
-        self.changed += other.changed
-        self.dropped += other.dropped
-        self.reasons.update(other.reasons)
-        self.notes.update(other.notes)
-        self.examples = sorted([*self.examples, *other.examples], key=lambda example: example.at)[:most]
-
-
-def as_json(counts: StepCounts) -> dict[str, Any]:
-    """What one step did, for whoever goes on later."""
-    return {
-        "step": counts.step, "seen": counts.seen, "changed": counts.changed, "dropped": counts.dropped,
-        "reasons": dict(counts.reasons), "notes": dict(counts.notes),
-        "examples": [asdict(example) for example in counts.examples],
-    }  # fmt: skip
-
-
-def from_json(counts: Mapping[str, Any]) -> StepCounts:
-    """The same back."""
-    examples = [Example(**{**example, "at": tuple(example["at"])}) for example in counts["examples"]]
-    counters = {name: Counter(counts[name]) for name in ("reasons", "notes")}
-    return StepCounts(**{**counts, **counters, "examples": examples})
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Cleaner:
     """Runs steps in their order.
 
-    Where personal data is looked for, the examples of every step are shown without any, of whichever kind.
+    If a step looks for personal data, the examples of every step are shown without any, of whichever kind.
 
     Args:
         steps: see `align.data.clean.steps.steps_of`.
@@ -100,12 +53,13 @@ class Cleaner:
     """
 
     def __init__(self, steps: Sequence[tuple[str, Step]], examples: int = 10) -> None:
-        self.steps, self.examples = list(steps), examples
+        self.steps = list(steps)
+        self.examples = examples
         self.counts = [StepCounts(name) for name, _ in self.steps]
         self._hiders = [Pii(regions=step.regions) for _, step in self.steps if isinstance(step, Pii)]
 
-    def clean(self, record: Record, at: At) -> Record | Drop:
-        """The record behind all steps, or why it is left out.
+    def clean(self, record: Record, at: int) -> Record | Drop:
+        """Return the record behind all steps, or why it is left out.
 
         Args:
             at: its place in the whole. Examples are the first by place, so that they do not depend on who cleaned what.
@@ -115,15 +69,15 @@ class Cleaner:
         """
         for (_, step), counts in zip(self.steps, self.counts, strict=True):
             counts.seen += 1
-            made = step(record)
-            if made is record:
+            outcome = step(record)
+            if outcome is record:
                 continue
-            if isinstance(made, Drop):
+            if isinstance(outcome, Drop):
                 counts.dropped += 1
-                counts.reasons[made.reason] += 1
-                self._keep(counts, at, made.reason, made.detail, record, None)
-                return made
-            kept, notes = (made.record, made.notes) if isinstance(made, Noted) else (made, ())
+                counts.reasons[outcome.reason] += 1
+                self._keep(counts, at, outcome.reason, outcome.detail, record, None)
+                return outcome
+            kept, notes = (outcome.record, outcome.notes) if isinstance(outcome, Noted) else (outcome, ())
             counts.notes.update(notes)
             if kept is not record:
                 counts.changed += 1
@@ -133,28 +87,32 @@ class Cleaner:
             record = kept
         return record
 
-    def merge(self, others: Iterable[Sequence[StepCounts]]) -> None:
-        """Add what cleaners with the same steps counted, in any order.
+    def merge(self, others: Sequence[Mapping[str, Any]]) -> None:
+        """Add what a cleaner with the same steps counted, in any order: the `vars` of its counts."""
+        for counts, other in zip(self.counts, others, strict=True):
+            counts.seen += other["seen"]
+            counts.changed += other["changed"]
+            counts.dropped += other["dropped"]
+            counts.reasons.update(other["reasons"])
+            counts.notes.update(other["notes"])
+            self._set_examples(counts, [*counts.examples, *other["examples"]])
 
-        Args:
-            others: their `counts`, which travel between processes.
-        """
-        for other in others:
-            for mine, theirs in zip(self.counts, other, strict=True):
-                mine.add(theirs, self.examples)
+    def _set_examples(self, counts: StepCounts, examples: Sequence[dict[str, Any]]) -> None:
+        counts.examples = sorted(examples, key=lambda example: example["at"])[: self.examples]
 
-    def _keep(self, counts: StepCounts, at: At, reason: str, detail: str, before: Record, after: Record | None) -> None:
+    def _keep(
+        self, counts: StepCounts, at: int, reason: str, detail: str, before: Record, after: Record | None
+    ) -> None:
         kept = counts.examples
-        if len(kept) >= self.examples and (not kept or at >= kept[-1].at):
+        if len(kept) >= self.examples and (not kept or at >= kept[-1]["at"]):
             return
-        rows = content_of(before), None if after is None else content_of(after)
-        kept.append(Example(at, reason, detail, *self._shown(*rows)))
-        kept.sort(key=lambda example: example.at)
-        del kept[self.examples :]
+        shown = self._shown(content_of(before), None if after is None else content_of(after))
+        example = {"at": at, "reason": reason, "detail": detail, "before": shown[0], "after": shown[1]}
+        self._set_examples(counts, [*kept, example])
 
     def _shown(self, before: Any, after: Any) -> tuple[Any, Any]:
-        """Two rows, or parts of them, as an example shows them: personal data hidden, each text cut around its first
-        change, and conversations to the turns around theirs."""
+        """Return two rows, or parts of them, as an example shows them: personal data hidden, each text cut around its
+        first change, and conversations to the turns around theirs."""
         if isinstance(before, str):
             hidden = self.hidden(before)
             at = difference(before, after if isinstance(after, str) and after != before else hidden)
@@ -173,13 +131,14 @@ class Cleaner:
         others = after if after and after != before else [self._shown(turn, None)[0] for turn in before]
         first = next((i for i, (one, other) in enumerate(zip(before, others, strict=False)) if one != other), 0)
         place = slice(max(0, first - 2), max(0, first - 2) + TURNS)
-        kept, made = [], []
+        kept = []
+        changed = []
         for one, other in zip_longest(before[place], (after or [])[place]):
             if one is not None:
                 kept.append(self._shown(one, other)[0])
             if other is not None:  # a function of the user's may add turns
-                made.append(self._shown(other, None)[0] if one is None else self._shown(one, other)[1])
-        return kept, made if after else None
+                changed.append(self._shown(other, None)[0] if one is None else self._shown(one, other)[1])
+        return kept, changed if after else None
 
     @property
     def hides(self) -> bool:
@@ -187,17 +146,18 @@ class Cleaner:
         return bool(self._hiders)
 
     def hidden(self, text: str) -> str:
-        """A text as people may see it: without personal data, where a step looks for any."""
+        """Return a text as people may see it: without personal data, if a step looks for any."""
         for pii in self._hiders:
             text = pii.hidden(text)
         return text
 
 
 def difference(text: str, other: str) -> int:
-    """Where two texts first differ; 0 where they do not."""
+    """Return where two texts first differ; 0 if they do not."""
     if text == other:
         return 0
-    low, high = 0, min(len(text), len(other))
+    low = 0
+    high = min(len(text), len(other))
     while low < high:  # halves, for a text may have a hundred million characters
         middle = (low + high + 1) // 2
         low, high = (middle, high) if text[:middle] == other[:middle] else (low, middle - 1)
@@ -205,7 +165,7 @@ def difference(text: str, other: str) -> int:
 
 
 def excerpt(text: str, at: int) -> str:
-    """So much of a text as an example shows, around the character `at`."""
+    """Return so much of a text as an example shows, around the character `at`."""
     if len(text) <= WIDTH:
         return text
     begin = max(0, min(at - WIDTH // 2, len(text) - WIDTH))

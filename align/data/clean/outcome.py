@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from align.core.errors import require
-from align.core.types import Conversation, Feedback, Preference, Record
+from align.core.types import Conversation, Document, Feedback, Preference, Record
 from align.data.read.content import texts, turns, with_answer, with_texts
 
 
@@ -67,14 +67,11 @@ def imitated(record: Record) -> list[str]:
     return [turn.content for turn in answers if turn.role == "assistant" and turn.trained]
 
 
-def sequences(record: Record) -> list[Conversation]:
-    """The conversations that a record is read as: a pair is two, its prompt with either answer; plain text is none."""
-    if isinstance(record, str):
-        return []
-    if isinstance(record, Conversation):
-        return [record]
-    answers = [record.completion] if isinstance(record, Feedback) else [record.chosen, record.rejected]
-    return [with_answer(record, answer) for answer in answers]
+def sequences(record: Record) -> Sequence[Document]:
+    """Return the documents that a record is read as: a pair is two, its prompt with either answer."""
+    if isinstance(record, Preference):
+        return [with_answer(record, answer) for answer in (record.chosen, record.rejected)]
+    return [with_answer(record, record.completion) if isinstance(record, Feedback) else record]
 
 
 def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record | Drop:

@@ -123,15 +123,27 @@ ISSUED = re.compile(
 IBAN_LENGTHS: Mapping[str, int] = {
     country: length
     for length, countries in {
-        15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK",
-        21: "CH HR LI LV", 22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL",
-        24: "AD CZ DZ ES MD PK RO SA SE SK TN VG", 25: "AO CV GW LY PT ST", 26: "IS TR",
+        15: "NO",
+        16: "BE",
+        18: "DK FI FK FO GL NL SD",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU MN XK",
+        21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA",
+        23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ DZ ES MD PK RO SA SE SK TN VG",
+        25: "AO CV GW LY PT ST",
+        26: "IS TR",
         27: "BF BI BJ CF CG CM DJ EG FR GA GR IT KM MC MG ML MR SM SN TD TG YE",
-        28: "AL AZ BY CI CY DO GT HN HU LB MA NE NI PL SV", 29: "BR PS QA UA",
-        30: "JO KW MU", 31: "MT SC", 32: "LC", 33: "RU",
+        28: "AL AZ BY CI CY DO GT HN HU LB MA NE NI PL SV",
+        29: "BR PS QA UA",
+        30: "JO KW MU",
+        31: "MT SC",
+        32: "LC",
+        33: "RU",
     }.items()
     for country in countries.split()
-}  # fmt: skip
+}
 """Country → characters of its account numbers: the IBAN registry of ISO 13616 (SWIFT)."""
 
 
@@ -199,14 +211,10 @@ def cards(text: str) -> Iterator[Span]:
     """Numbers of cards. Digits in one run are none where the text calls them an order or the like."""
     for start, end in checked(CARD, text, lambda found: is_card(re.sub("[^0-9]", "", found))):
         before = front(text, start)
-        called = CALLED_CARD.search(before)
-        if called or not (OTHER_NUMBER.search(before) or is_in_table(text, start, end)):
+        # Groups of four digits around a number, one behind it or two in front, are those of a table.
+        is_in_table = GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start)
+        if CALLED_CARD.search(before) or not (OTHER_NUMBER.search(before) or is_in_table):
             yield start, end
-
-
-def is_in_table(text: str, start: int, end: int) -> bool:
-    """Return whether groups of four digits stand around a number: one behind it, or two in front."""
-    return bool(GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start))
 
 
 def ipv4s(text: str) -> Iterator[Span]:
@@ -332,9 +340,17 @@ FINDERS: Mapping[str, Finder] = {
 them telephone numbers, whose form is a region's."""
 KINDS = (*FINDERS, "phone")
 DIGITS: Mapping[str, int] = {
-    "private_key": 0, "jwt": 0, "api_key": 0, "email": 0, "iban": 6, "card": 13, "ipv6": 1, "ipv4": 4, "us_ssn": 9,
+    "private_key": 0,
+    "jwt": 0,
+    "api_key": 0,
+    "email": 0,
+    "iban": 6,
+    "card": 13,
+    "ipv6": 1,
+    "ipv4": 4,
+    "us_ssn": 9,
     "phone": 7,
-}  # fmt: skip
+}
 """Digits that a kind has at least."""
 SIGN: Mapping[str, str] = {"private_key": "PRIVATE KEY", "jwt": "eyJ", "email": "@", "ipv6": ":", "ipv4": "."}
 """A text that a kind has."""

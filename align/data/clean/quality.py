@@ -54,17 +54,31 @@ class Length:
     def __post_init__(self) -> None:
         check_whole("least", self.least)
         check_whole("most", self.most)
-        require(self.least is not None or self.most is not None, "least", None, "there is no limit",
-                "Give least, most or both.")  # fmt: skip
-        require(self.least is None or self.most is None or self.least <= self.most, "least", self.least,
-                f"is more than most ({self.most}), and nothing is kept", "Exchange the two.")  # fmt: skip
+        require(
+            self.least is not None or self.most is not None,
+            "least",
+            None,
+            "there is no limit",
+            "Give least, most or both.",
+        )
+        require(
+            self.least is None or self.most is None or self.least <= self.most,
+            "least",
+            self.least,
+            f"is more than most ({self.most}), and nothing is kept",
+            "Exchange the two.",
+        )
         check_choice("by", self.by, BY)
-        require(self.by != "tokens" or self.count_tokens is not None, "by", self.by,
-                "there is no model whose tokens could be counted",
-                "Name one with model=, or count by words or characters.")  # fmt: skip
+        require(
+            self.by != "tokens" or self.count_tokens is not None,
+            "by",
+            self.by,
+            "there is no model whose tokens could be counted",
+            "Name one with model=, or count by words or characters.",
+        )
 
     def __call__(self, record: Record) -> Record | Drop:
-        lengths = [self._measured(one) for one in (sequences(record) if not isinstance(record, str) else [record])]
+        lengths = [*map(self._measured, sequences(record))]
         if self.least is not None and min(lengths) < self.least:
             return Drop("too short", f"{min(lengths)} {self.by}, least: {self.least}")
         if self.most is not None and max(lengths) > self.most:
@@ -122,14 +136,15 @@ class Repetition:
         for text in answers:
             if len(text) < 2 * self.least_words:  # a word takes a character and a space
                 continue
-            if self.lines is not None and (share := repeated_lines(text)) > self.lines and self._is_long(text):
+            if (
+                self.lines is not None
+                and (share := repeated_lines(text)) > self.lines
+                and len(words(text)) >= self.least_words
+            ):
                 return Drop("repetition: lines", f"{share:.2f} of the characters, most: {self.lines:g}")
             if self.grams is not None and (share := repeated_grams(text, self.grams, self.least_words)) > self.grams:
                 return Drop("repetition: words", f"{share:.2f} of the {N}-grams, most: {self.grams:g}")
         return record
-
-    def _is_long(self, text: str) -> bool:
-        return len(words(text)) >= self.least_words
 
 
 def long_run(text: str, run: int) -> str:
@@ -266,8 +281,12 @@ def read_phrases(path: Path) -> tuple[Phrases, ...]:
         if header := HEADER.fullmatch(phrase):
             group = names.setdefault((header[1].strip(), header[2] is not None), [])
         elif group is None:
-            raise InputError(f"patterns, {path.name}, row {number}", phrase, "stands in no group",
-                             "Begin a group above it: a line such as [refusal].")  # fmt: skip
+            raise InputError(
+                f"patterns, {path.name}, row {number}",
+                phrase,
+                "stands in no group",
+                "Begin a group above it: a line such as [refusal].",
+            )
         else:
             group.append(phrase)
     found = tuple(Phrases(name, tuple(phrases), place) for (name, place), phrases in names.items() if phrases)

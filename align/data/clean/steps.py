@@ -98,9 +98,11 @@ class Roles:
         check_choice("ends", self.ends, ("assistant", "any"))
 
     def __call__(self, record: Record) -> Record | Drop:
-        for conversation in sequences(record):
+        for document in sequences(record):
+            if isinstance(document, str):
+                return record
             before = ""
-            for i, turn in enumerate(conversation.messages):
+            for i, turn in enumerate(document.messages):
                 if before not in BEHIND[turn.role]:
                     behind = f"follows the {before}'s" if before else "is the first"
                     return Drop("role order", f"turn {i}, the {turn.role}'s, {behind}")
@@ -151,9 +153,12 @@ class Function:
             if isinstance(record, str):
                 made = given["text"]
             else:
-                made = replace(record, **{part: messages_of(given[part], self.field, part) for part in sorted(changed)})
-                for conversation in sequences(made):
-                    check_calls([(f"turn {i}", m) for i, m in enumerate(conversation.messages)], made.tools, self.field)
+                made = replace(
+                    record, **{part: messages_of(given[part], f"{self.field}, {part}") for part in sorted(changed)}
+                )
+                for document in sequences(made):
+                    turns = enumerate(document.messages) if isinstance(document, Conversation) else ()
+                    check_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], made.tools)
             if not isinstance(made, Record) or half_character(said(made)):
                 raise ValueError("what is no text, or half a character")
         except ValueError as error:

@@ -239,23 +239,25 @@ class Rarity:
             sets: at most 1,024.
 
         Returns:
-            The marks (uint64), set after set, and how many each set has (int64).
+            The marks (uint64), set after set, and the set of each (int64).
         """
         sizes = sets.sizes
         # 10 bits for the set, 9 for how common the shingle is, and 45 of its hash.
         common = np.minimum(self.counts[bucket_of(sets.values)], 510).astype(np.uint64)
         if len(self.common):
             common[held(self.common, sets.values)] = 511
-        owner = sets.owners.astype(np.uint64)
-        ranked = owner << np.uint64(HASH_BITS) | common << np.uint64(45) | sets.values >> np.uint64(HASH_BITS - 45)
+        ranked = (
+            sets.owners.astype(np.uint64) << np.uint64(HASH_BITS)
+            | common << np.uint64(45)
+            | sets.values >> np.uint64(HASH_BITS - 45)
+        )
         ranked.sort()
         least = np.ceil(threshold * sizes * (1 - 1e-12)).astype(np.int64)  # rounding must not ask for one more
         many = np.where(sizes > 0, np.minimum(sizes - least + 1, sizes), 0)
         first = np.arange(len(ranked)) - np.repeat(sets.offsets[:-1], sizes) < np.repeat(many, sizes)
         if len(self.common):
             first &= ranked >> np.uint64(45) & np.uint64(511) != 511
-            many = np.diff(np.append(0, np.cumsum(first))[sets.offsets])
-        return ranked[first] & np.uint64((1 << HASH_BITS) - 1) | MARK, many
+        return ranked[first] & np.uint64((1 << HASH_BITS) - 1) | MARK, sets.owners[first]
 
 
 def bucket_of(values: ndarray) -> ndarray:

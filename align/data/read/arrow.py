@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,71 +22,98 @@ END = b"\xff\xff\xff\xff\0\0\0\0"
 """What a stream ends with. Without it, it was cut between two batches."""
 
 
-@contextmanager
-def naming_damage(source: DataFile, row: list[int]) -> Iterator[None]:
-    """Turn what Arrow raises of bytes that it cannot read into an error that names the file."""
+def number_rows(source: DataFile, skip: int, batches: Iterator[pyarrow.RecordBatch | int]) -> NumberedRows:
+    """Yield the rows of batches, numbered.
+
+    Args:
+        batches: a number stands for rows that are passed over.
+
+    Raises:
+        CorruptFile: Arrow cannot read a batch.
+    """
     import pyarrow
 
+    row = 0
     try:
-        yield
+        for batch in batches:
+            if isinstance(batch, int):
+                row += batch
+                continue
+            passed = min(max(skip - row, 0), batch.num_rows)
+            row += passed
+            for data in rows_of(batch.slice(passed)):
+                row += 1
+                yield row, data
     except InputError:
         raise
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise source.corrupt(f"cannot be read after row {row[0]}: it was cut or damaged ({reason})") from error
+        raise source.corrupt(f"cannot be read after row {row}: it was cut or damaged ({reason})") from error
+    yield row, None
 
 
 def read_parquet(source: DataFile, skip: int = 0) -> NumberedRows:
     """Read Parquet. Groups of rows that lie before `skip` are not read."""
+    return number_rows(source, skip, parquet_batches(source, skip))
+
+
+def parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
     from pyarrow import parquet
 
-    row = [0]
-    with naming_damage(source, row), source.seekable() as file:
+    with source.seekable() as file:
         whole = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
         check_names(whole.schema_arrow, source)
         metadata = whole.metadata
+        row = 0
         for group in range(metadata.num_row_groups):
             here = metadata.row_group(group)
-            if row[0] + here.num_rows <= skip:
-                row[0] += here.num_rows
+            if row + here.num_rows <= skip:
+                row += here.num_rows
+                yield here.num_rows
                 continue
             at_once = max(1, min(ROWS, BATCH * here.num_rows // max(1, here.total_byte_size)))
             for batch in whole.iter_batches(at_once, row_groups=[group]):
-                yield from rows_of(batch, source, row, skip)
-        if row[0] != metadata.num_rows:
-            raise source.corrupt(f"has {row[0]} rows, and its end says {metadata.num_rows}")
-        yield row[0], None
+                row += batch.num_rows
+                yield batch
+        if row != metadata.num_rows:
+            raise source.corrupt(f"has {row} rows, and its end says {metadata.num_rows}")
 
 
 def read_arrow_file(source: DataFile, skip: int = 0) -> NumberedRows:
     """Read an IPC file, such as Feather is one."""
+    return number_rows(source, skip, file_batches(source))
+
+
+def file_batches(source: DataFile) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow.ipc
 
-    row = [0]
-    with naming_damage(source, row), source.seekable() as file:
+    with source.seekable() as file:
         whole = pyarrow.ipc.open_file(file)
         check_names(whole.schema, source)
         for i in range(whole.num_record_batches):
-            yield from rows_of(whole.get_batch(i), source, row, skip)
-        yield row[0], None
+            yield whole.get_batch(i)
 
 
 def read_arrow_stream(source: DataFile, skip: int = 0) -> NumberedRows:
     """Read an IPC stream, such as `datasets` writes."""
+    return number_rows(source, skip, stream_batches(source))
+
+
+def stream_batches(source: DataFile) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow.ipc
 
-    row = [0]
-    with naming_damage(source, row), source.opened() as file:
+    with source.opened() as file:
         tail = TailKeeper(file)
         stream = pyarrow.ipc.open_stream(pyarrow.PythonFile(tail, "r"))
         check_names(stream.schema, source)
+        row = 0
         for batch in stream:
-            yield from rows_of(batch, source, row, skip)
+            row += batch.num_rows
+            yield batch
         if tail.last != END:
-            raise source.corrupt(f"ends after row {row[0]} without the mark of its end: it was cut")
-        yield row[0], None
+            raise source.corrupt(f"ends after row {row} without the mark of its end: it was cut")
 
 
 def check_names(schema: pyarrow.Schema, source: DataFile) -> None:
@@ -117,14 +143,11 @@ class TailKeeper:
         """Do nothing: whoever opened the file closes it."""
 
 
-def rows_of(batch: pyarrow.RecordBatch, source: DataFile, row: list[int], skip: int) -> NumberedRows:
-    """Yield the rows of a batch of any size; `row` counts on."""
+def rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
+    """Yield the rows of a batch of any size."""
     import pyarrow
 
     types = pyarrow.types
-    if row[0] + batch.num_rows <= skip:
-        row[0] += batch.num_rows
-        return
     is_strange = any(
         contains(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
         for kind in batch.schema.types
@@ -136,20 +159,17 @@ def rows_of(batch: pyarrow.RecordBatch, source: DataFile, row: list[int], skip: 
         part = batch.slice(start, at_once)
         suspect = bool(with_json) or any(map(holds_nul, part.columns))
         for data in part.to_pylist():
-            row[0] += 1
-            if row[0] <= skip:
-                continue
             try:
                 if is_strange:
                     data = {name: plain(value) for name, value in data.items()}
                 if shaped:
                     data |= {field.name: as_written(data[field.name], field.type) for field in shaped}
                 if suspect:
-                    check_values(data, source.where(row[0]))
+                    check_values(data)
             except InputError as error:
-                yield row[0], error
+                yield error
             else:
-                yield row[0], data
+                yield data
 
 
 def holds_nul(column: pyarrow.Array) -> bool:

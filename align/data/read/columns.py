@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import islice, takewhile
-from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.errors import InputError
 from align.data.read.content import DOCUMENTS, PREFERENCES, split_names
@@ -35,6 +34,7 @@ from align.data.read.messages import (
     SYSTEM,
     TURN_FIELDS,
     Fields,
+    as_turns,
     refused,
     says_nothing,
 )
@@ -45,13 +45,12 @@ from align.data.read.shapes import (
     BESIDE_TURNS,
     COLUMNS,
     CONVERSATIONS,
-    HELPSTEER,
+    FIXED,
     HELPSTEER2,
     HELPSTEER3,
     JUDGED,
     LABELLED,
     QUESTIONS,
-    RANKING,
     SCORED,
     TEXT,
     TREE,
@@ -68,7 +67,7 @@ from align.data.read.shapes import (
     recognised,
     speaker,
 )
-from align.data.read.text_formats import Cells, check_values
+from align.data.read.text_formats import CELLS, check_values
 
 EVALUATED = "data.eval_path"
 """A file to which the settings of `data.path` apply too, and which may lack what that keeps as metadata."""
@@ -151,15 +150,6 @@ OF_SEVERAL = re.compile(r"(?:response|answer|completion|output)[ _-]?[abc0-3]|an
 """Of those, the ones that hold one of several answers, or all, or say which is better."""
 ANSWER_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:]?")
 """An answer that names a choice."""
-ANSWER_OF = {
-    "messages": "completion",
-    "conversations": "completion",
-    "prompt": "completion",
-    "instruction": "output",
-    "question": "answer",
-    "query": "response",
-}
-"""Column of a question → the column of its answer."""
 ABOUT_PAIRS = split_names(
     "margin strength id group_id annotator source guideline_version created_at chosen_ended rejected_ended scorer"
 )
@@ -191,40 +181,36 @@ class ColumnRules:
     metadata: Sequence[str] = ()
     source: bool = False
 
-    def apply(self, row: Row, cells: Cells | None) -> Row:
+    def apply(self, row: Row) -> Row:
         """Return a row under our names, with what changes its question written below it.
-
-        Args:
-            cells: which columns of a table hold values; None if the row has values already.
 
         Raises:
             InputError: a column that is to be renamed is missing, or a context cannot be written below the question.
         """
         data: dict[str, Any] = row.data
         has_several = not isinstance(data.get("answer"), str | None)
-        if not (self.columns or self.metadata or cells or has_several) and keeps_names(tuple(data)):
+        if not (self.columns or self.metadata or row.texts or has_several) and keeps_names(tuple(data)):
             return row
-        where = row.where
         wanted = {fold(name) for name in self.metadata if name not in data}
         aside = {name: data[name] for name in data if name in self.metadata or (wanted and fold(name) in wanted)}
         if aside:
             data = {name: value for name, value in data.items() if name not in aside}
         if self.columns:
-            data, displaced = renamed(data, self.columns, where)
+            data, displaced = renamed(data, self.columns)
             aside |= displaced
         for ours, other in names_alike(tuple(data)):
             null = next((name for name in (other, ours) if data.get(name) is None), None)
             if null is None:
                 problem = f"stands beside `{ours}`, and case does not tell columns apart"
-                raise refused(where, other, data[other], problem, f"Rename one of the two. {self.keep([other])}")
+                raise refused(other, data[other], problem, f"Rename one of the two. {self.keep([other])}")
             data = {name: value for name, value in data.items() if name != null}
         if names := known_names(tuple(data)):
             data = {names.get(name, name): value for name, value in data.items()}
-        if cells is not None:
-            data = cells.typed(data)
-            check_values(data, where)
+        if row.texts:
+            data = CELLS.typed(data)
+            check_values(data)
         data, several = with_first_answer(data)
-        data = self.with_history(self.with_context(data, where), where)
+        data = self.with_whole_question(data)
         return row._replace(data=data, aside={**aside, **several})
 
     def keep(self, names: Iterable[str]) -> str:
@@ -247,7 +233,7 @@ class ColumnRules:
             return f"{condition}, write {{path: …, {key}: {value}}}."
         return f'{condition}: "data.{key}={value}".'
 
-    def check_answer(self, row: Fields, shape: Shape, where: str) -> None:
+    def check_answer(self, row: Fields, shape: Shape) -> None:
         """Check that a row without an answer has none in a column that its shape does not read.
 
         Raises:
@@ -262,11 +248,38 @@ class ColumnRules:
         name = names[0]
         remedy = self.keep(names)
         if isinstance(row[name], str) and not OF_SEVERAL.fullmatch(fold(name)):
-            ours = {"question": "text", "answer": name} if shape is TEXT else {ANSWER_OF[shape.needs[0]]: name}
+            ours = {"question": "text", "answer": name} if shape is TEXT else {shape.answer: name}
             remedy = f"{self._rename('If it is the answer', ours)} {remedy}"
-        raise refused(where, name, row[name], "is named as an answer, and the row is read without one", remedy)
+        raise refused(name, row[name], "is named as an answer, and the row is read without one", remedy)
 
-    def with_context(self, data: dict[str, Any], where: str) -> dict[str, Any]:
+    def with_whole_question(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a row whose question has its context and its choices below it, and the turns of `history` before it.
+
+        Raises:
+            InputError: a context or the history cannot be part of the question.
+        """
+        names = [name for name in context_columns(tuple(data)) if not says_nothing(data[name])]
+        history = data.get("history")
+        if not names and says_nothing(history):
+            return data
+        shape = recognised(data)
+        asking = asking_columns(data, shape)
+        if shape is None and not asking:  # its reader names the columns and the nearest shape
+            return data
+        data = self.with_context(data, names, asking, shape)
+        if says_nothing(history) or asking == ("instruction",):  # whose reader reads its history itself
+            return data
+        before = turns_before(history)
+        if before is None:
+            raise self._homeless(data, "history", "is no list of [question, answer]")
+        question = data[asking[0]] if len(asking) == 1 else None
+        if not isinstance(question, str) or is_transcript(question):
+            raise self._homeless(data, "history", "stands beside no question that is one text")
+        return {**data, asking[0]: [*before, {"role": "user", "content": question}], "history": None}
+
+    def with_context(
+        self, data: dict[str, Any], names: list[str], asking: Sequence[str], shape: Shape | None
+    ) -> dict[str, Any]:
         """Return a row whose question has its context and its choices below it, a line each.
 
         The columns come in the order of `CONTEXT` and `CHOICES`; choices have letters. What the question says already
@@ -275,22 +288,15 @@ class ColumnRules:
         Raises:
             InputError: a context is no text and no list of texts, or the row has no such turn.
         """
-        names = [name for name in context_columns(tuple(data)) if not says_nothing(data[name])]
-        if not names:
-            return data
-        shape = recognised(data)
-        asking = asking_columns(data, shape)
-        if shape is None and not asking:  # its reader names the columns and the nearest shape
-            return data
         if names == ["input"] and asking == ("instruction",) and (shape is None or shape.kind != PREFERENCES):
             return data  # Alpaca's reader writes it there, in the same way
         names = [name for name in names if name not in asking]
         asked = [text for name in asking for text in spoken(data[name])]
         below = list[str]()
         at = ""
-        for name, rendered in self._rendered(data, names, where):
+        for name, rendered in self._rendered(data, names):
             if rendered.labels:
-                named = self._are_choices_named(data, rendered, "\n".join(asked), name, where)
+                named = self._are_choices_named(data, rendered, "\n".join(asked), name)
             else:
                 named = any(stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in asked)
             if rendered.parts and not named:
@@ -299,37 +305,15 @@ class ColumnRules:
         if not below:
             return data
         if not asking:
-            raise self._homeless(data, where, at, "stands beside no question that it could be part of")
+            raise self._homeless(data, at, "stands beside no question that it could be part of")
         row = dict(data)
         for name in asking:
-            row[name] = self._written_below(row[name], "\n".join(below), where, name, at)
+            row[name] = self._written_below(row[name], "\n".join(below), name, at)
         if "input" in names and "instruction" in asking:
             row["input"] = None
         return row
 
-    def with_history(self, data: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return a row whose question has the turns of `history` before it. The reader of an `instruction` reads its
-        history itself.
-
-        Raises:
-            InputError: the history is no list of pairs or turns, or the question is no text of one turn.
-        """
-        history = data.get("history")
-        if says_nothing(history):
-            return data
-        shape = recognised(data)
-        asking = asking_columns(data, shape)
-        if asking == ("instruction",) or (shape is None and not asking):
-            return data
-        before = turns_before(history)
-        if before is None:
-            raise self._homeless(data, where, "history", "is no list of [question, answer]")
-        question = data[asking[0]] if len(asking) == 1 else None
-        if not isinstance(question, str) or is_transcript(question):
-            raise self._homeless(data, where, "history", "stands beside no question that is one text")
-        return {**data, asking[0]: [*before, {"role": "user", "content": question}], "history": None}
-
-    def _rendered(self, row: Fields, names: Sequence[str], where: str) -> Iterator[tuple[str, Rendered]]:
+    def _rendered(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, Rendered]]:
         lettered = lettered_columns(row)
         for name in names:
             if name in lettered:
@@ -338,22 +322,22 @@ class ColumnRules:
             if name == "choices" and are_replies(value, answered=any(row.get(key) is not None for key in CHECKED_BY)):
                 problem = "holds answers as an API logs them, and not what a question lets one choose from"
                 remedy = f"Write the answer into a column `completion`. {self.keep([name])}"
-                raise refused(where, name, value, problem, remedy)
+                raise refused(name, value, problem, remedy)
             rendered = rendered_choices(value) if name in CHOICES else rendered_context(value)
             if rendered is None:
                 problem = "is neither a text nor a list of texts"
                 if name in CHOICES:
                     problem = "holds a choice that is neither a text nor a number"
-                raise self._homeless(row, where, name, problem)
+                raise self._homeless(row, name, problem)
             yield name, rendered
         if lettered:
             labels = [letter_in(name) for name in lettered]
             rendered = rendered_choices({"label": labels, "text": [row[name] for name in lettered]})
             if rendered is None:
-                raise self._homeless(row, where, lettered[0], "is neither a text nor a number")
+                raise self._homeless(row, lettered[0], "is neither a text nor a number")
             yield lettered[0], rendered
 
-    def _are_choices_named(self, row: Fields, choices: Rendered, text: str, name: str, where: str) -> bool:
+    def _are_choices_named(self, row: Fields, choices: Rendered, text: str, name: str) -> bool:
         """Return whether the question names its choices already, so that the label of an answer means one of them.
 
         Raises:
@@ -377,13 +361,13 @@ class ColumnRules:
             problem = f"means several choices: {' and '.join(sorted(meanings))}"
         problem = f"stands beside the answer {label.upper()!r}, which {problem}"
         remedy = f"Write the text of the choice as the answer. {self.keep(choice_columns(row, name))}"
-        raise refused(where, name, row.get(name), problem, remedy)
+        raise refused(name, row.get(name), problem, remedy)
 
-    def _written_below(self, value: Any, below: str, where: str, asking: str, at: str) -> Any:
+    def _written_below(self, value: Any, below: str, asking: str, at: str) -> Any:
         """Return the value of a question's column with more below the question."""
         if isinstance(value, str):
             if is_transcript(value):
-                raise self._homeless({at: below}, where, at, f"stands beside a transcript of several turns, `{asking}`")
+                raise self._homeless({at: below}, at, f"stands beside a transcript of several turns, `{asking}`")
             return f"{value}\n{below}"
         turns = value if isinstance(value, list) else []
         users = [i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and speaker(turn) in USERS]
@@ -396,12 +380,12 @@ class ColumnRules:
             text = [*text, {"type": "text", "text": f"\n{below}"}]
         else:
             problem = f"stands beside a conversation of {len(users)} turns of the user's, `{asking}`"
-            raise self._homeless({at: below}, where, at, problem)
+            raise self._homeless({at: below}, at, problem)
         return [*turns[: users[0]], {**turn, content: text}, *turns[users[0] + 1 :]]
 
-    def _homeless(self, row: Fields, where: str, name: str, problem: str) -> InputError:
+    def _homeless(self, row: Fields, name: str, problem: str) -> InputError:
         remedy = f"Write it into the question. {self.keep(choice_columns(row, name))}"
-        return refused(where, name, row[name], problem, remedy)
+        return refused(name, row[name], problem, remedy)
 
 
 def quoted(name: str) -> str:
@@ -429,8 +413,7 @@ def has_answer(row: Fields, shape: Shape) -> bool:
     return not isinstance(turns, list) or not ends_with_user(turns)
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A context as text, and the parts that are looked for in the question; of choices, the label of each."""
 
     text: str
@@ -518,11 +501,9 @@ def asking_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
     """Return the columns that hold a row's question: mostly one, and both answers of a pair if they repeat it."""
     if shape in (TREE, TREE_MESSAGE, TEXT):
         return ()
-    if shape is HELPSTEER3:
-        return ("context",)
-    if shape in (HELPSTEER, HELPSTEER2, RANKING):
-        return ("prompt",)
     if shape is not None and shape.kind == PREFERENCES:
+        if shape in FIXED:
+            return shape.needs[:1]
         named = question_column(row)
         if named and not repeats_question(row, named):
             return (named,)
@@ -554,10 +535,8 @@ def turns_before(history: Any) -> list[Any] | None:
         return None
     if all(isinstance(turn, Mapping) and "role" in turn for turn in history):
         return history
-    if not all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in history):
-        return None
-    roles = ("user", "assistant")
-    return [{"role": role, "content": text} for pair in history for role, text in zip(roles, pair, strict=True)]
+    pairs = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in history)
+    return as_turns(history) if pairs else None
 
 
 def rendered_context(value: Any) -> Rendered | None:
@@ -689,7 +668,7 @@ def leaves(value: Any) -> Iterator[str]:
         yield choice_text(value)
 
 
-def renamed(data: Fields, columns: Mapping[str, str], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def renamed(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a row whose columns have our names, and the columns that had one of these names before. A field of the
     object `metadata` is a column of the name `metadata.FIELD` here.
 
@@ -702,7 +681,7 @@ def renamed(data: Fields, columns: Mapping[str, str], where: str) -> tuple[dict[
         if fold(ours) not in OURS and not LETTERED.fullmatch(ours) and not ANSWER.fullmatch(fold(ours)):
             problem = f"none of them is read as {ours}, which {theirs} is to be"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
-            raise InputError(f"{where}, columns", listed, problem, remedy)
+            raise InputError("columns", listed, problem, remedy)
         alike = [name for name in data if fold(name) == fold(theirs)]
         if theirs not in data and not alike:
             inner = metadata_within(data.get("metadata"))
@@ -718,7 +697,7 @@ def renamed(data: Fields, columns: Mapping[str, str], where: str) -> tuple[dict[
             close = get_close_matches(theirs.casefold(), names, 1, 0.75)
             remedy = f"Did you mean {names[close[0]]}?" if close else "Give the name of a column that is there."
             problem = f"there is no {theirs} among them, which is to be {ours}"
-            raise InputError(f"{where}, columns", listed, problem, remedy)
+            raise InputError("columns", listed, problem, remedy)
     rest = {name: value for name, value in data.items() if name not in named.values()}
     there = {fold(name) for name, value in rest.items() if value is not None}
     for ours in [ours for ours in named if ours in CONTEXT and ours in there]:  # both are part of the question
@@ -733,24 +712,22 @@ def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     """Return a row whose answer is the first of several (SQuAD's, TriviaQA's, Natural Questions'), and the columns that
     hold all of them. An answer out of none is an empty text."""
     answers = {name: texts for name in ("answer", "answers") if (texts := several_answers(data.get(name))) is not None}
-    several = {name: data[name] for name, texts in answers.items() if not has_scores(data, len(texts))}
+    # A number for each of several answers: then the first need not be the best.
+    scored = {
+        len(values)
+        for values in data.values()
+        if isinstance(values, list) and len(values) > 1 and all(isinstance(value, int | float) for value in values)
+    }
+    several = {name: data[name] for name, texts in answers.items() if len(texts) not in scored}
     rest = {name: value for name, value in data.items() if name not in several}
-    asking = next((shape.needs[0] for shape in CONVERSATIONS if rest.get(shape.needs[0]) is not None), "")
-    if not several or not asking:
+    asking = next((shape for shape in CONVERSATIONS if rest.get(shape.needs[0]) is not None), None)
+    if not several or asking is None:
         return data, {}
     shape = recognised(rest)
     if shape is None or shape.kind == PREFERENCES or has_answer(rest, shape):
         return rest, several
     texts = answers[next(iter(several))] or [""]
-    return {**rest, ANSWER_OF[asking]: texts[0]}, several
-
-
-def has_scores(data: Fields, count: int) -> bool:
-    """Return whether a column has a number for each of several answers: then the first need not be the best."""
-    return count > 1 and any(
-        isinstance(values, list) and len(values) == count and all(isinstance(value, int | float) for value in values)
-        for values in data.values()
-    )
+    return {**rest, asking.answer: texts[0]}, several
 
 
 def several_answers(value: Any) -> list[str] | None:
@@ -795,7 +772,7 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
             read |= {*columns.answers, *columns.verdict, *(("winner_tie",) if columns.verdict == WINNERS else ())}
         else:
             read |= {*shape.needs}
-        if shape not in (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING):
+        if shape not in FIXED:
             read = (read - {*QUESTIONS}) | {asking}
     elif shape is TEXT:
         asking = "text"
@@ -1000,8 +977,3 @@ class UnreadColumns:
         if may_be_asked(first):
             remedy = f"{self.rules.use(first)} {remedy}"
         raise InputError(at, given, problem, remedy)
-
-    def tell(self, path: str | Path) -> None:
-        """Print a line that names the columns which are kept as metadata, if there are any."""
-        if self.sizes:
-            print(f"columns of {path} kept as metadata: {', '.join(self.sizes)}")

@@ -29,13 +29,13 @@ from align.data.read.messages import (
     KEEP_ONE,
     LEAVE_OUT,
     NOT_READ,
+    NOT_READ_OF_ROWS,
     OFFERED,
     RESULTS,
     SYSTEM,
     Fields,
     check_calls,
     check_read,
-    check_row,
     check_texts,
     check_weight,
     message_of,
@@ -76,7 +76,7 @@ CALLER = "function_call"
 
 
 def document_of(
-    row: Fields, where: str, id: str, answered: bool = False, rows: bool = False, aside: Fields = NOTHING_ASIDE
+    row: Fields, id: str, answered: bool = False, rows: bool = False, aside: Fields = NOTHING_ASIDE
 ) -> Document:
     """Return one row as a document. If a row has `text` beside a conversation, that is its rendering, and the
     conversation counts.
@@ -86,22 +86,22 @@ def document_of(
         rows: the row is asked: the conversation keeps its other columns, for what checks answers.
         aside: columns that are kept as metadata.
     """
-    column = shape_column(row, where)
+    column = shape_column(row)
     if row.get(LABEL) is not None and not rows:  # a prompt is asked whatever became of its answer
         problem = "stands beside a row to imitate, and an answer with a label is judged, not imitated"
-        raise refused(where, LABEL, row[LABEL], problem, LABELLED_HELP)
+        raise refused(LABEL, row[LABEL], problem, LABELLED_HELP)
     if column == "text":
-        return plain_text(row, where)
-    placed = placed_of(row, where, column, answered, asked=rows)
+        return plain_text(row)
+    placed = placed_of(row, column, answered, asked=rows)
     for place, message in placed:
-        check_says_something(place, message, where)
-    tools = tools_of(row, where)
-    check_calls(placed, tools, where)
-    messages = with_system_column(tuple(message for _, message in placed), row, where)
+        check_says_something(place, message)
+    tools = tools_of(row)
+    check_calls(placed, tools)
+    messages = with_system_column(tuple(message for _, message in placed), row)
     return Conversation(messages, id, tools, row_text({**row, **aside}, column) if rows else "")
 
 
-def feedback_of(row: Fields, where: str, id: str) -> Feedback:
+def feedback_of(row: Fields, id: str) -> Feedback:
     """Return one row as an answer with a label, KTO's: `prompt`, `completion` and a `label`, or a whole conversation of
     any shape whose last answer the label is about. The answer may be empty: models give such answers, and people refuse
     them.
@@ -109,19 +109,19 @@ def feedback_of(row: Fields, where: str, id: str) -> Feedback:
     Raises:
         InputError: there is no question, or no answer to it.
     """
-    placed = placed_of(row, where, shape_column(row, where))
+    placed = placed_of(row, shape_column(row))
     named = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in ANSWERS)
     start = next(named, len(placed) - 1)
     asked, answered = (tuple(message for _, message in part) for part in (placed[:start], placed[start:]))
     place, last = placed[-1]
     if last.role != "assistant":
         problem = f"it ends with a {last.role} turn, so there is no answer that the label is about"
-        raise refused(where, place, last.content, problem, "End with the answer, or leave the row out.")
-    asked = with_system_column(asked, row, where)
+        raise refused(place, last.content, problem, "End with the answer, or leave the row out.")
+    asked = with_system_column(asked, row)
     has_question = any(message.role == "user" and message.content.strip() for message in asked)
-    require(has_question, f"{where}, {placed[0][0]}", "(empty)", "it holds no question to answer", "Give its text.")
-    tools = tools_of(row, where)
-    check_calls(placed, tools, where)
+    require(has_question, placed[0][0], "(empty)", "it holds no question to answer", "Give its text.")
+    tools = tools_of(row)
+    check_calls(placed, tools)
     return Feedback(asked, answered, bool(read_label(row[LABEL])), id, tools)
 
 
@@ -137,19 +137,19 @@ def row_text(row: Fields, column: str) -> str:
     return json.dumps(others, ensure_ascii=False, default=lambda value: None) if others else ""  # JSON has no bytes
 
 
-def shape_column(row: Fields, where: str) -> str:
+def shape_column(row: Fields) -> str:
     """Return the column that a row's shape is recognised by. Raises InputError if there is none, or the row says what
     cannot be kept."""
-    check_row(row, where)
-    check_weight(row, where)
+    check_read(row, NOT_READ_OF_ROWS)
+    check_weight(row)
     there = [column for column in SHAPES if column in row]
     if not there:
         remedy = f"Give `messages`, `prompt` with `completion`, or `text`; {HELP}"
-        raise unclear(row, where, (DOCUMENTS,), remedy)
+        raise unclear(row, (DOCUMENTS,), remedy)
     return next((column for column in there if row[column] is not None), there[0])
 
 
-def placed_of(row: Fields, where: str, column: str, answered: bool = False, asked: bool = False) -> Placed:
+def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = False) -> Placed:
     """Return the messages of a row that is a conversation, recognised by this column.
 
     Args:
@@ -158,41 +158,41 @@ def placed_of(row: Fields, where: str, column: str, answered: bool = False, aske
     """
     answers = SHAPES[column].answers
     if column == "instruction":
-        placed = alpaca(row, where)
+        placed = alpaca(row)
     elif answers:
-        placed = asked_and_answered(row, where, column, answers)
+        placed = asked_and_answered(row, column, answers)
     else:
         read = share_gpt if column == "conversations" else listed
-        placed = read(row[column], where, column)
+        placed = read(row[column], column)
     if answered and answers and not any(name in row for name in answers):
         remedy = f"Call it {' or '.join(answers)}."
-        raise refused(where, "columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
+        raise refused("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
     if not asked and (beside := answers_beside(row, SHAPES[column])):
-        name = one_answer(row, where, column, beside)
-        placed += turns_of(row[name], "assistant", where, name)
+        name = one_answer(row, column, beside)
+        placed += turns_of(row[name], "assistant", name)
     return placed
 
 
-def one_answer(row: Fields, where: str, column: str, names: Sequence[str]) -> str:
+def one_answer(row: Fields, column: str, names: Sequence[str]) -> str:
     """Return the first column of an answer. Raises InputError if the columns hold different ones."""
     if len({repr(row[name]) for name in names}) > 1:
         problem = f"has several answers ({', '.join(names)})"
-        raise refused(where, column, row[column], problem, "Keep one of these columns.")
+        raise refused(column, row[column], problem, "Keep one of these columns.")
     return names[0]
 
 
-def plain_text(row: Fields, where: str) -> str:
+def plain_text(row: Fields) -> str:
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str | None) else "is no text"
-        raise refused(where, "text", text, problem, GIVE_TEXT)
-    name = "system" if row.get("system") else "tools" if tools_of(row, where) else ""
+        raise refused("text", text, problem, GIVE_TEXT)
+    name = "system" if row.get("system") else "tools" if tools_of(row) else ""
     if name:
-        raise refused(where, name, row.get(name), "stands beside plain text", "Give `messages`.")
+        raise refused(name, row.get(name), "stands beside plain text", "Give `messages`.")
     return text
 
 
-def check_says_something(place: str, message: Message, where: str) -> None:
+def check_says_something(place: str, message: Message) -> None:
     """Raise InputError if a turn that counts says nothing."""
     content = message.content
     if message.tool_calls or message.role == "tool":  # a tool may return nothing
@@ -203,96 +203,96 @@ def check_says_something(place: str, message: Message, where: str) -> None:
     if answer.strip() or message.role == "system" or not message.trained:
         return
     if message.role != "assistant":
-        raise refused(where, place, content, f"the {message.role}'s turn is empty", "Leave the row out.")
+        raise refused(place, content, f"the {message.role}'s turn is empty", "Leave the row out.")
     problem = "the assistant's turn is empty"
     if content.strip():
         problem = "the assistant's turn is reasoning alone"
         if not reasoning_length(content):
             problem = f"the assistant's turn is reasoning without its end, {CLOSE}"
-    raise refused(where, place, content, problem, EMPTY)
+    raise refused(place, content, problem, EMPTY)
 
 
-def listed(value: Any, where: str, column: str) -> Placed:
+def listed(value: Any, column: str) -> Placed:
     """Return a list of messages."""
-    messages = messages_of(value, where, column)
+    messages = messages_of(value, column)
     return [(f"{column}[{i}].content", message) for i, message in enumerate(messages)]
 
 
-def share_gpt(value: Any, where: str, column: str) -> Placed:
+def share_gpt(value: Any, column: str) -> Placed:
     """Return a list of `{from, value}`, ShareGPT's, or of messages."""
     if not isinstance(value, list) or not any(isinstance(turn, Mapping) and "from" in turn for turn in value):
-        return listed(value, where, column)
+        return listed(value, column)
     placed = []
     for i, turn in enumerate(value):
         at = f"{column}[{i}]"
         if not isinstance(turn, Mapping) or "from" not in turn:
-            raise refused(where, at, turn, "is no turn", "Write a list of {from, value}.")
+            raise refused(at, turn, "is no turn", "Write a list of {from, value}.")
         message = {name: given for name, given in turn.items() if name not in ("from", "value")}
         role = SHARE_GPT.get(str(turn["from"]), turn["from"])
-        check_texts(turn, where, at)
+        check_texts(turn, at)
         other = turn.get("role", role)
         if other not in (role, turn["from"]) and SHARE_GPT.get(str(other), other) != role:
             problem = f"is another speaker than that of `from` ({turn['from']})"
-            raise refused(where, f"{at}.role", other, problem, KEEP_ONE)
+            raise refused(f"{at}.role", other, problem, KEEP_ONE)
         if role == CALLER:
-            calls = calls_in(turn.get("value"), where, f"{at}.value")
+            calls = calls_in(turn.get("value"), f"{at}.value")
             message |= {"role": "assistant", "content": None, "tool_calls": calls}
         else:
             message |= {"role": role, **({"content": turn["value"]} if "value" in turn else {})}
-        placed.append((f"{at}.value", message_of(message, where, at)))
+        placed.append((f"{at}.value", message_of(message, at)))
     return placed
 
 
-def calls_in(value: Any, where: str, column: str) -> list[Any]:
+def calls_in(value: Any, column: str) -> list[Any]:
     """Return the calls that a text is: an object, or a list of objects."""
-    calls = value_of(value, where, column)
+    calls = value_of(value, column)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not calls:
-        raise refused(where, column, value, "is no call of a tool", 'Write {"name": "…", "arguments": {…}}.')
+        raise refused(column, value, "is no call of a tool", 'Write {"name": "…", "arguments": {…}}.')
     return calls
 
 
-def asked_and_answered(row: Fields, where: str, column: str, answers: tuple[str, ...]) -> Placed:
+def asked_and_answered(row: Fields, column: str, answers: tuple[str, ...]) -> Placed:
     """Return the turns of a question and of its answer, in whichever column that stands; of the question alone if there
     is none."""
     given = [name for name in answers if row.get(name) is not None]
-    name = one_answer(row, where, column, given) if given else answers[0]
-    asked = turns_of(row[column], "user", where, column)
-    answered = turns_of(row.get(name), "assistant", where, name)
-    require(bool(asked), f"{where}, {column}", row[column], "asks nothing", "Give its text.")
+    name = one_answer(row, column, given) if given else answers[0]
+    asked = turns_of(row[column], "user", column)
+    answered = turns_of(row.get(name), "assistant", name)
+    require(bool(asked), column, row[column], "asks nothing", "Give its text.")
     if [message for _, message in answered[: len(asked)]] == [message for _, message in asked]:
         answered = answered[len(asked) :]  # UltraFeedback's `chosen` repeats the prompt
     return [*asked, *answered]
 
 
-def turns_of(value: Any, role: str, where: str, column: str) -> Placed:
+def turns_of(value: Any, role: str, column: str) -> Placed:
     """Return text as one turn of `role`, a list of messages as it is, null as no turn."""
     if value is None:
         return []
     if isinstance(value, str):
         return [(column, Message(role, value))]
     if isinstance(value, int | float):
-        raise refused(where, column, value, "is a number, and a text is read here", f'Write "{value}".')
-    return listed(value, where, column)
+        raise refused(column, value, "is a number, and a text is read here", f'Write "{value}".')
+    return listed(value, column)
 
 
-def alpaca(row: Fields, where: str) -> Placed:
+def alpaca(row: Fields) -> Placed:
     """Return an `instruction`, with its `input` on the lines below it, and the `output` or `response`; `history`, pairs
     of a question and an answer, in front."""
     answers = [name for name in SHAPES["instruction"].answers if row.get(name) is not None]
-    answer = one_answer(row, where, "instruction", answers) if answers else "output"
+    answer = one_answer(row, "instruction", answers) if answers else "output"
     for name in ("instruction", "input", answer):
         text = row.get(name)
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
-            raise refused(where, name, text, "is no text", GIVE_TEXT)
+            raise refused(name, text, "is no text", GIVE_TEXT)
     placed: Placed = []
     history = row.get("history") or []
     if not isinstance(history, list):
-        raise refused(where, "history", history, "is no list", "Write a list of [question, answer].")
+        raise refused("history", history, "is no list", "Write a list of [question, answer].")
     for i, pair in enumerate(history):
         place = f"history[{i}]"
         if not isinstance(pair, list) or [*map(type, pair)] != [str, str]:
-            raise refused(where, place, pair, "is no pair of texts", "Write [question, answer].")
+            raise refused(place, pair, "is no pair of texts", "Write [question, answer].")
         placed += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
     asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
     placed.append(("instruction", Message("user", asked)))
@@ -316,20 +316,15 @@ class Node(NamedTuple):
 
     Attributes:
         data: its fields.
-        where: file and row that it stands in.
+        row: that it stands in.
         place: within the row, with a dot behind it; empty if the row is the message.
         id: of the conversation that ends with it.
     """
 
     data: Fields
-    where: str
+    row: Row
     place: str
     id: str
-
-    @property
-    def parent(self) -> str | None:
-        given = self.data.get("parent_id")
-        return None if given is None else str(given)
 
 
 TreePath = tuple[Conversation, Fields]
@@ -344,20 +339,19 @@ def id_of(row: Row) -> str:
 def tree_of(row: Row) -> Iterator[TreePath | Drop]:
     """Yield the conversations of a row that is a whole tree."""
     inside = "" if "replies" in row.data else "prompt."
-    root = Node(row.data["prompt"] if inside else row.data, row.where, inside, id_of(row))
 
     def replies(node: Node) -> list[Node]:
         given = node.data.get("replies") or []
         place = f"{node.place}replies"
         if not isinstance(given, list) or not all(isinstance(reply, Mapping) for reply in given):
-            raise refused(node.where, place, given, "is no list of messages", "Write [{role, text}, …].")
+            raise refused(place, given, "is no list of messages", "Write [{role, text}, …].")
         several = len(given) > 1
         return [
-            Node(reply, node.where, f"{place}[{i}].", f"{node.id}/{i}" if several else node.id)
+            Node(reply, row, f"{place}[{i}].", f"{node.id}/{i}" if several else node.id)
             for i, reply in enumerate(given)
         ]
 
-    yield from conversations(root, replies)
+    yield from conversations(Node(row.data["prompt"] if inside else row.data, row, inside, id_of(row)), replies)
 
 
 def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
@@ -366,18 +360,20 @@ def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
     Raises:
         InputError: a message answers none of these, or two have one id.
     """
-    nodes = [Node(row.data, row.where, "", id_of(row)) for row in rows]
     answers: dict[Any, list[Node]] = {}
     known = set[str]()
-    for node in nodes:
-        name = str(node.data["message_id"])
-        require(name not in known, f"{node.where}, message_id", name, "stands twice in its tree", TOGETHER)
+    for row in rows:
+        name = str(row.data["message_id"])
+        require(name not in known, f"{row.where}, message_id", name, "stands twice in its tree", TOGETHER)
         known.add(name)
-        answers.setdefault(node.parent, []).append(node)
-    for node in nodes:
-        if node.parent is not None and node.parent not in known:
-            problem = "no row of its tree that stands beside it has this message_id"
-            raise refused(node.where, "parent_id", node.data["parent_id"], problem, TOGETHER)
+        parent = row.data.get("parent_id")
+        answers.setdefault(None if parent is None else str(parent), []).append(Node(row.data, row, "", id_of(row)))
+    for row in rows:
+        with row.naming_errors():
+            parent = row.data.get("parent_id")
+            if parent is not None and str(parent) not in known:
+                problem = "no row of its tree that stands beside it has this message_id"
+                raise refused("parent_id", parent, problem, TOGETHER)
 
     def replies(node: Node) -> list[Node]:
         return answers.get(str(node.data["message_id"]), [])
@@ -390,7 +386,7 @@ def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
             reached += 1
         yield from conversations(root, replies)
     problem = "messages of its tree answer each other in a circle"
-    require(reached == len(nodes), f"{nodes[0].where}, parent_id", nodes[0].data.get("parent_id"), problem, TOGETHER)
+    require(reached == len(rows), f"{rows[0].where}, parent_id", rows[0].data.get("parent_id"), problem, TOGETHER)
 
 
 def conversations(root: Node, replies: Callable[[Node], Sequence[Node]]) -> Iterator[TreePath | Drop]:
@@ -401,25 +397,26 @@ def conversations(root: Node, replies: Callable[[Node], Sequence[Node]]) -> Iter
         if node.data.get("deleted") is True:
             yield Drop.DELETED
             continue
-        turns = (*turns, message_in(node))
-        answers = replies(node)
+        with node.row.naming_errors():
+            turns = (*turns, message_in(node.data, node.place))
+            answers = replies(node)
         waiting += [(turns, answer) for answer in reversed(answers)]
         if not answers:
             answered = turns[-1].role == "assistant"
             yield (Conversation(turns, node.id), node.data) if answered else Drop.UNANSWERED
 
 
-def message_in(node: Node) -> Message:
+def message_in(data: Fields, place: str) -> Message:
     """Return the message of a node. Raises InputError if it has no text, or another role speaks."""
-    check_read(node.data, NOT_READ_OF_TREES, node.where, node.place)
-    role = node.data.get("role")
-    text = node.data.get("text")
+    check_read(data, NOT_READ_OF_TREES, place)
+    role = data.get("role")
+    text = data.get("text")
     if isinstance(role, str) and role in RESULTS:
         remedy = "Write the paths as conversations of `messages`, or leave such trees out."
-        raise refused(node.where, f"{node.place}role", role, TOOLS, remedy)
+        raise refused(f"{place}role", role, TOOLS, remedy)
     if not isinstance(role, str) or role not in SPEAKERS:
-        raise refused(node.where, f"{node.place}role", role, f"is none of {', '.join(SPEAKERS)}", "Rename the role.")
+        raise refused(f"{place}role", role, f"is none of {', '.join(SPEAKERS)}", "Rename the role.")
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str | None) else "is no text"
-        raise refused(node.where, f"{node.place}text", text, problem, "Give its text, or leave the tree out.")
+        raise refused(f"{place}text", text, problem, "Give its text, or leave the tree out.")
     return Message(SPEAKERS[role], text)

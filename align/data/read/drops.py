@@ -116,10 +116,6 @@ class BadRows:
             for cause in self._causes.values()
         ]
 
-    def clear(self) -> None:
-        """Forget what was refused, which is counted elsewhere from here on (`restore`)."""
-        self._causes = {}
-
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
         """Count what was refused elsewhere, see `as_json`."""
         for cause in causes:
@@ -138,7 +134,7 @@ class BadRows:
         """
         causes = list(self._causes.values())
         count = self.count
-        self.clear()
+        self._causes = {}
         if not causes:
             return
         whole = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)

@@ -64,10 +64,6 @@ class DataFile:
         name = self.path.name.lower()
         return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
 
-    def where(self, row: int) -> str:
-        """Return how errors name a row."""
-        return f"{self.path}, row {row}"
-
     def refused(self, problem: str, remedy: str) -> InputError:
         """Return the error of a file that is not read."""
         return InputError(self.field, str(self.path), problem, remedy)

@@ -42,9 +42,11 @@ from align.data.read.documents import alpaca, share_gpt
 from align.data.read.drops import Drop, RefusedSource
 from align.data.read.messages import (
     HH_TURN,
+    NOT_READ_OF_ROWS,
     Fields,
+    as_turns,
     check_calls,
-    check_row,
+    check_read,
     displayed,
     tools_of,
     transcript,
@@ -53,6 +55,8 @@ from align.data.read.messages import (
 from align.data.read.rows import Row
 from align.data.read.shapes import (
     HELPSTEER,
+    HELPSTEER2,
+    HELPSTEER3,
     JUDGED,
     SCORED,
     WINNERS,
@@ -76,135 +80,139 @@ NAMED = re.compile(r"(?:model|response|answer|completion|output|conversation|ass
 """What may stand in front of an ending in a verdict: `model_a`."""
 
 
-def row_error(row: Row, column: str, problem: str, remedy: str = HELP) -> InputError:
+def field_error(data: Fields, column: str, problem: str, remedy: str = HELP) -> InputError:
     name = column.split("[")[0]
-    value = displayed(row.data[name]) if name in row.data else "(no such column)"
-    return InputError(f"{row.where}, {column}", value, problem, remedy)
+    return InputError(column, displayed(data[name]) if name in data else "(no such column)", problem, remedy)
 
 
-def text_in(row: Row, column: str) -> str:
-    value = row.data.get(column)
+def text_in(data: Fields, column: str) -> str:
+    value = data.get(column)
     if not isinstance(value, str):
-        raise row_error(row, column, "missing" if value is None else "not a text")
+        raise field_error(data, column, "missing" if value is None else "not a text")
     return value
 
 
-def figure_in(row: Row, column: str, value: Any) -> float:
+def figure_in(data: Fields, column: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -sys.float_info.max <= value <= sys.float_info.max:  # integers of JSON have no bounds
-        raise row_error(row, column, "missing" if value is None else "not a finite number")
+        raise field_error(data, column, "missing" if value is None else "not a finite number")
     return float(value)
 
 
 def parse(group: Sequence[Row]) -> Iterator[Parsed]:
     """Yield the pairs of one row, or of neighbouring HelpSteer rows."""
-    row = group[0]
-    columns = row.data.keys()
-    for each in group:
-        check_row(each.data, each.where)
-    shape = recognised(row.data)
-    if is_helpsteer(row.data):
-        yield from pair_neighbours(group)
-    elif shape is SCORED:
-        yield from pair_all(entries_of(row, "completions", "response", "overall_score", 1), question_column(row.data))
-    elif {"chosen", "rejected"} <= columns and is_texts(row.data["rejected"]):
+    for row in group:
+        with row.naming_errors():
+            check_read(row.data, NOT_READ_OF_ROWS)
+    with group[0].naming_errors():
+        yield from pair_neighbours(group) if is_helpsteer(group[0].data) else parse_row(group[0])
+
+
+def parse_row(row: Row) -> Iterator[Parsed]:
+    """Yield the pairs of one row."""
+    data = row.data
+    shape = recognised(data)
+    if shape is SCORED:
+        asking = question_column(data)
+        yield from pair_all(entries_of(row, "completions", "response", "overall_score", 1), as_prompt(data, asking))
+    elif {"chosen", "rejected"} <= data.keys() and is_texts(data["rejected"]):
         yield from pair_right_and_wrong(row)
-    elif {"chosen", "rejected"} <= columns:
+    elif {"chosen", "rejected"} <= data.keys():
         yield parse_pair(row)
     elif shape is JUDGED:
         yield parse_judged(row)
-    elif {"prompt", "answers"} <= columns:
+    elif {"prompt", "answers"} <= data.keys():
         # Ranks say in what order answers are, not by how much one is better.
-        yield from pair_all(entries_of(row, "answers", "answer", "rank", -1), "prompt", margins=False)
-    elif {"prompt", "response_1", "response_2", "preference_strength"} <= columns:
-        yield parse_compared(row, "prompt", ("response_1", "response_2"), "preference_strength")
-    elif {"context", "response1", "response2", "overall_preference"} <= columns:
-        yield parse_compared(row, "context", ("response1", "response2"), "overall_preference")
+        yield from pair_all(entries_of(row, "answers", "answer", "rank", -1), as_prompt(data, "prompt"), margins=False)
+    elif compared := next((shape for shape in (HELPSTEER2, HELPSTEER3) if data.keys() >= {*shape.needs}), None):
+        yield parse_compared(row, *compared.needs)
     else:
-        column = "rejected" if "chosen" in columns else "chosen"
-        problem = f"missing (the row has {', '.join(sorted(columns)) or 'no columns'})"
-        raise row_error(row, column, problem, nearest_shape(row.data, (PREFERENCES,)) + HELP)
+        problem = f"missing (the row has {', '.join(sorted(data)) or 'no columns'})"
+        remedy = nearest_shape(data, (PREFERENCES,)) + HELP
+        raise field_error(data, "rejected" if "chosen" in data else "chosen", problem, remedy)
 
 
 def parse_pair(row: Row) -> Parsed:
-    chosen = row.data["chosen"]
-    rejected = row.data["rejected"]
-    asking = question_column(row.data) or "prompt"
-    prompt = row.data.get(asking)
+    data = row.data
+    chosen = data["chosen"]
+    rejected = data["rejected"]
+    asking = question_column(data) or "prompt"
+    prompt = data.get(asking)
     for column, value in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(value, str | list | dict):
-            raise row_error(row, column, "missing" if value is None else "neither a text nor a list of messages")
+            raise field_error(data, column, "missing" if value is None else "neither a text nor a list of messages")
     if type(chosen) is not type(rejected):
-        raise row_error(row, "rejected", "not of the same form as chosen")
+        raise field_error(data, "rejected", "not of the same form as chosen")
     if isinstance(chosen, str) and prompt is None:
         for column in ("chosen", "rejected"):
-            if not HH_TURN.match(row.data[column].lstrip(" ")):
+            if not HH_TURN.match(data[column].lstrip(" ")):
                 problem = f"missing, and {column} is no transcript (\\n\\nHuman: … \\n\\nAssistant: …)"
-                raise row_error(row, "prompt", problem)
+                raise field_error(data, "prompt", problem)
         better, worse = transcript(chosen), transcript(rejected)
     elif isinstance(chosen, str):
         better, worse = (Message("assistant", chosen),), (Message("assistant", rejected),)
     else:
         better, worse = (
-            as_messages(row, column, [value] if isinstance(value, dict) else value)
+            as_messages(data, column, [value] if isinstance(value, dict) else value)
             for column, value in (("chosen", chosen), ("rejected", rejected))
         )
     for column, turns in (("chosen", better), ("rejected", worse)):
         if turns[-1].role != "assistant":
-            raise row_error(row, column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge")
+            raise field_error(data, column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge")
     if better == worse:
         return Drop.IDENTICAL
     if better[0].role == worse[0].role == "assistant":
         if prompt is None:
-            raise row_error(row, "prompt", "missing")
-        asked = as_prompt(row, asking, prompt)
+            raise field_error(data, "prompt", "missing")
+        asked = as_prompt(data, asking)
     else:
-        shared = count_shared(row, better, worse)
-        asked = with_system_column(better[:shared], row.data, row.where)
+        shared = count_shared(data, better, worse)
+        asked = with_system_column(better[:shared], data)
         better = better[shared:]
         worse = worse[shared:]
         # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption,
         # and so do `messages` that one of the answers ends.
-        named = as_messages(row, asking, prompt) if isinstance(prompt, list) and asking != "messages" else ()
+        named = as_messages(data, asking, prompt) if isinstance(prompt, list) and asking != "messages" else ()
         if named and asked[-len(named) :] != named:
-            raise row_error(row, asking, "not what chosen and rejected share")
-    margin, high, low = (row.data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
+            raise field_error(data, asking, "not what chosen and rejected share")
+    margin, high, low = (data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
     if margin is not None:
-        margin = figure_in(row, "margin", margin)
+        margin = figure_in(data, "margin", margin)
     elif high is not None and low is not None:  # UltraFeedback's
-        margin = figure_in(row, "score_chosen", high) - figure_in(row, "score_rejected", low)
+        margin = figure_in(data, "score_chosen", high) - figure_in(data, "score_rejected", low)
     return preference_of(row, asked, better, worse, margin), {}
 
 
 def parse_judged(row: Row) -> Parsed:
     """Return the pair of two answers and a verdict that names the better one."""
-    columns = judged_columns_of(row.data)
+    data = row.data
+    columns = judged_columns_of(data)
     assert columns is not None
-    verdict = read_verdict(row.data, columns)
+    verdict = read_verdict(data, columns)
     name = columns.verdict[0]
     remedy = WRITE.format(*columns.endings)
-    if is_unclear_code(row.data[name], columns):
+    number = as_number(data[name])
+    if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNERS:
+        # A code of another kind: 0 may be the first of two answers, or a tie, and a negative number a degree.
         problem = "may be the first answer, a tie or a degree"
-        raise RefusedSource(f"{row.where}, {name}", displayed(row.data[name]), problem, remedy)
+        raise RefusedSource(name, displayed(data[name]), problem, remedy)
     if verdict is None:
         problem = f"neither of the answers {' and '.join(columns.answers)}, nor a tie"
-        raise row_error(row, name, problem, remedy)
+        raise field_error(data, name, problem, remedy)
     if verdict == 0:
         return Drop.TIE
-    answers: list[Any] = [row.data[name] for name in columns.answers]
-    pair = {name: value for name, value in row.data.items() if name not in columns.answers}
-    lists = [parse_texts(value) for value in (row.data.get("prompt"), *answers)]
+    answers: list[Any] = [data[name] for name in columns.answers]
+    pair = {name: value for name, value in data.items() if name not in columns.answers}
+    lists = [parse_texts(value) for value in (data.get("prompt"), *answers)]
     if columns.verdict == WINNERS and all(lists):  # the Kaggle form of LMSYS's arena
-        pair.pop("prompt")
-        try:
-            answers = [interleave(lists[0], texts) for texts in lists[1:]]
-        except ValueError as error:
-            problem = "a list of texts of another length than the prompt's"
-            raise row_error(row, columns.answers[0], problem) from error
+        del pair["prompt"]
+        if len({*map(len, lists)}) > 1:
+            raise field_error(data, columns.answers[0], "a list of texts of another length than the prompt's")
+        answers = [as_turns(zip(lists[0], texts, strict=True)) for texts in lists[1:]]
     chosen, rejected = answers if verdict < 0 else reversed(answers)
     pair |= {"chosen": chosen, "rejected": rejected}
     if columns.verdict == WINNERS:
-        check_values(pair, row.where)  # texts out of JSON in a text, which was not looked into before
+        check_values(pair)  # texts out of JSON in a text, which was not looked into before
     return parse_pair(row._replace(data=pair))
 
 
@@ -236,13 +244,6 @@ def read_verdict(row: Fields, columns: JudgedColumns) -> int | None:
     return None if number is None else places.get(number)
 
 
-def is_unclear_code(value: Any, columns: JudgedColumns) -> bool:
-    """Return whether a verdict is a number that can be a code of another kind: 0 may be the first of two answers, or a
-    tie, and a negative number a degree."""
-    number = as_number(value)
-    return number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNERS
-
-
 def as_number(value: Any) -> float | None:
     try:
         return float(value)
@@ -263,15 +264,6 @@ def parse_texts(value: Any) -> list[str]:
     return [text or "" for text in value]
 
 
-def interleave(asked: Sequence[str], answered: Sequence[str]) -> list[dict[str, str]]:
-    """Return the turns of a conversation."""
-    return [
-        {"role": role, "content": text}
-        for texts in zip(asked, answered, strict=True)
-        for role, text in zip(("user", "assistant"), texts, strict=True)
-    ]
-
-
 def is_texts(value: Any) -> bool:
     """Return whether a column is a list of texts, and no list of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
@@ -281,10 +273,9 @@ def pair_right_and_wrong(row: Row) -> Iterator[Parsed]:
     """Yield each right answer over each wrong one, as one group."""
     right = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
     if not is_texts(right):
-        raise row_error(row, "chosen", "neither a text nor a list of texts, as rejected is one")
-    asking = question_column(row.data) or "prompt"
-    prompt = as_prompt(row, asking, row.data.get(asking))
-    name = label_in(row, "id") or row.name
+        raise field_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
+    prompt = as_prompt(row.data, question_column(row.data) or "prompt")
+    name = label_in(row.data, "id") or row.name
     if "source" not in row.data and "subset" in row.data:  # as RewardBench calls it
         row = row._replace(data={**row.data, "source": row.data["subset"]})
     for (i, better), (j, worse) in product(enumerate(right), enumerate(row.data["rejected"])):
@@ -313,12 +304,12 @@ def entries_of(row: Row, column: str, text: str, score: str, sign: int) -> list[
     """Return the entries of a list of answers, each with what else it says."""
     entries = row.data[column]
     if not isinstance(entries, list) or len(entries) < 2:
-        raise row_error(row, column, "not a list of two or more answers")
+        raise field_error(row.data, column, "not a list of two or more answers")
     answers = list[ScoredAnswer]()
     for k, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get(text), str):
-            raise row_error(row, f"{column}[{k}].{text}", "missing or not a text")
-        figure = sign * figure_in(row, f"{column}[{k}].{score}", entry.get(score))
+            raise field_error(row.data, f"{column}[{k}].{text}", "missing or not a text")
+        figure = sign * figure_in(row.data, f"{column}[{k}].{score}", entry.get(score))
         about = {name: value for name, value in entry.items() if name != text and value is not None}
         answers.append(ScoredAnswer(row, entry[text], figure, about))
     return answers
@@ -328,27 +319,22 @@ def pair_neighbours(rows: Sequence[Row]) -> Iterator[Parsed]:
     """Yield the pairs of HelpSteer's rows on one prompt."""
     if len(rows) == 1:
         yield Drop.UNPAIRED
-    answers = [
-        ScoredAnswer(
-            row,
-            text_in(row, "response"),
-            figure_in(row, "helpfulness", row.data["helpfulness"]),
-            unread_columns(row, HELPSTEER),
-        )
-        for row in rows
-    ]
-    yield from pair_all(answers, "prompt")
+    answers = list[ScoredAnswer]()
+    for row in rows:
+        with row.naming_errors():
+            text = text_in(row.data, "response")
+            score = figure_in(row.data, "helpfulness", row.data["helpfulness"])
+            answers.append(ScoredAnswer(row, text, score, unread_columns(row, HELPSTEER)))
+    yield from pair_all(answers, as_prompt(rows[0].data, "prompt"))
 
 
-def pair_all(answers: Sequence[ScoredAnswer], asking: str, margins: bool = True) -> Iterator[Parsed]:
+def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, margins: bool = True) -> Iterator[Parsed]:
     """Yield every pair of answers to one prompt, as one group.
 
     Args:
-        asking: the column that holds the prompt.
         margins: whether differences of scores say how much better an answer is.
     """
-    first = answers[0].row
-    prompt = as_prompt(first, asking, first.data[asking])
+    group = answers[0].row.name
     for pair in combinations(enumerate(answers), 2):
         (i, better), (j, worse) = sorted(pair, key=lambda answer: -answer[1].score)
         if better.score == worse.score:
@@ -357,36 +343,36 @@ def pair_all(answers: Sequence[ScoredAnswer], asking: str, margins: bool = True)
             yield Drop.IDENTICAL
         else:
             margin = better.score - worse.score if margins else None
-            name = f"{first.name}/{i}>{j}"
-            record = pair_of_texts(better.row, prompt, better.text, worse.text, margin, name, first.name)
+            with better.row.naming_errors():
+                record = pair_of_texts(better.row, prompt, better.text, worse.text, margin, f"{group}/{i}>{j}", group)
             about = {"chosen": dict(better.about), "rejected": dict(worse.about)}
             yield record, {side: said for side, said in about.items() if said}
 
 
-def parse_compared(row: Row, asking: str, answers: tuple[str, str], column: str) -> Parsed:
+def parse_compared(row: Row, asking: str, first: str, second: str, column: str) -> Parsed:
     """Return the pair of two answers and a verdict from -3, the first is much better, to 3, the second is."""
-    first, second = (text_in(row, name) for name in answers)
-    verdict = figure_in(row, column, row.data[column])
+    answers = [text_in(row.data, name) for name in (first, second)]
+    verdict = figure_in(row.data, column, row.data[column])
     if not -3 <= verdict <= 3:
-        raise row_error(row, column, "outside -3 … 3")
+        raise field_error(row.data, column, "outside -3 … 3")
     if verdict == 0:
         return Drop.TIE
-    if first == second:
+    if answers[0] == answers[1]:
         return Drop.IDENTICAL
-    best, worst = (first, second) if verdict < 0 else (second, first)
-    return pair_of_texts(row, as_prompt(row, asking, row.data[asking]), best, worst, abs(verdict)), {}
+    best, worst = answers if verdict < 0 else reversed(answers)
+    return pair_of_texts(row, as_prompt(row.data, asking), best, worst, abs(verdict)), {}
 
 
-def label_in(row: Row, column: str) -> str:
-    value = row.data.get(column)
+def label_in(data: Fields, column: str) -> str:
+    value = data.get(column)
     return "" if value is None else str(value)
 
 
 def pair_of_texts(
     row: Row, prompt: Messages, chosen: str, rejected: str, margin: float | None, id: str = "", group: str = ""
 ) -> Preference:
-    said_one, said_other = ((Message("assistant", text),) for text in (chosen, rejected))
-    return preference_of(row, prompt, said_one, said_other, margin, id, group)
+    answers = ((Message("assistant", text),) for text in (chosen, rejected))
+    return preference_of(row, prompt, *answers, margin, id, group)
 
 
 def preference_of(
@@ -398,55 +384,57 @@ def preference_of(
     id: str = "",
     group: str = "",
 ) -> Preference:
-    strength = row.data.get("strength")
+    data = row.data
+    strength = data.get("strength")
     if strength is not None and type(strength) is not int:
-        raise row_error(row, "strength", "not a whole number")
-    tools = tools_of(row.data, row.where)
+        raise field_error(data, "strength", "not a whole number")
+    tools = tools_of(data)
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         sides = (("prompt", prompt), (side, answer))
-        check_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools, row.where)
+        check_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools)
     texts: dict[str, Any] = {
-        name: label_in(row, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
+        name: label_in(data, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
     }
     return Preference(
         prompt,
         chosen,
         rejected,
-        id=id or label_in(row, "id") or label_in(row, "prompt_id") or row.name,
-        group_id=label_in(row, "group_id") or group,
+        id=id or label_in(data, "id") or label_in(data, "prompt_id") or row.name,
+        group_id=label_in(data, "group_id") or group,
         margin=margin,
-        source=label_in(row, "source") if "source" in row.data else row.name.rsplit(":", 1)[0],
+        source=label_in(data, "source") if "source" in data else row.name.rsplit(":", 1)[0],
         strength=strength,
-        **{name: row.data.get(name) is not False for name in ENDED},
+        **{name: data.get(name) is not False for name in ENDED},
         **texts,
         tools=tools,
     )
 
 
-def as_messages(row: Row, column: str, value: Any) -> Messages:
+def as_messages(data: Fields, column: str, value: Any) -> Messages:
     """Return a list of `{role, content}`, checked."""
     if not isinstance(value, list) or not value:
-        raise row_error(row, column, "neither a text nor a list of messages")
-    return tuple(message for _, message in share_gpt(value, row.where, column))
+        raise field_error(data, column, "neither a text nor a list of messages")
+    return tuple(message for _, message in share_gpt(value, column))
 
 
-def as_prompt(row: Row, column: str, value: Any) -> Messages:
+def as_prompt(data: Fields, column: str) -> Messages:
     """Return a prompt from messages, a transcript or a plain question; it ends before the assistant's turn."""
+    value = data.get(column)
     if column == "instruction" and isinstance(value, str):
-        turns = tuple(message for place, message in alpaca(row.data, row.where) if place not in ("output", "response"))
+        turns = tuple(message for place, message in alpaca(data) if place not in ("output", "response"))
     elif isinstance(value, str):
         turns = transcript(value)
     else:
-        turns = as_messages(row, column, value)
-    turns = with_system_column(turns, row.data, row.where)
+        turns = as_messages(data, column, value)
+    turns = with_system_column(turns, data)
     if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
         turns = turns[:-1]
     if not turns or turns[-1].role == "assistant" or not any(turn.content.strip() for turn in turns):
-        raise row_error(row, column, "it holds no question to answer")
+        raise field_error(data, column, "it holds no question to answer")
     return turns
 
 
-def count_shared(row: Row, chosen: Messages, rejected: Messages) -> int:
+def count_shared(data: Fields, chosen: Messages, rejected: Messages) -> int:
     """Return how many turns two whole conversations share: up to the last assistant turn from which both can go on."""
     last = min(len(chosen), len(rejected)) - 1
     count = next((i for i in range(last) if chosen[i] != rejected[i]), last)
@@ -454,7 +442,7 @@ def count_shared(row: Row, chosen: Messages, rejected: Messages) -> int:
         count -= 1
     if count == 0:
         problem = "it shares no beginning with rejected"
-        raise row_error(row, "chosen", problem, "Give the prompt in a column of its own.")
+        raise field_error(data, "chosen", problem, "Give the prompt in a column of its own.")
     return count
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from align.core.errors import InputError, require
 from align.core.types import Document, Feedback, Preference, Record
 from align.data.read.columns import ColumnRules, Sizes, UnreadColumns, text_sizes, unread_columns
-from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, split_names
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
 from align.data.read.documents import SHAPES, document_of, feedback_of, flat_tree_of, id_of, shape_column, tree_of
 from align.data.read.drops import BadRows, Drop, tally
 from align.data.read.messages import Fields
@@ -37,26 +37,12 @@ from align.data.read.shapes import (
     recognised,
     unclear,
 )
-from align.data.read.text_formats import Cells
+from align.data.read.text_formats import CELLS
 
 T = TypeVar("T")
 OURS = ColumnRules()
 BACK = 64
 """Rows before a place that are looked at, to know what its row goes on with; many times more if they are none."""
-CELLS = Cells(
-    lists=frozenset(
-        split_names(
-            "messages conversations conversation_a conversation_b history answers completions choices options documents"
-        )
-    ),
-    messages=frozenset(("prompt", "completion", "response", "chosen", "rejected", "context")),
-    numbers=frozenset(
-        split_names(
-            "helpfulness overall_preference preference_strength margin score_chosen score_rejected strength label "
-            "weight train training chosen_ended rejected_ended deleted"
-        )
-    ),
-)
 ONE_VALUE = {str, int, float, bool}
 """Types of values of rows that were read, as JSON, CSV and Arrow give them: none is a subclass."""
 NONE: Sizes = MappingProxyType({})
@@ -86,27 +72,28 @@ class Read(NamedTuple):
     sizes: Sizes = NONE
 
 
-def read_records(
-    path: str,
-    *,
-    field: str = "data.path",
-    rules: ColumnRules = OURS,
-    bad_rows: BadRows,
-    skip: int = 0,
-    drops: Counter[Drop] | None = None,
-    reached: Callable[[int], None] = lambda row: None,
-    counts: Sequence[int] = (),
-) -> Iterator[Read]:
-    """Yield the records of a data set, whatever its formats and shapes are, see `align.data.read.files.files_of`.
+class Outcome(NamedTuple):
+    """What became of a row, or of several that are read together: a record of theirs, or why there is none, or why they
+    are refused.
+
+    Attributes:
+        begin: the number of the first of these rows.
+    """
+
+    begin: int
+    result: Read | Drop | InputError
+
+
+def read_outcomes(
+    path: str, field: str = "data.path", rules: ColumnRules = OURS, skip: int = 0, counts: Sequence[int] = ()
+) -> Iterator[Outcome]:
+    """Yield what becomes of the rows of a data set, whatever its formats and shapes are, see
+    `align.data.read.files.files_of`.
 
     Args:
         field: what the user calls the data set.
         rules: what the user says of columns.
-        bad_rows: gets the rows that are refused; `settle` it when all is read.
         skip: rows up to this number are not read again, nor what else belongs to the record that they end with.
-        drops: gets how often what makes no record was left out.
-        reached: gets the number of the row with which each record begins, and each row that makes none, before
-            anything else is said of it.
         counts: see `align.data.read.rows.placed_rows`.
 
     Raises:
@@ -114,18 +101,16 @@ def read_records(
         CorruptFile: it was cut or is damaged. The records before that are given first.
     """
     for group in groups_of(path, field, rules, skip, counts):
-        reached(group[0].number)
-        if group[0].error is not None:
-            bad_rows.take(group[0].error)
+        begin = group[0].number
+        try:
+            if group[0].error is not None:
+                raise group[0].error
+            records = [*records_in(group, rules)]  # all of a group, or nothing
+        except InputError as error:
+            yield Outcome(begin, error)
             continue
-        records: list[Found | Drop] = []
-        with bad_rows:
-            records = list(records_in(group, rules))  # all of a group, or nothing
-        if drops is not None:
-            drops.update(record for record in records if isinstance(record, Drop))
         for record in records:
-            if not isinstance(record, Drop):
-                yield Read(group[-1].number, *record)
+            yield Outcome(begin, record if isinstance(record, Drop) else Read(group[-1].number, *record))
 
 
 def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Found | Drop]:
@@ -135,7 +120,6 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         InputError: a row has no shape, or says what cannot be kept.
     """
     row = group[0]
-    where = row.where
     shape = recognised(row.data)
     if shape is not None and shape in (TREE, TREE_MESSAGE):
         yield from tree_records(group, shape)
@@ -144,13 +128,8 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         for row in group:
             yield from records_in([row], rules)
         return
-    if shape is None:
-        asking = [shape for shape in CONVERSATIONS if row.data.get(shape.needs[0]) is not None]
-        if len(asking) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
-            rules.check_answer(row.data, asking[0], where)
-        raise unclear(row.data, where, (DOCUMENTS, PREFERENCES, FEEDBACK))
     extra = extra_of({**row.data, **row.aside})
-    if shape.kind == PREFERENCES:
+    if shape is not None and shape.kind == PREFERENCES:
         shared = {} if shape is HELPSTEER else unread_columns(row, shape)
         sizes = sizes_in(group, shape)
         for pair in parse(group):
@@ -160,16 +139,22 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
             yield pair[0], extra, {**shared, **pair[1]}, sizes
             sizes = NONE
         return
-    metadata = unread_columns(row, shape)
-    sizes = text_sizes(row, shape, metadata)
-    if shape is LABELLED:
-        extra.pop(LABEL, None)
-        yield feedback_of(row.data, where, id_of(row)), extra, metadata, sizes
-        return
-    if row.data.get(LABEL) is not None:
-        raise label_error(row.data, where, rules.keep([LABEL]))
-    rules.check_answer(row.data, shape, where)
-    yield document_of(row.data, where, id_of(row)), extra, metadata, sizes
+    with row.naming_errors():
+        if shape is None:
+            asking = [shape for shape in CONVERSATIONS if row.data.get(shape.needs[0]) is not None]
+            if len(asking) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
+                rules.check_answer(row.data, asking[0])
+            raise unclear(row.data, (DOCUMENTS, PREFERENCES, FEEDBACK))
+        metadata = unread_columns(row, shape)
+        if shape is LABELLED:
+            extra.pop(LABEL, None)
+            record: Record = feedback_of(row.data, id_of(row))
+        else:
+            if row.data.get(LABEL) is not None:
+                raise label_error(row.data, rules.keep([LABEL]))
+            rules.check_answer(row.data, shape)
+            record = document_of(row.data, id_of(row))
+    yield record, extra, metadata, text_sizes(row, shape, metadata)
 
 
 def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
@@ -293,12 +278,9 @@ def ready_rows(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
     for row in rows:
         if row.error is None and (rules or row.texts):
             try:
-                if rules is None:
-                    row = row._replace(data=CELLS.typed(row.data))
-                else:
-                    row = rules.apply(row, CELLS if row.texts else None)
+                row = rules.apply(row) if rules else row._replace(data=CELLS.typed(row.data))
             except InputError as error:
-                row = row._replace(error=error)
+                row = row._replace(error=row.located(error))
         yield row
 
 
@@ -377,7 +359,8 @@ def read_all(
                 reading.records.extend(record for record in parsed if not isinstance(record, Drop))
     bad_rows.settle(path, len(reading.records) + (reading.drops.total() if drops_count else 0))
     unread.check(field, str(path))
-    unread.tell(path)
+    if unread.sizes:
+        print(f"columns of {path} kept as metadata: {', '.join(unread.sizes)}")
     return reading._replace(rows=count)
 
 
@@ -407,11 +390,13 @@ def read_documents(
             for message in group:
                 unread.add_row(message, TREE if is_tree(row.data) else TREE_MESSAGE)
             return
-        shape = SHAPES[shape_column(row.data, row.where)]
-        if not rows:
-            rules.check_answer(row.data, shape, row.where)
-        yield document_of(row.data, row.where, id_of(row), answered, rows, row.aside)
+        with row.naming_errors():
+            shape = SHAPES[shape_column(row.data)]
+            if not rows:
+                rules.check_answer(row.data, shape)
+            document = document_of(row.data, id_of(row), answered, rows, row.aside)
         unread.add_row(row, shape, rows)
+        yield document
 
     reading = read_all(path, field, skips, rules, parse_group, together=False)
     require(bool(reading.records), field, str(path), "is empty", "Give at least one row.")
@@ -420,34 +405,11 @@ def read_documents(
     return reading.records
 
 
-@dataclass(frozen=True, slots=True)
-class ReadReport:
-    """What became of a file's rows. K-wise rows count once in `rows` and pair by pair in the others."""
-
-    rows: int
-    pairs: int
-    identical: int
-    ties: int
-    unpaired: int
-
-
 def read_preferences(
     path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
 ) -> list[Preference]:
-    """Return the pairs of a file, see `read_with_report`; prints how many were left out because no answer of theirs is
-    preferred."""
-    pairs, report = read_with_report(path, field, skips, rules)
-    undecided = report.identical + report.ties + report.unpaired
-    tally("dropped_undecided", undecided)
-    if undecided:
-        print(f"{undecided} pairs of {path} are left out: their answers are equal, tied or alone")
-    return pairs
-
-
-def read_with_report(
-    path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
-) -> tuple[list[Preference], ReadReport]:
-    """Return the pairs of a data set in its order, and what became of its rows, see `read_all`.
+    """Return the pairs of a data set in its order, see `read_all`. Prints how many were left out because no answer of
+    theirs is preferred.
 
     Raises:
         InputError: as `read_all`; or there is no row, or no pair.
@@ -462,7 +424,10 @@ def read_with_report(
     require(rows > 0, field, str(path), "is empty", HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")
-    return pairs, ReadReport(rows, len(pairs), drops[Drop.IDENTICAL], drops[Drop.TIE], drops[Drop.UNPAIRED])
+    tally("dropped_undecided", drops.total())
+    if drops:
+        print(f"{drops.total()} pairs of {path} are left out: their answers are equal, tied or alone")
+    return pairs
 
 
 def answers_of_file(

@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
@@ -82,6 +82,21 @@ class Row(NamedTuple):
         """How errors name it."""
         return f"{self.file}, row {self.place}"
 
+    def located(self, error: InputError) -> InputError:
+        """Return the error of a field of this row, which names the row too."""
+        field = f"{self.where}, {error.field}" if error.field else self.where
+        return type(error)(field, error.value, error.problem, error.remedy)
+
+    @contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Name this row in the errors of its fields. Errors of other rows that are read together with it stay."""
+        try:
+            yield
+        except InputError as error:
+            if error.field.startswith(f"{self.file}, row "):
+                raise
+            raise self.located(error) from error
+
     @property
     def name(self) -> str:
         """How ids name it: `my-file:7`."""
@@ -113,7 +128,8 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, count
                 if data is None:
                     before += place[0]
                 elif isinstance(data, InputError):
-                    yield Row(before + place[0], {}, file, place[0], error=data)
+                    row = Row(before + place[0], {}, file, place[0])
+                    yield row._replace(error=row.located(data))
                 else:
                     yield Row(before + place[0], data, file, place[0], read in OF_COLUMNS)
 

@@ -40,6 +40,11 @@ class Shape(NamedTuple):
     needs: tuple[str, ...]
     answers: tuple[str, ...] = ()
 
+    @property
+    def answer(self) -> str:
+        """The column that the answer to a question is called by first."""
+        return (*self.answers, "completion")[0]
+
 
 HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"))
 HELPSTEER3 = Shape("HelpSteer3", PREFERENCES, ("context", "response1", "response2", "overall_preference"))
@@ -64,6 +69,8 @@ CONVERSATIONS: tuple[Shape, ...] = (
     Shape("a query and its response", DOCUMENTS, ("query",), ("response", "answer", "completion", "chosen")),
 )
 """Of several the first counts: data sets fill the columns of other rows with null."""
+FIXED = (HELPSTEER, HELPSTEER2, HELPSTEER3, RANKING)
+"""Shapes of pairs whose question stands in the first column that they need, and in no other."""
 PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
 """Shapes that are known by the columns that they need."""
 SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
@@ -189,7 +196,7 @@ def read_label(value: Any) -> bool | None:
     return None
 
 
-def label_error(row: Fields, where: str, remedy: str) -> InputError:
+def label_error(row: Fields, remedy: str) -> InputError:
     """Return the error of a row whose label cannot be read, or is about no answer.
 
     Args:
@@ -198,9 +205,9 @@ def label_error(row: Fields, where: str, remedy: str) -> InputError:
     value = row[LABEL]
     if read_label(value) is None:
         problem = "is no label: true and false, yes and no, 1 and 0 are"
-        return refused(where, LABEL, value, problem, f"Correct it. {remedy}")
+        return refused(LABEL, value, problem, f"Correct it. {remedy}")
     problem = "stands in a row without a question and its answer, so there is no answer that the label is about"
-    return refused(where, LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
+    return refused(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
 
 
 def question_column(row: Fields) -> str:
@@ -225,11 +232,11 @@ def answers_beside(row: Fields, shape: Shape) -> list[str]:
     return [name for name in BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
 
 
-def unclear(row: Fields, where: str, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
+def unclear(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
     """Return the error of a row without a shape: it names the columns, the nearest shape, and what that lacks."""
     columns = ", ".join(map(str, row)) or "(none)"
     problem = "there is nothing to learn from among them"
-    return InputError(f"{where}, columns", columns, problem, nearest_shape(row, kinds) + remedy)
+    return InputError("columns", columns, problem, nearest_shape(row, kinds) + remedy)
 
 
 def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:

@@ -10,11 +10,11 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from json import JSONDecodeError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from align.core.errors import CorruptFile, InputError, half_character
+from align.data.read.content import split_names
 from align.data.read.files import DataFile
 
 DEEPEST = 64
@@ -27,10 +27,12 @@ ONE = "Write one JSON object a line."
 TOO_DEEP = "it is nested too deeply to be read"
 TOO_LONG = f"a line of more than {LONGEST // 2**20} MiB"
 DIVIDE = "Leave it out, or divide it into several rows."
+TWICE = "a key of this name stands twice in one object"
 NUL = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
-"""What a reader yields: (number from 1, the row or why it is none), and at last (the count of numbers, None)."""
+"""What a reader yields: (number from 1, the row or why it is none), and at last (the count of numbers, None).
+The errors name a field of the row; `align.data.read.rows` adds the file and the number."""
 
 
 class KeyTwice(ValueError):
@@ -51,38 +53,36 @@ LENIENT_DECODER = json.JSONDecoder()
 """The same for an object that has a key twice: it finds the end."""
 
 
-def key_twice(where: str, name: str) -> InputError:
-    return InputError(f"{where}, {name}", "(twice)", "a key of this name stands twice in one object", "Keep one.")
+def parse_object(value: Any, text: str) -> dict[str, Any]:
+    """Return a JSON value as a row. Raises InputError if it is no object, or has a value that cannot be kept.
 
-
-def not_an_object(data: Any, shown: str, where: str) -> InputError:
-    return InputError(where, shown, f"a {type(data).__name__}, not an object", ONE)
-
-
-def check_json_row(text: str, data: dict[str, Any], where: str) -> None:
-    """Raise InputError if a row has a value that cannot be kept. Only a text that gives cause is looked at closely."""
+    Args:
+        text: that the value was read from. Only one that gives cause is looked at closely.
+    """
+    if not isinstance(value, dict):
+        raise InputError("", text.strip()[:60], f"a {type(value).__name__}, not an object", ONE)
     suspect = "\\u" in text and SUSPECT.search(text)
     if suspect or text.count("[") + text.count("{") > DEEPEST:
-        check_values(data, where)
+        check_values(value)
+    return value
 
 
-def check_values(value: Any, where: str, field: str = "", depth: int = 0) -> None:
+def check_values(value: Any, field: str = "", depth: int = 0) -> None:
     """Raise InputError if a value, or one within it, is nested too deeply, or holds half a character or NUL."""
-    named = f"{where}, {field}" if field else where
     if isinstance(value, str):
         if half := half_character(value):
-            raise InputError(named, value[:60], f"it holds {half}, half a character", "Take it out.")
+            raise InputError(field, value[:60], f"it holds {half}, half a character", "Take it out.")
         if "\0" in value:
-            raise InputError(named, value[:60].replace("\0", "␀"), NUL, "Take it out.")
+            raise InputError(field, value[:60].replace("\0", "␀"), NUL, "Take it out.")
     if depth > DEEPEST:
-        raise InputError(named.partition("[")[0], "[…]", TOO_DEEP, "Give it flat.")
+        raise InputError(field.partition("[")[0], "[…]", TOO_DEEP, "Give it flat.")
     if isinstance(value, dict):
         for key, inner in value.items():
-            check_values(key, named, "a key")
-            check_values(inner, where, f"{field}.{key}" if field else key, depth + 1)
+            check_values(key, f"{field}, a key" if field else "a key")
+            check_values(inner, f"{field}.{key}" if field else key, depth + 1)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            check_values(inner, where, f"{field}[{i}]", depth + 1)
+            check_values(inner, f"{field}[{i}]", depth + 1)
 
 
 def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
@@ -94,11 +94,10 @@ def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
                 skip_line(file, raw)
             if line <= skip or not raw.strip():
                 continue
-            where = source.where(line)
             try:
                 if is_long:
-                    raise InputError(where, f"{raw[:60]!r}", TOO_LONG, DIVIDE)
-                yield line, parse_line(raw, where)
+                    raise InputError("", f"{raw[:60]!r}", TOO_LONG, DIVIDE)
+                yield line, parse_line(raw)
             except InputError as error:
                 yield line, error
     yield line, None
@@ -110,23 +109,20 @@ def skip_line(file: BinaryIO, raw: bytes) -> None:
         raw = file.readline(2**20)
 
 
-def parse_line(raw: bytes, where: str) -> dict[str, Any]:
+def parse_line(raw: bytes) -> dict[str, Any]:
     """Return one line as a row. Raises InputError if it is none."""
     try:
         text = raw.decode()
         data = DECODER.decode(text.lstrip(BOM))
     except KeyTwice as error:
-        raise key_twice(where, str(error)) from error
+        raise InputError(str(error), "(twice)", TWICE, "Keep one.") from error
     except RecursionError as error:
-        raise InputError(where, f"{raw[:60]!r}", TOO_DEEP, ONE) from error
+        raise InputError("", f"{raw[:60]!r}", TOO_DEEP, ONE) from error
     except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
         displayed = raw[:60].decode("utf-8-sig", "replace").replace("\0", "␀").strip()
         why = "it holds NUL bytes" if b"\0" in raw else str(error)
-        raise InputError(where, displayed, f"not a line of JSON in UTF-8 ({why})", ONE) from error
-    if not isinstance(data, dict):
-        raise not_an_object(data, f"{raw[:60]!r}", where)
-    check_json_row(text, data, where)
-    return data
+        raise InputError("", displayed, f"not a line of JSON in UTF-8 ({why})", ONE) from error
+    return parse_object(data, text)
 
 
 CHUNK = 2**18
@@ -216,13 +212,17 @@ class JsonText:
         except JSONDecodeError:
             raise
         except RecursionError as error:
-            raise InputError(self.source.where(self.row), "[…]", TOO_DEEP, "Give it flat.") from error
+            raise InputError(self._where, "[…]", TOO_DEEP, "Give it flat.") from error
         except ValueError as error:  # a number of thousands of digits
             raise self.broken(str(error)) from error
 
+    @property
+    def _where(self) -> str:
+        return f"{self.source.path}, row {self.row}"
+
     def _too_long(self, otherwise: str) -> InputError:
         problem = f"a value of more than {LONGEST // 2**20} MiB{otherwise}"
-        return InputError(self.source.where(self.row), self.text[self.at : self.at + 60], problem, MEND)
+        return InputError(self._where, self.text[self.at : self.at + 60], problem, MEND)
 
     def broken(self, problem: str) -> CorruptFile:
         return self.source.corrupt(f"is no JSON after row {self.done}, or was cut there ({problem})", MEND)
@@ -251,7 +251,7 @@ def rows_of_array(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, An
         value, written = text.value()
         text.done = text.row
         if text.row > skip:
-            yield text.row, row_of_value(value, written, text.source.where(text.row))
+            yield text.row, row_of_value(value, written)
         sign = text.take(",", "]")
 
 
@@ -281,20 +281,17 @@ def rows_of_object(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, A
         sign = text.take(",", "}")
 
 
-def row_of_value(value: Any, written: str, where: str) -> dict[str, Any] | InputError:
+def row_of_value(value: Any, written: str) -> dict[str, Any] | InputError:
     """Return a value of the array as a row, or why it is none."""
     if isinstance(value, KeyTwice):
-        return key_twice(where, str(value))
+        return InputError(str(value), "(twice)", TWICE, "Keep one.")
     if NOT_UTF8.search(written):
         shown = written[:60].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return InputError(where, shown, "not text in UTF-8", "Write the file in UTF-8.")
-    if not isinstance(value, dict):
-        return not_an_object(value, written[:60], where)
+        return InputError("", shown, "not text in UTF-8", "Write the file in UTF-8.")
     try:
-        check_json_row(written, value, where)
+        return parse_object(value, written)
     except InputError as error:
         return error
-    return value
 
 
 SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
@@ -376,7 +373,7 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
                 problem = f"it has another number of cells ({counts})"
             if problem:
                 remedy = IN_UTF_8 if problem.startswith(NOT_UTF_8) else DIVIDE if problem == TOO_LONG else QUOTES
-                yield row, InputError(source.where(row), repr(cells[0][:60]), problem, remedy)
+                yield row, InputError("", repr(cells[0][:60]), problem, remedy)
             else:
                 yield row, {name: cell or None for name, cell in zip(header, cells, strict=True)}
     yield row, None
@@ -405,8 +402,7 @@ def parse_header(first: str, sign: str, wrong: str, source: DataFile) -> list[st
     return header
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(NamedTuple):
     """Columns of tables that hold something else than a text.
 
     Attributes:
@@ -415,9 +411,9 @@ class Cells:
         numbers: a number, `true` or `false`.
     """
 
-    lists: frozenset[str] = frozenset()
-    messages: frozenset[str] = frozenset()
-    numbers: frozenset[str] = frozenset()
+    lists: frozenset[str]
+    messages: frozenset[str]
+    numbers: frozenset[str]
 
     def typed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row with values in place of the texts that write them; a text that writes none stays."""
@@ -437,3 +433,19 @@ class Cells:
         # An answer may be JSON itself.
         turns = bool(value) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
         return value if name in self.lists or turns else text
+
+
+CELLS = Cells(
+    lists=frozenset(
+        split_names(
+            "messages conversations conversation_a conversation_b history answers completions choices options documents"
+        )
+    ),
+    messages=frozenset(("prompt", "completion", "response", "chosen", "rejected", "context")),
+    numbers=frozenset(
+        split_names(
+            "helpfulness overall_preference preference_strength margin score_chosen score_rejected strength label "
+            "weight train training chosen_ended rejected_ended deleted"
+        )
+    ),
+)

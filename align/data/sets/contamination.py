@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
 from align.data.dedup.arrays import NO_HASHES, NO_NUMBERS, distinct, held, join, join_columns
-from align.data.dedup.contamination import COMMON, NEAR, RULES, SLICE, WIDTH, Index, Prefilter, hits
-from align.data.dedup.groups import sharing
+from align.data.dedup.evaluation_overlap import COMMON, NEAR, RULES, SLICE, WIDTH, Index, Prefilter, hits
+from align.data.dedup.near_duplicates import find_near, find_shared, sharing
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.questions import RULES as QUESTION_RULES
-from align.data.dedup.questions import QuestionIndex, QuestionSet, evaluation_keys, hash_asked, letter_runs
-from align.data.dedup.shared_text import find_shared
+from align.data.dedup.questions import EvaluationTexts, QuestionIndex, evaluation_keys, hash_asked, letter_runs
 from align.data.dedup.shingles import BANDS, Shingles, band_keys, hash_runs, normalised_digests, shingled
-from align.data.dedup.twins import twins
 from align.data.dedup.words import blocks, word_hashes
-from align.data.sets.columns import CONTENT, texts_of
-from align.data.sets.evaluations import Texts
 from align.data.sets.spool import Rows, first_bits
 
 ASKED = "question"
-"""A rule of ours beside those of `align.data.dedup.contamination`: the row asks what an evaluation row asks."""
+"""A rule of ours beside those of `align.data.dedup.evaluation_overlap`: the row asks what an evaluation row asks."""
 PART = 7
 """Words of a run, more than half of it, that make it a phrase if many rows share them. Rows of the test split share
 phrases with other rows; an evaluation set from elsewhere shares none, and the row of it that leaked most often stands
@@ -37,8 +33,7 @@ RANKS = np.array([ORDER.index(rule) for rule in RULES])
 QUESTION_RANKS = np.array([ORDER.index(rule) for rule in QUESTION_RULES])
 
 
-@dataclass(frozen=True, slots=True)
-class Leaks:
+class Leaks(NamedTuple):
     """Rows of a spool that were found, one entry a row.
 
     Attributes:
@@ -80,15 +75,13 @@ class Evaluations:
         phrases: runs of words that are no leaks, see `Index.without`.
     """
 
-    def __init__(self, sets: Sequence[Texts], near: float | None, phrases: ndarray | None = None) -> None:
+    def __init__(self, sets: Sequence[EvaluationTexts], near: float | None, phrases: ndarray | None = None) -> None:
         index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
         self.sets = sets
         self.questions = list[QuestionIndex]()
         if phrases is None:  # sets from elsewhere; rows that are held out say what other rows say too
             phrases = distinct(join((letter_runs(texts.said, index.width) for texts in sets), NO_HASHES))
-            self.questions = [
-                QuestionIndex(QuestionSet(texts.asked, texts.asked_by, texts.said, texts.said_by)) for texts in sets
-            ]
+            self.questions = [*map(QuestionIndex, sets)]
         self.index = index.without(phrases)
         keys = [evaluation_keys(texts.asked) for texts in sets]
         owner = np.repeat(np.arange(len(sets)), [len(own.key) for own in keys])
@@ -97,27 +90,30 @@ class Evaluations:
         self._key_set = owner[first]
         self._key_row = row[first]
 
-    def leaks(self, rows: Rows, kind: str, wanted: ndarray) -> Leaks:
+    def leaks(self, rows: Rows, wanted: ndarray) -> Leaks:
         """Return the rows among `wanted` (bool (N)) that give a set away."""
-        return leaks_in(self.found(rows, kind, wanted))
+        return leaks_in(self.found(rows, wanted))
 
-    def found(self, rows: Rows, kind: str, wanted: ndarray) -> list[Found]:
+    def found(self, rows: Rows, wanted: ndarray) -> list[Found]:
         found = list[Found]()
-        for numbers, batch in rows.where(wanted, [*CONTENT[kind]]) if self.sets else ():
-            places, sets, where, rank = first_of(self.hits(kind, batch))
+        for numbers, said, asked in rows.texts(wanted, "both", "prompts") if self.sets else ():
+            places, sets, where, rank = first_of(self.hits(said, asked))
             found.append((numbers[places], sets, where, rank))
         return found
 
-    def hits(self, kind: str, batch: pa.RecordBatch) -> list[Found]:
-        """Return what some rows give away, by each rule that finds any."""
-        texts = texts_of(kind, batch)
-        alike = hits(self.index, texts)
+    def hits(self, said: pa.Array, asked: pa.Array) -> list[Found]:
+        """Return what some rows give away, by each rule that finds any.
+
+        Args:
+            said, asked: what each row says, and what it asks.
+        """
+        alike = hits(self.index, said)
         where = [
             self.sets[i].said_by[row] for i, row in zip(alike.evaluation.tolist(), alike.row.tolist(), strict=True)
         ]
         found = [(alike.text, alike.evaluation, np.array(where, np.int64), RANKS[alike.rule])]
         for number, questions in enumerate(self.questions):
-            text, owner, rule = questions.find(texts)
+            text, owner, rule = questions.find(said)
             rank = QUESTION_RANKS[rule]
             is_run = rank == ORDER.index("ngram")
             rows = np.zeros(len(owner), np.int64)
@@ -125,7 +121,7 @@ class Evaluations:
             rows[~is_run] = self.sets[number].asked_by[owner[~is_run]]
             found.append((text, np.full(len(owner), number), rows, rank))
         if len(self._keys):
-            text, key = hash_asked(texts_of(kind, batch, "prompts"))
+            text, key = hash_asked(asked)
             place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
             same = self._keys[place] == key
             place = place[same]
@@ -133,7 +129,7 @@ class Evaluations:
         return found
 
 
-def leaks_of(rows: Rows, kind: str, measured: ndarray, trained: ndarray, near: float | None) -> Leaks:
+def leaks_of(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> Leaks:
     """Return the rows to train on that give away rows to measure on (bool (N), both).
 
     The latter are looked for a slice at a time, so that memory does not go by how many they are, and only where a row
@@ -141,46 +137,41 @@ def leaks_of(rows: Rows, kind: str, measured: ndarray, trained: ndarray, near: f
     """
     found = list[Found]()
     if measured.any():
-        phrases, suspects = worth_asking(rows, kind, measured, trained, near)
-        phrases = np.union1d(phrases, templated_runs(rows, kind, measured, trained, suspects, phrases))
+        phrases, suspects = worth_asking(rows, measured, trained, near)
+        phrases = np.union1d(phrases, templated_runs(rows, measured, trained, suspects, phrases))
         before = 0
-        for said, asked in slices(rows, kind, measured):
-            evaluations = Evaluations([Texts.of_rows(said, asked)], near, phrases)
+        for texts in slices(rows, measured):
             found += [
                 (numbers, sets, where + before, rank)
-                for numbers, sets, where, rank in evaluations.found(rows, kind, suspects)
+                for numbers, sets, where, rank in Evaluations([texts], near, phrases).found(rows, suspects)
             ]
-            before += len(said)
+            before += len(texts.said)
     return leaks_in(found)
 
 
-def worth_asking(
-    rows: Rows, kind: str, measured: ndarray, trained: ndarray, near: float | None
-) -> tuple[ndarray, ndarray]:
+def worth_asking(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> tuple[ndarray, ndarray]:
     """Return the runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it
     finds, and few others."""
-    prefilter = Prefilter(threshold=near)
+    prefilter = Prefilter(near)
     questions = [NO_HASHES]
-    for said, asked in slices(rows, kind, measured):
-        prefilter.measure(said)
-        questions.append(evaluation_keys(asked).key)
-    for said, _ in slices(rows, kind, measured):
-        prefilter.add(said)
+    for texts in slices(rows, measured):
+        prefilter.measure(texts.said)
+        questions.append(evaluation_keys(texts.asked).key)
+    for texts in slices(rows, measured):
+        prefilter.add(texts.said)
     asks = distinct(np.concatenate(questions))
     alike = np.zeros_like(trained)
     found = np.zeros_like(trained)
-    for numbers, batch in rows.where(trained, [*CONTENT[kind]]):
-        alike[numbers] = prefilter.tell(texts_of(kind, batch))
-        asked_here = hash_asked(texts_of(kind, batch, "prompts"))
-        found[numbers[asked_here.text[held(asks, asked_here.key)]]] = True
-    for numbers, batch in rows.where(alike, [*CONTENT[kind]]):
-        found[numbers] |= prefilter.maybe(texts_of(kind, batch))
+    for numbers, said, asked in rows.texts(trained, "both", "prompts"):
+        alike[numbers] = prefilter.tell(said)
+        keys = hash_asked(asked)
+        found[numbers[keys.text[held(asks, keys.key)]]] = True
+    for numbers, said in rows.texts(alike, "both"):
+        found[numbers] |= prefilter.maybe(said)
     return prefilter.phrases, found
 
 
-def templated_runs(
-    rows: Rows, kind: str, measured: ndarray, trained: ndarray, suspects: ndarray, phrases: ndarray
-) -> ndarray:
+def templated_runs(rows: Rows, measured: ndarray, trained: ndarray, suspects: ndarray, phrases: ndarray) -> ndarray:
     """Return the runs of words, uint64, that are mostly text which many rows share: the end of an instruction and a
     word of their own. `PART` words in a row of each are in more than `COMMON` rows to train on.
 
@@ -189,27 +180,27 @@ def templated_runs(
         phrases: runs of words that are known to be phrases, ascending.
     """
     candidates = [NO_HASHES]
-    for _, batch in rows.where(suspects, [*CONTENT[kind]]):
-        runs = shingled(texts_of(kind, batch), WIDTH).values
+    for _, said in rows.texts(suspects, "both"):
+        runs = shingled(said, WIDTH).values
         candidates.append(runs[~held(phrases, runs)])
-    whole, parts = parts_of_runs(rows, kind, measured, distinct(np.concatenate(candidates)))
+    whole, parts = parts_of_runs(rows, measured, distinct(np.concatenate(candidates)))
     if not len(whole):
         return NO_HASHES
     some = distinct(parts.ravel())
     counts = np.zeros(len(some), np.int64)
-    for _, batch in rows.where(trained, [*CONTENT[kind]]):
-        runs = shingled(texts_of(kind, batch), PART).values
+    for _, said in rows.texts(trained, "both"):
+        runs = shingled(said, PART).values
         counts += np.bincount(np.searchsorted(some, runs[held(some, runs)]), minlength=len(some))
     return distinct(whole[held(some[counts > COMMON], parts.ravel()).reshape(parts.shape).any(axis=1)])
 
 
-def parts_of_runs(rows: Rows, kind: str, measured: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
+def parts_of_runs(rows: Rows, measured: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
     """Return the runs of rows to measure on that are among some (ascending), uint64 (M), and the runs of `PART` words
     within each, uint64 (M, parts)."""
     steps = np.arange(WIDTH - PART + 1)
     found = [(NO_HASHES, np.zeros((0, len(steps)), np.uint64))]
-    for _, batch in rows.where(measured, [*CONTENT[kind]]) if len(candidates) else ():
-        for data, starts in blocks(texts_of(kind, batch)):
+    for _, said in rows.texts(measured, "both") if len(candidates) else ():
+        for data, starts in blocks(said):
             hashes, counts = word_hashes(data, starts)
             runs = hash_runs(hashes, WIDTH)
             document = np.repeat(np.arange(len(counts)), counts)
@@ -220,27 +211,27 @@ def parts_of_runs(rows: Rows, kind: str, measured: ndarray, candidates: ndarray)
     return whole, parts
 
 
-def slices(rows: Rows, kind: str, wanted: ndarray) -> Iterator[tuple[pa.ChunkedArray, pa.ChunkedArray]]:
+def slices(rows: Rows, wanted: ndarray) -> Iterator[EvaluationTexts]:
     """Yield what rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
     said = list[pa.Array]()
     asked = list[pa.Array]()
-    for _, batch in rows.where(wanted, [*CONTENT[kind]]):
-        said.append(texts_of(kind, batch))
-        asked.append(texts_of(kind, batch, "prompts"))
+    for _, *texts in rows.texts(wanted, "both", "prompts"):
+        said.append(texts[0])
+        asked.append(texts[1])
         if sum(texts.nbytes for texts in said) >= SLICE:
-            yield pa.chunked_array(said, pa.string()), pa.chunked_array(asked, pa.string())
+            yield EvaluationTexts.of_rows(said, asked)
             said = []
             asked = []
     if said:
-        yield pa.chunked_array(said, pa.string()), pa.chunked_array(asked, pa.string())
+        yield EvaluationTexts.of_rows(said, asked)
 
 
 # --- Rows of one template give nothing away. Where near-duplicates were not removed over whole rows, rows of one
-# template are all alike. They are compared again, as near-duplicates are (`align.data.dedup.twins`): text that many
-# rows share does not count, and numbers and operators have to be the same.
+# template are all alike. They are compared again, as near-duplicates are (`align.data.dedup.near_duplicates`): text
+# that many rows share does not count, and numbers and operators have to be the same.
 
 
-def drop_templated(leaks: Leaks, rows: Rows, kind: str, measured: ndarray, near: float, finds_all: bool) -> Leaks:
+def drop_templated(leaks: Leaks, rows: Rows, measured: ndarray, near: float, finds_all: bool) -> Leaks:
     """Return the leaks without rows that are near to rows to measure on by shared text only.
 
     Args:
@@ -256,12 +247,12 @@ def drop_templated(leaks: Leaks, rows: Rows, kind: str, measured: ndarray, near:
     compared = measured.copy()
     compared[suspects] = True
     with TemporaryDirectory(dir=rows.folder, prefix="sides-") as folder:
-        texts = ComparedTexts(Path(folder), rows, kind, compared)
+        texts = ComparedTexts(Path(folder), rows, compared)
         places = np.arange(len(texts.numbers), dtype=np.int32)
         groups = sharing(places, texts.sizes > 0, texts.keys.__getitem__, BANDS)
         shared = find_shared(groups, places, texts.sizes, texts.content, texts.read)
         is_measured = measured[texts.numbers]
-        found = twins(
+        found = find_near(
             np.where(is_measured, 0, 1),
             texts.sizes,
             texts.keys.__getitem__,
@@ -291,17 +282,16 @@ class ComparedTexts:
         numbers: of the rows, ascending; all others are by their place among these.
         keys: of MinHash, uint64 (bands, rows).
         sizes: shingles of each row.
-        operators, content: see `twins`.
+        operators, content: see `find_near`.
     """
 
-    def __init__(self, folder: Path, rows: Rows, kind: str, wanted: ndarray) -> None:
+    def __init__(self, folder: Path, rows: Rows, wanted: ndarray) -> None:
         self.numbers = np.flatnonzero(wanted)
         self.keys = np.memmap(folder / "keys", np.uint64, "w+", shape=(BANDS, len(self.numbers)))
         parts = list[tuple[ndarray, ndarray, ndarray]]()
         start = 0
         with (folder / "shingles").open("wb") as file:
-            for _, batch in rows.where(wanted, [*CONTENT[kind]]):
-                texts: pa.Array = texts_of(kind, batch)
+            for _, texts in rows.texts(wanted, "both"):
                 sets = shingled(texts)
                 file.write(sets.values.tobytes())
                 self.keys[:, start : start + len(sets)] = band_keys(sets).T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +10,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from align.data.dedup.arrays import NO_NUMBERS
-from align.data.dedup.groups import packs, sharing
-from align.data.dedup.shared_text import find_shared
+from align.data.dedup.arrays import NO_NUMBERS, join_columns
+from align.data.dedup.near_duplicates import find_exact, find_near, find_shared, packs, sharing
 from align.data.dedup.shingles import BANDS, Shingles
-from align.data.dedup.twins import exact, twins
-from align.data.sets.columns import whole
 from align.data.sets.gather import HASHES, band_name
-from align.data.sets.parallel import Engine, embedded
+from align.data.sets.parallel import TaskRunner, embedded
+from align.data.sets.record_columns import whole
 from align.data.sets.spool import Rows, Spool
 
-ALL, WITHIN, ACROSS = "all", "within", "across"
+ALL = "all"
+ACROSS = "across"
 PACKS = 2
 """Of documents for each worker: one that is done early takes another."""
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicates:
+class Duplicates(NamedTuple):
     """One row a duplicate.
 
     Attributes:
@@ -43,8 +40,7 @@ class Duplicates:
     exact: ndarray
 
 
-def none_of() -> Duplicates:
-    return Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
+NO_DUPLICATES = Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
 
 
 def preference(source: ndarray, ranks: Sequence[int]) -> ndarray:
@@ -53,7 +49,7 @@ def preference(source: ndarray, ranks: Sequence[int]) -> ndarray:
 
 
 def copies(rows: Rows, kept: ndarray, order: ndarray, source: ndarray, among: str = ALL) -> Duplicates:
-    """Return the rows whose text another row has, which comes before in `order`, see `align.data.dedup.twins.exact`.
+    """Return the rows whose text another row has, which comes before in `order`, see `find_exact`.
 
     Args:
         kept: which rows are looked at, bool (N).
@@ -62,7 +58,9 @@ def copies(rows: Rows, kept: ndarray, order: ndarray, source: ndarray, among: st
     """
     numbers = np.flatnonzero(kept)
     digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
-    found = exact(digests, order[numbers], sources=None if among == ALL else source[numbers], across=among == ACROSS)
+    found = find_exact(
+        digests, order[numbers], sources=None if among == ALL else source[numbers], across=among == ACROSS
+    )
     return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.ones(len(found.dropped), bool))
 
 
@@ -74,9 +72,9 @@ def near_duplicates(
     *,
     threshold: float,
     among: str = ALL,
-    engine: Engine = embedded,
+    engine: TaskRunner = embedded,
 ) -> Duplicates:
-    """Return the documents that are nearly the same as one which stays, see `align.data.dedup.twins`.
+    """Return the documents that are nearly the same as one which stays, see `align.data.dedup.near_duplicates`.
 
     Args:
         kept, order, source, among: see `copies`.
@@ -95,9 +93,9 @@ def near_duplicates(
     shared = find_shared(groups, places, sizes, content, partial(read_sets, rows, numbers))
     parts = [numbers[pack] for pack in packs(groups, sizes, PACKS * engine.workers)]
     tasks = [Compared(part, order[part], source[part], shared) for part in parts]
-    found = joined(none_of(), *(duplicates for _, duplicates in engine(compare, tasks)))
+    found = joined([duplicates for _, duplicates in engine(compare, tasks)])
     by_preference = np.lexsort((found.dropped, order[found.dropped]))
-    return Duplicates(*(getattr(found, field.name)[by_preference] for field in fields(found)))
+    return Duplicates(*(column[by_preference] for column in found))
 
 
 class Compared(NamedTuple):
@@ -114,7 +112,7 @@ def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Du
     """Return the near-duplicates among documents of a spool in a folder, see `near_duplicates`."""
     rows = Rows(Spool(folder))
     numbers = some.number
-    found = twins(
+    found = find_near(
         some.order,
         rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
@@ -134,11 +132,10 @@ def read_sets(rows: Rows, numbers: ndarray, few: ndarray) -> Shingles:
     return Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES]))
 
 
-def joined(*found: Duplicates) -> Duplicates:
+def joined(found: Sequence[Duplicates]) -> Duplicates:
     """Return duplicates of several steps, in their order. The row that one step keeps may be dropped by a later
     one."""
-    names = [field.name for field in fields(Duplicates)]
-    return Duplicates(*(np.concatenate([getattr(duplicates, name) for duplicates in found]) for name in names))
+    return Duplicates(*join_columns([NO_DUPLICATES, *found]))
 
 
 def clusters(found: Duplicates) -> ndarray:

@@ -20,22 +20,21 @@ import re
 import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy import ndarray
 
 from align.core.errors import InputError, require
 from align.core.types import Record
+from align.data.dedup.questions import EvaluationTexts
 from align.data.dedup.words import word_counts
 from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
 from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, recognised
-from align.data.sets.columns import columns_of, texts_of
+from align.data.sets.record_columns import columns_of, texts_of
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
@@ -66,8 +65,7 @@ NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
 """Punctuation. The point of `1.5` stays: `15` is another number."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationSet:
+class EvaluationSet(NamedTuple):
     """A file of an evaluation set, or several.
 
     Attributes:
@@ -77,26 +75,6 @@ class EvaluationSet:
 
     path: str
     columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """What rows are compared with.
-
-    Attributes:
-        said, asked: texts, compared with all that a row says and with what it asks.
-        said_by, asked_by: the number of the row of each, from 0, int64, ascending.
-    """
-
-    said: pa.ChunkedArray
-    asked: pa.ChunkedArray
-    said_by: ndarray
-    asked_by: ndarray
-
-    @classmethod
-    def of_rows(cls, said: pa.ChunkedArray, asked: pa.ChunkedArray) -> Texts:
-        """Return the texts of rows that have one of each."""
-        return cls(said, asked, np.arange(len(said)), np.arange(len(asked)))
 
 
 class Query(NamedTuple):
@@ -136,7 +114,7 @@ def parsed_sets(given: Any) -> list[EvaluationSet]:
     return sets
 
 
-def read_sets(sets: Sequence[EvaluationSet]) -> list[Texts]:
+def read_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
     """Return the texts of each set.
 
     Raises:
@@ -145,7 +123,7 @@ def read_sets(sets: Sequence[EvaluationSet]) -> list[Texts]:
     return [read_set(evaluation_set, f"{FIELD}[{i}]") for i, evaluation_set in enumerate(sets)]
 
 
-def read_set(given: EvaluationSet, field: str) -> Texts:
+def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
     bad_rows = BadRows()
     said = TextCollector()
     asked = TextCollector()
@@ -161,7 +139,7 @@ def read_set(given: EvaluationSet, field: str) -> Texts:
     bad_rows.settle(given.path, rows)
     require(rows > 0, field, given.path, "is empty", "Give at least one row.")
     texts, questions = (pa.chunked_array(side.chunks, pa.string()) for side in (said, asked))
-    return Texts(texts, questions, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
+    return EvaluationTexts(texts, questions, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
 
 
 def without_operators(question: str) -> list[str]:
@@ -213,9 +191,13 @@ def iter_queries(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterato
 
 def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
     """Return what rows that are read together say: records, or what their columns are looked for by."""
-    if columns or (len(group) == 1 and is_columns(group[0].data)):
-        return [query_of(row.data, columns, row.where) for row in group]
-    return [found[0] for found in records_in(group) if not isinstance(found, Drop)]
+    if not columns and (len(group) > 1 or not is_columns(group[0].data)):
+        return [found[0] for found in records_in(group) if not isinstance(found, Drop)]
+    queries = list[Query | Record]()
+    for row in group:
+        with row.naming_errors():
+            queries.append(query_of(row.data, columns))
+    return queries
 
 
 def as_queries(held: Sequence[Query | Record]) -> list[Query]:
@@ -261,7 +243,7 @@ def kind_of_column(name: str, beside: Collection[str]) -> str:
     return next((kind for kind, names in NAMES.items() if plain in names), "")
 
 
-def query_of(data: Mapping[str, Any], columns: Sequence[str], where: str) -> Query:
+def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
     """Return the texts of a row.
 
     Args:
@@ -273,7 +255,7 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str], where: str) -> Que
 
     def fail(problem: str) -> InputError:
         remedy = "Name the columns to compare: {path: …, columns: [question, choices]}."
-        return InputError(f"{where}, columns", ", ".join(map(str, data)) or "(none)", problem, remedy)
+        return InputError("columns", ", ".join(map(str, data)) or "(none)", problem, remedy)
 
     for name in columns:
         if name not in data:

@@ -102,25 +102,32 @@ def going(found: DataSet, given: Any, standing: Standing) -> Masks:
     Raises:
         InputError: the setting names no rows.
     """
-    columns = ["content_id"]
     if given != ERASED:
         wanted = {id.hex() for id in ids_in(given)}
-
-        def is_gone(table: pa.Table) -> Iterator[bool]:
-            yield from (id in wanted for id in table["content_id"].to_pylist())
-    else:
-        kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
-        problem = "none of its sources is an annotation project"
-        require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
-        stand = {name: standing(kind) or () for name, kind in kinds.items()}
-        columns = ["source", "id"]
-
-        def is_gone(table: pa.Table) -> Iterator[bool]:
-            for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True):
-                yield source in stand and int(id.partition(":")[0]) not in stand[source]
-
+        return {
+            side: np.array(
+                [
+                    id in wanted
+                    for table in found.tables(side, ["content_id"])
+                    for id in table["content_id"].to_pylist()
+                ],
+                bool,
+            )
+            for side in SIDES
+        }
+    kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
+    problem = "none of its sources is an annotation project"
+    require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
+    stand = {name: standing(kind) or () for name, kind in kinds.items()}
     return {
-        side: np.array([gone for table in found.tables(side, columns) for gone in is_gone(table)], bool)
+        side: np.array(
+            [
+                source in stand and int(id.partition(":")[0]) not in stand[source]
+                for table in found.tables(side, ["source", "id"])
+                for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
+            ],
+            bool,
+        )
         for side in SIDES
     }
 

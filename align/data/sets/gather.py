@@ -8,9 +8,9 @@ any order and anywhere: those that are there are counted, and others are made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute
 
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Preference, Record
-from align.data.clean.cleaner import Cleaner, as_json, from_json
+from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Step, sequences
 from align.data.clean.quality import CountTokens
 from align.data.dedup.numbers import number_hashes
@@ -27,11 +27,11 @@ from align.data.read.columns import UnreadColumns, metadata_json
 from align.data.read.content import DOCUMENTS, kind_of, row_bytes, texts, with_strings
 from align.data.read.drops import BadRows
 from align.data.read.drops import Drop as Undecided
-from align.data.read.records import Read
-from align.data.sets.columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
+from align.data.read.records import Outcome, Read
 from align.data.sets.ids import id_of, question_id
+from align.data.sets.record_columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.source import Source
-from align.data.sets.spool import REMEDY, Spool
+from align.data.sets.spool import Spool
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -69,8 +69,7 @@ UNDECIDED, SKIPPED = "dropped_undecided", "skipped_rows"
 """What counts pairs of which no answer is preferred, and rows that were refused, as for plain files."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What later steps will ask of each row.
 
     Attributes:
@@ -91,56 +90,39 @@ def band_name(band: int) -> str:
     return f"band_{band:02d}"
 
 
+@dataclass
 class Gathering:
     """One source on its way into a spool.
 
-    Args:
+    Attributes:
         number: of the source, from 0.
         kind: that its records must be of.
         skips: rows that are refused are left out. Without, their source is refused.
-        counts: rows of its files, where they are known.
-
-    Attributes:
+        known: rows of its files, where they are known.
         schemas: the columns of a spool of records of one kind, by the files that they stand in.
         failed: parts that a worker could not make, and why.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        source: Source,
-        number: int,
-        steps: Sequence[tuple[str, Step]],
-        wanted: Wanted,
-        kind: str,
-        skips: bool,
-        counts: Sequence[int] = (),
-    ) -> None:
-        self.spool = spool
-        self.source = source
-        self.number = number
-        self.steps = steps
-        self.wanted = wanted
-        self.kind = kind
-        self.skips = skips
-        self.known = counts
+    spool: Spool
+    source: Source
+    number: int
+    steps: Sequence[tuple[str, Step]]
+    wanted: Wanted
+    kind: str
+    skips: bool
+    known: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
         self.size = PART  # which workers are to know too
-        self.schemas = [pa.schema([*columns]) for columns in (CONTENT[kind].items(), FACTS.items())]
-        if wanted.near and kind == DOCUMENTS:
+        self.schemas = [pa.schema([*columns]) for columns in (CONTENT[self.kind].items(), FACTS.items())]
+        if self.wanted.near and self.kind == DOCUMENTS:
             bands = [(band_name(band), pa.uint64()) for band in range(BANDS)]
             self.schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
             self.schemas.append(pa.schema([(HASHES, pa.list_(pa.uint64()))]))
         self.failed: Mapping[int, str] = {}
-        self._begin()
-        self._reads: Reads | None = None
+        self.account = SourceAccount(self.source, self.steps)
+        self._reading: Reading | None = None
         self._next = 0
-
-    def _begin(self) -> None:
-        """Count from nothing, as each part does."""
-        self.counts = Counter(read=0, kept=0, unanswered=0)
-        self.licences = Counter[str]()
-        self.cleaner = Cleaner(self.steps)
-        self.unread = UnreadColumns(self.source.rules)
 
     def run(self, done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
         """Read, clean and write what is not yet there.
@@ -149,12 +131,12 @@ class Gathering:
             done: gets, after each part, how many records were read and how many are left.
 
         Returns:
-            what became of all of its rows, see `Gathered`.
+            what became of all of its rows, see `SourceAccount`.
 
         Raises:
             InputError: rows are refused, or are of different kinds, or none is left.
         """
-        gathered = Gathered(self.source, self.steps, self.skips)
+        gathered = SourceAccount(self.source, self.steps, self.skips)
         there = self.parts()
         part = 0
         last = told = False
@@ -190,32 +172,35 @@ class Gathering:
         Raises:
             InputError: a row is of another kind, or contradicts the source's licence; or it cannot be read on.
         """
-        reading = self._reads
+        reading = self._reading
         if reading is None or reading.last or self._next != part:
-            reading = Reads(self.source, part, self.size, self.known)
-        self._reads = None
+            reading = Reading(self.source, part, self.size, self.known)
+        self._reading = None
+        self.account = SourceAccount(self.source, self.steps)
         account = dict[str, Any]()
-        self._begin()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for chunk in chunked(reading.part(part)):
+            for chunk in chunked(self._reads(reading.part(part))):
                 batch = self.cleaned(chunk)
                 if batch is not None:
                     yield batch
-            left_out = reading.left_out(part)
-            account.update(
-                last=reading.last,
-                bad_rows=left_out["bad_rows"],
-                counts={**self.counts, **left_out["counts"]},
-                licences=dict(self.licences),
-                unread=self.unread.sizes,
-                clean=[as_json(counts) for counts in self.cleaner.counts],
-            )
+            self.account.counts[SKIPPED] = self.account.bad_rows.count
+            account.update(last=reading.last, **self.account.as_json())
 
         self.spool.write(self.name(part), batches(), self.schemas, account)
-        self._reads = reading
+        self._reading = reading
         self._next = part + 1
         return account
+
+    def _reads(self, outcomes: Iterable[Outcome]) -> Iterator[Read]:
+        """Yield the records of rows, and count the rows that give none."""
+        for _, result in outcomes:
+            if isinstance(result, InputError):
+                self.account.bad_rows.take(result)
+            elif isinstance(result, Undecided):
+                self.account.counts[UNDECIDED] += 1
+            else:
+                yield result
 
     def cleaned(self, chunk: Sequence[Read]) -> pa.RecordBatch | None:
         """Return the rows of a batch that the cleaning leaves; None if it leaves none."""
@@ -223,12 +208,17 @@ class Gathering:
         records = list[Record]()
         for read in chunk:
             self._check(read)
-            record = self.cleaner.clean(read.record, (read.number,))
-            self.unread.add(read.sizes)
+            record = self.account.cleaner.clean(read.record, read.number)
+            self.account.unread.add(read.sizes)
             if not isinstance(record, Drop):
                 kept.append(read)
                 records.append(record)
-        self.counts.update(read=len(chunk), kept=len(kept), unanswered=sum(map(is_unanswered, records)))
+        unanswered = sum(
+            isinstance(record, Conversation)
+            and not any(turn.role == "assistant" and turn.trained for turn in record.messages)
+            for record in records
+        )
+        self.account.counts.update(read=len(chunk), kept=len(kept), unanswered=unanswered)
         if not kept:
             return None
         columns = columns_of(self.kind, records)
@@ -249,7 +239,7 @@ class Gathering:
             remedy = "Correct the source's licence, or divide the source by licence."
             same = not stated or licence.casefold() == stated.casefold()
             require(same, f"{where}, licence", licence, problem, remedy)
-            self.licences[licence] += 1
+            self.account.licences[licence] += 1
 
     def _facts(self, reads: Sequence[Read], records: Sequence[Record], table: pa.RecordBatch) -> dict[str, pa.Array]:
         """Return what later steps ask of each row, see `FACTS`."""
@@ -265,7 +255,7 @@ class Gathering:
             "source": np.full(len(records), self.number, np.int16),
             "row": [read.number for read in reads],
             "turns": turn_counts(self.kind, table).astype(np.int32),
-            "tokens": [count and count_tokens(record, count) for record in records],
+            "tokens": [count and sum(map(count, sequences(record))) for record in records],
             "group": [group_of(read) for read in reads],
             "metadata": [self._metadata_of(read) for read in reads],
         }
@@ -297,32 +287,41 @@ class Gathering:
 
     def _metadata_of(self, read: Read) -> str | None:
         """Return a record's metadata as JSON, without personal data if a step looks for any."""
-        hides = read.metadata and self.cleaner.hides
-        return metadata_json(with_strings(read.metadata, self.cleaner.hidden) if hides else read.metadata)
+        cleaner = self.account.cleaner
+        hides = read.metadata and cleaner.hides
+        return metadata_json(with_strings(read.metadata, cleaner.hidden) if hides else read.metadata)
 
 
-class Gathered:
-    """What became of the rows of a source, over its parts in their order."""
+class SourceAccount:
+    """What became of the rows of a source, or of a part of it."""
 
-    def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool) -> None:
+    def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool = True) -> None:
         self.source = source
         self.bad_rows = BadRows(skips)
-        self.counts = Counter[str]()
+        self.counts = Counter({"read": 0, "kept": 0, "unanswered": 0, UNDECIDED: 0, SKIPPED: 0})
         self.licences = Counter[str]()
         self.cleaner = Cleaner(steps)
         self.unread = UnreadColumns(source.rules)
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "counts": dict(self.counts),
+            "licences": dict(self.licences),
+            "bad_rows": self.bad_rows.as_json(),
+            "clean": [*map(vars, self.cleaner.counts)],
+            "unread": self.unread.sizes,
+        }
+
     def add(self, account: Mapping[str, Any]) -> None:
-        """Add the next part's account.
+        """Add the account of the next part.
 
         Raises:
-            InputError: rows of it are refused, and are not to be left out; or it was left by another version.
+            InputError: rows of it are refused, and are not to be left out.
         """
-        require("unread" in account, "checkpoints", self.source.name, "was left by another version of align", REMEDY)
         self.counts.update(account["counts"])
         self.licences.update(account["licences"])
         self.unread.add(account["unread"])
-        self.cleaner.merge([[from_json(counts) for counts in account["clean"]]])
+        self.cleaner.merge(account["clean"])
         self.bad_rows.restore(account["bad_rows"])
         if not self.bad_rows.skips:
             self.bad_rows.settle(self.source.given, self.counts["read"])
@@ -333,7 +332,7 @@ class Gathered:
         Raises:
             InputError: a column holds texts that nothing reads, its rows have different licences, or none is left.
         """
-        refused = self.bad_rows.as_json()
+        account = self.as_json()
         self.bad_rows.settle(self.source.given, self.counts["read"])
         self.unread.check(self.source.field, self.source.given)
         if len(self.licences) > 1 and not self.source.licence:
@@ -347,65 +346,33 @@ class Gathered:
                 problem = "is empty: it has no row"
                 remedy = "Give at least one row, or leave the source out."
             raise InputError(self.source.field, self.source.given, problem, remedy)
-        return {
-            "counts": {**self.counts},
-            "licences": dict(self.licences),
-            "bad_rows": refused,
-            "clean": [as_json(counts) for counts in self.cleaner.counts],
-            "metadata": [*self.unread.sizes],
-        }
+        return {**account, "metadata": [*self.unread.sizes]}
 
 
-class Reads:
-    """The records of a source from the beginning of a part on.
+class Reading:
+    """The rows of a source from the beginning of a part on.
 
     Args:
         part: the number of that part, from 0.
         size: rows of a part.
         counts: rows of the source's files, where they are known.
-
-    Attributes:
-        last: whether nothing is behind the part that was read last.
     """
 
-    def __init__(self, source: Source, part: int, size: int, counts: Sequence[int] = ()) -> None:
-        self.last = False
+    def __init__(self, source: Source, part: int, size: int, counts: Sequence[int]) -> None:
         self._size = size
-        self._bad_rows = BadRows(skips=True)
-        self._drops = Counter[Undecided]()
-        self._at = part
-        self._ended: dict[int, dict[str, Any]] = {}
-        self._reads = source.reads(self._bad_rows, part * size, self._drops, self._reached, counts)
-        self._advance()
+        self._outcomes = source.outcomes(part * size, counts)
+        self._next = next(self._outcomes, None)
 
-    def part(self, number: int) -> Iterator[Read]:
-        """Yield its records, in order. Parts are read one after another, each to its end."""
-        while self._next is not None and self._at == number:
+    @property
+    def last(self) -> bool:
+        """Whether nothing is behind the part that was read last."""
+        return self._next is None
+
+    def part(self, number: int) -> Iterator[Outcome]:
+        """Yield what became of its rows, in order. Parts are read one after another, each to its end."""
+        while self._next is not None and self._next.begin <= (number + 1) * self._size:
             yield self._next
-            self._advance()
-
-    def left_out(self, number: int) -> dict[str, Any]:
-        """Return what gave no record in the part that was read last: the refused rows (`BadRows.as_json`), and
-        counts."""
-        left_out = self._ended.pop(number)
-        self.last = self._next is None and not self._ended
-        return left_out
-
-    def _advance(self) -> None:
-        self._next: Read | None = next(self._reads, None)
-        if self._next is None:
-            self._end()
-
-    def _reached(self, row: int) -> None:
-        while row > (self._at + 1) * self._size:
-            self._end()
-
-    def _end(self) -> None:
-        counts = {UNDECIDED: self._drops.total(), SKIPPED: self._bad_rows.count}
-        self._ended[self._at] = {"bad_rows": self._bad_rows.as_json(), "counts": counts}
-        self._bad_rows.clear()
-        self._drops.clear()
-        self._at += 1
+            self._next = next(self._outcomes, None)
 
 
 def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:
@@ -426,14 +393,3 @@ def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:
 def group_of(read: Read) -> str | None:
     group = read.record.group_id if isinstance(read.record, Preference) else read.extra.get("group_id")
     return None if group in (None, "") else str(group)
-
-
-def is_unanswered(record: Record) -> bool:
-    """Return whether a conversation has no answer to imitate."""
-    return isinstance(record, Conversation) and not any(
-        turn.role == "assistant" and turn.trained for turn in record.messages
-    )
-
-
-def count_tokens(record: Record, count: CountTokens) -> int:
-    return count(record) if isinstance(record, str) else sum(map(count, sequences(record)))

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from align.core.types import Record
-from align.data.read.content import asked
 from align.data.split import question_key
 
 FINGERPRINT = b"fingerprint of the key"
@@ -73,45 +70,9 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
     """Return the id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
-    return under(bytes.fromhex(question_key(asked(record))), key)
+    return under(bytes.fromhex(question_key(record)), key)
 
 
 def under(plain: bytes, key: bytes | None) -> bytes:
     """Return an id that is made without a key, under one; the id itself if there is none."""
     return plain if key is None else hmac.digest(key, plain, "sha256")
-
-
-class Known:
-    """The content ids of the records that data sets gave, for callers that would compute them again.
-
-    An id belongs to the object that was read. A record that a stage changes, by a system prompt that it adds or
-    reasoning that it hides, is a new object: its id is computed. All ids here are SHA-256. Those of votes are not kept
-    here: they are computed under the project's key each time.
-    """
-
-    def __init__(self) -> None:
-        self._ids: dict[int, bytes] = {}
-        self._held: list[Sequence[Record]] = []  # no other object gets their addresses
-
-    def add(self, records: Sequence[Record], ids: Sequence[bytes]) -> None:
-        """Add records as they were read, and the id of each (32 bytes)."""
-        self._ids.update(zip(map(id, records), ids, strict=True))
-        self._held.append(records)
-
-    def content_id(self, record: Record) -> bytes | None:
-        """Return the id with which this very record was read; None for any other."""
-        return self._ids.get(id(record))
-
-
-KNOWN: ContextVar[Known | None] = ContextVar("KNOWN", default=None)
-
-
-@contextmanager
-def remembered() -> Iterator[Known]:
-    """Keep the ids of records that data sets give inside the block."""
-    known = Known()
-    token = KNOWN.set(known)
-    try:
-        yield known
-    finally:
-        KNOWN.reset(token)

@@ -83,9 +83,16 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
 
 
 def mixed(
-    source: ndarray, size: ndarray, draw: ndarray, names: Sequence[str], *,
-    weights: Sequence[float | None], total: float | None = None, repeat: int = 1, temperature: float | None = None,
-) -> Mixed:  # fmt: skip
+    source: ndarray,
+    size: ndarray,
+    draw: ndarray,
+    names: Sequence[str],
+    *,
+    weights: Sequence[float | None],
+    total: float | None = None,
+    repeat: int = 1,
+    temperature: float | None = None,
+) -> Mixed:
     """How often each row is seen.
 
     Without weights, a temperature and a total, every row is seen once. Otherwise the mixture has `total` units, or as
@@ -115,11 +122,13 @@ def mixed(
         needed = asked[limit] * total
         times = int(np.ceil(needed / max(sizes[limit], 1)))
         raise InputError(
-            f"stage.sources.{names[limit]}", sizes[limit],
+            f"stage.sources.{names[limit]}",
+            sizes[limit],
             f"is less than the {needed:.0f} that its share {asked[limit]:.3g} of {total:g} asks for",
-            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows." if sizes[limit] else
-            "Give rows, or leave the source out.",
-        )  # fmt: skip
+            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows."
+            if sizes[limit]
+            else "Give rows, or leave the source out.",
+        )
     wanted = total if total is not None else room[limit]
     for rows, share in zip(orders, asked, strict=True):
         times[rows] = seen(size[rows], share * wanted)

@@ -21,7 +21,7 @@ from importlib import import_module
 from itertools import groupby, takewhile
 from pathlib import Path
 from socket import gethostname
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -48,33 +48,24 @@ SEEN_WITHIN, PAUSE = 60.0, 0.5
 """Seconds. A network file system may show a file that another machine wrote up to a minute later."""
 
 
-class Engine(Protocol):
-    """Runs tasks that do not need each other.
+class TaskRunner:
+    """Runs tasks that do not need each other: in this process, one after another.
 
     Attributes:
         workers: how many run at once.
     """
 
-    workers: int
+    workers: int = 1
 
     def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         """Yield the number of each task and what `do` gives for it, in any order."""
-        ...
-
-
-class Embedded:
-    """Runs them in this process, one after another."""
-
-    workers = 1
-
-    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         return enumerate(map(do, tasks))
 
 
-embedded = Embedded()
+embedded = TaskRunner()
 
 
-class Daft:
+class DaftRunner(TaskRunner):
     """Runs them in processes of Daft's: tasks are rows of a data frame, in batches of one.
 
     Args:
@@ -234,7 +225,7 @@ class Count(NamedTuple):
 
 
 def make_ahead(
-    engine: Engine, gatherings: Sequence[Gathering], done: Callable[[int, int], None] = lambda made, of: None
+    engine: TaskRunner, gatherings: Sequence[Gathering], done: Callable[[int, int], None] = lambda made, of: None
 ) -> None:
     """Make the parts of all sources that are files, as far as they can be counted.
 

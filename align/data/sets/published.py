@@ -35,8 +35,17 @@ from align.core.merkle import Tree, path_of, root_of, root_through
 from align.core.types import Record, json_text
 from align.data.read.content import turn_row
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
-from align.data.sets.columns import ABOUT_PAIRS, CONTENT, PARTS, SAID, TOOLS, TURNS, list_offsets, records_of, turn_of
-from align.data.sets.ids import KNOWN, SHA256, kinds_in
+from align.data.sets.record_columns import (
+    ABOUT_PAIRS,
+    CONTENT,
+    PARTS,
+    SAID,
+    TOOLS,
+    TURNS,
+    list_offsets,
+    records_of,
+    turn_of,
+)
 from align.data.sets.sides import SIDES
 from align.data.sets.spool import Rows, as_numpy, first_bits
 from align.run.artifacts import check_not_replaced, done_runs, named_run
@@ -48,8 +57,8 @@ from align.run.manifest import read_manifest
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 SCHEMA_VERSION = 2
-TOMBSTONE = ID = 32
-"""Bytes of the leaf that stands for a row which was forgotten, and of a content id."""
+TOMBSTONE = 32
+"""Bytes of the leaf that stands for a row which was forgotten."""
 ROOTS = ("root", "ids_root")
 """What a run's manifest says of a data set besides its digest."""
 MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
@@ -114,30 +123,21 @@ class DataSet:
             CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
         """
         records = list[Record]()
-        ids = list[bytes]()
-        sources = list[str]()
         tree = Tree()
         try:
             for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
-                sources += (here := piece["source"].to_pylist())
-                places = zip(here, piece["row"].to_pylist(), strict=True)
+                places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
                 records += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
-                leaves = [*leaves_of(piece)]
-                tree.extend(leaves)
-                ids += [leaf[:ID] for leaf in leaves]
+                tree.extend(leaves_of(piece))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
         if tree.root() != self.data["splits"][side]["root"]:
             problem = f"has other rows in its {side} files than those whose root {DATA_SET} has"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
-        if (known := KNOWN.get()) is not None:  # ids that anybody can compute
-            plain = {name for name, kind in kinds_in(self.data).items() if kind == SHA256}
-            some = [i for i, source in enumerate(sources) if source in plain]
-            known.add([records[i] for i in some], [ids[i] for i in some])
         return records
 
     def sources(self, side: str) -> list[str]:
@@ -191,7 +191,7 @@ class DataSet:
         return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else leaves_of(piece))]
 
 
-def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
+def find_data_set(ref: str, root: Path) -> Path:
     """Return the folder that a reference names: a path, `data:latest` or `data:NAME`.
 
     Args:
@@ -200,10 +200,11 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
     Raises:
         MissingArtifact: there is none, or its run is not done.
     """
-    stage, colon, name = ref.partition(":")
+    field = "data.path"
+    stage, _, name = ref.partition(":")
     folder = user_path(ref, field)
     if not folder.is_dir():
-        if not (colon and stage == "data"):
+        if stage != "data" or not name:
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
             raise MissingArtifact(field, ref, problem, MAKE)
         if name != "latest":
@@ -218,23 +219,23 @@ def find_data_set(ref: str, root: Path, field: str = "data.path") -> Path:
     return folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
 
 
-def data_set(folder: Path, field: str = "data.path") -> DataSet:
+def data_set(folder: Path) -> DataSet:
     """Return the data set in a folder, every shard as it was written.
 
     Raises:
         MissingArtifact: there is none.
         CorruptFile: a file is not what was published.
     """
-    data = described(folder, field)
+    data = described(folder)
     for name, digest in data["shards"].items():
         path = folder / name
         if not path.is_file() or known_digest(path) != digest:
             problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
-            raise CorruptFile(field, str(path), problem, RESTORE)
+            raise CorruptFile("data.path", str(path), problem, RESTORE)
     return DataSet(folder, data)
 
 
-def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
+def described(folder: Path) -> dict[str, Any]:
     """Return what `data.json` of a folder says.
 
     Raises:
@@ -242,6 +243,7 @@ def described(folder: Path, field: str = "data.path") -> dict[str, Any]:
         CorruptFile: it says no such thing.
         InputError: it is of another version, or another data set took its place.
     """
+    field = "data.path"
     path = folder / DATA_SET
     check_not_replaced(folder, field)
     if not path.is_file():
@@ -333,19 +335,16 @@ class Chosen:
         return clusters
 
 
-def publish(
-    folder: Path, rows: Rows, kind: str, names: Sequence[str], chosen: Chosen, said: Mapping[str, Any]
-) -> dict[str, Any]:
+def publish(folder: Path, rows: Rows, chosen: Chosen, said: Mapping[str, Any]) -> dict[str, Any]:
     """Write a data set: the rows of a spool that were chosen, as Parquet shards and `data.json`.
 
     Args:
-        names: of the sources.
         said: what `data.json` says besides.
 
     Returns:
         what `data.json` says.
     """
-    types = published_types(rows, kind)
+    types = published_types(rows)
     clusters = chosen.clusters(rows)
     read = [*types, *FROM_FACTS]
     written = chosen.times > 0
@@ -355,7 +354,7 @@ def publish(
     ]
 
     def as_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
-        source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(names)))
+        source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(rows.names)))
         columns = {name: narrowed(batch.column(name), type) for name, type in types.items()}
         columns |= {name: hex_texts(batch.column(name)) for name in ("content_id", "question_id")}
         columns |= {
@@ -386,7 +385,7 @@ def publish(
     sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
     data = {
         "schema_version": SCHEMA_VERSION,
-        "kind": kind,
+        "kind": rows.kind,
         **said,
         "splits": sides,
         "root": root_of_sides(sides),
@@ -397,11 +396,11 @@ def publish(
     return data
 
 
-def published_types(rows: Rows, kind: str) -> dict[str, pa.DataType]:
+def published_types(rows: Rows) -> dict[str, pa.DataType]:
     """Return the content columns that say anything of any row, and what they are published as."""
-    turns = turn_type(rows, kind)
+    turns = turn_type(rows)
     types = dict[str, pa.DataType]()
-    for name, type in CONTENT[kind].items():
+    for name, type in CONTENT[rows.kind].items():
         for _, batch in rows.batches([name]):
             column = batch.column(name)
             if name in ABOUT_PAIRS:
@@ -414,13 +413,13 @@ def published_types(rows: Rows, kind: str) -> dict[str, pa.DataType]:
     return types
 
 
-def turn_type(rows: Rows, kind: str) -> pa.DataType:
+def turn_type(rows: Rows) -> pa.DataType:
     """Return what turns are published as: JSON if tools are called, else structs, which say what is trained on if some
     turn is not."""
     type = MESSAGES
-    for _, batch in rows.batches(PARTS[kind]):
-        for name in PARTS[kind]:
-            turns = batch.column(name).flatten()
+    for _, batch in rows.batches(PARTS[rows.kind]):
+        for column in batch.columns:
+            turns = column.flatten()
             if turns.field("calls").null_count < len(turns) or pc.any(pc.equal(turns.field("role"), "tool")).as_py():
                 return SAID
             if not pc.all(turns.field("train"), min_count=0).as_py():

@@ -4,7 +4,7 @@ clusters of duplicates, steps that removed much, and rows to train on."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ import numpy as np
 from numpy import ndarray
 
 from align.core.types import Record
-from align.data.chat.shown import Render, part
+from align.data.chat.training_view import Render, part
 from align.data.read.content import PARTS, content_of, texts
-from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.contamination import Leaks
 from align.data.sets.duplicates import Duplicates
 from align.data.sets.gather import SKIPPED, UNDECIDED
 from align.data.sets.mix import Funnel, Mixed
-from align.data.sets.scores import examples
+from align.data.sets.score_cuts import examples
 from align.data.sets.source import Source
 from align.data.sets.spool import Rows
 from align.run import Input
@@ -166,21 +165,6 @@ def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]
     return losses
 
 
-def find_funnel_losses(funnel: Funnel, step: str, rows: Rows, kind: str, hide: Hide) -> Iterator[Loss]:
-    """Yield the losses of the step of the funnel that ended last."""
-    for number, (of, left) in enumerate(zip(funnel.before, funnel.steps[step], strict=True)):
-        if of - left > MUCH * of:
-            removed = funnel.removed[funnel.source[funnel.removed] == number]
-            shown = shown_rows(rows, kind, funnel.names, removed[:LOST].astype(np.int64), hide)
-            yield {
-                "source": funnel.names[number],
-                "step": step,
-                "removed": of - left,
-                "of": of,
-                "examples": [row["text"] for row in shown],
-            }
-
-
 def row_text(row: Mapping[str, Any]) -> str:
     """Return a row of `align.data.read.content.content_of`, for somebody who looks: its turns with who speaks."""
     if "text" in row:
@@ -188,44 +172,6 @@ def row_text(row: Mapping[str, Any]) -> str:
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
     tools = [tool["function"]["name"] for tool in row.get("tools", ())]
     return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), in_turns(turns)])
-
-
-def shown_text(record: Record, hide: Hide) -> str:
-    text = hide(row_text(content_of(record)))
-    return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
-
-
-def shown_rows(rows: Rows, kind: str, names: Sequence[str], numbers: ndarray, hide: Hide) -> list[dict[str, Any]]:
-    """Return some rows: where each is from, and what it says."""
-    found = read_rows(rows, kind, names, numbers)
-    return [{"row": id, "text": shown_text(record, hide)} for id, record in found]
-
-
-def read_rows(rows: Rows, kind: str, names: Sequence[str], numbers: ndarray) -> list[tuple[str, Record]]:
-    if not len(numbers):
-        return []
-    return named_records(kind, rows.take(numbers, [*CONTENT[kind], "source", "row"]), names)
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(map(line_of, lines)))
-
-
-def write_duplicates(
-    folder: Path, rows: Rows, kind: str, names: Sequence[str], found: Duplicates, heads: ndarray, hide: Hide
-) -> None:
-    """Write `duplicates.jsonl`: the largest clusters, one a line.
-
-    Args:
-        heads: see `align.data.sets.duplicates.clusters`.
-    """
-    lines = []
-    for head, size in sorted(Counter(heads.tolist()).items(), key=lambda entry: (-entry[1], entry[0]))[:CLUSTERS]:
-        members = np.flatnonzero(heads == head)[:MEMBERS]
-        kept, *others = shown_rows(rows, kind, names, np.append(head, found.dropped[members]), hide)
-        alike = [{**row, "jaccard": float(found.jaccard[i])} for row, i in zip(others, members, strict=True)]
-        lines.append({"size": size + 1, "kept": kept, "others": alike})
-    write_lines(folder / DUPLICATES, lines)
 
 
 def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -249,82 +195,96 @@ def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) ->
     ]
 
 
-def leaked(
-    rows: Rows, kind: str, names: Sequence[str], leaks: Leaks, sets: Sequence[str], hide: Hide
-) -> list[dict[str, Any]]:
-    """Return of each evaluation set the first rows that give it away, as lines of `dropped.jsonl`."""
-    lines = []
-    for number, name in enumerate(sets):
-        places = np.flatnonzero(leaks.sets == number)[:LEAKED]
-        for place, row in zip(places, shown_rows(rows, kind, names, leaks.rows[places], hide), strict=True):
-            reason = f"{leaks.rules[place]}, row {int(leaks.where[place]) + 1} of {name}"
-            lines.append({"source": row["row"].rpartition(":")[0], "step": "contamination", "reason": reason, **row})
-    return lines
-
-
-def write_dropped(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write `dropped.jsonl`: examples of what was left out, and why."""
-    write_lines(folder / DROPPED, lines)
-
-
-def write_rows(
-    folder: Path,
-    rows: Rows,
-    kind: str,
-    names: Sequence[str],
-    source: ndarray,
-    wanted: ndarray,
-    render: Render,
-    hide: Hide,
-) -> None:
-    """Write `rows.jsonl`: the first rows of each source that are trained on, as training reads them.
+class Examples:
+    """Rows of a data set that its report shows, written as JSON Lines beside the artifact.
 
     Args:
-        source: the number of each row's source.
-        wanted: which rows are trained on, bool (N).
-        render: see `align.data.chat.shown`.
+        folder: of the run.
+        source: the number of each row's source, int (N).
     """
-    numbers = np.concatenate([np.flatnonzero(wanted & (source == number))[:SHOWN] for number in range(len(names))])
-    found = read_rows(rows, kind, names, numbers)
-    lines = [{"row": id, **line} for id, record in found for line in as_trained(record, render, hide)]
-    write_lines(folder / ROWS, lines)
 
+    def __init__(self, folder: Path, rows: Rows, source: ndarray, hide: Hide) -> None:
+        self.folder = folder
+        self.rows = rows
+        self.source = source
+        self.hide = hide
 
-def as_trained(record: Record, render: Render, hide: Hide) -> list[dict[str, Any]]:
-    """Return the lines of one record, what nobody is to see taken out of each part."""
-    if sum(map(len, texts(record))) > LONG:
-        refused = "it is too long to be shown whole"
-        return [{"what": "", "parts": [part(shown_text(record, hide))], "refused": refused}]
-    return [
-        {**line, "parts": [{**each, "text": hide(each["text"])} for each in line["parts"]]} for line in render(record)
-    ]
+    def text(self, record: Record) -> str:
+        text = self.hide(row_text(content_of(record)))
+        return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
+    def show(self, numbers: ndarray) -> list[dict[str, Any]]:
+        """Return some rows: where each is from, and what it says."""
+        return [{"row": id, "text": self.text(record)} for id, record in self.rows.records(numbers)]
 
-def write_scores(
-    folder: Path,
-    rows: Rows,
-    kind: str,
-    names: Sequence[str],
-    source: ndarray,
-    scores: ndarray,
-    out: ndarray,
-    hide: Hide,
-) -> None:
-    """Write `scores.jsonl`: rows of each source at the ends of their scores and around the cuts.
+    def find_losses(self, funnel: Funnel, step: str) -> Iterator[Loss]:
+        """Yield the losses of the step of the funnel that ended last."""
+        for number, (of, left) in enumerate(zip(funnel.before, funnel.steps[step], strict=True)):
+            if of - left > MUCH * of:
+                removed = funnel.removed[self.source[funnel.removed] == number]
+                shown = [row["text"] for row in self.show(removed[:LOST])]
+                yield {"source": funnel.names[number], "step": step, "removed": of - left, "of": of, "examples": shown}
 
-    Args:
-        scores, out: see `align.data.sets.scores.outside`.
-    """
-    lines = []
-    for number, name in enumerate(names):
-        mine = np.flatnonzero(source == number)
-        for what, places in examples(scores[mine], out[mine], SCORED):
-            found = shown_rows(rows, kind, names, mine[places], hide)
-            lines += [
-                {"source": name, "what": what, "score": float(scores[place]), "dropped": bool(out[place]), **row}
-                for place, row in zip(mine[places], found, strict=True)
-            ]
-    write_lines(folder / SCORES, lines)
+    def leaked(self, leaks: Leaks, sets: Sequence[str]) -> list[dict[str, Any]]:
+        """Return of each evaluation set the first rows that give it away, as lines of `dropped.jsonl`."""
+        lines = []
+        for number, name in enumerate(sets):
+            places = np.flatnonzero(leaks.sets == number)[:LEAKED]
+            for place, row in zip(places, self.show(leaks.rows[places]), strict=True):
+                reason = f"{leaks.rules[place]}, row {int(leaks.where[place]) + 1} of {name}"
+                source = row["row"].rpartition(":")[0]
+                lines.append({"source": source, "step": "contamination", "reason": reason, **row})
+        return lines
+
+    def write(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        write_text(self.folder / name, "".join(map(line_of, lines)))
+
+    def write_duplicates(self, found: Duplicates, heads: ndarray) -> None:
+        """Write `duplicates.jsonl`: the largest clusters, one a line.
+
+        Args:
+            heads: see `align.data.sets.duplicates.clusters`.
+        """
+        lines = []
+        for head, size in sorted(Counter(heads.tolist()).items(), key=lambda entry: (-entry[1], entry[0]))[:CLUSTERS]:
+            members = np.flatnonzero(heads == head)[:MEMBERS]
+            kept, *others = self.show(np.append(head, found.dropped[members]))
+            alike = [{**row, "jaccard": float(found.jaccard[i])} for row, i in zip(others, members, strict=True)]
+            lines.append({"size": size + 1, "kept": kept, "others": alike})
+        self.write(DUPLICATES, lines)
+
+    def write_rows(self, wanted: ndarray, render: Render) -> None:
+        """Write `rows.jsonl`: the first rows of each source that are trained on (bool (N)), as training reads them."""
+        sources = range(len(self.rows.names))
+        numbers = [np.flatnonzero(wanted & (self.source == number))[:SHOWN] for number in sources]
+        found = self.rows.records(np.concatenate(numbers))
+        self.write(ROWS, [{"row": id, **line} for id, record in found for line in self.as_trained(record, render)])
+
+    def as_trained(self, record: Record, render: Render) -> list[dict[str, Any]]:
+        """Return the lines of one record, what nobody is to see taken out of each part."""
+        if sum(map(len, texts(record))) > LONG:
+            refused = "it is too long to be shown whole"
+            return [{"what": "", "parts": [part(self.text(record))], "refused": refused}]
+        return [
+            {**line, "parts": [{**each, "text": self.hide(each["text"])} for each in line["parts"]]}
+            for line in render(record)
+        ]
+
+    def write_scores(self, scores: ndarray, out: ndarray) -> None:
+        """Write `scores.jsonl`: rows of each source at the ends of their scores and around the cuts.
+
+        Args:
+            scores, out: see `align.data.sets.score_cuts.outside`.
+        """
+        lines = []
+        for number, name in enumerate(self.rows.names):
+            mine = np.flatnonzero(self.source == number)
+            for what, places in examples(scores[mine], out[mine], SCORED):
+                lines += [
+                    {"source": name, "what": what, "score": float(scores[place]), "dropped": bool(out[place]), **row}
+                    for place, row in zip(mine[places], self.show(mine[places]), strict=True)
+                ]
+        self.write(SCORES, lines)
 
 
 def lengths(characters: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:

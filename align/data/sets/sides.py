@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from align.core.errors import InputError, require
 from align.data.dedup.arrays import components
-from align.data.sets.columns import whole
+from align.data.sets.record_columns import whole
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 

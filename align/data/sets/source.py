@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -19,9 +19,8 @@ from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
-from align.data.read.drops import BadRows, Drop
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME, files_of
-from align.data.read.records import Read, read_records, ready_rows
+from align.data.read.records import Outcome, Read, read_outcomes, ready_rows
 from align.data.read.rows import placed_rows
 from align.data.read.shapes import shape_of
 from align.data.sets.ids import SHA256, IdKind, kind_under
@@ -87,18 +86,6 @@ def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
         problem = "it was erased, and its rows have no ids any more"
         raise InputError("project", project, problem, "Name another project.")
     return Votes(url, project, head, allow_simulated, key)
-
-
-def key_in(url: str, kind: IdKind) -> bytes | None:
-    """Return the key of a kind of ids; None if the store has it no more, or has another project of that name.
-
-    Raises:
-        InputError: there is no such store, or it cannot be read.
-    """
-    key = None
-    with Store.open(url, create=False) as store, suppress(InputError):  # no such project
-        key = store.key(kind.project)
-    return key if key is not None and kind_under(kind.project, key) == kind else None
 
 
 def standing(url: str, kind: IdKind) -> set[int] | None:
@@ -206,31 +193,15 @@ class Source:
             return files_record(self.path, self.field)
         return Input(known_digest(chitchat.corpus_path()), path=self.given)
 
-    def reads(
-        self,
-        bad_rows: BadRows,
-        skip: int = 0,
-        drops: Counter[Drop] | None = None,
-        reached: Callable[[int], None] = lambda row: None,
-        counts: Sequence[int] = (),
-    ) -> Iterator[Read]:
-        """Yield its records with their rows' numbers, ascending from 1.
+    def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Outcome]:
+        """Yield what becomes of its rows, whose numbers ascend from 1.
 
         Args:
-            bad_rows, drops, reached, counts: see `read_records`.
             skip: rows that are not asked for.
+            counts: see `read_outcomes`.
         """
         if self.path:
-            yield from read_records(
-                self.path,
-                field=self.field,
-                rules=self.rules,
-                bad_rows=bad_rows,
-                skip=skip,
-                drops=drops,
-                reached=reached,
-                counts=counts,
-            )
+            yield from read_outcomes(self.path, self.field, self.rules, skip, counts)
             return
         if self.votes:
             reads = self.votes.reads(skip)
@@ -238,16 +209,16 @@ class Source:
             records = (chitchat.texts if self.part == "base" else chitchat.conversations)(self.part)
             reads = (Read(number, record, {}) for number, record in islice(enumerate(records, start=1), skip, None))
         for read in reads:
-            reached(read.number)
-            yield read
+            yield Outcome(read.number, read)
 
     def kind(self) -> str:
         """Return the kind of its first record, see `kind_of`; that of documents if it has none."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # whoever reads all of it is told
-            for read in self.reads(BadRows(skips=True)):
-                return kind_of(read.record)
+            for _, result in self.outcomes():
+                if isinstance(result, Read):
+                    return kind_of(result.record)
         return DOCUMENTS
 
 

@@ -23,6 +23,9 @@ from numpy import ndarray
 
 from align.core.errors import CorruptFile
 from align.core.files import read_text
+from align.core.types import Record
+from align.data.read.content import DOCUMENTS
+from align.data.sets.record_columns import CONTENT, records_of, texts_of
 from align.run.files import write_json
 
 SPARSE = 0.1
@@ -88,13 +91,19 @@ def file_of(part: Path, group: int) -> Path:
 class Rows:
     """All rows of some parts, numbered from 0 on.
 
+    Args:
+        kind: of their records.
+        names: of their sources.
+
     Attributes:
         folder: of the parts.
         parts: each part, the number of its first row, and the sizes of its batches.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, kind: str = DOCUMENTS, names: Sequence[str] = ()) -> None:
         self.folder = spool.folder
+        self.kind = kind
+        self.names = names
         self.parts: list[tuple[Path, int, list[int]]] = []
         end = 0
         for part in spool.parts():
@@ -134,6 +143,12 @@ class Rows:
                         batch = read_batch(i)
                         yield first + numbers, batch if len(numbers) == size else batch.take(pa.array(numbers))
                     first += size
+
+    def texts(self, wanted: ndarray, *over: str) -> Iterator[Sequence[Any]]:
+        """Yield some rows (bool (N)) in order, batch by batch: their numbers, and for each of `over` their texts, see
+        `texts_of`."""
+        for numbers, batch in self.where(wanted, [*CONTENT[self.kind]]):
+            yield numbers, *(texts_of(self.kind, batch, part) for part in over)
 
     @contextmanager
     def opened(
@@ -200,6 +215,15 @@ class Rows:
         if (np.diff(order) != 1).any():
             table = table.take(pa.array(np.argsort(order)))
         return table.combine_chunks()
+
+    def records(self, numbers: ndarray) -> list[tuple[str, Record]]:
+        """Some rows as `source:row` and their records. Those without an id of their own have that name."""
+        if not len(numbers):
+            return []
+        table = self.take(numbers, [*CONTENT[self.kind], "source", "row"])
+        places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
+        names = [f"{self.names[source]}:{row}" for source, row in places]
+        return list(zip(names, records_of(self.kind, table, names), strict=True))
 
 
 def first_bits(ids: ndarray) -> ndarray:

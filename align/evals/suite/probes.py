@@ -111,7 +111,8 @@ def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
     context = row.data[given[0]]
     context = "" if context is None and row.texts else context  # an empty cell of a table
     if probe.template:
-        prompt = question(document_of({"prompt": context}, row.where, id))
+        with row.naming_errors():
+            prompt = question(document_of({"prompt": context}, id))
         require(prompt is not None, row.where, context, "asks nothing", CHOICE_HELP)
         assert prompt is not None
     else:
@@ -150,7 +151,8 @@ def place_of(row: Row, choices: int) -> int:
 def passage_of(row: Row, id: str) -> tuple[Conversation, Document]:
     """A text, or a conversation with an answer that is trained on."""
     columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
-    document = document_of(columns, row.where, id)
+    with row.naming_errors():
+        document = document_of(columns, id)
     if isinstance(document, str):
         require(bool(document), f"{row.where}, text", document, "is empty", LOSS_HELP)
         return Conversation((Message("user", document),), id), document

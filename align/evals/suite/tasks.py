@@ -13,13 +13,13 @@ from align.core.aliases import NAME, NAMED
 from align.core.errors import InputError, require
 from align.core.spec import known, listed, one_of, whole, written
 from align.core.types import Conversation, Message
-from align.data.near_training import nearly_trained_on
 from align.data.read.documents import document_of, row_text, shape_column
 from align.data.read.messages import with_default_system
 from align.data.read.rows import Row, checked_rows
 from align.data.sources import files_record
 from align.data.split import question
 from align.data.trained_ids import Seen
+from align.data.training_overlap import nearly_trained_on
 from align.evals.questions import parse_question, shorten_question
 from align.evals.suite.harness import harness_record
 from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
@@ -195,7 +195,7 @@ def mark_near(
         artifacts: by the name of the system that they are.
         root: the folder of runs.
         store: URL of the annotation store.
-        similarity: see `align.data.near_training.nearly_trained_on`.
+        similarity: see `align.data.training_overlap.nearly_trained_on`.
     """
     items = [item for _, items in tasks for item in items]
     first = [item.prompt for item in items]
@@ -302,11 +302,13 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> 
         return Item(id, cluster, category, prompt, None, probe=weighed)
     first, *then = turns_of(row)
     asked |= {"prompt": first} if first else {}
-    prompt = question(document_of(asked, row.where, id))
+    with row.naming_errors():
+        prompt = question(document_of(asked, id))
+        column = shape_column(asked)
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     messages = with_default_system(prompt.messages, system)
-    prompt = replace(prompt, messages=messages, row=row_text(row.data, shape_column(asked, row.where)))
+    prompt = replace(prompt, messages=messages, row=row_text(row.data, column))
     spec = spec_of(row.data, row.where, row.texts)
     spec = task.check if spec is None else spec
     if spec is not None:

@@ -3,8 +3,7 @@ again; or turn by turn, if no model says how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from align.track import line_of, turn_text
 
 WHOLE = 10**9
 """Tokens of a text that is not parted."""
+FILE = "trained_on.jsonl"
+ROWS = 3
+"""Of supervised training, that are shown."""
 Render = Callable[[Record], list[dict[str, Any]]]
 """A record as lines: `what` it is (`chosen` or `rejected` of a pair), its `parts` (`{text, trained, special}`), and
 where a template rendered it, its `tokens` and how many are `trained`; `refused` says why it did not."""
 
 
-def renderer(tokenizer: Any | None) -> Render:
-    """Renders by the chat template of a tokenizer; turn by turn where there is none."""
-    return partial(token_by_token, tokenizer)
-
-
 def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
-    """What training reads of a record: of a pair its prompt with either answer, on which the loss is."""
+    """Yield what training reads of a record: of a pair its prompt with either answer, on which the loss is."""
     if isinstance(record, Preference):
         for side in ("chosen", "rejected"):
             yield side, taught(record, getattr(record, side))
@@ -41,54 +38,43 @@ def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
         yield "", record
 
 
-def spoken(said: str | Conversation) -> list[Mapping[str, Any]]:
-    if isinstance(said, str):
-        return [part(said, trained=True)]
-    tools = [part(f"tools: {', '.join(tool.name for tool in said.tools)}\n")] if said.tools else []
-    turns, last = [], len(said.messages) - 1
-    for i, turn in enumerate(said.messages):
+def spoken(document: str | Conversation) -> list[Mapping[str, Any]]:
+    """Return the parts of a document, turn by turn."""
+    if isinstance(document, str):
+        return [part(document, trained=True)]
+    tools = [part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
+    turns = list[Mapping[str, Any]]()
+    for turn in document.messages:
         trained = turn.role == "assistant" and turn.trained
-        turns += [part(f"{turn.role}: "), part(turn_text(turn.as_dict()), trained), *([part("\n")] if i < last else [])]
-    return [*tools, *turns]
+        turns += [part(f"{turn.role}: "), part(turn_text(turn.as_dict()), trained), part("\n")]
+    return [*tools, *turns[:-1]]
 
 
 def part(text: str, trained: bool = False) -> Mapping[str, Any]:
     return {"text": text, "trained": trained, "special": False}
 
 
-def token_by_token(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
+def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
     """Return a record as a chat template writes it, decoded from the very tokens; each turn with who speaks if there is
     no tokenizer or the template refuses it."""
     lines = []
-    for what, said in sides(record):
-        line = {"what": what, "parts": spoken(said)}
+    for what, document in sides(record):
+        line = {"what": what, "parts": spoken(document)}
         try:
             if tokenizer is None:
                 lines.append(line)
-            elif isinstance(said, str):
-                rows = encode_text(tokenizer, said, WHOLE)
-                lines += [shown(tokenizer, what, row.input_ids, in_loss(row)) for row in rows]
+            elif isinstance(document, str):
+                lines += [row_line(tokenizer, what, row) for row in encode_text(tokenizer, document, WHOLE)]
             else:
-                row = encode_conversation(tokenizer, said)
-                lines.append(shown(tokenizer, what, row.input_ids, in_loss(row)))
+                lines.append(row_line(tokenizer, what, encode_conversation(tokenizer, document)))
         except InputError as error:
             lines.append({**line, "refused": error.problem})
     return lines
 
 
-FILE = "trained_on.jsonl"
-ROWS = 3
-"""Of supervised training, that are shown."""
-
-
 def write_rows(folder: Path, tokenizer: Any, rows: Sequence[Encoded]) -> None:
-    """`trained_on.jsonl` of supervised training: its first rows."""
-    write(folder, (shown(tokenizer, f"row {i}", row.input_ids, in_loss(row)) for i, row in enumerate(rows[:ROWS], 1)))
-
-
-def in_loss(row: Encoded) -> list[bool]:
-    """Whether a loss is taken on each token. Nothing predicts the first one."""
-    return [i > 0 and label != IGNORED for i, label in enumerate(row.labels)]
+    """Write `trained_on.jsonl` of supervised training: its first rows."""
+    write(folder, (row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
 
 
 def write_pair(folder: Path, tokenizer: Any, pair: Pair, answers: bool) -> None:
@@ -98,7 +84,10 @@ def write_pair(folder: Path, tokenizer: Any, pair: Pair, answers: bool) -> None:
         answers: the loss reads all tokens of the answers; without, the last one, where the score is.
     """
     sides = ("chosen", pair.chosen_ids, pair.chosen_start), ("rejected", pair.rejected_ids, pair.rejected_start)
-    write_answers(folder, tokenizer, ((what, ids, start if answers else len(ids) - 1) for what, ids, start in sides))
+    write(
+        folder,
+        (answer_line(tokenizer, what, ids, start if answers else len(ids) - 1) for what, ids, start in sides),
+    )
 
 
 def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[Labelled]) -> None:
@@ -106,23 +95,27 @@ def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[Labelled]) -> No
     each."""
     firsts = {row.wanted: row for row in reversed(rows)}
     named = (("wanted", firsts[True]), ("unwanted", firsts[False]))
-    write_answers(folder, tokenizer, ((what, row.ids, row.start) for what, row in named))
-
-
-def write_answers(folder: Path, tokenizer: Any, answers: Iterable[tuple[str, list[int], int]]) -> None:
-    """Write answers of which the loss reads the tokens from a place on."""
-    write(
-        folder,
-        (shown(tokenizer, what, ids, [i >= start for i in range(len(ids))]) for what, ids, start in answers),
-    )
+    write(folder, (answer_line(tokenizer, what, row.ids, row.start) for what, row in named))
 
 
 def write(folder: Path, rows: Iterator[dict[str, Any]]) -> None:
     write_text(folder / FILE, "".join(map(line_of, rows)))
 
 
-def shown(tokenizer: Any, what: str, ids: Sequence[int], counts: Sequence[bool]) -> dict[str, Any]:
-    """One line of the file.
+def row_line(tokenizer: Any, what: str, row: Encoded) -> dict[str, Any]:
+    """Return the line of a row. Nothing predicts the first token, so there is no loss on it."""
+    return tokens_line(
+        tokenizer, what, row.input_ids, [i > 0 and label != IGNORED for i, label in enumerate(row.labels)]
+    )
+
+
+def answer_line(tokenizer: Any, what: str, ids: Sequence[int], start: int) -> dict[str, Any]:
+    """Return the line of an answer of which the loss reads the tokens from a place on."""
+    return tokens_line(tokenizer, what, ids, [i >= start for i in range(len(ids))])
+
+
+def tokens_line(tokenizer: Any, what: str, ids: Sequence[int], counts: Sequence[bool]) -> dict[str, Any]:
+    """Return one line of the file.
 
     Args:
         counts: whether the loss reads each token.
@@ -133,17 +126,18 @@ def shown(tokenizer: Any, what: str, ids: Sequence[int], counts: Sequence[bool])
     """
     special = special_ids(tokenizer)
     kinds = [(counted, i in special) for i, counted in zip(ids, counts, strict=True)]
-    parts, before = [], ""
+    parts = []
+    before = ""
     for (trained, marks), places in groupby(range(len(ids)), kinds.__getitem__):
         first, *others = places
         end = (others or [first])[-1] + 1
         # A tokenizer drops the blank that a text begins with, so each part is what it adds to the text before it.
-        text = decoded(tokenizer, ids[:end])
-        added = text[len(before) :] if text.startswith(before) else decoded(tokenizer, ids[first:end])
+        text = decode(tokenizer, ids[:end])
+        added = text[len(before) :] if text.startswith(before) else decode(tokenizer, ids[first:end])
         parts.append({"text": added, "trained": trained, "special": marks})
         before = text
     return {"what": what, "tokens": len(ids), "trained": sum(counts), "parts": parts}
 
 
-def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

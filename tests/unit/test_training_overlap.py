@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from align.core.types import Conversation, Message, Preference
-from align.data import near_training
-from align.data.near_training import COMMON, near_ones
+from align.data import training_overlap
+from align.data.dedup.evaluation_overlap import COMMON
+from align.data.training_overlap import SPEAKERS, find_near_questions, spoken
 
 WORDS = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(60)]
 """Without digits: texts in which these differ are not near to each other."""
@@ -49,29 +50,29 @@ def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.Monkey
         for _ in range(draw.randint(0, 3)):
             words[draw.randrange(len(words))] = draw.choice(WORDS)
         questions.append(" ".join([*words, *draw.choices(WORDS, k=draw.randint(0, 2))]))
-    texts = [text for row in rows for text in (near_training.said(row), row.messages[0].content)]
+    texts = [text for row in rows for text in (spoken(row, SPEAKERS), row.messages[0].content)]
     slow = {i: rule for i, question in enumerate(questions) if (rule := one_by_one(texts, question))}
     assert {*slow.values()} == {"exact", "ngram", "near"} or seed > 3
-    assert near_ones(rows, pa.array(questions), 0.7) == slow
-    monkeypatch.setattr(near_training, "SLICE", 200)
-    assert near_ones(rows, pa.array(questions), 0.7) == slow
+    assert find_near_questions(rows, pa.array(questions), 0.7) == slow
+    monkeypatch.setattr(training_overlap, "SLICE", 200)
+    assert find_near_questions(rows, pa.array(questions), 0.7) == slow
 
 
 def test_what_many_rows_share_is_a_phrase():
     phrase = " ".join(f"p{i}" for i in range(20))
     rows = [chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes") for n in range(COMMON + 1)]
     question = pa.array([f"{phrase} {' '.join(f'other{i}' for i in range(60))}"])
-    assert near_ones(rows[:COMMON], question, 0.7) == {0: "ngram"}
-    assert near_ones(rows, question, 0.7) == {}
+    assert find_near_questions(rows[:COMMON], question, 0.7) == {0: "ngram"}
+    assert find_near_questions(rows, question, 0.7) == {}
     shared = " ".join(f"other{i}" for i in range(30, 42))  # which makes a row worth asking about, and is no leak
-    assert near_ones([*rows, chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}
+    assert find_near_questions([*rows, chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}
 
 
 def test_system_turns_tell_nothing_and_pairs_are_read_whole():
     long = " ".join(f"s{i}" for i in range(20))
     system = Conversation((Message("system", long), Message("user", "What now?"), Message("assistant", "This.")))
     pair = Preference((Message("user", "Which?"),), (Message("assistant", long),), (Message("assistant", "no"),))
-    assert near_ones([system], pa.array([long]), 0.7) == {}
-    assert near_ones([pair], pa.array([long, "which?"]), 0.7) == {0: "ngram", 1: "exact"}
-    assert near_ones([long], pa.array([long]), 0.7) == {0: "ngram"}
-    assert near_ones([], pa.array([long]), 0.7) == {}
+    assert find_near_questions([system], pa.array([long]), 0.7) == {}
+    assert find_near_questions([pair], pa.array([long, "which?"]), 0.7) == {0: "ngram", 1: "exact"}
+    assert find_near_questions([long], pa.array([long]), 0.7) == {0: "ngram"}
+    assert find_near_questions([], pa.array([long]), 0.7) == {}

@@ -155,13 +155,6 @@ def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]
     ]
 
 
-def named_records(kind: str, table: pa.RecordBatch | pa.Table, sources: Sequence[str]) -> list[tuple[str, Record]]:
-    """Return rows of a spool as `source:row` and their records, from its columns of the content, `source` and `row`."""
-    places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
-    names = [f"{sources[source]}:{row}" for source, row in places]
-    return list(zip(names, records_of(kind, table, names), strict=True))
-
-
 def turns_in(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
     """Return the turns of each row; None for null."""
     rows = list[tuple[Message, ...] | None]()

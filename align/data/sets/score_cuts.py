@@ -15,7 +15,6 @@ import numpy as np
 from numpy import ndarray
 
 from align.core.types import Record
-from align.data.sets.columns import CONTENT, named_records
 from align.data.sets.spool import Rows
 
 FILE = "scores.f64"
@@ -29,15 +28,12 @@ Score = Callable[[Sequence[Record]], ndarray]
 """One number a record, float64 (N); nan for none."""
 
 
-def scored(
-    rows: Rows, kind: str, names: Sequence[str], score: Score, done: Callable[[int], object] = lambda count: None
-) -> ndarray:
-    """The score of each row, float64 (N), from the spool's file as far as it goes.
+def scored(rows: Rows, score: Score, done: Callable[[int], object] = lambda count: None) -> ndarray:
+    """Return the score of each row, float64 (N), from the spool's file as far as it goes.
 
     Args:
-        names: of the sources.
-        score: is handed some `PIECE` rows, each with its place as its id.
-        done: is told how many rows are scored.
+        score: gets some `PIECE` rows, each with its place as its id.
+        done: gets how many rows are scored.
     """
     begun = scored_before(rows)
     with file_of(rows).open("r+b" if begun else "wb") as file:
@@ -45,35 +41,37 @@ def scored(
         file.seek(8 * begun)
         for first in range(begun, rows.count, PIECE):
             numbers = np.arange(first, min(first + PIECE, rows.count))
-            file.write(np.asarray(score(read(rows, kind, names, numbers)), "<f8").tobytes())
+            file.write(np.asarray(score(read(rows, numbers)), "<f8").tobytes())
             file.flush()
             os.fsync(file.fileno())
             done(int(numbers[-1]) + 1)
     return np.fromfile(file_of(rows), "<f8", rows.count)
 
 
+def read(rows: Rows, numbers: ndarray) -> list[Record]:
+    return [record for _, record in rows.records(numbers)]
+
+
 def scored_before(rows: Rows) -> int:
-    """How many rows were scored before a kill, in whole pieces; all of them where that was done."""
+    """Return how many rows were scored before a kill, in whole pieces; all of them if that was done."""
     size = file_of(rows).stat().st_size // 8 if file_of(rows).is_file() else 0
     return size if size == rows.count else size // PIECE * PIECE
 
 
 def file_of(rows: Rows) -> Path:
-    """Where the scores of the rows lie."""
     return rows.parts[0][0].with_name(FILE)
 
 
-def read(rows: Rows, kind: str, names: Sequence[str], numbers: ndarray) -> list[Record]:
-    """Some rows as records, those without an id of their own named `source:row`."""
-    table = rows.take(numbers, [*CONTENT[kind], "source", "row"])
-    return [record for _, record in named_records(kind, table, names)]
-
-
 def outside(
-    scores: ndarray, ids: ndarray, source: ndarray, keep: Sequence[float], within: str,
-    least: float | None = None, most: float | None = None,
-) -> ndarray:  # fmt: skip
-    """Which rows are left out by their scores, bool (N).
+    scores: ndarray,
+    ids: ndarray,
+    source: ndarray,
+    keep: Sequence[float],
+    within: str,
+    least: float | None = None,
+    most: float | None = None,
+) -> ndarray:
+    """Return which rows are left out by their scores, bool (N).
 
     Of n rows in the order of their scores, those from place round(n · keep[0]) up to round(n · keep[1]) are kept. Rows
     of one score are in the order of their content ids, copies in that of the rows. Rows without a score are in no order
@@ -98,8 +96,8 @@ def outside(
 
 
 def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """What `data.json` says of the scores of each source: how many rows have one, what lies where, where the cuts are,
-    and a histogram of the kept and of the dropped. The outer bins hold what lies beyond them too.
+    """Return what `data.json` says of the scores of each source: how many rows have one, their quantiles, where the
+    cuts are, and a histogram of the kept and of the dropped. The outer bins hold what lies beyond them too.
 
     Args:
         out: which rows are left out by them, bool (N).
@@ -132,7 +130,7 @@ def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Seq
 
 
 def examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
-    """Rows of one source that show what its scores mean: the lowest, those around the cuts, and the highest.
+    """Yield rows of one source that show what its scores mean: the lowest, those around the cuts, and the highest.
 
     Args:
         scores, out: of its rows; see `outside`.

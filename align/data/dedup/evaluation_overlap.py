@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -56,8 +57,7 @@ Owned = tuple[ndarray, ndarray]
 """Hashes (uint64) and the numbers of the texts that have them (int32)."""
 
 
-@dataclass(frozen=True)
-class Hits:
+class Hits(NamedTuple):
     """One row a training text and evaluation set, by text and then by set."""
 
     text: ndarray
@@ -154,8 +154,8 @@ class Index:
         for count in map(len, sizes if threshold is not None else []):  # texts that are looked at together
             offsets = self.shingles.offsets[at : at + count + 1]
             some = Shingles(self.shingles.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-            mark, many = self.rarity.marks(some, threshold or 0)
-            marks.append((mark, np.repeat(np.arange(at, at + count, dtype=np.int32), many)))
+            mark, owner = self.rarity.marks(some, threshold or 0)
+            marks.append((mark, (owner + at).astype(np.int32)))
             at += count
         self.marks = index_hashes(marks)
 
@@ -175,8 +175,7 @@ class Index:
         sets = block.shingles
         if self.threshold is None:
             return NO_NUMBERS, NO_NUMBERS
-        marks, many = self.rarity.marks(sets, self.threshold)
-        texts, found = self.marks.find_pairs(marks, np.repeat(np.arange(len(sets)), many))
+        texts, found = self.marks.find_pairs(*self.rarity.marks(sets, self.threshold))
         same = block.numbers[texts] == self.numbers[found]
         texts, found = texts[same], found[same]
         enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
@@ -262,13 +261,10 @@ class Prefilter:
     them that it names to `maybe`.
 
     Args:
-        most: training texts that may have a run of words before it is a phrase, and no leak.
-        width, threshold: as for `Index`.
+        threshold: as for `Index`.
     """
 
-    def __init__(self, most: int = COMMON, width: int = WIDTH, threshold: float | None = 0.7) -> None:
-        self.most = most
-        self.width = width
+    def __init__(self, threshold: float | None) -> None:
         self.threshold = threshold
         self._rarity = Rarity()
         self._size = 0
@@ -303,7 +299,7 @@ class Prefilter:
     @cached_property
     def phrases(self) -> ndarray:
         """The runs of words that are phrases, uint64, ascending; once all texts are told."""
-        return self._runs.above(self.most)
+        return self._runs.above(COMMON)
 
     def maybe(self, texts: Texts) -> ndarray:
         """Return which of these texts may be hits if phrases do not count, bool (N): all that are, and few others."""
@@ -326,15 +322,14 @@ class Prefilter:
         return np.concatenate(found)
 
     def _blocks(self, texts: Texts) -> Iterator[Features]:
-        return iter_features(texts, self.width, self.threshold is not None)
+        return iter_features(texts, WIDTH, self.threshold is not None)
 
     def _others(self, block: Features) -> tuple[ndarray, ndarray]:
         """Return, beside runs of words, the hashes of which hits have one in common, and the place in the block of
         each."""
         if self.threshold is None:
             return block.short, block.short_owners
-        marks, many = self._rarity.marks(block.shingles, self.threshold)
-        owners = np.repeat(np.arange(len(many)), many)
+        marks, owners = self._rarity.marks(block.shingles, self.threshold)
         return np.append(block.short, marks), np.append(block.short_owners, owners)
 
 

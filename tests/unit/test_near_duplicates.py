@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import twins
-from align.data.dedup.groups import packs, sharing
+from align.data.dedup import near_duplicates as near
+from align.data.dedup.near_duplicates import DuplicatePairs, find_exact, packs, sharing
 from align.data.dedup.shingles import Rarity, Shingles, band_keys, normalised_digests, shingled
-from align.data.dedup.twins import Twins, exact
 
 START = "the quick brown fox jumps over the lazy dog while a small grey cat looks on from the old stone wall"
 SENTENCE = START.split()
@@ -26,7 +25,7 @@ def runs_of(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Twins:
+def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> DuplicatePairs:
     array = pa.array(texts, pa.string())
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets, bands, rows).T)
@@ -36,7 +35,7 @@ def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Twins:
         return shingled(array.take(pa.array(indexes)))
 
     order = np.arange(len(texts)) if order is None else np.asarray(order)
-    return twins.twins(order, sets.sizes, columns.__getitem__, read, threshold, bands, **how)
+    return near.find_near(order, sets.sizes, columns.__getitem__, read, threshold, bands, **how)
 
 
 def one_by_one(texts, order, threshold, bands, rows, may=lambda a, b: True) -> list[tuple[int, int, float]]:
@@ -58,8 +57,8 @@ def one_by_one(texts, order, threshold, bands, rows, may=lambda a, b: True) -> l
     return gone
 
 
-def rows_of(twins: Twins) -> list[tuple[int, int, float]]:
-    return list(zip(twins.dropped.tolist(), twins.kept.tolist(), twins.jaccard.tolist(), strict=True))
+def rows_of(pairs: DuplicatePairs) -> list[tuple[int, int, float]]:
+    return list(zip(pairs.dropped.tolist(), pairs.kept.tolist(), pairs.jaccard.tolist(), strict=True))
 
 
 @st.composite
@@ -78,14 +77,14 @@ def corpora(draw: st.DrawFn) -> list[str]:
 
 SMALL = {
     "as they are": {},
-    "rare shingles": {(twins, "LARGE"): 1, (twins, "SAMPLE"): 2},
-    "a block each": {(twins, "BLOCK"): 1},
-    "blocks of three": {(twins, "BLOCK"): 3, (twins, "LARGE"): 3, (twins, "BLOCK_SHINGLES"): 20},
-    "few pairs": {(twins, "FEW_PAIRS"): 1, (twins, "BLOCK_PAIRS"): 2},
-    "few pairs, rare shingles": {(twins, "FEW_PAIRS"): 2, (twins, "BLOCK_PAIRS"): 5, (twins, "LARGE"): 1},
-    "sketches": {(twins, "SKETCHED"): 1},
-    "runs that stay apart": {(twins, "RUN"): 1, (twins, "BLOCK"): 2},
-    "runs that stay apart, rare shingles": {(twins, "RUN"): 2, (twins, "BLOCK"): 2, (twins, "LARGE"): 1},
+    "rare shingles": {(near, "LARGE"): 1, (near, "SAMPLED"): 2},
+    "a block each": {(near, "BLOCK"): 1},
+    "blocks of three": {(near, "BLOCK"): 3, (near, "LARGE"): 3, (near, "BLOCK_SHINGLES"): 20},
+    "few pairs": {(near, "FEW_PAIRS"): 1, (near, "BLOCK_PAIRS"): 2},
+    "few pairs, rare shingles": {(near, "FEW_PAIRS"): 2, (near, "BLOCK_PAIRS"): 5, (near, "LARGE"): 1},
+    "sketches": {(near, "SKETCHED"): 1},
+    "runs that stay apart": {(near, "RUN"): 1, (near, "BLOCK"): 2},
+    "runs that stay apart, rare shingles": {(near, "RUN"): 2, (near, "BLOCK"): 2, (near, "LARGE"): 1},
 }  # fmt: skip
 """Sizes that make small corpora take the ways of huge ones."""
 
@@ -134,9 +133,9 @@ def test_packs_give_what_all_give_together(count, texts, data):
     [(64, 1024, 32), (4, 64, 32), (4, 64, 2), (8, 64, 32), (8, 64, 2)],
 )
 def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, block: int, bands: int):
-    monkeypatch.setattr(twins, "LARGE", large)
-    monkeypatch.setattr(twins, "BLOCK", block)
-    monkeypatch.setattr(twins, "FEW_PAIRS", 100)
+    monkeypatch.setattr(near, "LARGE", large)
+    monkeypatch.setattr(near, "BLOCK", block)
+    monkeypatch.setattr(near, "FEW_PAIRS", 100)
     rng = np.random.default_rng(3)
     seeds = [rng.integers(0, 30, rng.integers(0, 40)) for _ in range(12)]
     texts = []
@@ -208,13 +207,7 @@ def test_exact_duplicates_as_one_by_one(texts, by_source, across, data):
         gone += [(i, same[0], 1.0)] if same else []
         kept += [] if same else [i]
     digests = normalised_digests(pa.array(texts, pa.string()))
-    assert rows_of(exact(digests, order, sources if by_source else None, across)) == gone
-
-
-def test_clusters_by_size():
-    kept, sizes = found(["x y z", *["a b c"] * 4, "k l m", "x y z"]).clusters()
-    assert kept.tolist() == [1, 0]
-    assert sizes.tolist() == [4, 2]
+    assert rows_of(find_exact(digests, order, sources if by_source else None, across)) == gone
 
 
 def templates(rows: int) -> dict[str, list[str]]:
@@ -246,13 +239,13 @@ def test_huge_groups(name: str, kept: int | None):
 
     content = np.random.default_rng(1).integers(0, 1 << 63, rows).astype(np.uint64)
     began = time.process_time()
-    made = twins.twins(np.arange(rows), sets.sizes, columns.__getitem__, read, content=content)
+    made = near.find_near(np.arange(rows), sets.sizes, columns.__getitem__, read, content=content)
     took = time.process_time() - began
     assert len(made.dropped) == (rows - kept if kept else 0)
     assert took < 15
     few = rows // 10
     tracemalloc.start()
-    twins.twins(np.arange(few), sets.sizes[:few], lambda b: columns[b, :few], read, content=content[:few])
+    near.find_near(np.arange(few), sets.sizes[:few], lambda b: columns[b, :few], read, content=content[:few])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64e6
@@ -271,9 +264,8 @@ def test_alike_sets_have_a_rare_shingle_in_common(sets, threshold):
     )
     rarity = Rarity()
     rarity.add(Shingles(given.values[: len(given.values) // 2], given.offsets[:1]))
-    marks, many = rarity.marks(given, threshold)
-    ends = np.cumsum(many)
-    of = [set(marks[end - count : end].tolist()) for end, count in zip(ends, many, strict=True)]
+    marks, owners = rarity.marks(given, threshold)
+    of = [set(marks[owners == i].tolist()) for i in range(len(sets))]
     for (a, marks_a), (b, marks_b) in product(zip(sets, of, strict=True), repeat=2):
         if a and b and len(a & b) / len(a | b) >= threshold:
             assert marks_a & marks_b

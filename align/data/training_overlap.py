@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
-from align.data.dedup.contamination import RULES, Index, Prefilter, hits
+from align.data.dedup.evaluation_overlap import RULES, SLICE, Index, Prefilter, hits
 from align.data.pairs import divided_judgements, divided_pairs, read_pairs
 from align.data.read.content import turns
 from align.data.sources import DataSource, data_record, documents, prompts
@@ -23,11 +23,8 @@ from align.data.trained_ids import TRAINS
 from align.run import Artifact, Manifest
 from align.run.lineage import folders_behind
 
-COMMON = 10
-"""Training rows that may share a run of words: what more of them share is a phrase, and tells nothing (Brown et al.
-2020, arXiv 2005.14165, appendix C)."""
-SLICE = 48 << 20
-"""Bytes of training text that are indexed at once."""
+USERS = ("user",)
+SPEAKERS = ("user", "assistant", "tool")
 
 
 class Near(NamedTuple):
@@ -45,8 +42,9 @@ class Near(NamedTuple):
 def nearly_trained_on(
     artifacts: Mapping[str, Artifact], root: Path, store: str, asked: Sequence[Conversation], similarity: float
 ) -> tuple[Sequence[Mapping[str, Near]], Sequence[str]]:
-    """The prompts that training rows of artifacts come near to, by the rules of `align.data.dedup.contamination`: of
-    all runs that each came through, those of its reward models and its base among them.
+    """Find the prompts that training rows of artifacts come near to, by the rules of
+    `align.data.dedup.evaluation_overlap`: of all runs that each came through, those of its reward models and its base
+    among them.
 
     Args:
         artifacts: by the name of the system that they are.
@@ -59,15 +57,16 @@ def nearly_trained_on(
         of each prompt the systems that were nearly trained on it [N], and what is not known, a sentence each.
     """
     found: list[dict[str, Near]] = [{} for _ in asked]
-    unknown, by_run = list[str](), dict[str, Mapping[int, str]]()
-    questions = pa.array([users_say([prompt]) for prompt in asked], pa.string())
+    unknown = list[str]()
+    by_run = dict[str, Mapping[int, str]]()
+    questions = pa.array([spoken(prompt, USERS) for prompt in asked], pa.string())
     for name, artifact in artifacts.items():
         for run, _ in folders_behind(artifact, root):
             if not isinstance(run, Manifest) or run.stage not in TRAINS:
                 continue  # of what is gone `seen_by` speaks
             if run.digest not in by_run:
                 try:
-                    by_run[run.digest] = near_ones(trained_rows(run, store), questions, similarity)
+                    by_run[run.digest] = find_near_questions(trained_rows(run, store), questions, similarity)
                 except (AlignError, KeyError, OSError) as error:
                     by_run[run.digest] = {}
                     problem = f"cannot be read again ({str(error).splitlines()[0].removesuffix('.')})"
@@ -78,7 +77,7 @@ def nearly_trained_on(
 
 
 def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
-    """What a run was given to train on.
+    """Return what a run was given to train on.
 
     Raises:
         AlignError: it cannot be read, or is not what it was.
@@ -86,11 +85,18 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     """
     data, stage, seed = manifest.config["data"], manifest.config["stage"], manifest.config["seed"]
     source = DataSource(
-        data["name"], data["path"], part=data.get("part"), held_out=data["held_out"], limit=data.get("limit"),
-        eval_path=data.get("eval_path"), system=data.get("system") or None,
-        hide_reasoning=data.get("reasoning") == "hide", skips=data.get("on_bad_row") == "skip",
-        columns=data.get("columns") or {}, metadata=tuple(data.get("metadata") or ()),
-    )  # fmt: skip
+        data["name"],
+        data["path"],
+        part=data.get("part"),
+        held_out=data["held_out"],
+        limit=data.get("limit"),
+        eval_path=data.get("eval_path"),
+        system=data.get("system") or None,
+        hide_reasoning=data.get("reasoning") == "hide",
+        skips=data.get("on_bad_row") == "skip",
+        columns=data.get("columns") or {},
+        metadata=tuple(data.get("metadata") or ()),
+    )
     read = manifest.inputs["data"]
     if not read.project and data_record(source).digest != read.digest:
         raise AlignError(f"{read.path} has changed since")
@@ -105,46 +111,40 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     return divided_pairs(pairs, source, stage["held_out"], seed)[0]
 
 
-def near_ones(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
-    """The places of questions that rows come near to, and the first rule that says so."""
-    prefilter = Prefilter(COMMON, threshold=similarity)
+def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
+    """Return the places of questions that rows come near to, and the first rule that holds for each."""
+    prefilter = Prefilter(similarity)
     prefilter.measure(questions)
     prefilter.add(questions)
-    for texts in slices(said(row) for row in rows):
+    for texts in slices(spoken(row, SPEAKERS) for row in rows):
         prefilter.tell(texts)
     found = dict[int, int]()
-    for texts in slices(text for row in rows for text in {said(row), users_say([row])}):
+    for texts in slices(text for row in rows for text in {spoken(row, SPEAKERS), spoken(row, USERS)}):
         alike = texts.filter(pa.array(prefilter.maybe(texts)))
         if len(alike):
-            these = hits(Index({"rows": alike}, threshold=similarity).without(prefilter.phrases), questions)
-            for place, rule in zip(these.text.tolist(), these.rule.tolist(), strict=True):
+            near = hits(Index({"rows": alike}, threshold=similarity).without(prefilter.phrases), questions)
+            for place, rule in zip(near.text.tolist(), near.rule.tolist(), strict=True):
                 found[place] = min(rule, found.get(place, rule))
     return {place: RULES[rule] for place, rule in sorted(found.items())}
 
 
-def said(record: Record) -> str:
-    """All that a row says, without system turns."""
+def spoken(record: Record, roles: Sequence[str]) -> str:
+    """Return what some roles say in a row; all of plain text."""
     if isinstance(record, str):
         return record
-    return "\n".join(turn.content for turn in turns(record) if turn.role != "system")
-
-
-def users_say(records: Iterable[Record]) -> str:
-    """What users say in rows; all of plain text."""
-    return "\n".join(
-        record if isinstance(record, str) else "\n".join(turn.content for turn in turns(record) if turn.role == "user")
-        for record in records
-    )
+    return "\n".join(turn.content for turn in turns(record) if turn.role in roles)
 
 
 def slices(texts: Iterable[str]) -> Iterator[pa.Array]:
-    """Texts, some `SLICE` bytes at a time."""
-    part, size = list[str](), 0
+    """Yield texts, some `SLICE` bytes at a time."""
+    part = list[str]()
+    size = 0
     for text in texts:
         part.append(text)
         size += len(text)
         if size >= SLICE:
             yield pa.array(part, pa.string())
-            part, size = [], 0
+            part = []
+            size = 0
     if part:
         yield pa.array(part, pa.string())

@@ -1,0 +1,22 @@
+"""The records of a data set, as tests read them: without the parts of `align.data.sets.gather`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from align.core.errors import InputError
+from align.data.read.drops import BadRows, Drop
+from align.data.read.records import Read, read_outcomes
+
+
+def read_records(path: str, bad_rows: BadRows, drops: Counter[Drop] | None = None, **more: Any) -> Iterator[Read]:
+    """Yield the records of a data set. Rows that are refused, and drops, are counted."""
+    for _, result in read_outcomes(path, **more):
+        if isinstance(result, InputError):
+            bad_rows.take(result)
+        elif isinstance(result, Read):
+            yield result
+        elif drops is not None:
+            drops[result] += 1
