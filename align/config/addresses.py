@@ -11,24 +11,22 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_address(host: str, url: str | None) -> None:
-    """Checks `stage.host` and `stage.url` of a server.
+    """Check `stage.host` and `stage.url` of a server.
 
     Raises:
         InputError: other machines can reach the server and no address is given, or the address is none.
     """
-    require(
-        host in LOOPBACK or url is not None, "stage.url", url,
-        "others than this machine are to reach the server, and nobody said under which name",
-        "Say what they will be told, such as stage.url=https://align.example.org.",
-    )  # fmt: skip
-    require(
-        url is None or is_origin(url), "stage.url", url, "is no address of a server of its own",
-        "Write https://HOST or https://HOST:PORT, without a path.",
-    )  # fmt: skip
+    problem = "others than this machine are to reach the server, and nobody said under which name"
+    remedy = "Say what they will be told, such as stage.url=https://align.example.org."
+    require(host in LOOPBACK or url is not None, "stage.url", url, problem, remedy)
+    # A scheme, a host and perhaps a port, as a browser's `Origin` has them.
+    origin = url is None or re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url) is not None
+    remedy = "Write https://HOST or https://HOST:PORT, without a path."
+    require(origin, "stage.url", url, "is no address of a server of its own", remedy)
 
 
 def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
-    """Under which addresses browsers know a server: the one that people are told, and further ones."""
+    """Return the addresses under which browsers know a server: the one that people are told, and further ones."""
     if url is not None:  # as browsers write it
         url = url.lower()
         return url.removesuffix(":443" if url.startswith("https:") else ":80"), []
@@ -37,12 +35,7 @@ def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
 
 
 def in_the_clear(url: str) -> list[str]:
-    """What is to be said of an address that others than this machine use, and that has no TLS."""
+    """Return a warning for an address that others than this machine use, and that has no TLS."""
     if not url.startswith("http:") or urlsplit(url).hostname in LOOPBACK:
         return []
     return ["passwords and answers travel in the clear: put a proxy with TLS in front of it"]
-
-
-def is_origin(url: str) -> bool:
-    """Whether a URL names a scheme, a host and perhaps a port, as a browser's `Origin` does."""
-    return re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?", url) is not None

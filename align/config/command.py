@@ -69,16 +69,12 @@ def flat(tree: Mapping[str, Any], stops: frozenset[str], prefix: str = "") -> It
             yield key, value
 
 
-def declared() -> Iterator[tuple[str, Any]]:
-    """Dotted key → its declaration, of every schema there is."""
-    stages = {schema_of(stage) for stage in STAGES}
-    parts = {part for schema in stages for part in parts_in(schema)}
-    for schema in (Config, *stages, *parts, *PARTS.values(), *CHOICES.values()):
-        for name, setting in declared_in(schema).items():
-            yield (f"{schema.AT}.{name}" if schema.AT else name), setting
-
-
-STOPS = frozenset(key for key, _ in declared())
+SCHEMAS = {schema_of(stage) for stage in STAGES}
+STOPS = frozenset(
+    f"{schema.AT}.{name}" if schema.AT else name
+    for schema in (Config, *SCHEMAS, *(p for s in SCHEMAS for p in parts_in(s)), *PARTS.values(), *CHOICES.values())
+    for name in declared_in(schema)
+)
 """Keys that hold a value, be it a mapping."""
 
 

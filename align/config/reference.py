@@ -12,7 +12,6 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -104,10 +103,6 @@ def stage_section(stage: str) -> Section:
     return section(f"stage={stage}", schema_of(stage))
 
 
-def reward_sections() -> list[Section]:
-    return [section(f"reward={name}", schema) for name, schema in scorers.CHOICES.items()]
-
-
 def part_section(name: str) -> Section:
     """The section of one part of the configuration that stages share."""
     if name in PARTS:
@@ -143,15 +138,13 @@ def with_defaults(one: Section, tree: DictConfig) -> Section:
     """A section with the values that a stage begins with: its group files may choose others than the schema's."""
     keys = []
     for key in one.keys:
-        found = OmegaConf.select(tree, key.name, default=...)
-        keys.append(key if found is ... else replace(key, default=written(plain_value(found))))
+        value = OmegaConf.select(tree, key.name, default=...)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        keys.append(key if value is ... else replace(key, default=written(value)))
     group, chosen = one.title.partition("=")[0], OmegaConf.select(tree, f"{one.title.partition('=')[0]}.name")
     more = f" Here: {group}={chosen}." if "|" in one.title and chosen else ""
     return replace(one, about=one.about + more, keys=tuple(keys))
-
-
-def plain_value(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def help_text(stage: str, reward: str | None = None, of: str | None = None) -> str:
@@ -196,7 +189,8 @@ def markdown() -> str:
         others = (*stage.reads, *stage.uses)
         lines += tables(stage_section(name), "###", f"It also reads: {', '.join(others)}." if others else "")
     lines += ["## Groups", ""]
-    for one in (*shared[:3], *reward_sections(), *shared[3:]):
+    rewards = [section(f"reward={name}", schema) for name, schema in scorers.CHOICES.items()]
+    for one in (*shared[:3], *rewards, *shared[3:]):
         lines += tables(one, "###")
     lines += ["## Beside the groups", ""]
     always = every_run()  # less the keys of the group `track`, which has a section of its own above

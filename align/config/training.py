@@ -135,13 +135,16 @@ def settled_batch(settings: Any) -> None:
         InputError: a batch size besides its default is given and contradicts it, or a batch is no whole number of
             micro-batches.
     """
-    passes, micro = settings.gradient_accumulation, settings.micro_batch
+    passes = settings.gradient_accumulation
+    micro = settings.micro_batch
     if passes is not None:
         if settings.batch_size != type(settings).batch_size:
             one_batch(settings.batch_size, passes, micro)
         object.__setattr__(settings, "batch_size", passes * micro)  # also of a frozen instance
         object.__setattr__(settings, "gradient_accumulation", None)
-    whole_micro_batches(settings.batch_size, micro)
+    batch = settings.batch_size
+    remedy = "Make it one: gradients are accumulated over whole micro-batches."
+    require(batch % micro == 0, "stage.batch_size", batch, f"is not a multiple of stage.micro_batch={micro}", remedy)
 
 
 def one_batch(batch: int, passes: int, micro: int) -> None:
@@ -149,14 +152,6 @@ def one_batch(batch: int, passes: int, micro: int) -> None:
     require(
         batch == passes * micro, "stage.batch_size", batch,
         f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}", "Give one of the two.",
-    )  # fmt: skip
-
-
-def whole_micro_batches(batch: int, micro: int) -> None:
-    """Raises InputError unless a batch is a whole number of micro-batches."""
-    require(
-        batch % micro == 0, "stage.batch_size", batch, f"is not a multiple of stage.micro_batch={micro}",
-        "Make it one: gradients are accumulated over whole micro-batches.",
     )  # fmt: skip
 
 
