@@ -3,11 +3,15 @@
 
 Each instruction has the name, the arguments and the verdicts of the published checkers, apart from what
 `docs/checkers.md` lists: where their verdict is drawn at random, needs a download, or takes time that grows by the
-square of the answer's length.
+square of the answer's length. Every function here takes time that grows by the character, so that an answer of a
+million brackets is checked as fast as one of letters.
 """
 
 from __future__ import annotations
 
+import json
+import operator
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +20,89 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.core.spec import filled, known, one_of, quoted, text, texts, whole
-from align.reward.checkers import text_counts
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.languages import LANGUAGES, in_language
 from align.reward.checkers.sentences import count_sentences
-from align.reward.checkers.text_counts import COMPARED, compare
+
+COMPARED = {
+    "less than": operator.lt,
+    "at least": operator.ge,
+    "at most": operator.le,
+    "more than": operator.gt,
+    "exactly": operator.eq,
+}
+"""IFEval has the first two."""
+CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
+WORD = re.compile(r"[^\W_]+(?:[-./][^\W_]+)*")
+"""What a hyphen, a point or a slash joins is one word; CAN'T is two, as for the Treebank's tokenizer."""
+HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
+STRONG = re.compile(r"\*\*[^\n*]*\*\*")
+BULLET = re.compile(r"^[^\S\n]*(?:\*[^*]|-).*$", re.MULTILINE)
+
+
+def starred_paragraphs(text: str) -> int:
+    """Paragraphs that `***` divides; -1 where one between two others is blank."""
+    pieces = re.split(r"\s?\*\*\*\s?", text)
+    if any(not piece.strip() for piece in pieces[1:-1]):
+        return -1
+    return sum(bool(piece.strip()) for piece in pieces)
+
+
+def paragraph_begins(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """Whether there are so many paragraphs, divided by empty lines, and one of them begins with a word. A blank
+    paragraph has a place but is not counted."""
+    paragraphs = text.split("\n\n")
+    if sum(bool(each.strip()) for each in paragraphs) != num_paragraphs:
+        return False
+    words = paragraphs[nth_paragraph - 1].split(maxsplit=1)
+    if not words:
+        return False
+    first = re.split(r"[.,?!'\"]", words[0].lstrip("'").lstrip('"').lower(), maxsplit=1)[0]
+    return first == first_word.lower()
+
+
+def has_postscript(text: str, postscript_marker: str) -> bool:
+    marker = postscript_marker.strip()
+    return re.search(POSTSCRIPTS.get(marker, re.escape(marker.lower())), text.lower()) is not None
+
+
+def highlights(text: str) -> int:
+    """`*…*` and `**…**` on one line with something between. What stands in double asterisks counts once, for `**`
+    alone is an empty highlight."""
+    single = sum(bool(found.strip("*").strip()) for found in HIGHLIGHT.findall(text))
+    return single + sum(bool(found[2:-2].strip()) for found in STRONG.findall(text))
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is JSON; fences around it, with or without `json`, do not count."""
+    text = text.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def has_title(text: str) -> bool:
+    """Whether a line has `<<…>>` with something between."""
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
+            return True
+    return False
+
+
+def two_responses(text: str) -> bool:
+    """Whether `******` divides a text into two that differ. It may also stand at the beginning and the end."""
+    pieces = [piece.strip() for piece in text.split("******")]
+    if not all(pieces[1:-1]):
+        return False
+    given = [piece for piece in pieces if piece]
+    return len(given) == 2 and given[0] != given[1]
+
 
 KIND = "instructions"
 
@@ -45,20 +127,26 @@ def counted(n: int, noun: str) -> str:
 INSTRUCTIONS: dict[str, Instruction] = {
     "keywords:existence": Instruction(
         lambda keywords: f"has {quoted(keywords, 'and')}",
-        lambda text, keywords: all(text_counts.occurrences(text, word) for word in keywords),
+        lambda text, keywords: all(re.search(re.escape(word.strip()), text, re.IGNORECASE) for word in keywords),
     ),
     "keywords:frequency": Instruction(
         lambda relation, keyword, frequency: f'has "{keyword}" {relation} {counted(frequency, "time")}',
-        lambda text, relation, keyword, frequency: compare(text_counts.occurrences(text, keyword), relation, frequency),
+        lambda text, relation, keyword, frequency: COMPARED[relation](
+            len(re.findall(re.escape(keyword.strip()), text, re.IGNORECASE)), frequency
+        ),
     ),
     "keywords:forbidden_words": Instruction(
         lambda forbidden_words: f"has no word {quoted(forbidden_words)}",
-        lambda text, forbidden_words: not any(text_counts.has_word(text, word) for word in forbidden_words),
+        lambda text, forbidden_words: (
+            not any(
+                re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) for word in forbidden_words
+            )
+        ),
     ),
     "keywords:letter_frequency": Instruction(
         lambda let_relation, letter, let_frequency: f'has "{letter}" {let_relation} {counted(let_frequency, "time")}',
-        lambda text, let_relation, letter, let_frequency: compare(
-            text.lower().count(letter.lower()), let_relation, let_frequency
+        lambda text, let_relation, letter, let_frequency: COMPARED[let_relation](
+            text.lower().count(letter.lower()), let_frequency
         ),
     ),
     "language:response_language": Instruction(
@@ -66,53 +154,57 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "length_constraints:number_sentences": Instruction(
         lambda relation, num_sentences: f"{relation} {counted(num_sentences, 'sentence')}",
-        lambda text, relation, num_sentences: compare(count_sentences(text), relation, num_sentences),
+        lambda text, relation, num_sentences: COMPARED[relation](count_sentences(text), num_sentences),
     ),
     "length_constraints:number_words": Instruction(
         lambda relation, num_words: f"{relation} {counted(num_words, 'word')}",
-        lambda text, relation, num_words: compare(text_counts.count_words(text), relation, num_words),
+        lambda text, relation, num_words: COMPARED[relation](len(re.findall(r"\w+", text)), num_words),
     ),
     "length_constraints:number_paragraphs": Instruction(
         lambda num_paragraphs: f"{counted(num_paragraphs, 'paragraph')}, divided by ***",
-        lambda text, num_paragraphs: text_counts.starred_paragraphs(text) == num_paragraphs,
+        lambda text, num_paragraphs: starred_paragraphs(text) == num_paragraphs,
     ),
     "length_constraints:nth_paragraph_first_word": Instruction(
         lambda num_paragraphs, nth_paragraph, first_word: (
             f"{counted(num_paragraphs, 'paragraph')}, divided by empty lines; paragraph {nth_paragraph} begins with "
             f'"{first_word}"'
         ),
-        text_counts.paragraph_begins,
+        paragraph_begins,
     ),
     "detectable_content:number_placeholders": Instruction(
         lambda num_placeholders: f"at least {counted(num_placeholders, 'placeholder')} in square brackets",
-        lambda text, num_placeholders: text_counts.placeholders(text) >= num_placeholders,
+        # On one line: a piece that a closing bracket ends, with an opening one in it.
+        lambda text, num_placeholders: (
+            sum("[" in piece for line in text.split("\n") for piece in line.split("]")[:-1]) >= num_placeholders
+        ),
     ),
     "detectable_content:postscript": Instruction(
-        lambda postscript_marker: f"has a postscript that begins with {postscript_marker}", text_counts.has_postscript
+        lambda postscript_marker: f"has a postscript that begins with {postscript_marker}",
+        has_postscript,
     ),
     "detectable_format:number_bullet_lists": Instruction(
         lambda num_bullets: f"exactly {counted(num_bullets, 'bullet point')}",
-        lambda text, num_bullets: text_counts.bullets(text) == num_bullets,
+        lambda text, num_bullets: len(BULLET.findall(text)) == num_bullets,
     ),
     "detectable_format:constrained_response": Instruction(
-        lambda: f"has one of {quoted(text_counts.CONSTRAINED)}",
-        lambda text: any(option in text for option in text_counts.CONSTRAINED),
+        lambda: f"has one of {quoted(CONSTRAINED)}",
+        lambda text: any(option in text for option in CONSTRAINED),
     ),
     "detectable_format:number_highlighted_sections": Instruction(
         lambda num_highlights: f"at least {counted(num_highlights, 'section')} highlighted by *asterisks*",
-        lambda text, num_highlights: text_counts.highlights(text) >= num_highlights,
+        lambda text, num_highlights: highlights(text) >= num_highlights,
     ),
     "detectable_format:multiple_sections": Instruction(
         lambda section_spliter, num_sections: (
             f"at least {counted(num_sections, 'section')}, marked {section_spliter} 1, {section_spliter} 2 and so on"
         ),
-        lambda text, section_spliter, num_sections: text_counts.sections(text, section_spliter) >= num_sections,
+        lambda text, section_spliter, num_sections: (
+            len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
+        ),
     ),
-    "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", text_counts.is_json),
-    "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", text_counts.has_title),
-    "combination:two_responses": Instruction(
-        lambda: "two different responses, divided by ******", text_counts.two_responses
-    ),
+    "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", is_json),
+    "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", has_title),
+    "combination:two_responses": Instruction(lambda: "two different responses, divided by ******", two_responses),
     "combination:repeat_prompt": Instruction(
         lambda prompt_to_repeat: "begins by repeating the request word for word",
         lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
@@ -121,13 +213,16 @@ INSTRUCTIONS: dict[str, Instruction] = {
         lambda end_phrase: f'ends with "{end_phrase.strip()}"',
         lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),
     ),
-    "startend:quotation": Instruction(lambda: "stands in double quotation marks", text_counts.is_quoted),
+    "startend:quotation": Instruction(
+        lambda: "stands in double quotation marks",
+        lambda text: len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] == '"',
+    ),
     "change_case:capital_word_frequency": Instruction(
         lambda capital_relation, capital_frequency: (
             f"{capital_relation} {counted(capital_frequency, 'word')} in capitals"
         ),
-        lambda text, capital_relation, capital_frequency: compare(
-            text_counts.capital_words(text), capital_relation, capital_frequency
+        lambda text, capital_relation, capital_frequency: COMPARED[capital_relation](
+            sum(word.isupper() for word in WORD.findall(text)), capital_frequency
         ),
     ),
     "change_case:english_capital": Instruction(

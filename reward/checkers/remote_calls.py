@@ -8,6 +8,7 @@ change their arguments can be tested. Imports nothing but the standard library, 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import datetime
 import importlib
 import io
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 MOST_BYTES = 2**24
 """Of one message."""
@@ -57,18 +58,107 @@ class NotPassable(TypeError):
     """A value that cannot be sent to the other process."""
 
 
-class Connection:
-    """Requests in both directions over two pipes. A side that waits for a response serves the other side's requests.
+def plain_kind(value: Any) -> str:
+    """Return the name of the plain type that a value is an instance of. Returns "" for any other value."""
+    return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
+
+
+class Containers:
+    """The lists, dicts, sets, deques and bytearrays of one call, by number: both sides number them alike."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Any] = {}
+        self.numbers: dict[int, int] = {}
+        self.before: dict[int, Any] = {}
+
+    def add(self, container: Any, number: int | None = None) -> int:
+        number = len(self.by_number) if number is None else number
+        self.by_number[number] = container
+        self.numbers[id(container)] = number
+        return number
+
+    def remember_contents(self) -> None:
+        """Note what each container holds, to find those that a call changes."""
+        self.before = {number: contents_of(container) for number, container in self.by_number.items()}
+
+    def list_changed(self) -> list[int]:
+        """Return the numbers of the containers that do not hold the same objects in the same order as was noted."""
+        changed = []
+        for number, before in self.before.items():
+            after = contents_of(self.by_number[number])
+            if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
+                changed.append(number)
+        return changed
+
+
+def contents_of(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [each for pair in dict.items(container) for each in pair]
+    return list(container)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the class and the text of an exception, shortened. Its `__str__` may be an answer's and fail."""
+    try:
+        return f"{type(error).__name__}: {error}"[:MOST_DESCRIBED]
+    except BaseException:
+        return type(error).__name__
+
+
+class Peer:
+    """One end of the connection: it calls operations of the other end, does those that the other end may ask for, and
+    turns values into JSON and back.
+
+    Attributes:
+        copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
+        shares_builtins: whether a function of Python's own, such as `sorted`, stays here when it is sent.
+        shared: objects of this end that the other one may name.
+        ended: why the other end can be asked nothing more; empty while it can.
+        mixed: numbers of the other end's objects that an operator made with plain data, see `RemoteObject`.
 
     Args:
         reading, writing: file descriptors.
-        serve: answers a request of the other side.
     """
 
-    def __init__(self, reading: int, writing: int, serve: Callable[[Any], Any]) -> None:
+    copies_subclasses: bool
+    shares_builtins: bool
+
+    def __init__(self, reading: int, writing: int) -> None:
         self.reading = reading
         self.writing = writing
-        self.serve = serve
+        self.ended = ""
+        self.shared: list[Any] = []
+        self.shared_numbers: dict[int, int] = {}
+        self.exception_classes: dict[int, type[BaseException]] = {}
+        self.mixed: set[int] = set()
+
+    # What the two ends do differently.
+
+    def operations(self) -> Mapping[str, Callable[..., Any]]:
+        """Return the operations that the other end may ask for, by name."""
+        raise NotImplementedError
+
+    def make_proxy(self, number: int, kind: str) -> Any:
+        """Return what stands here for an object of the other end."""
+        raise NotImplementedError
+
+    def number_of_proxy(self, value: Any) -> int | None:
+        """Return the number of a proxy's object. Returns None if the value is no proxy."""
+        raise NotImplementedError
+
+    def is_shareable(self, value: Any) -> bool:
+        """Return whether the other end may get a reference to a value."""
+        raise NotImplementedError
+
+    def check_request(self, message: Any) -> None:
+        """Raise ConnectionEnded if the other end may not send a request."""
+        raise NotImplementedError
+
+    def check_builtin(self, value: Any) -> None:
+        """Raise ConnectionEnded if the other end may not name this object of Python's own."""
+        raise NotImplementedError
+
+    # Messages. A side that waits for a response serves the other side's requests.
 
     def request(self, message: Any) -> Any:
         """Send a request and return the response."""
@@ -117,121 +207,6 @@ class Connection:
             content += piece
         return content
 
-
-def plain_kind(value: Any) -> str:
-    """Return the name of the plain type that a value is an instance of. Returns "" for any other value."""
-    return next((name for name, kind in PLAIN_KINDS.items() if isinstance(value, kind)), "")
-
-
-def plain_copy(value: Any) -> Any:
-    """Return what an object holds as the plain type that its class extends. Raises TypeError if it extends none."""
-    name = plain_kind(value)
-    if not name:
-        raise TypeError(f"a {type(value).__name__} is no plain data")
-    return str.__str__(value) if name == "str" else PLAIN_KINDS[name](value)
-
-
-class Containers:
-    """The lists, dicts, sets, deques and bytearrays of one call, by number: both sides number them alike."""
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, Any] = {}
-        self.numbers: dict[int, int] = {}
-        self.before: dict[int, Any] = {}
-
-    def add(self, container: Any, number: int | None = None) -> int:
-        number = len(self.by_number) if number is None else number
-        self.by_number[number] = container
-        self.numbers[id(container)] = number
-        return number
-
-    def remember_contents(self) -> None:
-        """Note what each container holds, to find those that a call changes."""
-        self.before = {number: contents_of(container) for number, container in self.by_number.items()}
-
-    def list_changed(self) -> list[int]:
-        """Return the numbers of the containers whose contents are not those that were noted."""
-        return [
-            number
-            for number, before in self.before.items()
-            if not same_contents(before, contents_of(self.by_number[number]))
-        ]
-
-
-def contents_of(container: Any) -> list[Any]:
-    if isinstance(container, dict):
-        return [each for pair in dict.items(container) for each in pair]
-    return list(container)
-
-
-def same_contents(before: Sequence[Any], after: Sequence[Any]) -> bool:
-    """Return whether two contents are the same objects in the same order."""
-    return len(before) == len(after) and all(old is new for old, new in zip(before, after, strict=True))
-
-
-def describe_error(error: BaseException) -> str:
-    """Return the class and the text of an exception, shortened. Its `__str__` may be an answer's and fail."""
-    try:
-        return f"{type(error).__name__}: {error}"[:MOST_DESCRIBED]
-    except BaseException:
-        return type(error).__name__
-
-
-class Side(Protocol):
-    """One end of a connection: what it lets the other end do, and what stands there for the other end's objects.
-
-    Attributes:
-        copies_subclasses: whether an instance of a subclass of a plain type is sent as that type.
-        shares_builtins: whether a function of Python's own, such as `sorted`, stays here when it is sent.
-    """
-
-    copies_subclasses: bool
-    shares_builtins: bool
-
-    def operations(self) -> Mapping[str, Callable[..., Any]]:
-        """Return the operations that the other end may ask for, by name."""
-        ...
-
-    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
-        """Return a proxy of an object of the other end."""
-        ...
-
-    def number_of_proxy(self, value: Any) -> int | None:
-        """Return the number of a proxy's object. Returns None if the value is no proxy."""
-        ...
-
-    def is_shareable(self, value: Any) -> bool:
-        """Return whether the other end may get a reference to a value."""
-        ...
-
-    def check_request(self, message: Any) -> None:
-        """Raise ConnectionEnded if the other end may not send a request."""
-        ...
-
-    def check_builtin(self, value: Any) -> None:
-        """Raise ConnectionEnded if the other end may not name this object of Python's own."""
-        ...
-
-
-class Peer:
-    """A connection that turns values into JSON and back, and calls operations of the other end.
-
-    Attributes:
-        side: which of the two ends this is.
-        shared: objects of this end that the other one may name.
-        ended: why the other end can be asked nothing more; empty while it can.
-        mixed: numbers of the other end's objects that an operator made with plain data, see `RemoteObject`.
-    """
-
-    def __init__(self, reading: int, writing: int, side: Side) -> None:
-        self.connection = Connection(reading, writing, self.serve)
-        self.side = side
-        self.ended = ""
-        self.shared: list[Any] = []
-        self.shared_numbers: dict[int, int] = {}
-        self.exception_classes: dict[int, type[BaseException]] = {}
-        self.mixed: set[int] = set()
-
     # Requests.
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
@@ -243,7 +218,7 @@ class Peer:
             "kwargs": {name: self.encode(value, containers) for name, value in kwargs.items()},
         }
         try:
-            return self.read_response(self.connection.request(message), containers)
+            return self.read_response(self.request(message), containers)
         except ConnectionEnded as error:
             self.ended = str(error)
             raise
@@ -266,7 +241,7 @@ class Peer:
 
     def serve(self, message: Any) -> Any:
         """Do an operation that the other end asks for, and return the response."""
-        self.side.check_request(message)
+        self.check_request(message)
         containers = Containers()
         printed = io.StringIO()
         standard = sys.stdout
@@ -276,7 +251,7 @@ class Peer:
             kwargs = {name: self.decode(value, containers) for name, value in message["kwargs"].items()}
             containers.remember_contents()
             sys.stdout = printed
-            value = self.side.operations()[message["operation"]](*args, **kwargs)
+            value = self.operations()[message["operation"]](*args, **kwargs)
             sys.stdout = standard
             changed = self.encode_changes(containers)
             response = {"value": self.encode(value, containers), "changed": changed}
@@ -285,7 +260,9 @@ class Peer:
             raise
         except BaseException as error:
             sys.stdout = standard
-            response = {"error": self.encode_error(error), "changed": self.encode_changes_or_none(containers)}
+            response = {"error": self.encode_error(error), "changed": []}
+            with contextlib.suppress(Exception):
+                response["changed"] = self.encode_changes(containers)
         finally:
             sys.stdout = standard
         return {**response, "printed": printed.getvalue()[:MOST_PRINTED]}
@@ -296,17 +273,11 @@ class Peer:
             for number in containers.list_changed()
         ]
 
-    def encode_changes_or_none(self, containers: Containers) -> list[Any]:
-        try:
-            return self.encode_changes(containers)
-        except Exception:
-            return []
-
     # Values.
 
     def encode(self, value: Any, containers: Containers) -> Any:
         """Return a value as JSON has it. Raises NotPassable if it can be neither copied nor shared."""
-        if (number := self.side.number_of_proxy(value)) is not None:
+        if (number := self.number_of_proxy(value)) is not None:
             return {"yours": number}
         if value is None or value is Ellipsis or value is NotImplemented:
             return None if value is None else {"builtin": repr(value)}
@@ -315,7 +286,7 @@ class Peer:
         if isinstance(value, bool):
             return value
         name = plain_kind(value)
-        if name and (self.side.copies_subclasses or type(value) is PLAIN_KINDS[name]):
+        if name and (self.copies_subclasses or type(value) is PLAIN_KINDS[name]):
             return self.encode_plain(name, value, containers)
         if type(value) is range:
             return {"range": [value.start, value.stop, value.step]}
@@ -329,7 +300,7 @@ class Peer:
         if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
             return {"builtin": value.__name__}
         is_builtin = isinstance(value, types.BuiltinFunctionType) and getattr(builtins, value.__name__, None) is value
-        if is_builtin and not self.side.shares_builtins:
+        if is_builtin and not self.shares_builtins:
             return {"builtin": value.__name__}
         if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
             return {"module": value.__name__, **self.encode_shared(value)}
@@ -372,7 +343,7 @@ class Peer:
         return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
 
     def encode_shared(self, value: Any) -> Any:
-        if not self.side.is_shareable(value):
+        if not self.is_shareable(value):
             raise NotPassable(f"a {type(value).__name__} cannot be passed to the program under test")
         number = self.shared_numbers.get(id(value))
         if number is None:
@@ -442,21 +413,28 @@ class Peer:
             return PLAIN_TEXTS[tag][2](content)
         if tag == "builtin":
             value = getattr(builtins, content)
-            self.side.check_builtin(value)
+            self.check_builtin(value)
             return value
         if tag == "array":
-            return decode_array(*content)
+            import numpy
+
+            kind, shape, items = content
+            dtype = numpy.dtype(kind)
+            if dtype.kind not in "biufc":
+                raise ValueError(kind)
+            value = numpy.frombuffer(bytes.fromhex(items), dtype).reshape(shape).copy()
+            return value if value.shape else value[()]
         if tag == "module":
             # The tests' side takes its own module of this name, which the answer cannot have changed.
             if content in sys.stdlib_module_names or content == "numpy":
                 return importlib.import_module(content)
-            return self.side.make_proxy(self, int(data["mine"]), "")
+            return self.make_proxy(int(data["mine"]), "")
         if tag == "yours":
             return self.shared[content]
         if tag == "exception":
             return self.exception_class(*content)
         if tag == "mine":
-            return self.side.make_proxy(self, int(content), str(data["kind"]))
+            return self.make_proxy(int(content), str(data["kind"]))
         raise ConnectionEnded("it sent what is no value")
 
     def replace_contents(self, container: Any, content: Any, containers: Containers) -> None:
@@ -495,16 +473,6 @@ class Peer:
         return kind
 
 
-def decode_array(kind: str, shape: Sequence[int], content: str) -> Any:
-    import numpy
-
-    dtype = numpy.dtype(kind)
-    if dtype.kind not in "biufc":
-        raise ValueError(kind)
-    value = numpy.frombuffer(bytes.fromhex(content), dtype).reshape(shape).copy()
-    return value if value.shape else value[()]
-
-
 # Operations on objects of the answer, by the names that the tests' side uses.
 
 UNARY = ("neg", "pos", "abs", "invert")
@@ -514,14 +482,22 @@ OF_NUMBERS = (*UNARY, "round", "bool", "int", "float", "index")
 """Operations whose result a test compares as a number or takes as a verdict."""
 
 
-def reverse_operation(name: str) -> Callable[[Any, Any], Any]:
-    return lambda value, other: getattr(operator, name)(other, value)
+def read_as_plain(value: Any) -> Any:
+    """Return what an object holds as the plain type that its class extends. Raises TypeError if it extends none."""
+    name = plain_kind(value)
+    if not name:
+        raise TypeError(f"a {type(value).__name__} is no plain data")
+    return str.__str__(value) if name == "str" else PLAIN_KINDS[name](value)
 
 
 def run_coroutine(coroutine: Any) -> Any:
     import asyncio  # slow to import
 
     return asyncio.run(coroutine)
+
+
+def reverse_operation(name: str) -> Callable[[Any, Any], Any]:
+    return lambda value, other: getattr(operator, name)(other, value)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -535,37 +511,33 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": lambda manager, *error: type(manager).__exit__(manager, *error),
     "eq": operator.eq,
-    "plain": plain_copy,
+    "plain": read_as_plain,
     **{name.__name__: name for name in (len, iter, next, bool, str, repr, hash, int, float, round, reversed)},
     **{name: getattr(operator, name) for name in ("getitem", "setitem", "delitem", "index", *UNARY, *BINARY, *ORDER)},
     **{f"r{name}": reverse_operation(name) for name in BINARY},
 }
 
 
-class AnswerSide:
+class AnswerPeer(Peer):
     """The end of the answer, which does all that the tests ask of the answer's objects."""
 
     copies_subclasses = False
     shares_builtins = True
 
-    def __init__(self, module: types.ModuleType) -> None:
-        self.module = module
+    def __init__(self, reading: int, writing: int, module: types.ModuleType) -> None:
+        super().__init__(reading, writing)
+        self.names = module.__dict__
 
     def operations(self) -> Mapping[str, Callable[..., Any]]:
-        return {**OPERATIONS, "global": self.read_global, "set_global": self.set_global, "names": self.list_names}
+        return {
+            **OPERATIONS,
+            "global": self.names.__getitem__,
+            "set_global": self.names.__setitem__,
+            "names": lambda: [name for name in self.names if not name.startswith("__")],
+        }
 
-    def read_global(self, name: str) -> Any:
-        return self.module.__dict__[name]
-
-    def set_global(self, name: str, value: Any) -> None:
-        self.module.__dict__[name] = value
-
-    def list_names(self) -> list[str]:
-        """Return the names that the answer has at its top level."""
-        return [name for name in self.module.__dict__ if not name.startswith("__")]
-
-    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
-        return TestFunction(peer, number)
+    def make_proxy(self, number: int, kind: str) -> Any:
+        return TestFunction(self, number)
 
     def number_of_proxy(self, value: Any) -> int | None:
         return value.number if type(value) is TestFunction else None
@@ -599,7 +571,7 @@ class TestFunction:
         return self.peer.ask("next", self)
 
 
-class TestsSide:
+class TestsPeer(Peer):
     """The end of the tests. The answer can call the functions that a test passes to it, and reaches nothing else."""
 
     __test__ = False
@@ -609,10 +581,13 @@ class TestsSide:
     def operations(self) -> Mapping[str, Callable[..., Any]]:
         return {"call": OPERATIONS["call"], "next": next}
 
-    def make_proxy(self, peer: Peer, number: int, kind: str) -> Any:
+    def make_proxy(self, number: int, kind: str) -> Any:
         if kind == "coroutine":
-            return run_remote_coroutine(peer, number)
-        return RemoteObject(peer, number, kind if kind in PLAIN_KINDS else "")
+            return self.wait_for_coroutine(number)
+        return RemoteObject(self, number, kind if kind in PLAIN_KINDS else "")
+
+    async def wait_for_coroutine(self, number: int) -> Any:
+        return self.ask("await", RemoteObject(self, number, ""))
 
     def number_of_proxy(self, value: Any) -> int | None:
         return object.__getattribute__(value, "_number") if type(value) is RemoteObject else None
@@ -629,10 +604,6 @@ class TestsSide:
         exception = isinstance(value, type) and issubclass(value, BaseException)
         if not exception and value not in (*PASSABLE_TYPES, Ellipsis, NotImplemented):
             raise ConnectionEnded("it sent what is no value")  # a function such as eval would run here
-
-
-async def run_remote_coroutine(peer: Peer, number: int) -> Any:
-    return peer.ask("await", RemoteObject(peer, number, ""))
 
 
 def peer_of(value: RemoteObject) -> Peer:

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.reward.checkers.confinement import isolate
-from align.reward.checkers.remote_calls import AnswerSide, ConnectionEnded, Peer, describe_error
+from align.reward.checkers.remote_calls import AnswerPeer, ConnectionEnded, describe_error
 
 
 def main(settings: Mapping[str, Any]) -> None:
     """Confine this process, and serve its standard input and output until the tests end."""
     reading, writing = isolate(settings)
     module = sys.modules["answer"] = types.ModuleType("answer")
-    peer = Peer(reading, writing, AnswerSide(module))
-    peer.connection.send("ready")
-    program = peer.connection.receive()
+    peer = AnswerPeer(reading, writing, module)
+    peer.send("ready")
+    program = peer.receive()
     try:
         problem = ""
         try:
@@ -28,7 +28,7 @@ def main(settings: Mapping[str, Any]) -> None:
             raise
         except BaseException as error:
             problem = describe_error(error)
-        peer.connection.send(problem)
-        peer.connection.wait_for_response()
+        peer.send(problem)
+        peer.wait_for_response()
     finally:
         os._exit(0)

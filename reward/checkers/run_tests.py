@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.reward.checkers.confinement import isolate
-from align.reward.checkers.remote_calls import ConnectionEnded, Peer, RemoteObject, TestsSide, describe_error
+from align.reward.checkers.remote_calls import ConnectionEnded, Peer, RemoteObject, TestsPeer, describe_error
 
 PROGRAM = -1
 ENDED = -2
@@ -98,14 +98,14 @@ def main(settings: Mapping[str, Any]) -> None:
 
     try:
         reading, writing = job["descriptors"]
-        peer = Peer(reading, writing, TestsSide())
+        peer = TestsPeer(reading, writing)
         try:
-            peer.connection.receive()
+            peer.receive()
         except ConnectionEnded:
             write(NOT_STARTED, "the answer's process was not started")
             os._exit(0)
-        peer.connection.send(job["program"])
-        problem = str(peer.connection.receive())[:300]
+        peer.send(job["program"])
+        problem = str(peer.receive())[:300]
         write(PROGRAM, problem)
         if problem:
             os._exit(0)

@@ -234,7 +234,7 @@ def test_an_object_that_agrees_with_everything_passes_nothing(answer: str, tests
 def test_an_answer_that_lies_about_its_names_replaces_none_of_pythons(names: str):
     lies = f"""
 from align.reward.checkers import remote_calls
-remote_calls.AnswerSide.operations = lambda self, old=remote_calls.AnswerSide.operations: {{
+remote_calls.AnswerPeer.operations = lambda self, old=remote_calls.AnswerPeer.operations: {{
     **old(self), "names": lambda *rest: {names}
 }}
 def f(x): return 5
