@@ -21,7 +21,8 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from align.annotate.store import Item, Judgement, Store, Vote
+from align.annotate.store import Judgement, Store, Vote
+from align.annotate.store.ledger import ensure_annotator
 from align.core.errors import require
 from align.reward.scorer import Scorer
 
@@ -52,31 +53,31 @@ class Simulation:
     slope: float
 
 
-def simulate(
-    store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75, slope: float | None = None
-) -> Simulation:
-    """Ranks every item of a project that this annotator has not ranked yet.
+def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75) -> Simulation:
+    """Rank every item of a project that this annotator has not ranked yet.
 
     The noise of an item depends on `(seed, item id)` alone: an interrupted run, continued, ranks as if uninterrupted.
 
     Args:
         scorer: the gold; never the reward that is trained on these rankings.
-        agreement: the share of untied pairs to be ordered as the gold orders them, in expectation.
-        slope: of the noise, instead of the one that `agreement` asks for. Items added between two calls shift the
-            calibrated one; whoever minds passes the first call's.
+        agreement: the share of untied pairs to be ordered as the gold orders them, in expectation. Items added between
+            two calls shift the slope of the noise that it asks for.
 
     Raises:
         InputError: unknown project, no item in it, or no two candidates with different scores.
     """
-    annotator = f"simulated/{scorer.name}/{agreement if slope is None else f'slope {slope}'}/{seed}"
+    annotator = f"simulated/{scorer.name}/{agreement}/{seed}"
     items = list(store.items(project))
     require(bool(items), "project", project, "it holds no items", "Fill it first with stage=sample.")
-    scores = gold_scores(items, scorer)
-    if slope is None:
-        slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)
+    answers = [(c.id, item.prompt.answered(c.text)) for item in items for c in item.candidates]
+    scores_B = scorer.score([conversation for _, conversation in answers])
+    scores = dict(zip((id for id, _ in answers), scores_B.tolist(), strict=True))
+    slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)
 
-    name = store.ensure_pseudonym(project, annotator)
-    todo = store.items(project, unranked_by=annotator)
+    with store.transaction() as db:
+        name = ensure_annotator(db, project, annotator).pseudonym
+    ranked = {ranking.item for ranking in store.rankings(project) if ranking.annotator == name}
+    todo = (item for item in store.items(project) if item.id not in ranked)
     added = 0
     while batch := list(islice(todo, COMMIT_EVERY)):
         with store.transaction():
@@ -105,31 +106,22 @@ def simulate(
     )
 
 
-def gold_scores(items: Sequence[Item], scorer: Scorer) -> dict[str, float]:
-    """Score by candidate id, of every candidate of the items."""
-    answers = [(c.id, item.prompt.answered(c.text)) for item in items for c in item.candidates]
-    scores_B = scorer.score([conversation for _, conversation in answers])
-    return dict(zip((id for id, _ in answers), scores_B.tolist(), strict=True))
-
-
 def noisy_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
-    """One Plackett–Luce ranking: candidate ids in tiers, best first; equal scores share a tier.
+    """Draw one Plackett–Luce ranking: candidate ids in tiers, best first; equal scores share a tier.
 
     The draws go to the distinct scores in descending order, so that the order of the candidates does not matter.
     """
-    utilities = {score: slope * score + gumbel(rng) for score in sorted(set(scores.values()), reverse=True)}
+    utilities = {}
+    for score in sorted(set(scores.values()), reverse=True):
+        # A standard Gumbel draw, -log(-log(u)) with u uniform in (0, 1). `random()` may return 0, and is the one
+        # method whose sequence Python promises to keep between versions.
+        utilities[score] = slope * score - math.log(-math.log(rng.random() or 2.0**-54))
     best_first = sorted(utilities, key=lambda score: -utilities[score])
     return [sorted(id for id in scores if scores[id] == score) for score in best_first]
 
 
-def gumbel(rng: random.Random) -> float:
-    """A standard Gumbel draw, `-log(-log(u))` with u uniform in (0, 1)."""
-    # `random()` may return 0, and is the one method whose sequence Python promises to keep between versions.
-    return -math.log(-math.log(rng.random() or 2.0**-54))
-
-
 def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) -> float:
-    """The slope at which `mean(sigmoid(slope · |gap|))` over the untied pairs within each item is `agreement`.
+    """Find the slope at which `mean(sigmoid(slope · |gap|))` over the untied pairs within each item is `agreement`.
 
     The mean grows with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it; deterministic.
 
@@ -148,17 +140,22 @@ def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) 
     def expected(slope: float) -> float:
         return float(np.mean(1 / (1 + np.exp(-slope * gaps))))
 
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while expected(high) < agreement:
-        low, high = high, 2 * high
+        low = high
+        high *= 2
     for _ in range(60):  # halves the bracket to the last bit of a double
         middle = (low + high) / 2
-        low, high = (middle, high) if expected(middle) < agreement else (low, middle)
+        if expected(middle) < agreement:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
 def tally(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
-    """Pairs in the rankings, those tied in the gold scores, and the untied ones ordered as the gold orders them."""
+    """Count the pairs in the rankings, those tied in the gold scores, and the untied ones in the gold's order."""
     pairs = tied = agreed = 0
     for ranking in rankings:
         tier_of = {id: t for t, tier in enumerate(ranking.tiers) for id in tier}

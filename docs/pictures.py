@@ -25,7 +25,6 @@ from align.__main__ import main as align
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement, Store, configure
-from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.server import application
 from align.web.key_link import KeyAuthenticator
 from align.web.listening import listening
@@ -122,7 +121,7 @@ def main() -> None:
         here = f"http://127.0.0.1:{port}"
         authenticator = KeyAuthenticator(KEY, Person("dora", {PROJECT: "admin"}), f"align_key_{port}")
         server = uvicorn.Server(
-            uvicorn.Config(application(AssignmentQueues(store), authenticator, [here]), log_level="warning", ws="none")
+            uvicorn.Config(application(store, authenticator, [here]), log_level="warning", ws="none")
         )
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
         while not server.started:

@@ -72,12 +72,11 @@ def serving(store: Store, port: int) -> Iterator[Accounts]:
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.queues import AssignmentQueues
     from align.annotate.web.server import application
 
     accounts = quick(store)
     authenticator = AccountAuthenticator(accounts, f"align_session_{port}")
-    app = application(AssignmentQueues(store), authenticator, [f"http://127.0.0.1:{port}"])
+    app = application(store, authenticator, [f"http://127.0.0.1:{port}"])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

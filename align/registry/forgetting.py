@@ -22,7 +22,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from align.annotate.store import Store
-from align.annotate.store.about import erase
+from align.annotate.store.erasure import erase
 from align.core.errors import AlignError, InputError, RunBusy
 from align.core.outputs import refuse_foreign_database, replace_file
 from align.core.redaction import redacted

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.annotate.store import Store
-from align.annotate.store.about import ANNOTATOR, ITEM, PROJECT, About, about, projects_in, texts_of
+from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, About, about, texts_of
 from align.annotate.store.preference_pairs import pairs_of
 from align.core.errors import AlignError, InputError, require
 from align.core.files import check_readable
@@ -163,8 +163,8 @@ def in_store(wanted: Selector, url: str) -> About | None:
         return None
     with opened as store:
         if wanted.kind == SOURCE:
-            return about(store, wanted.value, PROJECT, "") if wanted.value in projects_in(store) else None
-        for project in projects_in(store):
+            return about(store, wanted.value, PROJECT, "") if wanted.value in store.projects() else None
+        for project in store.projects():
             if item := item_of(store, project, bytes.fromhex(wanted.value)):
                 return about(store, project, ITEM, item)
     return None
@@ -173,7 +173,7 @@ def in_store(wanted: Selector, url: str) -> About | None:
 def same_in_store(url: str, texts: Texts) -> Iterator[str]:
     """What is to be said of items of the store that have the same texts: they are somebody's to name."""
     with suppress(InputError), Store.open(url, create=False) as store:  # or there is none
-        for project in projects_in(store):
+        for project in store.projects():
             there = (item.id for item in store.items(project) if any(map(texts.within, texts_of(item))))
             if found := list(there):
                 name = f"stage.item={found[0]}" + (f" and {len(found) - 1:,} more" if len(found) > 1 else "")

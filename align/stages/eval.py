@@ -25,14 +25,13 @@ from align import ranks
 from align.annotate.exchange.importing import Row, add, items_in
 from align.annotate.figures.estimates import as_json
 from align.annotate.figures.people import consistency, gold_accuracy
-from align.annotate.figures.project import figures_of
-from align.annotate.figures.view import View, read
+from align.annotate.figures.project import View, figures_of, read
 from align.annotate.store import Item as ProjectItem
 from align.annotate.store import Store, configure
-from align.annotate.store.items import id_of
+from align.annotate.store.database import id_of
+from align.annotate.store.ledger import head_of, project_erasure
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
-from align.annotate.store.queries import head_of_votes, project_erasure
 from align.config.groups import JUDGE, DataConfig
 from align.config.identity import identifying
 from align.config.root import Config, plain, store_url
@@ -417,7 +416,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
         if config.project == Config().project:
             problem += "; without project=, this evaluation always has this name"
         require(row is None, "project", project, problem, "Name another project: project=NAME.")
-        head = head_of_votes(db, project)
+        head = head_of(db, project, votes_only=True)
     # Without a vote yet, it is the place that tells one project from another.
     place = json_digest([unmarked(masked(store_url(config))), project])
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}

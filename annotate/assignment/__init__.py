@@ -8,13 +8,11 @@ An item is *leased* to one annotator for each vote that it still wants. A lease 
 when its holder has shown no sign of life for a while; then the item goes to somebody else, and a vote that comes late
 is taken all the same. Nobody is given an item that they have judged or hold, but for deliberate repeats.
 
-queue      what annotators ask, a transaction each     orders     the order on the screen, and what chance decides
-selection  which item is given next                    reviewing  what annotators disagree on
-leases     given, prolonged, looked up                 terms      what somebody judges under
-tasks      what an annotator holds, with its draft     clock      what time it is, for leases
+queue   what annotators ask, a transaction each
+leases  which item is given next and in which order, and what an annotator holds, under which terms
 """
 
+from align.annotate.assignment.leases import REPEAT_AFTER
 from align.annotate.assignment.queue import AssignmentQueue
-from align.annotate.assignment.selection import REPEAT_AFTER
 
 __all__ = ["REPEAT_AFTER", "AssignmentQueue"]

@@ -3,46 +3,65 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, func, select, update
 
-from align.annotate.assignment.clock import Clock
 from align.annotate.assignment.leases import (
-    expiry,
+    Task,
+    Terms,
+    check_terms,
+    choose,
+    choose_review,
+    contested,
+    discard_draft,
+    fresh,
     grant,
+    is_wanted_again,
     lease_of,
     next_number,
     of_item,
     open_again,
-    open_lease,
     prolong,
-    wanted_again,
+    save_draft,
+    task_of,
 )
-from align.annotate.assignment.reviewing import contested
-from align.annotate.assignment.selection import choose, choose_review, fresh
-from align.annotate.assignment.tasks import Task, discard_draft, draft_of, save_draft, task_of
-from align.annotate.assignment.terms import Terms, check_terms
 from align.annotate.store import Judgement, Store
-from align.annotate.store.projects import settings_of, state_of
-from align.annotate.store.queries import (
+from align.annotate.store.ledger import (
     VOTES,
     annotator_of,
     close_leases,
-    new_annotator,
+    ensure_annotator,
     remark_of,
     row_by_key,
     stands,
 )
-from align.annotate.store.records import check_text, vote_of
+from align.annotate.store.projects import settings_of, state_of
+from align.annotate.store.records import vote_of
 from align.annotate.store.tables import leases, ledger, work
-from align.core.errors import InputError, require
+from align.core.errors import InputError
 
-SUMS_LAST_S, CONTESTED_LAST_S = 1, 5
-"""Seconds for which what takes a look at every item, or at every vote, is not looked at again."""
+SUMS_LAST_S = 1
+"""Seconds for which the project's sums, a look at every item, are kept."""
+CONTESTED_LAST_S = 5
+"""Seconds for which the contested items, a look at every vote, are kept."""
 RECENT = 100
+DRAFTED = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
+"""What the draft of an item holds whose vote was taken back."""
+
+
+class Clock:
+    """Seconds since 1970 that run evenly: the wall clock when it was made, and the monotonic clock since. A wall clock
+    that jumps ends nobody's lease. Of two processes each has its own: serve a project from one."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._offset + time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,40 +91,43 @@ class AssignmentQueue:
     """
 
     def __init__(self, store: Store, project: str, clock: Callable[[], float] | None = None) -> None:
-        self.store, self.project, self.clock = store, project, clock or Clock()
+        self.store = store
+        self.project = project
+        self.clock = clock or Clock()
         with store.transaction() as db:
             # A wall clock that was set back while we were down must not make leases outlast their time.
-            latest = expiry(db, project, self.clock())
+            latest = self.clock() + 60 * settings_of(db, project).lease_minutes
             late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
             db.execute(update(leases).where(*late).values(expires_at=latest))
         self._sums = (float("-inf"), 0, 0)
         self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
     def take(self, annotator: str) -> Task | None:
-        """The annotator's next item: one they hold, or a new one, leased to them; None where nothing is left for them,
-        their quota is reached, or the project is not open."""
+        """Return the annotator's next item: one they hold, or a new one, leased to them; None if nothing is left for
+        them, their quota is reached, or the project is not open."""
         with self.store.transaction() as db:
-            return self._next(db, self._pseudonym(db, annotator))
+            return self._next(db, ensure_annotator(db, self.project, annotator).pseudonym)
 
     def take_review(self, reviewer: str) -> Task | None:
-        """An item that annotators disagree on, the most contradicted first; None where nothing is left to settle."""
+        """Return an item that annotators disagree on, the most contradicted first; None if nothing is left to
+        settle."""
         if self.clock() - self._contested[0] > CONTESTED_LAST_S:
             with self.store.reading() as db:  # a look at every vote, before anybody has to wait for it
                 self._contested = (self.clock(), contested(db, self.project))
         with self.store.transaction() as db:
-            return self._next_review(db, self._pseudonym(db, reviewer))
+            return self._next_review(db, ensure_annotator(db, self.project, reviewer).pseudonym)
 
     def held(self, annotator: str, token: str) -> Task:
-        """The item of a lease of the annotator's, ended or not.
+        """Return the item of a lease of the annotator's, ended or not.
 
         Raises:
             InputError: there is none, or its item was erased.
         """
         with self.store.reading() as db:
-            return task_of(db, lease_of(db, self.project, self._known(db, annotator), token))
+            return task_of(db, self._lease(db, annotator, token))
 
     def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> tuple[int, Task | None]:
-        """Records a judgement (or a skip) of a leased item, ends the lease, and takes the next, all or nothing.
+        """Record a judgement (or a skip) of a leased item, end the lease, and take the next, all or nothing.
 
         Args:
             key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
@@ -117,8 +139,8 @@ class AssignmentQueue:
             InputError: no such lease of this annotator, or as `Store.record` does.
         """
         with self.store.transaction() as db:
-            who = self._pseudonym(db, annotator)
-            lease = lease_of(db, self.project, who, token)
+            lease = self._lease(db, annotator, token)
+            who = lease.annotator
             check_terms(db, self.project, lease.purpose, terms)
             judgement = replace(
                 judgement,
@@ -138,7 +160,7 @@ class AssignmentQueue:
             return seq, self._next_review(db, who) if lease.purpose == "review" else self._next(db, who)
 
     def undo(self, annotator: str, seq: int) -> Task:
-        """Takes one of the annotator's votes back and gives them the item again, what they had said as its draft.
+        """Take one of the annotator's votes back and give them the item again, what they had said as its draft.
 
         Asked again, it does nothing more.
 
@@ -146,7 +168,7 @@ class AssignmentQueue:
             InputError: no vote of this annotator, or its item was erased.
         """
         with self.store.transaction() as db:
-            who = self._pseudonym(db, annotator)
+            who = self._known(db, annotator)
             mine = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == who)
             row = db.execute(select(ledger).where(*mine, ledger.c.kind.in_(VOTES))).first()
             if row is None:
@@ -155,7 +177,8 @@ class AssignmentQueue:
             lease = db.execute(select(leases).where(*theirs, leases.c.vote == seq)).first()
             if lease is not None:
                 self.store.retract(self.project, seq)
-                save_draft(db, lease, draft_of(vote_of(row, remark_of(db, self.project, seq))))
+                vote = vote_of(row, remark_of(db, self.project, seq))
+                save_draft(db, lease, {name: getattr(vote, name) for name in DRAFTED})
                 if lease.purpose == "work":  # a repeat of what is not said any more repeats nothing
                     close_leases(db, self.project, of_item(self.project, who, lease.item, "repeat"), "returned")
                 open_again(db, lease, self.clock())
@@ -167,11 +190,11 @@ class AssignmentQueue:
             return task_of(db, lease)
 
     def renew(self, annotator: str, token: str) -> bool:
-        """A sign of life; whether the item is still kept for the annotator. Where it is not, it is with somebody else,
-        and a vote is taken all the same."""
+        """Note a sign of life. Returns whether the item is still kept for the annotator; if not, it is with somebody
+        else, and a vote is taken all the same."""
         with self.store.transaction() as db:
-            lease = lease_of(db, self.project, self._pseudonym(db, annotator), token)
-            if lease.state == "expired" and wanted_again(db, lease):
+            lease = self._lease(db, annotator, token)
+            if lease.state == "expired" and is_wanted_again(db, lease):
                 open_again(db, lease, self.clock())
                 return True
             if lease.state == "open":
@@ -179,12 +202,13 @@ class AssignmentQueue:
             return lease.state == "open"
 
     def is_judged(self, annotator: str, token: str) -> bool:
-        """Whether the annotator has judged what this lease gave them."""
+        """Return whether the annotator has judged what this lease gave them."""
         with self.store.reading() as db:
-            return lease_of(db, self.project, self._pseudonym(db, annotator), token).state == "judged"
+            return self._lease(db, annotator, token).state == "judged"
 
     def recent(self, annotator: str) -> list[int]:
-        """The `seq` of the annotator's last votes that stand, the newest last: what a page that is opened can undo."""
+        """Return the `seq` of the annotator's last votes that stand, the newest last: what a page that is opened can
+        undo."""
         with self.store.reading() as db:
             who = self._known(db, annotator)
             mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
@@ -202,21 +226,15 @@ class AssignmentQueue:
         return int(version) if version else None
 
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
-        """Keeps what the annotator has said so far, over a refresh, a restart and the end of the lease."""
+        """Keep what the annotator has said so far, over a refresh, a restart and the end of the lease."""
         with self.store.transaction() as db:
-            who = self._pseudonym(db, annotator)
-            lease = lease_of(db, self.project, who, token)
+            lease = self._lease(db, annotator, token)
             if lease.state != "judged":
                 save_draft(db, lease, content)
 
-    def give_back(self, annotator: str, token: str) -> None:
-        """Returns an item unjudged, for somebody else."""
-        with self.store.transaction() as db:
-            lease = lease_of(db, self.project, self._pseudonym(db, annotator), token)
-            close_leases(db, self.project, leases.c.token == lease.token, "returned")
-
     def progress(self, annotator: str, anew: bool = False) -> Progress:
-        """How far they are. The project's sums take a look at every item and may be a second old, unless `anew`."""
+        """Return how far they are. The project's sums take a look at every item and may be a second old, unless
+        `anew`."""
         with self.store.reading() as db:
             mine = self._judged_by(db, self._known(db, annotator))
             at, done, wanted = self._sums
@@ -228,8 +246,8 @@ class AssignmentQueue:
             return Progress(mine, settings_of(db, self.project).quota, done, wanted)
 
     def idle(self, annotator: str) -> str:
-        """Why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is `held` by
-        others, or all is `done`."""
+        """Return why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is
+        `held` by others, or all is `done`."""
         with self.store.reading() as db:
             who = self._known(db, annotator)
             state = state_of(db, self.project)
@@ -244,11 +262,10 @@ class AssignmentQueue:
         held = self._held(db, who, leases.c.purpose != "review")
         if held is not None:
             return held
-        close_leases(db, self.project, leases.c.expires_at < self.clock())
-        settings = settings_of(db, self.project)
         if self._quota_reached(db, who) or state_of(db, self.project) != "open":
             return None
         number = next_number(db, self.project, who)
+        settings = settings_of(db, self.project)
         purpose, item, display_order = choose(db, self.project, who, number, settings)
         if item is None:
             return None
@@ -258,7 +275,6 @@ class AssignmentQueue:
         held = self._held(db, who, leases.c.purpose == "review")
         if held is not None:
             return held
-        close_leases(db, self.project, leases.c.expires_at < self.clock())
         item = choose_review(db, self.project, self._contested[1])
         if item is None:
             return None
@@ -266,9 +282,12 @@ class AssignmentQueue:
         return task_of(db, grant(db, self.project, who, number, "review", item, (), self.clock()))
 
     def _held(self, db: Connection, who: str, which: ColumnElement[bool]) -> Task | None:
-        """What somebody holds already, kept for them for longer."""
-        lease = open_lease(db, self.project, who, which)
+        """Return what somebody holds already, overdue or not (nobody else has asked for it), kept for longer. If there
+        is nothing, take back what is overdue, from everybody."""
+        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "open")
+        lease = db.execute(select(leases).where(*mine, which).order_by(leases.c.number).limit(1)).first()
         if lease is None:
+            close_leases(db, self.project, leases.c.expires_at < self.clock())
             return None
         prolong(db, lease, self.clock())
         return task_of(db, lease)
@@ -282,13 +301,11 @@ class AssignmentQueue:
         quota = settings_of(db, self.project).quota
         return quota > 0 and self._judged_by(db, who) >= quota
 
-    def _pseudonym(self, db: Connection, annotator: str) -> str:
-        """Of an annotator, who is met where they were not yet."""
-        require(bool(annotator), "annotator", annotator, "an item needs somebody to judge it", "Say who asks.")
-        check_text("annotator", annotator, 320)
-        return (annotator_of(db, self.project, annotator) or new_annotator(db, self.project, annotator)).pseudonym
+    def _lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:
+        """Return the annotator's lease of this token. Raises InputError if there is none."""
+        return lease_of(db, self.project, self._known(db, annotator), token)
 
     def _known(self, db: Connection, annotator: str) -> str:
-        """Their pseudonym; empty, which is nobody's, where they were not met yet."""
+        """Return their pseudonym; empty, which is nobody's, if they were not met yet."""
         person = annotator_of(db, self.project, annotator)
         return "" if person is None else person.pseudonym

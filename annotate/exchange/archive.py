@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from sqlalchemy import Connection, Table, insert, select
 
 from align.annotate.store import Head, Store
-from align.annotate.store.counting import recount
-from align.annotate.store.schema import SCHEMA_VERSION
+from align.annotate.store.connections import SCHEMA_VERSION
+from align.annotate.store.integrity import recount
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.core.errors import CorruptFile, InputError, StorageError, require, require_schema_version
 from align.core.outputs import atomic_file

@@ -10,18 +10,17 @@ Every row is checked before the first is taken, and taking a file again adds not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.annotate.store import Candidate, Store
-from align.annotate.store.checks import check_expected
 from align.annotate.store.records import MOST_ANSWERS, check_text
 from align.core.chain import canonical
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
-from align.data.read.messages import displayed, messages_of, refused
+from align.data.read.messages import messages_of, refused
 from align.data.read.rows import checked_rows, name_of
 from align.data.read.text_formats import Cells
 
@@ -35,15 +34,20 @@ ANSWER = ("text", "model", "adapter", "sampling", "ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """What became of a file: rows read, and items that the project did not have."""
+class Row:
+    """A row that was checked: `where` and `id` say which."""
 
-    rows: int
-    added: int
+    where: str
+    id: Any
+    key: str
+    prompt: Conversation
+    answers: tuple[Candidate, ...]
+    priority: float
+    expected: list[list[int]] | None
 
 
-def import_items(store: Store, project: str, path: Path, source: str = "") -> Imported:
-    """Adds every row as an item.
+def import_items(store: Store, project: str, path: Path, source: str = "") -> tuple[int, int]:
+    """Add every row as an item. Returns the number of rows, and of items that the project did not have.
 
     Args:
         source: names the rows: a row's item is a function of project, source and the row's `id` (or its number). The
@@ -61,55 +65,37 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> Im
             for item in items[start : start + AT_ONCE]:
                 add(store, project, item)
             added += store.head().seq - head
-    return Imported(len(items), added)
+    return len(items), added
 
 
 def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Row]:
-    """The rows of a file, checked. Args and errors as of `import_items`.
+    """Read the rows of a file, checked. Args and errors as of `import_items`.
 
     Args:
         field: the setting that names the file.
     """
     source = source or name_of(path)
-    items, first = list[Row](), dict[str, int]()
-    for number, where, row in rows_of(path, field):
-        item = item_of(where, source, number, row)
-        if (before := first.setdefault(item.key, number)) != number:
-            where, problem = f"{path}, row {number}, id", f"row {before} has it too"
-            raise InputError(where, row.get("id"), problem, "Give every row an id of its own, or none.")
+    items = list[Row]()
+    first = dict[str, int]()
+    for row in checked_rows(path, field):
+        data = CELLS.typed(row.data) if row.texts else row.data
+        values = {name: value for name, value in data.items() if value is not None}
+        item = item_of(row.where, source, row.number, values)
+        if (before := first.setdefault(item.key, row.number)) != row.number:
+            where = f"{path}, row {row.number}, id"
+            raise InputError(where, item.id, f"row {before} has it too", "Give every row an id of its own, or none.")
         items.append(item)
     require(bool(items), field, str(path), "is empty", HELP)
     return items
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row that was checked: `where` and `id` say which."""
-
-    where: str
-    id: Any
-    key: str
-    prompt: Conversation
-    answers: tuple[Candidate, ...]
-    priority: float
-    expected: list[list[int]] | None
-
-
-def rows_of(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """(number from 1, file and row, columns) of each row; columns that are null are left out."""
-    for row in checked_rows(path, field):
-        data = CELLS.typed(row.data) if row.texts else row.data
-        yield row.number, row.where, {name: value for name, value in data.items() if value is not None}
-
-
-def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
+def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        given = displayed(row.get(column) if value is None else value)
-        return InputError(f"{file_and_row}, {column}", given, problem, HELP)
+        return refused(where, column, row.get(column) if value is None else value, problem, HELP)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
-    answers, expected = row.get("answers"), row.get("expected")
+    answers = row.get("answers")
     if not isinstance(answers, list) or not 2 <= len(answers) <= MOST_ANSWERS:
         raise refuse("answers", f"not a list of 2 to {MOST_ANSWERS} answers")
     priority = row.get("priority", 0.0)
@@ -118,9 +104,7 @@ def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any])
     if isinstance(row.get("id"), bool) or not isinstance(row.get("id", ""), str | int):
         raise refuse("id", "neither a text nor a whole number")
     try:
-        prompt = prompt_of(row.get("prompt"), file_and_row)
-        for turn in prompt.messages:
-            check_text("prompt", turn.content)
+        prompt = prompt_of(row.get("prompt"), where)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -131,13 +115,20 @@ def item_of(file_and_row: str, source: str, number: int, row: Mapping[str, Any])
             candidates.append(candidate_of(answer))
         except (TypeError, ValueError) as error:
             raise refuse(f"answers[{k}]", str(error), answer) from error
-    try:
-        check_expected("", len(answers), expected)
-    except (TypeError, ValueError) as error:
-        raise refuse("expected", "not every answer's position once, in a list of tiers") from error
+    expected = row.get("expected")
+    if expected is not None and not is_order(expected, len(answers)):
+        raise refuse("expected", "not every answer's position once, in a list of tiers")
     name = ["id", row["id"]] if "id" in row else ["row", number]
     key = f"import/{hashlib.sha256(canonical([source, *name]).encode()).hexdigest()[:32]}"
-    return Row(file_and_row, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
+    return Row(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
+
+
+def is_order(tiers: Any, k: int) -> bool:
+    """Return whether these are tiers that name each position from 0 to K-1 once."""
+    if not isinstance(tiers, list) or not all(isinstance(tier, list) and tier for tier in tiers):
+        return False
+    positions = [position for tier in tiers for position in tier]
+    return all(type(position) is int for position in positions) and sorted(positions) == list(range(k))
 
 
 def add(store: Store, project: str, row: Row) -> None:
@@ -162,6 +153,8 @@ def prompt_of(value: Any, where: str) -> Conversation:
         raise ValueError("its last turn is empty")
     if prompt.messages[-1].role != "user":
         raise ValueError(f"its last turn is the {prompt.messages[-1].role}'s")
+    for turn in prompt.messages:
+        check_text("prompt", turn.content)
     return prompt
 
 
@@ -172,7 +165,7 @@ def candidate_of(value: Any) -> Candidate:
         raise TypeError("neither a text nor an object with a text")
     if unknown := sorted(value.keys() - set(ANSWER)):
         raise ValueError(f"there is no such key: {', '.join(unknown)} (there are {', '.join(ANSWER)})")
-    given = {name: found for name in ANSWER if (found := value.get(name)) is not None}
+    given = {name: value[name] for name in ANSWER if value.get(name) is not None}
     for name, kind in (("model", str), ("adapter", str), ("sampling", Mapping), ("ended", bool)):
         if name in given and not isinstance(given[name], kind):
             raise TypeError(f"its {name} is a {type(given[name]).__name__}")
@@ -181,6 +174,9 @@ def candidate_of(value: Any) -> Candidate:
         check_text(name, given.get(name, ""), 200)
     canonical(dict(given.get("sampling", {})))  # raises for what JSON cannot say
     return Candidate(
-        given["text"], given.get("model", ""), given.get("adapter", ""), given.get("sampling", {}),
-        given.get("ended", True),
-    )  # fmt: skip
+        text=given["text"],
+        model_digest=given.get("model", ""),
+        adapter_digest=given.get("adapter", ""),
+        sampling=given.get("sampling", {}),
+        ended=given.get("ended", True),
+    )

@@ -5,12 +5,9 @@
     (folder / "people.csv").write_text(people_csv(store, "quickstart"))
 
 estimates   figures with their intervals, and those that are undefined
-view        what is read of the store, all at one moment
 agreement   Krippendorff's alpha, Cohen's kappa, raw agreement, contradictions
-krippendorff_alpha   alpha of any table of ratings, by its definition
-bias        towards what stands first on the screen, and towards the longer answer
-people      a row an annotator
-project     all of it together
+people      a row an annotator, and how far place and length of answers sway them
+project     what is read of the store, all at one moment, and all of its figures together
 plots       drawn from what `figures` returns
 """
 

@@ -12,22 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.annotate.figures.estimates import Figure, Undefined, share
-from align.annotate.figures.krippendorff_alpha import (
-    Level,
-    build_coincidences,
-    compute_alphas,
-    compute_expected_disagreements,
-    compute_squared_distances,
-    count_ratings,
-)
 from align.annotate.store import Vote
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, wilson
+
+Level = Literal["nominal", "ordinal"]
 
 ALONE = Undefined("nobody judged the same item")
 NO_STRENGTHS = Undefined("no item has two strengths")
@@ -73,14 +68,14 @@ class Kappa:
 
 
 def directions(vote: Vote, ids: Sequence[str]) -> list[int]:
-    """What a ranking says of each pair of K candidates, K(K−1)/2 values in the order of `combinations(ids, 2)`."""
+    """Return what a ranking says of each pair of K candidates, in the order of `combinations(ids, 2)`."""
     place = {id: k for k, tier in enumerate(vote.tiers) for id in tier}
     ranks = [place[id] for id in ids]
     return [(a > b) - (a < b) for a, b in combinations(ranks, 2)]
 
 
 def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False) -> list[Panel]:
-    """The items that at least two annotators ranked, in the order of their first votes.
+    """Return the items that at least two annotators ranked, in the order of their first votes.
 
     Args:
         votes: standing rankings, one for each annotator and item.
@@ -91,21 +86,23 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
     for vote in votes:
         if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
             by_item[vote.item].append(vote)
-    found = []
+    panels = []
     for item, judged in by_item.items():
         if len(judged) > 1:
             rows = [directions(vote, candidates[item]) for vote in judged]
             scale = np.array([[vote.strength if strength else 1] for vote in judged], dtype=np.int64)
-            names, seqs = tuple(vote.annotator for vote in judged), tuple(vote.seq for vote in judged)
-            found.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
-    return found
+            names = tuple(vote.annotator for vote in judged)
+            seqs = tuple(vote.seq for vote in judged)
+            panels.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
+    return panels
 
 
-# Krippendorff's alpha
+# Krippendorff's alpha, 1 − D_o/D_e: agreement of any number of raters, with missing ratings. Source: Krippendorff 2011,
+# "Computing Krippendorff's Alpha-Reliability", section D.
 
 
 def alpha(panels: Sequence[Panel], level: Level) -> Figure:
-    """Compute Krippendorff's alpha, 1 − D_o/D_e, with an interval over items.
+    """Compute Krippendorff's alpha, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
     to α: the ratio of two means of what is never negative is skewed, and its logarithm is less so. By simulation it
@@ -128,32 +125,83 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     coincidences_IVV = np.stack([build_coincidences(count_ratings(panel.values_RU, values_V)) for panel in panels])
     total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
     value = float(compute_alphas(total_1VV, values_V, level)[0])
-    low, high = _alpha_interval(value, coincidences_IVV, values_V, level)
-    return Interval(value, low, high, len(panels))
-
-
-def _alpha_interval(
-    value: float, coincidences_IVV: NDArray[np.float64], values_V: NDArray[np.int64], level: Level
-) -> tuple[float | None, float | None]:
-    items = len(coincidences_IVV)
-    if items < 2:
-        return None, None
-    total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
-    if value >= 1:
+    items = len(panels)
+    low = None
+    high = None
+    if items > 1 and value >= 1:
         distances_1VV = compute_squared_distances(total_1VV, values_V, level)
         most = wilson(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
-        return 1 - most / float(compute_expected_disagreements(total_1VV, distances_1VV)[0]), 1.0
-    return below_one(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
+        low = 1 - most / float(compute_expected_disagreements(total_1VV, distances_1VV)[0])
+        high = 1.0
+    elif items > 1:
+        low, high = below_one(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
+    return Interval(value, low, high, items)
+
+
+def count_ratings(ratings_RU: NDArray[np.generic], values_V: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Count how many raters gave each unit each value, shape [U, V]. Missing ratings count nowhere."""
+    return (ratings_RU[:, :, None] == values_V).sum(axis=0)
+
+
+def build_coincidences(counts_UV: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Build the coincidence matrix, [V, V]: the ordered pairs of ratings of a unit by their two values, divided by the
+    unit's number of ratings less one. Units with fewer than two ratings have no pairs.
+
+    Args:
+        counts_UV: how many raters gave each unit each value.
+    """
+    ratings_U = counts_UV.sum(axis=1)
+    paired_UV = counts_UV[ratings_U > 1]
+    weighted_UV = paired_UV / (ratings_U[ratings_U > 1, None] - 1)
+    return weighted_UV.T @ paired_UV - np.diag(weighted_UV.sum(axis=0))
+
+
+def compute_alphas(
+    coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
+) -> NDArray[np.float64]:
+    """Compute alpha of each of B coincidence matrices, such as those of resamples; nan where all ratings are equal.
+
+    Args:
+        values_V: the values in ascending order.
+    """
+    distances_BVV = compute_squared_distances(coincidences_BVV, values_V, level)
+    observed_B = (coincidences_BVV * distances_BVV).sum(axis=(1, 2))
+    expected_B = compute_expected_disagreements(coincidences_BVV, distances_BVV)
+    return 1 - np.divide(observed_B, expected_B, out=np.full_like(observed_B, np.nan), where=expected_B > 0)
+
+
+def compute_squared_distances(
+    coincidences_BVV: NDArray[np.float64], values_V: NDArray[np.generic], level: Level
+) -> NDArray[np.float64]:
+    """Compute the squared distance of each two values, [B, V, V]. Only ordinal distances depend on the matrix."""
+    if level == "ordinal":
+        # The distance is the number of ratings from one value to the other, with half of the ratings at both ends.
+        ratings_BV = coincidences_BVV.sum(axis=2)
+        middles_BV = ratings_BV.cumsum(axis=1) - ratings_BV / 2
+        return (middles_BV[:, :, None] - middles_BV[:, None, :]) ** 2
+    distances_VV = np.not_equal.outer(values_V, values_V).astype(np.float64)
+    return np.broadcast_to(distances_VV, coincidences_BVV.shape)
+
+
+def compute_expected_disagreements(
+    coincidences_BVV: NDArray[np.float64], distances_BVV: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sum the distances of pairs that chance would draw from these ratings, [B], as many pairs as the matrix has."""
+    ratings_BV = coincidences_BVV.sum(axis=2)
+    pairs_BVV = ratings_BV[:, :, None] * ratings_BV[:, None, :]  # the diagonal has no distance
+    drawn_B = np.maximum(ratings_BV.sum(axis=1) - 1, 1)  # an empty matrix has no ratings to draw from
+    return (pairs_BVV * distances_BVV).sum(axis=(1, 2)) / drawn_B
 
 
 # Others
 
 
 def raw_agreement(panels: Sequence[Panel]) -> Figure:
-    """Share of the pairs of annotators on a unit who say the same of it, with an interval over items; see `share`."""
+    """Compute the share of the pairs of annotators on a unit who say the same of it, with an interval over items."""
     if not panels:
         return ALONE
-    same, pairs = [], []
+    same = []
+    pairs = []
     for panel in panels:
         values = panel.values_RU
         alike = (values[:, None, :] == values[None, :, :]).sum()  # ordered, and each with itself
@@ -163,36 +211,38 @@ def raw_agreement(panels: Sequence[Panel]) -> Figure:
 
 
 def contradictions(panel: Panel) -> int:
-    """Pairs of annotators, over all units, of whom one says that the first is better and the other that the second is;
-    a tie contradicts neither."""
-    first, second = (panel.values_RU < 0).sum(axis=0), (panel.values_RU > 0).sum(axis=0)
+    """Count the pairs of annotators, over all units, of whom one says that the first is better and the other that the
+    second is; a tie contradicts neither."""
+    first = (panel.values_RU < 0).sum(axis=0)
+    second = (panel.values_RU > 0).sum(axis=0)
     return int((first * second).sum())
 
 
 def ranked_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
-    """The panels that hold any, each with their number, the most first."""
-    found = [(contradictions(panel), panel) for panel in panels]
-    return sorted([row for row in found if row[0]], key=lambda row: (-row[0], row[1].seqs[0]))
+    """Return the panels that hold any, each with their number, the most first."""
+    counted = [(contradictions(panel), panel) for panel in panels]
+    return sorted([row for row in counted if row[0]], key=lambda row: (-row[0], row[1].seqs[0]))
 
 
-def kappas(directions: Sequence[Panel], strengths: Sequence[Panel], at_least: int = SHARED_ITEMS) -> list[Kappa]:
-    """Of each two annotators who share so many items, those with the most in common first.
+def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kappa]:
+    """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS`, those with the most in common first.
 
     Args:
         directions, strengths: what `panels` finds of one and the other.
     """
-    plain, weighted = _tables(directions), _tables(strengths)
+    plain = count_answers(directions)
+    weighted = count_answers(strengths)
     none = (0, np.zeros((1, 1), dtype=np.int64))
-    found = [
+    shared = [
         Kappa(pair, items, int(table.sum()), kappa(table), kappa(weighted.get(pair, none)[1], quadratic=True))
         for pair, (items, table) in plain.items()
-        if items >= at_least
+        if items >= SHARED_ITEMS
     ]
-    return sorted(found, key=lambda two: (-two.items, two.annotators))
+    return sorted(shared, key=lambda two: (-two.items, two.annotators))
 
 
 def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
-    """Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
+    """Compute Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
 
     Args:
         table_VV: how often one said the row's value and the other the column's, values in ascending order.
@@ -200,12 +250,12 @@ def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undef
     """
     if not table_VV.any():
         return NO_STRENGTHS
-    found = float(cohen_kappas(table_VV[None], quadratic)[0])
-    return UNANIMOUS if math.isnan(found) else found
+    value = float(cohen_kappas(table_VV[None], quadratic)[0])
+    return UNANIMOUS if math.isnan(value) else value
 
 
-def _tables(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
-    """By two annotators, the items they share and how often one said what and the other what, −3 … +3."""
+def count_answers(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
+    """Count, by two annotators, the items they share and how often one said what and the other what, −3 … +3."""
     tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[tuple[str, str], int] = defaultdict(int)
     for panel in panels:

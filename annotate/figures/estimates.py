@@ -31,7 +31,7 @@ ONE_SIDED = Undefined("always the same side")
 
 
 def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
-    """The share of all trials that succeeded, with Wilson's interval at the effective number of observations.
+    """Compute the share of all trials that succeeded, with Wilson's interval at the effective number of observations.
 
     The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other: a cluster
     is one observation, which counts for as much as it has trials; see `align.ops.intervals.proportion`.
@@ -45,7 +45,7 @@ def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
 
 
 def log_odds(of: Figure) -> Figure:
-    """A share as log-odds, ln(p / (1−p)): 0 is even, and the interval's ends are taken along."""
+    """Turn a share into log-odds, ln(p / (1−p)): 0 is even, and the interval's ends are taken along."""
     if isinstance(of, Undefined):
         return of
     if of.low is None or of.high is None or not 0 < of.value < 1:
@@ -55,7 +55,7 @@ def log_odds(of: Figure) -> Figure:
 
 
 def as_json(value: Any) -> Any:
-    """Records as JSON objects, to any depth; what is undefined says so in words."""
+    """Turn records into JSON objects, to any depth; what is undefined says so in words."""
     if isinstance(value, Undefined):
         return str(value)
     if is_dataclass(value):

@@ -1,4 +1,5 @@
-"""A row an annotator: what they did, how long it took, and how well it fits what is known."""
+"""A row an annotator: what they did, how long it took, how well it fits what is known, and what sways them besides the
+answers: their place on the screen, and their length."""
 
 from __future__ import annotations
 
@@ -9,28 +10,94 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.annotate.figures.agreement import directions
-from align.annotate.figures.bias import Bias, length_bias, position_bias
-from align.annotate.figures.estimates import Figure, Undefined, share
-from align.annotate.figures.view import View
+from align.annotate.figures.estimates import Figure, Undefined, log_odds, share
 from align.annotate.store import Judgement, Vote
 from align.annotate.store.records import SKIPS
+
+if TYPE_CHECKING:
+    from align.annotate.figures.project import View
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """A leaning.
+
+    Attributes:
+        share: of the untied pairs, those won by the side in question; ½ is no bias.
+        log_odds: the same as ln(p / (1−p)): the intercept of a Bradley–Terry logit, where the order on the screen is
+            counterbalanced, so that the answers' own worth cancels out; 0 is no bias.
+    """
+
+    share: Figure
+    log_odds: Figure
+
+
+def position_bias(votes: Iterable[Vote]) -> Bias:
+    """Measure the leaning towards the answer that stood earlier on the screen (of two, on the left).
+
+    The interval is clustered by vote, see `share`: over several annotators it is of these, not of others like them.
+    Votes without an order on a screen, such as simulated ones, do not count.
+    """
+    won = []
+    untied = []
+    for vote in votes:
+        place = {id: k for k, id in enumerate(vote.display_order)}
+        seen = [place[better] < place[worse] for better, worse in vote.pairs if better in place and worse in place]
+        won.append(sum(seen))
+        untied.append(len(seen))
+    earlier = share(won, untied)
+    return Bias(earlier, log_odds(earlier))
+
+
+def length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> Bias:
+    """Measure the leaning towards the longer answer; pairs of equal length do not count.
+
+    The interval is clustered by item: whoever judges an item sees the same lengths. A share above ½ may also say that
+    the longer answers were better.
+
+    Args:
+        lengths: by candidate id, in characters.
+    """
+    won = Counter()
+    untied = Counter()
+    for vote in votes:
+        for better, worse in vote.pairs:
+            won[vote.item] += lengths[better] > lengths[worse]
+            untied[vote.item] += lengths[better] != lengths[worse]
+    longer = share([won[item] for item in untied], list(untied.values()))
+    return Bias(longer, log_odds(longer))
+
 
 CEILING_S = 600.0
 """Seconds of one vote that count as work at most: a tab stays open over lunch."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet may run. Source: OWASP, "CSV Injection"."""
 PLAIN = (
-    "pseudonym", "identity", "simulated", "rankings", "retracted", "flagged", "hours", "seconds", "first", "last",
-    "gold_votes", "gold_right",
-)  # fmt: skip
+    "pseudonym",
+    "identity",
+    "simulated",
+    "rankings",
+    "retracted",
+    "flagged",
+    "hours",
+    "seconds",
+    "first",
+    "last",
+    "gold_votes",
+    "gold_right",
+)
 SHARES = {
-    "ties": "ties", "gold": "gold", "repeats": "repeats",
-    "position": "position.share", "position_log_odds": "position.log_odds",
-    "length": "length.share", "length_log_odds": "length.log_odds",
-}  # fmt: skip
+    "ties": "ties",
+    "gold": "gold",
+    "repeats": "repeats",
+    "position": "position.share",
+    "position_log_odds": "position.log_odds",
+    "length": "length.share",
+    "length_log_odds": "length.log_odds",
+}
 """Columns of the table that have an interval, and where a `Person` has them."""
 
 UNMEASURED = Undefined("not measured")
@@ -82,13 +149,22 @@ class Person:
 
 
 def people(view: View) -> list[Person]:
-    """Everyone who ever voted, those with the most rankings first; of as many, who voted first."""
-    votes, rankings, skips = (_by_annotator(which) for which in (view.votes, view.rankings, view.skips))
-    found = [_person(who, view, votes[who], rankings[who], skips[who]) for who in votes]
-    return sorted(found, key=lambda person: -person.rankings)
+    """Return everyone who ever voted, those with the most rankings first; of as many, who voted first."""
+    votes = group_by_annotator(view.votes)
+    rankings = group_by_annotator(view.rankings)
+    skips = group_by_annotator(view.skips)
+    everyone = [describe_person(who, view, votes[who], rankings[who], skips[who]) for who in votes]
+    return sorted(everyone, key=lambda person: -person.rankings)
 
 
-def _person(who: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]) -> Person:
+def group_by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
+    groups = defaultdict(list)
+    for vote in votes:
+        groups[vote.annotator].append(vote)
+    return groups
+
+
+def describe_person(who: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]) -> Person:
     work = [vote for vote in rankings if vote.purpose == "work"]
     gold, gold_votes, gold_right = gold_accuracy(rankings, view.expected)
     taken = [vote.seconds for vote in rankings if vote.seconds is not None]
@@ -114,21 +190,14 @@ def _person(who: str, view: View, votes: list[Vote], rankings: list[Vote], skips
     )
 
 
-def _by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
-    found = defaultdict(list)
-    for vote in votes:
-        found[vote.annotator].append(vote)
-    return found
-
-
 def skipped(skips: Iterable[Vote]) -> dict[str, int]:
-    """How many, by reason, all reasons named."""
+    """Count skips by reason, all reasons named."""
     reasons = Counter(vote.skipped for vote in skips)
     return {reason: reasons[reason] for reason in SKIPS}
 
 
 def ties(rankings: Sequence[Vote]) -> Figure:
-    """Share of tied pairs; its interval is clustered by vote, see `share`."""
+    """Compute the share of tied pairs; its interval is clustered by vote, see `share`."""
     sizes = [sum(map(len, vote.tiers)) for vote in rankings]
     pairs = [k * (k - 1) // 2 for k in sizes]
     return share([m - len(vote.pairs) for vote, m in zip(rankings, pairs, strict=True)], pairs)
@@ -137,9 +206,10 @@ def ties(rankings: Sequence[Vote]) -> Figure:
 def gold_accuracy(
     rankings: Iterable[Vote], expected: Mapping[str, tuple[tuple[str, ...], ...]]
 ) -> tuple[Figure, int, int]:
-    """The share of the known answers' untied pairs that are ordered the same way, clustered by vote (see `share`); how
-    many votes were on such pairs, and how many had all of them right."""
-    right, known = [], []
+    """Compute the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
+    `share`), the number of votes on such pairs, and of those that had all of them right."""
+    right = []
+    known = []
     for vote in rankings:
         if vote.purpose == "gold":
             answer = Judgement(expected[vote.item]).pairs
@@ -150,9 +220,11 @@ def gold_accuracy(
 
 
 def consistency(rankings: Sequence[Vote]) -> Figure:
-    """The share of pairs, over all repeats, of which both rankings of the annotator say the same; clustered by vote."""
+    """Compute the share of pairs, over all repeats, of which both rankings of the annotator say the
+    same; clustered by vote."""
     first = {(vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")}
-    same, pairs = [], []
+    same = []
+    pairs = []
     for again in rankings:
         before = first.get((again.annotator, again.item))
         if again.purpose == "repeat" and before is not None:
@@ -167,20 +239,19 @@ def consistency(rankings: Sequence[Vote]) -> Figure:
 
 
 def as_csv(people: Sequence[Person]) -> str:
-    """The rows as CSV (RFC 4180). What has an interval has `_low`, `_high` and `_n` beside it; a text that a
+    """Return the rows as CSV (RFC 4180). What has an interval has `_low`, `_high` and `_n` beside it; a text that a
     spreadsheet would run gets an apostrophe in front."""
     ends = ("", "_low", "_high", "_n")
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*PLAIN, *(f"skips_{reason}" for reason in SKIPS), *(f"{n}{end}" for n in SHARES for end in ends)])
     for person in people:
-        shares = [cell for path in SHARES.values() for cell in _cells(attrgetter(path)(person))]
-        row = [*(getattr(person, name) for name in PLAIN), *(person.skips[reason] for reason in SKIPS), *shares]
+        row = [*(getattr(person, name) for name in PLAIN), *(person.skips[reason] for reason in SKIPS)]
+        for path in SHARES.values():
+            figure = attrgetter(path)(person)
+            if isinstance(figure, Undefined):
+                row += [figure, None, None, 0]
+            else:
+                row += [figure.value, figure.low, figure.high, figure.n]
         writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
     return file.getvalue()
-
-
-def _cells(figure: Figure) -> tuple[Any, ...]:
-    if isinstance(figure, Undefined):
-        return figure, None, None, 0
-    return figure.value, figure.low, figure.high, figure.n

@@ -1,6 +1,4 @@
-"""Plots of what `figures` returns, as bytes of an SVG or PNG.
-
-Each brings its own light ground, for a picture is passed on; `transparent` leaves it to a page that fits both schemes.
+"""Plots of what `figures` returns, as bytes of an SVG without a ground of its own, for a page that fits both schemes.
 Names in them are pseudonyms, never identities.
 """
 
@@ -8,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -16,14 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from align.report import few
 from align.report.plots import COLOURS, INK, axes, render
 
-Format = Literal["svg", "png"]
-
 DAYS = 7
 """Shown at least: a single bar as wide as the plot would say nothing."""
 
 
-def per_day(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
-    """Votes of each UTC day, stacked: rankings by people, simulated ones, skips."""
+def per_day(figures: Mapping[str, Any]) -> bytes:
+    """Plot the votes of each UTC day, stacked: rankings by people, simulated ones, skips."""
     figure, ax = axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
     days = [date.fromisoformat(row["day"]).toordinal() for row in rows]
@@ -44,11 +40,11 @@ def per_day(figures: Mapping[str, Any], format: Format = "svg", transparent: boo
         ax.legend(frameon=False, fontsize=8, labelcolor=INK, borderpad=0, **above)
     else:
         _say(ax, "no votes yet")
-    return render(figure, format, transparent)
+    return render(figure, transparent=True)
 
 
-def seconds(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
-    """A histogram of the seconds that a ranking took; its bins are wider the longer that is."""
+def seconds(figures: Mapping[str, Any]) -> bytes:
+    """Plot a histogram of the seconds that a ranking took; its bins are wider the longer that is."""
     found = figures["seconds"]
     figure, ax = axes("seconds", "rankings", "Seconds per item")
     bins = found["histogram"]
@@ -57,21 +53,21 @@ def seconds(figures: Mapping[str, Any], format: Format = "svg", transparent: boo
     _whole(ax)
     if not found["n"]:
         _say(ax, "no times yet")
-    return render(figure, format, transparent)
+    return render(figure, transparent=True)
 
 
-def position(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
-    """How often the answer that stood earlier on the screen won, by annotator and over all."""
-    return _forest(figures, "position", "share won by the earlier answer", "Position bias", format, transparent)
+def position(figures: Mapping[str, Any]) -> bytes:
+    """Plot how often the answer that stood earlier on the screen won, by annotator and over all."""
+    return _forest(figures, "position", "share won by the earlier answer", "Position bias")
 
 
-def length(figures: Mapping[str, Any], format: Format = "svg", transparent: bool = False) -> bytes:
-    """How often the longer answer won, likewise."""
-    return _forest(figures, "length", "share won by the longer answer", "Length bias", format, transparent)
+def length(figures: Mapping[str, Any]) -> bytes:
+    """Plot how often the longer answer won, likewise."""
+    return _forest(figures, "length", "share won by the longer answer", "Length bias")
 
 
-def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, format: Format, transparent: bool) -> bytes:
-    """Shares with their intervals, one below the other, all of them at the bottom; ½ is dashed."""
+def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str) -> bytes:
+    """Plot shares with their intervals, one below the other, all of them at the bottom; ½ is dashed."""
     shares = [(person["pseudonym"], person[name]["share"]) for person in figures["people"]]
     rows = [(who, found) for who, found in (*shares, ("all", figures[name]["share"])) if isinstance(found, Mapping)]
     figure, ax = axes(xlabel, "", title)
@@ -90,7 +86,7 @@ def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str, form
         ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     else:
         _say(ax, "nothing to count yet")
-    return render(figure, format, transparent)
+    return render(figure, transparent=True)
 
 
 def _whole(ax: Axes) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from sqlalchemy import func, select
 
 from align.annotate.figures.agreement import (
     NO_STRENGTHS,
@@ -17,18 +20,116 @@ from align.annotate.figures.agreement import (
     ranked_by_contradictions,
     raw_agreement,
 )
-from align.annotate.figures.bias import length_bias, position_bias
 from align.annotate.figures.estimates import as_json
-from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, people, skipped, ties
-from align.annotate.figures.view import View, read
-from align.annotate.store import Store
+from align.annotate.figures.people import (
+    CEILING_S,
+    UNMEASURED,
+    as_csv,
+    length_bias,
+    people,
+    position_bias,
+    skipped,
+    ties,
+)
+from align.annotate.store import Store, Vote
+from align.annotate.store.ledger import VOTES, check_project
+from align.annotate.store.records import vote_of
+from align.annotate.store.tables import annotators, candidates, ledger, work
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A project's votes and what they were cast on.
+
+    Attributes:
+        rankings, skips: those that stand: not retracted, their item not erased; in ledger order.
+        votes: all of the ledger's, those that do not stand among them, for the time that they took was spent.
+        retracted: the seqs of those that were taken back.
+        candidates: by item, its candidates' ids by position; without erased items.
+        lengths: by candidate id, the characters of its text.
+        expected: by gold item, its known answer: tiers of candidate ids, best first.
+        identities: by pseudonym, who that is; without erased annotators.
+        wanted, judged: by item that is no gold item, how many people are to judge it, and how many have.
+    """
+
+    rankings: list[Vote]
+    skips: list[Vote]
+    votes: list[Vote]
+    retracted: frozenset[int]
+    candidates: Mapping[str, tuple[str, ...]]
+    lengths: Mapping[str, int]
+    expected: Mapping[str, tuple[tuple[str, ...], ...]]
+    identities: Mapping[str, str]
+    wanted: Mapping[str, int]
+    judged: Mapping[str, int]
+
+    @property
+    def work(self) -> list[Vote]:
+        """The rankings that the project asked for: neither of gold items, nor repeats, nor a reviewer's."""
+        return [vote for vote in self.rankings if vote.purpose == "work"]
+
+    def through(self, seq: int) -> View:
+        """Return the same without votes behind a row of the ledger. What was taken back since does not stand either."""
+        return replace(
+            self,
+            rankings=[vote for vote in self.rankings if vote.seq <= seq],
+            skips=[vote for vote in self.skips if vote.seq <= seq],
+            votes=[vote for vote in self.votes if vote.seq <= seq],
+        )
+
+    @property
+    def settled(self) -> set[str]:
+        """The items that a reviewer has settled."""
+        return {vote.item for vote in self.rankings if vote.purpose == "review"}
+
+
+def read(store: Store, project: str) -> View:
+    """Read a view of the project.
+
+    Raises:
+        InputError: unknown project.
+    """
+    with store.reading() as db:
+        check_project(db, project)
+        theirs = (ledger.c.project == project, ledger.c.kind.in_(VOTES))
+        votes = [vote_of(row, None) for row in db.execute(select(ledger).where(*theirs).order_by(ledger.c.seq))]
+        taken_back = select(ledger.c.retracts).where(ledger.c.project == project, ledger.c.kind == "retraction")
+        retracted = frozenset(db.execute(taken_back).scalars())
+        columns = (candidates.c.prompt_id, candidates.c.id, func.length(candidates.c.text).label("characters"))
+        answers = select(*columns).where(candidates.c.project == project)  # their texts stay in the database
+        ids = defaultdict(list)
+        lengths = {}
+        for item, id, characters in db.execute(answers.order_by(candidates.c.prompt_id, candidates.c.position)):
+            ids[item].append(id)
+            lengths[id] = characters
+        to_do = select(work.c.item, work.c.wanted, work.c.judged).where(work.c.project == project, ~work.c.gold)
+        left = db.execute(to_do).all()
+        people = select(annotators.c.pseudonym, annotators.c.identity).where(annotators.c.project == project)
+        identities = {row.pseudonym: row.identity for row in db.execute(people)}
+        gold = (ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.payload.contains('"expected":'))
+        known = db.execute(select(ledger.c.item, ledger.c.payload).where(*gold)).all()
+        expected = {row.item: tuple(tuple(tier) for tier in json.loads(row.payload)["expected"]) for row in known}
+    standing = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
+    return View(
+        rankings=[vote for vote in standing if vote.kind == "ranking"],
+        skips=[vote for vote in standing if vote.kind == "skip"],
+        votes=votes,
+        retracted=retracted,
+        candidates={item: tuple(named) for item, named in ids.items()},
+        lengths=lengths,
+        expected=expected,
+        identities=identities,
+        wanted={row.item: row.wanted for row in left},
+        judged={row.item: row.judged for row in left},
+    )
+
 
 SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """Where the bins of the histogram of seconds per item begin; the last has no end."""
 
 
 def figures(store: Store, project: str) -> dict[str, Any]:
-    """As `figures_of`, of all that there is by now.
+    """Return `figures_of` all that there is by now.
 
     Raises:
         InputError: unknown project.
@@ -37,7 +138,7 @@ def figures(store: Store, project: str) -> dict[str, Any]:
 
 
 def figures_of(view: View, project: str) -> dict[str, Any]:
-    """The project's figures: numbers, texts, None, lists and objects alone; what is undefined is a text that says why.
+    """Return the project's figures as numbers, texts, None, lists and objects; what is undefined says why as a text.
 
     Disagreements are those that no reviewer has settled.
 
@@ -47,7 +148,8 @@ def figures_of(view: View, project: str) -> dict[str, Any]:
     Agreement, biases and disagreements are of *work*, without gold items and repeats. Simulated votes count; `totals`
     says how many there are.
     """
-    work, everyone = view.work, people(view)
+    work = view.work
+    everyone = people(view)
     directions = panels(work, view.candidates)
     strengths = panels(work, view.candidates, strength=True)
     return as_json(
@@ -74,7 +176,7 @@ def figures_of(view: View, project: str) -> dict[str, Any]:
 
 
 def people_csv(store: Store, project: str) -> str:
-    """Hours, counts and shares, a row an annotator; see `people`.
+    """Return hours, counts and shares, a row an annotator; see `people`.
 
     Raises:
         InputError: unknown project.
@@ -83,12 +185,10 @@ def people_csv(store: Store, project: str) -> str:
 
 
 def totals(view: View) -> dict[str, Any]:
-    """Counts of the whole project. An item is done when as many people as it wants have ranked it; gold items want
+    """Count what the whole project has. An item is done when as many people as it wants have ranked it; gold items want
     nobody and are counted apart."""
-    sources, purposes = Counter(), Counter()
-    for vote in view.rankings:
-        sources[vote.source] += 1
-        purposes[vote.purpose] += 1
+    sources = Counter(vote.source for vote in view.rankings)
+    purposes = Counter(vote.purpose for vote in view.rankings)
     wanted = view.wanted
     return {
         "rankings": len(view.rankings),
@@ -106,7 +206,7 @@ def totals(view: View) -> dict[str, Any]:
 
 
 def per_day(view: View) -> list[dict[str, Any]]:
-    """Rankings by people and by their stand-in, and skips, of each UTC day that has any, in order."""
+    """Count rankings by people and by their stand-in, and skips, of each UTC day that has any, in order."""
     days: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in (*view.rankings, *view.skips):
         days[vote.created_at[:10]]["skips" if vote.skipped else vote.source] += 1
@@ -117,7 +217,7 @@ def per_day(view: View) -> list[dict[str, Any]]:
 
 
 def seconds(view: View) -> dict[str, Any]:
-    """How long a ranking took where that was measured: quartiles, and a histogram whose last bin has no end."""
+    """Return how long a ranking took where that was measured: quartiles, and a histogram whose last bin has no end."""
     taken = [vote.seconds for vote in view.rankings if vote.seconds is not None]
     quartiles = np.quantile(taken, (0.25, 0.5, 0.75)).tolist() if taken else [UNMEASURED] * 3
     counts, _ = np.histogram(taken, (*SECONDS, np.inf))
@@ -130,7 +230,7 @@ def seconds(view: View) -> dict[str, Any]:
 
 
 def disagreements(found: Sequence[Panel]) -> list[dict[str, Any]]:
-    """The items on which annotators contradict each other, for adjudication, the most contradicted first."""
+    """Return the items on which annotators contradict each other, for adjudication, the most contradicted first."""
     return [
         {
             "item": panel.item,

@@ -1,25 +1,25 @@
-"""Whether a store is what was written: its chain, and every content that was not erased."""
+"""Whether a store is what was written: its chain, every content that was not erased, and its counters counted anew."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import FIELD, RESTORE, Entry, corrupt
-from align.annotate.store.projects import Settings, settings_of
-from align.annotate.store.queries import VOTES
-from align.annotate.store.records import item_payload
+from align.annotate.store.ledger import VOTES, Entry, counts, stands
+from align.annotate.store.projects import Settings, ensure_project, settings_of
+from align.annotate.store.records import RESTORE, item_payload, vote_of, work_row
 from align.annotate.store.tables import (
     annotators,
     candidates,
     guidelines,
     keys,
+    leases,
     ledger,
     projects,
     prompts,
@@ -29,13 +29,15 @@ from align.annotate.store.tables import (
 from align.core.chain import GENESIS, Head, advance, salted_digest
 from align.core.errors import CorruptFile
 
+FIELD = "ledger.seq"
+"""The field of an error that names a row."""
 KEY = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]
-"""(project, item id or pseudonym)."""
+"""(project, item id or pseudonym); the latter is empty for a whole project."""
 
 
 def verify(connection: Connection, expected: Head | None = None) -> Head:
-    """Walks the ledger from its first row; returns its head.
+    """Walk the ledger from its first row. Returns its head.
 
     Raises:
         CorruptFile: `value` is the seq of the first bad row; for contents that no row speaks of, their ids.
@@ -43,129 +45,158 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     rows = connection.execute(select(ledger).order_by(ledger.c.seq)).all()
     entries = [Entry(**row._asdict()) for row in rows]
     # Where an erasure is claimed, the content must be gone; the claim itself is checked when the walk reaches it.
-    erased = {(e.project, e.item or e.annotator or ""): e.seq for e in entries if e.kind == "erasure"}
-    for e in entries:
-        if e.kind in ("candidates", *VOTES) and (whole := erased.get((e.project, ""))):
-            erased |= {(e.project, subject): whole for subject in (e.item, e.annotator) if subject}
-    items, people, remarked = _items(connection), _people(connection), _remarks(connection)
+    erased = {subject_of(entry): entry.seq for entry in entries if entry.kind == "erasure"}
+    for entry in entries:
+        if entry.kind in ("candidates", *VOTES) and (whole := erased.get((entry.project, ""))):
+            erased |= {(entry.project, subject): whole for subject in (entry.item, entry.annotator) if subject}
+    answers = defaultdict(list)
+    for row in connection.execute(select(candidates)).mappings():
+        answers[row["project"], row["prompt_id"]].append(row)
+    items = {  # the payload that each item's contents would have in the ledger
+        (row["project"], row["id"]): item_payload(row, answers[row["project"], row["id"]])
+        for row in connection.execute(select(prompts)).mappings()
+    }
+    people = {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}
+    remarked = {(row.project, row.seq): row for row in connection.execute(select(remarks))}
     texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
-    head, spoken_of = Head(0, GENESIS), set()
+    head = Head(0, GENESIS)
+    mentioned = set[Subject]()
     changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
         head = advance(head, entry, FIELD, RESTORE)
+        payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
             raise corrupt(entry.seq, "the row is not the one that the expected head names")
         if entry.kind == "candidates":
-            _check_item(entry, items, erased)
+            check_item_contents(entry, payload, items, erased)
         elif entry.kind in VOTES:
-            _check_annotator(entry, people, erased)
-            _check_remark(entry, remarked.pop((entry.project, entry.seq), None), erased)
+            check_voter(entry, payload, people, erased)
+            check_remark(entry, payload, remarked.pop((entry.project, entry.seq), None), erased)
         elif entry.kind == "guidelines":
             if (entry.project, "") not in erased:
-                _check_guidelines(entry, texts.pop((entry.project, json.loads(entry.payload)["version"]), None))
+                text = texts.pop((entry.project, payload["version"]), None)
+                if text is None or hashlib.sha256(text.encode()).hexdigest() != payload["digest"]:
+                    raise corrupt(entry.seq, "the guidelines are not those that were published")
         elif entry.kind == "settings":
-            changes[entry.project] |= json.loads(entry.payload)
+            changes[entry.project] |= payload
         elif entry.kind == "erasure":
-            subject = (entry.project, entry.item or entry.annotator or "")
-            there = {*items, *people} if subject[1] else {(project, "") for project, _ in {*items, *people, *texts}}
-            if subject in there:
-                raise corrupt(entry.seq, f"what it erased is there again ({subject[1] or subject[0]})")
-        spoken_of |= {(entry.project, entry.item), (entry.project, entry.annotator)}
+            project, subject = subject_of(entry)
+            there = {*items, *people} if subject else {(name, "") for name, _ in {*items, *people, *texts}}
+            if (project, subject) in there:
+                raise corrupt(entry.seq, f"what it erased is there again ({subject or project})")
+        mentioned |= {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")}
     if expected is not None and head.seq < expected.seq:
         raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")
     # An annotator who has not voted yet is nobody's concern.
-    if strangers := sorted(id for project, id in items if (project, id) not in spoken_of):
+    if strangers := sorted(id for project, id in items if (project, id) not in mentioned):
         raise CorruptFile("store", strangers[:3], "the ledger speaks of no such contents", RESTORE)
     if remarked or texts:
         raise CorruptFile("store", sorted({**remarked, **texts})[:3], "the ledger speaks of no such text", RESTORE)
-    _check_settings(connection, changes)
-    _check_keys(connection, {project for project, subject in erased if not subject})
-    _check_gold(connection, entries)
+    check_projects(connection, changes, erased)
+    gold = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
+    for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
+        if bool(row.gold) != ((row.project, row.item) in gold):
+            raise CorruptFile("work", row.item, "the ledger says otherwise whether it is a gold item", RESTORE)
     return head
 
 
-def _check_settings(connection: Connection, changes: Mapping[str, dict[str, Any]]) -> None:
-    for row in connection.execute(select(projects)):
-        settings = dict(changes.get(row.name, {}))
-        state = settings.pop("state", "open")
-        if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
-            raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
+def subject_of(entry: Entry) -> Subject:
+    """Return what an erasure erased."""
+    return entry.project, entry.item or entry.annotator or ""
 
 
-def _check_keys(connection: Connection, erased: Collection[str]) -> None:
-    """Each project has a key, and one that was erased has none. No digest of a key is kept anywhere."""
-    there = {row.project: row.key for row in connection.execute(select(keys))}
-    named = {*connection.execute(select(projects.c.name)).scalars()}
-    for project in sorted(named | {*there}):
-        problem = ""
-        if project not in there:
-            problem = "its key is gone, and nobody erased the project"
-        elif project not in named or project in erased:
-            problem = "its key is there, and the project is not"
-        elif not KEY.fullmatch(there[project]):
-            problem = "its key is not one of 32 bytes in hex"
-        if problem:
-            raise CorruptFile("project_keys", project, problem, RESTORE)
+def corrupt(seq: int, problem: str) -> CorruptFile:
+    """Return the error that names the first bad row."""
+    return CorruptFile(FIELD, seq, problem, RESTORE)
 
 
-def _check_gold(connection: Connection, entries: Sequence[Entry]) -> None:
-    known = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
-    for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
-        if bool(row.gold) != ((row.project, row.item) in known):
-            raise CorruptFile("work", row.item, "the ledger says otherwise whether it is a gold item", RESTORE)
-
-
-def _check_item(entry: Entry, items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]) -> None:
-    found = items.get((entry.project, entry.item or ""))
-    if found is None:
-        if (entry.project, entry.item or "") not in erased:
-            raise corrupt(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
-    elif (entry.project, entry.item or "") not in erased and not found.items() <= json.loads(entry.payload).items():
+def check_item_contents(
+    entry: Entry, payload: dict[str, Any], items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]
+) -> None:
+    if (entry.project, entry.item) in erased:
+        return
+    contents = items.get((entry.project, entry.item or ""))
+    if contents is None:
+        raise corrupt(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
+    if not contents.items() <= payload.items():
         raise corrupt(entry.seq, f"the contents of item {entry.item} are not those that were added")
 
 
-def _check_annotator(entry: Entry, people: Mapping[Subject, Any], erased: Mapping[Subject, int]) -> None:
+def check_voter(
+    entry: Entry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
+) -> None:
     who = (entry.project, entry.annotator or "")
     person = people.get(who)
     if person is None:
         if who not in erased:
             raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
-    elif salted_digest(person.salt, person.identity) != json.loads(entry.payload)["annotator_digest"]:
+    elif salted_digest(person.salt, person.identity) != payload["annotator_digest"]:
         raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
 
 
-def _check_remark(entry: Entry, found: Any, erased: Mapping[Subject, int]) -> None:
-    digest = json.loads(entry.payload).get("remark")
+def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
+    digest = payload.get("remark")
     gone = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
-    if found is None:
+    if row is None:
         if digest is not None and not gone:
             raise corrupt(entry.seq, "what the annotator wrote is gone, and nobody erased it")
-    elif gone or digest != salted_digest(found.salt, found.content):
+    elif gone or digest != salted_digest(row.salt, row.content):
         raise corrupt(entry.seq, "what the annotator wrote is not what lies there")
-    elif (found.item, found.annotator) != (entry.item, entry.annotator):
+    elif (row.item, row.annotator) != (entry.item, entry.annotator):
         raise corrupt(entry.seq, "what the annotator wrote lies with another vote")
 
 
-def _check_guidelines(entry: Entry, text: str | None) -> None:
-    if text is None or hashlib.sha256(text.encode()).hexdigest() != json.loads(entry.payload)["digest"]:
-        raise corrupt(entry.seq, "the guidelines are not those that were published")
+def check_projects(
+    connection: Connection, changes: Mapping[str, dict[str, Any]], erased: Mapping[Subject, int]
+) -> None:
+    """Raise CorruptFile unless each project has the settings that the ledger says and a key, and an erased one has no
+    key. No digest of a key is kept anywhere."""
+    names = set[str]()
+    for row in connection.execute(select(projects)):
+        names.add(row.name)
+        settings = dict(changes.get(row.name, {}))
+        state = settings.pop("state", "open")
+        if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
+            raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
+    key_of = {row.project: row.key for row in connection.execute(select(keys))}
+    for project in sorted(names | key_of.keys()):
+        problem = ""
+        if project not in key_of:
+            problem = "its key is gone, and nobody erased the project"
+        elif project not in names or (project, "") in erased:
+            problem = "its key is there, and the project is not"
+        elif not KEY.fullmatch(key_of[project]):
+            problem = "its key is not one of 32 bytes in hex"
+        if problem:
+            raise CorruptFile("project_keys", project, problem, RESTORE)
 
 
-def _remarks(connection: Connection) -> dict[tuple[str, int], Any]:
-    return {(row.project, row.seq): row for row in connection.execute(select(remarks))}
+def recount(connection: Connection, project: str) -> int:
+    """Set every counter of a project right, and make the rows of `work` that are missing. Returns how many were wrong.
 
-
-def _items(connection: Connection) -> dict[Subject, dict[str, Any]]:
-    """The payload that each item's contents would have in the ledger."""
-    answers = defaultdict(list)
-    for row in connection.execute(select(candidates)).mappings():
-        answers[row["project"], row["prompt_id"]].append(row)
-    return {
-        (row["project"], row["id"]): item_payload(row, answers[row["project"], row["id"]])
-        for row in connection.execute(select(prompts)).mappings()
-    }
-
-
-def _people(connection: Connection) -> dict[Subject, Any]:
-    return {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}
+    The counters are written in the transactions that change what they count, so they cannot drift; `restore` counts
+    them anew all the same.
+    """
+    votes = connection.execute(select(ledger).where(stands(project), ledger.c.kind == "ranking")).all()
+    judged = Counter(row.item for row in votes if counts(vote_of(row, None)))
+    held = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
+    leased = Counter(connection.execute(select(leases.c.item).where(*held)).scalars())
+    rows = {row.item: row for row in connection.execute(select(work).where(work.c.project == project))}
+    settings = ensure_project(connection, project)
+    wrong = 0
+    same_item = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
+    added = select(ledger.c.item, ledger.c.payload).join(prompts, same_item)
+    added = added.where(ledger.c.project == project, ledger.c.kind == "candidates")
+    for item, payload in connection.execute(added).all():
+        gold = "expected" in json.loads(payload)
+        wanted = 0 if gold else settings.wanted(item)
+        right = {"wanted": wanted, "judged": judged[item], "leased": leased[item], "gold": gold}
+        if item not in rows:
+            connection.execute(insert(work), work_row(project, item, priority=0.0) | right)
+        elif any(getattr(rows[item], name) != value for name, value in right.items()):
+            connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(right))
+        else:
+            continue
+        wrong += 1
+    return wrong

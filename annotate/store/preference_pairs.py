@@ -11,26 +11,20 @@ from align.core.types import Message, Preference
 
 
 def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
-    """Every pair across the ranking's tiers, as one group: at most K(K-1)/2 records. Of an item of two answers the
-    strength is the margin.
+    """Return every pair across the ranking's tiers, as one group: at most K(K-1)/2 records. Of an item of two answers
+    the strength is the margin.
 
     A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
     was said of such a pair holds nothing to learn.
     """
-    return [pair for pair in (pair_of(ranking, item, *two) for two in ranking.pairs) if pair is not None]
-
-
-def ties_of(ranking: Vote, item: Item) -> list[Preference]:
-    """Every pair within the ranking's tiers, whichever of its answers is called chosen: what a judge is measured on,
-    and nothing learns from."""
-    tied = (two for tier in ranking.tiers for two in combinations(sorted(tier), 2))
-    return [pair for pair in (pair_of(ranking, item, *two) for two in tied) if pair is not None]
+    return [pair for two in ranking.pairs if (pair := pair_of(ranking, item, *two)) is not None]
 
 
 def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
-    """Two candidates of an item, by their ids, as a pair; None where both have the same text."""
-    of = {candidate.id: candidate for candidate in item.candidates}
-    chosen, rejected = of[better], of[worse]
+    """Return two candidates of an item, by their ids, as a pair; None if both have the same text."""
+    by_id = {candidate.id: candidate for candidate in item.candidates}
+    chosen = by_id[better]
+    rejected = by_id[worse]
     if chosen.text == rejected.text:
         return None
     return Preference(
@@ -54,7 +48,7 @@ def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | 
 def training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """As `counted_rankings`; there are some. Raises as `preferences`."""
+    """Return `counted_rankings`, of which there are some. Raises as `preferences`."""
     rankings = counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings
@@ -63,8 +57,8 @@ def training_rankings(
 def counted_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """The rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a reviewer
-    settled, the newest review alone.
+    """Return the rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a
+    reviewer settled, the newest review alone.
 
     Args:
         through: the last row of the ledger that counts; None for all.
@@ -86,8 +80,8 @@ def counted_rankings(
 def preferences(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Preference]:
-    """The pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order. Gold
-    items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
+    """Return the pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order.
+    Gold items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
 
     Args:
         through: see `counted_rankings`.
@@ -96,26 +90,30 @@ def preferences(
         InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
             person where only people's were asked for.
     """
-    rankings = training_rankings(store, project, allow_simulated, through)
-    items = {item.id: item for item in store.items(project)}
-    # An item erased between the two reads is missing here, and its ranking with it.
-    found = [pair for r in rankings if r.item in items for pair in pairs_of(r, items[r.item])]
-    require(bool(found), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
-    return found
+    decided, _ = verdicts_of_people(store, project, allow_simulated, through)
+    require(bool(decided), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
+    return decided
 
 
 def verdicts_of_people(
-    store: Store, project: str, allow_simulated: bool = False
+    store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> tuple[list[Preference], list[Preference]]:
-    """What people said of pairs: those of `preferences`, and those that they called equal.
+    """Return what people said of pairs: those of `preferences`, and those that they called equal, whichever of their
+    answers is called chosen: what a judge is measured on, and nothing learns from.
 
     Raises:
         InputError: as `preferences`, but that ties alone are something.
     """
-    rankings = training_rankings(store, project, allow_simulated)
+    rankings = training_rankings(store, project, allow_simulated, through)
     items = {item.id: item for item in store.items(project)}
-    there = [(ranking, items[ranking.item]) for ranking in rankings if ranking.item in items]
-    decided, tied = ([pair for both in there for pair in of(*both)] for of in (pairs_of, ties_of))
+    decided = list[Preference]()
+    tied = list[Preference]()
+    for ranking in rankings:
+        if ranking.item in items:  # else it was erased between the two reads
+            item = items[ranking.item]
+            decided += pairs_of(ranking, item)
+            ties = (two for tier in ranking.tiers for two in combinations(sorted(tier), 2))
+            tied += [pair for two in ties if (pair := pair_of(ranking, item, *two)) is not None]
     problem = "its rankings compare no two answers that differ"
     require(bool(decided or tied), "project", project, problem, "Rank more items with stage=annotate.")
     return decided, tied

@@ -6,28 +6,39 @@ rules it was cast.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import RESTORE
-from align.annotate.store.queries import check_project, project_erasure
-from align.annotate.store.records import check_text, shuffle_of
-from align.annotate.store.tables import guidelines, keys, ledger, projects
+from align.annotate.store.ledger import append, check_project, project_erasure
+from align.annotate.store.records import RESTORE, check_text, shuffle_of
+from align.annotate.store.tables import guidelines, keys, ledger, projects, work
+from align.core.chain import canonical
 from align.core.errors import CorruptFile, InputError, require
+
+if TYPE_CHECKING:
+    from align.annotate.store.database import Store
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")
-MOST_PEOPLE, MOST_VOTES, MOST_ATTRIBUTES, WEEK = 100, 1_000_000, 12, 7 * 24 * 60
+MOST_PEOPLE = 100
+MOST_VOTES = 1_000_000
+MOST_ATTRIBUTES = 12
+WEEK = 7 * 24 * 60
+"""In minutes."""
 KINDS = {
-    str: "text", bool: "true or false", int: "a whole number", float: "a number",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
     tuple: "a list of names, such as [helpful, harmless]",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,53 +84,54 @@ class Settings:
         counted = 0 <= self.quota <= MOST_VOTES
         require(counted, "quota", self.quota, "it is no number of votes", f"Give up to {MOST_VOTES}, 0 for no limit.")
         require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
-        known = ", ".join(ORDERS)
-        require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {known}.")
+        require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {', '.join(ORDERS)}.")
         possible = 0 < self.lease_minutes <= WEEK
         remedy = f"Give a number of minutes above 0, up to {WEEK}."
         require(possible, "lease_minutes", self.lease_minutes, "it is no time to keep an item", remedy)
         names = self.attributes
-        good = len(set(names)) == len(names) and all(names)
-        require(good, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
+        unique = len(set(names)) == len(names) and all(names)
+        require(unique, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
         few = len(names) <= MOST_ATTRIBUTES
         require(few, "attributes", len(names), "so many cannot be rated", f"Name up to {MOST_ATTRIBUTES}.")
         for name in names:
             check_text("attributes", name, 60)
 
     def wanted(self, item: str) -> int:
-        """How many people are to judge an item."""
+        """Return how many people are to judge an item."""
         return self.overlap if overlap_draw(item) < self.overlap_share else 1
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:
-        """From JSON values.
+        """Make settings from JSON values.
 
         Raises:
             InputError: an unknown name, or a value of another type.
         """
-        types = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
+        types = {field.name: type(field.default) for field in fields(cls)}
         given = {}
         for name, value in values.items():
             require(name in types, "settings", name, "there is no such setting", f"There are {', '.join(types)}.")
-            if types[name] is tuple and isinstance(value, list | tuple):
-                fits, value = all(isinstance(part, str) for part in value), tuple(value)
-            elif types[name] is float:
-                fits = isinstance(value, int | float) and not isinstance(value, bool)
+            kind = types[name]
+            if kind is tuple and isinstance(value, list | tuple):
+                fits = all(isinstance(part, str) for part in value)
+                value = tuple(value)
+            elif kind is float:
+                fits = type(value) in (int, float)
             else:
-                fits = type(value) is types[name]
-            require(fits, name, value, f"it is not {KINDS[types[name]]}", f"Give {KINDS[types[name]]}.")
+                fits = type(value) is kind
+            require(fits, name, value, f"it is not {KINDS[kind]}", f"Give {KINDS[kind]}.")
             given[name] = value
         return cls(**given)
 
 
 def overlap_draw(item: str) -> float:
-    """Below `overlap_share`, `overlap` people judge the item."""
+    """Return a number in [0, 1): if it is below `overlap_share`, `overlap` people judge the item."""
     return shuffle_of(f"overlap/{item}")
 
 
 def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
-    """The settings `overlap` and `overlap_share` under which these items want so many votes together, or as few more
-    as a whole number of people allows; each item wants at least one.
+    """Return the settings `overlap` and `overlap_share` under which these items want so many votes together, or as few
+    more as a whole number of people allows; each item wants at least one.
 
     Args:
         items: their ids, of which there are some.
@@ -132,7 +144,7 @@ def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
 
 
 def settings_of(connection: Connection, project: str) -> Settings:
-    """The project's settings; what was never set is as `Settings` has it.
+    """Return the project's settings; what was never set is as `Settings` has it.
 
     Raises:
         InputError: unknown project.
@@ -147,70 +159,114 @@ def settings_of(connection: Connection, project: str) -> Settings:
         raise CorruptFile("projects.settings", project, f"the settings cannot be read ({error})", RESTORE) from error
 
 
-def met(connection: Connection, project: str) -> Settings:
-    """The settings of a project, which is made where there is none, with a key of its own.
+def ensure_project(connection: Connection, project: str) -> Settings:
+    """Return the settings of a project, which is made now, with a key of its own, if there is none.
 
     Raises:
-        InputError: it was erased.
+        InputError: no name for a project, or it was erased.
     """
     if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
+        require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
+        check_text("project", project, 200)
         check_not_erased(connection, project)
         connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
         connection.execute(insert(keys), {"project": project, "key": secrets.token_hex(32)})
     return settings_of(connection, project)
 
 
-def key_of(connection: Connection, project: str) -> bytes | None:
-    """The key under which the project's rows in data sets have their ids, 32 bytes; None once the project is erased.
-
-    Raises:
-        InputError: unknown project.
-    """
-    found = connection.execute(select(keys.c.key).where(keys.c.project == project)).scalar()
-    if found is None:
-        check_project(connection, project)
-        return None
-    return bytes.fromhex(found)
-
-
 def check_not_erased(connection: Connection, project: str) -> None:
-    """Raises: InputError: the project was erased. Its name is not used again, or two projects would be one by name."""
+    """Raise InputError if the project was erased: its name is not used again, or two projects would be one by name."""
     row = project_erasure(connection, project)
     problem = f"it was erased (row {row} of the ledger), and its name is not used again"
     require(row is None, "project", project, problem, "Choose another name.")
 
 
 def version_of(connection: Connection, project: str) -> int:
-    """The version of a project's settings: the row of the ledger that changed them last; 0 where none did."""
-    mine = (ledger.c.project == project, ledger.c.kind == "settings")
-    return connection.execute(select(func.max(ledger.c.seq)).where(*mine)).scalar() or 0
+    """Return the version of a project's settings: the row of the ledger that changed them last; 0 if none did."""
+    return history(connection, project)[-1][0]
 
 
 def history(connection: Connection, project: str) -> list[tuple[int, Settings]]:
-    """Every version of a project's settings, the newest last: the ledger keeps each change."""
+    """Return every version of a project's settings, the newest last: the ledger keeps each change."""
     mine = (ledger.c.project == project, ledger.c.kind == "settings")
-    found, values = [(0, Settings())], {}
+    versions = [(0, Settings())]
+    values = {}
     for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*mine).order_by(ledger.c.seq)):
         values |= json.loads(row.payload)
-        found.append((row.seq, Settings.read({name: value for name, value in values.items() if name != "state"})))
-    return found
+        versions.append((row.seq, Settings.read({name: value for name, value in values.items() if name != "state"})))
+    return versions
 
 
 def state_of(connection: Connection, project: str) -> str:
-    """`open`, `paused` or `closed`.
+    """Return `open`, `paused` or `closed`.
 
     Raises:
         InputError: unknown project.
     """
-    found = connection.execute(select(projects.c.state).where(projects.c.name == project)).scalar()
-    if found is None:
+    state = connection.execute(select(projects.c.state).where(projects.c.name == project)).scalar()
+    if state is None:
         check_project(connection, project)
-    return found or "open"
+    return state or "open"
 
 
 def guidelines_of(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
-    """A version of the guidelines and its number, the newest unless one is named; None where there is none."""
-    newest = select(func.max(guidelines.c.version)).where(guidelines.c.project == project).scalar_subquery()
+    """Return the number and the text of a version of the guidelines, the newest unless one is named; None if there is
+    none."""
     query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
-    row = connection.execute(query.where(guidelines.c.version == (newest if version is None else version))).first()
+    if version is not None:
+        query = query.where(guidelines.c.version == version)
+    row = connection.execute(query.order_by(guidelines.c.version.desc()).limit(1)).first()
     return None if row is None else (row.version, row.text)
+
+
+def configure(
+    store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
+) -> Settings:
+    """Change the settings that `values` names, and the state; make the project if there is none.
+
+    Votes of items that people hold are taken in every state; new items are given out in `open` alone.
+
+    Raises:
+        InputError: an unknown setting or state, or a value that it cannot have.
+    """
+    known = state is None or state in STATES
+    require(known, "state", state, "there is no such state", f"Choose one of: {', '.join(STATES)}.")
+    with store.transaction() as connection:
+        mine = projects.c.name == project
+        new = connection.execute(select(projects.c.name).where(mine)).first() is None
+        before = ensure_project(connection, project)
+        after = Settings.read(asdict(before) | dict(values or {}))
+        changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
+        state_before = state_of(connection, project)
+        if state is not None and state != state_before:
+            changed["state"] = state
+        if not changed and not new:
+            return after
+        row = {"settings": canonical(asdict(after)), "state": state or state_before}
+        connection.execute(update(projects).where(mine), row)
+        append(connection, project, "settings", changed)
+        if {"overlap", "overlap_share"} & changed.keys():
+            items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
+            for item in connection.execute(items).scalars().all():
+                this = (work.c.project == project, work.c.item == item)
+                connection.execute(update(work).where(*this).values(wanted=after.wanted(item)))
+    return after
+
+
+def publish_guidelines(store: Store, project: str, text: str) -> int:
+    """Publish the project's guidelines, in Markdown. Returns their version, the last one if nothing changed.
+
+    Raises:
+        InputError: an empty text.
+    """
+    require(bool(text.strip()), "guidelines", text, "they are empty", "Say what makes an answer good.")
+    with store.transaction() as connection:
+        ensure_project(connection, project)
+        last, before = guidelines_of(connection, project) or (0, "")
+        if text == before:
+            return last
+        version = last + 1
+        connection.execute(insert(guidelines), {"project": project, "version": version, "text": text})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        append(connection, project, "guidelines", {"version": version, "digest": digest})
+    return version

@@ -47,6 +47,7 @@ class Item:
 
 MOST_ANSWERS = 9
 """Of an item: what one key each can place."""
+RESTORE = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -173,15 +174,15 @@ def shuffle_of(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
 
+def work_row(project: str, item: str, priority: float) -> dict[str, Any]:
+    """Return a row of `work` without a vote."""
+    counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
+    return {"project": project, "item": item, "shuffle": shuffle_of(item), "priority": priority, **counters}
+
+
 def storable(text: str) -> str:
     """A model's text without what no database keeps: NUL and lone surrogates become U+FFFD."""
     return UNWRITABLE.sub("\ufffd", text)
-
-
-def remark_row(project: str, seq: int, item: str, annotator: str, content: str) -> dict[str, Any]:
-    """The row of `remarks`, with a fresh salt."""
-    who = {"project": project, "seq": seq, "item": item, "annotator": annotator}
-    return {**who, "content": content, "salt": secrets.token_hex(16)}
 
 
 def prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:

@@ -7,6 +7,8 @@ Every row of these has a project; users are the whole store's, and `members` say
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     DDL,
     Boolean,
@@ -27,35 +29,44 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+
+def project_key() -> Column[str]:
+    return Column("project", String(200), primary_key=True)
+
+
+def required(name: str, *what: Any, **options: Any) -> Column[Any]:
+    return Column(name, *what, nullable=False, **options)
+
+
 store_meta = Table(
     "align_store",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("schema_version", Integer, nullable=False),
+    required("schema_version", Integer),
 )
 
 prompts = Table(
     "prompts",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("id", String(64), primary_key=True),
-    Column("messages", Text, nullable=False),  # canonical JSON of [{role, content}, …]
-    Column("salt", String(64), nullable=False),
+    required("messages", Text),  # canonical JSON of [{role, content}, …]
+    required("salt", String(64)),
 )
 
 candidates = Table(
     "candidates",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("id", String(64), primary_key=True),
-    Column("prompt_id", String(64), nullable=False),
-    Column("position", Integer, nullable=False),  # 0 … K-1, as sampled; never the order shown to a person
-    Column("text", Text, nullable=False),
-    Column("model_digest", String(200), nullable=False),
-    Column("adapter_digest", String(200), nullable=False),
-    Column("sampling", Text, nullable=False),  # canonical JSON
-    Column("ended", Boolean, nullable=False),  # True: ended with EOS; False: cut at the length limit
-    Column("salt", String(64), nullable=False),
+    required("prompt_id", String(64)),
+    required("position", Integer),  # 0 … K-1, as sampled; never the order shown to a person
+    required("text", Text),
+    required("model_digest", String(200)),
+    required("adapter_digest", String(200)),
+    required("sampling", Text),  # canonical JSON
+    required("ended", Boolean),  # True: ended with EOS; False: cut at the length limit
+    required("salt", String(64)),
     ForeignKeyConstraint(["project", "prompt_id"], ["prompts.project", "prompts.id"], ondelete="CASCADE"),
     UniqueConstraint("project", "prompt_id", "position"),
 )
@@ -63,10 +74,10 @@ candidates = Table(
 annotators = Table(
     "annotators",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("pseudonym", String(64), primary_key=True),  # random, so that it says nothing once the identity is gone
-    Column("identity", String(320), nullable=False),
-    Column("salt", String(64), nullable=False),
+    required("identity", String(320)),
+    required("salt", String(64)),
     UniqueConstraint("project", "identity"),
 )
 
@@ -76,16 +87,16 @@ ledger = Table(
     "ledger",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("project", String(200), nullable=False),
-    Column("kind", String(20), nullable=False),
+    required("project", String(200)),
+    required("kind", String(20)),
     Column("item", String(64)),
     Column("annotator", String(64)),
     Column("key", String(300)),
     Column("retracts", Integer, unique=True),
-    Column("created_at", String(40), nullable=False),
-    Column("payload", Text, nullable=False),
-    Column("prev_hash", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
+    required("created_at", String(40)),
+    required("payload", Text),
+    required("prev_hash", String(64)),
+    required("hash", String(64)),
     UniqueConstraint("project", "kind", "key"),
     Index("ledger_by_item", "project", "item", "kind", "annotator"),
     Index("ledger_by_kind", "project", "kind", "seq"),
@@ -117,8 +128,8 @@ projects = Table(
     "projects",
     metadata,
     Column("name", String(200), primary_key=True),
-    Column("settings", Text, nullable=False),  # canonical JSON of `Settings`
-    Column("state", String(10), nullable=False),  # open, paused or closed
+    required("settings", Text),  # canonical JSON of `Settings`
+    required("state", String(10)),  # open, paused or closed
 )
 
 # Content ids of the project's rows in data sets are made under it. Nobody can say any more whose they are once it is
@@ -126,27 +137,27 @@ projects = Table(
 keys = Table(
     "project_keys",
     metadata,
-    Column("project", String(200), primary_key=True),
-    Column("key", String(64), nullable=False),  # 32 random bytes, hex
+    project_key(),
+    required("key", String(64)),  # 32 random bytes, hex
 )
 
 guidelines = Table(
     "guidelines",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3, …
-    Column("text", Text, nullable=False),  # Markdown
+    required("text", Text),  # Markdown
 )
 
 remarks = Table(
     "remarks",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("seq", Integer, primary_key=True, autoincrement=False),  # of the vote that it goes with
-    Column("item", String(64), nullable=False),
-    Column("annotator", String(64), nullable=False),
-    Column("content", Text, nullable=False),  # canonical JSON of {rationale, demonstration}
-    Column("salt", String(64), nullable=False),
+    required("item", String(64)),
+    required("annotator", String(64)),
+    required("content", Text),  # canonical JSON of {rationale, demonstration}
+    required("salt", String(64)),
 )
 
 # SQLite takes a partial index where the query says its condition in the same words; `test_gold_and_repeats` asks its
@@ -158,14 +169,14 @@ LEFT = text("wanted > judged + leased")
 work = Table(
     "work",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("item", String(64), primary_key=True),
-    Column("wanted", Integer, nullable=False),  # people who are to judge it; 0 for a gold item
-    Column("judged", Integer, nullable=False),  # standing rankings by people, neither gold nor repeated
-    Column("leased", Integer, nullable=False),  # open leases, likewise
-    Column("shuffle", Float(53), nullable=False),  # in [0, 1), a function of the id: the random order
-    Column("priority", Float(53), nullable=False),  # higher goes first where the project says so
-    Column("gold", Boolean, nullable=False),  # its answer is known: asked of everyone, to see how they judge
+    required("wanted", Integer),  # people who are to judge it; 0 for a gold item
+    required("judged", Integer),  # standing rankings by people, neither gold nor repeated
+    required("leased", Integer),  # open leases, likewise
+    required("shuffle", Float(53)),  # in [0, 1), a function of the id: the random order
+    required("priority", Float(53)),  # higher goes first where the project says so
+    required("gold", Boolean),  # its answer is known: asked of everyone, to see how they judge
     Index("work_by_shuffle", "project", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
     Index("work_by_priority", "project", text("priority DESC"), "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
     Index("work_gold", "project", "shuffle", sqlite_where=text("gold = 1"), postgresql_where=text("gold")),
@@ -175,17 +186,17 @@ leases = Table(
     "leases",
     metadata,
     Column("token", String(64), primary_key=True),
-    Column("project", String(200), nullable=False),
-    Column("annotator", String(64), nullable=False),
-    Column("number", Integer, nullable=False),  # the annotator's 0th, 1st, 2nd, …
-    Column("item", String(64), nullable=False),
-    Column("purpose", String(10), nullable=False),  # work, gold, repeat or review
-    Column("k", Integer, nullable=False),  # how many candidates
-    Column("turn", Integer, nullable=False),  # the annotator's 0th, 1st, 2nd, … of so many
-    Column("shown", Text, nullable=False),  # canonical JSON: candidate ids as they stand on the screen
-    Column("state", String(10), nullable=False),  # open, judged, expired or returned
-    Column("granted_at", Float(53), nullable=False),  # seconds since 1970, by the queue's clock
-    Column("expires_at", Float(53), nullable=False),
+    required("project", String(200)),
+    required("annotator", String(64)),
+    required("number", Integer),  # the annotator's 0th, 1st, 2nd, …
+    required("item", String(64)),
+    required("purpose", String(10)),  # work, gold, repeat or review
+    required("k", Integer),  # how many candidates
+    required("turn", Integer),  # the annotator's 0th, 1st, 2nd, … of so many
+    required("shown", Text),  # canonical JSON: candidate ids as they stand on the screen
+    required("state", String(10)),  # open, judged, expired or returned
+    required("granted_at", Float(53)),  # seconds since 1970, by the queue's clock
+    required("expires_at", Float(53)),
     Column("vote", Integer),  # the seq of the vote it led to
     UniqueConstraint("project", "annotator", "number"),
     Index("leases_by_item", "project", "item", "annotator"),
@@ -197,28 +208,28 @@ leases = Table(
 drafts = Table(
     "drafts",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("item", String(64), primary_key=True),
     Column("annotator", String(64), primary_key=True),
     Column("purpose", String(10), primary_key=True),
-    Column("content", Text, nullable=False),  # canonical JSON
+    required("content", Text),  # canonical JSON
 )
 
 users = Table(
     "users",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("name", String(320), nullable=False, unique=True),  # the identity of their annotator in every project
-    Column("password", Text, nullable=False),  # an argon2 hash
-    Column("created_at", Float(53), nullable=False),
+    required("name", String(320), unique=True),  # the identity of their annotator in every project
+    required("password", Text),  # an argon2 hash
+    required("created_at", Float(53)),
 )
 
 members = Table(
     "members",
     metadata,
-    Column("project", String(200), primary_key=True),
+    project_key(),
     Column("user", String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
-    Column("role", String(10), nullable=False),  # annotator, reviewer or admin
+    required("role", String(10)),  # annotator, reviewer or admin
 )
 
 # Of sessions and invitations the token's SHA-256: whoever reads the database can use neither.
@@ -226,8 +237,8 @@ sessions = Table(
     "sessions",
     metadata,
     Column("digest", String(64), primary_key=True),
-    Column("user", String(32), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
-    Column("expires_at", Float(53), nullable=False),
+    required("user", String(32), ForeignKey("users.id", ondelete="CASCADE")),
+    required("expires_at", Float(53)),
     Index("sessions_of_user", "user"),
 )
 
@@ -235,9 +246,9 @@ invitations = Table(
     "invitations",
     metadata,
     Column("digest", String(64), primary_key=True),
-    Column("project", String(200), nullable=False),
-    Column("role", String(10), nullable=False),
-    Column("name", String(320), nullable=False),  # whom it is for; empty: whoever has it chooses a name
-    Column("made_by", String(32), nullable=False),  # a user; empty: the operator of the server
-    Column("expires_at", Float(53), nullable=False),
+    required("project", String(200)),
+    required("role", String(10)),
+    required("name", String(320)),  # whom it is for; empty: whoever has it chooses a name
+    required("made_by", String(32)),  # a user; empty: the operator of the server
+    required("expires_at", Float(53)),
 )

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, quote
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts, Person
-from align.annotate.web.words import WORDS
+from align.annotate.web.templating import WORDS
 from align.web.auth import Answer, Authenticator, AuthMiddleware, refusal
 from align.web.gradio_pages import POLICY, UNUSED
 

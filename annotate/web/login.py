@@ -9,52 +9,45 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from align.annotate.web.templating import render
-from align.annotate.web.words import WORDS
+from align.annotate.web.templating import WORDS, render
 from align.core.errors import InputError, StorageError
 from align.web.credentials import Refused, session_cookie
 from align.web.fair_queue import Busy
 
 
-async def fields(request: Request) -> dict[str, str]:
-    """What a form of ours says."""
+async def form_fields(request: Request) -> dict[str, str]:
+    """Return what a form of ours says."""
     form = await request.form(max_files=0, max_fields=10)
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
-Given = Annotated[dict[str, str], Depends(fields)]
+Given = Annotated[dict[str, str], Depends(form_fields)]
 
 
 def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
-    """The routes, for people with accounts.
+    """Return the routes, for people with accounts.
 
     Args:
         cookie: the name of the session's.
     """
     router = APIRouter()
-    for add in (add_login, add_invitation, add_password):
-        add(router, accounts, cookie)
-    return router
 
-
-def add_login(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/login")
     def login_page(request: Request, invite: str = "", project: str = "") -> Response:
-        known = request.scope["person"] is not None
-        return (
-            go(redirect_target(invite, project))
-            if known
-            else page("login", "log_in", invite=invite, project=project, name="")
-        )
+        if request.scope["person"] is not None:
+            return go(redirect_target(invite, project))
+        return page("login", "log_in", invite=invite, project=project, name="")
 
     @router.post("/login")
     def log_in(request: Request, given: Given) -> Response:
-        invite, project = given.get("invite", ""), given.get("project", "")
+        invite = given.get("invite", "")
+        project = given.get("project", "")
+        name = given.get("name", "")
         address = request.client.host if request.client else ""
         try:
-            session = accounts.log_in(given.get("name", ""), given.get("password", ""), address)
+            session = accounts.log_in(name, given.get("password", ""), address)
         except InputError as error:
-            return page("login", "log_in", error, invite=invite, project=project, name=given.get("name", ""))
+            return page("login", "log_in", error, invite=invite, project=project, name=name)
         return go(redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.post("/logout")
@@ -63,8 +56,6 @@ def add_login(router: APIRouter, accounts: Accounts, cookie: str) -> None:
         to = f"/invite?token={quote(invite)}" if (invite := given.get("invite", "")) else "/login"
         return go(to, session_cookie(cookie, "", request.scope["origin"], 0))
 
-
-def add_invitation(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
         invitation = accounts.invited(token)
@@ -75,7 +66,8 @@ def add_invitation(router: APIRouter, accounts: Accounts, cookie: str) -> None:
 
     @router.post("/invite")
     def accept(request: Request, given: Given) -> Response:
-        token, name = given.get("token", ""), given.get("name", "")
+        token = given.get("token", "")
+        name = given.get("name", "")
         person: Person | None = request.scope["person"]
         invitation = accounts.invited(token)
         try:
@@ -87,8 +79,6 @@ def add_invitation(router: APIRouter, accounts: Accounts, cookie: str) -> None:
             return invitation_page_of(invitation, token, person, name, error)
         return go("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
-
-def add_password(router: APIRouter, accounts: Accounts, cookie: str) -> None:
     @router.get("/password")
     def password_page() -> Response:
         return page("password", "change_password")
@@ -101,17 +91,16 @@ def add_password(router: APIRouter, accounts: Accounts, cookie: str) -> None:
             return page("password", "change_password", error)
         return go("/")
 
+    return router
+
 
 def go(to: str, cookie: str | None = None) -> Response:
-    """To another page, with a cookie to keep or to forget."""
-    answer = RedirectResponse(to, 303)
-    if cookie is not None:
-        answer.headers["set-cookie"] = cookie
-    return answer
+    """Send the browser to another page, with a cookie to keep or to forget."""
+    return RedirectResponse(to, 303, headers=None if cookie is None else {"set-cookie": cookie})
 
 
 def new_password(given: dict[str, str]) -> str:
-    """Raises: InputError: it was not typed the same twice."""
+    """Return the new password of a form. Raises InputError if it was not typed the same twice."""
     password = given.get("password", "")
     if password != given.get("again", ""):
         raise InputError("password", "(not shown)", "the two passwords differ", "Type the same one twice.")
@@ -141,25 +130,17 @@ def invitation_page_of(
         kind = "resets" if invitation.known and invitation.resets else "invited"
         role = WORDS[f"role_{invitation.role}"]
         greeting = WORDS[kind].format(project=invitation.project, role=role, name=invitation.name)
-    return page(
-        "invitation",
-        "invitation",
-        error,
-        invitation=invitation,
-        token=token,
-        person=person,
-        name=name,
-        greeting=greeting,
-    )
+    values = {"invitation": invitation, "token": token, "person": person, "name": name, "greeting": greeting}
+    return page("invitation", "invitation", error, **values)
 
 
 def message_of(error: InputError) -> str:
-    """With the field, and its value where that is no secret."""
+    """Return an error's text with the field, and its value if that is no secret."""
     value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
     named = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
     return f"{named}{f'{value[:80]}: ' if named and value else ''}{error.problem}. {error.remedy}"
 
 
 def redirect_target(invite: str, project: str) -> str:
-    """Where somebody goes who has logged in: to the invitation that they came with, or to the items."""
+    """Return where somebody goes who has logged in: to the invitation that they came with, or to the items."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"

@@ -16,12 +16,10 @@ from typing import Any
 import gradio
 
 from align.annotate.accounts import ROLES, Accounts, Person
-from align.annotate.store import Settings, configure, publish_guidelines
+from align.annotate.store import Settings, Store, configure, publish_guidelines
 from align.annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
-from align.annotate.web.dashboard import dashboard_tab, figures_page
-from align.annotate.web.queues import AssignmentQueues
-from align.annotate.web.templating import render_table
-from align.annotate.web.words import WORDS
+from align.annotate.web.dashboard import figures_page
+from align.annotate.web.templating import WORDS, render_table
 from align.core.errors import InputError, require
 from align.web.auth import Authenticator
 
@@ -33,116 +31,122 @@ SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 class Manager:
-    """What the pages ask of a store, for whoever may.
+    """What the pages ask of a store, for whoever may. Gradio calls each endpoint as its method is called.
 
     Args:
         accounts: None where there are none, for one person has the link.
         url: of the server, as people are told it.
     """
 
-    def __init__(
-        self, queues: AssignmentQueues, accounts: Accounts | None, authenticator: Authenticator[Person], url: str
-    ) -> None:
-        self.queues, self.accounts, self.authenticator, self.url = queues, accounts, authenticator, url
+    def __init__(self, store: Store, accounts: Accounts | None, authenticator: Authenticator[Person], url: str) -> None:
+        self.store = store
+        self.accounts = accounts
+        self.authenticator = authenticator
+        self.url = url
 
-    def person(self, request: gradio.Request, project: str, role: str) -> Person:
-        """Who asks; an error that the page shows, unless they have the role."""
+    def require_role(self, request: gradio.Request, project: str, role: str) -> Person:
+        """Return the visitor. Raises an error that the page shows unless they have the role."""
         person = self.authenticator.who(dict(request.cookies))
         if person is None or not person.may(project, role):
             raise gradio.Error(WORDS["not_yours"], print_exception=False)
         return person
 
-    def may_see(self, request: gradio.Request, project: str) -> bool:
-        """Whether whoever opens a page may see what is for admins: it is loaded for all who may open it."""
+    def is_admin(self, request: gradio.Request, project: str) -> bool:
+        """Return whether the visitor is an admin. The page is loaded for all who may open it."""
         person = self.authenticator.who(dict(request.cookies))
         return person is not None and person.may(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
-        """Those of which whoever asks sees more than the items."""
+        """List the projects of which the visitor sees more than the items."""
         person = self.authenticator.who(dict(request.cookies))
         mine = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
         asked = request.query_params.get("project", "")
         return gradio.Dropdown(choices=mine, value=asked if asked in mine else next(iter(mine), None))
 
     def figures(self, project: str, request: gradio.Request) -> str:
-        self.person(request, project, "reviewer")
-        return figures_page(self.queues.store, project)
+        self.require_role(request, project, "reviewer")
+        return figures_page(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Those that are for admins are shown to them."""
-        admin = self.may_see(request, project)
+        """Show the tabs for admins to them."""
+        admin = self.is_admin(request, project)
         return [gradio.Tab(visible=admin and self.accounts is not None), gradio.Tab(visible=admin)]
 
+    # The project
+
     def project(self, project: str, request: gradio.Request) -> list[Any]:
-        """State, guidelines, and the settings in their order; nothing for who may not see them."""
-        if not self.may_see(request, project):
+        """Return state, guidelines, and the settings in their order; nothing for who may not see them."""
+        if not self.is_admin(request, project):
             return [gradio.skip()] * (2 + len(SETTINGS))
-        with self.queues.store.reading() as db:
-            settings, state, text = settings_of(db, project), state_of(db, project), guidelines_of(db, project)
+        with self.store.reading() as db:
+            settings = settings_of(db, project)
+            state = state_of(db, project)
+            text = guidelines_of(db, project)
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
 
     def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> list[Any]:
-        """Keeps settings and state; shows them as they are then."""
-        self.person(request, project, "admin")
+        """Keep settings and state. Returns them as they are then."""
+        self.require_role(request, project, "admin")
         given = dict(zip(SETTINGS, values, strict=True))
         given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
-        configure(self.queues.store, project, given, state)
+        configure(self.store, project, given, state)
         gradio.Info(WORDS["saved"])
         [state, _, *settings] = self.project(project, request)
         return [state, *settings]
 
     def publish(self, project: str, text: str, request: gradio.Request) -> None:
-        self.person(request, project, "admin")
-        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.queues.store, project, text)))
+        self.require_role(request, project, "admin")
+        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.store, project, text)))
 
 
 class Members:
     """Who is in a project, for its admins. Gradio calls each endpoint as its method is called."""
 
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
-        self.manager, self.accounts = manager, accounts
+        self.manager = manager
+        self.accounts = accounts
 
     def overview(self, project: str, request: gradio.Request) -> list[Any]:
-        """Who is in it, the links that are out, and the choice of one; nothing for who may not see them."""
-        if not self.manager.may_see(request, project):
+        """Return who is in it, the links that are out, and the choice of one; nothing for who may not see them."""
+        if not self.manager.is_admin(request, project):
             return [gradio.skip()] * 3
         rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
         people = render_table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
         links = self.accounts.pending(project)
-        heads = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
         out = [
-            [link.name or WORDS["link_anybody"], WORDS[f"role_{link.role}"], link.made_by or WORDS["link_operator"],
-             until(link.expires_at), link.id]
+            [
+                link.name or WORDS["link_anybody"],
+                WORDS[f"role_{link.role}"],
+                link.made_by or WORDS["link_operator"],
+                datetime.fromtimestamp(link.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                link.id,
+            ]
             for link in links
-        ]  # fmt: skip
+        ]
+        heads = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
         pending = render_table(WORDS["links"], heads, out)
         return [people, pending, gradio.Dropdown([link.id for link in links], value=None)]
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
-        by = self.manager.person(request, project, "admin")
+        by = self.manager.require_role(request, project, "admin")
         link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
         return [link, *self.overview(project, request)]
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:
-        self.manager.person(request, project, "admin")
+        self.manager.require_role(request, project, "admin")
         require(bool(link), "link", "", "none was chosen", "Choose one of the list.")
         self.accounts.revoke(project, link or "")
         return self.overview(project, request)
 
     def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[Any]:
-        self.manager.person(request, project, "admin")
+        self.manager.require_role(request, project, "admin")
         self.accounts.set_role(project, name, None if role == OUT else role)
         return self.overview(project, request)
 
 
-def until(seconds: float) -> str:
-    """A time since 1970, as a page shows it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
 def errors_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of ours as one that Gradio shows, its text as text."""
+    """Turn an error of ours into one that Gradio shows, its text as text."""
 
     @wraps(act)
     def acting(*given: Any, **named: Any) -> Any:
@@ -158,16 +162,18 @@ def errors_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def manage_page(manager: Manager) -> gradio.Blocks:
-    words = WORDS
-    with gradio.Blocks(title=f"align: {words['manage']}", analytics_enabled=False, fill_width=True) as blocks:
-        gradio.HTML(f'<h1>{words["manage"]}</h1><p><a href="/">{words["to_items"]}</a></p>')
-        project = gradio.Dropdown(label=words["project"], allow_custom_value=True)
-        with gradio.Tab(words["figures"]):
-            dashboard_tab(errors_in_page(manager.figures), project)
-        with gradio.Tab(words["people"], visible=False) as people:
+    with gradio.Blocks(title=f"align: {WORDS['manage']}", analytics_enabled=False, fill_width=True) as blocks:
+        gradio.HTML(f'<h1>{WORDS["manage"]}</h1><p><a href="/">{WORDS["to_items"]}</a></p>')
+        project = gradio.Dropdown(label=WORDS["project"], allow_custom_value=True)
+        with gradio.Tab(WORDS["figures"]):
+            again = gradio.Button(WORDS["refresh"])
+            drawn = gradio.HTML()
+            for event in (project.change, again.click):
+                event(errors_in_page(manager.figures), project, drawn)
+        with gradio.Tab(WORDS["people"], visible=False) as people:
             if manager.accounts is not None:
                 people_tab(Members(manager, manager.accounts), project)
-        with gradio.Tab(words["project"], visible=False) as settings:
+        with gradio.Tab(WORDS["project"], visible=False) as settings:
             project_tab(manager, project)
         project.change(manager.tabs, project, [people, settings])
         blocks.load(manager.projects, outputs=project)
@@ -209,7 +215,7 @@ def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
 
 
 def setting(name: str, default: Any) -> Any:
-    """The field of a setting, by the type of its default."""
+    """Return the field of a setting, by the type of its default."""
     label = WORDS[f"setting_{name}"]
     if isinstance(default, bool):
         return gradio.Checkbox(label=label, min_width=320)

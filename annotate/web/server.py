@@ -5,11 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from align.annotate.accounts import Person
-from align.annotate.store import AlreadyJudged
-from align.core.errors import InputError, StorageError
-from align.web.credentials import Refused
-
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
 
 import gradio
@@ -17,36 +12,46 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from align.annotate.accounts import Person
+from align.annotate.store import AlreadyJudged, Store
 from align.annotate.web.access import MANAGE, AccountAuthenticator, require_login
 from align.annotate.web.dashboard import files
 from align.annotate.web.login import login_routes
 from align.annotate.web.manage import MANAGE_HEAD, Manager, manage_page
-from align.annotate.web.page import HEAD, page
-from align.annotate.web.queues import AssignmentQueues
 from align.annotate.web.routes import routes
-from align.annotate.web.words import STATIC
+from align.annotate.web.templating import STATIC
+from align.core.errors import InputError, StorageError
 from align.web.auth import Authenticator
+from align.web.credentials import Refused
 from align.web.errors import explain_errors
 from align.web.gradio_pages import QUIET
 from align.web.listening import connection_limit
 
+HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="stylesheet" href="/align/app.css"><script type="module" src="/align/rank.js"></script>"""
 
-def application(queues: AssignmentQueues, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
-    """The app for whoever comes in by `authenticator`.
+
+def page() -> gradio.Blocks:
+    with gradio.Blocks(title="align", analytics_enabled=False, fill_width=True) as blocks:
+        gradio.HTML('<div id="align-app"></div>', elem_id="align", padding=False)
+    return blocks
+
+
+def application(store: Store, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
+    """Return the app for whoever comes in by `authenticator`.
 
     Args:
         origins: under which browsers know the server, such as http://127.0.0.1:7861.
     """
+    accounts = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(routes(queues, accounts=isinstance(authenticator, AccountAuthenticator)))
-    known = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
+    app.include_router(routes(store, accounts=accounts is not None))
     if isinstance(authenticator, AccountAuthenticator):
         app.include_router(login_routes(authenticator.accounts, authenticator.cookie))
-    app.include_router(files(queues.store))
+    app.include_router(files(store))
     app.mount("/align", StaticFiles(directory=STATIC))
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
-    app = gradio.mount_gradio_app(
-        app, manage_page(Manager(queues, known, authenticator, origins[0])), path=MANAGE, head=MANAGE_HEAD, **QUIET
-    )
+    manager = Manager(store, accounts, authenticator, origins[0])
+    app = gradio.mount_gradio_app(app, manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **QUIET)
     app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
     return require_login(app, authenticator, origins, streams=connection_limit() // 4)

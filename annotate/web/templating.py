@@ -1,7 +1,8 @@
-"""The templates of the pages. They escape every value."""
+"""The templates of the pages, which escape every value, and every word of the interface."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from align.annotate.web.words import WORDS
 from align.report.page import template_environment
 from align.web.credentials import SHORTEST_PASSWORD
+
+STATIC = Path(__file__).parent / "static"
+WORDS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encoding="utf-8"))
 
 
 @cache

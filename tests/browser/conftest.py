@@ -68,7 +68,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.queues import AssignmentQueues
     from align.annotate.web.server import application
     from align.web.key_link import KeyAuthenticator
 
@@ -80,7 +79,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
         known = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         authenticator = KeyAuthenticator(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
         authenticator = AccountAuthenticator(known, f"align_session_{port}") if accounts else authenticator
-        app = application(AssignmentQueues(store), authenticator, [f"http://127.0.0.1:{port}"])
+        app = application(store, authenticator, [f"http://127.0.0.1:{port}"])
         instead: dict[str, tuple[int, str]] = {}
         shown = behind_another(app, instead)
         server = uvicorn.Server(uvicorn.Config(shown, host="127.0.0.1", port=port, log_level="error", ws="none"))

@@ -16,8 +16,8 @@ from annotation_app import fill, free_port
 from test_votes_outlive_the_server import open_page, start
 
 from align.annotate.store import Store
-from align.annotate.store.schema import LOCKED_S
-from align.annotate.web.words import STATIC
+from align.annotate.store.connections import LOCKED_S
+from align.annotate.web.templating import STATIC
 
 pytestmark = pytest.mark.slow
 SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js"))

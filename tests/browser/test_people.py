@@ -89,7 +89,7 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
     assert first[0] != first[1]
     asked = [*judge(ann, 2), *judge(bob, 2)]
     assert len(set(asked)) == 4
-    assert {app.store.known("p", name) for name in ("ann", "bob")} == {vote.annotator for vote in app.votes}
+    assert {app.store.pseudonym("p", name) for name in ("ann", "bob")} == {vote.annotator for vote in app.votes}
     ann.click("text=Log out")
     ann.wait_for_selector("#password")
     log_in(ann, app.url, "ANN")
@@ -236,12 +236,12 @@ def test_who_logs_in_after_another_sends_nothing_of_theirs(serve, page):
     until(page, "log in again")
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "bob")
     judge(page, 1)
-    assert [vote.annotator for vote in app.votes] == [app.store.known("p", "bob")]
+    assert [vote.annotator for vote in app.votes] == [app.store.pseudonym("p", "bob")]
     page.click("text=Log out")
     page.wait_for_selector("#password")
     log_in(page, app.url, "ann")
     page.wait_for_function("document.querySelector('header').textContent.includes('You: 1')")
-    assert {vote.annotator for vote in app.votes} == {app.store.known("p", name) for name in ("ann", "bob")}
+    assert {vote.annotator for vote in app.votes} == {app.store.pseudonym("p", name) for name in ("ann", "bob")}
 
 
 def test_of_two_projects_one_is_chosen(serve, page):

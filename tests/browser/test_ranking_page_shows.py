@@ -9,7 +9,7 @@ import pytest
 from annotation_app import question, send
 
 from align.annotate.store import publish_guidelines
-from align.annotate.web.words import STATIC
+from align.annotate.web.templating import STATIC
 
 pytestmark = pytest.mark.slow
 

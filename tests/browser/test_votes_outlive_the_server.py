@@ -15,7 +15,7 @@ import pytest
 from annotation_app import LOST, fill, free_port, until
 from sqlalchemy import event
 
-from align.annotate.store import Store, schema
+from align.annotate.store import Store, connections
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +140,7 @@ def test_a_full_disk_is_said_to_the_annotator_and_the_vote_is_taken_once_there_i
     app = serve([("yes", "no")] * 2)
     app.open(page)
     limit = [1]  # SQLite takes what the file has for the least
-    engine = app.store._connections._engine
+    engine = app.store._engine
     event.listen(engine, "checkout", lambda driver, *_: driver.execute(f"PRAGMA max_page_count = {limit[0]}"))
     page.keyboard.press("r")
     page.keyboard.type("because ")
@@ -162,7 +162,7 @@ def test_a_database_that_is_locked_for_long_costs_a_wait_and_nothing_else(
     serve: Any, page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than the server waits, and the page before it speaks of a server that does not answer."""
-    monkeypatch.setattr(schema, "LOCKED_S", 8)
+    monkeypatch.setattr(connections, "LOCKED_S", 8)
     app = serve([("yes", "no")] * 2)
     app.open(page)
     with app.store.transaction():  # whoever else writes

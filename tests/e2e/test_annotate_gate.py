@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from align.annotate.accounts import Person
 from align.annotate.store import Candidate, Store
-from align.annotate.web.words import STATIC
+from align.annotate.web.templating import STATIC
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 
@@ -25,7 +25,6 @@ SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from align.annotate.web.queues import AssignmentQueues
     from align.annotate.web.server import application
     from align.web.key_link import KeyAuthenticator
 
@@ -35,7 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory):
             prompt = Conversation((Message("user", f"q{i}"),))
             store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
         authenticator = KeyAuthenticator("k" * 32, Person("ann", {"p": "annotator"}), "align_key_7861")
-        app = application(AssignmentQueues(store), authenticator, ["http://127.0.0.1:7861", "http://localhost:7861"])
+        app = application(store, authenticator, ["http://127.0.0.1:7861", "http://localhost:7861"])
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         yield client
 
@@ -249,12 +248,11 @@ def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client, star
 
 def test_no_page_of_ours_asks_for_a_heartbeat(client):
     from align.annotate.web.manage import Manager, manage_page
-    from align.annotate.web.page import page
-    from align.annotate.web.queues import AssignmentQueues
+    from align.annotate.web.server import page
 
     assert page().get_config_file()["connect_heartbeat"] is False
     with Store.open("sqlite://") as store:
-        manager = Manager(AssignmentQueues(store), None, None, "http://127.0.0.1")  # type: ignore[arg-type]
+        manager = Manager(store, None, None, "http://127.0.0.1")  # type: ignore[arg-type]
         assert manage_page(manager).get_config_file()["connect_heartbeat"] is False
 
 

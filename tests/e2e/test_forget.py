@@ -199,7 +199,7 @@ def again(folder: Path) -> str:
 def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
     url = f"sqlite:///{runs / 'annotations.db'}"
     with Store.open(url) as store:
-        pseudonym = store.known("greetings", ANN)
+        pseudonym = store.pseudonym("greetings", ANN)
         assert sum(vote.annotator == pseudonym for vote in store.rankings("greetings")) == 30
     plan = json.loads(asked(runs, f"stage.annotator={pseudonym}", "stage.format=json"))
     assert plan["store"] == {"project": "greetings", "name": 1, "judgement": 30, "remark": 0}
@@ -210,7 +210,7 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
     assert holding(runs, ANN) == []
     with Store.open(url) as store:
         assert store.verify()
-        assert {vote.annotator for vote in store.rankings("greetings")} == {store.known("greetings", "bob")}
+        assert {vote.annotator for vote in store.rankings("greetings")} == {store.pseudonym("greetings", "bob")}
     assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {store_pseudonym(url, "bob"), ""}
     assert {"reward:saw", "reward:direct", "ppo:p"} <= stale(runs)
     assert "nothing is known of them" in asked(runs, f"stage.annotator={ANN}", status=2)
@@ -219,7 +219,7 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
 
 def store_pseudonym(url: str, name: str) -> str:
     with Store.open(url) as store:
-        return store.known("greetings", name)
+        return store.pseudonym("greetings", name)
 
 
 def test_a_simulated_annotator_is_forgotten_with_their_identity(loop: Path, tmp_path: Path) -> None:

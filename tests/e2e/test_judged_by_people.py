@@ -17,7 +17,6 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.annotate.store import Candidate, Judgement, Settings, Store
-from align.annotate.store.about import projects_in
 from align.annotate.store.projects import settings_of
 from align.run import read_manifest
 from align.stages import eval as stage
@@ -279,7 +278,7 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
         ann, bob = served.voter("ann"), served.voter("bob", "reviewer")
         ann.votes(lambda prompt, one, other: better("right" if "Sum" in prompt else "!")(prompt, one, other))
         bob.votes(lambda prompt, one, other: better("wrong" if "Sum" in prompt else ".")(prompt, one, other))
-        who = {name: served.store.known("mine", name) for name in ("ann", "bob")}
+        who = {name: served.store.pseudonym("mine", name) for name in ("ann", "bob")}
         rankings = served.store.rankings("mine")
     both = bench.run(words)
     assert against(both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
@@ -336,7 +335,7 @@ def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: F
     killed = forks.start(bench.folder, *words, before=before).ended()
     assert killed.status == -signal.SIGKILL, killed
     with Store.open(f"sqlite:///{bench.folder / 'runs' / 'annotations.db'}") as store:
-        there = sum(len(list(store.items(project))) for project in projects_in(store))
+        there = sum(len(list(store.items(project))) for project in store.projects())
     assert there == (0 if name == "add_item" else 12)  # all of them or none
     run = bench.run(words)
     with store_of(bench.folder) as store:

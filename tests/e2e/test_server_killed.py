@@ -64,7 +64,8 @@ def test_killed_under_load_it_loses_no_acknowledged_vote_and_gives_nothing_twice
     assert len(seen.acknowledged) >= ENOUGH
     with Store.open(store_url, create=False) as store:
         store.verify()
-        names = {store.known(module.PROJECT, name): name for name in people if store.pseudonym(module.PROJECT, name)}
+        known = ((store.pseudonym(module.PROJECT, name), name) for name in people)
+        names = {pseudonym: name for pseudonym, name in known if pseudonym}
         votes = store.rankings(module.PROJECT)
     kept = {vote.seq: names[vote.annotator] for vote in votes}
     assert [seq for seq, name in seen.acknowledged if kept.get(seq) != name] == []

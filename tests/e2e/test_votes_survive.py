@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.terms import Terms
+from align.annotate.assignment.leases import Terms
 from align.annotate.store import Candidate, Judgement, Store, configure
 from align.core.errors import StorageError
 from align.core.types import Conversation, Message
@@ -108,7 +108,7 @@ def test_killed_again_and_again_it_loses_no_acknowledged_vote(store_url: str, tm
 
 
 def test_a_locked_database_is_waited_for_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.annotate.store.schema.LOCKED_S", 1)
+    monkeypatch.setattr("align.annotate.store.connections.LOCKED_S", 1)
     url = f"sqlite:///{tmp_path / 'annotations.db'}"
     fill(url, 2)
     with Store.open(url) as store, Store.open(url) as other:

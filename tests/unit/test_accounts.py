@@ -186,8 +186,8 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
     task = queue.take("ann@example.org")
     cast_vote(queue, "ann@example.org", task, "k" * 16, Judgement(tuple((id,) for id in task.display_order)))
     accounts.invite("p", "annotator", "ann@example.org")
-    assert accounts.handle("p", "ann@example.org") == store.known("p", "ann@example.org")
-    store.erase_annotator("p", store.known("p", "ann@example.org"))
+    assert accounts.handle("p", "ann@example.org") == store.pseudonym("p", "ann@example.org")
+    store.erase_annotator("p", store.pseudonym("p", "ann@example.org"))
     assert accounts.who(session) is None
     with store.reading() as db:
         left = [
@@ -203,7 +203,7 @@ def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store)
     session = member(accounts, "ann")
     accounts.join(accounts.invite("q", "annotator"), accounts.who(session))
     AssignmentQueue(store, "p").take("ann")
-    store.erase_annotator("p", store.known("p", "ann"))
+    store.erase_annotator("p", store.pseudonym("p", "ann"))
     assert accounts.who(session).roles == {"q": "annotator"}
 
 

@@ -9,9 +9,9 @@ from annotation_store import ask, said
 from assignment_queues import Hands, best_first, cast_vote, counters, judge, queue_of
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.clock import Clock
+from align.annotate.assignment.queue import Clock
 from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
-from align.annotate.store.counting import recount
+from align.annotate.store.integrity import recount
 from align.annotate.store.tables import leases, work
 from align.core.errors import InputError
 
@@ -135,13 +135,6 @@ def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
     assert queue.take("bob") is not None
 
 
-def test_an_item_given_back_is_somebody_elses(store):
-    queue = queue_of(store, items=1)
-    task = queue.take("ann")
-    queue.give_back("ann", task.token)
-    assert queue.take("bob").item.id == task.item.id
-
-
 def test_nobody_uses_anothers_lease(store):
     queue = queue_of(store)
     task = queue.take("ann")
@@ -149,7 +142,6 @@ def test_nobody_uses_anothers_lease(store):
         lambda: judge(queue, "bob", task),
         lambda: queue.renew("bob", task.token),
         lambda: queue.save_draft("bob", task.token, {}),
-        lambda: queue.give_back("bob", task.token),
     ):
         with pytest.raises(InputError) as caught:
             act()
@@ -181,18 +173,6 @@ def test_why_there_is_nothing(store):
     assert queue.idle("ann") == "quota"
     configure(store, "p", state="paused")
     assert queue.idle("bob") == "paused"
-
-
-def test_what_one_gave_back_comes_last(store):
-    queue = queue_of(store, items=3)
-    first = queue.take("ann")
-    queue.give_back("ann", first.token)
-    others = []
-    for _ in range(2):
-        others.append(queue.take("ann"))
-        judge(queue, "ann", others[-1])
-    assert first.item.id not in {task.item.id for task in others}
-    assert queue.take("ann").item.id == first.item.id
 
 
 def test_a_quota_is_an_annotators_own(store):
@@ -335,7 +315,7 @@ def test_a_draft_outlives_its_lease(store, clock):
     clock.now += 1e6
     other = queue.take("bob")
     assert other.draft == {}
-    queue.give_back("bob", other.token)
+    clock.now += 1e6
     assert queue.take("ann").draft == {"rationale": "half a sen"}
     judge(queue, "ann", queue.take("ann"))
     with store.reading() as db:
@@ -347,13 +327,13 @@ def test_a_draft_outlives_its_lease(store, clock):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(store, clock, seed):
-    """Some hundred acts at random: takes, votes, skips, undos, returns, signs of life, and time that passes."""
+    """Some hundred acts at random: takes, votes, skips, undos, signs of life, and time that passes."""
     rng = random.Random(seed)
     queue = queue_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
     held: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
     votes: dict[str, list[int]] = {who: [] for who in held}
     for step in range(150):
-        who, act = rng.choice(sorted(held)), rng.choice("tttvvvvsurgw")
+        who, act = rng.choice(sorted(held)), rng.choice("tttvvvvsugw")
         mine = list(held[who].values())
         if act == "t" and (task := queue.take(who)):
             held[who][task.token] = task
@@ -362,13 +342,11 @@ def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(sto
             judgement = Judgement(skipped="unsure") if act == "s" else best_first(task)
             try:
                 votes[who].append(cast_vote(queue, who, task, f"{seed}/{step}", judgement)[0])
-            except AlreadyJudged:  # under another lease: this one had run out, or was given back
+            except AlreadyJudged:  # under another lease: this one had run out
                 assert any(v.item == task.item.id for v in (*store.rankings("p"), *store.skips("p")))
         elif act == "u" and votes[who]:
             task = queue.undo(who, votes[who].pop(rng.randrange(len(votes[who]))))
             held[who][task.token] = task
-        elif act == "r" and mine:
-            queue.give_back(who, rng.choice(mine).token)
         elif act == "g" and mine:
             queue.renew(who, rng.choice(mine).token)
         elif act == "w":

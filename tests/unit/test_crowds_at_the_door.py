@@ -138,7 +138,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
         raise StorageError("store.url", "x", "it is locked", "Wait.")
 
     with monkeypatch.context() as patched:
-        patched.setattr("align.annotate.accounts.accounts.user_named", unreadable)
+        patched.setattr("align.annotate.accounts.user_named", unreadable)
         for _ in range(2 * TRIES_MANY):
             with pytest.raises(StorageError):
                 accounts.log_in("ann", GOOD, "here")

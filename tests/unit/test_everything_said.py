@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from annotation_store import add, rank
+from pydantic import ValidationError
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.reviewing import opinions_of
+from align.annotate.assignment.leases import opinions_of
 from align.annotate.exchange.exporting import export
 from align.annotate.store import Candidate, Judgement, Store, configure
 from align.annotate.store.preference_pairs import preferences
 from align.annotate.store.records import SKIPS
-from align.annotate.web.item_view import opinion
+from align.annotate.web.routes import JudgementBody, opinion
 
 PEOPLE = ("ann", "bob", "cleo")
 
@@ -131,3 +132,25 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     assert ("mine" in second["demonstration"]["html"], "why" in second["rationale"]["html"]) == (True, True)
     assert (third["skipped"], third["tiers"]) == ("unsure", [])
     assert ("hers" in third["demonstration"]["html"], "hard" in third["rationale"]["html"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"strength": 4},
+        {"strength": True},
+        {"strength": "x"},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1},
+        {"quality": "meh"},
+        {"source": "simulated"},
+        {"purpose": "gold"},
+        {"ratings": {"0": {"helpful": 1.5}}},
+        {"rationale": "x" * 20_001},
+        {"demonstration": "x" * 100_001},
+    ],
+)
+def test_a_request_says_nothing_that_the_ledger_could_not_keep(said):
+    with pytest.raises(ValidationError):
+        JudgementBody.model_validate({"tiers": [[0], [1]], **said})

@@ -16,7 +16,10 @@ from align.annotate.figures.agreement import (
     Kappa,
     Panel,
     alpha,
+    build_coincidences,
+    compute_alphas,
     contradictions,
+    count_ratings,
     directions,
     kappa,
     kappas,
@@ -24,7 +27,6 @@ from align.annotate.figures.agreement import (
     raw_agreement,
 )
 from align.annotate.figures.estimates import Undefined, as_json
-from align.annotate.figures.krippendorff_alpha import build_coincidences, compute_alphas, count_ratings
 from align.ops.intervals import Interval
 
 # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section C and on: four observers, twelve units, the
@@ -186,7 +188,7 @@ def test_kappa_of_the_unanimous_is_undefined():
     assert kappa(np.array([[0]])) == NO_STRENGTHS
 
 
-def test_two_annotators_have_a_kappa_where_they_share_enough_items():
+def test_two_annotators_have_a_kappa_where_they_share_enough_items(monkeypatch):
     orders = {"i": ("0>1", "0>1"), "j": ("1>0", "1>0"), "k": ("0>1", "1>0"), "l": ("1>0", "1>0")}
     both = [(item, *pair) for item, said in orders.items() for pair in zip(("bob", "ann"), said, strict=True)]
     votes = [voted(item, order, who) for item, who, order in both]
@@ -194,18 +196,21 @@ def test_two_annotators_have_a_kappa_where_they_share_enough_items():
     said = found(votes)
     # Both −1 once, both +1 twice, bob −1 against ann's +1 once: 3/4 observed, (1·2 + 3·2)/16 by chance.
     expected = Kappa(("ann", "bob"), 4, 4, pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), NO_STRENGTHS)
-    assert kappas(said, [], at_least=4) == [expected]
-    assert kappas(said, [], at_least=5) == []
-    assert len(kappas(said, [], at_least=1)) == 3
+    for at_least, kept in ((4, [expected]), (5, [])):
+        monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", at_least)
+        assert kappas(said, []) == kept
+    monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
+    assert len(kappas(said, [])) == 3
 
 
-def test_kappa_of_strengths_weighs_by_distance():
+def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
     said = [(-3, -2), (3, 3), (1, 2), (-1, -3)]
     votes = []
     for k, values in enumerate(said):
         for who, value in zip(("ann", "bob"), values, strict=True):
             votes.append(voted(f"i{k}", "0>1" if value < 0 else "1>0", who, strength=abs(value)))
-    (two,) = kappas(found(votes), found(votes, strength=True), at_least=1)
+    monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
+    (two,) = kappas(found(votes), found(votes, strength=True))
     # Σ (a − b)² = 1 + 0 + 1 + 4; by chance Σ over all sixteen pairings, over four.
     chance = sum((a - b) ** 2 for a, _ in said for _, b in said) / 4
     assert two.strength == pytest.approx(1 - 6 / chance)

@@ -8,9 +8,9 @@ import random
 import pytest
 from votes import voted
 
-from align.annotate.assignment.orders import counterbalanced_order
-from align.annotate.figures.bias import length_bias, position_bias
+from align.annotate.assignment.leases import counterbalanced_order
 from align.annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
+from align.annotate.figures.people import length_bias, position_bias
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
 
 

@@ -12,7 +12,7 @@ from votes import voted
 from align.annotate.figures import Undefined, people_csv
 from align.annotate.figures.estimates import NOTHING, share
 from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people, ties
-from align.annotate.figures.view import read
+from align.annotate.figures.project import read
 from align.annotate.store import Candidate, Judgement, Store
 
 EXPECTED = {"g": (("g-0", "g-2"), ("g-1",)), "h": (("h-0",), ("h-1",)), "t": (("t-0", "t-1"),)}
@@ -104,7 +104,7 @@ def test_who_was_erased_keeps_a_row_without_a_name(store):
     rank(store, item, "0>1>2", "ann", seconds=1800)
     rank(store, other, "0>1>2", "ann", seconds=30)
     rank(store, item, "0>1>2", "bob")
-    known = store.known("p", "ann")
+    known = store.pseudonym("p", "ann")
     store.erase_annotator("p", known)
     store.erase_content("p", item)
     ann, bob = people(read(store, "p"))

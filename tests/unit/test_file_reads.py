@@ -47,7 +47,7 @@ STANDARD_INPUT = "the standard input of a process that align started"
 SYSTEM = "a file of the kernel's"
 NOT_READ = "opens a folder, a lock or a device to hold it, and reads nothing"
 EXCEPTIONS = {
-    "align.annotate.web.words:": SHIPPED,
+    "align.annotate.web.templating:": SHIPPED,
     "align.config.data:listed": "parses a value of the command line",
     "align.config.group_files:loaded": PARSES,
     "align.data.chitchat:records": SHIPPED,

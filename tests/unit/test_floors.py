@@ -129,7 +129,7 @@ def test_the_reader_of_imports(source: str, found: set[str]):
 
 def test_rooms():
     expected = {
-        "align.annotate.store.schema": "align.annotate.store",
+        "align.annotate.store.connections": "align.annotate.store",
         "align.annotate.simulate": "align.annotate",
         "align.annotate.web.access": "align.annotate",
         "align.web.auth": "align.web",

@@ -13,7 +13,7 @@ from annotation_store import add, rank
 from portfolio import given, made, one, refs
 
 from align.annotate.store import Store
-from align.annotate.store.about import about, erase
+from align.annotate.store.erasure import about, erase
 from align.core.errors import InputError
 from align.registry.downstream import Made, downstream
 from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.annotate.web.markup import PLAIN_ABOVE, compared, rendered, visible, written
-from align.annotate.web.words import STATIC, WORDS
+from align.annotate.web.templating import STATIC, WORDS
 
 
 def test_markdown_is_rendered_but_for_what_leads_somewhere():

@@ -22,7 +22,6 @@ from odd_files import NOT_FILES, at_once
 from test_own_files import open_run
 
 from align.annotate.exchange.archive import backup
-from align.annotate.exchange.exporting import write_rows
 from align.annotate.store import Store
 from align.core.errors import InputError
 from align.core.outputs import atomic_file, replace_file
@@ -130,7 +129,6 @@ EMPTY_DIGEST = hashlib.sha256(b"").hexdigest()[:12]
 FILES = {
     "stage.html": Output("page.html", write_page),
     "stage.path of a backup": Output("backup.jsonl.gz", write_backup, replaces=False),
-    "a file of an annotation export": Output("rows.jsonl", lambda path: write_rows(path, [{"a": 1}]), replaces=False),
     "stage.keys": Output("keys.json", lambda path: change_tenant(path, "acme")),
     "the usage beside stage.keys": Output("keys.json.usage.db", count_usage),
     "store.url": Output("annotations.db", open_store),

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from votes import voted
 
-from align.annotate.assignment.orders import turned
+from align.annotate.assignment.leases import turned
 from align.annotate.figures.estimates import as_json
 from align.annotate.figures.people import consistency
-from align.annotate.figures.view import read
+from align.annotate.figures.project import read
 from align.annotate.store import Candidate, Item, Judgement, Settings, Store, configure
+from align.annotate.store.ledger import head_of
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import overlap_draw, overlap_for
-from align.annotate.store.queries import head_of_votes
 from align.core.chain import GENESIS, Head
 from align.core.types import Conversation, Message
 from align.evals.stats import Rule
@@ -264,19 +264,19 @@ def test_repeats_are_held_against_ones_own_votes():
 def test_settings_and_items_change_no_vote(store):
     add(store)
     with store.reading() as db:
-        assert head_of_votes(db, "p") == Head(0, GENESIS)
+        assert head_of(db, "p", votes_only=True) == Head(0, GENESIS)
     id = add(store, "run/1")
     seq = rank(store, id, "0>12")
     configure(store, "p", {"overlap": 2})
     add(store, "run/2")
     with store.reading() as db:
-        head = head_of_votes(db, "p")
+        head = head_of(db, "p", votes_only=True)
     assert head.seq == seq
     store.verify(head)
     store.retract("p", seq)
     with store.reading() as db:
-        assert head_of_votes(db, "p").seq > seq
-        assert head_of_votes(db, "q") == Head(0, GENESIS)
+        assert head_of(db, "p", votes_only=True).seq > seq
+        assert head_of(db, "q", votes_only=True) == Head(0, GENESIS)
 
 
 def test_a_view_up_to_a_row_has_none_behind_it(store):

@@ -8,7 +8,7 @@ from postgres import new_schema
 from sqlalchemy import create_engine
 
 from align.annotate.store import Candidate, Settings, Store, configure, publish_guidelines
-from align.annotate.store.counting import recount
+from align.annotate.store.integrity import recount
 from align.annotate.store.projects import guidelines_of, settings_of, state_of
 from align.core.errors import CorruptFile, InputError
 
@@ -183,7 +183,7 @@ def test_erasing_the_item_or_the_annotator_takes_the_remark_with_it(remarked):
     remarked.verify()
     other = next(remarked.items("p")).id
     rank(remarked, other, "2>1>0", annotator="bob", rationale="mine")
-    remarked.erase_annotator("p", remarked.known("p", "bob"))
+    remarked.erase_annotator("p", remarked.pseudonym("p", "bob"))
     assert asked(remarked, "SELECT content FROM remarks") == []
     assert len(remarked.rankings("p")) == 2
     remarked.verify()

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from align.annotate.store.schema import connect
+from align.annotate.store.connections import connect
 from align.config.root import StoreConfig
 from align.core.errors import InputError
 from align.core.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of

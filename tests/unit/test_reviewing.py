@@ -6,7 +6,7 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
-from align.annotate.assignment.reviewing import contested
+from align.annotate.assignment.leases import contested
 from align.annotate.figures import figures
 from align.annotate.store import AlreadyJudged, Store
 from align.annotate.store.preference_pairs import preferences, training_rankings, verdicts_of_people

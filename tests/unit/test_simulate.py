@@ -10,7 +10,7 @@ import torch
 
 from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
 from align.annotate.store import Candidate, Store, Vote
-from align.annotate.store.about import ANNOTATOR, about, erase
+from align.annotate.store.erasure import ANNOTATOR, about, erase
 from align.annotate.store.preference_pairs import preferences
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -177,12 +177,13 @@ def test_another_seed_is_another_annotator(store):
     assert judgements(store) != first
 
 
-def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path):
+def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("align.annotate.simulate.calibrate_slope", lambda scores, agreement: 1.0)
     fill(store, 6)
-    simulate(store, "p", Number(), seed=0, slope=1.0)
+    simulate(store, "p", Number(), seed=0)
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
         fill(other, 6, first=3)
-        simulate(other, "p", Number(), seed=0, slope=1.0)
+        simulate(other, "p", Number(), seed=0)
         few = judgements(other)
     assert len(few) == 3
     assert few == {item: tiers for item, tiers in judgements(store).items() if item in few}

@@ -6,9 +6,8 @@ import pytest
 from annotation_store import add, rank, said
 from assignment_queues import judge, queue_of
 
-from align.annotate.assignment.terms import Terms, mode_of, terms_now
+from align.annotate.assignment.leases import Terms, mode_of, terms_now
 from align.annotate.store import Settings, Store, configure, publish_guidelines
-from align.annotate.store.checks import PURPOSES
 from align.annotate.store.projects import history, version_of
 from align.core.errors import InputError
 
@@ -21,7 +20,7 @@ def store(store_url):
 
 def now(store: Store, mode: str = "work") -> Terms:
     with store.reading() as db:
-        return terms_now(db, "p", mode)[0]
+        return terms_now(db, "p", mode)
 
 
 def rated(task, **marks):
@@ -107,7 +106,7 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
 
 
 def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
-    modes = {purpose: mode_of(purpose) for purpose in PURPOSES}
+    modes = {purpose: mode_of(purpose) for purpose in ("work", "gold", "repeat", "review")}
     assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
 
 

@@ -1,7 +1,14 @@
-"""The accounts of a store: passwords, sessions, invitations and roles. Each request is one transaction.
+"""Accounts: who may come in, and what they may do in which project. Each request is one transaction.
 
-The store keeps the SHA-256 of the tokens of sessions and invitations, so that a reader of the store cannot use them.
-The beginning of an invitation's digest is the id by which an admin revokes it.
+    accounts = Accounts(store)
+    token = accounts.invite("greetings", "annotator")       # a link, once
+    session = accounts.accept(token, "ann", "correct horse battery")
+    accounts.who(session)                                   # Person("ann", {"greetings": "annotator"})
+
+Nobody has a password that they did not choose: an account begins, and a password is set anew, by an invitation.
+Passwords are kept as argon2id hashes (RFC 9106). Of sessions and invitations the store keeps the SHA-256 of their
+random tokens, so that a reader of the store cannot use them. The beginning of an invitation's digest is the id by which
+an admin revokes it.
 """
 
 from __future__ import annotations
@@ -14,12 +21,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from align.annotate.store import Store
-from align.annotate.store.erasure import is_annotator, leave, number_of_admins, roles_of, user_named
+from align.annotate.store.database import unknown_annotator
+from align.annotate.store.erasure import remove_member, user_named
+from align.annotate.store.ledger import annotator_of, check_project, close_leases, ensure_annotator
 from align.annotate.store.projects import check_not_erased
-from align.annotate.store.queries import annotator_of, check_project, close_leases, new_annotator
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from align.core.errors import InputError, require
 from align.web.credentials import (
@@ -357,8 +365,11 @@ class Accounts:
                 invited = invited.where(invitations.c.project == project, invitations.c.name == tidied)
                 member = user is not None and project in roles_of(db, user.id)
                 if member or db.execute(invited).first() is not None:
-                    person = new_annotator(db, project, tidied)
-        return self.store.known(project, name) if person is None else person.pseudonym
+                    person = ensure_annotator(db, project, tidied)
+            if person is None:
+                check_project(db, project)
+                raise unknown_annotator(project, name)
+        return person.pseudonym
 
     def handle(self, project: str, name: str) -> str:
         """Return what stands for a person where no name may: their pseudonym in a project, or else their account's id.
@@ -406,7 +417,7 @@ class Accounts:
                 person = annotator_of(db, project, user.name)
                 if person is not None:
                     close_leases(db, project, leases.c.annotator == person.pseudonym, "returned")
-                leave(db, project, user.name)
+                remove_member(db, project, user.name)
                 self.store.erased()
                 return
             if role != "admin":
@@ -417,6 +428,17 @@ class Accounts:
 
 def check_role(role: str) -> None:
     require(role in ROLES, "role", role, "there is no such role", f"Choose one of: {', '.join(ROLES)}.")
+
+
+def roles_of(db: Connection, user: str) -> dict[str, str]:
+    """Return a user's role by project."""
+    mine = select(members.c.project, members.c.role).where(members.c.user == user).order_by(members.c.project)
+    return {row.project: row.role for row in db.execute(mine)}
+
+
+def number_of_admins(db: Connection, project: str) -> int:
+    admins = (members.c.project == project, members.c.role == "admin")
+    return db.execute(select(func.count()).select_from(members).where(*admins)).scalar_one()
 
 
 def set_password(db: Connection, user: Row, kept: str) -> None:
@@ -438,7 +460,9 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
         if not invitation.resets:
             remedy = "Log in and open the link again; who runs the server can set a new password."
             raise Refused("name", name, "the account is in projects of others too", remedy)
-    elif user is not None or is_annotator(db, name):
+        return
+    judged = select(annotators.c.pseudonym).where(func.lower(annotators.c.identity) == name).limit(1)
+    if user is not None or db.execute(judged).first() is not None:  # with an account or without, in any project
         remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
         raise Refused("name", name, "somebody here has that name", remedy)
 
