@@ -28,7 +28,14 @@ from align.export.gguf import (
     write_gguf,
     write_whole_gguf,
 )
-from align.export.launch import LAUNCH, Served, launches_adapter, launches_gguf, launches_merged, launches_own
+from align.export.launch import (
+    LAUNCH,
+    Served,
+    write_adapter_scripts,
+    write_align_script,
+    write_llama_script,
+    write_model_script,
+)
 from align.export.merged import merged_model, write_merged
 from align.export.ollama import ollama_file
 from align.export.receipt_rows import Check, gap_in
@@ -188,15 +195,15 @@ def launch_files(
         if link_base(trained, beside, folder, home):
             seen = f"../{local_base_name(named)}"
         served = Served(named["id"], seen, named["revision"], local_base_name(named))
-        launches_own(folder, name, served, trained.asked.scores)
+        write_align_script(folder, name, served, trained.asked.scores)
         if not trained.asked.scores:  # no other engine takes a head of scores beside an adapter
-            launches_adapter(folder, name, served, rank_of(folder), gap, template)
+            write_adapter_scripts(folder, name, served, rank_of(folder), gap, template)
     elif kind == "merged":
         if not trained.asked.scores:
-            launches_own(folder, name, None)
-        launches_merged(folder, name, gap, original, template, trained.asked.scores)
+            write_align_script(folder, name, None)
+        write_model_script(folder, name, gap, original, template, trained.asked.scores)
     else:
-        launches_gguf(folder, name, None if trained.adapter is None else ADAPTER, gap, original)
+        write_llama_script(folder, name, None if trained.adapter is None else ADAPTER, gap, original)
 
 
 def receipt_facts(options: Options, base: Base, kind: str, artifact: str) -> dict[str, Any]:

@@ -179,6 +179,14 @@ def close(claimed: Any, found: float, slack: float) -> bool:
     return isinstance(claimed, float | int) and abs(claimed - found) <= max(1e-4, slack * abs(found))
 
 
+MADE_ANEW = (
+    "Made of the original weights, it is another model: `merge-before-cast`, `merged` and `adapter` on `original` are "
+    "beside the adapter on those weights, and `gap` is how far that lies from what was trained."
+)
+CHOICES = (
+    "Scores are compared as the choices that they stand for: a token is a choice between two of the texts, or between "
+    "one and a text whose score is 0."
+)
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")
 
 

@@ -18,7 +18,17 @@ from align.data.chat.template import use_template
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
 from align.export.history import measured_on, parents_of, sampling, system_prompt
-from align.export.receipt_rows import Check, accepting, agreeing, as_text, differences_of, require_asked, require_passed
+from align.export.receipt_rows import (
+    CHOICES,
+    MADE_ANEW,
+    Check,
+    accepting,
+    agreeing,
+    as_text,
+    differences_of,
+    require_asked,
+    require_passed,
+)
 from align.models.start import adapter_folder, label
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, Run, json_digest, write_json
@@ -76,8 +86,6 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     signer: signs what is written; None where nobody does.
     trusted: has to have signed what is checked; None where nobody has to.
     """
-
-    from align.export.card import CHOICES, MADE_ANEW
 
     artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
     options, checking = options_of(config), config.export.name == "check"

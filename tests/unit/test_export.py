@@ -34,7 +34,6 @@ from transformers import (
 from align.core.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export.card import render_card
 from align.export.merged import merge
-from align.export.snippet import TALK, loading_code
 from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from align.run.atomic import publish
 
@@ -226,10 +225,9 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
         merged_in(merge(load(base), adapter), support, **with_tokenizer(base))
     monkeypatch.chdir(support)
     Path("tiny").symlink_to(base)
-    code = loading_code(facts)
-    assert code + TALK in render_card(facts)
+    code = render_card(facts).split("```python\n")[1].split("```")[0]
     names: dict = {}
-    exec(code + TALK, names)
+    exec(code, names)
     assert len(names["answer"]) > 0
     for module in names["model"].modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -99,7 +99,7 @@ EXCEPTIONS = {
     "align.export.gguf:write_gguf": NEW,
     "align.export.gguf:write_whole_gguf": NEW,
     "align.export.kinds:export_gguf": NEW,
-    "align.export.launch:by_template": NEW,
+    "align.export.launch:write_chat_template": NEW,
     "align.export.launch:write_script": NEW,
     "align.export.merged:write_merged": NEW,
     "align.mirrors.wandb:log": RUN,

@@ -15,12 +15,12 @@ from align.core.aliases import parsed_aliases
 from align.core.errors import InputError
 from align.export.launch import (
     Served,
-    launches_adapter,
-    launches_gguf,
-    launches_merged,
-    launches_own,
     served_name,
     vllm_rank,
+    write_adapter_scripts,
+    write_align_script,
+    write_llama_script,
+    write_model_script,
 )
 from align.ops.divergence import Divergence
 
@@ -67,7 +67,7 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP, CHAT)
+    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP, CHAT)
     script = folder / "launch" / "vllm.sh"
     *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
@@ -93,7 +93,7 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None, CHAT)
+    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None, CHAT)
     script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
     adapters.mkdir()
     wanted = [
@@ -107,13 +107,13 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     *said, where = started(script, engines, TMPDIR=str(tmp_path), **allowed)
     assert said == wanted
     assert (Path(where) / "org" / "pocket").samefile(beside)
-    launches_adapter(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
+    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
     *said, where = started(script, engines, **allowed)
     assert said == [*wanted[:11], "--revision", "abc", *wanted[11:]]
     assert where == "/"
     *said, _ = started(script, engines, BASE="org/pocket", **allowed)
     assert said == wanted
-    launches_adapter(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
+    write_adapter_scripts(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
     assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
     assert "ADAPTERS: names the folder of the adapters" in refused(
         script, engines, BASE=str(beside), RUNTIME_LORA="yes"
@@ -123,8 +123,8 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
 def test_vllm_is_started_for_this_machine_with_a_key_and_loads_nothing(engines: Path, tmp_path: Path):
     for name in ("adapter", "merged"):
         (tmp_path / name).mkdir()
-    launches_adapter(tmp_path / "adapter", "ppo-x", Served("org/pocket", revision="abc"), 12, None, CHAT)
-    launches_merged(tmp_path / "merged", "ppo-x", None, True, "")
+    write_adapter_scripts(tmp_path / "adapter", "ppo-x", Served("org/pocket", revision="abc"), 12, None, CHAT)
+    write_model_script(tmp_path / "merged", "ppo-x", None, True, "")
     names = ("adapter/launch/vllm.sh", "adapter/launch/vllm-resolver.sh", "merged/launch/vllm.sh")
     for script in (tmp_path / name for name in names):
         given = {"ADAPTERS": str(tmp_path), "RUNTIME_LORA": "yes"} if "resolver" in script.name else {}
@@ -145,14 +145,14 @@ def test_aligns_own_server_with_an_adapter_and_with_a_model(engines: Path, tmp_p
     folder = tmp_path / "my runs" / "artifact"
     folder.mkdir(parents=True)
     script, serve = folder / "launch" / "align.sh", ["-m", "align", "stage=serve"]
-    launches_own(folder, "ppo-x", Served("org/pocket", revision="abc"))
+    write_align_script(folder, "ppo-x", Served("org/pocket", revision="abc"))
     adapters = f"stage.adapters={{ppo-x: '{folder}'}}"
     assert started(script, engines, "stage.port=8001")[:-1] == [*serve, adapters, "stage.port=8001"]
     assert parsed_line(adapters) == {"ppo-x": str(folder)}
-    launches_own(folder, "ppo-x", Served("mine"))  # of a folder, whose path is nobody's business
+    write_align_script(folder, "ppo-x", Served("mine"))  # of a folder, whose path is nobody's business
     assert "BASE: names the folder of the base that it was trained on" in refused(script, engines)
     assert started(script, engines, BASE="/b")[:-1] == [*serve, adapters, "model=hub", "model.path=/b"]
-    launches_own(folder, "n" * 80, None)
+    write_align_script(folder, "n" * 80, None)
     name = "n" * 64
     *said, _ = started(script, engines)
     assert said == [*serve, f"stage.adapters={{{name}: base}}", "model=hub", f"model.path={folder}"]
@@ -166,20 +166,20 @@ def parsed_line(word: str) -> Any:
 
 
 def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
-    launches_merged(tmp_path, "ppo-x", GAP, True, CHAT)
+    write_model_script(tmp_path, "ppo-x", GAP, True, CHAT)
     assert "which are in this export" in said_in(tmp_path / "launch" / "vllm.sh")
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines)
     assert Path(said[1]).samefile(tmp_path)
     assert said[2:7] == [*LOCAL, "--served-model-name", "ppo-x", "--chat-template"]
     assert Path(said[7]).read_text() == CHAT
     (tmp_path / "launch" / "chat_template.jinja").unlink()
-    launches_merged(tmp_path, "ppo-x", GAP, True, "")  # a model that has none
+    write_model_script(tmp_path, "ppo-x", GAP, True, "")  # a model that has none
     *said, _ = started(tmp_path / "launch" / "vllm.sh", engines, "--port", "8001")
     assert said[2:] == [*LOCAL, "--served-model-name", "ppo-x", "--port", "8001"]
     assert gap_told(tmp_path / "launch" / "vllm.sh")
     for name in ("base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf"):
         (tmp_path / name).touch()
-    launches_gguf(tmp_path, "ppo-x", "adapter-f16.gguf", GAP, original=False)
+    write_llama_script(tmp_path, "ppo-x", "adapter-f16.gguf", GAP, original=False)
     script = tmp_path / "launch" / "llama-server.sh"
     assert gap_told(script)
     assert "WEIGHTS is that of the base: f16, q8_0." in said_in(script)
@@ -196,7 +196,7 @@ def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
     assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(InputError, match="r=513"):
         vllm_rank(513)
-    launches_adapter(tmp_path, "x", Served("b"), 513, None, CHAT)
+    write_adapter_scripts(tmp_path, "x", Served("b"), 513, None, CHAT)
     assert not (tmp_path / "launch").exists()  # no file that cannot work
     assert served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
     assert served_name("", "") == ""
