@@ -20,7 +20,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from align.report import few
-from align.report.words import FEW
+from align.report.figure_text import FEW
 from align.run import Manifest, read_manifest
 from align.run.environment import describe_processor
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.registry.index import Index, asked
-from align.registry.query import found
+from align.registry.query import find_runs
 from align.registry.record import Record
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS
@@ -96,7 +96,7 @@ def small(root: Path) -> Path:
 
 def records(root: Path, **where: Any) -> list[Record]:
     """What the registry knows of the runs that meet conditions."""
-    return asked(root, lambda index: found(index, where.items(), ["run"], 10_000)[0])
+    return asked(root, lambda index: find_runs(index, where.items(), ["run"], 10_000)[0])
 
 
 def one(root: Path, ref: str) -> Record:
@@ -109,9 +109,11 @@ def one(root: Path, ref: str) -> Record:
 def anew(root: Path) -> list[Record]:
     """What an index says that nobody has made yet."""
     with Index(root, rebuild=True) as index:
-        return found(index, {}, ["run"], 10_000)[0]
+        return find_runs(index, {}, ["run"], 10_000)[0]
 
 
 def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
     """The runs that meet conditions."""
-    return [one["run"] for one in asked(root, lambda index: found(index, where.items(), sort or ["run"], 10_000)[0])]
+    return [
+        one["run"] for one in asked(root, lambda index: find_runs(index, where.items(), sort or ["run"], 10_000)[0])
+    ]

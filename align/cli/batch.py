@@ -274,7 +274,7 @@ def width(column: Sequence[str]) -> int:
 def figures_in(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Name → its value in each, of the numbers that all have, but for those that are the same everywhere. Of one with
     an interval, the value. What weighs most comes first."""
-    from align.report.figures import by_weight
+    from align.report.figure_labels import by_weight
 
     found = {}
     for name in by_weight(metrics[0] if metrics else ()):

@@ -19,7 +19,7 @@ from align.data.ngrams import ngrams, words
 from align.evals.questions import shorten_question
 from align.evals.text import distinct_n
 from align.ops.intervals import Interval, mean, proportion
-from align.report.words import in_words, percent
+from align.report.figure_text import in_words, percent
 
 COLLAPSED = "collapsed"
 VARIED = "varied"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from align.evals import judges
 from align.evals.llm_judge import LLMJudge, YesNoQuestion
 from align.evals.questions import shorten_question
-from align.report.words import flattened
+from align.report.figure_text import flattened
 from align.run import Input, json_digest
 
 IGNORED = ("ref", "refs", "fn", "timeout")

@@ -28,7 +28,7 @@ from align.evals.judge_identity import JudgeIdentity, describe_difference, list_
 from align.evals.stats import agreement, measure_judge, per_prompt, surviving
 from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses
 from align.ops.intervals import mean, proportion
-from align.report.words import counted, in_words
+from align.report.figure_text import counted, in_words
 from align.run import Input, file_digest, json_object, resolve
 
 FIELD = "stage.card"

@@ -30,7 +30,7 @@ from align.data.chat.reasoning import answer_alone
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
 from align.evals.suite.systems import System
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.rollout.kept import Answer, AnswerStore, Question
 from align.run import json_digest
 

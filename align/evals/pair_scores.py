@@ -16,7 +16,7 @@ from align.evals.judge_report import Opinions
 from align.evals.pair_accuracy import write_held_out
 from align.evals.stats import win_rate
 from align.models.finite import diverged
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.reward.build import build, on_its_own_base
 from align.reward.combined import comparable
 from align.run import Artifact

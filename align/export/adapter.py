@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from align.export.folder import check_base
+from align.export.bases import check_base
 from align.export.trained import Trained
 from align.models.adapter_files import (
     CONFIG_FILE,

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from align.core.errors import InputError
 from align.export.trained import Trained
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
 from align.run.weights import local_base_name
+
+
+def check_base(base: Mapping[str, str]) -> None:
+    """Make sure that a base is named so that another machine finds it.
+
+    Args:
+        base: `id` (a hub id or a built-in model's name), `revision` and `digest`, the last two may be empty.
+
+    Raises:
+        InputError: the id is empty or a path, or a key is unknown.
+    """
+    if unknown := base.keys() - {"id", "revision", "digest"}:
+        raise InputError("base", sorted(unknown)[0], "is not one of id, revision and digest", "Leave it out.")
+    name = base.get("id") or ""
+    if not name or Path(name).is_absolute() or name.startswith((".", "~")) or "\\" in name:
+        problem = "names no model that another machine could find"
+        raise InputError("base.id", name or "(empty)", problem, "Give ORG/NAME or a model's name.")
 
 
 def plain_base(trained: Trained, into: str) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from align.core.errors import InputError
 from align.core.files import has_file, read_bytes
 from align.data.sources import licence_of
-from align.export.folder import ABSOLUTE, check_base
+from align.export.bases import check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
 from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, Check, cells, gap_in
@@ -30,17 +30,18 @@ from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.report import in_words
+from align.report.figure_text import FEW
 from align.report.page import template_environment
-from align.report.words import FEW
 from align.run import Base
 from align.run.weights import local_base_name
 
+# An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
+ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
 KINDS = {
     "adapter": "A LoRA adapter",
     "merged": "A model with its adapter merged in",
     "gguf": "A model and its LoRA adapter as GGUF",
 }
-REQUIRED = ("name", "kind", "base")
 OPTIONAL = (
     *("method", "precision", "computed", "dtype", "into", "parents", "system", "folded", "seed", "data", "judge"),
     *("metrics", "losses", "measured", "sampled", "receipt", "licences", "license", "language", "tags", "notes"),
@@ -88,15 +89,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `license`, `language`, `tags`; `notes`, a paragraph.
 
     Raises:
-        ValueError: a key or `kind` is unknown.
         InputError: a value names a path of this machine.
     """
-    if unknown := facts.keys() - {*REQUIRED, *OPTIONAL}:
-        raise ValueError(f"a card has no {sorted(unknown)[0]!r}; it has {', '.join((*REQUIRED, *OPTIONAL))}")
-    if missing := {*REQUIRED} - facts.keys():
-        raise ValueError(f"a card needs {sorted(missing)[0]!r}")
-    if facts["kind"] not in KINDS:
-        raise ValueError(f"kind={facts['kind']!r} is none of {', '.join(KINDS)}")
     base = facts["base"]
     check_base(base)
     contents = ("system", "collapse")
@@ -152,7 +146,7 @@ def card_templates() -> Environment:
     environment.keep_trailing_newline = True
     environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(on_one_line(value))
     environment.filters |= {
-        "json": lambda value: Markup(json_text(value)),
+        "json": lambda value: Markup(quote_json(value)),
         "code": lambda text: Markup(" ".join(text.replace("`", "'").split())),
         "figure": figure_text,
         "sentence": lambda text: text[:1].upper() + text[1:],
@@ -166,7 +160,7 @@ def on_one_line(value: Any) -> str:
     return " ".join(text.split())
 
 
-def json_text(value: Any) -> str:
+def quote_json(value: Any) -> str:
     """Return a value as JSON, which Python and YAML read too: quoted so, no name can end the string it stands in."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -237,9 +231,9 @@ def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
     if merged:
         place = ["folder"]
     else:
-        place = [f"folder + {json_text('/' + local_base_name(base))}" if linked else json_text(base["id"])]
+        place = [f"folder + {quote_json('/' + local_base_name(base))}" if linked else quote_json(base["id"])]
         if base.get("revision"):
-            place.append(f"revision={json_text(base['revision'])}")
+            place.append(f"revision={quote_json(base['revision'])}")
     model_class = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     return {
         "model_class": model_class,

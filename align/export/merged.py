@@ -18,8 +18,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import InputError
+from align.export.bases import check_base
 from align.export.engines import set_pad
-from align.export.folder import check_base
 from align.export.trained import Trained
 from align.models.adapter_files import WEIGHTS_FILE, Adapter, files_of_adapter, read_adapter
 from align.models.adapters import tensors_of

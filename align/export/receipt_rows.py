@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import CorruptFile, InputError
+from align.report.figure_text import align_columns
 from align.rollout.engine_process import TRANSFORMERS
 from align.run.receipt import RECEIPT
 
@@ -206,8 +207,5 @@ def cells(checks: Iterable[Check]) -> list[tuple[str, ...]]:
 
 
 def as_text(checks: Iterable[Check]) -> str:
-    """The table for a terminal."""
-    lines = [HEADS, *cells(checks)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS) - 1)]
-    padded = ([cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)] for line in lines)
-    return "\n".join("  ".join(line) for line in padded)
+    """Return the table for a terminal."""
+    return "\n".join(align_columns([HEADS, *cells(checks)]))

@@ -1,20 +1,24 @@
 """Runs side by side: the settings in which they differ, and what came of them. Runs that differ in their seed alone
-are one row, with the mean over them."""
+are one row, with the mean over them. And the sweeps that `-m` made: which runs each of them is, noted beside its page
+in `compare/` of the folder of runs."""
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.errors import InputError
+from align.core.errors import CorruptFile, InputError, MissingArtifact, require_schema_version
+from align.core.outputs import refuse_foreign_file
 from align.registry.differences import RUNS, made_from, settings_of
+from align.registry.formatting import cell, clean, csv_of, leaves, value_at
 from align.registry.record import MOVED, UNREADABLE, Record, altered_in, finite, number
-from align.registry.shown import cell, clean, csv_of, in_columns, leaves, value_at
-from align.report.figures import by_weight
-from align.report.words import counted, flattened, is_interval
+from align.report.figure_labels import by_weight
+from align.report.figure_text import align_columns, counted, flattened, is_interval, one_line
+from align.run.files import json_object, write_json
 from align.run.manifest import read_manifest
 
 SEED, CODE = "seed", "code"
@@ -78,7 +82,7 @@ class Comparison:
         return list(dict.fromkeys(record["stage"] for row in self.rows for record in row.records))
 
 
-def comparison(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) -> Comparison:
+def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) -> Comparison:
     """Compare runs, in the order in which they are given.
 
     Args:
@@ -89,13 +93,19 @@ def comparison(root: Path, records: Sequence[Record], asked: Sequence[str] = ())
     Raises:
         InputError: one of them cannot be read.
     """
+    settings: list[dict[str, Any]] = []
     for record in records:
         if record["status"] == UNREADABLE:
             raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Leave it out.")
-    settings = [finite(settings_in(root, record)) for record in records]
+        manifest = read_manifest(root / record["folder"])
+        # What decides what a run makes: settings, inputs by their digests, code.
+        settings.append(finite(settings_of(manifest) | made_from(record) | {CODE: manifest.code[:8]}))
     every = list(dict.fromkeys(key for one in settings for key in one))
-    several = len({record["stage"] for record in records}) > 1
-    common = [key for key in every if not several or (shared(key) and all(key in one for one in settings))]
+    common = every
+    if len({record["stage"] for record in records}) > 1:
+        # A learning rate of SFT says nothing of PPO's.
+        shared = [key for key in every if key == "stage.name" or not key.startswith("stage.")]
+        common = [key for key in shared if all(key in one for one in settings)]
     unlike = [key for key in common if any(one.get(key) != settings[0].get(key) for one in settings)]
     alike: dict[str, list[int]] = {}
     for i, (record, one) in enumerate(zip(records, settings, strict=True)):
@@ -103,63 +113,37 @@ def comparison(root: Path, records: Sequence[Record], asked: Sequence[str] = ())
         alone = "" if record["status"] == "done" else record["run"]
         alike.setdefault(json.dumps([same, alone], sort_keys=True, default=str), []).append(i)
     keys = [key for key in unlike if key not in (SEED, CODE)] + [key for key in (SEED, CODE) if key in unlike]
-    for group in alike.values():
-        group.sort(key=lambda i: records[i]["seed"])
-    moved = moved_by(records)
-    telling_keys = [key for key in keys if key != SEED]
-    rows = tuple(
-        row_of([records[i] for i in group], {key: settings[group[0]].get(key) for key in telling_keys}, asked, moved)
-        for group in alike.values()
-    )
-    main = dict.fromkeys(score for record in records for score in scores_of(record, moved))
-    scores = tuple(asked) or tuple(main)
-    inputs = frozenset(key for record in records for key in made_from(record))
-    return Comparison(rows, tuple(keys), inputs, scores, telling(rows, scores), len(every) - len(common))
-
-
-def row_of(records: Sequence[Record], settings: Mapping[str, Any], asked: Sequence[str], moved: str) -> Row:
-    by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(records)}
-    return Row(tuple(records), settings, by_seed, figures_over([*by_seed.values()]))
-
-
-def moved_by(records: Sequence[Record]) -> str:
-    """The measure of how far runs moved from their start that all have which are done; empty where they have no common
-    one: two measures are not to be compared."""
+    # How far runs moved from their start: two measures are not to be compared, so one that all done runs have.
     done = [record["metrics"] for record in records if record["status"] == "done"]
-    return next((one for one in MOVED if done and all(number(of.get(one)) is not None for of in done)), "")
+    moved = next((one for one in MOVED if done and all(number(of.get(one)) is not None for of in done)), "")
+    rows = []
+    for group in alike.values():
+        own = sorted((records[i] for i in group), key=lambda record: record["seed"])
+        by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(own)}
+        own_settings = {key: settings[group[0]].get(key) for key in keys if key != SEED}
+        rows.append(Row(tuple(own), own_settings, by_seed, figures_over([*by_seed.values()])))
+    scores = tuple(asked)
+    if not scores:
+        main: list[str] = [record["score"]["name"] for record in records if record.get("score")]
+        scores = tuple(dict.fromkeys([*main, moved] if moved else main))
+    inputs = frozenset(key for record in records for key in made_from(record))
+    return Comparison(tuple(rows), tuple(keys), inputs, scores, telling(rows, scores), len(every) - len(common))
 
 
 def better_low(name: str) -> bool | None:
-    """Whether a figure is better low; None where nobody says."""
+    """Return whether a figure is better low; None if nobody says."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
     low, high = (name.startswith(some) for some in (LOW, HIGH))
     return low if low != high else None
 
 
 def once_a_seed(records: Sequence[Record]) -> list[Record]:
-    """The first run of each seed: the same run once more says nothing of how far others would lie."""
+    """Return the first run of each seed: the same run once more says nothing of how far others would lie."""
     return list({record["seed"]: record for record in reversed(records)}.values())[::-1]
 
 
-def shared(key: str) -> bool:
-    """Whether a setting means the same in every stage: a learning rate of SFT says nothing of PPO's."""
-    return key == "stage.name" or not key.startswith("stage.")
-
-
-def settings_in(root: Path, record: Record) -> dict[str, Any]:
-    """Key → value of whatever decides what a run makes: settings, inputs by their digests, code."""
-    manifest = read_manifest(root / record["folder"])
-    return settings_of(manifest) | made_from(record) | {CODE: manifest.code[:8]}
-
-
-def scores_of(record: Record, moved: str) -> list[str]:
-    """The main figure of a run, and how far it moved."""
-    score = record.get("score")
-    return list(dict.fromkeys([*([score["name"]] if score else []), *([moved] if moved else [])]))
-
-
 def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
-    """Name → figure of a run: numbers, and intervals."""
+    """Return the figures of a run: numbers, and intervals."""
     cost = {name: record["cost"][name] for name in COST}
     if asked:
         found = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
@@ -171,8 +155,8 @@ def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, An
 
 
 def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a row. Of several runs: the mean over those that have one, with its interval by Student's t; how
-    many have it, where some do not."""
+    """Return the figures of a row. Of several runs: the mean over those that have one, with its interval by Student's
+    t; how many have it, if some do not."""
     if len(runs) == 1:
         return dict(runs[0])
     found: dict[str, Any] = {}
@@ -186,7 +170,7 @@ def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """The mean of several seeds with its interval, that of a share within 0 and 1."""
+    """Return the mean of several seeds with its interval, that of a share within 0 and 1."""
     from align.ops.intervals import mean  # it needs NumPy
 
     over = mean(values)
@@ -197,22 +181,25 @@ def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def value_of(figure: Any) -> float:
-    """The number that a figure is, without its interval."""
+    """Return the number that a figure is, without its interval."""
     return figure["value"] if isinstance(figure, Mapping) else figure
 
 
 def telling(rows: Sequence[Row], scores: Sequence[str]) -> tuple[str, ...]:
-    """The figures besides the scores that every row has that has any, and that tell rows apart."""
+    """Return the figures besides the scores that every row has that has any, and that tell rows apart."""
     with_any = [row.figures for row in rows if row.figures]
     common = [name for name in (with_any[0] if with_any else ()) if all(name in one for one in with_any)]
     apart = [name for name in common if len({value_of(one[name]) for one in with_any}) > 1 and name not in scores]
     return (*(name for name in by_weight(apart) if name not in COST), *(name for name in COST if name in apart))
 
 
-def shown_settings(found: Comparison) -> list[dict[str, str]]:
-    """Each row's settings for eyes; an input without its digest, where its name alone says which it is."""
-    shown = [{key: cell(value) for key, value in row.settings.items()} for row in found.rows]
-    for key in found.inputs.intersection(found.keys):
+def shown_settings(compared: Comparison) -> list[dict[str, str]]:
+    """Return each row's settings and seeds as text; an input without its digest if its name alone says which it is."""
+    shown = [
+        {key: cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
+        for row in compared.rows
+    ]
+    for key in compared.inputs.intersection(compared.keys):
         digests: dict[str, set[str]] = {}
         for row in shown:
             name, _, digest = row.get(key, "").rpartition(" (")
@@ -223,34 +210,35 @@ def shown_settings(found: Comparison) -> list[dict[str, str]]:
     return shown
 
 
-def as_lines(found: Comparison, width: int | None = None) -> Iterator[str]:
-    """A table for eyes.
+def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
+    """Yield the table as text, and notes below it.
 
     Args:
         width: columns of the terminal: fewer further figures are shown where they do not fit; None for any.
     """
-    count = min(FIGURES, len(found.figures))
-    while count and width is not None and widest(found, count) > width:
+    count = min(FIGURES, len(compared.figures))
+    lines = [*align_columns(table_cells(compared, count))]
+    while count and width is not None and max(map(len, lines)) > width:
         count -= 1
-    yield from in_columns(cells_of(found, found.figures[:count]))
-    yield from notes(found, len(found.figures) - count)
+        lines = [*align_columns(table_cells(compared, count))]
+    yield from lines
+    yield from notes(compared, len(compared.figures) - count)
 
 
-def widest(found: Comparison, count: int) -> int:
-    """Columns of the table with so many further figures."""
-    return max(map(len, in_columns(cells_of(found, found.figures[:count]))))
+def table_cells(compared: Comparison, count: int) -> list[list[str]]:
+    """Return the table's cells: its head, and a line a row.
 
-
-def cells_of(found: Comparison, further: Sequence[str]) -> list[list[str]]:
-    """The table's cells: its head, and a line a row."""
-    unfinished = any(row.records[0]["status"] != "done" for row in found.rows)
-    figures = [*found.scores, *further]
-    lines = [["run", *(["status"] if unfinished else []), *found.keys, *figures]]
-    for row, settings in zip(found.rows, shown_settings(found), strict=True):
-        more, known = len(row.runs) - 1, settings | {SEED: ", ".join(map(str, row.seeds))}
+    Args:
+        count: of the figures besides the scores.
+    """
+    unfinished = any(row.records[0]["status"] != "done" for row in compared.rows)
+    figures = [*compared.scores, *compared.figures[:count]]
+    lines = [["run", *(["status"] if unfinished else []), *compared.keys, *figures]]
+    for row, settings in zip(compared.rows, shown_settings(compared), strict=True):
+        more = f" +{len(row.runs) - 1}" if len(row.runs) > 1 else ""
         status = [clean(row.records[0]["status"])] if unfinished else []
-        cells = [*(clean(known[key]) for key in found.keys), *(cell(row.figures.get(name)) for name in figures)]
-        lines.append([clean(row.runs[0]) + (f" +{more}" if more else ""), *status, *cells])
+        values = [*(clean(settings[key]) for key in compared.keys), *(cell(row.figures.get(name)) for name in figures)]
+        lines.append([clean(row.runs[0]) + more, *status, *values])
     return lines
 
 
@@ -261,12 +249,12 @@ def altered_in_rows(found: Comparison) -> list[str]:
 
 
 def notes(found: Comparison, more: int) -> Iterator[str]:
-    """What is to be said below the table.
+    """Yield notes to stand below the table.
 
     Args:
         more: figures that it does not show.
     """
-    yield from (f"ALTERED: {clean(problem, longest=None)}" for problem in altered_in_rows(found))
+    yield from (f"ALTERED: {one_line(problem)}" for problem in altered_in_rows(found))
     if len(found.rows) == 1 and len(found.rows[0].records) == 1:
         yield "one run alone"
     elif not found.keys:
@@ -280,21 +268,27 @@ def notes(found: Comparison, more: int) -> Iterator[str]:
 
 
 def as_objects(found: Comparison) -> dict[str, Any]:
-    """The same as plain JSON, with all figures."""
-    rows = [
-        {"runs": row.runs, "status": row.records[0]["status"], "seeds": row.seeds, "settings": finite(row.settings),
-         "figures": finite(row.figures)}
-        for row in found.rows
-    ]  # fmt: skip
-    keys = [key for key in found.keys if key != SEED]
+    """Return the same as plain JSON, with all figures."""
     return {
-        "keys": keys, "scores": list(found.scores), "settings_of_some": found.apart, "altered": altered_in_rows(found),
-        "rows": rows,
-    }  # fmt: skip
+        "keys": [key for key in found.keys if key != SEED],
+        "scores": list(found.scores),
+        "settings_of_some": found.apart,
+        "altered": altered_in_rows(found),
+        "rows": [
+            {
+                "runs": row.runs,
+                "status": row.records[0]["status"],
+                "seeds": row.seeds,
+                "settings": finite(row.settings),
+                "figures": finite(row.figures),
+            }
+            for row in found.rows
+        ],
+    }
 
 
 def as_csv(found: Comparison) -> str:
-    """The same as CSV: a line a row, an interval in columns of its own."""
+    """Return the same as CSV: a line a row, an interval in columns of its own."""
     rows = []
     for row in as_objects(found)["rows"]:
         own = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
@@ -302,3 +296,55 @@ def as_csv(found: Comparison) -> str:
         figures = {key.removesuffix(".value"): value for key, value in leaves(parted)}
         rows.append({**own, **row["settings"], **figures, **own})  # first, whatever figures are called
     return csv_of(list(dict.fromkeys(key for row in rows for key in row)), rows)
+
+
+SWEEPS = "compare"
+SCHEMA = 1
+SWEEP = "stage.sweep"
+
+
+def note_sweep(root: Path, name: str, runs: list[str]) -> None:
+    """Keep which runs a sweep is.
+
+    Args:
+        runs: each as `stage:name`.
+    """
+    path = root / SWEEPS / f"{name}.json"
+    refuse_foreign_file(path, "run.root", is_note)
+    write_json(path, {"schema_version": SCHEMA, "runs": runs})
+
+
+def is_note(data: bytes) -> bool:
+    """Return whether the bytes are those of a note as `note_sweep` writes it."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() == {"schema_version", "runs"}
+
+
+def runs_of(root: Path, given: str) -> list[str]:
+    """Return the runs of a sweep.
+
+    Args:
+        given: its name, or `latest`.
+
+    Raises:
+        MissingArtifact: there is no such sweep; the message has the nearest name.
+        InputError: another version wrote its note.
+        CorruptFile: its note names no runs.
+    """
+    noted = {path.stem: path for path in (root / SWEEPS).glob("*.json") if path.is_file()}
+    newest = max(noted, key=lambda name: (noted[name].stat().st_mtime_ns, name), default=None)
+    name = newest if given == "latest" else given
+    if name is None or name not in noted:
+        close = difflib.get_close_matches(given, noted, n=1)
+        remedy = f"Did you mean {close[0]}? " if close else ""
+        problem = f"is no sweep under {root}"
+        raise MissingArtifact(SWEEP, given, problem, f"{remedy}A sweep (-m) of two runs that are done leaves one.")
+    found = json_object(noted[name], SWEEP, "Name its runs by stage.runs.")
+    require_schema_version(found.get("schema_version"), SCHEMA, SWEEP, str(noted[name]), "Name its runs by stage.runs.")
+    runs = found.get("runs")
+    if not isinstance(runs, list) or not all(isinstance(r, str) for r in runs):
+        raise CorruptFile(SWEEP, given, f"{noted[name]} does not say which runs it is of", "Name them by stage.runs.")
+    return runs

@@ -10,10 +10,10 @@ from typing import Any
 from align.config.identity import identifying
 from align.core.errors import CorruptFile, InputError, require
 from align.core.files import check_readable
+from align.registry.formatting import cell, clean, leaves
 from align.registry.record import UNREADABLE, Record
-from align.registry.shown import cell, clean, leaves
-from align.report.figures import by_weight
-from align.report.words import counted, flattened
+from align.report.figure_labels import by_weight
+from align.report.figure_text import counted, flattened
 from align.run.manifest import Manifest, read_manifest
 
 TRAINED, DATA = "trained_ids.parquet", "data"

@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
@@ -20,15 +20,14 @@ from align.config.stages import WITH_RUNS
 from align.core.errors import RunBusy
 from align.core.files import open_regular
 from align.core.outputs import refuse_foreign_log
-from align.registry.folders import locked_inodes
-from align.registry.index import Index
+from align.registry.comparison import SWEEPS
+from align.registry.index import Index, locked_inodes
 from align.registry.record import Record, publication
-from align.registry.shown import clean, in_columns
-from align.report.words import counted
+from align.report.figure_text import align_columns, counted, one_line
 from align.run.alias_log import AliasLog
 from align.run.artifacts import REPLACED
 from align.run.files import write_json
-from align.run.folder import locked
+from align.run.folder import hold_lock
 from align.run.weights import ABOUT
 
 LOG = "removed.jsonl"
@@ -40,8 +39,6 @@ WEIGHTS = (".safetensors", ".bin", ".gguf")
 OWNED = re.compile(r"\.(?P<target>.+)\.(?:(?P<host>[^.]+(?:\.[^.]+)*)-)?(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|old)")
 """The name of a file or a folder that is being written, with the process that writes it."""
 UNOWNED = re.compile(r"\..+\.tmp|\.unfinished")
-PAGES = "compare"
-"""The folder of the pages of sweeps."""
 DAY_S = 86400.0
 DEEPEST = 5
 """Folders below the root in which leftovers are looked for."""
@@ -66,30 +63,31 @@ class Piece:
     run: str = ""
 
 
-def garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
-    """What nothing needs, the largest first within each kind: nothing that a run is at work in, that an alias meant at
-    any time, that a run here was made from, or that an export has; no base and no artifact that changed within a day.
+def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
+    """Return what nothing needs, the largest first within each kind: nothing that a run is at work in, that an alias
+    meant at any time, that a run here was made from, or that an export has; no base and no artifact that changed within
+    a day.
 
     Args:
         days: how long ago a run ended whose checkpoints are old.
     """
     root, now = index.root, time.time()
-    records = [record for ref in index.names() if (record := index.record(ref)) is not None]
+    records = index.records()
     meant = {arm.digest for change in log.changes for arm in change.arms}
     old = now - days * DAY_S
     kinds = (
-        leftovers(root, now),
-        checkpoints(root, records, old),
-        bases(root, now),
-        artifacts(root, records, meant, now),
+        iter_leftovers(root, now),
+        iter_checkpoints(root, records, old),
+        iter_bases(root, now),
+        iter_artifacts(root, records, meant, now),
     )
     return [piece for kind in kinds for piece in sorted(kind, key=lambda piece: (-piece.bytes, piece.path))]
 
 
-def leftovers(root: Path, now: float) -> Iterator[Piece]:
-    """What was being written when its process ended."""
+def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
+    """Yield what was being written when its process ended."""
     here, locks = gethostname(), locked_inodes() or set()
-    for path in (path for name in (*WITH_RUNS, "bases", PAGES) for path in hidden(root / name)):
+    for path in (path for name in (*WITH_RUNS, "bases", SWEEPS) for path in find_entries(root / name, is_hidden)):
         owned = OWNED.fullmatch(path.name)
         if owned is None and UNOWNED.fullmatch(path.name) is None:
             continue
@@ -108,18 +106,22 @@ def leftovers(root: Path, now: float) -> Iterator[Piece]:
                 yield Piece("leftovers", path.relative_to(root).as_posix(), size_of(path), why, run)
 
 
-def hidden(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Files and folders whose names begin with a dot, without what lies in them. Links are not followed."""
+def find_entries(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
+    """Yield the entries below a folder that are wanted, without what lies in them. Links are not followed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
+            if is_wanted(entry):
                 yield Path(entry.path)
             elif depth < DEEPEST and entry.is_dir(follow_symlinks=False):
-                yield from hidden(Path(entry.path), depth + 1)
+                yield from find_entries(Path(entry.path), is_wanted, depth + 1)
 
 
-def checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterator[Piece]:
-    """Of runs that are done, and of those that ended without, before a time."""
+def is_hidden(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".")
+
+
+def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterator[Piece]:
+    """Yield the checkpoints of runs that are done, and of those that failed before a time."""
     for record in records:
         folder = root / record["folder"] / "checkpoints"
         if record["status"] == "running" or not folder.is_dir():
@@ -134,9 +136,9 @@ def checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterato
         yield Piece("checkpoints", f"{record['folder']}/checkpoints", size_of(folder), why, record["run"])
 
 
-def bases(root: Path, now: float) -> Iterator[Piece]:
+def iter_bases(root: Path, now: float) -> Iterator[Piece]:
     """Yield the folders of bases in `bases/` that no export links to. A folder without `base.json` is not align's."""
-    linked = {Path(os.path.realpath(link)) for link in links(root / "export")}
+    linked = {Path(os.path.realpath(link)) for link in find_entries(root / "export", os.DirEntry.is_symlink)}
     for path in sorted(about.parent for about in (root / "bases").glob(f"[!.]*/{ABOUT}")):
         real = Path(os.path.realpath(path))
         shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
@@ -146,18 +148,9 @@ def bases(root: Path, now: float) -> Iterator[Piece]:
             yield Piece("bases", path.relative_to(root).as_posix(), size_of(path), why)
 
 
-def links(folder: Path, depth: int = 0) -> Iterator[Path]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                yield Path(entry.path)
-            elif depth < DEEPEST and entry.is_dir():
-                yield from links(Path(entry.path), depth + 1)
-
-
-def artifacts(root: Path, records: Sequence[Record], meant: set[str], now: float) -> Iterator[Piece]:
-    """Weights of done runs that no alias ever meant, that nothing but evaluations was made from, and that are not the
-    newest of their stage on their base."""
+def iter_artifacts(root: Path, records: Sequence[Record], meant: set[str], now: float) -> Iterator[Piece]:
+    """Yield the weights of done runs that no alias ever meant, that nothing but evaluations was made from, and that are
+    not the newest of their stage on their base."""
     newest_of: dict[tuple[str, str], Record] = {}
     done = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
     for record in done:
@@ -178,25 +171,25 @@ def artifacts(root: Path, records: Sequence[Record], meant: set[str], now: float
 
 
 def files_in(path: Path) -> list[Path]:
-    """The files of a folder; a file itself. Links are left out."""
+    """Return the files of a folder; a file itself. Links are left out."""
     if not path.is_dir():
         return [path] if path.is_file() and not path.is_symlink() else []
     return [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()]
 
 
 def size_of(path: Path) -> int:
-    """Bytes that its removal frees: what has another name elsewhere stays."""
+    """Return the bytes that its removal frees: what has another name elsewhere stays."""
     return sum(found.st_size for file in files_in(path) if (found := file.stat()).st_nlink == 1)
 
 
 def newest(path: Path) -> float:
-    """When something in it changed last, in seconds since 1970."""
+    """Return when something in it changed last, in seconds since 1970."""
     return max(os.lstat(one).st_mtime for one in [path, *files_in(path)])
 
 
-def removed(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
-    """Take pieces away, each with whether it could be; what a process works in stays. First of all they are written
-    down: whoever is cut off goes on by asking again.
+def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
+    """Remove pieces, and yield each with whether it could be; what a process works in stays. Each is written down
+    first: a command that is cut off is continued by asking again.
 
     Args:
         who: for the log.
@@ -207,10 +200,10 @@ def removed(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Pie
     for piece in pieces:
         path = root / piece.path
         try:
-            with held(root, piece):
-                noted(root, piece, who)
+            with hold_lock(root / piece.run.replace(":", "/", 1)) if piece.run else nullcontext():
+                write_to_log(root, piece, who)
                 if piece.kind == "artifacts":
-                    without_weights(path, piece.why)
+                    remove_weights(path, piece.why)
                 elif path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -220,25 +213,8 @@ def removed(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Pie
             yield piece, False
 
 
-@contextmanager
-def held(root: Path, piece: Piece) -> Iterator[None]:
-    """Around a removal: the lock of the run that a piece lies in.
-
-    Raises:
-        RunBusy: a process works in it.
-    """
-    if not piece.run:
-        yield
-        return
-    lock = locked(root / piece.run.replace(":", "/", 1))
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def noted(root: Path, piece: Piece, who: str) -> None:
-    """One line of the log: what goes, with the name and the size of each file."""
+def write_to_log(root: Path, piece: Piece, who: str) -> None:
+    """Write one line of the log: what goes, with the name and the size of each file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
     files = {one.relative_to(root).as_posix(): one.stat().st_size for one in files_in(path)}
@@ -252,7 +228,7 @@ def noted(root: Path, piece: Piece, who: str) -> None:
         os.fsync(file.fileno())
 
 
-def without_weights(artifact: Path, why: str) -> None:
+def remove_weights(artifact: Path, why: str) -> None:
     """Take the weights of an artifact away: first nobody reads it any more, then the files go."""
     write_json(artifact / REPLACED, {"by": BY, "at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": why})
     for path in files_in(artifact):
@@ -261,7 +237,7 @@ def without_weights(artifact: Path, why: str) -> None:
 
 
 def as_lines(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> Iterator[str]:
-    """What was found for eyes, or what became of it.
+    """Yield what was found as text, or what became of it.
 
     Args:
         taken: path → whether it was removed; None where nothing was to be.
@@ -273,21 +249,21 @@ def as_lines(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> Itera
     lines = [["kind", "size", "what", *([""] if taken is not None else []), "why"]]
     for piece in pieces:
         state = [states[taken.get(piece.path)]] if taken is not None else []
-        what, why = clean(piece.path, longest=None), clean(piece.why, longest=None)
-        lines.append([piece.kind, in_bytes(piece.bytes), what, *state, why])
-    yield from in_columns(lines)
-    total = in_bytes(sum(piece.bytes for piece in pieces))
+        what, why = one_line(piece.path), one_line(piece.why)
+        lines.append([piece.kind, format_bytes(piece.bytes), what, *state, why])
+    yield from align_columns(lines)
+    total = format_bytes(sum(piece.bytes for piece in pieces))
     if taken is None:
         yield f"{counted(len(pieces), 'thing')}, {total}. Nothing was removed: stage.apply=true removes them."
         if any(piece.kind == "artifacts" for piece in pieces):
             yield 'Artifacts go only by name: "stage.kinds=[artifacts]".'
     else:
         freed = sum(piece.bytes for piece in pieces if taken.get(piece.path))
-        yield f"{counted(sum(taken.values()), 'thing')} removed, {in_bytes(freed)}; {LOG} says which."
+        yield f"{counted(sum(taken.values()), 'thing')} removed, {format_bytes(freed)}; {LOG} says which."
 
 
-def in_bytes(count: int) -> str:
-    """`12.3 MB`."""
+def format_bytes(count: int) -> str:
+    """Return `12.3 MB`."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -295,8 +271,4 @@ def in_bytes(count: int) -> str:
 
 
 def as_objects(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> list[dict[str, Any]]:
-    return [
-        {"kind": piece.kind, "path": piece.path, "bytes": piece.bytes, "why": piece.why, "run": piece.run,
-         "removed": bool(taken and taken.get(piece.path))}
-        for piece in pieces
-    ]  # fmt: skip
+    return [asdict(piece) | {"removed": bool(taken and taken.get(piece.path))} for piece in pieces]

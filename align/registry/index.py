@@ -12,24 +12,94 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from align.config.stages import WITH_RUNS
 from align.core.errors import CorruptFile, InputError, half_character, require
 from align.core.files import has_file
 from align.core.outputs import move_aside
-from align.registry.folders import NO_FILE, folders, locked_inodes
-from align.registry.intact import Hashed
-from align.registry.record import UNREADABLE, Record, digests_of, edges_of, joined, noted_in, record_of, unreadable
+from align.registry.record import (
+    ADAPTERS,
+    UNREADABLE,
+    Record,
+    digests_of,
+    edges_of,
+    joined,
+    noted_in,
+    record_of,
+    unreadable,
+)
 from align.run.alias_log import REMEDY, AliasLog, read_log
 from align.run.digests import file_digest
+from align.run.figures import FILE as METRICS
+from align.run.figures import IN_ARTIFACT
 from align.run.files import json_object
 from align.run.manifest import FILE, HeldManifest, Manifest, content_of, parse_held_manifests, read_manifest
 from align.run.receipt import RECEIPT
+from align.run.stale import FILE as STALE
+
+
+def iter_folders(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield `stage:name` and a stamp of each folder with a manifest. A run has another stamp once its manifest was
+    replaced, it was marked stale, its figures were written again, or a server's log of adapters grew.
+
+    Raises:
+        InputError: a folder of runs cannot be listed.
+    """
+    for stage in WITH_RUNS:
+        try:
+            with os.scandir(root / stage) as entries:
+                names = [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problem = f"cannot be listed ({error.strerror})"
+            remedy = "Change its rights, or name another run.root."
+            raise InputError("run.root", str(root / stage), problem, remedy) from error
+        files = (METRICS, *{"eval": [IN_ARTIFACT], "serve": [ADAPTERS]}.get(stage, ()), STALE)
+        for name in names:
+            folder = f"{root}/{stage}/{name}"  # a path of 10,000 each would take as long again
+            if stamp := stamp_of(f"{folder}/{FILE}"):
+                yield f"{stage}:{name}", " ".join([stamp, *(stamp_of(f"{folder}/{file}") for file in files)])
+
+
+def stamp_of(path: Path | str) -> str:
+    """Return size, times and inode of a file: no program sets the change time back. Empty if there is none."""
+    if not os.access(path, os.F_OK):  # an exception would cost more than all of this
+        return ""
+    with suppress(OSError):
+        found = os.stat(path)
+        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
+    return ""
+
+
+def locked_inodes() -> set[int] | None:
+    """Return the inodes of files and folders that a process of this machine has locked; None if nobody can tell."""
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """A file as it was when it was hashed.
+
+    Attributes:
+        state: see `stamp_of`.
+        sha256: hex.
+        at: when, ISO 8601 in UTC.
+    """
+
+    state: str
+    sha256: str
+    at: str
+
 
 INDEX = ".registry.db"
 OF_RECORDS = ("index.py", "record.py", "../run/figures.py")
@@ -71,7 +141,7 @@ T = TypeVar("T")
 
 @cache
 def version() -> int:
-    """Of the tables and of what is in them: an index that another code made is made again."""
+    """Return the version of the tables and of what is in them: an index that another code made is made again."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in OF_RECORDS)
     return int.from_bytes(sha256(code).digest()[:4], "big") >> 1
 
@@ -85,7 +155,7 @@ class Damaged(sqlite3.DatabaseError):
 
 
 def asked(root: Path, question: Callable[[Index], T]) -> T:
-    """The answer of an index that is up to date. Where it turns out to be damaged, it is made again."""
+    """Ask an index that is up to date. If it turns out to be damaged, it is made again."""
     try:
         with Index(root) as index:
             return question(index)
@@ -97,7 +167,7 @@ def asked(root: Path, question: Callable[[Index], T]) -> T:
 
 
 def name_of(error: Exception) -> str:
-    """What SQLite calls an error; empty of Python's own, such as text that is no UTF-8."""
+    """Return what SQLite calls an error; empty for Python's own, such as text that is no UTF-8."""
     return getattr(error, "sqlite_errorname", "")
 
 
@@ -119,7 +189,7 @@ class Index:
         self.root = root
         has_file(root / INDEX, "run.root", f"Move {INDEX} away: it is made again.")
         attempts: list[tuple[Path | None, bool]] = [(None, True), (None, False)]
-        if (root / INDEX).exists() or any(folders(root)):  # nothing is left in a folder that is no folder of runs
+        if (root / INDEX).exists() or any(iter_folders(root)):  # nothing is left in a folder that is no folder of runs
             attempts.insert(0, (root / INDEX, False))
         while True:
             self.path, copied = attempts.pop(0)
@@ -136,9 +206,6 @@ class Index:
         return self
 
     def __exit__(self, *given: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self.db.close()
 
     def _opened(self, rebuild: bool, copied: bool) -> int:
@@ -175,16 +242,14 @@ class Index:
 
     def _refresh(self) -> int:
         known: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
-        there = dict(folders(self.root))
+        there = dict(iter_folders(self.root))
         self.unnamed = [run for run in there if half_character(run)]
         for run in self.unnamed:
             del there[run]
         gone = known.keys() - there.keys()
         new = {run: stamp for run, stamp in there.items() if known.get(run) != stamp}
         around = self._around(gone | new.keys())
-        for run in gone | new.keys():
-            for table, column in OF_A_RUN.items():
-                self.db.execute(f"delete from {table} where {column} = ?", (run,))
+        self._remove(gone | new.keys())
         for run, stamp in new.items():
             self._read(run, stamp)
         for run in (around | new.keys() | self._around(new.keys())) - gone:
@@ -192,6 +257,11 @@ class Index:
         self._settle()
         self._mark_aliases()
         return len(gone) + len(new)
+
+    def _remove(self, runs: Iterable[str]) -> None:
+        for run in runs:
+            for table, column in OF_A_RUN.items():
+                self.db.execute(f"delete from {table} where {column} = ?", (run,))
 
     def _mark_aliases(self) -> None:
         """Note in the records which aliases mean their artifacts now, and whose manifest is not the one that the log
@@ -207,14 +277,10 @@ class Index:
             standing, self.aliases_error = {}, str(error)
         for alias, change in standing.items():
             for arm in change.arms:
-                found = self.db.execute("select run from makes where digest = ? order by run", (arm.digest,))
-                makers = [run for (run,) in found]
-                for run in [arm.ref] if arm.ref in makers else makers[:1]:
+                if run := self.maker(arm.digest, arm.ref):
                     wanted.setdefault(run, []).append(alias)
         now = {run: (json.dumps(wanted.get(run, [])), replaced.get(run)) for run in wanted.keys() | replaced.keys()}
-        before = {
-            run: (aliases, why) for run, aliases, why in self.db.execute("select run, aliases, replaced from aliased")
-        }
+        before = {run: tuple(values) for run, *values in self.db.execute("select run, aliases, replaced from aliased")}
         for run in {run for run, _ in now.items() ^ before.items()}:
             noted = "update runs set record = json_set(record, '$.aliases', json(?), '$.replaced', ?) where run = ?"
             self.db.execute(noted, (*now.get(run, ("[]", None)), run))
@@ -238,19 +304,16 @@ class Index:
             if row is None or row[0] != one.content or row[1] == one.sha256:
                 continue
             why = f"{run}: manifest.json is another than {when}"
-            evaluated = self.db.execute(
-                "select run from runs where json_extract(record, '$.evaluation') = ?", (run,)
-            ).fetchall()
-            for name in (run, *(policy for (policy,) in evaluated)):
+            evaluated = self._column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
+            for name in (run, *evaluated):
                 problems.setdefault(name, []).append(why)
         return {run: "; ".join(dict.fromkeys(reasons)) for run, reasons in problems.items()}
 
     def reread(self, run: str) -> None:
         """Read a run's folder again, whatever the index holds of it: what a gate decides by comes from the files."""
-        stamps = dict(folders(self.root))
+        stamps = dict(iter_folders(self.root))
         self.db.execute("begin immediate")
-        for table, column in OF_A_RUN.items():
-            self.db.execute(f"delete from {table} where {column} = ?", (run,))
+        self._remove([run])
         if run in stamps:
             self._read(run, stamps[run])
             for one in {run, *self._around([run])}:
@@ -260,7 +323,7 @@ class Index:
         self.db.execute("commit")
 
     def lost_changes(self, log: AliasLog) -> CorruptFile | None:
-        """What is to be said of a log that lacks a change which a run went by; None where it lacks none."""
+        """Return the error of a log that lacks a change which a run went by; None if it lacks none."""
         for run, alias, seq, hash in self.db.execute("select run, alias, seq, hash from noted order by seq"):
             if not 0 < seq <= len(log.changes) or log.changes[seq - 1].hash != hash:
                 problem = f"is not in the log any more: {run} went by change {seq}"
@@ -268,10 +331,10 @@ class Index:
         return None
 
     def _settle(self) -> None:
-        """Of the runs that say they are running, which do: the others were killed before they could say more."""
-        running = self.db.execute("select run from runs where json_extract(own, '$.status') = 'running'").fetchall()
+        """Call a run interrupted that says it is running and whose process is gone."""
+        running = self._column("select run from runs where json_extract(own, '$.status') = 'running'")
         locks = locked_inodes() if running else None
-        for (run,) in running:
+        for run in running:
             stage, _, name = run.partition(":")
             with suppress(OSError):
                 held = locks is None or os.stat(self.root / stage / name).st_ino in locks
@@ -285,7 +348,7 @@ class Index:
         folder = self.root / stage / name
         manifest: Manifest | None = None
         try:
-            require(stamp != NO_FILE, "manifest", str(folder / FILE), "is no file", "Move the folder away.")
+            require((folder / FILE).is_file(), "manifest", str(folder / FILE), "is no file", "Move the folder away.")
             manifest = read_manifest(folder)
             if manifest.stage == stage:
                 own = record_of(folder, replace(manifest, name=name))  # references go by the folder's name too
@@ -310,28 +373,26 @@ class Index:
                 self.db.executemany("insert into held values (?, ?, ?, ?)", rows)
 
     def _around(self, runs: Iterable[str]) -> set[str]:
-        """The runs whose records say something of these: those that made what they read, and that read what they
-        made."""
+        """Return the runs whose records say something of these: those that made what they read, and that read what
+        they made."""
         found: set[str] = set()
         for run in runs:
             makers = "select makes.run from reads join makes on makes.digest = reads.digest where reads.run = ?"
-            found.update(name for (name,) in self.db.execute(makers, (run,)))
+            found.update(self._column(makers, run))
             found.update(name for name, _ in self._children(run))
         return found
 
     def _parents(self, run: str) -> Iterator[tuple[str, bool]]:
-        """(run that made it, whether that is there) of each input that a run made."""
+        """Yield (run that made it, whether that is there) of each input that a run made."""
         for digest, made_by in self.db.execute(
             "select digest, made_by from reads where run = ? order by rowid", (run,)
         ).fetchall():
-            makers = [one for (one,) in self.db.execute("select run from makes where digest = ?", (digest,))]
-            if made_by in makers or (makers and not made_by):
-                yield made_by or min(makers), True
-            elif makers or made_by:  # under another name, or nowhere
-                yield min(makers, default=made_by), bool(makers)
+            maker = self.maker(digest, made_by)
+            if maker or made_by:  # it may be there under another name, or nowhere
+                yield maker or made_by, bool(maker)
 
     def _children(self, run: str) -> list[tuple[str, str]]:
-        """(run, input) of the runs that read what this one made."""
+        """Return (run, input) of the runs that read what this one made."""
         found = self.db.execute(
             "select distinct reads.run, reads.input from makes join reads on reads.digest = makes.digest "
             "where makes.run = ? and reads.run != ? order by reads.run",
@@ -350,38 +411,44 @@ class Index:
         self.db.execute("delete from aliased where run = ?", (run,))
         self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own["status"], run))
 
+    def _column(self, query: str, *values: Any) -> list[Any]:
+        return [value for (value,) in self.db.execute(query, values)]
+
     def _own(self, run: str) -> Record | None:
-        found = self.db.execute("select run, own from runs where run = ?", (run,)).fetchone()
-        return whole(*found) if found else None
+        row = self.db.execute("select run, own from runs where run = ?", (run,)).fetchone()
+        return parse_record(*row) if row else None
 
     def record(self, run: str) -> Record | None:
-        """The record of `stage:name`; None where there is no such run."""
-        found = self.db.execute("select run, record from runs where run = ?", (run,)).fetchone()
-        return whole(*found) if found else None
+        """Return the record of `stage:name`; None if there is no such run."""
+        row = self.db.execute("select run, record from runs where run = ?", (run,)).fetchone()
+        return parse_record(*row) if row else None
+
+    def records(self) -> list[Record]:
+        """Return the records of all runs, by name."""
+        return [parse_record(*row) for row in self.db.execute("select run, record from runs order by run")]
 
     def names(self) -> list[str]:
-        """All runs, as `stage:name`."""
-        return [run for (run,) in self.db.execute("select run from runs order by run")]
+        """Return all runs, as `stage:name`."""
+        return self._column("select run from runs order by run")
 
     def maker(self, digest: str, made_by: str) -> str:
-        """The run that made something, where several did the one that a manifest names; empty where none here did."""
-        makers = [run for (run,) in self.db.execute("select run from makes where digest = ? order by run", (digest,))]
+        """Return the run that made something: of several the one that a manifest names. Empty if none here did."""
+        makers = self._column("select run from makes where digest = ? order by run", digest)
         return made_by if made_by in makers else next(iter(makers), "")
 
     def readers(self, digest: str) -> list[str]:
-        """The runs that read something by its digest."""
-        found = self.db.execute("select distinct run from reads where digest = ? order by run", (digest,))
-        return [run for (run,) in found]
+        """Return the runs that read something by its digest."""
+        return self._column("select distinct run from reads where digest = ? order by run", digest)
 
     def filling(self, project: str) -> list[str]:
-        """The done runs that sampled answers for an annotation project."""
+        """Return the done runs that sampled answers for an annotation project."""
         which = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
         which += " and json_extract(own, '$.config.stage.best_of') is null"
         done = f"select run from runs where {which} and json_extract(own, '$.status') = 'done' order by run"
-        return [run for (run,) in self.db.execute(done, (project,))]
+        return self._column(done, project)
 
     def hashed(self, run: str) -> dict[str, Hashed]:
-        """The files of a run that were hashed, as they were then."""
+        """Return the files of a run that were hashed, as they were then."""
         rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
         return {file: Hashed(*found) for file, *found in rows}
 
@@ -392,8 +459,8 @@ class Index:
             self.db.executemany("insert or replace into hashed values (?, ?, ?, ?, ?)", rows)
 
     def kind(self, path: str) -> str | None:
-        """What SQLite calls the kind of the value at one of its paths, in the first record that has one; `null` where
-        each has none, None where no record has such a path."""
+        """Return what SQLite calls the kind of the value at one of its paths, in the first record that has one: `null`
+        if each has none, None if no record has such a path."""
         kinds = "select json_type(record, ?) as kind from runs where kind {} limit 1"
         for which in ("<> 'null'", "= 'null'"):
             if found := self.db.execute(kinds.format(which), (path,)).fetchone():
@@ -401,7 +468,7 @@ class Index:
         return None
 
     def keys(self) -> dict[str, str]:
-        """The dotted keys of all records that hold a value or a list → the path of each, as SQLite writes it."""
+        """Return the dotted keys of all records that hold a value or a list → the path of each, as SQLite writes it."""
         found = self.db.execute(
             "select distinct fullkey from runs, json_tree(record) where json_tree.type <> 'object' "
             "and fullkey not like '%[%'"
@@ -409,22 +476,22 @@ class Index:
         return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(found)}
 
     def selected(self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0) -> list[Record]:
-        """Records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
+        """Return records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
         query = f"select run, record from runs where {condition} order by {order} limit ? offset ?"
-        return [whole(*row) for row in self.db.execute(query, [*values, limit, offset])]
+        return [parse_record(*row) for row in self.db.execute(query, [*values, limit, offset])]
 
     def statuses(self) -> dict[str, int]:
-        """Status → how many runs have it."""
+        """Return how many runs have each status."""
         counted = "select status, count(*) from runs group by status order by status"
         return {str(status): count for status, count in self.db.execute(counted)}
 
     def stages(self) -> dict[str, int]:
-        """Stage → how many runs are of it."""
+        """Return how many runs are of each stage."""
         counted = "select substr(run, 1, instr(run, ':') - 1) as stage, count(*) from runs group by stage"
         return dict(self.db.execute(counted).fetchall())
 
     def count(self, condition: str, values: Sequence[Any]) -> int:
-        """How many runs meet a condition."""
+        """Count the runs that meet a condition."""
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 
 
@@ -438,8 +505,8 @@ def held_by_receipts(folder: Path) -> dict[str, HeldManifest]:
     return held
 
 
-def whole(run: str, text: str) -> Record:
-    """A record that was written down.
+def parse_record(run: str, text: str) -> Record:
+    """Return a record that was written down.
 
     Raises:
         Damaged: it is that of no such run.
@@ -451,7 +518,7 @@ def whole(run: str, text: str) -> Record:
 
 
 def read_only(path: Path) -> str:
-    """The URI of a database that is not written to, and that nobody writes to."""
+    """Return the URI of a database that is not written to, and that nobody writes to."""
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 

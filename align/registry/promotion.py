@@ -5,43 +5,35 @@ from __future__ import annotations
 import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from align.core.aliases import Arm
 from align.core.errors import InputError, require
 from align.core.redaction import redacted
-from align.registry.gates import Finding, Gate, Subject
+from align.registry.gates import Gate, Subject
 from align.registry.index import Index, asked
 from align.registry.record import Record, forgets
-from align.registry.shown import clean
+from align.report.figure_text import one_line
 from align.run import Artifact, resolve
-from align.run.alias_log import AliasLog, Change, Meant, append, in_words, read_log
+from align.run.alias_log import AliasLog, Change, Meant, append, describe_arms, read_log
 from align.run.manifest import HeldManifest, hold_manifest, read_manifest
 from align.run.weights import ADAPTER_CONFIG, brings_scores
 
 FIELD = "artifact"
 
 
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """Attributes:
-    before: what the alias meant; None of a new one.
-    checked: each gate that binds it, with what its conditions say.
-    stale: the runs that are stale, of those that it means and that these were made from.
-    """
-
-    change: Change
-    before: Change | None
-    checked: tuple[tuple[Gate, list[Finding]], ...]
-    stale: tuple[str, ...] = ()
-
-
 def promote(
-    root: Path, alias: str, arms: Sequence[Arm], gates: Sequence[Gate], *, who: str | None, why: str,
+    root: Path,
+    alias: str,
+    arms: Sequence[Arm],
+    gates: Sequence[Gate],
+    *,
+    who: str | None,
+    why: str,
     override: str | None = None,
-) -> Promoted:  # fmt: skip
-    """Let an alias mean one artifact, or several by weight.
+) -> tuple[Change, list[str]]:
+    """Let an alias mean one artifact, or several by weight. Returns the change, and lines about it.
 
     Args:
         root: the folder of all runs.
@@ -61,35 +53,48 @@ def promote(
     meant = [meant_by(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
     alike = len({brings_scores(artifact.path) for artifact in artifacts}) == 1
     remedy = "Give the reward model an alias of its own."
-    require(alike, "stage.arms", in_words(meant), "are a reward model and a policy", remedy)
-    now, digests = in_words(meant), [one.digest for one in meant]
-    require(len({*digests}) == len(digests), "stage.arms", now, "names one artifact twice", "Add the weights up.")
+    require(alike, "stage.arms", describe_arms(meant), "are a reward model and a policy", remedy)
+    target = describe_arms(meant)
+    distinct = len({arm.digest for arm in meant}) == len(meant)
+    require(distinct, "stage.arms", target, "names one artifact twice", "Add the weights up.")
     same = before is not None and [*before.arms] == meant
-    problem = f"means that already: {now}"
-    require(not same, "stage.alias", alias, problem, "stage.action=history shows since when.")
+    remedy = "stage.action=history shows since when."
+    require(not same, "stage.alias", alias, f"means that already: {target}", remedy)
     subjects = asked(root, lambda index: subjects_in(index, log, meant))
-    binding = [gate for gate in gates if gate.binds(alias)]
-    checked = tuple((gate, [found for one in subjects for found in gate.findings(one)]) for gate in binding)
-    closed = [(gate, found) for gate, findings in checked for found in findings if not found.passed]
+    checked = [
+        (gate, [finding for subject in subjects for finding in gate.findings(subject)])
+        for gate in gates
+        if gate.binds(alias)
+    ]
+    closed = [(gate, finding) for gate, findings in checked for finding in findings if not finding.passed]
     if override is not None:
-        problem, remedy = "overrides nothing: no gate is closed", "Drop it."
-        require(bool(closed), "stage.override", override, problem, remedy)
+        require(bool(closed), "stage.override", override, "overrides nothing: no gate is closed", "Drop it.")
     elif closed:
-        lines = "".join(f"\n  gate {gate.name}, {said(found)}" for gate, found in closed)
+        lines = "".join(f"\n  gate {gate.name}, {finding.text}" for gate, finding in closed)
         remedy = f'Not met:{lines}\nMend that, or add stage.override="REASON", which stays in the log.'
-        raise InputError("stage.alias", alias, f"may not mean {now}", remedy)
-    meant = [replace(one, manifests=manifests_of(root, subject)) for one, subject in zip(meant, subjects, strict=True)]
-    written = [gate.as_json(findings) for gate, findings in checked]
+        raise InputError("stage.alias", alias, f"may not mean {target}", remedy)
     change = append(
-        root, alias, meant, who=redacted(who or user()), why=redacted(why), replaces=before.seq if before else 0,
-        override=redacted(override or ""), gates=written,
-    )  # fmt: skip
-    stale = (one["run"] for subject in subjects for one in subject.upstream if one.get("stale"))
-    return Promoted(change, before, checked, tuple(dict.fromkeys(stale)))
+        root,
+        alias,
+        [replace(arm, manifests=manifests_of(root, one)) for arm, one in zip(meant, subjects, strict=True)],
+        who=redacted(who or user()),
+        why=redacted(why),
+        replaces=before.seq if before else 0,
+        override=redacted(override or ""),
+        gates=[gate.as_json(findings) for gate, findings in checked],
+    )
+    lines = [] if checked else [f"no gate binds @{alias}"]
+    for gate, findings in checked:
+        for finding in findings:
+            lines.append(f"gate {gate.name}, {'met' if finding.passed else 'NOT MET'}: {one_line(finding.text)}")
+    stale = dict.fromkeys(one["run"] for subject in subjects for one in subject.upstream if one.get("stale"))
+    if stale:
+        lines.append(f"warning: stale, made from what was forgotten since: {one_line(', '.join(stale))}")
+    return change, describe_change(change, before, lines)
 
 
-def retire(root: Path, alias: str, *, who: str | None, why: str) -> Promoted:
-    """Let an alias mean nothing any more.
+def retire(root: Path, alias: str, *, who: str | None, why: str) -> tuple[Change, list[str]]:
+    """Let an alias mean nothing any more. Returns the change, and lines about it.
 
     Raises:
         InputError: it means nothing now.
@@ -100,11 +105,21 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> Promoted:
     if before is None or not before.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
     change = append(root, alias, [], who=redacted(who or user()), why=redacted(why), replaces=before.seq)
-    return Promoted(change, before, ())
+    return change, describe_change(change, before, [])
+
+
+def describe_change(change: Change, before: Change | None, findings: Sequence[str]) -> list[str]:
+    came_from = f"{describe_arms(before.arms)} → " if before else ""
+    return [
+        f"@{change.alias}: {came_from}{describe_arms(change.arms) or 'nothing'}",
+        *findings,
+        *([f"overridden: {one_line(change.override)}"] if change.override else []),
+        f"change {change.seq} by {one_line(change.who)}: {one_line(change.why)}",
+    ]
 
 
 def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
-    """An artifact as the log has it.
+    """Return an artifact as the log has it.
 
     Raises:
         InputError: no run under this root made it, or it holds no weights.
@@ -119,7 +134,7 @@ def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
 
 
 def subjects_in(index: Index, log: AliasLog, meant: Sequence[Meant]) -> list[Subject]:
-    """What is known of artifacts, for their gates, once the log is found to be whole.
+    """Return what is known of artifacts, for their gates, once the log is found to be whole.
 
     Raises:
         CorruptFile: as `check_not_cut`.
@@ -147,7 +162,7 @@ def manifests_of(root: Path, subject: Subject) -> dict[str, HeldManifest]:
 
 
 def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
-    """What is known of an artifact, for its gates."""
+    """Return what is known of an artifact, for its gates."""
     record = index.record(meant.ref)
     if record is None or record.get("digest") not in (None, meant.digest):
         raise InputError(FIELD, meant.ref, "was changed while it was looked at", "Ask again.")
@@ -157,7 +172,7 @@ def subject_of(index: Index, root: Path, meant: Meant) -> Subject:
 
 
 def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
-    """A run and all that it was made from, and the runs among these that are gone. Where rows of a data set were
+    """Return a run and all that it was made from, and the runs among these that are gone. If rows of a data set were
     forgotten, the mark of the one that had them says nothing of the one that took its place; what both were made from
     does."""
     found, gone, replaced = {record["run"]: record}, dict[str, None](), set[str]()
@@ -172,57 +187,30 @@ def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
 
 
 def user() -> str:
-    """Who runs this process, as the system calls them."""
+    """Return who runs this process, as the system calls them."""
     with suppress(OSError, KeyError, ImportError):
         return getpass.getuser()
     return "unknown"
 
 
-def said(found: Finding) -> str:
-    return f"{found.run}: {found.condition}: {found.said}"
-
-
-def as_lines(promoted: Promoted) -> Iterator[str]:
-    """What was done, for eyes."""
-    change, before = promoted.change, promoted.before
-    yield f"@{change.alias}: {in_words(before.arms) if before else ''}{' → ' if before else ''}{arms_in_words(change)}"
-    if not promoted.checked and change.arms:
-        yield f"no gate binds @{change.alias}"
-    for gate, findings in promoted.checked:
-        for found in findings:
-            yield f"gate {gate.name}, {'met' if found.passed else 'NOT MET'}: {whole(said(found))}"
-    if promoted.stale:
-        yield f"warning: stale, made from what was forgotten since: {whole(', '.join(promoted.stale))}"
-    if change.override:
-        yield f"overridden: {whole(change.override)}"
-    yield f"change {change.seq} by {whole(change.who)}: {whole(change.why)}"
-
-
-def whole(text: str) -> str:
-    """A text from the log on one line, all of it."""
-    return clean(text, longest=None)
-
-
-def arms_in_words(change: Change) -> str:
-    return in_words(change.arms) or "nothing"
-
-
 def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
-    """Every change, the newest first."""
+    """Yield lines about every change, the newest first."""
     by_seq = {change.seq: change for change in log.changes}
     for change in reversed(log.changes):
         if alias is None or change.alias == alias:
             before = by_seq.get(change.replaces)
-            came = f"{arms_in_words(before)} → " if before else ""
-            overridden = f" (overridden: {whole(change.override)})" if change.override else ""
-            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came}{arms_in_words(change)}"
-            yield f"   {whole(change.who)}: {whole(change.why)}{overridden}"
+            came_from = f"{describe_arms(before.arms) or 'nothing'} → " if before else ""
+            overridden = f" (overridden: {one_line(change.override)})" if change.override else ""
+            target = describe_arms(change.arms) or "nothing"
+            yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {came_from}{target}"
+            yield f"   {one_line(change.who)}: {one_line(change.why)}{overridden}"
 
 
 def as_meanings(standing: Mapping[str, Change]) -> Iterator[str]:
-    """What each alias means at one time."""
+    """Yield what each alias means at one time."""
     for alias, change in standing.items():
-        yield f"@{alias}  {in_words(change.arms)}  since {change.at[:19]}, {whole(change.who)}: {whole(change.why)}"
+        about = f"since {change.at[:19]}, {one_line(change.who)}: {one_line(change.why)}"
+        yield f"@{alias}  {describe_arms(change.arms)}  {about}"
 
 
 def check_not_cut(index: Index, log: AliasLog) -> None:

@@ -1,12 +1,14 @@
-"""What is asked of the index, in SQLite's words: conditions on keys of records, and an order."""
+"""Questions to the index: conditions on keys of records, and an order."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from align.core.errors import InputError, require
@@ -17,13 +19,15 @@ COMPARED = re.compile(r"\s*(>=|<=|!=|>|<|=)\s*(.*?)\s*", re.DOTALL)
 WHERE, SORT, COLUMNS = "stage.where", "stage.sort", "stage.columns"
 EXAMPLE = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\"."
 ALWAYS = ("started", "finished")
-LARGEST = 2**63 - 1
-"""Of SQLite's whole numbers."""
-Part = tuple[str, list[Any]]
-"""Of a query: SQL, and the values in it."""
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 
 
-def found(
+def find_runs(
     index: Index,
     where: Iterable[tuple[str, Any]],
     sort: Sequence[str],
@@ -31,10 +35,10 @@ def found(
     columns: Sequence[str] = (),
     offset: int = 0,
 ) -> tuple[list[Record], int]:
-    """The records that meet every condition, in order; and how many there are in all.
+    """Return the records that meet every condition, in order; and how many there are in all.
 
     Args:
-        where: (key of a record, what it has to be), see `condition`.
+        where: (key of a record, what it has to be), see `predicate_of`.
         sort: keys; one with `-` in front is sorted from high to low. Records without it come last.
         limit: how many at most, behind the first `offset` ones.
         columns: further keys that some run has to have.
@@ -44,79 +48,84 @@ def found(
     """
     where = list(where)
     require(len(where) <= 20, WHERE, f"{len(where):,} conditions", "are more than 20", "Name fewer.")
-    parts: list[Part] = [("1", [])]
-    for key, wanted in where:
-        parts.append(condition(path_of(index, WHERE, key), f"{WHERE}.{key}", wanted))
+    paths = [path_of(index, WHERE, key) for key, _ in where]
+    predicates = [predicate_of(f"{WHERE}.{key}", wanted) for key, wanted in where]
     require(len(sort) <= 20, SORT, f"{len(sort):,} keys", "are more than 20", "Name fewer.")
-    order: list[Part] = []
+    order: list[str] = []
+    order_paths: list[str] = []
     for given in sort:
         path = path_of(index, SORT, given.removeprefix("-"))
-        falls = "desc" if given.startswith("-") else "asc"
-        order += [("json_extract(record, ?) is null", [path]), (f"json_extract(record, ?) {falls}", [path])]
+        order += ["json_extract(record, ?) is null", f"json_extract(record, ?) {'desc' if given[0] == '-' else 'asc'}"]
+        order_paths += [path, path]
     for key in columns:
         path_of(index, COLUMNS, key, whole=True)
-    values = [value for _, some in (*parts, *order) for value in some]
-    ordered = ", ".join([*(sql for sql, _ in order), "run"])
-    met = " and ".join(sql for sql, _ in parts)
-    records = index.selected(met, ordered, values, limit, offset)
+
+    def is_met(value: str | None, number: int) -> bool:
+        return predicates[number](None if value is None else json.loads(value))
+
+    index.db.create_function("is_met", 2, is_met)
+    condition = " and ".join(f"is_met(record -> ?, {i})" for i in range(len(where))) or "1"
+    records = index.selected(condition, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
     if len(records) < limit and (records or not offset):
         return records, offset + len(records)
-    return records, index.count(met, [value for _, some in parts for value in some])
+    return records, index.count(condition, paths)
 
 
-def condition(path: str, field: str, wanted: Any) -> Part:
-    """One condition.
+def predicate_of(field: str, wanted: Any) -> Callable[[Any], bool]:
+    """Return the test of a value in a record. Of a list, one of its values has to meet the condition.
 
     Args:
-        path: of the value in a record, as SQLite writes it. Of a list, one of its values has to meet the condition.
         wanted: a value; a text with `*`; a text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=`; or a list of these,
             of which one is to be met.
     """
     if isinstance(wanted, list | tuple):
         require(len(wanted) > 0, field, wanted, "is empty, and no run meets it", "Name the values.")
-        most, remedy = 500, "Ask for fewer at once."
-        require(len(wanted) <= most, field, f"{len(wanted):,} values", f"are more than {most}", remedy)
-        parts = [condition(path, field, one) for one in wanted]
-        return f"({' or '.join(sql for sql, _ in parts)})", [value for _, some in parts for value in some]
+        most = 500
+        require(
+            len(wanted) <= most, field, f"{len(wanted):,} values", f"are more than {most}", "Ask for fewer at once."
+        )
+        parts = [predicate_of(field, one) for one in wanted]
+        return lambda value: any(part(value) for part in parts)
     require(not isinstance(wanted, Mapping), field, wanted, "is no value", EXAMPLE)
-    sign, value = "=", wanted
+    sign = "="
+    operand = wanted
     if isinstance(wanted, str) and (compared := COMPARED.fullmatch(wanted)):
-        sign, value = compared[1], plain(compared[2])
-        require(value != "", field, wanted, "compares with nothing", EXAMPLE)
-    if value is None:
+        sign = compared[1]
+        operand = plain(compared[2])
+        require(operand != "", field, wanted, "compares with nothing", EXAMPLE)
+    if operand is None:
         require(sign in ("=", "!="), field, wanted, "compares with nothing", EXAMPLE)
-        nothing = "ifnull(json_extract(record, ?), '[]') = '[]'"  # an empty list is nothing too
-        return nothing if sign == "=" else f"not {nothing}", [path]
-    slip = sign in ("=", "<", ">") and isinstance(value, str) and value.startswith(("=", ">", "<"))
+        return lambda value: (value in (None, [])) == (sign == "=")  # an empty list is nothing too
+    slip = sign in ("=", "<", ">") and isinstance(operand, str) and operand.startswith(("=", ">", "<"))
     require(not slip, field, wanted, "is no comparison", "Write one of >=, <=, >, <, !=, =.")
-    orders = sign not in ("=", "!=") and isinstance(value, bool)
+    orders = sign in COMPARISONS and isinstance(operand, bool)
     require(not orders, field, wanted, "compares what is in no order", "Write true or false alone.")
-    require(not isinstance(value, float) or math.isfinite(value), field, wanted, "is no finite number", EXAMPLE)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        value = float(value)
-    test, values = tested(sign, value)
-    met = "select 1 from {} where " + test
-    scalar = met.format("(select json_extract(record, ?) as value, json_type(record, ?) as type)")  # parsed once
-    there = f"case json_type(record, ?) when 'array' then exists ({met.format('json_each(record, ?)')}) else exists "
-    return f"{'not ' * (sign == '!=')}({there}({scalar}) end)", [path, path, *values, path, path, *values]
+    require(not isinstance(operand, float) or math.isfinite(operand), field, wanted, "is no finite number", EXAMPLE)
+
+    def meets(value: Any) -> bool:
+        values = value if isinstance(value, list) else [value]
+        return any(holds(one, sign, operand) for one in values) != (sign == "!=")
+
+    return meets
 
 
-def tested(sign: str, value: Any) -> Part:
-    """What one value of a record is to be; for `!=`, what it is not to be."""
-    if sign not in ("=", "!="):
-        kinds = "('integer', 'real')" if isinstance(value, int | float) else "('text')"
-        return f"type in {kinds} and value {sign} ?", [value]  # SQLite would call every text greater than a number
-    if isinstance(value, str) and "*" in value:
-        return "value glob ?", [value.replace("[", "[[]").replace("?", "[?]")]
-    if isinstance(value, bool):
-        return "type = ?", [str(value).lower()]
-    if isinstance(value, int | float):  # a run may be called 7
-        return "value in (?, ?) and type not in ('true', 'false')", [value, str(value)]
-    return "value = ?", [value]
+def holds(value: Any, sign: str, operand: Any) -> bool:
+    """Return whether one value of a record compares so; for `!=`, whether it is equal."""
+    if isinstance(operand, bool) or isinstance(value, bool):
+        return value is operand
+    if sign in COMPARISONS:
+        kinds = str if isinstance(operand, str) else int | float
+        return isinstance(value, kinds) and COMPARISONS[sign](value, operand)
+    if isinstance(operand, str) and "*" in operand:
+        pattern = operand.replace("[", "[[]").replace("?", "[?]")
+        return isinstance(value, str | int | float) and fnmatchcase(str(value), pattern)
+    if isinstance(operand, int | float):  # a run may be called 7
+        return value in (operand, str(operand))
+    return value == operand
 
 
 def plain(text: str) -> Any:
-    """The number, true, false or null that a text is; itself where it is none."""
+    """Return the number, true, false or null that a text is; itself if it is none."""
     try:
         value = json.loads(text, parse_constant=str)
     except ValueError:
@@ -125,7 +134,7 @@ def plain(text: str) -> Any:
 
 
 def path_of(index: Index, field: str, key: str, whole: bool = False) -> str:
-    """Where the value of a key lies in a record, as SQLite writes it.
+    """Return where the value of a key lies in a record, as SQLite writes it.
 
     Args:
         whole: the key may hold several keys.

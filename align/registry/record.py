@@ -276,14 +276,14 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
 def suite_collapse_among(children: Iterable[Record]) -> Mapping[str, Any] | None:
     """Return the verdict of the newest finished evaluation of several systems on whether an artifact collapsed. None if
     none measured it."""
-    newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
-    for child in children:
-        if child["stage"] != "eval" or child["status"] != "done":
-            continue
-        collapse = suite_collapse(child["metrics"], child["through"])
-        if collapse and (newest is None or publication(child) > newest[0]):
-            newest = (publication(child), collapse)
-    return newest[1] if newest else None
+    measured = [
+        (publication(child), collapse)
+        for child in children
+        if child["stage"] == "eval"
+        and child["status"] == "done"
+        and (collapse := suite_collapse(child["metrics"], child["through"]))
+    ]
+    return max(measured, key=lambda one: one[0])[1] if measured else None
 
 
 def altered_in(record: Mapping[str, Any]) -> str:

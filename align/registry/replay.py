@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from align.core.errors import InputError, MissingArtifact, require
 from align.registry.differences import code_of, made_from, rows, unlike
 from align.registry.record import Record, record_of
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.run.environment import THREADS
 from align.run.lineage import base_made_in, made_in
 from align.run.manifest import Input, Manifest, read_manifest
@@ -28,8 +28,8 @@ STREAMS = (STEPS, "metrics.jsonl")
 """The streams that are compared: every step of a trainer, and what was logged; PPO logs every update."""
 LOOK_S, TOLD_S = 0.2, 10.0
 NAME = "replay"
-Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
 FIELD = "stage.run"
+Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +46,18 @@ class Difference:
     now: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """Attributes:
-    steps: of the last row that was compared; 0 of none.
-    rows, figures: how many were the same, to the bit.
-    first: the first difference; None where there was none.
-    unlike: what is different about the two runs: `code`, `packages`, `hardware`, `made from` → key → its two values.
-    """
-
-    run: str
-    steps: int
-    rows: int
-    figures: int
-    first: Difference | None
-    unlike: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        first = self.first and {
-            "step": self.first.step, "figure": self.first.figure, "was": self.first.was, "now": self.first.now
-        }  # fmt: skip
-        return {
-            "run": self.run, "same": self.first is None, "steps": self.steps, "rows": self.rows,
-            "figures": self.figures, "first_difference": first,
-            "unlike": {part: dict(pairs) for part, pairs in self.unlike.items()},
-        }  # fmt: skip
-
-
 def replay(
-    root: Path, record: Record, steps: int | None, said: list[Replayed], *, words: Words, store: str
-) -> Iterator[str]:
-    """Make a run again up to a step, or up to the first figure that differs. Yields lines for whoever waits.
+    root: Path, record: Record, steps: int | None, store: str, words: Words, say: Callable[[str], object]
+) -> dict[str, Any]:
+    """Make a run again up to a step, or up to the first figure that differs. Returns what came of it, see `compare`.
 
     Args:
         root: the folder of all runs.
         record: of the run.
         steps: how far; None for all that it logged.
-        said: is told the result.
-        words: makes the words of a command line out of a configuration, and of where its inputs lie.
         store: URL of the annotation store.
+        words: makes the words of a command line out of a configuration, and of where its inputs lie.
+        say: is called with lines on how far it is.
 
     Raises:
         MissingArtifact: something that the run read is gone.
@@ -106,7 +79,7 @@ def replay(
     last = max(found[-1]["step"] for found in logged.values())
     with TemporaryDirectory(prefix="align-replay-") as scratch:
         again = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
-        yield f"makes {record['run']} again up to step {last:,}"
+        say(f"makes {record['run']} again up to step {last:,}")
         there = Path(scratch) / record["stage"] / NAME
         now: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
         with working(again, Path(scratch) / "said.txt", manifest.hardware["threads"]) as child:
@@ -119,14 +92,14 @@ def replay(
                 reached = max((found[-1]["step"] for found in now.values() if found), default=0)
                 if reached and time.monotonic() - told > TOLD_S:
                     told = time.monotonic()
-                    yield f"step {reached:,}: the same so far"
+                    say(f"step {reached:,}: the same so far")
                 time.sleep(LOOK_S)
         if not any(now.values()) and child.returncode:
             why = (Path(scratch) / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said_last = why[-1] if why else f"exit status {child.returncode}"
             problem = f"cannot be made again: {said_last.removeprefix('align: ')}"
             raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
-        said.append(compared(record, logged, now, manifest, read_manifest(there)))
+        return compare(record, logged, now, manifest, read_manifest(there))
 
 
 def is_decided(
@@ -138,7 +111,7 @@ def is_decided(
 
 
 def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
-    """The words of the command that makes a run again, each input where it lies by now.
+    """Return the words of the command that makes a run again, each input where it lies by now.
 
     Raises:
         MissingArtifact: one is gone.
@@ -153,7 +126,7 @@ def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[st
 
 
 def place_of(name: str, found: Input, root: Path) -> str:
-    """Where an input that a run made lies by now; empty of any other.
+    """Return where an input that a run made lies by now; empty for any other.
 
     Raises:
         MissingArtifact: it is gone.
@@ -171,7 +144,7 @@ def place_of(name: str, found: Input, root: Path) -> str:
 
 @contextmanager
 def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of align in a process of its own, which ends with the block: nothing of it is kept.
+    """Run a command of align in a process of its own, which ends with the block: nothing of it is kept.
 
     Args:
         threads: as the run had them, see `align.run.environment.THREADS`; empty where the environment did not say.
@@ -192,7 +165,7 @@ def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess
 def first_difference(
     before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], partial: bool = False
 ) -> Difference | None:
-    """The first figure of the first row that is another one; None where all are the same.
+    """Return the first figure of the first row that is another one; None if all are the same.
 
     Args:
         partial: rows that are not there yet are no difference.
@@ -206,14 +179,17 @@ def first_difference(
     return None
 
 
-def compared(
+def compare(
     record: Record,
     before: Mapping[str, Sequence[Mapping[str, Any]]],
     now: Mapping[str, Sequence[Mapping[str, Any]]],
     manifest: Manifest,
     other: Manifest,
-) -> Replayed:
-    """Compare a run with its replay.
+) -> dict[str, Any]:
+    """Compare a run with its replay, as plain JSON.
+
+    Returns `steps`, the last one that was compared; `rows` and `figures`, how many were the same, to the bit;
+    `first_difference`; and `unlike`, what is different about the two runs, each key with its two values.
 
     Args:
         record, manifest: of the run.
@@ -227,33 +203,39 @@ def compared(
     same = [row for row in before[name][: len(now[name])] if first is None or row["step"] < first.step]
     inputs = unlike(made_from(record), made_from(record_of(Path(), other)))
     known = {
-        "code": unlike(code_of(manifest), code_of(other)), "packages": unlike(manifest.packages, other.packages),
+        "code": unlike(code_of(manifest), code_of(other)),
+        "packages": unlike(manifest.packages, other.packages),
         "hardware": {key: pair for key, pair in unlike(manifest.hardware, other.hardware).items() if None not in pair},
         "made from": {key: pair for key, pair in inputs.items() if digests(pair)},
-    }  # fmt: skip
-    return Replayed(
-        record["run"], same[-1]["step"] if same else 0, len(same), sum(len(row) - 1 for row in same), first,
-        {part: pairs for part, pairs in known.items() if pairs},
-    )  # fmt: skip
+    }
+    return {
+        "run": record["run"],
+        "same": first is None,
+        "steps": same[-1]["step"] if same else 0,
+        "rows": len(same),
+        "figures": sum(len(row) - 1 for row in same),
+        "first_difference": first and asdict(first),
+        "unlike": {part: pairs for part, pairs in known.items() if pairs},
+    }
 
 
 def digests(pair: Sequence[Any]) -> bool:
-    """Whether two inputs differ in more than their names."""
+    """Return whether two inputs differ in more than their names."""
     one, other = (str(value).rpartition(" (")[2] for value in pair)
     return one != other
 
 
-def as_lines(found: Replayed) -> Iterator[str]:
-    """What came of it, for eyes."""
-    same = f"{counted(found.rows, 'row')} with {counted(found.figures, 'figure')} the same to the bit"
-    if found.first is None:
-        yield f"{found.run}: {same}, up to step {found.steps:,}"
+def as_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what came of it as text."""
+    same = f"{counted(found['rows'], 'row')} with {counted(found['figures'], 'figure')} the same to the bit"
+    first = found["first_difference"]
+    if first is None:
+        yield f"{found['run']}: {same}, up to step {found['steps']:,}"
     else:
-        first = found.first
-        yield f"{found.run}: step {first.step:,}, {first.figure}: {first.was!r} then, {first.now!r} now"
+        yield f"{found['run']}: step {first['step']:,}, {first['figure']}: {first['was']!r} then, {first['now']!r} now"
         yield f"before it, {same}"
-    for part, pairs in found.unlike.items():
+    for part, pairs in found["unlike"].items():
         yield f"different {part}:" if part != "made from" else "made from others:"
         yield from (f"  {line}" for line in rows(pairs))
-    if found.first is not None and not found.unlike:
+    if first is not None and not found["unlike"]:
         yield "Code, packages, hardware, threads and inputs are the same."

@@ -6,24 +6,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from align.ops.intervals import t_quantile
-from align.report.seen import Seen, load_own_page
-from align.report.words import FEW, NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
+from align.report.figure_text import FEW, NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
+from align.report.run_view import RunView, load_own_page
 from align.track import last_updates, select_updates
 
 MOSTLY_CUT = 0.5
 """The share of answers cut at the length limit from which on a verdict says so."""
 
 
-def verdict_of(seen: Seen) -> str:
-    """The verdict on a finished run."""
-    return VERDICTS[seen.manifest.stage](seen)
+def verdict_of(seen: RunView) -> str:
+    """Return the verdict on a finished run."""
+    own_page = load_own_page(seen)
+    return own_page.summarize(seen) if own_page else VERDICTS[seen.manifest.stage](seen)
 
 
-def trained(seen: Seen) -> str:
+def trained(seen: RunView) -> str:
     metrics = seen.metrics
     if "loss_after" not in metrics:
         return "Nothing was held out, so that nothing says how well it learned."
@@ -44,7 +44,7 @@ def absolute(change: Mapping[str, Any]) -> dict[str, Any]:
     return {**change, "value": -change["value"], "low": -change["high"], "high": -change["low"]}
 
 
-def judged(seen: Seen) -> str:
+def judged(seen: RunView) -> str:
     metrics, dpo = seen.metrics, seen.manifest.stage in ("dpo", "kto")
     right = metrics["accuracy"]
     what = "Beside its start, the policy raised the better answer in" if dpo else "The better answer scores higher in"
@@ -59,7 +59,7 @@ def judged(seen: Seen) -> str:
     return joined(sentences)
 
 
-def labelled(seen: Seen) -> str:
+def labelled(seen: RunView) -> str:
     """KTO's: of held-out pairs, or of answers with a label."""
     if "accuracy" in seen.metrics:
         return judged(seen)
@@ -74,7 +74,7 @@ def labelled(seen: Seen) -> str:
     return joined(sentences)
 
 
-def optimised(seen: Seen) -> str:
+def optimised(seen: RunView) -> str:
     updates, metrics = select_updates(seen.rows), seen.metrics
     first, last = updates[:1], last_updates(updates)
     before, after = (mean(part, "score") for part in (first, last))
@@ -98,7 +98,7 @@ def optimised(seen: Seen) -> str:
     return joined(sentences)
 
 
-def published(seen: Seen) -> str:
+def published(seen: RunView) -> str:
     """The policy that PPO publishes beside its start, on prompts that it was not trained on; empty where it was not
     measured on any."""
     metrics = seen.metrics
@@ -135,10 +135,8 @@ def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return sum(row[key] for row in rows) / len(rows)
 
 
-def compared(seen: Seen) -> str:
+def compared(seen: RunView) -> str:
     metrics = seen.metrics
-    if (own_page := load_own_page(seen)) is not None:
-        return own_page.summarize(seen) if "card" in metrics else own_page.verdict(seen)
     won, judge = metrics["win_rate"], metrics["judge"]
     by = "VADER's sentiment" if judge == "vader" else judge
     proxy = ", a proxy that it was optimised against," if metrics["judge_is"] == "proxy" else ","
@@ -156,7 +154,7 @@ def compared(seen: Seen) -> str:
     return joined(sentences)
 
 
-def best_of(seen: Seen) -> str:
+def best_of(seen: RunView) -> str:
     """What best-of-n gained by the reward that ranked, and by the one that only measured."""
     metrics, n = seen.metrics, seen.settings["best_of"]
     gold = metrics.get("gold")
@@ -173,7 +171,7 @@ def _rise(of: Mapping[str, Any]) -> str:
     return f"{of['one']['value']:.3g} of one answer to {of['best']['value']:.3g}"
 
 
-def sampled(seen: Seen) -> str:
+def sampled(seen: RunView) -> str:
     if seen.settings.get("best_of") is not None:
         return best_of(seen)
     metrics = seen.metrics
@@ -190,7 +188,7 @@ def sampled(seen: Seen) -> str:
     return joined(sentences)
 
 
-def exported(seen: Seen) -> str:
+def exported(seen: RunView) -> str:
     metrics, checks, artifact = seen.metrics, seen.metrics["checks"], seen.manifest.inputs.get("artifact")
     bound = [check for check in checks if check["bound"] and check["verdict"] != "not checked"]
     missed = [check["name"] for check in bound if check["verdict"] != "pass"]
@@ -215,7 +213,7 @@ def exported(seen: Seen) -> str:
     return joined(sentences)
 
 
-def verified(seen: Seen) -> str:
+def verified(seen: RunView) -> str:
     anchors = seen.listed("artifact/anchors.json")
     base, method = seen.manifest.base, seen.config["method"]["name"]
     failed = [anchor["name"] for anchor in anchors if not anchor["holds"]]
@@ -225,7 +223,7 @@ def verified(seen: Seen) -> str:
     return f"All {len(anchors)} facts that make PPO right hold on {where}."
 
 
-def annotated(seen: Seen) -> str:
+def annotated(seen: RunView) -> str:
     metrics, action = seen.metrics, seen.settings["action"]
     project = f"project {seen.config['project']}"
     match action:
@@ -242,7 +240,7 @@ def annotated(seen: Seen) -> str:
     return DONE[action].format(project=project)
 
 
-def served(seen: Seen) -> str:
+def served(seen: RunView) -> str:
     requests, tokens = seen.metrics.get("requests", 0), seen.metrics.get("completion_tokens", 0)
     return f"The server answered {counted(requests, 'request')} with {counted(tokens, 'token')}."
 
@@ -256,10 +254,10 @@ DONE = {
     "erase": "What was to be erased from {project} is gone; a row of the ledger says so.",
 }  # fmt: skip
 
-VERDICTS: Mapping[str, Callable[[Seen], str]] = {
+VERDICTS: Mapping[str, Callable[[RunView], str]] = {
     "sft": trained, "full": trained, "reward": judged, "dpo": judged, "kto": labelled, "ppo": optimised,
     "eval": compared, "sample": sampled, "export": exported, "verify": verified, "annotate": annotated,
-    "serve": served, "data": lambda seen: import_module("align.report.data_set").verdict(seen),
+    "serve": served,
 }  # fmt: skip
 
 

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from align.core.errors import AlignError, readable
 from align.report.curves import UNITS
-from align.report.figures import scarce, table_of
+from align.report.figure_labels import scarce, table_of
+from align.report.figure_text import FEW, duration
 from align.report.headlines import verdict_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
-from align.report.seen import Seen, load_own_page
+from align.report.run_view import RunView, load_own_page
 from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_shown
-from align.report.words import FEW, duration
 from align.run.folder import Run, now
 from align.run.manifest import Manifest
 from align.track import Progress
@@ -103,7 +103,7 @@ class LivePage:
             hardware={**manifest.hardware, **hardware},
         )  # fmt: skip
         try:
-            report = finished_page(Seen(self.run.folder, done, self.command))
+            report = finished_page(RunView(self.run.folder, done, self.command))
         except Exception:
             log.exception("the report could not be made")
             report = Report(*self._titles()).verdict("The run is done, and its report could not be made: see log.txt.")
@@ -148,12 +148,12 @@ class LivePage:
         report.blocks += self._curves
         trained_on_shown(report, seen)
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> RunView:
         manifest, hardware = self.run.manifest, dict(self.run.manifest.hardware)
         with suppress(AlignError):  # of a run that failed, it may be the device that was missing
             hardware |= self.hardware()
         known = replace(manifest, metrics=self.run.known_metrics, hardware=hardware)
-        return Seen(self.run.folder, known, self.command)
+        return RunView(self.run.folder, known, self.command)
 
     def _titles(self) -> tuple[str, str]:
         return title_of(self.run.manifest), self.run.name
@@ -174,13 +174,14 @@ def title_of(manifest: Manifest) -> str:
     return OTHERWISE.get(settings.get(chosen, ""), TITLES[manifest.stage])
 
 
-def finished_page(seen: Seen) -> Report:
+def finished_page(seen: RunView) -> Report:
     """The verdict; what the run was made of; its figures; its curves and what was said."""
     stage = seen.manifest.stage
     report = Report(title_of(seen.manifest), seen.manifest.name).verdict(verdict_of(seen))
     if found := list(notes(seen)):
         report.text("\n".join(f"- {note}" for note in found))
-    if "systems" in seen.metrics and (own_page := load_own_page(seen)) is not None:
+    own_page = load_own_page(seen)
+    if own_page and "systems" in seen.metrics:
         own_page.overview(report, seen)
     report.heading("What it was made of").facts(origins(seen))
     known = {anchor["name"].replace(" ", "_") for anchor in seen.listed("artifact/anchors.json")}
@@ -193,13 +194,15 @@ def finished_page(seen: Seen) -> Report:
     draw(drawn := Report(""), seen)
     if drawn.blocks:
         report.heading("Curves").blocks += drawn.blocks
-    if stage in SHOWN:
+    if own_page:
+        own_page.add_body(report, seen)
+    elif stage in SHOWN:
         SHOWN[stage](report, seen)
     trained_on_shown(report, seen)
     return report
 
 
-def as_it_lies(seen: Seen, status: str, error: str) -> list[Block]:
+def as_it_lies(seen: RunView, status: str, error: str) -> list[Block]:
     """The blocks of a run as its folder has it, whoever looks and whenever.
 
     Args:

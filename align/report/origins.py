@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from align.report.figure_text import counted, duration, format_figure, is_interval, moment, percent
 from align.report.page import Code, Fact, Link
-from align.report.seen import Seen
-from align.report.words import counted, duration, format_figure, is_interval, moment, percent
+from align.report.run_view import RunView
 from align.run.manifest import Base, Input, Manifest
 from align.track import shortened
 
@@ -44,7 +44,7 @@ DIGITS = 12
 """Of a digest or a commit, enough to tell it by."""
 
 
-def origins(seen: Seen) -> list[tuple[str, list[Fact]]]:
+def origins(seen: RunView) -> list[tuple[str, list[Fact]]]:
     """Term → what is to be said of it; a term of which nothing is known is left out."""
     manifest = seen.manifest
     found: list[tuple[str, list[Fact]]] = [
@@ -77,7 +77,7 @@ def about_base(base: Base | None, folder: Path) -> Iterator[Fact]:
         yield f"{base.id}{f', revision {base.revision[:DIGITS]}' if base.revision else ''}, {digest}"
 
 
-def about_method(seen: Seen) -> Iterator[str]:
+def about_method(seen: RunView) -> Iterator[str]:
     method = seen.config.get("method", {})
     if seen.manifest.base is None or method.get("name") not in METHODS:
         return
@@ -115,7 +115,7 @@ def report_of(stage: str, name: str, folder: Path) -> Fact:
     return Link(f"{stage}:{name}", f"../../{stage}/{quote(name)}/report.html") if there else f"{stage}:{name}"
 
 
-def about_data(seen: Seen) -> Iterator[str]:
+def about_data(seen: RunView) -> Iterator[str]:
     """Where the rows came from; how many were kept and dropped."""
     data, read = seen.config.get("data", {}), seen.manifest.inputs.get("data")
     if read is None:

@@ -25,7 +25,7 @@ from markupsafe import Markup, escape
 from align.core.distribution import install_command, missing_modules
 from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_file, replace_file
-from align.report.words import counted, format_figure
+from align.report.figure_text import counted, format_figure
 from align.track import turn_text
 
 if TYPE_CHECKING:

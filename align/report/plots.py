@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.ops.calibration import Bin
-from align.report.words import is_number
+from align.report.figure_text import is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,12 +212,21 @@ class Point(NamedTuple):
 
 
 def undominated(points: Sequence[Point], low: bool = False) -> list[Point]:
-    """Return the points that no other point beats in both directions.
+    """Return the points that no other point beats in both directions, from the lowest x up. One beats another if it is
+    as good in both and its equal in one at most.
 
     Args:
         low: whether y is better low; x always is.
     """
-    return [points[i] for i in front([p.x[0] for p in points], [-p.y[0] if low else p.y[0] for p in points])]
+
+    def place(point: Point) -> tuple[float, float]:
+        return point.x[0], point.y[0] if low else -point.y[0]
+
+    best: list[Point] = []
+    for point in sorted(points, key=place):
+        if not best or place(point)[1] < place(best[-1])[1] or place(point) == place(best[-1]):
+            best.append(point)
+    return best
 
 
 def tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
@@ -287,20 +296,3 @@ def _legend(figure: Figure) -> None:
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """The points that no other one dominates, from the lowest cost up. One dominates another where it costs no more,
-    gains no less, and is not its equal in both.
-
-    Args:
-        costs: what is better low, shape [n]; finite.
-        gains: what is better high, shape [n]; finite.
-    """
-    found: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
-        best = found[-1] if found else None
-        equal = best is not None and (costs[i], gains[i]) == (costs[best], gains[best])
-        if best is None or gains[i] > gains[best] or equal:
-            found.append(i)
-    return found

@@ -8,15 +8,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from align.ops.calibration import Bin, calibration_bins
 from align.report.curves import CURVES, LOSS, UNITS, Curve
+from align.report.figure_text import counted, format_figure, in_words, is_number, percent, signed
 from align.report.page import Part, Report, Said
-from align.report.seen import Seen, load_own_page
-from align.report.words import counted, format_figure, in_words, is_number, percent, signed
+from align.report.run_view import RunView
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +50,7 @@ RELIABILITY = (
 )
 
 
-def draw(report: Report, seen: Seen, until: float = math.inf) -> None:
+def draw(report: Report, seen: RunView, until: float = math.inf) -> None:
     """The stage's curves, those that its metrics stream has something for. One point is no curve.
 
     Args:
@@ -66,12 +65,12 @@ def draw(report: Report, seen: Seen, until: float = math.inf) -> None:
             plot(report, seen, curve, lines)
 
 
-def logged(seen: Seen, key: str) -> list[tuple[float, float]]:
+def logged(seen: RunView, key: str) -> list[tuple[float, float]]:
     """(step, value) of the rows of the metrics stream that have a figure."""
     return [(row["step"], row[key]) for row in seen.rows if is_number(row.get(key))]
 
 
-def figures_so_far(report: Report, seen: Seen) -> None:
+def figures_so_far(report: Report, seen: RunView) -> None:
     """What the curves show, in numbers: the first and the newest. It costs nothing, so it is there before they are."""
     unit, found = UNITS.get(seen.manifest.stage, "step"), []
     for curve in CURVES.get(seen.manifest.stage, ()):
@@ -85,7 +84,7 @@ def figures_so_far(report: Report, seen: Seen) -> None:
         report.table(("figure", "first", "newest"), found, "Figures so far")
 
 
-def plot(report: Report, seen: Seen, curve: Curve, lines: Mapping[str, str]) -> None:
+def plot(report: Report, seen: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
     from align.report.plots import curves, points_of, together, window
 
     unit = UNITS.get(seen.manifest.stage, "step")
@@ -135,7 +134,7 @@ def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
 # What was said.
 
 
-def trained_on_shown(report: Report, seen: Seen) -> None:
+def trained_on_shown(report: Report, seen: RunView) -> None:
     """The first rows as they are trained on."""
     rows = seen.evidence("trained_on.jsonl")
     if not rows:
@@ -147,7 +146,7 @@ def trained_on_shown(report: Report, seen: Seen) -> None:
         report.tokens(caption, [Part(**part) for part in row["parts"]])
 
 
-def pairs_shown(report: Report, seen: Seen) -> None:
+def pairs_shown(report: Report, seen: RunView) -> None:
     """Held-out pairs: how their scores lie, whether probabilities mean what they say, and the best and worst judged."""
     pairs = seen.evidence("held_out.jsonl")
     if not pairs:
@@ -183,7 +182,7 @@ def pairs_shown(report: Report, seen: Seen) -> None:
             report.side_by_side(pair["prompt"], [labelled(pair, "chosen"), labelled(pair, "rejected")])
 
 
-def labelled_shown(report: Report, seen: Seen) -> None:
+def labelled_shown(report: Report, seen: RunView) -> None:
     """Held-out pairs; or answers with a label: how their rewards lie, and those that were judged best and worst."""
     answers = seen.evidence("held_out.jsonl")
     if not answers or "reward" not in answers[0]:
@@ -229,7 +228,7 @@ def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
     return calibration_bins(predicted, outcomes, [pair["group"] for pair in pairs])
 
 
-def answers_shown(report: Report, seen: Seen) -> None:
+def answers_shown(report: Report, seen: RunView) -> None:
     """The fixed held-out prompts' answers as training went on."""
     shown = by_conversation(seen.evidence("samples.jsonl"))
     if shown:
@@ -244,7 +243,7 @@ def when(step: int) -> str:
     return f"Update {step}" if step else "The start"
 
 
-def best_of_shown(report: Report, seen: Seen) -> None:
+def best_of_shown(report: Report, seen: RunView) -> None:
     """What each n is worth, and the best, the first and the worst answer to the first prompts."""
     if lines := seen.metrics.get("best_of"):
         measured = [name for name in ("reward", "gold") if name in lines[0]]
@@ -265,7 +264,7 @@ def best_of_shown(report: Report, seen: Seen) -> None:
         report.side_by_side(row["prompt"], list(map(said, shown.values(), labels)))
 
 
-def sampled_shown(report: Report, seen: Seen) -> None:
+def sampled_shown(report: Report, seen: RunView) -> None:
     """The answers to the first prompts."""
     if seen.settings.get("best_of") is not None:
         best_of_shown(report, seen)
@@ -290,15 +289,8 @@ def said(row: Mapping[str, Any], label: str) -> Said:
     return Said(label, row["answer"], row.get("reasoning", ""))
 
 
-def comparison_shown(report: Report, seen: Seen) -> None:
+def comparison_shown(report: Report, seen: RunView) -> None:
     """How scores and lengths lie, and answers side by side."""
-    if (own_page := load_own_page(seen)) is not None:
-        if "card" in seen.metrics:
-            own_page.add_figures(report, seen)
-            pairs_shown(report, seen)
-        else:
-            own_page.shown(report, seen)
-        return
     samples = seen.evidence("artifact/samples.jsonl")
     if not samples:
         return
@@ -326,7 +318,7 @@ def average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def receipt_shown(report: Report, seen: Seen) -> None:
+def receipt_shown(report: Report, seen: RunView) -> None:
     """The checks of an export."""
     report.text(
         "What was exported, loaded back as anyone would load it, beside the model that was trained, on the same "
@@ -349,7 +341,7 @@ def receipt_row(check: Mapping[str, Any]) -> tuple[str, ...]:
     return (engine, check["verdict"] + most + note, *about, *figures)
 
 
-def anchors_shown(report: Report, seen: Seen) -> None:
+def anchors_shown(report: Report, seen: RunView) -> None:
     """The facts that make PPO right, and how well each holds."""
     rows = [
         (a["name"], "holds" if a["holds"] else "FAILS", a["claim"], f"{a['measured']:.1e}", f"{a['tolerance']:g}")
@@ -363,7 +355,7 @@ def anchors_shown(report: Report, seen: Seen) -> None:
         report.table(("estimator, mean of the loss", "angle"), rows, "estimators")
 
 
-def sources_shown(report: Report, seen: Seen) -> None:
+def sources_shown(report: Report, seen: RunView) -> None:
     """The held-out loss of each source of a data set."""
     rows = [
         (name, found["change"]["n"], f"{found['before']:.3f}", f"{found['after']:.3f}", in_words(found["change"]))
@@ -373,15 +365,14 @@ def sources_shown(report: Report, seen: Seen) -> None:
         report.table(("source", "rows", "before", "after", "change"), rows, "Held-out loss by source, nats a token")
 
 
-SHOWN: Mapping[str, Callable[[Report, Seen], None]] = {
+SHOWN: Mapping[str, Callable[[Report, RunView], None]] = {
     "reward": pairs_shown, "dpo": pairs_shown, "kto": labelled_shown, "sample": sampled_shown, "ppo": answers_shown,
     "eval": comparison_shown,
     "sft": sources_shown, "full": sources_shown, "export": receipt_shown, "verify": anchors_shown,
-    "data": lambda report, seen: import_module("align.report.data_set").shown(report, seen),
 }  # fmt: skip
 
 
-def notes(seen: Seen) -> Iterator[str]:
+def notes(seen: RunView) -> Iterator[str]:
     """What a reader has to know before the figures."""
     for key in ("judge_notes", "notes"):
         yield from seen.metrics.get(key, ())

@@ -248,7 +248,7 @@ def append(
         if (last.seq if last else 0) != replaces:
             if last is None:
                 raise CorruptFile("aliases", str(path), "lost its end since it was looked at", REMEDY)
-            now = in_words(last.arms) or "nothing: it was retired"
+            now = describe_arms(last.arms) or "nothing: it was retired"
             problem = f"was changed meanwhile by {last.who} at {last.at}: it means {now} ({last.why})"
             raise RunConflict("stage.alias", alias, problem, "If you still want to, run the same command again.")
         at = max([datetime.now(UTC), *(datetime.fromisoformat(change.at) for change in log.changes[-1:])])
@@ -268,8 +268,8 @@ def append(
     return change
 
 
-def in_words(arms: Sequence[Meant]) -> str:
-    """`ppo:first (0a0e4de46d76)`, with shares where there are several; empty of none."""
+def describe_arms(arms: Sequence[Meant]) -> str:
+    """Return `ppo:first (0a0e4de46d76)`, with shares where there are several; empty of none."""
     total = sum(arm.weight for arm in arms)
     share = (lambda arm: f"{arm.weight / total:.3g} of ") if len(arms) > 1 else (lambda arm: "")
     return ", ".join(f"{share(arm)}{arm.ref} ({arm.digest[:12]})" for arm in arms)

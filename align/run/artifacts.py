@@ -15,7 +15,7 @@ from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.core.files import user_path
-from align.run.alias_log import SIGN, Change, Meant, in_words, read_log
+from align.run.alias_log import SIGN, Change, Meant, describe_arms, read_log
 from align.run.digests import known_digest
 from align.run.files import json_object
 from align.run.hub import HUB, hub_snapshot
@@ -104,15 +104,11 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
         if verify:
             raise
         digest = ""  # of an ancestor whose weights were removed: nothing equals it
-    recorded = manifest.base if manifest else None
-    base = as_base(folder, ref, digest) if whole else recorded
+    base = manifest.base if manifest else None
+    if whole:  # a model of the hub's is called by its id and revision
+        revision = folder.name if ref.startswith(HUB) else None
+        base = Base(ref.removeprefix(HUB), str(folder.absolute()), revision, digest)
     return Artifact(ref, folder, digest, base, whole, manifest)
-
-
-def as_base(folder: Path, ref: str, digest: str) -> Base:
-    """A whole model as the base of what is trained on it; one of the hub's by its id and revision."""
-    hub = ref.startswith(HUB)
-    return Base(ref.removeprefix(HUB), str(folder.absolute()), folder.name if hub else None, digest)
 
 
 def replacement(artifact: Path, field: str) -> dict[str, Any] | None:
@@ -196,7 +192,7 @@ def aliased(ref: str, root: Path, field_name: str) -> Artifact:
     change = meaning(ref, root, field_name)
     first, *others = change.arms
     if others:
-        problem = f"means several artifacts: {in_words(change.arms)}"
+        problem = f"means several artifacts: {describe_arms(change.arms)}"
         raise InputError(field_name, ref, problem, f"Name one of them: {field_name}={first.ref}.")
     return artifact_of(first, change, ref, root, field_name)
 
@@ -229,7 +225,7 @@ def artifact_of(meant: Meant, change: Change, ref: str, root: Path, field_name: 
     stage, _, name = meant.ref.partition(":")
     named = root / stage / name
     there = readable(named)
-    alike = there is not None and there.done and (there.digest or digest_in(named)) == meant.digest
+    alike = there is not None and publishes(named, there, meant.digest)
     folder = named if alike else with_digest(meant.digest, root)
     if folder is None:
         problem = f"means {meant.ref} ({meant.digest[:12]}), which is gone, or was made again"
@@ -239,8 +235,9 @@ def artifact_of(meant: Meant, change: Change, ref: str, root: Path, field_name: 
     return replace(artifact_in(folder, ref), alias=noted)
 
 
-def digest_in(folder: Path) -> str:
-    return artifact_in(folder, str(folder), verify=False).digest
+def publishes(folder: Path, manifest: Manifest, digest: str) -> bool:
+    """Return whether a run is done and published an artifact with this digest."""
+    return manifest.done and digest == (manifest.digest or artifact_in(folder, str(folder), verify=False).digest)
 
 
 def readable(folder: Path) -> Manifest | None:

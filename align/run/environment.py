@@ -78,23 +78,25 @@ def describe_processor(hardware: Mapping[str, Any]) -> str:
 
 
 @cache
+def cpuinfo() -> dict[str, str]:
+    """Return what Linux says of the first processor; empty on another system."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        pairs = (line.partition(":") for line in reversed(lines))
+        return {key.strip(): value.strip() for key, _, value in pairs}
+    return {}
+
+
 def instructions() -> str:
     """Return the instruction sets of the processor among which oneDNN and torch choose their kernels; empty if the
     system does not list them."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-        return " ".join(name for name in INSTRUCTIONS if name in flags)
-    return ""
+    flags = (cpuinfo().get("flags") or cpuinfo().get("Features", "")).split()
+    return " ".join(name for name in INSTRUCTIONS if name in flags)
 
 
-@cache
 def processor() -> str:
-    """The processor's model; empty where the system does not say."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return ""
+    """Return the processor's model; empty if the system does not say."""
+    return cpuinfo().get("model name", "")
 
 
 def package_versions() -> dict[str, str]:

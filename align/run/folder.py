@@ -6,8 +6,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -308,19 +308,30 @@ def locked(folder: Path) -> int:
     return descriptor
 
 
-def ended(folder: Path, why: str) -> None:
-    """Write down why a run has ended whose process was killed, and could not.
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder around a block.
 
     Raises:
         RunBusy, PermissionError: as `locked`.
     """
     lock = locked(folder)
     try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def ended(folder: Path, why: str) -> None:
+    """Write down why a run has ended whose process was killed, and could not.
+
+    Raises:
+        RunBusy, PermissionError: as `locked`.
+    """
+    with hold_lock(folder):
         manifest = read_manifest(folder)
         if not manifest.done:
             write_manifest(folder, replace(manifest, status="failed", error=readable(why)))
-    finally:
-        os.close(lock)
 
 
 def unused(parent: Path, name: str) -> str:

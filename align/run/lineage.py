@@ -13,7 +13,7 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
-from align.run.artifacts import Artifact, artifact_in, readable, with_digest
+from align.run.artifacts import Artifact, artifact_in, publishes, readable, with_digest
 from align.run.figures import load_published_figures, suite_collapse
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
@@ -45,7 +45,7 @@ def made_in(found: Input, root: Path) -> Path | None:
     for folder in dict.fromkeys((Path(found.path).parent, root / found.stage / found.name)):
         manifest = readable(folder)
         named = manifest is not None and (manifest.stage, manifest.name) == (found.stage, found.name)
-        if manifest is not None and named and published(folder, manifest, found):
+        if manifest is not None and named and publishes(folder, manifest, found.digest):
             return folder
     return with_digest(found.digest, root, found.stage)
 
@@ -54,11 +54,6 @@ def maker(found: Input, root: Path) -> Manifest | None:
     """The manifest of that run."""
     folder = made_in(found, root)
     return read_manifest(folder) if folder else None
-
-
-def published(folder: Path, manifest: Manifest, found: Input) -> bool:
-    """Return whether a run published an input."""
-    return manifest.done and found.digest == (manifest.digest or artifact_in(folder, str(folder), verify=False).digest)
 
 
 def base_made_in(base: Base, root: Path) -> Path | Gone | None:
@@ -114,28 +109,25 @@ def walked(
     """
     seen: set[tuple[str, str]] = set()
 
-    def walk(found: Path | Gone, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
-        if isinstance(found, Gone):
-            if (found.ref, digest) not in seen:
-                seen.add((found.ref, digest))
-                yield found, None
-        else:
-            yield from come_through(read_manifest(found), found, digest)
-
-    def come_through(
-        found: Manifest, folder: Path | None, digest: str
-    ) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+    def walk(found: Manifest | Gone, folder: Path | None, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
         if (found.ref, digest) in seen:
             return
         seen.add((found.ref, digest))
         yield found, folder
+        if isinstance(found, Gone):
+            return
         for name, given in found.inputs.items():
             if given.stage and (through is None or name in through):
-                yield from walk(made_in(given, root) or Gone(given.run, given.digest), given.digest)
-        if found.base is not None and (made := base_made_in(found.base, root)) is not None:
-            yield from walk(made, found.base.digest)
+                made = made_in(given, root)
+                yield from walk(read_manifest(made) if made else Gone(given.run, given.digest), made, given.digest)
+        if found.base is not None:
+            made = base_made_in(found.base, root)
+            if isinstance(made, Path):
+                yield from walk(read_manifest(made), made, found.base.digest)
+            elif made is not None:
+                yield from walk(made, None, found.base.digest)
 
-    yield from come_through(manifest, folder, manifest.digest)
+    yield from walk(manifest, folder, manifest.digest)
 
 
 def folders_behind(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | Gone, Path | None]]:

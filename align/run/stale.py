@@ -25,7 +25,7 @@ class Stale:
     since: when it was marked first, ISO 8601 in UTC.
     because: why, in words.
     again: the command that makes it again; empty where there is none.
-    receipts: the names of the receipts of whatever was forgotten, see `align.registry.receipts`.
+    receipts: the names of the receipts of whatever was forgotten, see `align.registry.forgetting`.
     """
 
     since: str

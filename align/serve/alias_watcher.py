@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align.core.aliases import Arm as Written
 from align.core.errors import AlignError, InputError, require
-from align.report.words import one_line
+from align.report.figure_text import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from align.report.words import one_line
+from align.report.figure_text import one_line
 from align.run.stale import stale_in
 from align.serve.model_names import Arm
 

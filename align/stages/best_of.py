@@ -34,7 +34,7 @@ from align.models.actor import Actor
 from align.models.load import choose_device, choose_dtype
 from align.models.start import adapter_folder, frozen_as
 from align.ppo.workers import Read, roles_on
-from align.report.words import counted, in_words
+from align.report.figure_text import counted, in_words
 from align.reward.build import build, build_beside_policy, on_its_own_base
 from align.reward.combined import Ensemble, Sum, comparable
 from align.reward.inputs import models_of, on_base

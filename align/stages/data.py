@@ -84,10 +84,9 @@ from align.data.sets.source import Source, by_name, parsed_sources, recognised, 
 from align.data.sets.spool import Rows, Spool
 from align.data.sources import files_record
 from align.models.base import find_base
-from align.report.data_losses import lines_of_loss
-from align.report.data_set import line_of_shapes, lines_of
-from align.report.telling import begins, reading, seldom
-from align.report.words import counted
+from align.report.data_set_page import loss_lines, shapes_line, summary_lines
+from align.report.figure_text import counted
+from align.report.reading_progress import begins, reading, seldom
 from align.reward.inputs import reward_inputs
 from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, replacement
@@ -157,7 +156,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     shapes = [recognised(source) for source in sources]
     for source, found in zip(sources, shapes, strict=True):
         if found["shapes"]:
-            print(line_of_shapes(source.name, found), flush=True)
+            print(shapes_line(source.name, found), flush=True)
     sets = parsed_sets(stage.contamination.against)
     evaluations = Evaluations(read_sets(sets), stage.contamination.near)
     against = [evaluation_set.path for evaluation_set in sets]
@@ -175,7 +174,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     def add_losses(found: Iterable[Loss]) -> None:
         for loss in found:
             losses.append(loss)
-            print("\n".join(lines_of_loss(loss)), flush=True)
+            print("\n".join(loss_lines(loss)), flush=True)
 
     funnel.watch = lambda step: add_losses(examples.find_losses(funnel, step))
     add_losses(find_read_losses(names, accounts, hide))
@@ -230,7 +229,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     with tracker(run, config) as track:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
-    return Result(metrics_of(data), tuple(lines_of(data, plain(config)["stage"])))
+    return Result(metrics_of(data), tuple(summary_lines(data, plain(config)["stage"])))
 
 
 @contextmanager

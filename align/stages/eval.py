@@ -93,7 +93,7 @@ from align.evals.verdicts import Verdict
 from align.models.base import base_of
 from align.models.start import adapter_folder, as_artifact, find, label, started_from
 from align.report import in_words
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.reward.checkers.checked import code_permission
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.rollout.kept import FILE as ANSWERS

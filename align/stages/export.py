@@ -65,7 +65,7 @@ def inputs(config: Config) -> Inputs:
     if (evaluation := evaluated_by(artifact.as_input(), config.run.folder)) is not None:
         # It stands in the card: another evaluation is another export.
         records["evaluation"] = Input(json_digest(dict(evaluation.metrics)))
-    kind, where = config.export.name, {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
+    kind, where = config.export.name, engines_of(config)
     asked = engines_asked(kind, where, brings_scores(artifact.path))
     records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
     if kind != "check":

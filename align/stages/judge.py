@@ -52,7 +52,7 @@ from align.evals.questions import describe_yes, parse_question
 from align.evals.verdicts import FIRST, SECOND, Pair
 from align.ops.calibration import log_odds
 from align.report import in_words
-from align.report.words import calibration_in_words, counted
+from align.report.figure_text import calibration_in_words, counted
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.rollout.kept import FILE as ANSWERS
 from align.rollout.kept import AnswerStore

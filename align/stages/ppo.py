@@ -15,7 +15,7 @@ from align.config.scorers import reward_spec
 from align.core.types import Conversation, Result
 from align.data.sources import data_records
 from align.models.start import adapter_folder, frozen_as, label
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.reward.inputs import models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Run, json_digest
 from align.stages.execution import tracker

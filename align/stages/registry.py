@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align import mirrors
 from align.config.addresses import LOOPBACK, in_the_clear, origins
@@ -26,20 +27,20 @@ from align.core.errors import NOT_PASSED, MissingArtifact, require
 from align.core.files import user_path
 from align.core.outputs import refuse_foreign_file
 from align.core.redaction import MASK
+from align.registry.formatting import USUAL, as_csv, as_json, as_object, as_table, details, value_at
 from align.registry.index import Index, asked
-from align.registry.query import found, path_of
+from align.registry.query import find_runs, path_of
 from align.registry.record import Record, number
-from align.registry.shown import USUAL, as_csv, as_json, as_object, as_table, clean, details, value_at
+from align.report.figure_text import counted, one_line
 from align.report.page import is_sealed
-from align.report.words import counted
 from align.run.alias_log import SIGN, Change, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
 from align.run.manifest import Manifest
 from align.stages.mirroring import NONE, check_installed
 
 if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
-    from align.registry import comparison, garbage, replay, trace
-    from align.registry.voters import Votes
+    from align.registry import garbage, trace
+    from align.registry.trace import Votes
 
 IN_A_TABLE = 100
 """Runs that a table has unless told."""
@@ -49,24 +50,19 @@ GATES, OWN_GATES = "gates", "conf/gates"
 READABLE = "!=unreadable"
 
 
-def listed(config: Config) -> Iterable[str]:
+def list_runs(config: Config) -> Iterator[str]:
     stage: RegistryConfig = config.stage
     table = stage.format == "table"
-    limit = stage.limit or (IN_A_TABLE if table else ALL)
-    sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
     keys = [key for key in stage.columns if not (table and key in USUAL)]
 
     def answer(index: Index) -> tuple[list[Record], int, int, str]:
-        return *found(index, (stage.where or {}).items(), sort, limit, keys), len(index.unnamed), index.aliases_error
+        found = find_runs(index, (stage.where or {}).items(), sort_keys(stage), limit_of(stage), keys)
+        return *found, len(index.unnamed), index.aliases_error
 
     records, count, unnamed, aliases_error = asked(root_of(config), answer)
     if not table:
-        return {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
-    lines = in_table(records, stage, count, unnamed)
-    return chain(lines, [f"aliases left out: {aliases_error}"]) if aliases_error else lines
-
-
-def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: int) -> Iterator[str]:
+        yield from {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
+        return
     if records:
         yield from as_table(records, stage.columns, datetime.now(UTC))
     else:
@@ -75,28 +71,35 @@ def in_table(records: list[Record], stage: RegistryConfig, count: int, unnamed: 
         yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N shows more."
     if unnamed:
         yield f"{counted(unnamed, 'folder')} left out: no name in UTF-8"
+    if aliases_error:
+        yield f"aliases left out: {aliases_error}"
 
 
-def compared(config: Config) -> Iterable[str]:
+def limit_of(stage: RegistryConfig) -> int:
+    return stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
+
+
+def sort_keys(stage: RegistryConfig) -> list[str]:
+    return [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
+
+
+def compare_runs(config: Config) -> Iterable[str]:
     from align.registry import comparison
-    from align.registry.sweeps import runs_of
 
     stage, root = config.stage, root_of(config)
-    limit = stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
-    sort = [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
-
     if stage.html:  # before anything is printed
         refuse_foreign_file(user_path(stage.html, "stage.html"), "stage.html", is_sealed)
 
     def answer(index: Index) -> tuple[list[Record], int]:
-        if wanted := stage.runs or (stage.sweep and runs_of(root, stage.sweep)):
+        if wanted := stage.runs or (stage.sweep and comparison.runs_of(root, stage.sweep)):
             for key in stage.columns:
                 path_of(index, "stage.columns", key, whole=True)
-            runs = {record["run"]: record for given in wanted for record in [named(index, given, "stage.runs")]}
+            runs = {record["run"]: record for given in wanted for record in [find_run(index, given, "stage.runs")]}
             twice = len(runs) < len(wanted)
             require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
             return [*runs.values()], len(runs)
-        return found(index, {"status": READABLE, **stage.where}.items(), sort, limit, stage.columns)
+        where = {"status": READABLE, **stage.where}
+        return find_runs(index, where.items(), sort_keys(stage), limit_of(stage), stage.columns)
 
     records, count = asked(root, answer)
     if not records:
@@ -105,53 +108,46 @@ def compared(config: Config) -> Iterable[str]:
         figures = any(number(value_at(record, key)) is not None for record in records)
         remedy = "Name figures, such as metrics.loss_after."
         require(figures, "stage.columns", key, "is no figure of these runs", remedy)
-    side_by_side = comparison.comparison(root, records, stage.columns)
+    side_by_side = comparison.compare(root, records, stage.columns)
     if stage.format == "table":
-        yield from comparison.as_lines(side_by_side, terminal())
+        yield from comparison.as_lines(
+            side_by_side, shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        )
         if len(records) < count:
             yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
     else:
-        objects = json.dumps(comparison.as_objects(side_by_side), indent=2, ensure_ascii=False)
-        yield objects if stage.format == "json" else comparison.as_csv(side_by_side)
+        is_json = stage.format == "json"
+        yield to_json(comparison.as_objects(side_by_side)) if is_json else comparison.as_csv(side_by_side)
     if stage.html:
-        page = written(side_by_side, root, user_path(stage.html, "stage.html"))
+        from align.registry.comparison_page import build_page  # matplotlib takes a second
+
+        path = user_path(stage.html, "stage.html")
+        remedy = f"Make {path.parent} first."
+        require(path.parent.is_dir(), "stage.html", str(path), "is in no folder that is there", remedy)
+        require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
+        page = build_page(side_by_side, root).write(path, "stage.html")
         if stage.format == "table":
             yield f"curves and plots: {page}"
 
 
-def terminal() -> int | None:
-    """The columns of the terminal; None where nobody looks."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def written(side_by_side: comparison.Comparison, root: Path, path: Path) -> Path:
-    """The page of a comparison, once it is written."""
-    from align.registry.comparison_page import page_of  # matplotlib takes a second
-
-    folder = path.parent
-    require(folder.is_dir(), "stage.html", str(path), "is in no folder that is there", f"Make {folder} first.")
-    require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
-    return page_of(side_by_side, root).write(path, "stage.html")
-
-
-def described(config: Config) -> Iterable[str]:
+def show_run(config: Config) -> Iterable[str]:
     stage: RegistryConfig = config.stage
-    record = asked(root_of(config), lambda index: named(index, str(stage.run)))
+    record = asked(root_of(config), lambda index: find_run(index, str(stage.run)))
     if stage.format == "table":
         return details(record)
     return as_object(record, stage.columns) if stage.format == "json" else as_csv([record], stage.columns)
 
 
-def different(config: Config) -> Iterable[str]:
+def diff_runs(config: Config) -> Iterable[str]:
     from align.registry import differences
 
     stage, root = config.stage, root_of(config)
-    one, other = asked(root, lambda index: [named(index, given, "stage.runs") for given in stage.runs])
+    one, other = asked(root, lambda index: [find_run(index, given, "stage.runs") for given in stage.runs])
     found = differences.differences((root / one["folder"], root / other["folder"]), (one, other))
-    return differences.as_lines(found) if stage.format == "table" else [json.dumps(found, indent=2, ensure_ascii=False)]
+    return differences.as_lines(found) if stage.format == "table" else [to_json(found)]
 
 
-def named(index: Index, given: str, field: str = "stage.run") -> Record:
+def find_run(index: Index, given: str, field: str = "stage.run") -> Record:
     """The record of `STAGE:NAME`, `STAGE:latest` or a run's folder.
 
     Raises:
@@ -167,7 +163,7 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
         stage, name = folder.parent.name, folder.name
     elif name == "latest" and stage in WITH_RUNS and index.names():
         done = {"stage": SERVES_AS_SFT if stage == "sft" else stage, "status": "done"}
-        newest, _ = found(index, done.items(), ["-published", "-finished"], 1)
+        newest, _ = find_runs(index, done.items(), ["-published", "-finished"], 1)
         stage, name = (newest[0]["stage"], newest[0]["name"]) if newest else (stage, name)
     if record := index.record(f"{stage}:{name}"):
         return record
@@ -175,50 +171,46 @@ def named(index: Index, given: str, field: str = "stage.run") -> Record:
     close = difflib.get_close_matches(f"{stage}:{name}", names, n=1) or [
         one for one in names if one.endswith(f":{given}")
     ]
-    remedy = f"Did you mean {clean(close[0], longest=None)}? " if close else ""
+    remedy = f"Did you mean {one_line(close[0])}? " if close else ""
     remedy += "`python -m align stage=registry` lists the runs."
     raise MissingArtifact(field, given, f"is no run under {index.root}", remedy)
 
 
-def traced(config: Config) -> Iterable[str]:
+def trace_origins(config: Config) -> Iterable[str]:
     from align.registry import trace
-    from align.registry.voters import votes_read
+    from align.registry.trace import read_votes
 
     stage, root = config.stage, root_of(config)
     full = stage.verify == "full"
 
     def voters(project: str, head: Head) -> Votes:
-        return votes_read(store_url(config), project, head, full)
+        return read_votes(store_url(config), project, head, full)
 
     def answer(index: Index) -> list[trace.Node]:
         tracer = trace.Tracer(index, voters, full)
         if stage.response:
-            return [trace.of_response(index, tracer, stage.response)]
+            return [trace.trace_response(index, tracer, stage.response)]
         if not config.artifact.startswith(SIGN):
-            return [tracer.run(named(index, config.artifact, "artifact")["run"])]
+            return [tracer.run(find_run(index, config.artifact, "artifact")["run"])]
         arms = meaning(config.artifact, root, "artifact").arms
         return [tracer.run(index.maker(arm.digest, arm.ref) or arm.ref, arm.digest) for arm in arms]
 
     nodes = asked(root, answer)
     if stage.format == "json":
-        return [json.dumps([node.as_json() for node in nodes], indent=2, ensure_ascii=False)]
+        return [to_json([node.as_json() for node in nodes])]
     return trace.as_lines(nodes)
 
 
-def replayed(config: Config) -> Generator[str, None, int]:
+def replay_run(config: Config) -> Generator[str, None, int]:
     from align.registry import replay
 
     stage, root = config.stage, root_of(config)
-    record = asked(root, lambda index: named(index, str(stage.run)))
-    found: list[replay.Replayed] = []
-    for line in replay.replay(root, record, stage.steps, found, words=words, store=absolute(store_url(config))):
-        if stage.format == "table":
-            yield line
-    if stage.format == "table":
-        yield from replay.as_lines(found[0])
-    else:
-        yield json.dumps(found[0].as_json(), indent=2, ensure_ascii=False)
-    return 0 if found[0].first is None else NOT_PASSED
+    record = asked(root, lambda index: find_run(index, str(stage.run)))
+    is_table = stage.format == "table"
+    say = partial(print, flush=True) if is_table else str
+    result = replay.replay(root, record, stage.steps, absolute(store_url(config)), words, say)
+    yield from replay.as_lines(result) if is_table else [to_json(result)]
+    return 0 if result["same"] else NOT_PASSED
 
 
 def absolute(url: str) -> str:
@@ -227,7 +219,7 @@ def absolute(url: str) -> str:
     return f"sqlite:///{Path(place).absolute()}" if place != url else url
 
 
-def promoted(config: Config) -> Iterable[str]:
+def promote_artifact(config: Config) -> Iterable[str]:
     from align.registry import promotion
     from align.registry.gates import read_gates
 
@@ -236,21 +228,23 @@ def promoted(config: Config) -> Iterable[str]:
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
     gates = read_gates([root / GATES, user_path(stage.gates or OWN_GATES, "stage.gates")])
-    done = promotion.promote(root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override)
-    return chain(promotion.as_lines(done), alias_mirrored(config, root, done.change))
+    change, lines = promotion.promote(
+        root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override
+    )
+    return chain(lines, mirror_alias(config, root, change))
 
 
-def retired(config: Config) -> Iterable[str]:
+def retire_alias(config: Config) -> Iterable[str]:
     from align.registry import promotion
 
     check_installed(config)
     stage: RegistryConfig = config.stage
     root = root_of(config)
-    done = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
-    return chain(promotion.as_lines(done), alias_mirrored(config, root, done.change))
+    change, lines = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
+    return chain(lines, mirror_alias(config, root, change))
 
 
-def history(config: Config) -> Iterable[str]:
+def show_history(config: Config) -> Iterable[str]:
     from align.registry import promotion
 
     stage, root = config.stage, root_of(config)
@@ -268,11 +262,11 @@ def history(config: Config) -> Iterable[str]:
         changes = [change for change in log.changes if stage.alias in (None, change.alias)]
         lines = promotion.as_history(log, stage.alias)
     if stage.format == "json":
-        return [json.dumps([change.as_json() for change in changes], indent=2, ensure_ascii=False)]
+        return [to_json([change.as_json() for change in changes])]
     return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
 
 
-def collected(config: Config) -> Iterable[str]:
+def collect_garbage(config: Config) -> Iterable[str]:
     from align.registry import garbage, promotion
 
     stage, root = config.stage, root_of(config)
@@ -280,40 +274,43 @@ def collected(config: Config) -> Iterable[str]:
 
     def answer(index: Index) -> list[garbage.Piece]:
         promotion.check_not_cut(index, log)  # or what an alias needs may be called garbage
-        return garbage.garbage(index, log, stage.days)
+        return garbage.find_garbage(index, log, stage.days)
 
     wanted = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
     pieces, taken = [piece for piece in asked(root, answer) if piece.kind in wanted], None
     if stage.apply:
-        taken = {piece.path: gone for piece, gone in garbage.removed(root, pieces, stage.who or promotion.user())}
+        taken = {piece.path: gone for piece, gone in garbage.remove_pieces(root, pieces, stage.who or promotion.user())}
     if stage.format == "json":
-        return [json.dumps(garbage.as_objects(pieces, taken), indent=2, ensure_ascii=False)]
+        return [to_json(garbage.as_objects(pieces, taken))]
     return garbage.as_lines(pieces, taken)
 
 
-def forgotten(config: Config) -> Iterator[str]:
-    from align.registry import forgetting, promotion, receipts, selection  # which read Parquet
+def forget(config: Config) -> Iterator[str]:
+    from align.registry import forget_selection, forgetting, promotion  # which read Parquet
 
     stage, root, url = config.stage, root_of(config), absolute(store_url(config))
     kind = next(key for key in FORGETS if getattr(stage, key) is not None)
-    wanted = selection.Selector(kind, str(getattr(stage, kind)), config.project)
-    selection.check_selector(wanted)
+    wanted = forget_selection.Selector(kind, str(getattr(stage, kind)), config.project)
     given = str(config.store.url or "")
     store = f"store.url={given}" if given and MASK not in given else ""  # with a password it goes into no command
-    with receipts.alone(root) if stage.apply else nullcontext():
-        plan, done = forgetting.planned(root, wanted, url, words, store), None
+    with forgetting.alone(root) if stage.apply else nullcontext():
+        plan, done = forgetting.make_plan(root, wanted, url, words, store), None
         if stage.format == "table":
             yield from forgetting.as_lines(plan)
         if stage.apply:
             done = []
-            for line in forgetting.apply(root, wanted, url, plan, stage.who or promotion.user()):
+            for line in forgetting.apply(plan, stage.who or promotion.user()):
                 done.append(line)
                 if stage.format == "table":
                     yield line
         elif stage.format == "table":
             yield "Nothing was erased: stage.apply=true erases it, and marks these runs stale."
     if stage.format == "json":
-        yield json.dumps(forgetting.as_object(plan, done), indent=2, ensure_ascii=False)
+        yield to_json(forgetting.as_object(plan, done))
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def moment_of(text: str) -> datetime:
@@ -323,16 +320,16 @@ def moment_of(text: str) -> datetime:
     return at + timedelta(days=1) - timedelta(microseconds=1) if len(text) == len("2026-11-01") else at
 
 
-def rebuilt(config: Config) -> Iterable[str]:
+def rebuild_index(config: Config) -> Iterable[str]:
     began = time.monotonic()
     with Index(root_of(config), rebuild=True) as index:
         where = "in memory: it cannot be written there" if index.path is None else str(index.path)
         yield f"{index.changed:,} runs in {time.monotonic() - began:.1f} s; {where}"
 
 
-def served(config: Config) -> Iterator[str]:
+def serve_page(config: Config) -> Iterator[str]:
     from align.registry.page.server import application  # Gradio takes seconds to import
-    from align.registry.voters import votes_read
+    from align.registry.trace import read_votes
     from align.web.key_link import Anybody, KeyAuthenticator, key_in
     from align.web.listening import serve
 
@@ -340,7 +337,7 @@ def served(config: Config) -> Iterator[str]:
     url, others = origins(stage.host, stage.port, stage.url)
 
     def voters(project: str, head: Head) -> Votes:
-        return votes_read(store_url(config), project, head, full=False)
+        return read_votes(store_url(config), project, head, full=False)
 
     if stage.host in LOOPBACK and stage.url is None:
         authenticator, links = Anybody(), [f"open {url}"]
@@ -358,7 +355,7 @@ def served(config: Config) -> Iterator[str]:
 
 
 def line_of(manifest: Manifest) -> str:
-    """The command that makes a run again."""
+    """Return the command that makes a run again."""
     return command_line(manifest.config, manifest.refs)
 
 
@@ -369,24 +366,24 @@ def root_of(config: Config) -> Path:
 
 
 PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
-    "list": listed,
-    "show": described,
-    "compare": compared,
-    "diff": different,
-    "trace": traced,
-    "replay": replayed,
-    "promote": promoted,
-    "retire": retired,
-    "history": history,
-    "forget": forgotten,
-    "gc": collected,
-    "rebuild": rebuilt,
-    "serve": served,
+    "list": list_runs,
+    "show": show_run,
+    "compare": compare_runs,
+    "diff": diff_runs,
+    "trace": trace_origins,
+    "replay": replay_run,
+    "promote": promote_artifact,
+    "retire": retire_alias,
+    "history": show_history,
+    "forget": forget,
+    "gc": collect_garbage,
+    "rebuild": rebuild_index,
+    "serve": serve_page,
 }
 """By `stage.action`: the lines that it prints. A generator may return an exit status."""
 
 
-def alias_mirrored(config: Config, root: Path, change: Change) -> Iterable[str]:
+def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
     """Set an alias at the service of `track`, if any, once the log has it. Returns lines about the result."""
     service = config.track.name
     if service == NONE:

@@ -18,7 +18,7 @@ from align.data.sets.ids import SHA256, IdKind, kind_under, kinds_in
 from align.data.sets.published import DataSet, data_set
 from align.data.sources import MANIFEST, DataSource, divided_prompts, prompts
 from align.data.trained_ids import Naming, questions_of, seen_by
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.reward.inputs import check_rows
 from align.run import Artifact
 

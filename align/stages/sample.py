@@ -17,7 +17,7 @@ from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.chat.template import use_template
 from align.data.sources import data_records
 from align.models.start import adapter_folder, label
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.reward.inputs import check_rows
 from align.run import Run, write_json
 from align.stages.best_of_inputs import best_of_inputs

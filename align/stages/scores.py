@@ -17,7 +17,7 @@ from align.data.chat.template import use_template
 from align.data.read.content import FEEDBACK
 from align.data.sets import score_cuts
 from align.data.sets.spool import Rows
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.run import Run
 from align.track import progress
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from corpus import Writer
 
-from align.data.sets.ids import remembered
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.data.trained_ids import write_ids
 from align.stages.execution import without_collector
@@ -52,13 +51,13 @@ def measured(source: DataSource) -> dict[str, float]:
 
     clock = [time.process_time()]
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, remembered() as known, without_collector():
+    with tempfile.TemporaryDirectory() as folder, without_collector():
         data_records(source)
         clock.append(time.process_time())
         train, _ = divided_documents(source)
         held_out_sources(source)
         clock.append(time.process_time())
-        write_ids(Path(folder), train, known=known)
+        write_ids(Path(folder), train)
         clock.append(time.process_time())
     clock.append(time.process_time())
     steps = dict(zip(("digest", "rows", "ids", "end"), (b - a for a, b in pairwise(clock)), strict=True))

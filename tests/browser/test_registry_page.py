@@ -17,7 +17,7 @@ from portfolio import digest_of, made, small
 
 from align.__main__ import main
 from align.core.chain import Head
-from align.registry.voters import Votes
+from align.registry.trace import Votes
 from align.run.alias_log import Meant, append
 
 pytestmark = pytest.mark.slow
@@ -182,7 +182,7 @@ def test_a_server_that_is_gone_and_a_view_that_is_not_there(page: Any, url: str)
 
 
 def test_a_run_is_live_while_it_trains(page: Any, url: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import align.registry.page.run as run_page
+    import align.registry.page.views as run_page
 
     monkeypatch.setattr(run_page, "LIVE_S", 1)
     folder = made(root, "ppo:live", POLICY, status="running", day=9, digest="")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from data_sets import chat, made, write
 
-from align.report.words import percent
+from align.report.figure_text import percent
 
 SHARED = " ".join(f"instruct{a}{b}" for a in "abcdefgh" for b in "klmnopq")
 WORDS = [a + b for a in ("ka", "lo", "mi", "ru", "te", "so", "pa") for b in ("bor", "len", "mar", "tis", "von", "zel")]
@@ -123,9 +123,9 @@ def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_pat
 def test_a_worker_loses_what_one_process_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs are compared by the shared text of all rows."""
     from align.data.sets import duplicates
-    from align.data.sets.parallel import Embedded
+    from align.data.sets.parallel import TaskRunner
 
-    class Several(Embedded):
+    class Several(TaskRunner):
         workers = 3
 
     alone = made(tmp_path, "stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'a'}")[1]

@@ -12,7 +12,7 @@ import pytest
 from workshop import Ready
 
 from align.__main__ import main
-from align.registry.verdicts import verdict_on
+from align.registry.gates import verdict_on
 from align.run import file_digest, read_manifest
 
 VOWEL = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")

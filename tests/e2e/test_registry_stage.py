@@ -20,8 +20,8 @@ from workshop import Ready, Workshop
 
 from align.annotate.store import Store
 from align.registry.comparison import value_of
+from align.registry.formatting import age, as_csv, as_table, clean
 from align.registry.index import INDEX
-from align.registry.shown import age, as_csv, as_table, clean
 from align.run import read_manifest
 
 

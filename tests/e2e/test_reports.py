@@ -14,7 +14,7 @@ from workshop import Ready
 from align.__main__ import main
 from align.data.chat.encode import IGNORED
 from align.report import live
-from align.report.figures import FIGURES, table_of
+from align.report.figure_labels import FIGURES, table_of
 from align.run import read_manifest
 from align.run.lineage import manifests
 from align.track import read_rows

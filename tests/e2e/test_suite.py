@@ -15,7 +15,7 @@ from processes import Forks
 from ranked import ranked
 
 from align.__main__ import main
-from align.registry.verdicts import verdict_on
+from align.registry.gates import verdict_on
 from align.rollout.kept import AnswerStore
 from align.run import read_manifest
 

@@ -45,7 +45,19 @@ def test_what_the_wheel_holds(wheel: Path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"align"}
     sources = (("align", "align"), *((name, f"align/{name}") for name in ("annotate", "reward", "conf", "recipes")))
     for source, inside in sources:
-        patterns = ("*.yaml", "*.sh", "*.py", "*.json", "*.jsonl", "*.safetensors", "*.js", "*.css", "*.html", "*.md")
+        patterns = (
+            "*.yaml",
+            "*.sh",
+            "*.py",
+            "*.json",
+            "*.jsonl",
+            "*.safetensors",
+            "*.js",
+            "*.css",
+            "*.html",
+            "*.md",
+            "*.svg",
+        )
         here = {p.relative_to(ROOT / source) for pattern in patterns for p in (ROOT / source).rglob(pattern)}
         there = {name.relative_to(inside) for name in names if name.is_relative_to(inside)}
         assert here

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.report.headlines import verdict_of
-from align.report.seen import Seen
+from align.report.run_view import RunView
 from align.run import Base, Manifest
 
 BASE = Base("org/tiny", "/models/tiny", "0123456789abcdef", "b" * 64)
@@ -17,7 +17,7 @@ def interval(value: float, low: float | None, high: float | None, n: int) -> dic
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> Seen:
+def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), **given: Any) -> RunView:
     settings = {"name": stage, **given.pop("settings", {})}
     config = {
         "stage": settings, "method": {"name": "qlora", "r": 16, "alpha": 32}, "project": "p",
@@ -25,7 +25,7 @@ def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), *
         "device": "auto", "dtype": "auto",
     }  # fmt: skip
     manifest = Manifest(stage, "mine", 3, config, given.pop("inputs", {}), BASE, metrics=metrics, **given)
-    return Seen(folder, manifest, "python -m align stage=…")
+    return RunView(folder, manifest, "python -m align stage=…")
 
 
 def said(*arguments: Any, **given: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from align.core.errors import CorruptFile, InputError, RunConflict
 from align.run import alias_log
-from align.run.alias_log import FILE, Change, Meant, append, in_words, read_log
+from align.run.alias_log import FILE, Change, Meant, append, describe_arms, read_log
 
 
 def changed(root: Path, alias: str, *refs: str, replaces: int | None = None, why: str = "so", **more: Any) -> Change:
@@ -244,5 +244,5 @@ def test_a_log_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 def test_in_words() -> None:
     arms = [Meant("ppo:a", "0123456789abcdef", 3.0), Meant("ppo:b", "f" * 64)]
-    assert in_words(arms) == "0.75 of ppo:a (0123456789ab), 0.25 of ppo:b (ffffffffffff)"
-    assert (in_words(arms[:1]), in_words([])) == ("ppo:a (0123456789ab)", "")
+    assert describe_arms(arms) == "0.75 of ppo:a (0123456789ab), 0.25 of ppo:b (ffffffffffff)"
+    assert (describe_arms(arms[:1]), describe_arms([])) == ("ppo:a (0123456789ab)", "")

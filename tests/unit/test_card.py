@@ -271,14 +271,8 @@ def test_card_refuses_paths_of_this_machine(change):
         render_card(FACTS | change)
 
 
-def test_card_takes_urls_and_refuses_unknown_facts():
+def test_card_takes_urls():
     assert "https://example.org/a/b" in render_card(FACTS | {"notes": "See https://example.org/a/b and [/INST]."})
-    with pytest.raises(ValueError, match="'stages'"):
-        render_card(FACTS | {"stages": []})
-    with pytest.raises(ValueError, match="is none of adapter, merged, gguf"):
-        render_card(FACTS | {"kind": "onnx"})
-    with pytest.raises(ValueError, match="needs 'base'"):
-        render_card({"name": "x", "kind": "adapter"})
 
 
 def test_card_cannot_be_broken_out_of():

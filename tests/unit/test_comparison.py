@@ -13,11 +13,9 @@ import pytest
 from portfolio import interval, made, records
 
 from align.core.errors import InputError, MissingArtifact
-from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, comparison
-from align.registry.comparison_page import labels_of, over_seeds, page_of, sweep_page
-from align.registry.ranking import said_first
-from align.registry.sweeps import runs_of
-from align.report.plots import front
+from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, compare, runs_of
+from align.registry.comparison_page import build_page, describe_best, labels_of, over_seeds, sweep_page
+from align.report.plots import Point, undominated
 from align.run.manifest import Input
 
 T_975_DF2 = 4.302653
@@ -40,7 +38,7 @@ def trained(root: Path, name: str, seed: int = 0, score: float = 0.5, stage: str
 
 
 def compared(root: Path, **where: Any) -> Comparison:
-    return comparison(root, records(root, **{"stage": "ppo", **where}))
+    return compare(root, records(root, **{"stage": "ppo", **where}))
 
 
 def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
@@ -114,12 +112,12 @@ def test_runs_of_several_stages(tmp_path: Path) -> None:
     """A learning rate of one says nothing of another's; what all of them have is compared."""
     trained(tmp_path, "a", lr=0.1, gamma=0.9)
     trained(tmp_path, "b", stage="dpo", lr=0.2, metrics={"win_rate": interval(0.6, 0.5, 0.7)})
-    found = comparison(tmp_path, records(tmp_path, stage=["ppo", "dpo"]))
+    found = compare(tmp_path, records(tmp_path, stage=["ppo", "dpo"]))
     assert found.keys == ("stage.name",)
     assert found.apart == 2
     assert found.scores == ("win_rate", "last_score")
     assert [*as_lines(found)][-1] == f"{found.apart} settings left out, which only some of these stages have"
-    assert "Learning rate" not in page_of(found, tmp_path).html()
+    assert "Learning rate" not in build_page(found, tmp_path).html()
 
 
 def test_for_programs(tmp_path: Path) -> None:
@@ -159,8 +157,8 @@ def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, others: list[Any],
     name, stage = ("loss_after", "sft") if low else ("win_rate", "ppo")
     for i, figure in enumerate(figures):
         trained(tmp_path, f"r{i}", lr=i + 1, metrics={name: figure}, stage=stage)
-    found = comparison(tmp_path, records(tmp_path, stage=stage))
-    said = said_first(found, labels_of(found))
+    found = compare(tmp_path, records(tmp_path, stage=stage))
+    said = describe_best(found, labels_of(found))
     assert said.startswith("Lowest loss_after: row 1 (lr 1), " if low else "Highest win_rate: row 1 (lr 1), ")
     assert ("beyond chance" in said) == sure, said
     assert ("As good may be, but for chance: row " in said) != sure
@@ -180,12 +178,12 @@ def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
         trained(tmp_path, f"a{seed}", seed, level, lr=0.1)
         trained(tmp_path, f"b{seed}", seed, level + 0.02 + seed / 1e4, lr=0.2)
     found = compared(tmp_path)
-    said = said_first(found, labels_of(found))
+    said = describe_best(found, labels_of(found))
     assert said.startswith("Highest last_score: row 2 (lr 0.2)")
     assert said.endswith("It is better than row 1 (lr 0.1) beyond chance.")
     trained(tmp_path, "b2", 2, 0.85, lr=0.2)  # one seed the other way
     found = compared(tmp_path)
-    assert "As good may be, but for chance" in said_first(found, labels_of(found))
+    assert "As good may be, but for chance" in describe_best(found, labels_of(found))
 
 
 def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
@@ -194,7 +192,7 @@ def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
         trained(tmp_path, f"a{seed}", seed, lr=0.1, metrics={"win_rate": interval(0.9 + seed / 1e3, 0.89, 0.91)})
     trained(tmp_path, "b", 5, lr=0.2, metrics={"win_rate": interval(0.1, 0.09, 0.11)})
     found = compared(tmp_path)
-    assert "As good may be" in said_first(found, labels_of(found))
+    assert "As good may be" in describe_best(found, labels_of(found))
 
 
 @pytest.mark.parametrize(
@@ -212,14 +210,14 @@ def test_what_was_not_measured_alike_is_not_ranked(tmp_path: Path, other: dict[s
     trained(tmp_path, "a", inputs={"init": "sft:s", **own}, **known)
     trained(tmp_path, "b", **{**known, **({"metrics": known["metrics"]} | other)})
     found = compared(tmp_path)
-    assert said_first(found, labels_of(found)) == f"Not ranked by win_rate: it was not measured alike ({why})."
+    assert describe_best(found, labels_of(found)) == f"Not ranked by win_rate: it was not measured alike ({why})."
 
 
 def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
     for i in (1, 2):
         trained(tmp_path, f"s{i}", stage="sample", prompts=i, metrics={"answers": i})
-    found = comparison(tmp_path, records(tmp_path, stage="sample"))
-    assert said_first(found, labels_of(found)) == "Nothing here says which of these is better."
+    found = compare(tmp_path, records(tmp_path, stage="sample"))
+    assert describe_best(found, labels_of(found)) == "Nothing here says which of these is better."
     assert [better_low(name) for name in ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")] == [
         True, None, False, True, None]  # fmt: skip
 
@@ -227,9 +225,9 @@ def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
 def test_columns_that_are_asked_for_have_their_direction_and_costs(tmp_path: Path) -> None:
     for i, name in enumerate("ab"):
         trained(tmp_path, name, stage="sft", lr=i + 1, metrics={"loss_after": 2.0 - i, "peak_rss_mb": 700.0 + i})
-    found = comparison(tmp_path, records(tmp_path, stage="sft"), ["metrics.loss_after"])
-    assert said_first(found, labels_of(found)).startswith("Lowest metrics.loss_after: row 2 (lr 2)")
-    assert "metrics.loss_after against peak memory, MB" in page_of(found, tmp_path).html()
+    found = compare(tmp_path, records(tmp_path, stage="sft"), ["metrics.loss_after"])
+    assert describe_best(found, labels_of(found)).startswith("Lowest metrics.loss_after: row 2 (lr 2)")
+    assert "metrics.loss_after against peak memory, MB" in build_page(found, tmp_path).html()
 
 
 def test_a_seed_without_a_figure_costs_the_others_nothing(tmp_path: Path) -> None:
@@ -285,20 +283,20 @@ def test_fewer_figures_where_they_do_not_fit(tmp_path: Path) -> None:
 def test_curves_are_the_mean_over_seeds_each_once(tmp_path: Path) -> None:
     for name, seed, score in (("a", 0, 1.0), ("b", 1, 3.0), ("c", 1, 3.0)):
         trained(tmp_path, name, seed, score)
-    html = page_of(compared(tmp_path), tmp_path).html()
+    html = build_page(compared(tmp_path), tmp_path).html()
     assert "1 (ppo:a): from 2 at update 1 to 6 at update 3" in html
 
 
 def test_a_stream_of_something_else_is_no_curve(tmp_path: Path) -> None:
     for i, name in enumerate("ab"):
         (trained(tmp_path, name, lr=i) / "metrics.jsonl").write_text('[1, 2]\n{"step": 1}\n' + "[" * 4000)
-    page_of(compared(tmp_path), tmp_path).html()
+    build_page(compared(tmp_path), tmp_path).html()
 
 
 def test_the_page_has_curves_and_what_a_score_costs(tmp_path: Path) -> None:
     for i, name in enumerate("abc"):
         trained(tmp_path, name, score=0.2 + i / 4, lr=i + 1)
-    html = page_of(compared(tmp_path), tmp_path).html()
+    html = build_page(compared(tmp_path), tmp_path).html()
     assert "Score over updates. 1 (lr 1): from 0.2 at update 1 to 0.6 at update 3; 2 (lr 2): from" in html
     beaten = "of 3 rows. No other one beats in both:"
     assert f"last_score against KL from the start {beaten} 1 (lr 1), 2 (lr 2), 3 (lr 3)." in html
@@ -313,7 +311,7 @@ def test_seeds_are_drawn_as_their_mean_where_all_have_a_step() -> None:
 def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
     for name in ("<script>alert(1)</script>", "$x_1$"):
         trained(tmp_path, name.replace("/", "∕"), lr=len(name), note=name)
-    html = page_of(compared(tmp_path), tmp_path).html()
+    html = build_page(compared(tmp_path), tmp_path).html()
     assert "<script" not in html
 
 
@@ -342,7 +340,7 @@ def test_a_note_of_a_sweep_that_cannot_be_read(tmp_path: Path, note: str) -> Non
         runs_of(tmp_path, "latest")
 
 
-def test_the_front_is_what_the_definition_says() -> None:
+def test_the_best_points_are_what_the_definition_says() -> None:
     """Against the definition, over every kind of small plane with ties."""
     generator = random.Random(0)
     for _ in range(500):
@@ -351,4 +349,5 @@ def test_the_front_is_what_the_definition_says() -> None:
             j for i, j in itertools.permutations(range(len(points)), 2)
             if points[i] != points[j] and points[i][0] <= points[j][0] and points[i][1] >= points[j][1]
         }  # fmt: skip
-        assert sorted(front(*([p[k] for p in points] for k in (0, 1)))) == sorted({*range(len(points))} - better)
+        drawn = [Point(str(i), (x, x, x), (y, y, y)) for i, (x, y) in enumerate(points)]
+        assert {int(point.label) for point in undominated(drawn)} == {*range(len(points))} - better

@@ -14,12 +14,12 @@ from portfolio import digest_of, interval, made, publish_file
 from align.core.aliases import Arm
 from align.core.errors import CorruptFile, InputError
 from align.registry import comparison, trace
+from align.registry.formatting import USUAL
 from align.registry.gates import read_gate
 from align.registry.index import Index, asked
 from align.registry.page.templating import templates
 from align.registry.promotion import promote
 from align.registry.record import Record, altered_in
-from align.registry.shown import USUAL
 from align.run.alias_log import read_log
 from align.run.digests import file_digest
 from align.run.figures import FILE, IN_ARTIFACT, load_published_figures, write_figures
@@ -134,7 +134,7 @@ def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Call
         assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
         assert "altered" in templates().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
         assert "NOT WHOLE: " in trace_lines(tmp_path, run)
-    side_by_side = comparison.comparison(tmp_path, [by_run["ppo:a"]], [])
+    side_by_side = comparison.compare(tmp_path, [by_run["ppo:a"]], [])
     assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))
     assert comparison.as_objects(side_by_side)["altered"] == [altered_in(by_run["ppo:a"])]
     if edit is not edit_file_in_artifact:

@@ -15,13 +15,12 @@ from portfolio import given, made, one, refs
 from align.annotate.store import Store
 from align.annotate.store.erasure import about, erase
 from align.core.errors import InputError
-from align.registry.downstream import Made, downstream
+from align.registry.forget_selection import MAY_HAVE, TRAINED
+from align.registry.forgetting import Made, downstream, new_receipt, unfinished
 from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
 from align.registry.gates import Finding, read_gate
 from align.registry.index import asked
 from align.registry.promotion import subject_of
-from align.registry.receipts import new_receipt, unfinished
-from align.registry.selection import MAY_HAVE, TRAINED
 from align.run.alias_log import Meant
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE, mark, stale_in

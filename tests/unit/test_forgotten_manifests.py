@@ -8,9 +8,8 @@ import pytest
 from run_folders import published
 
 from align.registry import forgetting
-from align.registry.forgetting import answer_for
+from align.registry.forgetting import answer_for, new_receipt
 from align.registry.index import asked
-from align.registry.receipts import new_receipt
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import Change, Meant, append, read_log
 from align.run.manifest import hold_manifest, read_manifest

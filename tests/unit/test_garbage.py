@@ -17,7 +17,7 @@ import pytest
 from portfolio import digest_of, made
 
 from align.core.errors import MissingArtifact
-from align.registry.garbage import BY, LOG, Piece, as_lines, garbage, in_bytes, removed
+from align.registry.garbage import BY, LOG, Piece, as_lines, find_garbage, format_bytes, remove_pieces
 from align.registry.index import asked
 from align.run import resolve
 from align.run.alias_log import Meant, append, read_log
@@ -44,7 +44,7 @@ def run(root: Path, ref: str, inputs: dict[str, Any] | None = None, size: int = 
 
 
 def found(root: Path, days: float = 30.0) -> list[Piece]:
-    return asked(root, lambda index: garbage(index, read_log(root), days))
+    return asked(root, lambda index: find_garbage(index, read_log(root), days))
 
 
 def paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
@@ -172,7 +172,7 @@ def test_what_is_removed_is_what_was_listed_and_is_written_down(tmp_path: Path) 
         ("artifacts", "ppo/b/artifact", 200),
         ("artifacts", "ppo/a/artifact", 100),
     ]
-    assert all(done for _, done in removed(tmp_path, pieces, "ann"))
+    assert all(done for _, done in remove_pieces(tmp_path, pieces, "ann"))
     after = everything(tmp_path)
     gone = {
         "ppo/c/checkpoints/x",
@@ -203,7 +203,7 @@ def test_a_run_that_began_to_work_meanwhile_keeps_all(tmp_path: Path) -> None:
         while not [line for line in Path("/proc/locks").read_text().splitlines() if f" {holder.pid} " in line]:
             time.sleep(0.02)
         before = everything(tmp_path)
-        done = list(removed(tmp_path, pieces, "ann"))
+        done = list(remove_pieces(tmp_path, pieces, "ann"))
         assert [kept for _, kept in done] == [False]
         assert everything(tmp_path) == before
     finally:
@@ -239,4 +239,4 @@ def test_no_portfolio_loses_what_it_needs(tmp_path: Path) -> None:
 
 def test_sizes_in_words() -> None:
     sizes = {0: "0 B", 999: "999 B", 1500: "1.5 kB", 12_345_678: "12.3 MB", 3_200_000_000: "3.2 GB"}
-    assert {size: in_bytes(size) for size in sizes} == sizes
+    assert {size: format_bytes(size) for size in sizes} == sizes

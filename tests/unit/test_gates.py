@@ -13,10 +13,9 @@ from portfolio import digest_of, interval, made, publish_file
 from signing_keys import Pair, pair
 
 from align.core.errors import InputError
-from align.registry.gates import Finding, Subject, read_gate, read_gates
+from align.registry.gates import Finding, Subject, read_gate, read_gates, verdict_on
 from align.registry.index import asked
 from align.registry.promotion import subject_of
-from align.registry.verdicts import verdict_on
 from align.run.alias_log import Meant
 from align.run.digests import file_digest
 from align.run.lineage import suite_collapse_of
@@ -278,15 +277,15 @@ def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path, text: str, say
         ("alias: x\nconditions: [unseen]", "is no condition"),
         ("alias: x\nconditions: [{signed: k}]", "is no condition"),
         ("alias: x\nconditions: [{unseen: true, verdict: y}]", "is no condition"),
-        ("alias: x\nconditions: [{unseen: false}]", "says nothing else than true"),
+        ("alias: x\nconditions: [{unseen: false}]", "is no such condition"),
         ("alias: x\nconditions: [{figure: kl}]", "is no bound of a figure"),
         ("alias: x\nconditions: [{figure: kl, at_lest: 3}]", "is no bound of a figure"),
         ("alias: x\nconditions: [{figure: 3, at_least: 3}]", "is no bound of a figure"),
         ("alias: x\nconditions: [{figure: kl, at_least: high}]", "has a bound that is no number: 'high'"),
         ("alias: x\nconditions: [{figure: kl, at_least: .nan}]", "has a bound that is no number: nan"),
         ("alias: x\nconditions: [{figure: kl, at_least: true}]", "has a bound that is no number: True"),
-        ("alias: x\nconditions: [{receipt: [gguf]}]", "is no kind of export"),
-        ("alias: x\nconditions: [{verdict: ''}]", "names no verdict"),
+        ("alias: x\nconditions: [{receipt: [gguf]}]", "is no such condition"),
+        ("alias: x\nconditions: [{verdict: ''}]", "is no such condition"),
         ("\x00", "cannot be read as YAML"),
         ("alias: x\nconditions: [{unseen: true}]\nconditions: [{unseen: true}]", "'conditions' stands twice"),
         ("alias: x\nconditions: [{figure: kl, at_most: 3, at_most: 9}]", "'at_most' stands twice"),

@@ -1,7 +1,7 @@
 """How many modules a stage reaches, so that a change that couples packages is seen.
 
 What is found by name counts only where it is named here: engines (`align.rollout.registry.ENGINES`), kinds of checks
-(`align.reward.checkers.build.KINDS`), and the page of a data set, a judge or a suite (`align.report.seen`).
+(`align.reward.checkers.build.KINDS`), and the page of a data set, a judge or a suite (`align.report.run_view`).
 """
 
 from __future__ import annotations
@@ -95,5 +95,5 @@ def test_what_is_found_by_name_exists():
     named = [engine.partition(":")[0] for engine in ENGINES.values()]
     named += [f"align.reward.checkers.{module}" for module in KINDS.values()]
     named += [name for stage in STAGES for name in getattr(load_stage(stage), "PRELOAD", ())]
-    named += [f"align.report.{page}" for page in ("data_set", "judge_report", "suite")]
+    named += [f"align.report.{page}" for page in ("data_set_page", "judge_page", "suite_page")]
     assert set(named) <= PATHS.keys()

@@ -20,7 +20,7 @@ from align.ops.intervals import (
     t_quantile,
     wilson,
 )
-from align.report.words import FEW
+from align.report.figure_text import FEW
 
 LOWEST, HIGHEST = 0.92, 0.985
 """Between these lies how often an interval at 95 % covers, from 32 observations on."""

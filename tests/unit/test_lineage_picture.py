@@ -11,8 +11,7 @@ from portfolio import made, small
 from align.core.chain import Head
 from align.registry.index import Index
 from align.registry.page.lineage import MOST, Box, Lineage, columns_of, lineage_of, picture, placed
-from align.registry.trace import Tracer
-from align.registry.voters import Votes
+from align.registry.trace import Tracer, Votes
 
 
 def nobody(project: str, head: Head) -> Votes:

@@ -29,8 +29,7 @@ from align.evals.llm_judge import read_template
 from align.models.adapter_files import adapter_config, read_adapter, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer
-from align.registry.gates import read_gates
-from align.registry.verdicts import read_verdict
+from align.registry.gates import read_gates, read_verdict
 from align.run import json_object, read_manifest
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import read_log

@@ -27,9 +27,9 @@ from align.core.errors import InputError
 from align.core.outputs import atomic_file, replace_file
 from align.export.converters import HF, LORA, unpack
 from align.models.base import converted
-from align.registry.garbage import LOG, Piece, noted
+from align.registry.comparison import note_sweep
+from align.registry.garbage import LOG, Piece, write_to_log
 from align.registry.index import INDEX, Index
-from align.registry.sweeps import note_sweep
 from align.report.page import Report
 from align.rollout.kept import AnswerStore
 from align.run.alias_log import FILE as ALIASES
@@ -88,7 +88,7 @@ def add_answers(path: Path) -> None:
 
 
 def log_removal(path: Path) -> None:
-    noted(path.parent, Piece("bases", "bases/x", 1, "nothing needs it"), "ann")
+    write_to_log(path.parent, Piece("bases", "bases/x", 1, "nothing needs it"), "ann")
 
 
 def change_alias(path: Path) -> None:

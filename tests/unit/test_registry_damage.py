@@ -16,9 +16,9 @@ import pytest
 from portfolio import BEGAN, anew, made, one, records, refs, small
 
 from align.core.errors import InputError
+from align.registry.formatting import as_csv, as_json, as_table, details
 from align.registry.index import INDEX, Index
 from align.registry.record import record_of
-from align.registry.shown import as_csv, as_json, as_table, details
 from align.run.manifest import FILE, read_manifest
 
 
@@ -73,7 +73,7 @@ def test_a_stage_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: 
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("align.registry.folders.os.scandir", refuses)
+    monkeypatch.setattr("align.registry.index.os.scandir", refuses)
     with pytest.raises(InputError, match=r"run\.root=.*eval: cannot be listed \(Permission denied\)"):
         records(tmp_path)
 

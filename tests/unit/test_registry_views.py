@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from align.core.chain import Head
 from align.core.errors import InputError
-from align.registry.page.runs import A_PAGE, conditions_in
 from align.registry.page.server import application
-from align.registry.voters import Votes
+from align.registry.page.views import A_PAGE, conditions_in
+from align.registry.trace import Votes
 from align.run.alias_log import Meant, append
 from align.run.stale import mark
 from align.web.key_link import Anybody, KeyAuthenticator

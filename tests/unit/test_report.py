@@ -13,6 +13,7 @@ import pytest
 from align.core.errors import StorageError
 from align.ops.calibration import calibration_bins
 from align.report import Report, format_figure, too_few
+from align.report.figure_text import duration, moment, percent
 from align.report.page import LONGEST_TEXT, Code, Link, Part, Said
 from align.report.plots import (
     MOST_POINTS,
@@ -25,7 +26,6 @@ from align.report.plots import (
     thinned,
     ticks,
 )
-from align.report.words import duration, moment, percent
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)">"\' onload=\'x'
 
@@ -344,4 +344,8 @@ def test_intervals_are_put_into_words_in_one_place():
     wrote = {
         str(p.relative_to(root)) for p in sources if re.search(r"\{\w*\[?[\"']?low[\"']?\]?:", p.read_text("utf-8"))
     }
-    assert wrote == {"align/report/words.py", "annotate/web/dashboard.py", "recipes/check.py"}  # all of which say it
+    assert wrote == {
+        "align/report/figure_text.py",
+        "annotate/web/dashboard.py",
+        "recipes/check.py",
+    }  # all of which say it

@@ -53,7 +53,7 @@ def test_names_are_text_whatever_stands_in_them():
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 5, 7, 99, 100, 101, 4_999, 123_456_789])
 def test_an_axis_begins_with_0_reaches_the_largest_bar_and_has_few_whole_steps(largest: int):
-    steps = axis_steps([0, largest])
+    steps = axis_steps({"a": [0, largest]})
     assert steps[0] == 0
     assert steps[-1] >= largest
     assert len(steps) <= 6

@@ -11,7 +11,7 @@ from align.evals.suite.probes import Choices, chosen
 from align.evals.suite.results import Said as Answer
 from align.report.page import Report
 from align.report.page import Said as Side
-from align.report.suite import regressions, side, verdict
+from align.report.suite_page import regressions, side, summarize
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headl
     }  # fmt: skip
     run = seen("eval", metrics, settings={"level": 0.95})
     run = replace(run, manifest=replace(run.manifest, config={**run.config, "eval": {"tasks": None}}))
-    assert verdict(run) == f"{headline} No difference between new and old was shown."
+    assert summarize(run) == f"{headline} No difference between new and old was shown."
 
 
 def test_a_probe_shows_what_it_found() -> None:

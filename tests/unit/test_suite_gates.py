@@ -16,7 +16,7 @@ from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
 from align.evals.suite.gates import Gate, decision, in_a_line, junit, parsed_gates, verdict_file
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import Item, Task
-from align.registry.verdicts import read_verdict
+from align.registry.gates import read_verdict
 from align.reward.checkers import checker
 from align.run import write_json
 

@@ -16,9 +16,7 @@ from portfolio import BASE, digest_of, given, made, small
 from align.core.chain import Head
 from align.core.errors import MissingArtifact
 from align.registry.index import Index, asked
-from align.registry.intact import looked_at
-from align.registry.trace import DEEPEST, Node, Tracer, as_lines, of_response
-from align.registry.voters import Votes
+from align.registry.trace import DEEPEST, Node, Tracer, Votes, as_lines, check_files, trace_response
 from align.run.manifest import Input
 
 
@@ -163,8 +161,8 @@ def test_files_by_time_and_by_hash(tmp_path: Path) -> None:
 
 def test_many_files_are_counted(tmp_path: Path) -> None:
     outputs = dict.fromkeys((f"artifact/{i}" for i in range(9)), "0" * 64)
-    found = looked_at(tmp_path, outputs, {}, None, full=False)
-    assert found.said == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
+    found = check_files(tmp_path, outputs, {}, None, full=False)
+    assert found.state == "artifact/0, artifact/1, artifact/2 and 6 more are missing"
 
 
 def test_base_and_files_are_hashed_where_everything_is(tmp_path: Path) -> None:
@@ -192,7 +190,7 @@ def log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> No
 
 
 def answered(root: Path, id: str) -> Node:
-    return asked(root, lambda index: of_response(index, Tracer(index, nobody), id))
+    return asked(root, lambda index: trace_response(index, Tracer(index, nobody), id))
 
 
 def test_a_served_answer(tmp_path: Path) -> None:

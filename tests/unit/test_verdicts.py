@@ -11,12 +11,12 @@ import pytest
 from seen_runs import interval, said, seen
 
 from align.config.stages import WITH_RUNS
-from align.report.figures import FIGURES, scarce, table_of
+from align.report.figure_labels import FIGURES, scarce, table_of
 from align.report.headlines import VERDICTS
 from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
-from align.report.seen import Seen
+from align.report.run_view import RunView
 from align.report.stages import draw, figures_so_far, reliability_bins
 from align.run import Base, Input, Manifest
 
@@ -27,7 +27,7 @@ def sft(change: dict[str, Any] | None, after: float = 4.36, rows: int = 256) -> 
 
 
 def test_every_stage_has_a_verdict_and_a_title():
-    assert VERDICTS.keys() == TITLES.keys() == {*WITH_RUNS}
+    assert {*VERDICTS, "data"} == TITLES.keys() == {*WITH_RUNS}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
     (tmp_path / "full" / "whole" / "report.html").write_text("")
     made = Base("whole", str(tmp_path / "full" / "whole" / "artifact"), None, "w" * 64)
     given = seen("ppo", {}, tmp_path / "ppo" / "mine")
-    given = Seen(given.folder, Manifest("ppo", "mine", 0, given.config, {}, made), "")
+    given = RunView(given.folder, Manifest("ppo", "mine", 0, given.config, {}, made), "")
     assert Link("full:whole", "../../full/whole/report.html") in dict(origins(given))["Base"]
 
 

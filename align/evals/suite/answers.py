@@ -34,7 +34,7 @@ from align.models.actor import Actor, ModelActor
 from align.models.adapter_pool import AdapterPool
 from align.models.backbone import answered
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.rollout.answers_alone import parted_texts
 from align.rollout.engine import Engine, divergence_as_input_error, greedily, response_ids, response_text
 from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Question

@@ -4,7 +4,7 @@
     {name: no-regression, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}
 
 A verdict is `pass`, `fail` or `undecided`, which is no pass. Each becomes a verdict file, which gates of aliases ask
-for (`align.registry.verdicts`), and a test case in JUnit's XML.
+for (`align.registry.gates`), and a test case in JUnit's XML.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from align.evals.suite.results import SHARES, Scored, own_mean
 from align.evals.suite.tasks import Task
 from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
-from align.report.words import counted, in_words
+from align.report.figure_text import counted, in_words
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'

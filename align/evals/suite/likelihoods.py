@@ -48,7 +48,7 @@ from align.models.finite import diverged
 from align.models.load import context_length, describe
 from align.models.plain_path import route_of
 from align.ops.logprobs import rows_for
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.rollout.detokenize import StopFinder, TextDecoder
 from align.rollout.engine import divergence_as_input_error, response_ids
 from align.rollout.hf import HfEngine

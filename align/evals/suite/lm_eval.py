@@ -34,7 +34,7 @@ from align.evals.suite.harness import Completion, Found, Harness, Requests, Writ
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item, Task, clustered
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.run import json_digest, write_json
 
 if TYPE_CHECKING:

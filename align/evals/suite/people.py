@@ -18,7 +18,7 @@ from align.core.chain import canonical
 from align.core.types import Conversation
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
 from align.report import in_words
-from align.report.words import counted
+from align.report.figure_text import counted
 
 PEOPLE = "people"
 """People, as `stage.judge` calls them."""

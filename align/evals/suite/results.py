@@ -32,7 +32,7 @@ from align.evals.suite.tasks import Item
 from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
 from align.report import in_words
-from align.report.words import counted, few
+from align.report.figure_text import counted, few
 from align.reward.checkers import Checked, accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"

@@ -19,7 +19,7 @@ from align.evals.endpoint import Endpoint, parsed_endpoint
 from align.evals.suite.tasks import Item
 from align.models.base import base_of
 from align.models.start import BASE, as_artifact, find, method_of
-from align.report.words import counted
+from align.report.figure_text import counted
 from align.run import Artifact, Base, Input
 
 FIELD = "stage.systems"

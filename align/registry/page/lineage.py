@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from markupsafe import Markup
 
 from align.registry.index import Index
-from align.registry.page.templating import render, view_url
-from align.registry.shown import clean
+from align.registry.page.templating import render
 from align.registry.trace import STALE, Node, facts_of
-from align.report.words import counted
+from align.report.figure_text import counted
 
 WIDE, TALL, ACROSS, DOWN = 172, 50, 44, 12
 """Of a box, and between boxes, in pixels."""
-LETTERS = {"name": 19, "tells": 23}
-"""Of a box's lines; its title has all of them."""
 MOST = 60
 """Boxes of a picture; the tree of `stage.action=trace` has all."""
 SWEEPS = 4
@@ -162,7 +158,9 @@ def picture(found: Lineage) -> Markup:
         width=max(x for x, _ in places.values()) + WIDE + 2,
         height=max(y for _, y in places.values()) + TALL + 2,
         paths=[curve_path(places[source], places[target]) for source, target in found.lines],
-        boxes=[describe_box(box, places[key], key == found.focus) for key, box in found.boxes.items()],
+        boxes=[(box, places[key], key == found.focus) for key, box in found.boxes.items()],
+        box_width=WIDE,
+        box_height=TALL,
         more=f" {counted(found.left_out, 'more')} left out: stage.action=trace has all." if found.left_out else "",
     )
 
@@ -198,30 +196,3 @@ def curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:
     y1 = end[1] + TALL / 2
     bend = max(24.0, (x1 - x0) / 2)
     return f"M{x0:g} {y0:g}C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"
-
-
-def describe_box(box: Box, place: tuple[float, float], is_focus: bool) -> dict[str, Any]:
-    """Return what the template shows of a box: its name, and below it what it is."""
-    is_broken = box.stale or not box.whole
-    marks = [mark for mark, holds in (("not whole", not box.whole), ("stale", box.stale)) if holds]
-    kind = "" if box.kind == "run" else box.kind
-    name = clean(
-        box.name if box.kind in ("run", "annotator") else box.name.rstrip("/").rpartition("/")[2], longest=None
-    )
-    details = clean(", ".join(part for part in (kind, box.tells) if part), longest=None)
-    longest = LETTERS["name"]
-    if len(name) > longest:  # names differ at their ends
-        name = f"{name[: longest // 2]}…{name[1 - longest // 2 :]}"
-    if len(details) > LETTERS["tells"]:
-        details = f"{details[: LETTERS['tells'] - 1]}…"
-    return {
-        "url": view_url("run", run=box.name) if box.kind == "run" else "",
-        "classes": " ".join(["box", box.kind, *["focus"] * is_focus, *["broken"] * is_broken]),
-        "x": place[0],
-        "y": place[1],
-        "width": WIDE,
-        "height": TALL,
-        "title": clean("; ".join(part for part in (kind, box.name, box.tells, *marks) if part), longest=None),
-        "name": name,
-        "details": details,
-    }

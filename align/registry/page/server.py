@@ -20,11 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.core.errors import InputError, MissingArtifact, StorageError
 from align.registry.index import Index, asked
-from align.registry.page.aliases import aliases_view
-from align.registry.page.compare import compare_view
-from align.registry.page.run import Reports, record_in, run_view
-from align.registry.page.runs import NEWEST, Filters, describe_error, runs_view
 from align.registry.page.templating import render
+from align.registry.page.views import (
+    NEWEST,
+    Filters,
+    aliases_view,
+    compare_view,
+    describe_error,
+    record_in,
+    report_view,
+    run_view,
+    runs_view,
+)
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
@@ -63,7 +70,7 @@ def application(
         origins: under which browsers know the server, such as http://127.0.0.1:7862.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(views(root, voters, Reports(root, command)))
+    app.include_router(views(root, voters, command))
     app.include_router(files(root))
     app.mount("/align", StaticFiles(directory=STATIC))
     for error, status in {MissingArtifact: 404, StorageError: 503, InputError: 422}.items():
@@ -106,7 +113,7 @@ def check(visitor: Visitor | None, method: str, path: str, headers: Mapping[byte
     return None if method in ("GET", "HEAD") else refusal(405, "There is nothing here that could be changed.")
 
 
-def views(root: Path, voters: Voters, reports: Reports) -> APIRouter:
+def views(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> APIRouter:
     """Each view of the page by itself, as the script asks for it."""
     router = APIRouter(prefix="/view", default_response_class=HTMLResponse)
     drawing = ThreadPoolExecutor(1, "drawing")  # of its own, so that whoever waits for a picture holds up no table
@@ -128,7 +135,7 @@ def views(root: Path, voters: Voters, reports: Reports) -> APIRouter:
 
     @router.get("/report")
     async def report(run: Text) -> str:
-        return await drawn(lambda: reports.of(asked(root, lambda index: record_in(index, run))))
+        return await drawn(lambda: report_view(root, asked(root, lambda index: record_in(index, run)), command))
 
     @router.get("/compare")
     async def compare(runs: Annotated[list[Text], Query()]) -> str:

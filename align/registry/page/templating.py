@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from jinja2 import Environment
 from markupsafe import Markup
 
-from align.registry import shown
+from align.registry import formatting
 from align.registry.record import altered_in
 from align.report.page import TEMPLATES as REPORT_TEMPLATES
 from align.report.page import template_environment
@@ -19,16 +19,16 @@ from align.report.page import template_environment
 @cache
 def templates() -> Environment:
     environment = template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
-    environment.filters["clean"] = shown.clean
+    environment.filters["clean"] = formatting.clean
     environment.globals |= {
         "view_url": view_url,
         "altered_in": altered_in,
-        "age": shown.age,
-        "base_of": shown.base_of,
-        "method_in": shown.method_in,
-        "data_in": shown.data_in,
-        "kl_in": shown.kl_in,
-        "parents_in": shown.parents_in,
+        "age": formatting.age,
+        "base_of": formatting.base_of,
+        "method_in": formatting.method_in,
+        "data_in": formatting.data_in,
+        "kl_in": formatting.kl_in,
+        "parents_in": formatting.parents_in,
     }
     return environment
 

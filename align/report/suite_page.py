@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.report.figure_text import counted, few, format_figure, in_words, percent, signed
 from align.report.page import Report, Said
-from align.report.seen import Seen
-from align.report.words import counted, few, format_figure, in_words, percent, signed
+from align.report.run_view import RunView
 from align.track import shortened
 
 SHARES = {
@@ -21,8 +21,8 @@ NUMBERS = {"bits_per_byte": "bits per byte", "nats_per_token": "nats per token",
 """The same of numbers."""
 
 
-def verdict(seen: Seen) -> str:
-    """What the gates say, and the differences that were shown."""
+def summarize(seen: RunView) -> str:
+    """Return what the gates say, and the differences that were shown."""
     names, gates = names_of(seen), seen.metrics.get("gates", {})
     first, others = names[0], names[1:]
     gated = [*collapsed(seen), *([outcomes([*gates.values()])] if gates else [])]
@@ -41,7 +41,7 @@ def verdict(seen: Seen) -> str:
     return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
 
 
-def collapsed(seen: Seen) -> list[str]:
+def collapsed(seen: RunView) -> list[str]:
     """Return a sentence on each system that collapsed."""
     systems = seen.metrics.get("collapse", {}).get("systems", {})
     return [
@@ -64,19 +64,19 @@ def outcomes(found: Sequence[str]) -> str:
     return f"{', '.join(said)}."
 
 
-def names_of(seen: Seen) -> list[str]:
+def names_of(seen: RunView) -> list[str]:
     """The systems as the user wrote them; the first is compared with the others."""
     return [system["name"] for system in seen.metrics["systems"]]
 
 
-def in_order(seen: Seen, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def in_order(seen: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The tasks as the user wrote them: JSON has them by name."""
     written = [task["name"] for task in seen.config["eval"]["tasks"] or ()]
     tasks = results.get("tasks", {})
     return sorted(tasks.items(), key=lambda one: written.index(one[0]) if one[0] in written else len(written))
 
 
-def shares(seen: Seen) -> list[str]:
+def shares(seen: RunView) -> list[str]:
     """Of tasks that ask a question about each answer, the systems' shares of yes."""
     return [
         f"On {name}, the share that {task['yes']} is "
@@ -96,7 +96,7 @@ def sentence(first: str, name: str, task: Mapping[str, Any], other: str) -> str:
     return f"{first} is {'better' if better else 'worse'}{by} than {other} on {name}."
 
 
-def overview(report: Report, seen: Seen) -> None:
+def overview(report: Report, seen: RunView) -> None:
     """Gates and comparisons, a row each."""
     results = seen.mapping("artifact/results.json")
     gates = [seen.mapping(f"artifact/verdicts/{name}.json") for name in seen.metrics.get("gates", ())]
@@ -154,8 +154,8 @@ READING = (
 )
 
 
-def shown(report: Report, seen: Seen) -> None:
-    """Tables of each task, and the answers to the items that the first system lost most on."""
+def add_body(report: Report, seen: RunView) -> None:
+    """Add tables of each task, and the answers to the items that the first system lost most on."""
     results, rows = seen.mapping("artifact/results.json"), seen.evidence("artifact/answers.jsonl")
     names, answers = names_of(seen), {(row["task"], row["id"]): row for row in rows}
     variety_table(report, names, results.get("collapse", {}))

@@ -1,4 +1,4 @@
-"""Records as lines: a table for eyes, JSON and CSV for programs."""
+"""Records as text: a table for eyes, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from align.registry.record import Record, altered_in
-from align.report.words import format_figure, is_interval, one_line
+from align.report.figure_text import align_columns, format_figure, is_interval, one_line
 
 NOTHING = "–"
 LONGEST, A_LINE = 60, 400
@@ -63,14 +63,7 @@ def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -
     if not columns:
         kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
         head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
-    yield from in_columns([head, *cells])
-
-
-def in_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of equally many cells, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+    yield from align_columns([head, *cells])
 
 
 def age(record: Mapping[str, Any], now: datetime) -> str:
@@ -142,7 +135,7 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "score": lambda record, now: clean(score_in(record)),
     "KL": lambda record, now: kl_in(record),
     "from": lambda record, now: clean(parents_in(record)),
-    "error": lambda record, now: clean(record.get("error") or NOTHING, longest=None),
+    "error": lambda record, now: one_line(record.get("error") or NOTHING),
 }
 """Column of the usual table → its cell."""
 
@@ -188,7 +181,7 @@ def details(record: Record) -> Iterator[str]:
     order = [*(key for key in FIRST if key in found), *(key for key in found if key not in FIRST)]
     width = min(max(map(len, order)), 40)
     for key in order:
-        yield f"{clean(key, longest=None).ljust(width)}  {cell(found[key], longest=A_LINE)}"
+        yield f"{one_line(key).ljust(width)}  {cell(found[key], longest=A_LINE)}"
 
 
 def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

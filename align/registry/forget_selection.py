@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,14 +41,25 @@ FILES = "read it from files, which are yours: take the rows out of them before y
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Attributes:
-    kind: one of `KINDS`.
-    project: of the annotation store.
+    """What is to be forgotten.
+
+    Attributes:
+        kind: one of `KINDS`.
+        project: of the annotation store.
+
+    Raises:
+        InputError: the value can name nothing of that kind.
     """
 
     kind: str
     value: str
     project: str
+
+    def __post_init__(self) -> None:
+        if self.kind == CONTENT_ID:
+            hexadecimal = len(self.value) == 64 and not {*self.value.lower()} - {*"0123456789abcdef"}
+            remedy = "An id has 64 hex digits, see the column content_id of a data set; quote it."
+            require(hexadecimal, self.field, self.value, "is no content id", remedy)
 
     @property
     def field(self) -> str:
@@ -78,12 +90,12 @@ class Selection:
         return bool(self.stored or self.sets or self.read)
 
     def texts_of(self, run: str) -> Texts:
-        """What is looked for in the files of a run."""
+        """Return what is looked for in the files of a run."""
         return self.texts if run in self.voted else replace(self.texts, marks=Marks())
 
 
 def selected(index: Index, wanted: Selector, url: str) -> Selection:
-    """What a selector means now.
+    """Return what a selector means now.
 
     Args:
         url: of the annotation store.
@@ -91,7 +103,7 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
     Raises:
         InputError: nothing is known of it; the message has the nearest names.
     """
-    records = [record for ref in index.names() if (record := index.record(ref)) is not None]
+    records = index.records()
     stored = in_store(wanted, url)
     texts = Texts()
     if stored:
@@ -112,8 +124,9 @@ def selected(index: Index, wanted: Selector, url: str) -> Selection:
             continue  # its rows say what it has
         if why := why_read(index.root, record, wanted, stored):
             read.setdefault(record["run"], why)
-            if why in (TRAINED, READ) and stored is None and reads_files(record):
-                from_files.append(record["run"])
+            from_data_set = any(one.get("root") for one in record["inputs"].values())
+            if why in (TRAINED, READ) and stored is None and record["stage"] != "data" and not from_data_set:
+                from_files.append(record["run"])  # it will read its rows from files again
     if not (stored or sets or any(not why.startswith(MAY_HAVE) for why in read.values())):
         raise nothing_known(wanted, records, index.root, notes)
     notes += [f"{', '.join(from_files)} {FILES}"] if from_files else []
@@ -144,7 +157,7 @@ def nothing_known(wanted: Selector, records: Sequence[Record], root: Path, notes
 
 
 def in_store(wanted: Selector, url: str) -> About | None:
-    """What the annotation store holds of it; None where it cannot hold any.
+    """Return what the annotation store holds of it; None if it cannot hold any.
 
     Raises:
         InputError: an item or an annotator that it does not know; there is no such store.
@@ -171,7 +184,7 @@ def in_store(wanted: Selector, url: str) -> About | None:
 
 
 def same_in_store(url: str, texts: Texts) -> Iterator[str]:
-    """What is to be said of items of the store that have the same texts: they are somebody's to name."""
+    """Yield notes on items of the store that have the same texts: they are somebody's to name."""
     with suppress(InputError), Store.open(url, create=False) as store:  # or there is none
         for project in store.projects():
             there = (item.id for item in store.items(project) if any(map(texts.within, texts_of(item))))
@@ -181,8 +194,8 @@ def same_in_store(url: str, texts: Texts) -> Iterator[str]:
 
 
 def item_of(store: Store, project: str, content_id: bytes) -> str:
-    """The item that a pair with this id is of; empty for none. Whoever forgets the pair forgets the item: its texts
-    stand nowhere else in the store."""
+    """Return the item that a pair with this id is of; empty for none. To forget the pair is to forget the item: its
+    texts stand nowhere else in the store."""
     with store.reading():
         if (key := store.key(project)) is None:
             return ""
@@ -196,23 +209,22 @@ def item_of(store: Store, project: str, content_id: bytes) -> str:
 
 
 def rows_in(found: DataSet, wanted: Selector, stored: About | None) -> tuple[frozenset[str], Texts]:
-    """The content ids of the rows of a data set that go, and their texts."""
+    """Return the content ids of the rows of a data set that go, and their texts."""
     goes = going(found, wanted, stored)
     ids, own, others = set[str](), set[str](), set[str]()
-    for side in SIDES:
-        for table in found.tables(side):
-            mask = [*goes(table)]
-            ids.update(id for id, gone in zip(table["content_id"].to_pylist(), mask, strict=True) if gone)
+
+    def tables() -> Iterator[pa.Table]:
+        return chain.from_iterable(map(found.tables, SIDES))
+
+    for table in tables():
+        ids.update(id for id, gone in zip(table["content_id"].to_pylist(), goes(table), strict=True) if gone)
     if not ids:
         return frozenset(), Texts()
-    for side in SIDES:
-        for table in found.tables(side):
-            mask = pa.array([id in ids for id in table["content_id"].to_pylist()])
-            own.update(texts_in(found.kind, table.filter(mask)))
-    for side in SIDES:
-        for table in found.tables(side):
-            mask = pa.array([id not in ids for id in table["content_id"].to_pylist()])
-            others.update(text for text in texts_in(found.kind, table.filter(mask)) if text in own)
+    for table in tables():
+        own.update(texts_in(found.kind, table.filter(pa.array([id in ids for id in table["content_id"].to_pylist()]))))
+    for table in tables():
+        rest = table.filter(pa.array([id not in ids for id in table["content_id"].to_pylist()]))
+        others.update(text for text in texts_in(found.kind, rest) if text in own)
     return frozenset(ids), Texts(frozenset(own - others), frozenset(others))
 
 
@@ -223,30 +235,29 @@ def texts_in(kind: str, table: pa.Table) -> Iterator[str]:
 
 
 def going(found: DataSet, wanted: Selector, stored: About | None) -> Facts:
-    """Whether each row goes."""
+    """Return what says of each row of a table whether it goes."""
     kinds = {name: kind.project for name, kind in kinds_in(found.data).items() if kind.project}
     source = wanted.value if wanted.kind == SOURCE else None
-    id_wanted = wanted.value.lower() if wanted.kind == CONTENT_ID else None
+    content_id = wanted.value.lower() if wanted.kind == CONTENT_ID else None
+
+    def was_vote(row: Mapping[str, str | None]) -> bool:
+        """Return whether a row was a vote that goes."""
+        if stored is None or kinds.get(row["source"] or "") != stored.project:
+            return False
+        vote = str(row.get("id") or "").partition(":")[0]
+        known = row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
+        return stored.what == PROJECT or known
 
     def goes(table: pa.Table) -> Iterator[bool]:
         rows = table.select([name for name in ("content_id", "source", "id", "group_id") if name in table.column_names])
         for row in rows.to_pylist():
-            voted = stored is not None and kinds.get(row["source"]) == stored.project
-            yield row["content_id"] == id_wanted or row["source"] == source or (voted and about_row(stored, row))
+            yield row["content_id"] == content_id or row["source"] == source or was_vote(row)
 
     return goes
 
 
-def about_row(stored: About | None, row: Mapping[str, str | None]) -> bool:
-    """Whether a row that was a vote of that project goes."""
-    if stored is None or stored.what == PROJECT:
-        return stored is not None
-    vote = str(row.get("id") or "").partition(":")[0]
-    return row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
-
-
 def why_read(root: Path, record: Record, wanted: Selector, stored: About | None) -> str:
-    """Why a run is stale: it read some of it itself, or nobody can say; empty where it did not."""
+    """Return why a run is stale: it read some of it itself, or nobody can say; empty if it did not."""
     certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
     for one in record["inputs"].values():
         # What a simulated annotator reads of a project has no row of the ledger: none of it is in what its run made.
@@ -259,13 +270,8 @@ def why_read(root: Path, record: Record, wanted: Selector, stored: About | None)
     return ""
 
 
-def reads_files(record: Record) -> bool:
-    """Whether a run read its rows from files, and will do so again; of a data set another takes the place."""
-    return record["stage"] != "data" and not any(one.get("root") for one in record["inputs"].values())
-
-
 def sources_in(root: Path, record: Record) -> set[str]:
-    """What the rows of a run are called: the sources of a data set, and files by their names."""
+    """Return what the rows of a run are called: the sources of a data set, and files by their names."""
     found = set[str]()
     for name, one in record["inputs"].items():
         if name.startswith("sources."):
@@ -284,7 +290,7 @@ def sources_in(root: Path, record: Record) -> set[str]:
 
 
 def by_ids(path: Path, content_id: bytes) -> str:
-    """Why a run that trained is stale, by the ids of its rows; empty where it saw no such row."""
+    """Return why a run that trained is stale, by the ids of its rows; empty if it saw no such row."""
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"
     nameless = 0
@@ -298,11 +304,3 @@ def by_ids(path: Path, content_id: bytes) -> str:
     except (OSError, pa.ArrowException, KeyError) as error:
         return f"{MAY_HAVE}: the ids of its rows cannot be read ({type(error).__name__})"
     return f"{MAY_HAVE}: {nameless:,} of its rows have no id" if nameless else ""
-
-
-def check_selector(wanted: Selector) -> None:
-    """Raises InputError where it cannot name anything."""
-    if wanted.kind == CONTENT_ID:
-        hexadecimal = len(wanted.value) == 64 and not {*wanted.value.lower()} - {*"0123456789abcdef"}
-        remedy = "An id has 64 hex digits, see the column content_id of a data set; quote it."
-        require(hexadecimal, wanted.field, wanted.value, "is no content id", remedy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from align.report.words import duration, percent
+from align.report.figure_text import duration, percent
 
 OFTEN_S = 10.0
 """Seconds between two lines on one thing."""

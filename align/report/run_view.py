@@ -17,7 +17,7 @@ from align.track import Progress, read_rows
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunView:
     """One look at a run.
 
     Attributes:
@@ -75,10 +75,11 @@ class Seen:
         return json.loads(read_text(path, name)) if path.is_file() else []
 
 
-def load_own_page(seen: Seen) -> ModuleType | None:
-    """Import the module that describes a data set, a suite or a judge. Returns None for any other run."""
+def load_own_page(seen: RunView) -> ModuleType | None:
+    """Import the module that describes a data set, a suite or a judge: `summarize(seen)` is its verdict, and
+    `add_body(report, seen)` adds the rest. Returns None for any other run."""
     if seen.manifest.stage == "data":
-        return import_module("align.report.data_set")
+        return import_module("align.report.data_set_page")
     if "card" in seen.metrics:
-        return import_module("align.report.judge_report")
-    return import_module("align.report.suite") if "systems" in seen.metrics else None
+        return import_module("align.report.judge_page")
+    return import_module("align.report.suite_page") if "systems" in seen.metrics else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -116,6 +116,13 @@ def moment(iso: str, clock: str = "%H:%M") -> str:
 def one_line(text: str) -> str:
     """Somebody's text on one line: what would move a terminal's cursor is written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def align_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows of equally many cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
 
 
 def counted(n: int, what: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from align.report.figure_text import counted, format_figure, in_words, percent
 from align.report.page import Report
-from align.report.seen import Seen
-from align.report.words import counted, format_figure, in_words, percent
+from align.report.run_view import RunView
+from align.report.stages import pairs_shown
 
 READING_PAIRS = (
     "**Agreement** counts verdicts that are equal, ties among them; **kappa** is what of it chance does not explain. "
@@ -24,7 +25,7 @@ SLOPES = {"length_slope": "taste for length, the judge's", "reference_slope": "t
 SWAPS = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
 
 
-def summarize(seen: Seen) -> str:
+def summarize(seen: RunView) -> str:
     """Return the judge's agreement and whether it may decide gates."""
     metrics = seen.metrics
     card = metrics["card"]
@@ -38,8 +39,13 @@ def summarize(seen: Seen) -> str:
     return f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {verdicts}. {may_decide}"
 
 
-def add_figures(report: Report, seen: Seen) -> None:
-    """Add the figures of the judge to its page."""
+def add_body(report: Report, seen: RunView) -> None:
+    """Add the figures of the judge, and the pairs on which it was measured."""
+    add_figures(report, seen)
+    pairs_shown(report, seen)
+
+
+def add_figures(report: Report, seen: RunView) -> None:
     card = seen.metrics["card"]
     report.heading("The card")
     if "asks" in seen.metrics:

@@ -1,7 +1,6 @@
 """What each figure is called, in which unit it is, and how it is read: declared here, once.
 
-A figure that nobody declared is shown under its key's own words; a test finds it.
-"""
+A figure that nobody declared is shown under its key's own words; a test finds it."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.words import TASKS, few, flattened, format_figure, in_words, is_interval, is_number, percent
+from align.report.figure_text import TASKS, few, flattened, format_figure, in_words, is_interval, is_number, percent
 
 PERCENT = "%"
 

@@ -1,0 +1,333 @@
+"""The views of the registry's page: the table with its filters, one run, runs side by side, the aliases."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from markupsafe import Markup, escape
+
+from align.core.errors import InputError, MissingArtifact, readable, require
+from align.registry.comparison import compare
+from align.registry.formatting import cell, clean, figure, leaves
+from align.registry.index import Index, stamp_of
+from align.registry.page.lineage import lineage_of, picture
+from align.registry.page.templating import render, render_alert, view_url
+from align.registry.query import find_runs
+from align.registry.record import UNREADABLE, Record, altered_in
+from align.registry.trace import Tracer, Voters
+from align.report.figure_text import counted, is_interval, one_line
+from align.report.live import as_it_lies
+from align.report.run_view import RunView
+from align.run.alias_log import Change, read_log
+from align.run.manifest import FILE, Manifest, read_manifest
+from align.run.stale import stale_in
+
+A_PAGE = 100
+"""Runs of one page of the table."""
+LIVE_S, IDLE_S = 10, 60
+"""Seconds after which the table, and a running run's report, is loaded again while a run is at work; while none is."""
+NEWEST = "-started"
+STATUSES = ("running", "done", "failed", "interrupted", "unreadable")
+CONDITION = re.compile(r"""\s*([^\s<>=!,'"]+)\s*(>=|<=|!=|>|<|=)\s*('[^']*'|"[^"]*"|[^\s,'"=][^,]*?)\s*(?:,|$)""")
+SORTED: Mapping[str, str] = {
+    "run": "run", "status": "status", "age": "started", "base": "base.id", "method": "method.name",
+    "data": "data.name", "score": "score.value", "KL": "kl", "minutes": "cost.minutes",
+}  # fmt: skip
+"""Column → the key by which a click on its head sorts."""
+FALLING = ("age", "score", "minutes")
+"""Columns that are sorted from high to low at first."""
+EXAMPLE = "Write conditions such as metrics.win_rate.low >= 0.7, seed = 0."
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the page was asked for.
+
+    Attributes:
+        text: part of a run's name.
+        where: conditions as they are typed, see `conditions_in`.
+        sort: a key, with `-` in front from high to low.
+        page: 1, 2, 3, …
+    """
+
+    text: str = ""
+    stage: str = ""
+    status: str = ""
+    where: str = ""
+    sort: str = NEWEST
+    page: int = 1
+
+    @property
+    def is_set(self) -> bool:
+        return self != Filters()
+
+    def url(self, **changes: Any) -> str:
+        defaults = asdict(Filters())
+        values = asdict(replace(self, **changes))
+        return view_url("runs", **{key: value for key, value in values.items() if value != defaults[key]})
+
+
+def conditions_in(typed: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, comparison) of conditions parted by commas, such as `score.value >= 0.7, seed = 0`.
+
+    Raises:
+        InputError: a part is no condition.
+    """
+    at = 0
+    while typed[at:].strip():
+        part = CONDITION.match(typed, at)
+        require(part is not None, "where", typed[at:], "is no condition", EXAMPLE)
+        assert part is not None
+        value = part[3][1:-1] if part[3][0] in "'\"" else part[3]
+        yield part[1], f"{part[2]}{value}"
+        at = part.end()
+
+
+def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
+    """Return the table of runs, its filters, and how many runs there are of each status."""
+    statuses = index.statuses()
+    alerts = []
+    if index.aliases_error:
+        alerts.append(f"Aliases left out: {index.aliases_error}")
+    if index.unnamed:
+        alerts.append(f"{counted(len(index.unnamed), 'folder')} left out: no name in UTF-8.")
+    listing = None
+    try:
+        listing = list_runs(index, filters)
+    except InputError as error:
+        alerts.append(describe_error(error))
+    return render(
+        "runs.html",
+        filters=filters,
+        every_s=LIVE_S if statuses.get("running") else IDLE_S,
+        statuses=[("", "all", sum(statuses.values())), *((name, name, statuses.get(name, 0)) for name in STATUSES)],
+        stages=index.stages(),
+        alerts=alerts,
+        listing=listing,
+        columns=sort_columns(filters),
+        now=now,
+        score_parts=score_parts,
+    )
+
+
+def describe_error(error: InputError) -> str:
+    value = readable(clean(str(error.value), longest=200))
+    return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
+
+
+def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
+    """Return one page of the runs that meet the filters, and which page of how many it is.
+
+    Raises:
+        InputError: a condition cannot be read.
+    """
+    where = list(conditions_in(filters.where))
+    where += [(key, f"={value}") for key, value in (("stage", filters.stage), ("status", filters.status)) if value]
+    if filters.text:
+        where.append(("run", f"=*{filters.text}*"))
+    first = A_PAGE * (filters.page - 1)
+    records, count = find_runs(index, where, [filters.sort], A_PAGE, offset=first)
+    position = f"{first + 1:,} to {first + len(records):,} of" if records else "None is on this page, of"
+    pages = -(-count // A_PAGE)
+    return {
+        "records": records,
+        "count": count,
+        "position": f"{position} {counted(count, 'run')}",
+        "pages": pages,
+        "near_pages": [page for page in range(1, pages + 1) if page in (1, pages) or abs(page - filters.page) <= 2],
+    }
+
+
+def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
+    """Return the columns that a click sorts: name, address that sorts by it, and `ascending`, `descending` or empty."""
+    key = filters.sort.removeprefix("-")
+    falls = filters.sort.startswith("-")
+    columns = []
+    for name, sort_key in SORTED.items():
+        is_sorted = key == sort_key
+        falls_next = not falls if is_sorted else name in FALLING
+        is_inverted = name == "age"  # the newest run is the youngest
+        direction = ("descending" if falls != is_inverted else "ascending") if is_sorted else ""
+        columns.append((name, filters.url(sort=f"{'-' if falls_next else ''}{sort_key}", page=1), direction))
+    return columns
+
+
+def score_parts(record: Record) -> dict[str, Any] | None:
+    """Return the name of a score, its value, its bounds, and where a share and its interval lie on 60 pixels."""
+    score = record.get("score")
+    if not score:
+        return None
+    value, _, bounds = figure(score if is_interval(score) else score["value"]).partition(" ")
+    ends = {key: score.get(key) for key in ("value", "low", "high")}
+    is_share = all(isinstance(end, int | float) and 0 <= end <= 1 for end in ends.values())
+    return {
+        "name": clean(score["name"]).replace("_", " "),
+        "value": value,
+        "bounds": bounds,
+        "interval": {key: end * 60 for key, end in ends.items()} if is_share else None,
+    }
+
+
+log = logging.getLogger("align")
+
+KEPT = 64
+"""Reports that are kept as they were drawn."""
+READ = (FILE, "metrics.jsonl", "samples.jsonl", "trained_on.jsonl")
+"""The files of a run that tell whether its report is another by now."""
+BESIDE = re.compile(r'href="\.\./\.\./([a-z]+)/([^/"]+)/report\.html"')
+"""A link of one report to another, from folder to folder."""
+
+
+def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
+    """Return a run's figures, its lineage, and a place that its report is loaded into.
+
+    Raises:
+        MissingArtifact: there is no such run.
+    """
+    record = record_in(index, run)
+    folder = index.root / record["folder"]
+    alerts = []
+    if stale := stale_in(folder):
+        again = f" Made again by: {stale.again}" if stale.again else ""
+        alerts.append(f"Stale since {stale.since[:10]}: {stale.because}.{again}")
+    if problem := altered_in(record):
+        alerts.append(f"Altered: {problem}.")
+    is_readable = record["status"] != UNREADABLE
+    if not is_readable:
+        alerts.append(str(record["error"]))
+    stage, _, name = run.partition(":")
+    values = {key: value for key, value in leaves(record) if value not in (None, "", [])}
+    return render(
+        "run.html",
+        record=record,
+        running=record["status"] == "running",
+        every_s=LIVE_S,
+        now=now,
+        minutes=(record.get("cost") or {}).get("minutes"),
+        report_url=f"runs/{stage}/{quote(name, safe='')}/report.html" if (folder / "report.html").is_file() else "",
+        alerts=alerts,
+        lineage=picture(lineage_of(index, Tracer(index, voters).run(run))) if is_readable else None,
+        leaves=[(key, cell(value, longest=400)) for key, value in sorted(values.items())],
+    )
+
+
+def record_in(index: Index, run: str) -> Record:
+    record = index.record(run)
+    if record is None:
+        raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
+    return record
+
+
+def report_view(root: Path, record: Record, command: Callable[[Manifest], str]) -> str:
+    """Return the blocks of a run's report as its folder has them now. Between two looks at a run that has not changed
+    nothing is drawn: drawing takes about a second. One thread asks at a time: matplotlib's settings are the process's.
+
+    Args:
+        command: of a manifest, the line that makes the run again.
+    """
+    folder = root / record["folder"]
+    stamps = tuple(stamp_of(folder / name) for name in READ)
+    return draw_report(folder, record["status"], record.get("error") or "", stamps, command)
+
+
+@lru_cache(KEPT)
+def draw_report(
+    folder: Path, status: str, error: str, stamps: tuple[str, ...], command: Callable[[Manifest], str]
+) -> str:
+    """Draw a report.
+
+    Args:
+        status, error: of the run.
+        stamps: of the files that it is drawn from.
+        command: see `report_view`.
+    """
+    try:
+        manifest = read_manifest(folder)
+        seen = RunView(folder, manifest, command(manifest))
+        blocks = as_it_lies(seen, status, error)
+    except Exception as problem:  # a folder that somebody edited, or that an early version of align wrote
+        log.debug("the report of %s could not be drawn", folder, exc_info=True)
+        told = f"Its folder lacks what a report of this version shows ({type(problem).__name__}: {problem})."
+        return render_alert(f"{told} Its own report.html may have it.")
+    return BESIDE.sub(link_to_view, "".join(blocks))
+
+
+def link_to_view(link: re.Match[str]) -> str:
+    """Return a link between reports as one to the view of that run."""
+    return f'href="{escape(view_url("run", run=f"{link[1]}:{unquote(link[2])}"))}"'
+
+
+MOST = 60
+"""Runs that one view compares; the command line takes more."""
+
+
+def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
+    """The table, the score against its prices, the curves over each other.
+
+    Raises:
+        InputError: there are too few or too many, one is unknown, or one cannot be read.
+    """
+    from align.registry.comparison_page import build_page  # matplotlib takes a second
+
+    runs = list(dict.fromkeys(runs))
+    require(len(runs) > 1, "runs", runs, "are fewer than two", "Choose two or more in the list of runs.")
+    remedy = "Choose fewer, or use stage.action=compare."
+    require(len(runs) <= MOST, "runs", f"{len(runs)} runs", f"are more than {MOST}", remedy)
+    report = build_page(compare(root, [record_in(index, run) for run in runs]), root)
+    return render("compare.html", report=report, runs=runs)
+
+
+def aliases_view(index: Index, alias: str) -> Markup:
+    """Return all aliases, or one of them if it is named, with their changes, newest first."""
+    try:
+        log = read_log(index.root)
+    except InputError as error:
+        return render("aliases.html", alias=alias, alerts=[f"{error.problem}. {error.remedy}"], changes=None)
+    lost = index.lost_changes(log)
+    by_number = {change.seq: change for change in log.changes}
+    return render(
+        "aliases.html",
+        alias=alias,
+        alerts=[f"{lost.value} {lost.problem}. {lost.remedy}"] if lost else [],
+        changes=[change for change in reversed(log.changes) if alias in ("", change.alias)],
+        standing=[change for name, change in log.standing().items() if alias in ("", name)],
+        previous=lambda change: by_number.get(change.replaces),
+        arms_of=partial(list_arms, index),
+        gate_lines=describe_gates,
+        minute=lambda time: time[:16].replace("T", " "),
+    )
+
+
+def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
+    """Return the artifacts of a change. They are found by digest: a run may have been renamed."""
+    total = sum(arm.weight for arm in change.arms) or 1.0
+    arms = []
+    for arm in change.arms:
+        run = index.maker(arm.digest, arm.ref)
+        arms.append(
+            {
+                "ref": arm.ref,
+                "digest": arm.digest,
+                "run": run,
+                "record": (index.record(run) or {}) if run else {},
+                "share": f"{arm.weight / total:.0%}" if len(change.arms) > 1 else "",
+            }
+        )
+    return arms
+
+
+def describe_gates(change: Change) -> list[str]:
+    """Return a line for each gate: what it said when the change was made."""
+    lines = []
+    for gate in change.gates:
+        passed = [bool(finding.get("passed")) for finding in gate.get("findings", ()) if isinstance(finding, Mapping)]
+        lines.append(one_line(f"{gate.get('gate')}: {sum(passed)} of {len(passed)} met"))
+    return lines
