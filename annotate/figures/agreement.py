@@ -22,7 +22,7 @@ from align.annotate.store import Vote
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, wilson
 
-Level = Literal["nominal", "ordinal"]
+Level = Literal["nominal", "ordinal", "interval", "ratio"]
 
 ALONE = Undefined("nobody judged the same item")
 NO_STRENGTHS = Undefined("no item has two strengths")
@@ -179,7 +179,14 @@ def compute_squared_distances(
         ratings_BV = coincidences_BVV.sum(axis=2)
         middles_BV = ratings_BV.cumsum(axis=1) - ratings_BV / 2
         return (middles_BV[:, :, None] - middles_BV[:, None, :]) ** 2
-    distances_VV = np.not_equal.outer(values_V, values_V).astype(np.float64)
+    differences_VV = np.subtract.outer(values_V, values_V).astype(np.float64)
+    if level == "nominal":
+        distances_VV = (differences_VV != 0).astype(np.float64)
+    elif level == "interval":
+        distances_VV = differences_VV**2
+    else:
+        sums_VV = np.add.outer(values_V, values_V).astype(np.float64)
+        distances_VV = np.divide(differences_VV, sums_VV, out=np.zeros_like(sums_VV), where=sums_VV != 0) ** 2
     return np.broadcast_to(distances_VV, coincidences_BVV.shape)
 
 
