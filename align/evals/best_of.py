@@ -12,7 +12,7 @@ import numpy as np
 from align.core.types import Conversation, Message, Preference, Tool
 from align.ops.best_of_n import best_first, best_of_n, kl_bound, sizes
 from align.ops.intervals import mean
-from align.rollout.answers_alone import empty
+from align.rollout.strip_reasoning import empty
 
 NO_ROW = {
     "no_winner": "without an answer that ended and holds text", "all_equal": "whose answers are all equal",

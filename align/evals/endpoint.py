@@ -1,8 +1,8 @@
 """Models behind an OpenAI-compatible server: how they are named, what they are asked, and what they say. Imports no
 torch.
 
-Every answer is kept as soon as it is there (`align.rollout.kept`), so a run that was cut off asks nothing twice. Source
-of the form: https://platform.openai.com/docs/api-reference/chat.
+Every answer is kept as soon as it is there (`align.rollout.answer_cache`): a run that was cut off asks nothing twice.
+Source of the form: https://platform.openai.com/docs/api-reference/chat.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from align.core.redaction import MASK, SHORTEST, remember
 from align.core.spec import filled, known, number, whole
 from align.core.types import Conversation, Message
 from align.data.chat.reasoning import with_reasoning
-from align.rollout.kept import Answer, AnswerStore, Question, Token
-from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, asked_of, async_transport, bytes_of
+from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
+from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
 from align.run import Input, json_digest
 from align.track import progress
 
@@ -245,7 +245,7 @@ def client_of(endpoint: Endpoint) -> httpx.AsyncClient:
     """Follows no redirect, so that nobody else gets the key; and goes past any proxy to this machine itself."""
     key = api_key(endpoint)
     headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
-    transport = async_transport(endpoint.url) if on_this_machine(endpoint.url) else None
+    transport = direct_transport(endpoint.url) if on_this_machine(endpoint.url) else None
     limits = httpx.Limits(max_connections=endpoint.at_once)  # of httpx's own 100, waiting would cost an answer's time
     return httpx.AsyncClient(transport=transport, base_url=endpoint.url, timeout=None, headers=headers, limits=limits)
 
@@ -260,13 +260,13 @@ def on_this_machine(url: str) -> bool:
 async def answer_to(client: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> Answer | Failure:
     """An answer, asked for again where the server is busy or out of reach. Raises: InputError: see `answers_from`."""
     asked = [question.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    most = bytes_of(max([each for each in asked if isinstance(each, int)], default=MOST_TOKENS))
+    limit = response_limit(max([each for each in asked if isinstance(each, int)], default=MOST_TOKENS))
     failure = Failure("lost", "")
     for turn in range(TRIES):
         pause = FIRST_WAIT_S * 2**turn
         try:
             async with asyncio.timeout(endpoint.timeout_s):
-                told = await asked_of(client, question.body, most, PATH)
+                told = await read_response(client, "POST", PATH, question.body, limit)
         except TimeoutError:
             failure = Failure("lost", f"does not answer within {endpoint.timeout_s:g} seconds")
         except httpx.TransportError as error:

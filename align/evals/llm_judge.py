@@ -31,7 +31,7 @@ from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_e
 from align.evals.suite.systems import System
 from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
 from align.report.figure_text import counted
-from align.rollout.kept import Answer, AnswerStore, Question
+from align.rollout.answer_cache import Answer, AnswerStore, Question
 from align.run import json_digest
 
 FIELD = "stage.judge"

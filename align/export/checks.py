@@ -17,8 +17,18 @@ from align.export.trained import Trained
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.ops.divergence import pooled_divergence
-from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, Answer, ask, interpreter, why_unasked
-from align.rollout.vllm_adapters import RANKS, vllm_rank
+from align.rollout.engine_process import (
+    LLAMA_CPP,
+    RANKS,
+    SETTINGS,
+    TRANSFORMERS,
+    VLLM,
+    Answer,
+    ask,
+    interpreter,
+    vllm_rank,
+    why_unasked,
+)
 
 EXACT: Bound = ("max_logprob", 1e-4)
 """Of the same numbers summed in fp32 by another loader."""

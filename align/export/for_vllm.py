@@ -19,7 +19,7 @@ from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
 from align.models.load import context_length, in_fp32, load_base
 from align.rollout.probes import Probes, read_probes
-from align.rollout.vllm_engine import Prepared
+from align.rollout.vllm_server import ServedAdapter, adapter_name
 from align.run import Base
 from align.run.atomic import publish
 from align.run.weights import adapter_digest
@@ -84,7 +84,7 @@ class ForVllm:
         free_memory()
         return Probes.of_base(rows, base)
 
-    def __call__(self, folder: Path, digest: str) -> Prepared:
+    def __call__(self, folder: Path, digest: str) -> ServedAdapter:
         """The adapter in a folder, for vLLM.
 
         Raises:
@@ -100,4 +100,4 @@ class ForVllm:
             shutil.rmtree(target)
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", digest[:12], problem, "Load it again, once it is written whole.")
-        return Prepared(target, self.must_say.pop(digest))
+        return ServedAdapter(adapter_name(digest), target, self.must_say.pop(digest))

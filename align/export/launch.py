@@ -17,7 +17,7 @@ from jinja2 import Environment
 
 from align.models.base import BUILT_IN
 from align.report.page import template_environment
-from align.rollout.vllm_adapters import RANKS, vllm_rank
+from align.rollout.engine_process import RANKS, vllm_rank
 
 if TYPE_CHECKING:
     from align.ops.divergence import Divergence

@@ -19,7 +19,7 @@ from align.ppo.checkpoint import Best
 from align.ppo.experience import Experience, shaped_scores
 from align.ppo.workers import Answers, Workers
 from align.reward.combined import Ensemble
-from align.rollout.answers_alone import sample_row
+from align.rollout.strip_reasoning import sample_row
 
 
 class Wire(NamedTuple):

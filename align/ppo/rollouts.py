@@ -21,8 +21,8 @@ from align.ppo.checkpoint import State
 from align.ppo.experience import shaped_scores
 from align.ppo.settings import PpoSettings
 from align.ppo.workers import Answers, Workers, together
-from align.rollout.answers_alone import empty
 from align.rollout.randomness import generator_for
+from align.rollout.strip_reasoning import empty
 from align.track import Clock
 
 Sample = Callable[[], Rollout | None]

@@ -20,10 +20,10 @@ from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.reward.combined import comparable, scored
 from align.reward.scorer import Scorer, check_finite
-from align.rollout.answers_alone import Judged, whole
-from align.rollout.dealt import FirstRankEngine
+from align.rollout.distributed import FirstRankEngine
 from align.rollout.engine import Engine, joined, response_texts
 from align.rollout.randomness import row_seeds
+from align.rollout.strip_reasoning import Judged, whole
 from align.run import Base
 
 

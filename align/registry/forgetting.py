@@ -46,9 +46,9 @@ from align.registry.record import UNREADABLE, Record, forgets
 from align.report.figure_text import counted, one_line
 from align.report.live import finished_page
 from align.report.run_view import RunView
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import REMEDY as MOVE_ANSWERS
-from align.rollout.kept import TABLES as ANSWER_TABLES
+from align.rollout.answer_cache import FILE as ANSWERS
+from align.rollout.answer_cache import REMEDY as MOVE_ANSWERS
+from align.rollout.answer_cache import TABLES as ANSWER_TABLES
 from align.run.alias_log import Change, append, read_log
 from align.run.artifacts import REPLACED, replacement
 from align.run.digests import file_digest

@@ -1,12 +1,14 @@
 """Continuous batching of requests with different adapters: whoever finishes makes room at once (Yu et al., Orca, 2022).
 
 Each step reads a chunk of a prompt or two, then draws one token of every answer. An answer is the same, to the bit,
-whatever else is in the batch (see `align.models.fastpath.mixed`).
-"""
+whatever else is in the batch (see `align.models.fastpath.mixed`)."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,14 +17,52 @@ from torch import Tensor, cat
 from align.core.errors import require
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.places import CHUNK, Piece
-from align.rollout.answer import Answer
-from align.rollout.intake import Intake
-from align.rollout.prefix_cache import PrefixCache
+from align.rollout.request_queue import Answer, RequestQueue
 from align.rollout.requests import Pending, Request, Stats, Token
 from align.rollout.sampling import next_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class PrefixCache:
+    """Blocks of one base, the ones used least lately making room.
+
+    A block is known by the tenant, the adapter, and every token from the beginning of the prompt to its own end. So no
+    other adapter, and no other tenant, ever finds it.
+
+    Args:
+        chunk: tokens of a block.
+        most_bytes: of all blocks together.
+    """
+
+    def __init__(self, chunk: int, most_bytes: int) -> None:
+        self.chunk, self.most_bytes, self.bytes = chunk, most_bytes, 0
+        self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def keys(self, tenant: str, adapter: str | None, ids: Sequence[int]) -> Iterator[bytes]:
+        """The key of each whole block of a prompt, but for one that holds its last token: that has to be computed, for
+        what comes next."""
+        kept = hashlib.sha256(repr((tenant, adapter)).encode())
+        for first in range(0, len(ids) - self.chunk, self.chunk):
+            kept.update(repr(ids[first : first + self.chunk]).encode())
+            yield kept.digest()
+
+    def get(self, key: bytes) -> Tensor | None:
+        block = self._blocks.get(key)
+        if block is not None:
+            self._blocks.move_to_end(key)
+        return block
+
+    def put(self, key: bytes, block: Tensor) -> None:
+        size = block.nbytes
+        if key in self._blocks or size > self.most_bytes:
+            return
+        while self.bytes + size > self.most_bytes:
+            self.bytes -= self._blocks.popitem(last=False)[1].nbytes
+        self._blocks[key] = block
+        self.bytes += size
+
 
 log = logging.getLogger(__name__)
 PATIENCE = 64
@@ -85,7 +125,7 @@ class Running:
         self.last = None if token is None else token.id
 
 
-class ContinuousBatch(Intake):
+class ContinuousBatch(RequestQueue):
     """See the module, and `align.rollout.requests.ServingEngine`.
 
     Args:
@@ -101,8 +141,9 @@ class ContinuousBatch(Intake):
         self, decoder: MixedDecoder, context: int, queue: int = 256, prefix_bytes: int = 0, prefill_tokens: int = 128,
         reserve: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(min(context, decoder.columns), queue)
-        self.decoder, self.prefill_tokens, self.reserve = decoder, prefill_tokens, reserve
+        super().__init__(min(context, decoder.columns), queue, reserve)
+        self.decoder = decoder
+        self.prefill_tokens = prefill_tokens
         self.prefixes = PrefixCache(CHUNK, prefix_bytes)
         self._running: list[Running] = []
         self._free = list(range(decoder.slots))[::-1]
@@ -143,15 +184,11 @@ class ContinuousBatch(Intake):
             if not (self._free and self._begun(pending)):
                 self._held.append((pending, since))
         while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
-            pending = self._next((running.request.tenant for running in self._running), self._has_room)
+            pending = self._next((running.request.tenant for running in self._running), len(self._free))
             if pending is None:
                 return
             if not self._begun(pending):
                 self._held.append((pending, self._counts["steps"]))
-
-    def _has_room(self, running: int) -> bool:
-        """Whether a tenant with so many running may have another: the last slots are for those who have none."""
-        return running == 0 or len(self._free) > self.reserve
 
     def _begun(self, pending: Pending) -> bool:
         """Give a request a slot, or end it; False where the bank has no room for its adapter now."""
@@ -164,7 +201,10 @@ class ContinuousBatch(Intake):
         try:
             if not answer.finished and request.adapter is not None and request.adapter not in self.decoder.bank:
                 self.decoder.bank.put(request.adapter, self.known.folder(request.adapter), in_use)
-            self._check_head(request)
+            gives_rewards = request.adapter in self.decoder.bank.heads
+            problem = "is a reward model, which answers nothing" if gives_rewards else "is no reward model"
+            name = (request.adapter or "base")[:12]
+            require(gives_rewards == request.scored, "model", name, problem, OTHER)
         except Exception as error:
             answer.fail(error)
         if answer.finished:
@@ -172,12 +212,6 @@ class ContinuousBatch(Intake):
         else:
             self._begin(answer)
         return True
-
-    def _check_head(self, request: Request) -> None:
-        """Raises: InputError: a score is wanted of what is no reward model, or an answer of one."""
-        rewards = request.adapter in self.decoder.bank.heads
-        problem = "is a reward model, which answers nothing" if rewards else "is no reward model"
-        require(rewards == request.scored, "model", (request.adapter or "base")[:12], problem, OTHER)
 
     def _begin(self, answer: Answer) -> None:
         request = answer.pending.request
@@ -247,13 +281,10 @@ class ContinuousBatch(Intake):
             running.before = states_ND[-1:]
         if running.read_whole:
             prompt_logprobs = None if number is None else (None, *running.told)
-            running.answer.begin(prompt_logprobs, running.cached, self._score(running, states_ND[-1]))
-
-    def _score(self, running: Running, state_D: Tensor) -> float | None:
-        """What a reward model says of the whole prompt, read at its last token."""
-        if not running.request.scored:
-            return None
-        return float((state_D.float() * self.decoder.bank.heads[str(running.request.adapter)]).sum())
+            score = None
+            if request.scored:  # a reward model reads the whole prompt at its last token
+                score = float((states_ND[-1].float() * self.decoder.bank.heads[str(request.adapter)]).sum())
+            running.answer.begin(prompt_logprobs, running.cached, score)
 
     def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
         """Draw the next token of each answer."""

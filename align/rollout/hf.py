@@ -1,5 +1,6 @@
 """Rollouts with the training model itself: one key-value cache, and little work for rows that have finished. Where that
-cache does not fit the architecture, transformers' own way (`align.rollout.plain_path`)."""
+cache does not fit the architecture, transformers' own `generate`: its cache, its inputs; only the draw is ours.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +11,98 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from align.core.errors import NotFinite
 from align.core.types import Rollout
 from align.models.actor import Actor
 from align.models.backbone import lm_head, pad
 from align.models.fastpath.cache import ReservedCache
-from align.models.plain_path import decoder_of, route_of
-from align.ops.philox import uniforms
+from align.models.plain_path import base_model, decoder_of, route_of, without_settings
+from align.ops.philox import chance_of, draw_tokens, uniforms
 from align.rollout.engine import joined, rows_by_actor
-from align.rollout.plain_path import continued, of_one_length
-from align.rollout.randomness import chance_of, draw_tokens
 from align.run import Base
+
+
+class DrawnToken(LogitsProcessor):
+    """Leaves of the logits one token a row, which `draw` chose."""
+
+    def __init__(self, draw: Callable[[Tensor, int], Tensor], prompt_width: int) -> None:
+        self.draw, self.prompt_width = draw, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = self.draw(scores, input_ids.shape[1] - self.prompt_width)
+        return torch.full_like(scores, float("-inf")).scatter(1, drawn[:, None], 0.0)
+
+
+class RowEnds(StoppingCriteria):
+    """Tells each row's `ends` its tokens, up to the one that ends it.
+
+    Attributes:
+        at: row → the place of that token in the response.
+    """
+
+    def __init__(self, ends: Sequence[Callable[[int], bool]], stop_ids: Sequence[int], prompt_width: int) -> None:
+        self.ends, self.stop_ids, self.prompt_width = ends, stop_ids, prompt_width
+        self.at = dict[int, int]()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Any:
+        last = input_ids.shape[1] - 1 - self.prompt_width
+        for row, id in enumerate(input_ids[:, -1].tolist()):
+            if row not in self.at and (id in self.stop_ids or self.ends[row](id)):
+                self.at[row] = last
+        return torch.tensor([row in self.at for row in range(len(self.ends))], device=input_ids.device)
+
+
+def generate_by(
+    model: Any, tokens_BP: Tensor, mask_BP: Tensor, draw: Callable[[Tensor, int], Tensor], *,
+    stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, ends: Sequence[Callable[[int], bool]] = (),
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Continue prompts until they stop.
+
+    Args:
+        draw: logits [B, V] of the next token, and its place in the response → one token a row [B].
+        ends: one a row, is told each of its tokens; True ends the row with it. None where only `stop_ids` do.
+
+    Returns:
+        the new tokens [B, T], which of them count [B, T] (the one that stops does), and which rows stopped [B].
+    """
+    base = base_model(model)
+    plain = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
+    )
+    told = RowEnds(ends, stop_ids, tokens_BP.shape[1])
+    with without_settings(base):
+        whole = base.generate(
+            tokens_BP, attention_mask=mask_BP.long(), generation_config=plain,
+            logits_processor=LogitsProcessorList([DrawnToken(draw, tokens_BP.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([told] if ends else []),
+        )  # fmt: skip
+    response = whole[:, tokens_BP.shape[1] :]
+    stops = torch.isin(response, torch.tensor(stop_ids, device=response.device, dtype=response.dtype))
+    for row, at in told.at.items():
+        stops[row, at] = True
+    stopped_before = stops.cumsum(1) - stops.long()
+    real = stopped_before == 0
+    return response.masked_fill(~real, pad_id), real, (stops & real).any(1)
+
+
+def split_by_length(order: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
+    """Rows in chunks of at most `size`, each of one length.
+
+    Args:
+        order: rows by length.
+    """
+    counts = lengths[order].unique_consecutive(return_counts=True)[1].tolist()
+    return [chunk for same in order.split(counts) for chunk in same.split(size)]
+
 
 NO_NUMBERS = "its logits are nan or infinite"
 Ends = Callable[[int], bool]
@@ -76,7 +156,7 @@ class HfEngine:
             orders.append(order)
             with each.use() as model, evaluating(model):
                 padded = route_of(model).padding
-                chunks = order.split(self.batch_size) if padded else of_one_length(order, lengths, self.batch_size)
+                chunks = order.split(self.batch_size) if padded else split_by_length(order, lengths, self.batch_size)
                 for chosen in chunks:
                     told = [ends[int(i)] for i in chosen] if ends else []
                     parts.append(self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen], told))
@@ -140,7 +220,7 @@ class HfEngine:
             chance_BT[:, t] = chance_of(drawn, chances)
             return drawn
 
-        response, real, ended = continued(
+        response, real, ended = generate_by(
             model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens, ends=ends,
         )  # fmt: skip

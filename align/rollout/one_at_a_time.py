@@ -14,10 +14,8 @@ from torch import Tensor
 from align.core.errors import require
 from align.models.adapter_pool import AdapterPool
 from align.models.plain_path import base_model
-from align.rollout.answer import Answer
-from align.rollout.hf import evaluating
-from align.rollout.intake import Intake
-from align.rollout.plain_path import continued
+from align.rollout.hf import evaluating, generate_by
+from align.rollout.request_queue import Answer, RequestQueue
 from align.rollout.requests import Listener, Pending, Request, Stats, Token
 from align.rollout.sampling import next_tokens, prompt_tokens
 
@@ -26,7 +24,7 @@ class Over(Exception):
     """The answer has ended: `generate` is left by it."""
 
 
-class OneAtATime(Intake):
+class OneAtATime(RequestQueue):
     """See the module, and `align.rollout.requests.ServingEngine`.
 
     Args:
@@ -51,7 +49,7 @@ class OneAtATime(Intake):
     def step(self) -> bool:
         for digest in [digest for digest in self._used if digest not in self.known]:  # known no more: it makes room
             self._let_go(digest)
-        pending = self._next()
+        pending = self._next((), 1)
         if pending is None:
             return False
         self._answer = answer = Answer(pending)
@@ -96,7 +94,7 @@ class OneAtATime(Intake):
                 return torch.tensor([token.id], device=logits_BV.device)
 
             ones = torch.ones_like(tokens, dtype=torch.bool)
-            continued(
+            generate_by(
                 model, tokens, ones, drawn, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens
             )  # fmt: skip
 

@@ -12,14 +12,14 @@ import torch
 from align import ranks
 from align.core.errors import require
 from align.data.chat.encode import stop_token_ids
-from align.rollout.dealt import DealtEngine, FirstRankEngine
+from align.rollout.distributed import DistributedEngine, FirstRankEngine
 from align.rollout.engine import Engine
 from align.rollout.engine_process import Servers
 from align.run import Base
 
 ENGINES = {
     "hf": "align.rollout.hf:HfEngine",
-    "bank": "align.rollout.bank:BankEngine",
+    "bank": "align.rollout.multi_adapter:BankEngine",
     "vllm": "align.rollout.vllm_sampler:VllmSampler",
 }
 """`rollout.engine` → module and class of the engine, which is imported when it is chosen."""
@@ -41,7 +41,7 @@ def loaded_engine(
     engine: Engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size, servers)
     if not ranks.alone():
         several = FirstRankEngine(engine, device) if servers else None
-        engine = several or DealtEngine(engine, batch_size, tokenizer.pad_token_id, device)
+        engine = several or DistributedEngine(engine, device, batch_size, tokenizer.pad_token_id)
     try:
         engine.load(base, method, dtype)
         yield engine

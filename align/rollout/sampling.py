@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from align.ops.philox import uniforms_of
-from align.rollout.randomness import draw_tokens
+from align.ops.philox import draw_tokens, uniforms_of
 from align.rollout.requests import SamplingParams, Token
 
 if TYPE_CHECKING:
@@ -57,9 +56,16 @@ def next_tokens(
             if settings[row].top_p < 1:
                 chances_BV[place] = nucleus(chances_BV[place], settings[row].top_p)
         ids[at] = draw_tokens(chances_BV, torch.tensor([numbers[row] for row in rows], dtype=torch.double))
-    told = logprobs_of(logits_BV, masked, settings, ids)
-    found = zip(ids.tolist(), told, finite, strict=True)
-    return [Token(id, *each) if fine else None for id, each, fine in found]
+    tokens: list[Token | None] = []
+    for row, (id, each) in enumerate(zip(ids.tolist(), settings, strict=True)):
+        if not finite[row]:
+            tokens.append(None)
+        elif each.logprobs is None:
+            tokens.append(Token(id, NAN))
+        else:
+            logits_V = masked[row] / (each.temperature or 1.0) if each.processed_logprobs else logits_BV[row]
+            tokens.append(with_logprobs(id, logits_V.log_softmax(-1), each.logprobs))
+    return tokens
 
 
 def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
@@ -70,23 +76,11 @@ def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
     return chances_V.index_fill(0, order[before >= top_p], 0.0)
 
 
-def logprobs_of(
-    logits_BV: Tensor, masked_BV: Tensor, settings: Sequence[SamplingParams], ids_B: Tensor
-) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-    """The logprob of each row's token and the likeliest beside it, as its settings ask."""
-    found: list[tuple[float, tuple[tuple[int, float], ...]]] = [(NAN, ())] * len(settings)
-    for row, each in enumerate(settings):
-        if each.logprobs is not None:
-            logits_V = masked_BV[row] / (each.temperature or 1.0) if each.processed_logprobs else logits_BV[row]
-            found[row] = told(logits_V.log_softmax(-1), int(ids_B[row]), each.logprobs)
-    return found
-
-
-def told(logprobs_V: Tensor, id: int, number: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """A token's logprob, and the likeliest so many."""
+def with_logprobs(id: int, logprobs_V: Tensor, number: int) -> Token:
+    """Return a token with its logprob and the likeliest so many at its place."""
     best, where = logprobs_V.topk(number) if number else (logprobs_V[:0], logprobs_V[:0])
     top = tuple(zip((int(i) for i in where.tolist()), best.tolist(), strict=True))
-    return float(logprobs_V[id]), top
+    return Token(id, float(logprobs_V[id]), top)
 
 
 def prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[Token]:
@@ -97,4 +91,4 @@ def prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[
         number: of alternatives.
     """
     logprobs = logits_NV.log_softmax(-1)
-    return [Token(id, *told(row, id, number)) for id, row in zip(ids_N, logprobs, strict=True)]
+    return [with_logprobs(id, row, number) for id, row in zip(ids_N, logprobs, strict=True)]

@@ -1,269 +1,316 @@
-"""What is asked of vLLM's server. It has further addresses, some of which change its weights; no request of anybody's
-is passed on to it."""
+"""Requests to a vLLM server. It has further addresses, some of which change its weights: no client's request is passed
+on to it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from align.core.errors import AlignError, require
 from align.core.redaction import MASK
+from align.rollout.requests import SamplingParams
 
-COMPLETIONS, LOAD, UNLOAD, MODELS = "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models"
-URL = "http://vllm"
+T = TypeVar("T")
+COMPLETIONS = "/v1/completions"
+LOAD = "/v1/load_lora_adapter"
+UNLOAD = "/v1/unload_lora_adapter"
+MODELS = "/v1/models"
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
-UNLOAD_S = 10
+SHORT_S = 10
 SLOWEST_S = 600
 """How long it may take to load an adapter, or to read some prompts."""
 TOKEN = "token_id:"
 """What stands before a token's id where vLLM names tokens."""
-FEW_BYTES, TOKEN_BYTES, LINE_BYTES = 1 << 20, 2048, 1 << 28
-"""The most that is read of an answer without tokens, of each token beside it (about 150 are usual), and of one line of
-a stream, which may hold the logprobs of a whole prompt."""
+FEW_BYTES = 1 << 20
+"""The most that is read of a response without tokens."""
+TOKEN_BYTES = 2048
+"""The most that is read of each token beside it; about 150 are usual."""
+LINE_BYTES = 1 << 28
+"""The most that is read of one line of a stream, which may hold the logprobs of a whole prompt."""
+BUSY = 429
 LOCKED = (401, 403)
 """The statuses of a server that asks for a key, or for another."""
 KEY = "VLLM_API_KEY"
 """The variable of the environment from which vLLM's own server reads the key that it asks for."""
+NO_SEED = -1
+"""The seed that vLLM takes for none."""
+OTHER_SEED = -(2**63)
+MISREAD = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+"""What reading JSON of another form than the expected raises."""
 
 
 class VllmFailed(AlignError):
     """vLLM did not do what it was asked.
 
     Attributes:
-        status: that it answered by; 0 where it gave none.
-        path: that it was asked at.
+        status: of its response; 0 if there was none.
+        path: the address that was asked.
     """
 
-    def __init__(self, said: str, status: int = 0, path: str = "") -> None:
-        super().__init__(said)
-        self.status, self.path = status, path
+    def __init__(self, message: str, status: int = 0, path: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.path = path
 
 
-MISREAD = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
-"""What reading JSON of another form than the expected raises."""
+class VllmGone(VllmFailed):
+    """vLLM cannot be reached, is overloaded or is broken, and may do what it was asked once it is back."""
 
 
 @contextmanager
-def understood(path: str) -> Iterator[None]:
-    """Around the reading of an answer. Raises: VllmFailed: it has another form than vLLM's."""
+def refuse_other_forms(path: str) -> Iterator[None]:
+    """Raise VllmFailed if the block cannot read a response because it has another form than vLLM's."""
     try:
         yield
-    except AlignError:
-        raise
     except (*MISREAD, httpx.DecodingError) as error:
-        what = f"vLLM answers {path} in another form than vLLM's ({type(error).__name__})"
-        raise VllmFailed(what, path=path) from error
+        message = f"vLLM answers {path} in another form than vLLM's ({type(error).__name__})"
+        raise VllmFailed(message, path=path) from error
 
 
 class VllmClient:
-    """What waits for its answer. Safe to use from any thread.
+    """Asks one server. Each method without `async` may be called in any thread that runs no event loop.
 
     Args:
-        at: the socket that it listens at, or a URL.
+        target: the socket that the server listens at, or its URL.
     """
 
-    def __init__(self, at: Path | str) -> None:
-        self.at = at
-        self._blocking = httpx.Client(
-            transport=transport(at), base_url=address(at), timeout=SLOWEST_S, headers=headers(at)
-        )
+    def __init__(self, target: Path | str) -> None:
+        self.target = target
+        self.headers = request_headers(target)
+        self.closed = False
 
-    def close(self) -> None:
-        self._blocking.close()
+    def connect(self) -> httpx.AsyncClient:
+        base_url = self.target if isinstance(self.target, str) else "http://vllm"
+        transport = direct_transport(self.target)
+        return httpx.AsyncClient(transport=transport, base_url=base_url, timeout=None, headers=self.headers)
 
-    def ask(
-        self, method: str, path: str, body: Any = None, most: int = FEW_BYTES, within_s: float = SLOWEST_S
-    ) -> httpx.Response:
-        """An answer, whole.
+    async def request(
+        self,
+        connection: httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: Any = None,
+        tokens: int = 0,
+        within_s: float = SLOWEST_S,
+        read: Callable[[Any], T] = lambda answer: answer,
+    ) -> T:
+        """Send a request and read its response, which has to be whole in time.
+
+        Args:
+            tokens: that the response may be about.
+            read: reads the JSON of the response, or its text if it is no JSON.
 
         Raises:
-            VllmFailed: it has more than so many bytes.
-            httpx.TransportError: the server is gone, or the answer is not whole in time.
+            VllmFailed
         """
-        until, told = time.monotonic() + within_s, bytearray()
-        with self._blocking.stream(method, path, json=body, timeout=within_s) as answer:
-            for piece in answer.iter_bytes():
-                told += bounded(piece, len(told), most, path)
-                if time.monotonic() > until:
-                    raise httpx.ReadTimeout(f"{path} was not answered within {within_s:g} seconds")
-        return whole(answer, bytes(told))
+        try:
+            with refuse_other_forms(path):
+                async with asyncio.timeout(within_s):
+                    response = await read_response(connection, method, path, body, response_limit(tokens))
+                check_status(response)
+                is_json = "json" in response.headers.get("content-type", "")
+                return read(response.json() if is_json else response.text)
+        except TimeoutError as error:
+            raise VllmGone(f"vLLM does not answer {path} within {within_s:g} seconds", path=path) from error
+        except httpx.TransportError as error:
+            message = f"vLLM does not answer {path} ({type(error).__name__}: {error})"
+            raise VllmGone(message, path=path) from error
 
-    def up(self) -> bool:
-        """Whether it answers. One that asks for a key does: the first question says so."""
-        with suppress(httpx.TransportError), self._blocking.stream("GET", "/health", timeout=UNLOAD_S) as answer:
-            return answer.status_code in (200, *LOCKED)
-        return False
+    def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """Do the same as `request`, on a connection of its own."""
+        if self.closed:
+            raise VllmFailed("the client is closed", path=path)
 
-    def base(self) -> str:
-        """The name of the model that it was started with. Raises: VllmFailed."""
-        with understood(MODELS):
-            return str(said(self.ask("GET", MODELS))["data"][0]["id"])
+        async def send() -> Any:
+            async with self.connect() as connection:
+                return await self.request(connection, method, path, body, **options)
 
-    def context(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
-        with understood(MODELS):
-            return int(said(self.ask("GET", MODELS))["data"][0]["max_model_len"])
+        return asyncio.run(send())
+
+    def is_up(self) -> bool:
+        """Return whether the server answers. One that asks for a key does: the first question says so."""
+        try:
+            self.ask("GET", "/health", within_s=SHORT_S)
+        except VllmFailed as error:
+            return error.status in (200, *LOCKED)
+        return True
+
+    def base_name(self) -> str:
+        """Return the name of the model that the server was started with."""
+        return self.ask("GET", MODELS, read=lambda answer: str(answer["data"][0]["id"]))
+
+    def context_length(self) -> int:
+        """Return the tokens that a prompt and its answer may have together."""
+        return self.ask("GET", MODELS, read=lambda answer: int(answer["data"][0]["max_model_len"]))
 
     def load(self, name: str, folder: Path) -> None:
-        """Raises: VllmFailed."""
-        said(self.ask("POST", LOAD, {"lora_name": name, "lora_path": str(folder)}))
+        self.ask("POST", LOAD, {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
-        """Also where there is no such adapter. Raises: VllmFailed."""
-        answer = self.ask("POST", UNLOAD, {"lora_name": name}, within_s=UNLOAD_S)
-        if answer.status_code != 404:
-            said(answer)
+        """Unload an adapter, if there is one of that name."""
+        try:
+            self.ask("POST", UNLOAD, {"lora_name": name}, within_s=SHORT_S)
+        except VllmFailed as error:
+            if error.status != 404:
+                raise
 
     def knows(self, name: str) -> bool:
-        """Whether anything answers by this name. Raises: VllmFailed: it does neither that nor say so by a 404."""
-        answer = self.ask("POST", COMPLETIONS, {"model": name, "prompt": [0, 0], "max_tokens": 1})
-        if answer.status_code == 404:
+        """Return whether the server answers by this name. Raises VllmFailed if it refuses by another status."""
+        try:
+            self.ask("POST", COMPLETIONS, {"model": name, "prompt": [0, 0], "max_tokens": 1})
+        except VllmFailed as error:
+            if error.status != 404:
+                raise
             return False
-        said(answer)
         return True
 
     def logprobs(self, name: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each token of a row but the first, given those before it, in nats. Raises: VllmFailed."""
+        """Return the logprobs, in nats, of each token of a row but the first, given those before it."""
+
+        def read(answer: Any) -> list[float]:
+            values = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(row)]
+            return [float(values[i]) for i in range(len(row) - 1)]  # one for each, or none is good
+
         found = []
         for row in rows:
-            asked = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
-            with understood(COMPLETIONS):
-                answer = self.ask("POST", COMPLETIONS, asked, most=bytes_of(len(row)))
-                told = said(answer)["choices"][0]["logprobs"]["token_logprobs"]
-                values = [float(value) for value in told[1 : len(row)]]
-                found.append([values[place] for place in range(len(row) - 1)])  # one for each, or none is good
+            body = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
+            found.append(self.ask("POST", COMPLETIONS, body, tokens=len(row), read=read))
         return found
 
 
-class StreamingClient(VllmClient):
-    """What is asked by one event loop too, of a server at a socket."""
-
-    def __init__(self, socket: Path) -> None:
-        super().__init__(socket)
-        self._streaming = httpx.AsyncClient(transport=async_transport(socket), base_url=URL, timeout=None)
-
-    async def stream(self, asked: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """The choice of each chunk of a completion. Its connection ends with the iterator, and vLLM's work with that.
-
-        Raises:
-            VllmFailed: it refuses, fails on the way, or is gone.
-        """
-        whole = False
-        try:
-            async with self._streaming.stream("POST", COMPLETIONS, json={**asked, "stream": True}) as answer:
-                if answer.status_code != 200:  # its words are not read
-                    said(answer)
-                async for data in events(answer.aiter_bytes()):
-                    if data == b"[DONE]":
-                        whole = True
-                        continue
-                    chunk = json.loads(data)
-                    if "error" in chunk:
-                        raise VllmFailed("vLLM failed on the way: vllm.log says why")
-                    if chunk.get("choices"):
-                        yield chunk["choices"][0]
-        except httpx.TransportError as error:
-            raise VllmFailed(f"vLLM does not answer ({type(error).__name__}: {error})") from error
-        if not whole:
-            raise VllmFailed("vLLM's stream broke off")
-
-    async def end(self) -> None:
-        self.close()
-        await self._streaming.aclose()
+def completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> dict[str, Any]:
+    """Return the body of a request for one answer, with token ids in and out."""
+    numbers = [number for number in (sampling.prompt_logprobs, sampling.logprobs) if number is not None]
+    return {
+        "model": model,
+        "prompt": list(prompt_ids),
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": OTHER_SEED if sampling.seed == NO_SEED else sampling.seed,
+        "stop_token_ids": list(sampling.stop_ids),
+        "ignore_eos": True,
+        "echo": sampling.prompt_logprobs is not None or sampling.max_tokens == 0,
+        "logprobs": max(numbers, default=None),
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
 
 
-async def asked_of(
-    client: httpx.AsyncClient, body: Mapping[str, Any], most: int, path: str = COMPLETIONS
-) -> httpx.Response:
-    """A completion, whole. Raises: VllmFailed, httpx.TransportError: as `VllmClient.ask`."""
-    told = bytearray()
-    async with client.stream("POST", path, json=body) as answer:
-        async for piece in answer.aiter_bytes():
-            told += bounded(piece, len(told), most, path)
-    return whole(answer, bytes(told))
+def parse_logprobs(logprobs: Mapping[str, Any]) -> list[tuple[int, float | None, list[tuple[int, float]]]]:
+    """Return each token's id, its logprob, and the likeliest at its place, best first."""
+
+    def token_id(token: str) -> int:
+        return int(token.removeprefix(TOKEN))
+
+    tokens = []
+    columns = logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]
+    for token, logprob, top in zip(*columns, strict=True):
+        ranked = sorted(((token_id(name), value) for name, value in (top or {}).items()), key=lambda each: -each[1])
+        tokens.append((token_id(token), logprob, ranked))
+    return tokens
 
 
-def bytes_of(tokens: int) -> int:
-    """The most that an answer about so many tokens is read of."""
-    return FEW_BYTES + TOKEN_BYTES * tokens
-
-
-def bounded(piece: bytes, before: int, most: int, path: str) -> bytes:
-    """A piece of an answer. Raises: VllmFailed: with those before it, it is more than is read."""
-    if before + len(piece) > most:
-        raise VllmFailed(f"it answers {path} by more than {most:,} bytes, and no answer to that has so many", path=path)
-    return piece
-
-
-def whole(answer: httpx.Response, told: bytes) -> httpx.Response:
-    """An answer that was read piece by piece, its compression undone."""
-    kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
-    return httpx.Response(answer.status_code, headers=kept, content=told, request=answer.request)
-
-
-def address(at: Path | str) -> str:
-    return URL if isinstance(at, Path) else at
-
-
-def headers(at: Path | str) -> dict[str, str]:
-    """Nothing is to be compressed; and to a URL, and to no server of ours, the key.
+async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the choice of each chunk of a completion. The connection ends with the iterator, and vLLM's work with it.
 
     Raises:
-        InputError: it can be no key.
+        VllmFailed: vLLM refuses, fails on the way, or is gone.
     """
-    plain, key = {"accept-encoding": "identity"}, os.environ.get(KEY, "")
-    if isinstance(at, Path) or not key:
-        return plain
-    good = key.isascii() and key.isprintable() and " " not in key
-    require(good, KEY, MASK, "has characters that no key has", "Set it to the key of the servers, or unset it.")
-    return {**plain, "authorization": f"Bearer {key}"}
+    is_whole = False
+    try:
+        async with connection.stream("POST", COMPLETIONS, json={**body, "stream": True}) as response:
+            check_status(response)
+            async for data in iter_events(response.aiter_bytes()):
+                if data == b"[DONE]":
+                    is_whole = True
+                    continue
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise VllmFailed("vLLM failed on the way: vllm.log says why")
+                if chunk.get("choices"):
+                    yield chunk["choices"][0]
+    except httpx.TransportError as error:
+        raise VllmGone(f"vLLM does not answer ({type(error).__name__}: {error})") from error
+    if not is_whole:
+        raise VllmFailed("vLLM's stream broke off")
 
 
-def transport(at: Path | str) -> httpx.HTTPTransport:
-    """To a server, past whatever proxy there may be."""
-    return httpx.HTTPTransport(uds=str(at) if isinstance(at, Path) else None)
-
-
-def async_transport(at: Path | str) -> httpx.AsyncHTTPTransport:
-    """The same, for any number of requests at once."""
-    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    return httpx.AsyncHTTPTransport(uds=str(at) if isinstance(at, Path) else None, limits=unlimited)
-
-
-async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of server-sent events. A line ends at a line break alone: a text may have Unicode's other line ends."""
+async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the data of server-sent events. A line ends at a line break alone: a text may have Unicode's line ends."""
     rest = b""
     async for piece in pieces:
-        *lines, rest = (rest + bounded(piece, len(rest), LINE_BYTES, COMPLETIONS)).split(b"\n")
+        rest += piece
+        check_size(len(rest), LINE_BYTES, COMPLETIONS)
+        *lines, rest = rest.split(b"\n")
         for line in lines:
             if line.startswith(b"data: "):
                 yield line.removeprefix(b"data: ")
 
 
-def said(answer: httpx.Response) -> Any:
-    """The JSON of an answer; its text where it is none. Raises: VllmFailed: it is an error."""
-    if answer.status_code != 200:  # its words can hold a client's, and stand in its own log
-        status, path = answer.status_code, answer.request.url.path
-        raise VllmFailed(f"vLLM answers {path} by status {status}: its log says why", status, path)
-    return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+def response_limit(tokens: int) -> int:
+    """Return how many bytes are read of a response about so many tokens."""
+    return FEW_BYTES + TOKEN_BYTES * tokens
 
 
-def ids_and_logprobs(told: Mapping[str, Any]) -> list[tuple[int, float | None, list[tuple[int, float]]]]:
-    """Each token of a choice's `logprobs`: its id, its logprob, and the likeliest at its place, best first."""
-    found = []
-    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
-        ranked = sorted(((number(name), value) for name, value in (top or {}).items()), key=lambda each: -each[1])
-        found.append((number(token), logprob, ranked))
-    return found
+async def read_response(connection: httpx.AsyncClient, method: str, path: str, body: Any, limit: int) -> httpx.Response:
+    """Send a request and read its response whole.
+
+    Raises:
+        VllmFailed: it has more than `limit` bytes.
+        httpx.TransportError
+    """
+    content = bytearray()
+    async with connection.stream(method, path, json=body) as response:
+        async for piece in response.aiter_bytes():
+            content += piece
+            check_size(len(content), limit, path, response.status_code)
+    kept = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
+    return httpx.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
 
 
-def number(token: str) -> int:
-    return int(token.removeprefix(TOKEN))
+def check_size(size: int, limit: int, path: str, status: int = 0) -> None:
+    if size > limit:
+        message = f"it answers {path} by more than {limit:,} bytes, and no answer to that has so many"
+        raise VllmFailed(message, status, path)
+
+
+def check_status(response: httpx.Response) -> None:
+    """Raise VllmFailed if a response is an error. Its words are not repeated: they can hold a client's."""
+    status = response.status_code
+    if status != 200:
+        path = response.request.url.path
+        failure = VllmGone if status >= 500 or status == BUSY else VllmFailed
+        raise failure(f"vLLM answers {path} by status {status}: its log says why", status, path)
+
+
+def request_headers(target: Path | str) -> dict[str, str]:
+    """Return the headers that switch compression off, and for a URL, which is no server of ours, those with the key.
+
+    Raises:
+        InputError: it can be no key.
+    """
+    headers = {"accept-encoding": "identity"}
+    key = os.environ.get(KEY, "")
+    if isinstance(target, str) and key:
+        good = key.isascii() and key.isprintable() and " " not in key
+        require(good, KEY, MASK, "has characters that no key has", "Set it to the key of the servers, or unset it.")
+        headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+def direct_transport(target: Path | str) -> httpx.AsyncHTTPTransport:
+    """Return a transport to a server past any proxy, for any number of requests at once."""
+    unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    if isinstance(target, Path):
+        return httpx.AsyncHTTPTransport(uds=str(target), verify=False, limits=unlimited)
+    is_secure = target.startswith("https:")  # without it no certificates are read, which takes 8 ms
+    return httpx.AsyncHTTPTransport(verify=is_secure, limits=unlimited)

@@ -1,1 +1,6 @@
 """The server of `stage=serve`: which weights a name stands for, and who may ask for them, how often and how much."""
+
+import logging
+
+operator_log = logging.getLogger("align.serve.operator")
+"""Events for the operator of the server, in the run's log and on the console."""

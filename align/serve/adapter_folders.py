@@ -9,9 +9,11 @@ from pathlib import Path
 
 from align.core.errors import AlignError, InputError, require
 from align.models.start import trained_with
+from align.report.figure_text import one_line
 from align.run import Artifact, artifact_in, json_object
 from align.run.receipt import RECEIPT
 from align.run.signing import NotSigned, PublicKey, verified
+from align.run.stale import stale_in
 from align.run.weights import (
     ABOUT,
     ADAPTER_CONFIG,
@@ -22,6 +24,7 @@ from align.run.weights import (
     adapter_digest,
     brings_scores,
 )
+from align.serve import operator_log
 
 READ = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
 """Files of an adapter's folder that are read, if they are there."""
@@ -202,3 +205,14 @@ def loadable_version(
         problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"
         raise NotLoadable(FIELD, given, problem, f"Load an adapter of method={method}.")
     return version
+
+
+def warn_if_stale(ref: str, folder: Path) -> None:
+    """Warn the operator about an artifact that learned from rows which were forgotten since.
+
+    Args:
+        folder: of the artifact, inside its run's folder.
+    """
+    stale = stale_in(folder.parent)
+    if stale is not None:
+        operator_log.warning("%s", one_line(f"{ref} is stale since {stale.since[:10]}, {stale.because}"))

@@ -14,9 +14,9 @@ from align.core.errors import AlignError, InputError, require
 from align.report.figure_text import one_line
 from align.run import Artifact
 from align.run.alias_log import FILE
-from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of
+from align.serve import operator_log
+from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of, warn_if_stale
 from align.serve.model_names import Allowed, Arm, Hook, Portfolio
-from align.serve.request_log import operator_log, warn_if_stale
 from align.serve.startup import FIELD, arm_of, check_base, expanded
 
 AGAIN_S = 5.0
@@ -67,7 +67,7 @@ class Following:
                 why = str(error) if isinstance(error, AlignError) else repr(error)
                 if self._said.get(name) != why:
                     self._said[name] = why
-                    line = f"{name} stays with {self.in_words(name)}: {why}"
+                    line = f"{name} stays with {self.portfolio.describe(name)}: {why}"
                     operator_log.warning("%s", one_line(line))
         self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
 
@@ -93,11 +93,11 @@ class Following:
         if now != [*standing.values()]:
             self.check_followers(field, name, len(now))
             self.check_kind(field, now, [*standing.values()])
-            before = self.in_words(name)
+            before = self.portfolio.describe(name)
             self.portfolio.stand_for(name, now, ready, gone)
             for ref, artifact in artifacts.items():
                 warn_if_stale(ref, artifact.path)
-            operator_log.info("%s follows: %s, was %s", name, self.in_words(name), before)
+            operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), before)
 
     def check_followers(self, field: str, name: str, arms: int) -> None:
         """Raises InputError where other names stand for what this one stands for, and that shall be several things."""
@@ -132,10 +132,3 @@ class Following:
         fits = method != "qlora" or not self.dtypes or artifact.dtype in (None, "auto", *self.dtypes)
         problem = f"was trained on NF4 codes of a base in {artifact.dtype}, and this server has others"
         require(fits, field, ref, problem, "Serve it by a server of its own.")
-
-    def in_words(self, name: str) -> str:
-        """What a name stands for, with shares where that is several things."""
-        arms = self.portfolio.arms(name)
-        share = (lambda arm: f"{arm.weight:.3g} of ") if len(arms) > 1 else (lambda arm: "")
-        said = [f"{share(arm)}{arm.label} ({self.portfolio.digest_of(arm.version)[:12]})" for arm in arms]
-        return ", ".join(said) or "nothing"

@@ -15,7 +15,7 @@ from llguidance import regex_to_lark
 
 from align.core.errors import InputError
 from align.rollout.requests import Grammar
-from align.serve.answer_parser import CALL
+from align.serve.answers import CALL
 from align.serve.errors import Refusal, as_refusal, invalid, unsupported
 from align.serve.grammars import BehindReasoning, Compiled, Constrained
 from align.serve.prompts import ChatFormat, Prompt
@@ -70,8 +70,12 @@ class Constraint:
         return self.lark.replace(json.dumps(JSON_TEXT), json.dumps(COMPACT))
 
 
-def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt, int], Grammar | None]:
-    """The grammars of the answers to a request: of one answer by its prompt and its most tokens; None for no grammar.
+GrammarFor = Callable[[Prompt, int], Grammar]
+"""Prompt and most tokens of one answer → the grammar that it follows."""
+
+
+def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | None:
+    """Return what makes the grammars of the answers to a request; None if they follow none.
 
     Args:
         rows: of the model's embedding.
@@ -81,24 +85,20 @@ def constrained(form: ChatFormat, body: Sampled, rows: int) -> Callable[[Prompt,
     """
     constraint = constraint_of(form, body)
     if constraint is None:
-        return lambda prompt, most: None
-    refuse_special(form, constraint)
-    found, closes, source = compiled(form, constraint), constraint.closes, constraint.compact
-
-    def begun(prompt: Prompt, most: int) -> Grammar:
-        if prompt.opens_reasoning:
-            return BehindReasoning(found, rows, most, closes)
-        return Constrained(found, rows, most, closes, source)
-
-    return begun
-
-
-def refuse_special(form: ChatFormat, constraint: Constraint) -> None:
-    """Raises: Refusal: a rule spells out a special token. It would be text, and llguidance takes it for the token."""
+        return None
     for rule in constraint.rules:
         for token in form.tokenizer.all_special_tokens:
-            if token in rule.body:
+            if token in rule.body:  # it would be text, and llguidance takes it for the token
                 raise invalid(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
+    grammar = compiled(form, constraint)
+    source = constraint.compact
+
+    def start_grammar(prompt: Prompt, most: int) -> Grammar:
+        if prompt.opens_reasoning:
+            return BehindReasoning(grammar, rows, most, constraint.closes)
+        return Constrained(grammar, rows, most, constraint.closes, source)
+
+    return start_grammar
 
 
 def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:

@@ -67,7 +67,7 @@ async def chat_page() -> Response:
 
 async def refused(_: Http, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return answer(error)
+    return error.response()
 
 
 async def misread(_: Http, error: Exception) -> Response:
@@ -76,12 +76,12 @@ async def misread(_: Http, error: Exception) -> Response:
     first = most_telling(error.errors())
     where = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
     if first["type"] == "json_invalid":
-        return answer(invalid(None, "The body is no JSON.", UNREADABLE))
+        return invalid(None, "The body is no JSON.", UNREADABLE).response()
     if not where and first["type"] in ("missing", "model_attributes_type", "dict_type"):
         message = "The body is no JSON object. Send one, with Content-Type: application/json."
-        return answer(invalid(None, message, UNREADABLE))
+        return invalid(None, message, UNREADABLE).response()
     message = first["msg"][:1].upper() + first["msg"][1:]
-    return answer(invalid(where or None, f"{where or 'The body'}: {message}.", CODES.get(first["type"])))
+    return invalid(where or None, f"{where or 'The body'}: {message}.", CODES.get(first["type"])).response()
 
 
 def most_telling(errors: Sequence[Any]) -> Any:
@@ -97,18 +97,13 @@ def is_union_member(part: Any) -> bool:
 
 async def failed(_: Http, error: Exception) -> Response:
     """A fault of ours, which ServerMiddleware logs."""
-    return answer(fault())
+    return fault().response()
 
 
 async def not_routed(_: Http, error: Exception) -> Response:
     """A path or method that is not there, or a body that cannot be read."""
     assert isinstance(error, HTTPException)
     code, words = ROUTING.get(error.status_code, (None, str(error.detail)))
-    refusal = Refusal(error.status_code, words, code=code)
-    made = answer(refusal)
-    made.headers.update(error.headers or {})
-    return made
-
-
-def answer(refusal: Refusal) -> Response:
-    return Response(refusal.encoded, refusal.status, refusal.headers, "application/json")
+    response = Refusal(error.status_code, words, code=code).response()
+    response.headers.update(error.headers or {})
+    return response

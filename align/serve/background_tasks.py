@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
+from align.serve import operator_log
 from align.serve.errors import fault, revoked
 from align.serve.model_names import Allowed
-from align.serve.request_log import operator_log
 from align.serve.service import LOOK_S, Service
 from align.serve.tenants import KeysUnreadable, Tenant
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from align.core.errors import AlignError, InputError, readable
 from align.rollout.requests import QueueFull
@@ -39,15 +39,11 @@ class Refusal(AlignError):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
-    @property
-    def encoded(self) -> bytes:
-        return json.dumps(self.body, ensure_ascii=False).encode()
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        if self.retry_after_s is None:
-            return {}
-        return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+    def response(self) -> JSONResponse:
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
+        return JSONResponse(self.body, self.status, headers)
 
 
 def unsupported(param: str, message: str) -> Refusal:

@@ -44,7 +44,7 @@ class Gone(Exception):
 
 class ServerMiddleware:
     """See the module. The scope of a request that passes has its `tenant`, its `record`, a `watch` that was started
-    when it came, and `streams`: the `align.serve.streams.EventStream` that is to answer it, if one is.
+    when it came, and `streams`: the `align.serve.service.EventStream` that is to answer it, if one is.
 
     Args:
         origins: under which browsers on this machine know the server; asked where there are no keys.
@@ -80,7 +80,7 @@ class ServerMiddleware:
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
                 if record.tenant and counted:
-                    limits = self.service.accounting.headers(scope["tenant"])
+                    limits = self.service.limiter.headers(scope["tenant"])
                     headers += [(name.encode(), value.encode()) for name, value in limits.items()]
                 message = {**message, "headers": [*headers, (b"x-request-id", record.id.encode())]}
             await send(message)
@@ -94,13 +94,13 @@ class ServerMiddleware:
             for stream in scope["streams"]:
                 await stream.answer(receiving, sending)
         except Refusal as refusal:
-            await respond(sending, refusal)
+            await refusal.response()(scope, receive, sending)
         except Gone:
             record.status = CLOSED
         except Exception:
             log.exception("%s failed", record.id)
             if not record.status:
-                await respond(sending, fault())
+                await fault().response()(scope, receive, sending)
         finally:
             record.seconds = scope["watch"]()
             if counted:
@@ -164,10 +164,3 @@ def replayed(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receiving
-
-
-async def respond(send: Send, refusal: Refusal) -> None:
-    headers: list[Any] = [(b"content-type", b"application/json")]
-    headers += [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": refusal.encoded})

@@ -168,6 +168,14 @@ class Portfolio:
         """The digest that a choice is known by: of the base where there is no adapter."""
         return self.base.digest if version is None else version.digest
 
+    def describe(self, name: str) -> str:
+        """Return what a name stands for, with shares if that is several things."""
+        arms = self.arms(name)
+        parts = [f"{arm.label} ({self.digest_of(arm.version)[:12]})" for arm in arms]
+        if len(arms) > 1:
+            parts = [f"{arm.weight:.3g} of {part}" for arm, part in zip(arms, parts, strict=True)]
+        return ", ".join(parts) or "nothing"
+
     def names(self, allowed: Allowed) -> list[Named]:
         """What may be asked for, the base first."""
         names = self._names

@@ -8,11 +8,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
+from typing import Any
 
 from align.core.errors import InputError, require
+from align.serve import operator_log
 from align.serve.tenants import Tenant
+from align.serve.usage import BudgetSpent, Usage, UsageUnwritable
 
 MINUTE_S = 60.0
 CONCURRENCY_RETRY_S = 1.0
@@ -77,20 +80,6 @@ class TenantLoad:
     buckets: dict[str, Bucket] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class AdmittedRequest:
-    """A request that was let in.
-
-    Attributes:
-        charged: tokens that were taken for it.
-        tokens: of these, that it used. The caller lowers it before the request ends.
-    """
-
-    tenant: Tenant
-    charged: int = 0
-    tokens: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
     """How a tenant stands with a limit by the minute.
@@ -104,73 +93,78 @@ class LimitStatus:
     reset_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What one request may ask for, whoever sends it. Defaults are in `align.config.serve`.
-
-    Attributes:
-        prompts: prompts, or conversations of a reward model.
-        logprobs: entries of the answer's logprobs.
-    """
-
-    prompts: int
-    logprobs: int
-
-
 class Limiter:
-    """Counts what each tenant has asked for. Each tenant has buckets of its own: none waits for another. Safe to share
-    between threads.
+    """Lets requests in by the limits and the budget of their tenants, and counts what they used (`align.serve.usage`).
+
+    Each tenant has buckets of its own: none waits for another. Safe to share between threads.
 
     Args:
         clock: seconds that run evenly.
         concurrency: answers that a tenant has at once if its own limits do not say; None for any number.
+        usage: None where nobody has a budget.
+
+    Attributes:
+        unsettled: what requests used that could not be written down yet.
     """
 
-    def __init__(self, clock: Callable[[], float], concurrency: int | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], concurrency: int | None = None, usage: Usage | None = None) -> None:
         self.clock = clock
         self.concurrency = concurrency
+        self.usage = usage
+        self.unsettled: dict[str, tuple[int, int]] = {}
+        self._spent: dict[str, int | None] = {}
         self._loads: dict[str, TenantLoad] = {}
         self._lock = Lock()
 
     @contextmanager
-    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0) -> Iterator[AdmittedRequest]:
+    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
         """For as long as a request is under way. It is asked before anything is made of the prompt, whose tokens are
         charged once they are known.
 
         Args:
             answers: that are made at once.
-            least: tokens that will be charged for at the least.
+            least: tokens that it will use at the least.
+            request_id: one that no other request has had.
 
         Raises:
-            Limited: a limit is reached. Nothing is charged then.
+            Limited, BudgetSpent: the tenant may not have it now. Nothing is charged then.
             InputError: it asks for more answers than the tenant may ever have at once.
+            UsageUnwritable: what it used could not be counted. It is, as soon as it can be.
         """
         most = self._most_at_once(tenant)
         limit = "concurrency" if tenant.limits.concurrency is not None else "stage.max_answers"
         problem = f"asks for {answers} answers at once, and your key may have {most} ({limit})"
         require(most is None or answers <= most, "n", answers, problem, "Ask for fewer at once.")
         self._take(tenant, answers, least)
-        entered = AdmittedRequest(tenant)
+        charge = Charge(self, tenant, request_id)
         try:
-            yield entered
+            if (left := self.left(tenant)) is not None and left < least:
+                with self.log_spent_budget(tenant):
+                    raise BudgetSpent(tenant.limits.token_budget or 0, left)
+            yield charge
         finally:
-            self._give_back(tenant, answers, max(0, entered.charged - entered.tokens))
+            self._give_back(tenant, answers, max(0, charge.charged - sum(charge.used)))
+            if self.usage is not None and charge.reserved:
+                try:
+                    self.usage.settle(request_id, *charge.used)
+                except UsageUnwritable:
+                    self.unsettled[request_id] = charge.used
+                    raise
 
-    def charge(self, entered: AdmittedRequest, tokens: int) -> None:
+    def take_tokens(self, tenant: Tenant, tokens: int) -> None:
         """Take what a request may use at most, prompt and answers. What it did not use is given back at its end.
 
         Raises:
             Limited: the minute has not so many left. The request itself stays charged: it was read.
         """
         with self._lock:
-            load, now = self._loads[entered.tenant.name], self.clock()
-            buckets = self._buckets(load, entered.tenant, now)
-            if (rate := entered.tenant.limits.tokens_per_minute) is not None:
+            load, now = self._loads[tenant.name], self.clock()
+            buckets = self._buckets(load, tenant, now)
+            if (rate := tenant.limits.tokens_per_minute) is not None:
                 bucket = buckets["tokens_per_minute"]
                 if (wait := bucket.wait(tokens, rate, now)) > 0:
                     raise Limited("tokens_per_minute", rate, wait)
                 bucket.level -= tokens
-        entered.charged = entered.tokens = tokens
 
     def running(self, tenant: str) -> int:
         """Answers of a tenant that are under way."""
@@ -221,11 +215,114 @@ class Limiter:
             if (bucket := load.buckets.get("tokens_per_minute")) is not None:
                 bucket.level += tokens  # above what it holds, `wait` cuts it off
 
+    def left(self, tenant: Tenant) -> int | None:
+        """Tokens that are left of a budget; None for no end of them."""
+        budget = tenant.limits.token_budget
+        if self.usage is None or budget is None:
+            return None
+        return self.usage.used(tenant.name).left_of(budget)
+
+    def as_json(self, tenant: Tenant, usage: Usage) -> dict[str, Any]:
+        """What a tenant has used, its limits, and what is left of them."""
+        used, limits = usage.used(tenant.name), asdict(tenant.limits)
+        left: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
+        if tenant.limits.concurrency is not None:
+            left["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
+        if tenant.limits.token_budget is not None:
+            left["token_budget"] = used.left_of(tenant.limits.token_budget)
+        return {
+            "object": "usage", "tenant": tenant.name, "requests": used.requests,
+            "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens,
+            "total_tokens": used.tokens, "reserved_tokens": used.reserved, "limits": limits,
+            "remaining": {name: left.get(name) for name in limits},
+        }  # fmt: skip
+
+    def headers(self, tenant: Tenant) -> dict[str, str]:
+        """How a tenant stands with its limits by the minute, as OpenAI's clients read it."""
+        found = {}
+        for name, each in self.status_of(tenant).items():
+            kind = name.partition("_")[0]
+            found[f"x-ratelimit-limit-{kind}"] = str(each.limit)
+            found[f"x-ratelimit-remaining-{kind}"] = str(each.remaining)
+            found[f"x-ratelimit-reset-{kind}"] = duration(each.reset_s)
+        return found
+
+    @contextmanager
+    def log_spent_budget(self, tenant: Tenant) -> Iterator[None]:
+        """Log that a request was refused for its tenant's budget, the first time that one is."""
+        try:
+            yield
+        except BudgetSpent as error:
+            if self._spent.get(tenant.name) != (budget := tenant.limits.token_budget):
+                self._spent[tenant.name] = budget
+                message = "tenant %s has %s of its %s tokens left: a request was refused"
+                operator_log.warning(message, tenant.name, f"{error.left:,}", f"{budget:,}")
+            raise
+
 
 def minute_limits(tenant: Tenant) -> dict[str, int]:
     """The limits by the minute that a tenant has."""
     found = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
     return {name: rate for name, rate in found.items() if rate is not None}
+
+
+@dataclass(slots=True)
+class Charge:
+    """A request that was let in.
+
+    Attributes:
+        charged: tokens that were taken for it from its tenant's minute.
+        reserved: whether they were set aside from its tenant's budget too.
+        used: tokens of its prompts and of its answers. The caller sets it before the request ends.
+    """
+
+    limiter: Limiter
+    tenant: Tenant
+    request_id: str
+    charged: int = 0
+    reserved: bool = False
+    used: tuple[int, int] = (0, 0)
+
+    def room(self, prompt_tokens: int, answers: int) -> int | None:
+        """How long an answer may be by what the tenant has left, in tokens and at least 1; None for as long as it
+        likes. A minute that never holds the prompt is no bound: its debt is paid afterwards."""
+        left = list[int]()
+        minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
+        if minute is not None and prompt_tokens < minute.limit:
+            left.append(minute.remaining)
+        budget = self.limiter.left(self.tenant)
+        left += [] if budget is None else [budget]
+        return max(1, (min(left) - prompt_tokens) // answers) if left else None
+
+    def reserve(self, tokens: int) -> None:
+        """Set aside what it may use at most, prompts and answers.
+
+        Raises:
+            Limited, BudgetSpent: the tenant has not so many left.
+            UsageUnwritable: they could not be counted.
+        """
+        limiter = self.limiter
+        limiter.take_tokens(self.tenant, tokens)
+        self.charged = tokens
+        if limiter.usage is not None:
+            for late, used in list(limiter.unsettled.items()):
+                limiter.usage.settle(late, *used)
+                del limiter.unsettled[late]
+            with limiter.log_spent_budget(self.tenant):
+                limiter.usage.reserve(self.tenant, self.request_id, tokens)
+            self.reserved = True
+
+
+def duration(seconds: float) -> str:
+    """A duration as OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`.
+
+    https://platform.openai.com/docs/guides/rate-limits
+    """
+    ms = round(seconds * 1000)
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, rest = divmod(ms, 60_000)
+    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"
 
 
 class RefusalPacer:

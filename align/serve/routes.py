@@ -16,18 +16,17 @@ from starlette.concurrency import run_in_threadpool
 
 from align.core.errors import InputError, readable
 from align.rollout.detokenize import StopFinder, TextDecoder
-from align.rollout.requests import Grammar, Request, SamplingParams
-from align.serve.answer_constraints import constrained
+from align.rollout.requests import Request, SamplingParams
+from align.serve.answer_constraints import GrammarFor, grammars_for
 from align.serve.answers import Answers, ChatAnswers, TextAnswers
 from align.serve.errors import Refusal, invalid, unknown_model
 from align.serve.model_names import Chosen, Named, UnknownModel
 from align.serve.prompts import ChatFormat, Prompt, chat_prompt, completion_prompts, samplings
+from align.serve.rate_limits import Charge
 from align.serve.rewards import Rewards, reward_prompts
 from align.serve.schemas import ChatBody, CompletionBody, ErrorBody, LoadAdapter, RewardBody, Sampled, UnloadAdapter
-from align.serve.service import Call, Service, refusing
-from align.serve.streams import EventStream, whole
+from align.serve.service import Call, EventStream, Service, refusing, respond_whole
 from align.serve.tenants import Tenant
-from align.serve.usage import Charge
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,8 +49,6 @@ for _response in ERRORS.values():
     _response["model"] = ErrorBody
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """The other form of an answer."""
-GrammarFor = Callable[[Prompt, int], Grammar | None]
-"""Of a prompt and the tokens that its answer may have: what the answer has to follow."""
 
 
 def listing(service: Service) -> APIRouter:
@@ -73,7 +70,7 @@ def listing(service: Service) -> APIRouter:
 
     @router.get("/v1/usage")
     async def usage(http: Http, tenant: str | None = None) -> Any:
-        asks, keys, counted = tenant_of(http), service.keys, service.accounting.usage
+        asks, keys, counted = tenant_of(http), service.keys, service.limiter.usage
         if keys is None or counted is None:
             raise Refusal(404, "This server has no key file, and counts nobody's usage.", code="not_found")
         of = asks if tenant in (None, asks.name) else keys.tenants.get(tenant or "")
@@ -82,7 +79,7 @@ def listing(service: Service) -> APIRouter:
         if of is None:
             raise Refusal(404, "There is no such tenant.", param="tenant", code="not_found")
         with refusing():
-            return await run_in_threadpool(service.accounting.as_json, of, counted)
+            return await run_in_threadpool(service.limiter.as_json, of, counted)
 
     return router
 
@@ -98,17 +95,32 @@ def api(service: Service) -> APIRouter:
             raise invalid("top_logprobs", "It needs logprobs=true.")
         least = 1 + body.n * (body.most_tokens or 1)
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, body.n, least) as (call, charge):
-            form, prompt, grammar = await read(service, call, lambda: read_chat(service, chosen, body))
+
+            def read_chat() -> tuple[ChatFormat, Prompt, GrammarFor | None]:
+                form = service.format_of(chosen.version)
+                return form, chat_prompt(form, body), grammar_for(form, body, service)
+
+            form, prompt, grammar = await read(service, call, read_chat)
             logprobs = body.top_logprobs if body.logprobs else None
             with refusing():
                 left = charge.room(len(prompt.ids), body.n) if body.most_tokens is None else None
             if logprobs is not None and body.most_tokens is None:
-                fits = max(1, service.limits.logprobs // (body.n * (logprobs + 1)))
+                fits = max(1, service.max_logprobs // (body.n * (logprobs + 1)))
                 left = min(fits, left or fits)
             drawn = samplings(form, body, prompt, body.most_tokens, service.context, logprobs, left=left)
             refuse_many_logprobs(service, "top_logprobs", logprobs, 0, sum(each.max_tokens for each in drawn))
             requests = requests_for(form, body, chosen, call.tenant, prompt, drawn, grammar)
-            answers = chat_answers(http, form, body, prompt)
+            answers = ChatAnswers(
+                form,
+                prompt,
+                call.record,
+                body.n,
+                body.stops,
+                tools=[tool.function.name for tool in body.tools] if body.tool_choice != "none" else [],
+                most_calls=None if body.parallel_tool_calls else 1,
+                logprobs=body.logprobs,
+                usage=body.stream_options.include_usage,
+            )
             return await answered(call, http, requests, len(prompt.ids), answers, body)
 
     @router.post("/v1/completions", responses=STREAMED)
@@ -118,7 +130,12 @@ def api(service: Service) -> APIRouter:
         number = len(body.prompts) * body.n
         least = len(body.prompts) + number * body.max_tokens
         with chosen_for(service, http, body, False) as chosen, let_in(service, http, number, least) as (call, _):
-            form, prompts, grammar = await read(service, call, lambda: read_completion(service, chosen, body))
+
+            def read_completion() -> tuple[ChatFormat, list[Prompt], GrammarFor | None]:
+                form = service.format_of(chosen.version)
+                return form, completion_prompts(form, body, service.vocabulary), grammar_for(form, body, service)
+
+            form, prompts, grammar = await read(service, call, read_completion)
             echoed, requests = body.logprobs if body.echo else None, list[Request]()
             prompt_tokens = sum(len(prompt.ids) for prompt in prompts) * body.n if body.echo else 0
             refuse_many_logprobs(service, "logprobs", body.logprobs, prompt_tokens, number * body.max_tokens)
@@ -178,7 +195,7 @@ def let_in(service: Service, http: Http, answers: int, least: int) -> Iterator[t
 
 def refuse_many_prompts(service: Service, param: str, prompts: int) -> None:
     """Raises: Refusal: a request has more prompts than one may have."""
-    most = service.limits.prompts
+    most = service.max_prompts
     if prompts > most:
         message = f"The request has {prompts} prompts, and may have {most} (stage.max_prompts). Send several requests."
         raise invalid(param, message, "too_many_prompts")
@@ -197,7 +214,7 @@ def refuse_many_logprobs(
     Raises:
         Refusal: it would.
     """
-    tokens, most = prompt_tokens + answer_tokens, service.limits.logprobs
+    tokens, most = prompt_tokens + answer_tokens, service.max_logprobs
     if logprobs is not None and tokens * (logprobs + 1) > most:
         message = (
             f"{tokens} tokens with {logprobs} logprobs and their own make {tokens * (logprobs + 1):,} logprobs, and an "
@@ -207,25 +224,17 @@ def refuse_many_logprobs(
 
 
 async def read(service: Service, call: Call, work: Callable[[], T]) -> T:
-    """What takes time of a request, in another thread, when it is its tenant's turn."""
+    """Do what takes time of a request, in another thread, when it is its tenant's turn. It is done at one go: each way
+    to another thread and back waits for the engine's."""
     async with service.readers.turn(call.tenant.name):
         return await run_in_threadpool(work)
 
 
-def read_chat(service: Service, chosen: Chosen, body: ChatBody) -> tuple[ChatFormat, Prompt, GrammarFor]:
-    """What takes time of a request, at one go: each way to another thread and back waits for the engine's."""
-    form = service.format_of(chosen.version)
-    return form, chat_prompt(form, body), constrained(form, body, service.vocabulary)
+def grammar_for(form: ChatFormat, body: Sampled, service: Service) -> GrammarFor | None:
+    return grammars_for(form, body, service.vocabulary) if body.constrains else None
 
 
-def read_completion(
-    service: Service, chosen: Chosen, body: CompletionBody
-) -> tuple[ChatFormat, list[Prompt], GrammarFor]:
-    form = service.format_of(chosen.version)
-    return form, completion_prompts(form, body, service.vocabulary), constrained(form, body, service.vocabulary)
-
-
-def in_header(label: str) -> str:
+def percent_encode(label: str) -> str:
     return quote(label, safe=SAFE)
 
 
@@ -233,28 +242,27 @@ def tenant_of(http: Http) -> Tenant:
     return http.scope["tenant"]
 
 
-def chat_answers(http: Http, form: ChatFormat, body: ChatBody, prompt: Prompt) -> ChatAnswers:
-    tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
-    return ChatAnswers(
-        form, prompt, http.scope["record"], body.n, body.stops, tools, None if body.parallel_tool_calls else 1,
-        body.logprobs, body.stream_options.include_usage,
-    )  # fmt: skip
-
-
 def requests_for(
-    form: ChatFormat, body: Sampled, chosen: Chosen, tenant: Tenant, prompt: Prompt, drawn: Sequence[SamplingParams],
-    grammar: GrammarFor,
-) -> list[Request]:  # fmt: skip
-    """What the engine is asked: one answer each."""
-    adapter = chosen.version.digest if chosen.version else None
+    form: ChatFormat,
+    body: Sampled,
+    chosen: Chosen,
+    tenant: Tenant,
+    prompt: Prompt,
+    samplings: Sequence[SamplingParams],
+    grammar: GrammarFor | None,
+) -> list[Request]:
+    """Return what the engine is asked: one answer each."""
     before = () if isinstance(body, ChatBody) else prompt.ids
-
-    def ends() -> StopFinder | None:
-        return StopFinder(TextDecoder(form.tokenizer, body.stops, before)) if body.stops else None
-
     return [
-        Request(prompt.ids, sampling, adapter, tenant.name, grammar=grammar(prompt, sampling.max_tokens), ends=ends())
-        for sampling in drawn
+        Request(
+            prompt.ids,
+            sampling,
+            chosen.version.digest if chosen.version else None,
+            tenant.name,
+            grammar=None if grammar is None else grammar(prompt, sampling.max_tokens),
+            ends=StopFinder(TextDecoder(form.tokenizer, body.stops, before)) if body.stops else None,
+        )
+        for sampling in samplings
     ]
 
 
@@ -270,12 +278,12 @@ async def answered(
     record = call.record
     record.stream = body is not None and body.stream
     call.begin(requests, prompt_tokens)
-    arm = in_header(record.arm)
+    arm = percent_encode(record.arm)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": arm}
     headers = {name: value for name, value in headers.items() if value}
     if body is not None and body.stream:
         return EventStream(call, answers, body.stream_options.include_usage, headers)
-    return await whole(call, answers, http.receive, headers)
+    return await respond_whole(call, answers, http.receive, headers)
 
 
 def card(service: Service, named: Named) -> dict[str, Any]:

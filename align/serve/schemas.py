@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from align.serve.errors import unsupported
 
-MOST_ANSWERS, MOST_STOPS, LONGEST_STOP, MOST_LOGPROBS = 128, 4, 256, 20
+MOST_ANSWERS = 128
+MOST_STOPS = 4
+LONGEST_STOP = 256
+MOST_LOGPROBS = 20
 SEEDS = 2**63
 FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
 """Lists of prompts, of messages and of token ids. The first element that is wrong ends their reading: a body of a
@@ -150,6 +153,11 @@ class Sampled(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def constrains(self) -> bool:
+        """Whether an answer may have to follow a grammar."""
+        return self.response_format.type != "text" or self.structured_outputs is not None
+
     def refuse_unsupported(self, also: Mapping[str, tuple[tuple[Any, ...], str]] = {}) -> None:
         """Raises: Refusal: a field asks for what would change the answer, and is not done here."""
         known = {**NOT_SUPPORTED, **also}
@@ -205,6 +213,10 @@ class ChatBody(Sampled):
     tools: list[Tool] = Field([], max_length=128)
     tool_choice: str | dict[str, JsonValue] = "auto"
     parallel_tool_calls: bool = True
+
+    @property
+    def constrains(self) -> bool:
+        return super().constrains or (bool(self.tools) and self.tool_choice != "none")
 
     @property
     def most_tokens(self) -> int | None:

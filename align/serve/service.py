@@ -1,19 +1,28 @@
-"""A server's parts: who may ask, which weights answer, the engine that makes the answers, and what is kept of it."""
+"""A server's parts, and the requests that are under way: answers come from the engine's thread, and leave whole or as
+server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from align.core.errors import InputError, NotFinite
-from align.rollout.engine_thread import EngineThread
+from align.rollout.request_queue import EngineThread
 from align.rollout.requests import Output, Pending, Request
+from align.serve import operator_log
+from align.serve.adapter_folders import warn_if_stale
 from align.serve.alias_watcher import Following
+from align.serve.answers import Answers
 from align.serve.errors import (
     SERVER,
     Refusal,
@@ -26,17 +35,15 @@ from align.serve.errors import (
     unknown_model,
 )
 from align.serve.grammars import GrammarFailed
-from align.serve.mailbox import Inbox, Mailbox
-from align.serve.metrics import Metrics
 from align.serve.model_names import Chosen, Portfolio, UnknownModel, Version
 from align.serve.prompts import Formats
-from align.serve.rate_limits import ReadTurns, RequestLimits
-from align.serve.request_log import Record, RequestLog, Stopwatch, operator_log, warn_if_stale
+from align.serve.rate_limits import Charge, Limiter, ReadTurns
+from align.serve.request_log import Metrics, Record, RequestLog, Stopwatch
 from align.serve.tenants import Keys, Tenant
-from align.serve.usage import Accounting, Charge, UsageUnwritable
+from align.serve.usage import UsageUnwritable
 
 log = logging.getLogger(__name__)
-Heard = tuple["Call", int, Output]
+PostedOutput = tuple["Call", int, Output]
 """A call, the number of its answer, and what the engine says of it."""
 TRIES = 5
 """How often a name is looked up whose weights are gone again: as often as it was replaced meanwhile."""
@@ -51,12 +58,15 @@ class Service:
     vocabulary: rows of the base's embedding.
     check: raises InputError where the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
-    limits: what one request may ask for.
+    max_prompts, max_logprobs: that one request may ask for.
     keys: None: whoever reaches the server may do everything.
     following: the names that mean what an alias means.
     ending: set once nothing new is taken.
     stopped: is called when the engine has ended by itself, and clients were told.
     answering: the calls that are under way.
+    loop: the event loop that answers.
+    posted: what the engine said and no call was handed yet.
+    is_woken: whether the loop is going to hand it over.
     """
 
     engine: EngineThread
@@ -67,15 +77,18 @@ class Service:
     created: int
     log: RequestLog
     metrics: Metrics
-    accounting: Accounting
-    limits: RequestLimits
+    limiter: Limiter
+    max_prompts: int
+    max_logprobs: int
     keys: Keys | None = None
     following: Following | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     readers: ReadTurns = field(default_factory=ReadTurns)
     stopped: Callable[[], object] = lambda: None
-    mailbox: Mailbox[Heard] | None = None
     answering: set[Call] = field(default_factory=set)
+    loop: asyncio.AbstractEventLoop = field(init=False)
+    posted: list[PostedOutput] = field(default_factory=list)
+    is_woken: bool = False
     totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
 
     @property
@@ -113,15 +126,15 @@ class Service:
             log.error("the weights that '%s' stands for are not in the engine", model)
             raise fault()
         try:
-            self._note(record, model, chosen)
+            record.asked = model
+            record.answered = chosen.name
+            record.arm = chosen.arm
+            record.base = self.portfolio.base.digest
+            record.adapter = chosen.version.digest if chosen.version else ""
             yield chosen
         finally:
             if chosen.version is not None:
                 known.release(chosen.version.digest)
-
-    def _note(self, record: Record, model: str, chosen: Chosen) -> None:
-        record.asked, record.answered, record.arm = model, chosen.name, chosen.arm
-        record.base, record.adapter = self.portfolio.base.digest, chosen.version.digest if chosen.version else ""
 
     def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
         """Let a name stand for the adapter in a folder.
@@ -169,25 +182,37 @@ class Service:
         self.log.write(record)
 
     def opened(self) -> None:
-        """In the event loop that will answer."""
-        self.mailbox = Mailbox(asyncio.get_running_loop(), self.deliver)
+        """Begin to answer in the event loop that is running."""
+        self.loop = asyncio.get_running_loop()
 
-    def deliver(self, letters: Sequence[Heard]) -> None:
-        """Hands outputs to their calls. What a client may receive is recorded before: once for all of them."""
+    def post(self, call: Call, i: int, output: Output) -> None:
+        """Take what the engine says of answer `i` of a call, in the engine's thread. Waking a loop writes to a pipe: it
+        is done once for a step of the engine, and not once for each row of it."""
+        self.posted.append((call, i, output))
+        if not self.is_woken:
+            self.is_woken = True
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        """Hand outputs to their calls. What a client may receive is recorded before: once for all of them."""
+        self.is_woken = False  # before anything is taken out: what comes now wakes the loop again
+        letters = self.posted
+        self.posted = []
         counts: dict[str, tuple[int, int]] = {}
         for call, _, output in letters:
             call.heard_tokens += len(output.tokens)
             if call.record.stream and is_use(output):
                 counts[call.record.id] = call.begun_tokens(), call.heard_tokens
         try:
-            if (usage := self.accounting.usage) is not None and counts:
+            if (usage := self.limiter.usage) is not None and counts:
                 usage.sent(counts)
         except UsageUnwritable as error:
             for call in {call for call, _, _ in letters}:
                 call.end(uncounted(error))
         else:
             for call, i, output in letters:
-                call.inbox.put((i, output))
+                call.inbox.put_nowait((i, output))
 
     async def drain(self, within_s: float) -> None:
         """Take nothing new, and wait for what is under way; what is not done in time is ended."""
@@ -216,13 +241,19 @@ class Call:
     """
 
     def __init__(self, service: Service, record: Record, watch: Stopwatch, tenant: Tenant) -> None:
-        self.service, self.record, self._watch, self.tenant = service, record, watch, tenant
-        self.inbox = Inbox[tuple[int, Output] | Refusal]()
+        self.service = service
+        self.record = record
+        self.tenant = tenant
+        self._watch = watch
+        self.inbox = asyncio.Queue[tuple[int, Output] | Refusal]()
         self.heard_tokens = 0
         self._pending: dict[int, Pending] = {}
         self._added: list[Pending] = []
         self._charge: Charge | None = None
-        self._stack, self._last_s, self._between, self._failed = ExitStack(), 0.0, None, False
+        self._stack = ExitStack()
+        self._last_s = 0.0
+        self._between = None
+        self._failed = False
 
     @contextmanager
     def let_in(self, answers: int, least: int) -> Iterator[Charge]:
@@ -244,7 +275,7 @@ class Call:
         self._stack.callback(service.answering.discard, self)
         try:
             with refusing():
-                entering = service.accounting.enter(self.tenant, record.id, answers, least)
+                entering = service.limiter.enter(self.tenant, answers, least, record.id)
                 self._charge = self._stack.enter_context(entering)
             yield self._charge
         except BaseException:
@@ -269,7 +300,7 @@ class Call:
         with refusing():
             self._charge.reserve(prompt_tokens + sum(request.sampling.max_tokens for request in requests))
             for i, request in enumerate(requests):
-                self._pending[i] = self.service.engine.add(request, partial(self._heard, i))
+                self._pending[i] = self.service.engine.add(request, partial(self.service.post, self, i))
                 self._added.append(self._pending[i])
 
     def _used(self) -> tuple[int, int]:
@@ -285,11 +316,6 @@ class Call:
         prompts = {id(ids): len(ids) for p in self._added if p.begun for ids in [p.request.prompt_ids]}
         return sum(prompts.values())
 
-    def _heard(self, i: int, output: Output) -> None:
-        """In the engine's thread."""
-        assert self.service.mailbox is not None
-        self.service.mailbox.put((self, i, output))
-
     async def outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
         """What the engine says of the answers, until all have ended: at a time all that it has said since.
 
@@ -297,9 +323,12 @@ class Call:
             Refusal: one failed, or the call was ended.
         """
         while self._pending:
-            yield [self._looked_at(heard) for heard in await self.inbox.take()]
+            heard = [await self.inbox.get()]
+            while not self.inbox.empty():
+                heard.append(self.inbox.get_nowait())
+            yield [self._check_output(each) for each in heard]
 
-    def _looked_at(self, heard: tuple[int, Output] | Refusal) -> tuple[int, Output]:
+    def _check_output(self, heard: tuple[int, Output] | Refusal) -> tuple[int, Output]:
         if isinstance(heard, Refusal):
             raise heard
         i, output = heard
@@ -329,7 +358,7 @@ class Call:
 
     def end(self, why: Refusal) -> None:
         """End it before its time, from the event loop."""
-        self.inbox.put(why)
+        self.inbox.put_nowait(why)
         self.abort()
 
     def abort(self) -> None:
@@ -361,10 +390,6 @@ CLOSED = 499
 """The status in the log of a request whose client has gone (nginx's)."""
 
 
-def gone() -> Refusal:
-    return Refusal(CLOSED, "The client has gone.", type=SERVER)
-
-
 @contextmanager
 def refusing() -> Iterator[None]:
     """Around what a tenant or a request may be refused for: the error as clients read it."""
@@ -374,3 +399,94 @@ def refusing() -> Iterator[None]:
         raise as_refusal(error) from error
     except UsageUnwritable as error:
         raise uncounted(error) from error
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def encode_event(data: Any) -> bytes:
+    return b"data: " + to_json(data) + b"\n\n"
+
+
+@asynccontextmanager
+async def end_on_disconnect(call: Call, receive: Receive) -> AsyncIterator[None]:
+    """For as long as a call is under way: if the client goes, the call ends, and its slot is free."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        call.end(Refusal(CLOSED, "The client has gone.", type=SERVER))
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        call.close()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+async def respond_whole(call: Call, answers: Answers, receive: Receive, headers: Mapping[str, str]) -> Response:
+    """All answers at once.
+
+    Raises:
+        Refusal: one of them failed, or the client has gone.
+    """
+    async with end_on_disconnect(call, receive):
+        async for heard in call.outputs():
+            for i, output in heard:
+                for _ in answers.take(i, output):
+                    pass
+    return JSONResponse(answers.whole(), headers=dict(headers))
+
+
+class EventStream(Response):
+    """The answers in chunks, while they are made. An error on the way is an event of its own, and the last.
+
+    As a response it only adds itself to the scope's `streams`. `align.serve.middleware.ServerMiddleware` sends it when
+    routing is done: otherwise each piece would pass through twenty layers.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, call: Call, answers: Answers, usage: bool, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=dict(headers))
+        del self.headers["content-length"]
+        self.call, self.answers, self.usage = call, answers, usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["streams"].append(self)
+
+    async def answer(self, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(receive, send)
+        except Refusal as refusal:  # what was used could not be counted: the head has gone, and the log says why
+            log.error("%s: %s", self.call.record.id, refusal.message)
+            self.call.record.status = refusal.status
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
+        async with end_on_disconnect(self.call, receive):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for part in self._events():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            except Refusal as refusal:
+                await self._fail(refusal, send)
+            except Exception:
+                log.exception("%s failed", self.call.record.id)
+                await self._fail(fault(), send)
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        if first := b"".join(map(encode_event, self.answers.first())):
+            yield first
+        async for heard in self.call.outputs():
+            if chunks := b"".join(encode_event(chunk) for i, output in heard for chunk in self.answers.take(i, output)):
+                yield chunks
+        self.call.close()  # what was used is settled before the client hears that it has all of it
+        yield (encode_event(self.answers.usage_chunk()) if self.usage else b"") + DONE
+
+    async def _fail(self, refusal: Refusal, send: Send) -> None:
+        self.call.record.status = refusal.status
+        await send({"type": "http.response.body", "body": encode_event(refusal.body), "more_body": True})

@@ -22,8 +22,8 @@ from align.core.errors import AlignError, CorruptFile, InputError, StorageError,
 from align.core.files import has_file
 from align.core.outputs import replace_file
 from align.run import json_object
+from align.serve import operator_log
 from align.serve.model_names import Allowed
-from align.serve.request_log import operator_log
 
 
 @dataclass(frozen=True, slots=True)

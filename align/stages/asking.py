@@ -15,7 +15,7 @@ from align.models.load import context_length, describe, own_tokenizer
 from align.ppo.workers import Read
 from align.reward.build import same_template
 from align.reward.inputs import models_of
-from align.rollout.answers_alone import answers_alone, whole
+from align.rollout.strip_reasoning import answers_alone, whole
 from align.run import Artifact, Run
 from align.stages.starting import start
 

@@ -39,9 +39,9 @@ from align.reward.build import build, build_beside_policy, on_its_own_base
 from align.reward.combined import Ensemble, Sum, comparable
 from align.reward.inputs import models_of, on_base
 from align.reward.scorer import Scorer, check_finite
-from align.rollout.answers_alone import Judged, empty, empty_answers
 from align.rollout.engine import Engine, cut_answers, divergence_as_input_error, response_texts
 from align.rollout.randomness import row_seeds
+from align.rollout.strip_reasoning import Judged, empty, empty_answers
 from align.run import Run, write_json, write_text
 from align.stages.asking import asked, reading
 from align.stages.best_of_inputs import of_gold

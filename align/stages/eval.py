@@ -96,8 +96,8 @@ from align.report import in_words
 from align.report.figure_text import counted
 from align.reward.checkers.checked import code_permission
 from align.reward.inputs import models_of, read_alike, reward_inputs
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import AnswerStore
+from align.rollout.answer_cache import FILE as ANSWERS
+from align.rollout.answer_cache import AnswerStore
 from align.run import Base, Input, Manifest, Run, json_digest, resolve, write_json
 from align.run.files import write_text
 from align.stages import judge as judge_stage
@@ -572,9 +572,9 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
     from align.models.load import context_length, describe
-    from align.rollout.answers_alone import empty_answers
     from align.rollout.engine import cut_answers
     from align.rollout.randomness import place_seed
+    from align.rollout.strip_reasoning import empty_answers
 
     policy, ref = find_policy_and_start(run, config)
 

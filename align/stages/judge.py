@@ -54,8 +54,8 @@ from align.ops.calibration import log_odds
 from align.report import in_words
 from align.report.figure_text import calibration_in_words, counted
 from align.reward.inputs import models_of, read_alike, reward_inputs
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import AnswerStore
+from align.rollout.answer_cache import FILE as ANSWERS
+from align.rollout.answer_cache import AnswerStore
 from align.run import Input, Run, write_json
 from align.run.files import write_text
 from align.stages.rows import SEEN, key_of, source_of

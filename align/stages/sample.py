@@ -69,9 +69,9 @@ def for_people(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
     from align.models.adapter_pool import AdapterPool
     from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
-    from align.rollout.answers_alone import empty, parted_texts, sample_row
     from align.rollout.engine import divergence_as_input_error, response_texts
     from align.rollout.randomness import row_seeds
+    from align.rollout.strip_reasoning import empty, parted_texts, sample_row
     from align.stages.rollouts import engine_for
 
     stage: SampleConfig = config.stage
@@ -162,8 +162,8 @@ def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> 
         chunks: rows of the metrics stream.
     """
 
-    from align.rollout.answers_alone import empty_answers
     from align.rollout.engine import cut_answers
+    from align.rollout.strip_reasoning import empty_answers
 
     answered = sum(row["answers"] for row in chunks)
     means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in MEANS}
@@ -194,7 +194,7 @@ def hand_out(
         answers: those to one prompt behind those to another.
     """
 
-    from align.rollout.answers_alone import asked_alone
+    from align.rollout.strip_reasoning import asked_alone
 
     count, kept_back = config.stage.candidates, dict.fromkeys(KEPT_BACK, 0)
     with store.transaction():

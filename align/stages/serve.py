@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
@@ -19,15 +20,18 @@ from align.core.errors import AlignError, require
 from align.core.files import user_path
 from align.core.types import Result
 from align.models.start import label
+from align.rollout.requests import ServingEngine
 from align.run import Input, Run
 from align.run.signing import public_key
+from align.run.weights import brings_scores
+from align.serve import operator_log
+from align.serve.adapter_folders import warn_if_stale
 from align.serve.alias_watcher import Following
-from align.serve.engines import Ready, Room, VllmStart, own_engine, vllm_engine
-from align.serve.rate_limits import Limiter, RequestLimits
-from align.serve.request_log import operator_log, warn_if_stale
+from align.serve.model_names import Allowed
+from align.serve.rate_limits import Limiter
 from align.serve.startup import Opened, opened
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
-from align.serve.usage import Accounting, Usage, Used, usage_beside, used_beside
+from align.serve.usage import Usage, Used, usage_beside, used_beside
 from align.stages.starting import Inputs
 from align.web.listening import listening, serve
 
@@ -43,6 +47,8 @@ TENANT_COLUMNS = (
     "token budget",
     "tokens left",
 )
+RANK = 256
+"""The highest rank of an adapter, unless stage.max_rank says otherwise."""
 SHARED = 8
 """One slot in so many is for tenants who have none."""
 
@@ -78,11 +84,15 @@ def run(run: Run, config: Config, found: Opened) -> Result:
     from align.serve.app import application  # some seconds, with what it imports
 
     with serving(run, config, found) as (service, why):
+        portfolio = found.portfolio
+        names = [named.name for named in portfolio.names(Allowed())[1:]]
         lines = [
-            *named(found), f"engine: {why}", *told_of_signer(found), told_of_keys(stage),
+            *(f"model {name}: {portfolio.describe(name)}" for name in names),
+            f"engine: {why}",
+            *describe_access(found, stage),
             f"ready after {time.monotonic() - began:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
             "Ctrl+C ends it; SIGTERM lets it finish",
-        ]  # fmt: skip
+        ]
         app = application(service, [url, *others])
 
         def drain(at_once: bool) -> Awaitable[None]:
@@ -104,15 +114,13 @@ def run(run: Run, config: Config, found: Opened) -> Result:
 def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]]:
     """The parts of a server, its engine at work; and which engine that is, and why."""
     from align.models.load import load_tokenizer
-    from align.rollout.engine_thread import EngineThread
-    from align.serve.metrics import Metrics
+    from align.rollout.request_queue import EngineThread
     from align.serve.prompts import ChatFormat, Formats
-    from align.serve.request_log import AdapterLog, RequestLog
+    from align.serve.request_log import AdapterLog, Metrics, RequestLog
     from align.serve.service import Service
 
     stage, portfolio = config.stage, found.portfolio
     keys = None if stage.keys is None else user_path(stage.keys, "stage.keys")
-    known = None if keys is None else Keys(keys)
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
         versions = portfolio.versions().values()
@@ -130,14 +138,26 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
         usage = None if keys is None else Usage(usage_beside(keys))
         thread.start()
         try:
-            yield Service(
-                engine=thread, portfolio=portfolio, format_of=formats, check=ready.check, log=log,
+            following = None
+            if found.following:
+                dtypes = [artifact.dtype for artifact in found.artifacts.values()]
+                following = Following(config.run.folder, found.following, portfolio, dtypes)
+            service = Service(
+                engine=thread,
+                portfolio=portfolio,
+                format_of=formats,
+                vocabulary=ready.vocabulary,
+                check=ready.check,
                 created=int(time.time()),
-                vocabulary=ready.vocabulary, metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
-                accounting=Accounting(Limiter(time.monotonic, stage.max_answers), usage),
-                limits=RequestLimits(stage.max_prompts, stage.max_logprobs),
-                keys=known, following=following(config, found),
-            ), ready.why  # fmt: skip
+                log=log,
+                metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
+                limiter=Limiter(time.monotonic, stage.max_answers, usage),
+                max_prompts=stage.max_prompts,
+                max_logprobs=stage.max_logprobs,
+                keys=None if keys is None else Keys(keys),
+                following=following,
+            )
+            yield service, ready.description
         finally:
             thread.close(within_s=5)
             log.close()
@@ -146,58 +166,174 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
                 usage.close()
 
 
-def following(config: Config, found: Opened) -> Following | None:
-    """The names that mean what an alias means; None where none does."""
-    dtypes = [artifact.dtype for artifact in found.artifacts.values()]
-    root = config.run.folder
-    return Following(root, found.following, found.portfolio, dtypes) if found.following else None
+class Ready(NamedTuple):
+    """An engine, and what a server has to know of it.
+
+    Attributes:
+        check: raises InputError if the adapter in a folder cannot be served.
+        description: which engine it is, and why.
+        vocabulary: rows of the base's embedding.
+        generation: the base's generation config.
+    """
+
+    engine: ServingEngine
+    check: Callable[[Path], object]
+    description: str
+    vocabulary: int
+    generation: Any
 
 
 @contextmanager
-def own(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
-    """align's own engine, on the base as its adapters know it: of NF4 the weights that the codes stand for, in fp32."""
+def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
+    """Load align's own engine on the base as its adapters know it: for NF4, the dequantised weights in fp32.
+
+    It answers in continuous batches if the model is on the fast path, and one request after another otherwise.
+    """
     import torch
 
+    from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
+    from align.models.bank import lowered
     from align.models.dequantised import dequantised
+    from align.models.fastpath.mixed import MixedDecoder
+    from align.models.fastpath.weights import NotPlainError
     from align.models.load import choose_device, choose_dtype, load_base
     from align.models.start import frozen_as
+    from align.rollout.continuous import ContinuousBatch
+    from align.rollout.one_at_a_time import OneAtATime
 
-    device, base, method = choose_device(config.device), found.portfolio.base, found.portfolio.method
+    stage: ServeConfig = config.stage
+    method = found.portfolio.method
+    device = choose_device(config.device)
     dtype = choose_dtype(trained_in(config, found), device)
-    model = load_base(base, frozen_as(method), device, dtype)
-    yield own_engine(dequantised(model, torch.float32) if method == "qlora" else model, room(config.stage))
+    model: Any = load_base(found.portfolio.base, frozen_as(method), device, dtype)
+    if method == "qlora":
+        model = dequantised(model, torch.float32)
+    context = served_context(model, stage)
+    known = model.get_input_embeddings().weight.shape[0], model.generation_config
+    why = "the model is on a GPU, where batches were never measured"
+    if model.device.type == "cpu":
+        rank = stage.max_rank or RANK
+        try:
+            decoder = MixedDecoder(model, stage.slots, context, stage.resident, rank)
+        except NotPlainError as error:
+            why = f"{model.config.model_type} is not on the fast path ({error})"
+        else:
+            prefix_bytes = stage.prefix_cache_mb * 2**20
+            batch = ContinuousBatch(decoder, context, stage.queue, prefix_bytes, reserve=reserved_slots(stage))
+            check = partial(lowered, sites=decoder.bank.sites, max_rank=rank)
+            yield Ready(batch, check, describe_batches(stage, decoder.exact), *known)
+            return
+    layers = adaptable(model)
+
+    def check_adapter(folder: Path) -> None:
+        problem = "is a reward model, and those are served on the fast path alone"
+        require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
+        check_targets(adapter_config(folder), read_adapter(folder).ranks, layers)
+
+    engine = OneAtATime(model, context, stage.queue, stage.resident)
+    yield Ready(engine, check_adapter, f"one request at a time: {why}", *known)
 
 
 @contextmanager
-def vllm(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
-    """vLLM. What it must say by the base and by each adapter is found before it starts, so that it has the memory of
-    that."""
+def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
+    """Start vLLM, in a process that ends with the block. What it must say by the base and by each adapter is found
+    before, so that it has the memory of that.
+
+    Raises:
+        InputError: it does not start, or does not serve the base as it is.
+    """
     from align.export.for_vllm import ForVllm
     from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
     from align.rollout.engine_process import VLLM, engine_version, required_interpreter
-    from align.rollout.vllm_adapters import adaptable_layers, room_for
+    from align.rollout.vllm_engine import VllmEngine
+    from align.rollout.vllm_server import (
+        STOPPING_S,
+        VllmProcess,
+        VllmServer,
+        adaptable_layers,
+        check_servable,
+        max_lora_rank,
+        serve_arguments,
+    )
 
-    given, base, device = config.serve, found.portfolio.base, choose_device(config.device)
-    python = required_interpreter(VLLM, given.python, "serve.python")
+    stage: ServeConfig = config.stage
+    settings = config.serve
+    base = found.portfolio.base
+    device = choose_device(config.device)
+    python = required_interpreter(VLLM, settings.python, "serve.python")
     adapters = {version.digest: version.folder for version in found.portfolio.versions().values()}
-    layers, lowered = adaptable_layers(base), run.folder.absolute() / "vllm"
-    rank = room_for([*adapters.values()], config.stage.max_rank, layers)
+    layers = adaptable_layers(base)
+    rank = max_lora_rank([*adapters.values()], stage.max_rank, layers)
+    copies = run.folder.absolute() / "vllm"
+    shutil.rmtree(copies, ignore_errors=True)  # of a server that was killed
     dtype = choose_dtype(trained_in(config, found), device)
-    shutil.rmtree(lowered, ignore_errors=True)  # of a server that was killed
-    prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), lowered)
-    folder = prepare.base_folder(config.run.folder / "bases", DTYPES[given.dtype])
-    must_say, log = prepare.learn(adapters), run.folder / "vllm.log"
+    prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), copies)
+    folder = prepare.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
+    must_say = prepare.learn(adapters)
     prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
+    described = describe(base)
+    context = served_context(described, stage)
+    log = run.folder / "vllm.log"
+
+    def start() -> VllmProcess:
+        arguments = serve_arguments(
+            base.digest,
+            settings.dtype,
+            layers=layers,
+            rank=rank,
+            adapters=stage.resident,
+            slots=stage.slots,
+            context=context,
+            prefixes=stage.prefix_cache_mb > 0,
+        )
+        return VllmProcess(python, folder, [*arguments, *settings.words], log)
+
     print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
-    start = VllmStart(python, folder, base.digest, given.dtype, layers, given.words, given.start_s, log)
+    remedy = "vllm.log, in the run's folder, says why."
+    server = VllmServer("serve.python", python, settings.start_s, remedy, start)
+    engine = None
     try:
-        with vllm_engine(start, room(config.stage), rank, prepare, must_say, describe(base)) as ready:
-            yield ready
+        server.bring_up()
+        engine = VllmEngine(
+            server, prepare, must_say, settings.dtype, context, stage.queue, stage.slots, reserved_slots(stage)
+        )
+        check = partial(check_servable, most=rank, layers=layers)
+        description = f"vLLM in {settings.dtype}, {stage.slots} requests at once, {stage.resident} adapters in a batch"
+        vocabulary = int(described.config.get_text_config().vocab_size)
+        yield Ready(engine, check, description, vocabulary, described.generation_config)
     finally:
-        shutil.rmtree(lowered, ignore_errors=True)
+        if engine is None:
+            server.close()
+        else:
+            engine.close(STOPPING_S)
+        shutil.rmtree(copies, ignore_errors=True)
 
 
-ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Ready]]] = {"align": own, "vllm": vllm}
+ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Ready]]] = {
+    "align": own_engine,
+    "vllm": vllm_engine,
+}
+
+
+def served_context(model: Any, stage: ServeConfig) -> int:
+    """Return the tokens that a prompt and its answer may have together."""
+    from align.models.load import context_length
+
+    longest = context_length(model)
+    return min(longest, stage.max_length or longest)
+
+
+def reserved_slots(stage: ServeConfig) -> int:
+    """Return how many slots are for tenants who have none."""
+    return stage.slots // SHARED if stage.keys is not None else 0
+
+
+def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
+    """Say which engine it is; and if products do not agree on this machine, that answers can differ in last bits."""
+    batches = f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
+    if is_exact:
+        return batches
+    return f"{batches}; on this machine an answer's last bits can change with its neighbours"
 
 
 def trained_in(config: Config, found: Opened) -> str:
@@ -216,38 +352,15 @@ def trained_in(config: Config, found: Opened) -> str:
     return next(iter(trained), config.dtype)
 
 
-def room(stage: ServeConfig) -> Room:
-    reserve = stage.slots // SHARED if stage.keys is not None else 0
-    return Room(
-        stage.slots, reserve, stage.queue, stage.max_length, stage.resident, stage.max_rank,
-        stage.prefix_cache_mb * 2**20,
-    )  # fmt: skip
-
-
-def named(found: Opened) -> list[str]:
-    """The names of a server, and what each stands for."""
-    from align.serve.model_names import Allowed
-
-    said = []
-    for name in found.portfolio.names(Allowed())[1:]:
-        weight = (lambda arm: f"{arm.weight:g} of ") if len(name.arms) > 1 else (lambda arm: "")
-        arms = [f"{weight(arm)}{arm.label} ({found.portfolio.digest_of(arm.version)[:12]})" for arm in name.arms]
-        said.append(f"model {name.name}: {', '.join(arms)}")
-    return said
-
-
-def told_of_signer(found: Opened) -> list[str]:
-    """Who has to have signed the adapters; nothing where nobody has to."""
-    key = found.portfolio.signer
-    return [] if key is None else [f"signatures: every adapter has to be signed by {key.fingerprint[:12]}"]
-
-
-def told_of_keys(stage: ServeConfig) -> str:
-    """Who may ask."""
+def describe_access(found: Opened, stage: ServeConfig) -> Iterator[str]:
+    """Say who has to have signed the adapters, and who may ask."""
+    if found.portfolio.signer is not None:
+        yield f"signatures: every adapter has to be signed by {found.portfolio.signer.fingerprint[:12]}"
     if stage.keys is None:
-        return "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
-    count = len(read_key_file(user_path(stage.keys, "stage.keys")))
-    return f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
+        yield "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
+    else:
+        count = len(read_key_file(user_path(stage.keys, "stage.keys")))
+        yield f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
 def origins(stage: ServeConfig) -> tuple[str, list[str]]:

@@ -22,8 +22,8 @@ from align.data.chat.encode import encode_prompts
 from align.models.backbone import pad
 from align.models.base import find_base
 from align.models.load import load_tokenizer
-from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
+from align.rollout.multi_adapter import BankEngine
 
 
 def main(work: Work, who: str) -> None:

@@ -74,18 +74,18 @@ def run(name: str, given: Any, root: Path) -> dict[str, Any]:
 
 def losing(update: int) -> Callable[[], None]:
     """Let somebody unload the policy's adapter before the answers of an update. Returns what puts that right again."""
-    told, calls = VllmSampler._told, iter(range(99))
+    complete, calls = VllmSampler._complete, iter(range(99))
 
-    def lost(self: VllmSampler, asked: Any) -> Any:
+    def lost(self: VllmSampler, rows: Any) -> Any:
         if next(calls) == update:  # the first answers are the reference's
-            for served in self._served.values():
-                self.replicas[0].asked.unload(served.name)
-        return told(self, asked)
+            for adapter in self.adapters.values():
+                self.servers[0].client.unload(adapter.name)
+        return complete(self, rows)
 
-    VllmSampler._told = lost
+    VllmSampler._complete = lost
 
     def mended() -> None:
-        VllmSampler._told = told
+        VllmSampler._complete = complete
 
     return mended
 

@@ -24,8 +24,8 @@ from work import Work, result_of
 
 from align.models.adapter_pool import AdapterPool
 from align.models.load import load_base, load_tokenizer
-from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
+from align.rollout.multi_adapter import BankEngine
 from align.run import Base
 
 HERE = Path(__file__).resolve().parent

@@ -25,8 +25,8 @@ from align.__main__ import main
 from align.annotate.store import Candidate, Store
 from align.annotate.store.tables import annotators
 from align.core.types import Conversation, Message
-from align.rollout.kept import FILE as ANSWERS
-from align.rollout.kept import Answer, AnswerStore, Asked
+from align.rollout.answer_cache import FILE as ANSWERS
+from align.rollout.answer_cache import Answer, AnswerStore, Asked
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import stale_in

@@ -16,7 +16,7 @@ from ranked import ranked
 
 from align.__main__ import main
 from align.registry.gates import verdict_on
-from align.rollout.kept import AnswerStore
+from align.rollout.answer_cache import AnswerStore
 from align.run import read_manifest
 
 

@@ -20,7 +20,7 @@ from align.data.sets.published import data_set
 from align.data.split import question
 from align.models.base import FOLDER
 from align.run import read_manifest
-from align.serve.answer_parser import PartedAnswer
+from align.serve.answers import PartedAnswer
 from align.track import read_rows
 
 TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import InputError
-from align.serve.rate_limits import Limiter
+from align.serve.rate_limits import Limiter, duration
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import Accounting, BudgetSpent, Usage, duration
+from align.serve.usage import BudgetSpent, Usage
 
 
 @pytest.fixture
-def accounting(tmp_path: Path) -> Iterator[Accounting]:
+def accounting(tmp_path: Path) -> Iterator[Limiter]:
     with Usage(tmp_path / "usage.db") as usage:
-        yield Accounting(Limiter(lambda: 0.0), usage)
+        yield Limiter(lambda: 0.0, usage=usage)
 
 
 def tenant(**limits: int) -> Tenant:
@@ -36,16 +36,16 @@ def tenant(**limits: int) -> Tenant:
     ],
 )
 def test_how_long_an_answer_of_no_given_length_may_be(
-    accounting: Accounting, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
+    accounting: Limiter, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
 ) -> None:
-    with accounting.enter(tenant(**limits), "r", answers, 1) as charge:
+    with accounting.enter(tenant(**limits), answers, 1, "r") as charge:
         assert charge.room(prompt_tokens, answers) == room
 
 
-def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Accounting) -> None:
+def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Limiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=1000, concurrency=4)
     assert accounting.usage is not None
-    with accounting.enter(acme, "r", 3, 10) as charge:
+    with accounting.enter(acme, 3, 10, "r") as charge:
         charge.reserve(60)
         told = accounting.as_json(acme, accounting.usage)
         assert told["remaining"] == {
@@ -59,13 +59,13 @@ def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Accou
     }  # fmt: skip
 
 
-def test_what_is_refused_leaves_nothing_behind(accounting: Accounting) -> None:
+def test_what_is_refused_leaves_nothing_behind(accounting: Limiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=20, concurrency=2)
-    with pytest.raises(InputError), accounting.enter(acme, "many", 3, 1):
+    with pytest.raises(InputError), accounting.enter(acme, 3, 1, "many"):
         pass
-    with pytest.raises(BudgetSpent), accounting.enter(acme, "early", 1, 21):
+    with pytest.raises(BudgetSpent), accounting.enter(acme, 1, 21, "early"):
         pass
-    with pytest.raises(BudgetSpent), accounting.enter(acme, "late", 1, 1) as charge:
+    with pytest.raises(BudgetSpent), accounting.enter(acme, 1, 1, "late") as charge:
         charge.reserve(30)
     assert accounting.usage is not None
     told = accounting.as_json(acme, accounting.usage)

@@ -21,8 +21,8 @@ from align.models.adapters import with_new_adapter
 from align.models.backbone import response_logprobs
 from align.models.base import find_base
 from align.models.lora import Lora
-from align.rollout.bank import BankEngine
 from align.rollout.hf import HfEngine
+from align.rollout.multi_adapter import BankEngine
 from align.rollout.requests import Request, SamplingParams
 from align.run import Base
 

@@ -11,7 +11,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
 from align.data.read.documents import document_of
 from align.evals.best_of import Chosen, chosen, figures, tallied
-from align.rollout.answers_alone import Judged
+from align.rollout.strip_reasoning import Judged
 from align.stages.best_of import checked, lines_about
 
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]

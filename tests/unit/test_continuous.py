@@ -15,8 +15,8 @@ from many_adapters import FAMILIES, Heard, adapter, adapters, added, asked, base
 from align.core.errors import CorruptFile, InputError
 from align.models.fastpath.places import CHUNK
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.engine_thread import EngineThread
 from align.rollout.one_at_a_time import OneAtATime
+from align.rollout.request_queue import EngineThread
 from align.rollout.requests import QueueFull, Request, ServingEngine
 
 CONFIG = FAMILIES["llama"]

@@ -49,7 +49,7 @@ ON_THE_CPU = {
     "align/trainers/reward.py: collated_rankings": "a collator's batch: the trainer moves it",
     "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, and `_batch` moves the draws",
     "align/rollout/engine.py: rollout_of": "of engines with own models; who learns moves it (`Rollout.to`)",
-    "align/rollout/dealt.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
+    "align/rollout/distributed.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
     "align/trainers/kto.py: collated_answers": "a collator's batch: the trainer moves it",
     "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",

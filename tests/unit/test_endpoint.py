@@ -20,7 +20,7 @@ from align.core.redaction import redacted
 from align.core.types import Conversation, Message, ToolCall
 from align.evals import endpoint as module
 from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
-from align.rollout.kept import Answer, AnswerStore, Question, Token
+from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
 
 FIELD = "stage.systems.theirs"
 HELLO = [{"role": "user", "content": "Hello?"}]

@@ -102,7 +102,7 @@ EXCEPTIONS = {
     "align.registry.forget_selection:by_ids": CHECKED,
     "align.rollout.ask_llama_cpp:main": STANDARD_INPUT,
     "align.rollout.ask_vllm:main": STANDARD_INPUT,
-    "align.rollout.vllm_process:locked": NOT_READ,
+    "align.rollout.vllm_server:lock_folder": NOT_READ,
     "align.run.atomic:_sync": NOT_READ,
     "align.run.checkpoints:write_checkpoint": NOT_READ,
     "align.reward.checkers.confinement:add_rule": NOT_READ,

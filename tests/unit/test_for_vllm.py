@@ -14,7 +14,7 @@ from align.core.errors import CorruptFile, InputError
 from align.export import for_vllm as module
 from align.models.base import find_base
 from align.rollout.probes import Probes, write_probes
-from align.rollout.vllm_adapters import adaptable_layers, layer_names, room_for, servable_rank
+from align.rollout.vllm_server import adaptable_layers, check_servable, max_lora_rank, serve_arguments
 from align.run import write_json
 from align.run.weights import adapter_digest
 
@@ -54,16 +54,19 @@ def test_probes_beside_an_adapter_save_loading_the_base(
 
 def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
     layers = adaptable_layers(find_base("pocket"))
-    assert layer_names(layers) == MODULES
-    assert servable_rank(folders["patterns"], None, layers) == 12
-    assert room_for([*folders.values()], None, layers) == 16
-    assert room_for([*folders.values()], 40, layers) == 64
+    arguments = serve_arguments(
+        "0" * 64, "float32", layers=layers, rank=16, adapters=1, slots=1, context=8, prefixes=False
+    )
+    assert arguments[arguments.index("--lora-target-modules") + 1 :] == MODULES
+    assert check_servable(folders["patterns"], None, layers) == 12
+    assert max_lora_rank([*folders.values()], None, layers) == 16
+    assert max_lora_rank([*folders.values()], 40, layers) == 64
     with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
-        servable_rank(folders["patterns"], 8, layers)
+        check_servable(folders["patterns"], 8, layers)
     with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, also where a rank is given
-        room_for([*folders.values()], 8, layers)
+        max_lora_rank([*folders.values()], 8, layers)
     with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
-        servable_rank(folders["plain"], None, layers[:3])
+        check_servable(folders["plain"], None, layers[:3])
 
 
 def test_an_adapter_that_names_other_layers_than_it_has_is_refused(folders: dict[str, Path], tmp_path: Path):
@@ -71,7 +74,7 @@ def test_an_adapter_that_names_other_layers_than_it_has_is_refused(folders: dict
     config = json.loads((tmp_path / "narrow" / "adapter_config.json").read_text())
     write_json(tmp_path / "narrow" / "adapter_config.json", {**config, "target_modules": ["q_proj"]})
     with pytest.raises(InputError, match=r"target_modules=q_proj: leaves out"):
-        servable_rank(tmp_path / "narrow", None, adaptable_layers(find_base("pocket")))
+        check_servable(tmp_path / "narrow", None, adaptable_layers(find_base("pocket")))
 
 
 def test_files_that_change_while_they_are_read_are_not_served(

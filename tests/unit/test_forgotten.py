@@ -24,7 +24,7 @@ from align.registry.promotion import subject_of
 from align.run.alias_log import Meant
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE, mark, stale_in
-from align.serve.request_log import warn_if_stale
+from align.serve.adapter_folders import warn_if_stale
 
 LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
 CUT = " ".join(LONG.split())[:59] + "…"

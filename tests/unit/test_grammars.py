@@ -18,7 +18,7 @@ from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.rollout.detokenize import TokenTexts
 from align.rollout.requests import Grammar
-from align.serve.answer_constraints import constrained
+from align.serve.answer_constraints import grammars_for
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatFormat, Prompt
 from align.serve.schemas import ChatBody
@@ -49,9 +49,9 @@ def of_schema(schema: Any) -> dict[str, Any]:
 
 def begun(form: ChatFormat, most: int, *, thinks: bool = False, **asked: Any) -> Grammar:
     rows = len(form.tokenizer) + PADDING
-    grammar = constrained(form, body(**asked), rows)(Prompt((1,), opens_reasoning=thinks), most)
-    assert grammar is not None
-    return grammar
+    start = grammars_for(form, body(**asked), rows)
+    assert start is not None
+    return start(Prompt((1,), opens_reasoning=thinks), most)
 
 
 def drawn(form: ChatFormat, seed: int, most: int, **asked: Any) -> tuple[str, bool]:
@@ -278,7 +278,7 @@ def test_a_strict_tool_is_strict_where_calls_are_free_and_text_stays_text(forms:
         else:
             assert goes_on, said
             assert grammar.allowed()[form.stop_ids[0]]
-    assert constrained(form, body(tools=TOOLS[1:]), 10)(Prompt((1,)), 9) is None
+    assert grammars_for(form, body(tools=TOOLS[1:]), 10) is None
 
 
 def nested(levels: int) -> Any:
@@ -309,7 +309,7 @@ def test_what_cannot_be_followed_is_refused_by_its_name_at_once(name: str, pocke
     drawn(pocket, 0, 20, **of_schema({"type": "null"}))  # the trial's process runs
     began = time.process_time()
     with pytest.raises(Refusal) as refused:
-        constrained(pocket, body(**of_schema(REFUSED[name])), 4096)
+        grammars_for(pocket, body(**of_schema(REFUSED[name])), 4096)
     assert time.process_time() - began < 0.1
     assert (refused.value.status, refused.value.param) == (400, "response_format.json_schema.schema")
     assert len(refused.value.message) < 450
@@ -319,7 +319,7 @@ def test_a_schema_that_takes_hours_is_given_up_and_others_go_on(pocket: ChatForm
     piled = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i % 26)}.{{{i}}}$"} for i in range(40)]}
     began = time.monotonic()
     with pytest.raises(Refusal, match="too long"):
-        constrained(pocket, body(**of_schema(piled)), 4096)
+        grammars_for(pocket, body(**of_schema(piled)), 4096)
     assert time.monotonic() - began < 5
     assert drawn(pocket, 0, 40, **of_schema({"const": "fine"})) == ('"fine"', True)
 
@@ -340,5 +340,5 @@ def test_a_schema_that_takes_hours_is_given_up_and_others_go_on(pocket: ChatForm
 )  # fmt: skip
 def test_a_refusal_names_the_parameter(asked: Any, param: str, pocket: ChatFormat):
     with pytest.raises(Refusal) as refused:
-        constrained(pocket, body(**asked), 4096)
+        grammars_for(pocket, body(**asked), 4096)
     assert (refused.value.status, refused.value.param) == (400, param)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import httpx
 import pytest
 
 from align.config.groups import RolloutConfig, is_address
 from align.core.errors import InputError, NotFinite
-from align.rollout.vllm_client import KEY, TOKEN_BYTES, VllmClient, VllmFailed, bytes_of, headers
-from align.rollout.vllm_replica import Replica, gone
+from align.rollout.vllm_client import (
+    KEY,
+    TOKEN_BYTES,
+    VllmClient,
+    VllmFailed,
+    VllmGone,
+    request_headers,
+    response_limit,
+)
 from align.rollout.vllm_sampler import VllmSampler
+from align.rollout.vllm_server import VllmServer
 
 STOP, VOCABULARY, LIMIT = 2, 10, 4
 
@@ -51,9 +58,7 @@ class Garbage(BaseHTTPRequestHandler):
 def client() -> Iterator[VllmClient]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Garbage)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    client = VllmClient(f"http://127.0.0.1:{server.server_port}")
-    yield client
-    client.close()
+    yield VllmClient(f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()
 
@@ -67,7 +72,7 @@ LOGPROBS = ([], [None], [None, -1.0], [None, "x", "y"], [None, [], {}], {"a": 1}
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_what_is_no_answer_is_said_to_be_none(client: VllmClient, body: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Garbage, "body", body)
-    for ask in (client.base, client.context, lambda: client.logprobs("x", [[1, 2, 3]])):
+    for ask in (client.base_name, client.context_length, lambda: client.logprobs("x", [[1, 2, 3]])):
         with pytest.raises(VllmFailed, match="in another form than vLLM's"):
             ask()
 
@@ -86,10 +91,10 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
 ):
     monkeypatch.setattr(Garbage, "body", start)
     monkeypatch.setattr(Garbage, "forever", True)
-    url = str(client.at)
+    url = str(client.target)
     ask = (
-        client.base,
-        client.context,
+        client.base_name,
+        client.context_length,
         lambda: client.load("x", Path()),
         lambda: client.knows("x"),
         lambda: client.unload("x"),
@@ -97,19 +102,19 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
     for each in (*ask, lambda: client.logprobs("x", [[1, 2, 3]])):
         with pytest.raises(VllmFailed, match=r"by more than 1,0\d\d,\d\d\d bytes"):
             each()
-    assert client.up()
+    assert client.is_up()
     with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at its first question .* by more than"):
-        Replica(url, 1.0).open()
+        running_server(url).bring_up()
     made = sampler(url)
     [error] = asyncio.run(made._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
     assert isinstance(error, VllmFailed)
-    assert str(made._refused(made.replicas[0], error)).startswith(f"rollout.urls={url}: does not do what it is asked")
+    assert str(made._explain(made.servers[0], error)).startswith(f"rollout.urls={url}: does not do what it is asked")
 
 
 def test_an_answer_that_comes_byte_by_byte_has_its_time(client: VllmClient, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Garbage, "forever", True)
-    with pytest.raises(httpx.ReadTimeout, match="was not answered within 0"):
-        client.ask("GET", "/v1/models", most=1 << 40, within_s=0.2)
+    with pytest.raises(VllmGone, match=r"does not answer /v1/models within 0\.2 seconds"):
+        client.ask("GET", "/v1/models", tokens=1 << 30, within_s=0.2)
 
 
 def test_all_that_tokens_need_is_read():
@@ -117,28 +122,28 @@ def test_all_that_tokens_need_is_read():
     token = {"tokens": ["token_id:99999"], "token_logprobs": [-12.345678901234567],
              "top_logprobs": [{"token_id:99999": -12.345678901234567}], "text_offset": [10**6]}  # fmt: skip
     assert len(json.dumps(token)) + len(json.dumps("\u4e00" * 128)) + 16 < TOKEN_BYTES
-    assert bytes_of(10) == bytes_of(0) + 10 * TOKEN_BYTES
+    assert response_limit(10) == response_limit(0) + 10 * TOKEN_BYTES
 
 
 def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(KEY, "k3y-of-the-servers")
     monkeypatch.setattr(Garbage, "heard", [])
     monkeypatch.setattr(Garbage, "body", b'{"data": [{"id": "x"}]}')
-    with closing(VllmClient(str(client.at))) as asks:  # the fixture's was made before there was a key
-        assert asks.base() == "x"
-    made = sampler(str(client.at))
+    url = str(client.target)
+    assert VllmClient(url).base_name() == "x"  # the fixture's was made before there was a key
+    made = sampler(url)
     asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}}))
     assert Garbage.heard == ["Bearer k3y-of-the-servers"] * 2
-    assert "authorization" not in headers(tmp_path / "socket")
+    assert "authorization" not in request_headers(tmp_path / "socket")
     monkeypatch.delenv(KEY)
-    assert "authorization" not in headers(str(client.at))
+    assert "authorization" not in request_headers(url)
 
 
 @pytest.mark.parametrize("key", ["two words", "a\nb", "ключ"])
 def test_what_is_no_key_is_not_shown(key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(KEY, key)
     with pytest.raises(InputError, match=r"VLLM_API_KEY=\*\*\*: has characters that no key has") as refused:
-        Replica("http://x:1", 1.0)
+        running_server("http://x:1")
     assert key not in str(refused.value)
 
 
@@ -151,26 +156,36 @@ def test_a_server_that_asks_for_a_key(
 ):
     monkeypatch.setenv(KEY, key)
     monkeypatch.setattr(Garbage, "status", status)
-    url = str(client.at)
+    url = str(client.target)
     with pytest.raises(InputError, match=rf"^rollout\.urls={url}: .*{said}.* \(status {status}\)\. Set {KEY}") as one:
-        Replica(url, 1.0).open()
+        running_server(url).bring_up()
     made = sampler(url)
     [error] = asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}})).values()
-    assert not gone(error)
-    assert str(made._refused(made.replicas[0], error)) == str(one.value)
+    assert not isinstance(error, VllmGone)
+    assert str(made._explain(made.servers[0], error)) == str(one.value)
 
 
 def test_of_several_servers_the_log_tells_which():
-    replica = Replica("/venv/bin/python", 1.0, lambda: pytest.fail("it is not started"), "vllm-1.log")
-    assert replica.where == "/venv/bin/python (vllm-1.log)"
-    said = str(replica.failed(VllmFailed("x", 500), "fails"))
+    made = sampler()
+    made.python = "/venv/bin/python"
+    said = str(made._own_server("vllm-1.log").explain(VllmFailed("x", 500), "fails"))
     assert said.startswith("rollout.python=/venv/bin/python (vllm-1.log): fails. Read vllm-1.log in the run's folder")
 
 
 def sampler(url: str = "http://x:1") -> VllmSampler:
-    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=(url,)))  # pyright: ignore
-    made.vocabulary, made.replicas = VOCABULARY, [Replica(url, 1.0)]
+    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=(url,), start_s=1.0))  # pyright: ignore
+    made.vocabulary = VOCABULARY
+    made.servers = [running_server(url)]
     return made
+
+
+def running_server(url: str) -> VllmServer:
+    return VllmServer("rollout.urls", url, 1.0, "See to this server.")
+
+
+def read(answer: Any) -> tuple[list[int], list[float]]:
+    made = sampler()
+    return made._read_answer(made.servers[0], answer)
 
 
 def choice(ids: list[Any], values: Any = None, **more: Any) -> dict[str, Any]:
@@ -181,7 +196,7 @@ def choice(ids: list[Any], values: Any = None, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ids", [[5, STOP], [STOP], [5, 6, 7, 8], [5, 6, 7, STOP]])
 def test_a_good_answer_is_read(ids: list[int]):
-    assert sampler()._read(0, choice(ids)) == (ids, [-1.0] * len(ids))
+    assert read(choice(ids)) == (ids, [-1.0] * len(ids))
 
 
 BAD: dict[str, Any] = {
@@ -198,21 +213,28 @@ BAD: dict[str, Any] = {
 @pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
 def test_a_bad_answer_is_the_servers_fault(answer: Any):
     with pytest.raises(InputError, match=r"^rollout\.urls=http://x:1: "):
-        sampler()._read(0, answer)
+        read(answer)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 def test_a_logprob_that_is_no_number_names_the_server(value: float):
     with pytest.raises(NotFinite, match="http://x:1 says"):
-        sampler()._read(0, choice([5, STOP], [-1.0, value]))
+        read(choice([5, STOP], [-1.0, value]))
 
 
-def test_who_is_gone_is_asked_again_and_who_refuses_is_not():
-    assert [gone(VllmFailed("x", status)) for status in (0, 400, 404, 429, 500, 503)] == [
-        False, False, False, True, True, True
-    ]  # fmt: skip
-    assert gone(TimeoutError())
-    assert not gone(ValueError())
+@pytest.mark.parametrize(("status", "is_gone"), [(400, False), (404, False), (429, True), (500, True), (503, True)])
+def test_who_is_gone_is_asked_again_and_who_refuses_is_not(
+    client: VllmClient, status: int, is_gone: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Garbage, "status", status)
+    with pytest.raises(VllmFailed, match=f"by status {status}") as failed:
+        client.base_name()
+    assert isinstance(failed.value, VllmGone) is is_gone
+
+
+def test_a_server_that_nobody_reaches_is_gone():
+    with pytest.raises(VllmGone, match="does not answer /v1/models"):
+        VllmClient("http://127.0.0.1:9").base_name()
 
 
 @pytest.mark.parametrize(

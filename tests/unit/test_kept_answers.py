@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import CorruptFile, StorageError
-from align.rollout.kept import Answer, AnswerStore, Asked
+from align.rollout.answer_cache import Answer, AnswerStore, Asked
 
 ASKED = Asked("b" * 64, "a" * 64, "qlora", "float32", "t" * 64, (5, 6, 7), 12, 1.0, (2,), 3, "hf cpu torch 2.13.0")
 OTHER = {

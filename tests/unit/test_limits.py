@@ -27,9 +27,9 @@ def clock() -> Clock:
 def asked(limits: Limiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
     """0 for a request that was let in and has ended, else the seconds to wait."""
     try:
-        with limits.enter(who, least=tokens) as entered:
-            limits.charge(entered, tokens)
-            entered.tokens = tokens if used is None else used
+        with limits.enter(who, least=tokens) as charge:
+            charge.reserve(tokens)
+            charge.used = 0, tokens if used is None else used
         return 0.0
     except Limited as error:
         return error.retry_after_s
@@ -105,8 +105,8 @@ def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clo
 def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: Clock) -> None:
     limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 40) == 0
-    with limits.enter(who, least=1) as entered, pytest.raises(Limited) as caught:
-        limits.charge(entered, 30)
+    with limits.enter(who, least=1) as charge, pytest.raises(Limited) as caught:
+        charge.reserve(30)
     assert caught.value.retry_after_s == pytest.approx(10)
     assert limits.status_of(who)["tokens_per_minute"].remaining == 20
     assert limits.status_of(who)["requests_per_minute"].remaining == 1

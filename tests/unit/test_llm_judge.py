@@ -17,7 +17,7 @@ from align.evals import endpoint as module
 from align.evals.llm_judge import COMPARE_TEMPLATE, MAX_FAILURES, LLMJudge, describe_self_judging, parse_judge
 from align.evals.suite.systems import System
 from align.evals.verdicts import Pair, Verdict
-from align.rollout.kept import Answer, AnswerStore, Token
+from align.rollout.answer_cache import Answer, AnswerStore, Token
 from align.run import Input
 
 FIELD = "stage.judge"

@@ -15,7 +15,7 @@ from align.evals.suite.harness import Completion, Found, Harness, Requests
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
 from align.evals.suite.probes import LM_EVAL, Probe
 from align.evals.suite.tasks import Item, Task
-from align.rollout.kept import Asked
+from align.rollout.answer_cache import Asked
 
 lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 FILTERS = """filter_list:

@@ -11,12 +11,13 @@ import torch
 from many_adapters import FAMILIES, adapters, added, asked, base_model, engine, peft_logprobs, prompt, run, sampled
 from torch.testing import assert_close
 
+from align.config.serve import ServeConfig
 from align.models import bank
 from align.models.fastpath import exact, mixed
 from align.models.fastpath.exact import TILE, blocks_agree, cancelling, padded_rows, rows_agree
 from align.models.fastpath.places import CHUNK, Piece
 from align.rollout.requests import Request
-from align.serve.engines import Room, in_batches
+from align.stages.serve import describe_batches
 
 LENGTHS = (1, 2, 5, 31, 63, 64, 65, 100, 128, 129, 150)
 
@@ -165,9 +166,8 @@ def test_a_machine_that_cannot_keep_its_word_says_so(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mixed, "blocks_agree", lambda *a: False)
     made = engine(FAMILIES["llama"])
     assert not made.decoder.exact
-    room = Room(slots=32, reserve=0, queue=1, context=None, resident=16, max_rank=None, prefix_bytes=0)
-    assert "last bits can change" in in_batches(room, made.decoder.exact)
-    assert "last bits" not in in_batches(room, True)
+    assert "last bits can change" in describe_batches(ServeConfig(), made.decoder.exact)
+    assert "last bits" not in describe_batches(ServeConfig(), True)
 
 
 def test_garbage_in_a_slot_that_was_used_reaches_nobody(tmp_path: Path):

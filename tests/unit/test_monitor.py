@@ -18,7 +18,7 @@ from align.ppo.experience import Experience, experience, shaped_scores
 from align.ppo.monitor import WIRES, crossed, per_answer, ranked, strikes_after, tripped_in
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, scored
-from align.rollout.answers_alone import Judged
+from align.rollout.strip_reasoning import Judged
 
 
 def test_moments_of_parts_are_those_of_the_whole():

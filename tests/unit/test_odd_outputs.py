@@ -31,7 +31,7 @@ from align.registry.comparison import note_sweep
 from align.registry.garbage import LOG, Piece, write_to_log
 from align.registry.index import INDEX, Index
 from align.report.page import Report
-from align.rollout.kept import AnswerStore
+from align.rollout.answer_cache import AnswerStore
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import Meant, append
 from align.run.atomic import publish

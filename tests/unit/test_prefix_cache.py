@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from many_adapters import FAMILIES, adapters, engine, prompt, run, sampled
 
-from align.rollout.prefix_cache import PrefixCache
+from align.rollout.continuous import PrefixCache
 from align.rollout.requests import Request
 
 CONFIG = FAMILIES["llama"]

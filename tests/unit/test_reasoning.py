@@ -28,8 +28,8 @@ from align.data.chat.reasoning import answer_alone, parted, with_reasoning
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, documents, prepared, prompts
 from align.models.backbone import answered
-from align.rollout.answers_alone import answers_alone
 from align.rollout.engine import response_texts
+from align.rollout.strip_reasoning import answers_alone
 
 THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
 

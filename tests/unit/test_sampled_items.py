@@ -12,7 +12,7 @@ from align.annotate.store import Candidate, Store
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
-from align.rollout.answers_alone import empty_answers
+from align.rollout.strip_reasoning import empty_answers
 from align.stages.sample import hand_out, said_of, somebody_can_rank
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from align.serve.adapter_folders import Version
 from align.serve.prompts import ChatFormat, Formats
-from align.serve.routes import in_header
+from align.serve.routes import percent_encode
 
 
 @pytest.fixture
@@ -59,5 +59,5 @@ def test_an_adapter_without_a_tokenizer_speaks_as_the_base(formats: Formats, tmp
 
 
 def test_the_label_of_any_arm_stands_in_a_header():
-    assert in_header("ppo:a b/c") == "ppo:a b/c"
-    assert in_header("模型 é%\r\nx") == "%E6%A8%A1%E5%9E%8B %C3%A9%25%0D%0Ax"
+    assert percent_encode("ppo:a b/c") == "ppo:a b/c"
+    assert percent_encode("模型 é%\r\nx") == "%E6%A8%A1%E5%9E%8B %C3%A9%25%0D%0Ax"

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.chat.reasoning import OPEN, parted
-from align.serve.answer_parser import Part, PartedAnswer, joined
+from align.serve.answers import Part, PartedAnswer, joined
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 PIECES = (OPEN, "</think>", "<tool_call>", "</tool_call>", CALL, '[{"name":"f"}]', " ", "\n", "a", "<", "{", "😀")

@@ -25,7 +25,7 @@ from align.data.chat.encode import (
 )
 from align.data.chat.template import CHATML
 from align.models.base import FOLDER
-from align.serve.answer_parser import PartedAnswer
+from align.serve.answers import PartedAnswer
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatFormat, chat_prompt
 from align.serve.schemas import ChatBody

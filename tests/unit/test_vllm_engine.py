@@ -15,6 +15,7 @@ import torch
 from adapters_for_vllm import CPU, MODULES, adapters, for_vllm, learned
 from many_adapters import Heard, added, asked, run
 from vllm_stand_in import stand_in_python
+from waiting import settles
 
 from align.core.errors import InputError
 from align.models.base import find_base
@@ -22,9 +23,15 @@ from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.probes import Probes, agreement
 from align.rollout.requests import QueueFull, Request, SamplingParams
-from align.rollout.vllm_client import events
+from align.rollout.vllm_client import iter_events
 from align.rollout.vllm_engine import VllmEngine
-from align.rollout.vllm_process import VllmProcess, adapter_name, environment, serve_words
+from align.rollout.vllm_server import (
+    VllmProcess,
+    VllmServer,
+    adapter_name,
+    process_environment,
+    serve_arguments,
+)
 from align.run.weights import adapter_digest
 
 PROMPT = (1, 300, 301, 40, 41, 42)
@@ -56,17 +63,19 @@ def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: P
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
         base, (of_base, of_adapters) = find_base("pocket"), must_say
         made = for_vllm(tmp_path / "vllm", of_adapters)
-        words = serve_words(
-            base.digest, "float32", modules=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
+        arguments = serve_arguments(
+            base.digest, "float32", layers=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
         folder = made.base_folder(tmp_path / "bases", torch.float32)
-        process, engine = VllmProcess(python, folder, words, tmp_path / "vllm.log"), None
+        log = tmp_path / "vllm.log"
+        server = VllmServer("serve.python", python, 60, "", lambda: VllmProcess(python, folder, arguments, log))
+        engine = None
         try:
-            process.wait_until_ready(60)
-            engine = VllmEngine(process, made, of_base, base.digest, "float32", 1024, queue, slots, **options)
+            server.bring_up()
+            engine = VllmEngine(server, made, of_base, "float32", 1024, queue, slots, **options)
             yield engine
         finally:
-            process.stop(5) if engine is None else engine.close(5)
+            server.close(5) if engine is None else engine.close(5)
 
     return start
 
@@ -106,8 +115,8 @@ def test_it_answers_as_transformers_does(
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
     assert len(answers) == len(digests), "the adapters answer differently, or this shows nothing"
     for digest in filter(None, digests):
-        probes, ask = must_say[1][digest], engine.client.logprobs
-        agreed = agreement(ask(adapter_name(digest), probes.rows), ask(engine.base, probes.rows), probes)
+        probes, ask = must_say[1][digest], engine.server.client.logprobs
+        agreed = agreement(ask(adapter_name(digest), probes.rows), ask(engine.server.base, probes.rows), probes)
         assert abs(agreed.share - 1) < 1e-3
 
 
@@ -142,7 +151,7 @@ def test_the_seed_decides(engine: VllmEngine):
 
 
 def test_a_seed_that_vllm_takes_for_none(engine: VllmEngine):
-    seeds = [engine._asked(greedy(None, seed=seed))["seed"] for seed in (-1, -2, 0, 2**63 - 1)]
+    seeds = [engine._request_body(greedy(None, seed=seed))["seed"] for seed in (-1, -2, 0, 2**63 - 1)]
     assert seeds == [-(2**63), -2, 0, 2**63 - 1]
 
 
@@ -160,7 +169,7 @@ def test_lines_of_a_stream_end_at_a_line_break_alone():
             for piece in pieces:
                 yield piece.encode()
 
-        return [data async for data in events(came())]
+        return [data async for data in iter_events(came())]
 
     text = "a\u2028b\u2029c\u0085d\x0be"
     assert asyncio.run(read(f"data: {text}\n\nda", "ta: [DO", "NE]\n\n", ": ping\n")) == [text.encode(), b"[DONE]"]
@@ -172,7 +181,7 @@ def test_top_p_leaves_the_likeliest(engine: VllmEngine):
 
 
 def test_a_tenant_has_a_cache_of_its_own(engine: VllmEngine):
-    body = engine._asked
+    body = engine._request_body
     one, again, other = (body(Request(PROMPT, greedy(None).sampling, tenant=t))["cache_salt"] for t in ("a", "a", "b"))
     assert one == again != other
 
@@ -232,7 +241,7 @@ def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, fo
         pass
     assert heard.reason == "length"
     engine.step()
-    assert not engine.client.knows(adapter_name(digest))
+    assert not engine.server.client.knows(adapter_name(digest))
     assert list((tmp_path / "vllm").iterdir()) == []
     with pytest.raises(InputError, match="is not registered"):
         asked(engine, greedy(digest))
@@ -283,7 +292,7 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
                 engine.register(folders["plain"])
         digest = adapter_digest(folders["plain"])
         assert digest not in engine.known
-        assert not engine.client.knows(adapter_name(digest))
+        assert not engine.server.client.knows(adapter_name(digest))
         assert not (tmp_path / "vllm" / digest).exists()
 
 
@@ -317,23 +326,34 @@ def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
 
 def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STAND_IN", "never-ready")
-    process = VllmProcess(
-        python, Path(find_base("pocket").path),
-        serve_words("0" * 64, "float32", modules=MODULES, rank=16, adapters=4, slots=4, context=8, prefixes=False),
-        tmp_path / "vllm.log",
-    )  # fmt: skip
+    arguments = serve_arguments(
+        "0" * 64, "float32", layers=MODULES, rank=16, adapters=4, slots=4, context=8, prefixes=False
+    )
+    base = Path(find_base("pocket").path)
+    log = tmp_path / "vllm.log"
+
+    def start() -> VllmProcess:
+        process = VllmProcess(python, base, arguments, log)
+        assert settles(lambda: b"starts" in log.read_bytes())
+        return process
+
+    server = VllmServer("serve.python", python, 0.5, "", start)
     with pytest.raises(InputError, match=r"not ready within 0\.5 seconds \(a stand-in for vLLM starts\)"):
-        process.wait_until_ready(0.5)
-    assert not process.alive
-    assert not process.socket.parent.exists()
+        server.bring_up()
+    assert server.process is not None
+    assert not server.process.alive
+    assert not server.process.socket.parent.exists()
 
 
 def test_nobody_else_reaches_its_socket(engine: VllmEngine):
-    assert engine.process.socket.parent.stat().st_mode & 0o777 == 0o700
+    assert engine.server.process is not None
+    assert engine.server.process.socket.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_its_environment_is_no_other_python_and_asks_for_no_key():
-    told = environment({"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"}, "/s")
+    told = process_environment(
+        {"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"}, "/s"
+    )
     assert not {"PYTHONPATH", "VLLM_API_KEY"} & told.keys()
     assert told["HOME"] == "/h"
     assert told["VLLM_CPU_KVCACHE_SPACE"] == "2"

@@ -17,13 +17,20 @@ import pytest
 from vllm_stand_in import stand_in_python
 from waiting import settles
 
-from align.rollout.vllm_process import NEW_S, ROOM, VllmProcess, locked, remove_abandoned, serve_words
+from align.rollout.vllm_server import (
+    NEW_S,
+    SOCKETS,
+    VllmProcess,
+    lock_folder,
+    remove_abandoned,
+    serve_arguments,
+)
 
 OWNER = """
 import sys, time
 from pathlib import Path
 from threading import Thread
-from align.rollout.vllm_process import VllmProcess
+from align.rollout.vllm_server import VllmProcess
 held, (python, log, *words) = [], sys.argv[1:]
 def begin():
     held.append(VllmProcess(python, Path("none"), words, Path(log)))
@@ -72,7 +79,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: str, tmp_path: Path):
     log = tmp_path / "vllm.log"
     environment = {**os.environ, "STAND_IN": "never-ready", "TMPDIR": str(tmp_path)}
-    asked = serve_words("0" * 64, "float32", modules=["q_proj"], rank=8, adapters=1, slots=1, context=8, prefixes=False)
+    asked = serve_arguments(
+        "0" * 64, "float32", layers=["q_proj"], rank=8, adapters=1, slots=1, context=8, prefixes=False
+    )
     words = [sys.executable, "-c", OWNER, python, str(log), *asked]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as owner, ended(owner):
         assert owner.stdout is not None
@@ -89,7 +98,7 @@ def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: 
 def test_whoever_is_stopped_leaves_nothing(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STAND_IN", "never-ready")
     process = VllmProcess(python, Path("none"), [], tmp_path / "vllm.log")
-    assert locked(process.socket.parent) is None, "its owner holds it"
+    assert lock_folder(process.socket.parent) is None, "its owner holds it"
     process.stop(5)
     process.stop(5)
     assert not members(process._process.pid)
@@ -98,7 +107,7 @@ def test_whoever_is_stopped_leaves_nothing(python: str, tmp_path: Path, monkeypa
 
 def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
     def made(name: str, age: float = 2 * NEW_S) -> Path:
-        folder = tmp_path / f"{ROOM}{name}"
+        folder = tmp_path / f"{SOCKETS}{name}"
         folder.mkdir()
         return aged(folder, age)
 
@@ -109,13 +118,13 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
 
     empty, new, owned, files = made("empty"), made("new", 1), made("owned"), made("files")
     (files / "mine").touch()
-    (tmp_path / f"{ROOM}file").touch()
-    (tmp_path / f"{ROOM}link").symlink_to(files)
-    with tempfile.TemporaryDirectory(prefix=ROOM, dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listens:
+    (tmp_path / f"{SOCKETS}file").touch()
+    (tmp_path / f"{SOCKETS}link").symlink_to(files)
+    with tempfile.TemporaryDirectory(prefix=SOCKETS, dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listens:
         listens.bind(f"{short}/socket")
-        sockets = Path(short).rename(tmp_path / f"{ROOM}sockets")
+        sockets = Path(short).rename(tmp_path / f"{SOCKETS}sockets")
         Path(short).mkdir()  # for its own clean-up
-    held = locked(owned)
+    held = lock_folder(owned)
     for folder in (files, sockets):
         aged(folder)
     remove_abandoned(tmp_path)
@@ -124,7 +133,7 @@ def test_abandoned_folders_are_removed_and_nothing_else(tmp_path: Path):
     assert new.exists()
     assert owned.exists()
     assert (files / "mine").exists()
-    assert (tmp_path / f"{ROOM}link").is_symlink()
+    assert (tmp_path / f"{SOCKETS}link").is_symlink()
     assert held is not None
     os.close(held)
     remove_abandoned(tmp_path)

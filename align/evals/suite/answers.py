@@ -2,8 +2,8 @@
 
 The first question of every item is asked, then, behind each system's own answer, the next question of those items that
 have one. Systems on one base answer in one load of it, in batches that hold rows of all of them. Every batch is kept as
-soon as it is made (`align.rollout.kept`), so that a run that is cut off makes nothing twice. The first rank keeps them;
-several ranks share the work. Models behind servers are asked by the first rank alone.
+soon as it is made (`align.rollout.answer_cache`), so that a run that is cut off makes nothing twice. The first rank
+keeps them; several ranks share the work. Models behind servers are asked by the first rank alone.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from align.models.adapter_pool import AdapterPool
 from align.models.backbone import answered
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
 from align.report.figure_text import counted
-from align.rollout.answers_alone import parted_texts
+from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Question
 from align.rollout.engine import Engine, divergence_as_input_error, greedily, response_ids, response_text
-from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Question
 from align.rollout.randomness import place_seed
+from align.rollout.strip_reasoning import parted_texts
 from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
 from align.track import progress

@@ -17,7 +17,7 @@ import yaml
 from align.core.distribution import require_extra
 from align.core.errors import CorruptFile, InputError, require
 from align.core.files import has_file, read_text, user_path
-from align.rollout.kept import Answer, Asked
+from align.rollout.answer_cache import Answer, Asked
 from align.run import Input, json_digest
 from align.run.digests import known_digest
 

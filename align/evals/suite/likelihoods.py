@@ -1,8 +1,8 @@
 """Log-likelihoods of rows under the models of systems, and the probes of a suite that are made of them: how likely
 every system finds choices and texts, and what it writes for tasks of lm-eval.
 
-What was computed before is not computed again (`align.rollout.kept`). The first rank keeps it; several ranks share the
-batches.
+What was computed before is not computed again (`align.rollout.answer_cache`). The first rank keeps it; several ranks
+share the batches.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from align.models.load import context_length, describe
 from align.models.plain_path import route_of
 from align.ops.logprobs import rows_for
 from align.report.figure_text import counted
+from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Weighed
 from align.rollout.detokenize import StopFinder, TextDecoder
 from align.rollout.engine import divergence_as_input_error, response_ids
 from align.rollout.hf import HfEngine
-from align.rollout.kept import FILE, Answer, AnswerStore, Asked, Weighed
 from align.run import json_digest
 
 TABLE = "likelihoods"

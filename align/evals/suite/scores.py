@@ -46,7 +46,7 @@ from align.reward.checkers.checked import AllowCode
 from align.reward.combined import comparable
 from align.reward.inputs import models_of
 from align.reward.scorer import Scorer
-from align.rollout.kept import AnswerStore
+from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input
 
 CLOSED_KINDS = (exact.KIND, pattern.KIND, json_schema.KIND)

@@ -1,7 +1,6 @@
 """Answers as whoever judges them reads them: whole, or without the reasoning that they begin with.
 
-Where reasoning is hidden, that of earlier turns is too: a judge reads no thoughts but those that it is asked about.
-"""
+Where reasoning is hidden, that of earlier turns is too: a judge reads no thoughts but those that it is asked about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine on several ranks: all have the whole rollout in the end, whoever samples."""
+"""An engine on several ranks: all have the whole rollout in the end, whichever rank samples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ from align.run import Base
 
 @dataclass
 class RankedEngine:
-    """An engine that samples with another one, at its temperature."""
+    """An engine that samples with another one, at its temperature.
+
+    Attributes:
+        engine: of this rank.
+        device: that rollouts lie on.
+    """
 
     engine: Engine
+    device: torch.device
+
+    @property
+    def samples_here(self) -> bool:
+        return True
 
     @property
     def temperature(self) -> float:
@@ -28,31 +38,31 @@ class RankedEngine:
     def temperature(self, temperature: float) -> None:
         self.engine.temperature = temperature
 
+    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
+        if self.samples_here:
+            self.engine.load(base, method, dtype)
+
+    def sync(self, actor: Actor) -> None:
+        if self.samples_here:
+            self.engine.sync(actor)
+
+    def close(self) -> None:
+        if self.samples_here:
+            self.engine.close()
+
 
 @dataclass
-class DealtEngine(RankedEngine):
+class DistributedEngine(RankedEngine):
     """Each rank samples its share of the prompts.
 
     Attributes:
-        engine: this rank's.
-        batch_size: rows that it decodes at once. Chunks of so many are dealt, and smaller ones where there would not be
-            one for each rank.
+        batch_size: rows that a rank decodes at once. Chunks of so many are dealt, and smaller ones where there would
+            not be one for each rank.
         pad_id: fills the rectangle.
-        device: that rollouts lie on.
     """
 
     batch_size: int
     pad_id: int
-    device: torch.device
-
-    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        self.engine.load(base, method, dtype)
-
-    def sync(self, actor: Actor) -> None:
-        self.engine.sync(actor)
-
-    def close(self) -> None:
-        self.engine.close()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
@@ -67,36 +77,22 @@ class DealtEngine(RankedEngine):
         share = [row for chunk in ranks.dealt(chunks) for row in chunk]
         part = None
         if share:
-            speakers = [actor[row] for row in share] if isinstance(actor, Sequence) else actor
-            part = self.engine.generate([prompts[row] for row in share], speakers, [seeds[row] for row in share])
+            actors = [actor[row] for row in share] if isinstance(actor, Sequence) else actor
+            part = self.engine.generate([prompts[row] for row in share], actors, [seeds[row] for row in share])
             part = part.to(torch.device("cpu"))
-        found = [(rows, each) for rows, each in ranks.of_all((share, part)) if each is not None]
-        order = torch.tensor([row for rows, _ in found for row in rows])
-        return joined([each for _, each in found], order, self.pad_id).to(self.device)
+        parts = [(rows, each) for rows, each in ranks.of_all((share, part)) if each is not None]
+        order = torch.tensor([row for rows, _ in parts for row in rows])
+        return joined([each for _, each in parts], order, self.pad_id).to(self.device)
 
 
 @dataclass
 class FirstRankEngine(RankedEngine):
-    """An engine that has servers, which batch by themselves: the first rank asks them for all prompts.
+    """An engine that has servers, which batch by themselves: the first rank asks them for all prompts. The engines of
+    the other ranks are never asked, and have nothing."""
 
-    Attributes:
-        engine: the first rank's; that of the others is never asked, and has nothing.
-        device: that rollouts lie on.
-    """
-
-    device: torch.device
-
-    def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        if ranks.is_main():
-            self.engine.load(base, method, dtype)
-
-    def sync(self, actor: Actor) -> None:
-        if ranks.is_main():
-            self.engine.sync(actor)
-
-    def close(self) -> None:
-        if ranks.is_main():
-            self.engine.close()
+    @property
+    def samples_here(self) -> bool:
+        return ranks.is_main()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
@@ -106,7 +102,7 @@ class FirstRankEngine(RankedEngine):
     def drawn(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout | None:
-        """What the first rank was told, also in a thread; None on the others. `shared` gives it to all."""
+        """Sample on the first rank, also in a thread. Returns None on the others; `shared` gives the rollout to all."""
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
     def shared(self, rollout: Rollout | None) -> Rollout:

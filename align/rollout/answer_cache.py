@@ -2,8 +2,7 @@
 computes nothing.
 
 The store is `answers.db` among the runs, one SQLite file that any run of `stage=eval` reads and adds to. It can be
-thrown away at any time: answers are then made again.
-"""
+thrown away at any time: answers are then made again."""
 
 from __future__ import annotations
 
