@@ -103,9 +103,9 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
         return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
     if not ranks.is_main():  # the first rank composes for all
-        from align.stages.following import follow
+        from align.stages.worker_rank import follow_first_rank
 
-        return left(follow())
+        return left(follow_first_rank())
     config = composed(line.words, line.search)
     SIZE_LIMIT.megabytes = config.run.max_file_mb
     stage, action = question_of(config)
@@ -116,7 +116,7 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
 
     if ranks_wanted(config):
         return launch((*line.options, *line.words), config.devices or 1)
-    from align.stages.execution import execute
+    from align.stages.runner import execute
 
     return left(execute(config, opened))
 

@@ -145,7 +145,7 @@ def turn_text(message: Mapping[str, Any]) -> str:
 def shortened(text: str, width: int = 60) -> str:
     """On one line, with what it is too long by left out at the end."""
     line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
 def line_of(row: Mapping[str, Any]) -> str:

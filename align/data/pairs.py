@@ -189,18 +189,26 @@ def divided_pairs(
     return train, test
 
 
+def divided_preferences(
+    data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Return pairs to train on and to measure on, see `divided_pairs`."""
+    sides = divided_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
+    train, test = ([prepared(pref, data) for pref in side] for side in sides)
+    return train, test
+
+
 def divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[Judgements, Judgements]:
     """Return answers with a label to train on and to measure on, or pairs if the data has these, see
     `divided_pairs`."""
-    if holds_labels(data):
-        answers = drawn(all_of(data, "train", ANSWERS), data.limit, seed)
-        sides = divided_pairs(answers, data, held_out, seed, ANSWERS)
-        check_labels([answer.label for answer in sides[0]], [answer.prompt for answer in sides[0]], data.path)
-    else:
-        sides = divided_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
-    train, test = ([prepared(judgement, data) for judgement in side] for side in sides)
+    if not holds_labels(data):
+        return divided_preferences(data, store, project, allow_simulated, held_out, seed)
+    answers = drawn(all_of(data, "train", ANSWERS), data.limit, seed)
+    sides = divided_pairs(answers, data, held_out, seed, ANSWERS)
+    check_labels([answer.label for answer in sides[0]], [answer.prompt for answer in sides[0]], data.path)
+    train, test = ([prepared(answer, data) for answer in side] for side in sides)
     return train, test
 
 

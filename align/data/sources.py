@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from glob import has_magic
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from align.core.errors import InputError, require
 from align.core.files import explain_read_errors, user_path
@@ -68,6 +68,23 @@ class DataSource:
     def __post_init__(self) -> None:
         if self.name == ALIAS:
             object.__setattr__(self, "name", FILES)
+
+    @classmethod
+    def of(cls, settings: Any) -> DataSource:
+        """Return the source of the settings of the group `data`."""
+        return cls(
+            settings.name,
+            settings.path,
+            part=settings.part,
+            held_out=settings.held_out,
+            limit=settings.limit,
+            eval_path=settings.eval_path,
+            system=settings.system or None,
+            hide_reasoning=settings.reasoning == "hide",
+            skips=settings.on_bad_row == "skip",
+            columns=settings.columns or {},
+            metadata=tuple(settings.metadata or ()),
+        )
 
     @property
     def rules(self) -> ColumnRules:

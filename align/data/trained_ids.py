@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.annotate.store import Store
 from align.core.chain import canonical
-from align.core.errors import CorruptFile
+from align.core.errors import CorruptFile, InputError
 from align.core.merkle import root_of
 from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
 from align.data.read.content import row_bytes, said_json
-from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, under
-from align.data.sets.published import leaf
+from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, kind_under, kinds_in, under
+from align.data.sets.published import data_set, leaf
+from align.data.sources import MANIFEST, DataSource
 from align.run import Artifact, known_digest
 from align.run.lineage import Gone, folders_behind
 
@@ -61,6 +65,49 @@ class Naming(NamedTuple):
 
 
 WITHOUT_KEYS = Naming()
+
+
+def name_rows(source: DataSource, store: str, project: str) -> Naming:
+    """Return how the rows of a source get their ids: votes under the key of their project, also those that a data set
+    was made of, and all others without a key.
+
+    Args:
+        store: URL of the annotation store.
+        project: of the votes of `data=annotations`.
+    """
+    find_key = partial(find_store_key, store)
+    if source.name == "annotations":
+        with Store.open(store, create=False) as votes:
+            key = votes.key(project)
+        kind = kind_under(project, key) if key else IdKind(project)  # erased a moment ago
+        return Naming(lambda record: kind, find_key)
+    if source.name != MANIFEST:
+        return Naming()
+    rows = data_set(Path(source.path or ""))
+    kinds = kinds_in(rows.data)
+    if {*kinds.values()} <= {SHA256}:
+        return Naming()
+    # Neither `data.system` nor reasoning that is hidden changes the first question of a row.
+    kind_of_question = {}
+    for name, record in zip(rows.sources("train"), rows.records("train"), strict=False):  # repeated rows come last
+        if kinds[name] != SHA256:
+            kind_of_question[first_question(record)] = kinds[name]
+    return Naming(lambda record: kind_of_question.get(first_question(record, source.system), SHA256), find_key)
+
+
+def first_question(record: Record, system: str | None = None) -> bytes:
+    """Return the id of the first question that a record answers or asks; empty for plain text."""
+    return next(iter(questions_of(record, system)), b"")
+
+
+def find_store_key(store: str, kind: IdKind) -> bytes | None:
+    """Return the key of a kind of ids. Returns None if there is no such store or project any more, or another project
+    has its name."""
+    with suppress(InputError), Store.open(store, create=False) as votes:
+        key = votes.key(kind.project)
+        if key is not None and kind_under(kind.project, key) == kind:
+            return key
+    return None
 
 
 def questions_of(record: Record, system: str | None = None) -> list[bytes]:

@@ -1,1 +1,1 @@
-"""Measuring a policy against what it started from: statistics, text figures, and the comparison they make up."""
+"""Evaluation: judges, suites of tasks, statistics, figures on held-out data."""

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from align.core.types import Message
 from align.data.ngrams import ngrams, words
-from align.evals.questions import shorten_question
-from align.evals.text import distinct_n
+from align.evals.text import distinct_n, quote
 from align.ops.intervals import Interval, mean, proportion
 from align.report.figure_text import in_words, percent
 
@@ -362,7 +361,10 @@ def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: S
     of the reference's answers: their intervals do not overlap. Sentences have two words or more that are not masked;
     code has none. Returns None if there is no such sentence."""
     sides = [
-        [{join_words(part) for part in parts if _count_own_words(part) > 1} for parts in mask_answers(prompts, texts)]
+        [
+            {join_words(part) for part in parts if sum(word != MASK for word in part) > 1}
+            for parts in mask_answers(prompts, texts)
+        ]
         for texts in ([CODE.sub("\n", answer) for answer in answers] for answers in (policy, ref))
     ]
     return _commonest_new(*sides)
@@ -400,13 +402,9 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
     difference = in_words(policy.as_dict())
-    every = f"“{shorten_question(constant)}”, given as the answer to every prompt"
+    every = f"{quote(constant)}, given as the answer to every prompt"
     reason = f"it is not shown to beat {every} (difference {difference})"
     return Collapse(COLLAPSED, (reason,))
-
-
-def _count_own_words(sentence: Sequence[str]) -> int:
-    return sum(word != MASK for word in sentence)
 
 
 def _commonest_new(policy: Sequence[set[str]], ref: Sequence[set[str]]) -> Phrase | None:
@@ -461,9 +459,7 @@ def judge_collapse(
     assert policy.identical_share.low is not None
     if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > ALWAYS):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
-        reasons.append(
-            f"{percent(share.as_dict())} of its {answers} are alike: “{shorten_question(policy.commonest)}”{compared}"
-        )
+        reasons.append(f"{percent(share.as_dict())} of its {answers} are alike: {quote(policy.commonest)}{compared}")
     if policy.distinct < MIN_DISTINCT * ref_distinct:
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")
     if sentence and sentence.policy.value >= MAX_SENTENCE_SHARE:
@@ -498,7 +494,7 @@ def judge_closed_task(
     scores = {text: list(score([text] * len(answers))) for text in constants}
     constant = max(constants, key=lambda text: sum(scores[text]))
     if best_score is not None and min(scores[constant]) >= best_score:
-        return Collapse(NOT_MEASURED, (f"“{shorten_question(constant)}” is right for every prompt",))
+        return Collapse(NOT_MEASURED, (f"{quote(constant)} is right for every prompt",))
     own = list(score(answers))
     collapse = judge_against_constant(mean([a - b for a, b in zip(own, scores[constant], strict=True)]), constant)
     if best_score is not None and min(own) >= best_score:

@@ -26,7 +26,7 @@ import httpx
 from align.core.errors import InputError, readable, require
 from align.core.redaction import MASK, SHORTEST, remember
 from align.core.spec import filled, known, number, whole
-from align.core.types import Conversation, Message
+from align.core.types import Conversation
 from align.data.chat.reasoning import with_reasoning
 from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
@@ -173,18 +173,18 @@ def api_key(endpoint: Endpoint) -> str:
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
-    """A conversation in OpenAI's form."""
-    return [in_openai_form(message) for message in conversation.messages]
-
-
-def in_openai_form(message: Message) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        made["tool_calls"] = [
-            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    return made | ({"tool_call_id": message.tool_call_id} if message.role == "tool" else {})
+    """Return a conversation in OpenAI's form."""
+    messages: list[dict[str, Any]] = []
+    for message in conversation.messages:
+        messages.append({"role": message.role, "content": message.content})
+        if message.tool_calls:
+            messages[-1]["tool_calls"] = [
+                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            messages[-1]["tool_call_id"] = message.tool_call_id
+    return messages
 
 
 def answers_from(

@@ -1,20 +1,69 @@
-"""What a model or a scorer makes of rows that are there already: one number each, for whoever keeps some of them."""
+"""Scores of rows by the loss of a model or by a reward: one number each, by which `stage=data` keeps some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from align.core.types import Conversation, Preference, Record
 from align.data.chat.encode import Encoded, encode_conversation, encode_text
 from align.data.chat.reasoning import without_reasoning
+from align.data.chat.template import use_template
 from align.data.read.content import taught, with_answer
-from align.evals.heldout import held_out_loss
+from align.data.sets.score_cuts import Score
+from align.evals.held_out import held_out_loss
+from align.models.load import context_length, describe, load_base, load_tokenizer
+from align.reward.build import build, on_its_own_base
 from align.reward.combined import comparable
 from align.reward.scorer import Scorer
+from align.run import Artifact, Base
+
+
+def load_loss(
+    base: Base,
+    template: Any,
+    template_kwargs: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_length: int,
+    batch_size: int,
+) -> Score:
+    """Load a base, and return the function that scores records by its loss."""
+    tokenizer = load_tokenizer(base)
+    use_template(tokenizer, template, template_kwargs)
+    model = load_base(base, "lora", device, dtype)  # its weights as they are
+    length = min(max_length, context_length(describe(base)))
+    return partial(losses, model, tokenizer, max_length=length, batch_size=batch_size)
+
+
+def load_reward(
+    reward: Mapping[str, Any],
+    models: Sequence[Artifact],
+    first: Sequence[Record],
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> Score:
+    """Load a reward, and return the function that scores records by it.
+
+    Args:
+        reward: see `align.config.scorers.reward_spec`.
+        models: its reward models.
+        first: the records whose answers bring the learned members of an ensemble or a sum to one scale.
+    """
+    loaded = [on_its_own_base(model, device, dtype, batch_size) for model in models]
+    hides = any(model.manifest and model.manifest.config["data"].get("reasoning") == "hide" for model in models)
+
+    def fits(conversation: Conversation) -> bool:
+        return all(model.fits(conversation) for model in loaded)
+
+    scorer = on_one_scale(build(reward, iter(loaded)), first, fits, hides)
+    return partial(rewards, scorer, fits=fits, hides_reasoning=hides)
 
 
 def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int) -> np.ndarray:

@@ -9,7 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from align.core.types import Message
 from align.data.ngrams import ngrams, words
+from align.track import shortened, turn_text
+
+QUOTED_LETTERS = 80
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -48,3 +52,12 @@ def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
     risen = [(before.get(w, 0.0) - share, w) for w, share in after.items() if share > before.get(w, 0.0)]
     word = min(risen)[1] if risen else ""
     return Risen(word, before.get(word, 0.0), after.get(word, 0.0))
+
+
+def quote(text: str) -> str:
+    """Return the beginning of a text on one line, in quotation marks."""
+    return f"“{shortened(text, QUOTED_LETTERS)}”"
+
+
+def join_turns(turns: Sequence[Message]) -> str:
+    return "\n".join(turn_text(message.as_dict()) for message in turns)

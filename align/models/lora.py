@@ -50,6 +50,13 @@ class Lora:
     rslora: bool = False
     dora: bool = False
 
+    @classmethod
+    def of(cls, settings: Any) -> Lora:
+        """Return a fresh adapter of the settings of the group `method`, whose targets are a list of names, or one word
+        for all linear layers."""
+        targets = () if isinstance(settings.targets, str) else tuple(settings.targets)
+        return cls(settings.r, settings.alpha, settings.dropout, targets, settings.rslora, settings.dora)
+
     def config(self, model: Any, classifier: bool = False) -> LoraConfig:
         """PEFT's configuration of it on a model. `SEQ_CLS` makes PEFT train and save the `score` head beside it.
 

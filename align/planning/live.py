@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -70,3 +72,24 @@ def tensors_in(state: Any) -> Iterable[Tensor]:
             yield value
         elif hasattr(value, "__dict__"):
             yield from tensors_in(value)
+
+
+@contextmanager
+def watch_live_bytes(device: torch.device, *models: nn.Module | None) -> Iterator[Callable[[], int]]:
+    """Give a function that returns the most bytes that were alive since its last call, on a GPU as its allocator says.
+
+    Args:
+        models: whose tensors are alive already.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+        def lap() -> int:
+            most = torch.cuda.max_memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            return most
+
+        yield lap
+        return
+    with LiveBytes(model for model in models if model is not None) as live:
+        yield live.lap

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from align.planning.shapes import Linear, Shape
-from align.planning.workload import Footprint, Part, Phase, Workload
+from align import ranks
+from align.core.errors import InputError
+from align.planning.shapes import Linear, Shape, shape_of
+from align.planning.workload import Footprint, Part, Phase, Workload, workload_of
+from align.run import Run
+from align.track import device_in_use
 
 LONGEST, KEPT = 512, 1 << 30
 """As in `align.models.fastpath.llama`."""
@@ -303,3 +308,44 @@ def rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
     yield Part("policy", "keys and values", columns * shape.layers * shape.groups * shape.head * (keys + work.size))
     prompts, tokens = (fast_rollout if fast else plain_rollout)(shape, work)
     yield Part("work", "reading prompts" if prompts > tokens else "a token each", max(prompts, tokens))
+
+
+def predict_peak(
+    run: Run,
+    longest: int,
+    stage: Any,
+    data: Any,
+    rollout: Any,
+    method: Any,
+    dtype: str,
+    texts: int = 0,
+    rewards: int = 0,
+) -> dict[str, float]:
+    """Return the memory that a run's tensors were predicted to take, in MiB, as a figure beside what they took. Returns
+    nothing for a model whose sizes cannot be read.
+
+    Args:
+        longest: tokens of the longest row that it trains on; of PPO, of the longest prompt.
+        stage, data, rollout, method, dtype: see `workload_of`.
+        texts: of a row; 0 for as many as the settings say.
+    """
+    init = run.inputs.get("init")
+    try:
+        shape = shape_of(run.base)
+    except InputError:
+        return {}
+    work = workload_of(
+        stage,
+        data,
+        rollout,
+        method,
+        dtype,
+        shape.context,
+        ranks=ranks.world(),
+        from_adapter=init is not None and init.whole is False,
+        rewards=rewards,
+        cuda=device_in_use() == "cuda",
+    )
+    work = replace(work, length=longest + work.answer if work.prompt else longest, texts=texts or work.texts)
+    work = replace(work, prompt=longest if work.prompt else 0)
+    return {"predicted_peak_mb": round(footprint(shape, work).peak / 2**20, 1)}

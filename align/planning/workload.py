@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from align.data.chat.encode import prompt_room
+from align.models.lora import Lora
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MB = 1e6
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+"""Optimiser → bytes for each weight that it trains."""
+TEXTS = {"reward": 2, "dpo": 2}
+"""Stage → texts of a row: of a pair two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,11 @@ class Workload:
     remote: bool = False
 
     @property
+    def lora(self) -> Lora:
+        """A fresh adapter of this size."""
+        return Lora(self.rank, 2 * self.rank, self.dropout, self.targets, dora=self.dora)
+
+    @property
     def size(self) -> int:
         """Bytes of a number in the computation."""
         return SIZES[self.dtype]
@@ -89,6 +101,80 @@ class Workload:
     def answer(self) -> int:
         """Tokens of an answer."""
         return self.length - self.prompt
+
+
+def workload_of(
+    stage: Any,
+    data: Any,
+    rollout: Any,
+    method: Any,
+    dtype: str,
+    context: int,
+    *,
+    ranks: int,
+    from_adapter: bool,
+    rewards: int,
+    cuda: bool,
+) -> Workload:
+    """Return the worst that a stage does at once.
+
+    Args:
+        stage, data, rollout, method: the settings of these groups. The method is decided, and not `auto`.
+        context: of the model, in tokens.
+        rewards: reward models on the base.
+        cuda: whether it runs on a GPU.
+    """
+    lora = Lora.of(method)
+    checkpointing = stage.gradient_checkpointing
+    work = Workload(
+        stage.name,
+        method.name,
+        ("bfloat16" if cuda else "float32") if dtype == "auto" else dtype,
+        cuda,
+        stage.micro_batch,
+        min(data.max_length, context),
+        step=stage.batch_size,
+        rank=lora.r,
+        targets=lora.targets,
+        dora=lora.dora,
+        from_adapter=from_adapter,
+        recompute=cuda if checkpointing == "auto" else checkpointing == "true",
+        rewards=rewards,
+        ranks=ranks,
+    )
+    if stage.name == "ppo":
+        prompt = prompt_room(context, data.max_length, rollout.max_new_tokens)
+        step = stage.batch_size // stage.minibatches
+        together = max(stage.batch_size, stage.normalise_on, stage.eval_prompts if stage.eval_every else 0)
+        return replace(
+            work,
+            micro_batch=min(stage.micro_batch, step),
+            step=step,
+            prompt=prompt,
+            length=prompt + rollout.max_new_tokens,
+            value_backbone=stage.value_backbone if stage.has_critic else "none",
+            rollout_rows=min(rollout.batch_size, together),
+            whole_batch=stage.minibatches == 1,
+            bank=rollout.engine == "bank",
+            remote=rollout.engine == "vllm",
+            keeps_best=bool(stage.eval_every) and stage.publish == "best",
+        )
+    optimiser = ("paged_adamw_8bit" if cuda else "adamw") if stage.optimiser == "auto" else stage.optimiser
+    is_supervised = stage.name in ("sft", "full")
+    return replace(
+        work,
+        texts=getattr(stage, "answers", 2) if stage.name == "reward" else TEXTS.get(stage.name, 1),
+        reference=stage.name == "kto" or getattr(stage, "has_reference", False),
+        moments=MOMENTS[optimiser],
+        packing=is_supervised and stage.packing,
+        dropout=lora.dropout if is_supervised and method.name != "full" else 0.0,
+    )
+
+
+def full_rows(count: int, length: int) -> list[list[int]]:
+    """Return rows of token ids that differ from the first one on, or, beyond a hundred rows, from the second: a common
+    beginning is computed once, and a plan is of rows that share nothing."""
+    return [[1 + i % 100, *[1 + i // 100] * (length - 1)] for i in range(count)]
 
 
 class Part(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 
 from align import ranks
 from align.core.errors import require
-from align.data.chat.encode import stop_token_ids
+from align.data.chat.encode import prompt_room, stop_token_ids
+from align.models.load import context_length, describe
 from align.rollout.distributed import DistributedEngine, FirstRankEngine
 from align.rollout.engine import Engine
 from align.rollout.engine_process import Servers
-from align.run import Base
+from align.run import Base, Run
 
 ENGINES = {
     "hf": "align.rollout.hf:HfEngine",
@@ -23,6 +24,46 @@ ENGINES = {
     "vllm": "align.rollout.vllm_sampler:VllmSampler",
 }
 """`rollout.engine` → module and class of the engine, which is imported when it is chosen."""
+
+
+def open_engine(
+    run: Run,
+    settings: Any,
+    base: Base,
+    method: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: Any,
+    generation_config: Any,
+    longest_prompt: int,
+    adapter_rank: int,
+) -> AbstractContextManager[Engine]:
+    """Open the engine of a run on a base, see `loaded_engine`.
+
+    Args:
+        settings: of the group `rollout`.
+        longest_prompt: tokens of a prompt, at most; the model's context may allow fewer.
+        adapter_rank: of the adapters that servers are to expect.
+    """
+    servers = None
+    if settings.engine == "vllm":
+        room = prompt_room(context_length(describe(base)), longest_prompt, settings.max_new_tokens)
+        servers = Servers(
+            python=settings.python,
+            urls=tuple(url.rstrip("/") for url in settings.urls),
+            replicas=settings.replicas,
+            words=tuple(settings.words),
+            dtype="" if settings.dtype == "auto" else settings.dtype,
+            device=str(device),
+            start_s=settings.start_s,
+            rank=adapter_rank,
+            context=room + settings.max_new_tokens,
+            bases=run.folder.parent.parent / "bases",
+            folder=run.folder.absolute() / "vllm",
+            logs=run.folder.absolute(),
+        )
+    sizes = settings.max_new_tokens, settings.temperature, settings.batch_size
+    return loaded_engine(settings.engine, base, method, dtype, tokenizer, generation_config, *sizes, device, servers)
 
 
 @contextmanager

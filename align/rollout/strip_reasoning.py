@@ -4,12 +4,13 @@ Where reasoning is hidden, that of earlier turns is too: a judge reads no though
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from align.core.types import Conversation, Rollout
-from align.data.chat.encode import Prompt, encode_judged, prompt_length
+from align.data.chat.encode import Prompt, encode_judged, prompt_length, stop_token_ids
 from align.data.chat.reasoning import OPEN, parted, without_reasoning
 from align.models.backbone import answered
 from align.rollout.engine import response_ids
@@ -33,6 +34,17 @@ def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> 
     """All that was said."""
     told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
     return Judged(told, rollout, [None] * len(texts))
+
+
+def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., Judged]:
+    """Return the function that turns prompts, answers and tokens into what scorers read.
+
+    Args:
+        hides: answers are read without their reasoning (`rollout.reasoning=hide`).
+    """
+    if not hides:
+        return whole
+    return partial(answers_alone, tokenizer=tokenizer, stops=stop_token_ids(tokenizer, generation_config))
 
 
 def parted_texts(

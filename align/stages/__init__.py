@@ -1,4 +1,4 @@
-"""One module a stage, with its `inputs` and its `run`; `execution.py` runs one."""
+"""One module a stage, with its `inputs` and its `run`; `runner.py` runs one, on other ranks `worker_rank.py`."""
 
 from collections.abc import Iterable
 from importlib import import_module

@@ -29,8 +29,7 @@ from align.core.types import Result
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish
 from align.run.lineage import readers_of
-from align.stages.rows import open_store
-from align.stages.starting import Inputs
+from align.stages.runner import Inputs, open_store
 
 SEEDS = 2**32
 """How many seeds a run can have: the next annotator's begin behind them."""

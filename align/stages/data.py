@@ -14,6 +14,7 @@ import numpy as np
 from align.config.data import (
     EMBEDDED,
     FORGET,
+    LOSS,
     NOT_KEPT,
     RAY,
     REWARD,
@@ -38,7 +39,7 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
 from align.data.clean.quality import CountTokens
 from align.data.clean.steps import steps_of
-from align.data.read.content import DOCUMENTS
+from align.data.read.content import DOCUMENTS, FEEDBACK
 from align.data.read.files import share_read
 from align.data.sets.contamination import Evaluations, Leaks, drop_templated, leaks_of
 from align.data.sets.duplicates import (
@@ -70,7 +71,8 @@ from align.data.sets.report import (
     lengths,
     metrics_of,
 )
-from align.data.sets.score_cuts import account_of_scores, outside
+from align.data.sets.score_cuts import PIECE, account_of_scores, outside, scored, scored_before
+from align.data.sets.score_cuts import read as read_rows
 from align.data.sets.sides import (
     group_labels,
     held_back,
@@ -87,14 +89,13 @@ from align.models.base import find_base
 from align.report.data_set_page import loss_lines, shapes_line, summary_lines
 from align.report.figure_text import counted
 from align.report.reading_progress import begins, reading, seldom
-from align.reward.inputs import reward_inputs
+from align.reward.inputs import models_of, reward_inputs
 from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
 from align.run.lineage import users_of
-from align.stages.execution import tracker
-from align.stages.scores import scorer_name, scores_of
-from align.stages.starting import Inputs
+from align.stages.runner import Inputs, open_tracker
+from align.track import progress
 
 LONGEST_LABEL = 60
 """Characters of sources' names in a run's name."""
@@ -226,7 +227,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     examples.write_rows(written & ~test, partial(render_tokens, tokenizer))
     if scored:
         examples.write_scores(scored.scores, scored.out)
-    with tracker(run, config) as track:
+    with open_tracker(run) as track:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
     return Result(metrics_of(data), tuple(summary_lines(data, plain(config)["stage"])))
@@ -305,19 +306,61 @@ class Scored(NamedTuple):
     said: dict[str, Any]
 
 
+def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
+    """Return the score of each row by `stage.score.by`, float64 (N) and nan for none, and the scorer's name for people.
+    Models are loaded here, and are gone when the rows are scored.
+
+    Raises:
+        InputError: the rows are answers with a label, none of them can be scored, or a score is not finite.
+    """
+    from align.evals.judges.identity import scorer_title
+    from align.evals.row_scores import load_loss, load_reward
+    from align.models.finite import diverged
+    from align.models.load import choose_device, choose_dtype
+
+    settings: ScoreConfig = config.stage.score
+    is_loss = settings.by == LOSS
+    title = run.base.id if is_loss else scorer_title(plain(config)["reward"], run.inputs)
+    problem = "scores what is to be imitated, and the rows are answers with a label, of which some are not wanted"
+    require(rows.kind != FEEDBACK, "stage.score.by", settings.by, problem, "Drop it.")
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    if is_loss:
+        template = config.data.template, config.data.template_kwargs
+        score = load_loss(run.base, *template, device, dtype, settings.max_length, settings.batch_size)
+    else:
+        first = read_rows(rows, np.arange(min(PIECE, rows.count)))
+        models = models_of(run.inputs)
+        score = load_reward(reward_spec(config.reward), models, first, device, dtype, settings.batch_size)
+
+    def score_finite(records: Sequence[Any]) -> np.ndarray:
+        scores = score(records)
+        if np.isinf(scores).any():
+            raise diverged(f"the {settings.by} of a row by {title} is no number", None, config.dtype)
+        return scores
+
+    print(f"scores {counted(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
+    with progress("score", rows.count, scored_before(rows)) as bar:
+        scores = scored(rows, score_finite, bar.advance)
+    what = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
+    problem = f"finds nothing to score: there is {what}, or none that the model's context holds"
+    require(not np.isnan(scores).all(), "stage.score.by", settings.by, problem, "Drop it, or score by the other.")
+    return scores, title
+
+
 def by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> Scored | None:
     """Score the rows, and leave out those outside of what is asked for. Returns None if no scores are asked for."""
     asked: ScoreConfig = config.stage.score
     if asked.by is None:
         return None
-    scores = scores_of(run, config, rows)
+    scores, scorer = score_rows(run, config, rows)
     out = outside(
         scores, rows.first_bits("content_id"), funnel.source, asked.keep, asked.within, asked.least, asked.most
     )
     funnel.drop("after_score", out)
     how = {key: getattr(asked, key) for key in ("by", "within", "least", "most")} | {"keep": list(asked.keep)}
     found = account_of_scores(scores, out, funnel.source, funnel.names)
-    return Scored(scores, out, {"scores": {"scorer": scorer_name(run, config), **how, **found}})
+    return Scored(scores, out, {"scores": {"scorer": scorer, **how, **found}})
 
 
 def tokenizer_of(run: Run, config: Config) -> Any | None:

@@ -3,31 +3,30 @@ take the logprobs alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.config.dpo import DpoConfig
-from align.config.root import Config
+from align.config.root import Config, store_url
 from align.config.training import held_out_for
 from align.core.errors import require
 from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
-from align.data.chat.template import use_template
 from align.data.chat.training_view import write_pair
-from align.data.pairs import Pair, encoded_sides
+from align.data.pairs import Pair, divided_preferences, encoded_sides, pairs_records
+from align.data.sources import DataSource
+from align.models.lora import Lora
+from align.models.start import label
+from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Run
-from align.stages.execution import tracker
-from align.stages.footprint import predicted_peak
-from align.stages.preferences import load_policy, pairs_of, preference_inputs
-from align.stages.starting import Inputs, start
+from align.stages.runner import Inputs, find_start, load_training_start, open_tracker
 from align.track import peak_memory
 from align.trainers.available import check_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 PRELOAD = ("align.trainers.dpo",)
 """See `align.stages.load_stage`."""
@@ -35,27 +34,45 @@ PRELOAD = ("align.trainers.dpo",)
 
 def inputs(config: Config) -> Inputs:
     check_trainer(config.stage.loss)
-    return preference_inputs(config, pairs_of)
+    return preference_inputs(config, divided_preferences)
+
+
+def preference_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
+    """Return the inputs of a stage that learns from judgements.
+
+    Args:
+        divide: reads the judgements to train on and those to measure on, see `align.data.pairs`.
+    """
+    artifact, base, config = find_start(config)
+    source = DataSource.of(config.data)
+    store = store_url(config)
+
+    def rows() -> tuple[Any, Any]:
+        sides = divide(source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed)
+        held_out_for(config.stage.eval_every, len(sides[1]), "stage.held_out")
+        return sides
+
+    records = {"init": artifact.as_input(), **pairs_records(source, store, config.project)}
+    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
-    from align.evals.implicit_reward import pair_logprobs, require_finite
-    from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
+    from align.evals.held_out import (
+        held_out_figures,
+        pair_logprobs,
+        require_finite,
+        simulated_by,
+        write_held_out_pairs,
+    )
     from align.models.adapters import save_adapter
-    from align.models.load import choose_device, choose_dtype, context_length, describe, own_tokenizer, save_tokenizer
-    from align.trainers.common import Training, fit
+    from align.models.load import describe, save_tokenizer
+    from align.trainers.common import fit, load_referenced_policy
     from align.trainers.dpo import dpo_trainer, figures_of
-    from align.trainers.evaluation import Measuring
 
     stage: DpoConfig = config.stage
-    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-
-    tokenizer, described = own_tokenizer(artifact, base), describe(base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    stops = stop_token_ids(tokenizer, described.generation_config)
-    max_length = min(config.data.max_length, context_length(described))
+    base = run.base
+    artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
+    stops = stop_token_ids(tokenizer, describe(base).generation_config)
     train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
@@ -67,49 +84,77 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     by_token = stage.loss != "sigmoid"
     if by_token:
         check_answers(stage.loss, (*train, *test))
-
-    model = load_policy(config, run, artifact, device, dtype, stage.has_reference)
+    model = load_referenced_policy(
+        base,
+        config.method.name,
+        artifact,
+        Lora.of(config.method),
+        config.seed,
+        device,
+        dtype,
+        stage.name,
+        stage.has_reference,
+    )
 
     # Held-out pairs by the implicit reward, log π / π_ref of an answer.
-    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    held_out = [pref for pref, _ in test]
+    pairs = [pair for _, pair in test]
 
-    def logprobs(steps: int) -> Tensor:
-        found = pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
+    def measure_logprobs(steps: int) -> Tensor:
+        logprobs_M2 = pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
         assert stage.lr is not None  # filled in by `fill_rates`
-        return require_finite(found, "pairs", steps, stage.lr, config.dtype)
+        require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
+        return logprobs_M2
 
-    at_start, loss = logprobs(0), partial(held_out_loss, stage)
-    settings = {"label_smoothing": stage.label_smoothing, "simpo_gamma": stage.simpo_gamma}
+    at_start = measure_logprobs(0)
+    loss = partial(pair_loss, stage)
+    assert stage.beta is not None, "`check_together` has set it"
     fitted = fit(
         partial(
-            dpo_trainer, model, tokenizer, [pair for _, pair in train], beta=stage.beta, loss=stage.loss, **settings
+            dpo_trainer,
+            model,
+            tokenizer,
+            [pair for _, pair in train],
+            beta=stage.beta,
+            loss=stage.loss,
+            label_smoothing=stage.label_smoothing,
+            simpo_gamma=stage.simpo_gamma,
         ),
-        model, Training.of(stage, config.seed), len(train), run,
-        Measuring.by(lambda step: loss(logprobs(step), at_start), stage),
-        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every,
+        model,
+        stage,
+        config.seed,
+        len(train),
+        run,
+        lambda step: loss(measure_logprobs(step), at_start),
+        device=device,
+        dtype=dtype,
+        track=partial(open_tracker, run),
         figures=figures_of(stage.loss),
-    )  # fmt: skip
+    )
 
-    now = logprobs(fitted.published_step)
-    gained = now - at_start
-    gap = gained[:, 0] - gained[:, 1]
+    at_end = measure_logprobs(fitted.published_step)
+    gained_M2 = at_end - at_start
+    gap_M = gained_M2[:, 0] - gained_M2[:, 1]
+    longest = max(len(ids) for _, pair in train for ids in (pair.chosen_ids, pair.rejected_ids))
     metrics = {
-        **held_out_figures(held_out, gap), "loss_before": loss(at_start, at_start), "loss": loss(now, at_start),
-        **run.known_metrics, **fitted.figures, **peak_memory(), **simulated_by(train_prefs),
-        **predicted_peak(config, run, max(len(ids) for _, p in train for ids in (p.chosen_ids, p.rejected_ids))),
-    }  # fmt: skip
-
-    # Publish.
+        **held_out_figures(held_out, gap_M),
+        "loss_before": loss(at_start, at_start),
+        "loss": loss(at_end, at_start),
+        **run.known_metrics,
+        **fitted.figures,
+        **peak_memory(),
+        **simulated_by(train_prefs),
+        **predict_peak(run, longest, config.stage, config.data, config.rollout, config.method, config.dtype),
+    }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-    sure = stage.beta if stage.loss == "sigmoid" else None  # the other losses say nothing of probabilities
-    write_held_out(run.folder / "held_out.jsonl", held_out, gap, log_odds=sure)
+    log_odds = stage.beta if stage.loss == "sigmoid" else None  # the other losses say nothing of probabilities
+    write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, log_odds=log_odds)
     return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.said))
 
 
-def held_out_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:
-    """The loss of pairs that training lowers, of the logprobs of the better and the worse answer of each."""
-
+def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:
+    """Return the loss of pairs that training lowers, by the logprobs of the better and the worse answer of each."""
     from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 
     assert stage.beta is not None, "`check_together` has set it"
@@ -118,16 +163,13 @@ def held_out_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) ->
         return float(orpo_loss(chosen_M, rejected_M, stage.beta))
     if stage.loss == "simpo":
         return float(simpo_loss(chosen_M, rejected_M, stage.beta, stage.simpo_gamma))
-    gained = logprobs_M2 - at_start_M2
-    return float(dpo_loss(gained[:, 0] - gained[:, 1], stage.beta, stage.loss, stage.label_smoothing))
+    gained_M2 = logprobs_M2 - at_start_M2
+    return float(dpo_loss(gained_M2[:, 0] - gained_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
 
 
 def check_answers(loss: str, pairs: Iterable[tuple[Preference, Pair]]) -> None:
-    """Raises InputError where a loss takes a mean over an answer's tokens, and an answer has none."""
+    """Raise InputError if an answer has no tokens. The loss takes a mean over them."""
     for pref, pair in pairs:
         tokens = min(len(pair.chosen_ids) - pair.chosen_start, len(pair.rejected_ids) - pair.rejected_start)
-        require(
-            tokens > 0, "stage.loss", loss,
-            f"takes a mean over an answer's tokens, and an answer of pair {pref.id or '(no id)'} has none",
-            "Leave the pair out, or use stage.loss=sigmoid.",
-        )  # fmt: skip
+        problem = f"takes a mean over an answer's tokens, and an answer of pair {pref.id or '(no id)'} has none"
+        require(tokens > 0, "stage.loss", loss, problem, "Leave the pair out, or use stage.loss=sigmoid.")

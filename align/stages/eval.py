@@ -4,8 +4,9 @@
     checks or the judge score the answers; is a system collapsed?         align/evals/suite/scores.py
     the first system is compared with each other one; gates decide        align/evals/suite/results.py, gates.py
 
-Without `stage.systems` the systems are the artifact and its start. `eval=judge` is in `align/stages/judge.py`. What is
-read before the run has a name is the first half of this file; only the second half needs torch.
+Without `stage.systems` the systems are the artifact and its start. `eval=judge` measures a judge on examples whose
+verdict is known (align/evals/judges/report.py). What is read before the run has a name is the first half of this file;
+only the second half needs torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -36,21 +37,52 @@ from align.config.groups import JUDGE, DataConfig
 from align.config.identity import identifying
 from align.config.root import Config, plain, store_url
 from align.config.scorers import reward_spec
-from align.config.settings import changed
+from align.config.settings import Settings, changed, defaults_of
+from align.config.training import of_pairs
 from align.core.errors import NOT_PASSED, InputError, require
 from align.core.files import user_path
 from align.core.redaction import masked, unmarked
-from align.core.types import Result
+from align.core.types import Preference, Result
 from align.data.chat.encode import prompt_room
-from align.data.sources import data_records, files_record, prompts
-from align.data.trained_ids import Seen, seen_by
-from align.evals import judges
+from align.data.pairs import drawn, pairs_records, read_labelled, read_verdicts
+from align.data.read.drops import tally
+from align.data.read.records import LABELLED_HELP
+from align.data.sources import DataSource, data_records, files_record, prepared, prompts
+from align.data.trained_ids import Seen, find_store_key, seen_by
 from align.evals.collapse import Measurement, collapse_lines, phrase_lines
 from align.evals.endpoint import api_key
-from align.evals.judge_identity import identify_judge, identify_llm
-from align.evals.judge_report import JudgeReport, find_reports
-from align.evals.llm_judge import LLMJudge, collect_judge_usage, describe_self_judging, parse_judge
-from align.evals.questions import shorten_question
+from align.evals.judges.identity import JudgeIdentity, find_standing, identify_scorer, list_scorer_parts, scorer_title
+from align.evals.judges.judge_verdict import JudgeVerdict
+from align.evals.judges.llm_judge import (
+    LLMJudge,
+    YesNoQuestion,
+    collect_judge_usage,
+    describe_yes,
+    parse_judge,
+    parse_question,
+)
+from align.evals.judges.report import (
+    FILE,
+    SCHEMA,
+    YES_AND_NO,
+    AnswerExample,
+    JudgeReport,
+    PairExample,
+    build_answer_examples,
+    build_pair_examples,
+    collect_answer_opinions,
+    collect_pair_opinions,
+    describe_answer_judge,
+    describe_pair_judge,
+    digest_examples,
+    drop_learned,
+    explain_shortfall,
+    find_reports,
+    list_judged_examples,
+    measure_answers,
+    measure_pairs,
+    read_report,
+)
 from align.evals.stats import Decision
 from align.evals.suite.gates import (
     Gate,
@@ -75,7 +107,7 @@ from align.evals.suite.people import (
     votes_asked,
 )
 from align.evals.suite.results import Scored, describe_system, describe_task, list_evidence, list_verdicts, results_of
-from align.evals.suite.systems import System, matched, opened_systems
+from align.evals.suite.systems import System, describe_self_judging, matched, opened_systems
 from align.evals.suite.tasks import (
     JUDGED,
     Item,
@@ -89,29 +121,42 @@ from align.evals.suite.tasks import (
     parsed_tasks,
     task_record,
 )
-from align.evals.verdicts import Verdict
+from align.evals.text import QUOTED_LETTERS
 from align.models.base import base_of
 from align.models.start import adapter_folder, as_artifact, find, label, started_from
 from align.report import in_words
 from align.report.figure_text import counted
 from align.reward.checkers.checked import code_permission
-from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.reward.inputs import check_rows, models_of, read_alike, reward_inputs
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
-from align.run import Base, Input, Manifest, Run, json_digest, resolve, write_json
+from align.run import Artifact, Base, Input, Manifest, Run, json_digest, write_json
 from align.run.files import write_text
-from align.stages import judge as judge_stage
-from align.stages.rows import key_of, open_store, source_of, unseen_prompts
-from align.stages.starting import Inputs, start
-from align.track import peak_rss_mb
+from align.stages.runner import Inputs, find_input, find_start, open_store
+from align.track import peak_rss_mb, shortened
 
 if TYPE_CHECKING:
-    from align.evals.suite.answers import Answers, Made, Sampling
-    from align.evals.suite.scores import Judge, TaskAnswers
+    from align.evals.suite.answers import Made, Sampling, TaskAnswers
+    from align.evals.suite.scores import Judge
 
-PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.stages.rollouts")
+PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.rollout.registry")
+"""See `align.stages.load_stage`."""
 ENOUGH = 64
 """Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
+SEEN = "dropped_seen"
+"""Counts the prompts that are not asked because training saw them."""
+LEARNS_VERDICTS = ("reward", "dpo", "kto")
+"""Stages that learn from pairs. A judge is not measured on what it learned; imitating an answer teaches no verdict."""
+READ_SETTINGS = {
+    "eval": ("name", "measures", "asks"),
+    "stage": ("judge", "level"),
+    "model": (),
+    "method": (),
+    "rollout": (),
+}
+"""Group → its settings that `eval=judge` reads, of the groups that evaluations of systems read."""
+ASKS = "eval.asks"
+HOW_TO_NAME_LLM = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
 POLICY = "policy"
 START = "start"
 """The artifact and what it started from, as systems."""
@@ -141,35 +186,61 @@ IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "agai
 def inputs(config: Config) -> Inputs:
     if config.eval.measures == JUDGE:
         title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
-        records = judge_stage.find_inputs(config)
-        return Inputs(config, title, None, records, partial(judge_stage.read_examples, config, records))
+        records = find_judge_inputs(config)
+        return Inputs(config, title, None, records, partial(read_examples, config, records))
     check_one_kind(config)
     if config.stage.systems is not None:
         suite = find_suite(config)
         config = changed(config, method=changed(config.method, name=suite.method))
         return Inputs(config, suite.label, suite.base, suite.records, partial(read_work, config, suite))
-    untold = config.method.name == "auto"
-    artifact, base, config = start(config, config.artifact, "artifact")
-    if untold and artifact.whole:  # it is measured as it is
+    is_auto = config.method.name == "auto"
+    artifact, base, config = find_start(config, config.artifact, "artifact")
+    if is_auto and artifact.whole:  # it is measured as it is
         config = changed(config, method=changed(config.method, name="full"))
     root = config.run.folder
     named = config.init != Config().init or artifact.manifest is None
     asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
     reference = started_from(artifact, asked, root)
-    data = data_records(source_of(config))
+    data = data_records(DataSource.of(config.data))
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
     reward = plain(config)["reward"]
-    title = judges.title(reward, judge)
-    of = judges.standing_of(artifact, judges.identities(reward, judge), root)
-    judges.independent(of, title, artifact.ref, config.stage.allow_proxy)
+    standing = find_standing(artifact, list_scorer_parts(reward, judge), root)
+    standing.require_independent(scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), **data, **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
-    rows = partial(unseen_prompts, config, artifact, root)
+    rows = partial(read_unseen_prompts, config, artifact)
     return Inputs(config, label(base, config.method.name), base, records, rows)
+
+
+def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
+    """Return the prompts to measure an artifact on, what it was trained on, and how many prompts were left out because
+    training saw them.
+
+    Raises:
+        InputError: it was trained on all of them, and what it saw is to be left out.
+    """
+    stage = config.stage
+    source = replace(DataSource.of(config.data), limit=None)  # some may be left out
+    asked = prompts(source, "test", config.seed)
+    seen = seen_by(artifact, config.run.folder, partial(find_store_key, store_url(config)), config.data.system or None)
+    left_out = 0
+    if stage.seen == "drop":
+        unseen = [prompt for prompt in asked if not seen.asks(prompt.messages)]
+        problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(asked), 'prompt')}"
+        remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
+        require(bool(unseen), "stage.seen", "drop", problem, remedy)
+        left_out = len(asked) - len(unseen)
+        tally(SEEN, left_out)
+        if left_out:
+            print(f"{left_out} of {counted(len(asked), 'prompt')} left out: training saw them")
+        asked = unseen
+    asked = asked[: config.data.limit][: stage.prompts]
+    check_rows(reward_spec(config.reward), asked)
+    return asked, seen, left_out
 
 
 def check_one_kind(config: Config) -> None:
@@ -263,18 +334,17 @@ def find_suite(config: Config) -> Suite:
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": task_record(task) for task in tasks if task.own}
     if not all(task.own for task in tasks):
-        records |= data_records(source_of(config))
+        records |= data_records(DataSource.of(config.data))
     base = next((system.base for system in systems if system.base is not None), None)
     judge = parse_judge(config.stage.judge)
     questions = [task for task in tasks if task.asks]
     for task in questions:
         problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
-        remedy = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
-        asks = shorten_question(task.asks)
-        require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, remedy)
+        asks = shortened(task.asks, QUOTED_LETTERS)
+        require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, HOW_TO_NAME_LLM)
     if isinstance(judge, LLMJudge):
-        graders = [judge.with_question(task.asks).identity for task in questions]
-        identity = json_digest([judge.identity, *graders]) if graders else judge.identity
+        graders = [judge.with_question(task.asks).identity.digest for task in questions]
+        identity = json_digest([judge.identity.digest, *graders]) if graders else judge.identity.digest
         records |= {"judge": judge.endpoint.record(identity)}
     elif judge == PEOPLE:
         records |= find_votes(config, records, [system.name for system in systems])
@@ -293,21 +363,19 @@ class Work:
     """A suite that is ready to be asked.
 
     Attributes:
+        tasks: with their items.
         files: see `align.evals.suite.answers.Files`.
         seen: task → items that were left out, because some system was trained on them.
         unknown: what is not known of the systems' training, a sentence each.
-        judge: of tasks without checks, as `stage.judge` names it.
         reports: gate → the report of the judge that decides it; of those that a judge decides.
     """
 
-    systems: Sequence[System]
+    suite: Suite
     tasks: Tasks
     files: Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
     seen: Mapping[str, int]
-    unknown: Sequence[str] = ()
-    gates: Sequence[Gate] = ()
-    judge: Literal["reward", "people"] | LLMJudge = "reward"
-    reports: Mapping[str, JudgeReport] = field(default_factory=dict)
+    unknown: Sequence[str]
+    reports: Mapping[str, JudgeReport]
 
 
 def read_work(config: Config, suite: Suite) -> tuple[Work]:
@@ -319,7 +387,10 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
     """
     stage, root, system_turn = config.stage, config.run.folder, config.data.system or None
     artifacts = {system.name: system.artifact for system in suite.systems if system.artifact is not None}
-    seen = [seen_by(artifact, root, partial(key_of, config), system_turn) for artifact in artifacts.values()]
+    seen = [
+        seen_by(artifact, root, partial(find_store_key, store_url(config)), system_turn)
+        for artifact in artifacts.values()
+    ]
     tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], seen)
     for name, count in counts.items():
         if count:
@@ -340,8 +411,7 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
             require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
     named = [(task.name, item) for task, items in tasks for item in items]
     files = {system.name: matched(system, named) for system in suite.systems if system.is_file}
-    unknown = [*dict.fromkeys(unknown)]
-    return (Work(suite.systems, tasks, files, counts, unknown, suite.gates, suite.judge, reports),)
+    return (Work(suite, tasks, files, counts, [*dict.fromkeys(unknown)], reports),)
 
 
 def read_items(config: Config, task: Task) -> Sequence[Item]:
@@ -357,7 +427,9 @@ def read_items(config: Config, task: Task) -> Sequence[Item]:
     allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
         return items_of_file(task, config.data.system or None, allow_code)
-    return items_of_prompts(task, prompts(replace(source_of(config), limit=None), "test", config.seed), allow_code)
+    return items_of_prompts(
+        task, prompts(replace(DataSource.of(config.data), limit=None), "test", config.seed), allow_code
+    )
 
 
 def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
@@ -375,15 +447,21 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
         api_key(suite.judge.endpoint)
     elif judged and suite.judge != PEOPLE:
         reward, root = plain(config)["reward"], config.run.folder
-        title, identities = judges.title(reward, suite.records), judges.identities(reward, suite.records)
+        title = scorer_title(reward, suite.records)
+        parts = list_scorer_parts(reward, suite.records)
         for system in suite.systems:
             if system.artifact is not None:
-                standing = judges.standing_of(system.artifact, identities, root)
-                judges.independent(standing, title, system.ref, config.stage.allow_proxy)
+                standing = find_standing(system.artifact, parts, root)
+                standing.require_independent(title, system.ref, config.stage.allow_proxy)
                 proxy = proxy or bool(standing.proxy)
-    judges_of = {name: identify_judge(suite.judge, reward_spec(config.reward), suite.records) for name in judged}
+    identity: JudgeIdentity | None = None  # of people
     if isinstance(suite.judge, LLMJudge):
-        judges_of |= {task.name: identify_llm(suite.judge.with_question(task.asks)) for task, _ in tasks if task.asks}
+        identity = suite.judge.identity
+    elif suite.judge != PEOPLE:
+        identity = identify_scorer(reward_spec(config.reward), suite.records)
+    judges_of = dict.fromkeys(judged, identity)
+    if isinstance(suite.judge, LLMJudge):
+        judges_of |= {task.name: suite.judge.with_question(task.asks).identity for task, _ in tasks if task.asks}
     return check_gates(suite.gates, judges_of, suite.reports, config.stage.card, proxy)
 
 
@@ -447,13 +525,177 @@ def read_known_answers(path: Path) -> list[Row]:
     return rows
 
 
+# A judge as the subject (`eval=judge`): its inputs
+
+
+class JudgedExamples(NamedTuple):
+    """A judge, and the examples that it is measured on.
+
+    Attributes:
+        judge: `reward` for the scorer of `reward=`, or a language model.
+        examples: that no reward model of the judge learned from.
+        reference: name of whose verdicts they are.
+        left_out: pairs that the judge learned from.
+        notes: remarks on the judge's training and on the labels, a sentence each.
+    """
+
+    judge: Literal["reward"] | LLMJudge
+    examples: Sequence[PairExample] | Sequence[AnswerExample]
+    reference: str
+    left_out: int
+    notes: Sequence[str]
+
+
+def find_judge_inputs(config: Config) -> dict[str, Input]:
+    """Return the examples and the judge as inputs of the run.
+
+    Raises:
+        InputError: a setting does not apply, the judge is none, or it reads reasoning that it was never shown.
+        MissingArtifact: a reward model is not there.
+    """
+    refuse_unread_settings(config)
+    judge = find_judge(config)
+    source = DataSource.of(config.data)
+    if config.eval.asks:
+        problem = "holds no answers with labels"
+        remedy = f"Use data=files with data.path=LABELLED.jsonl, or data=manifest. {LABELLED_HELP}"
+        require(source.name in ("files", "manifest"), "data", source.name, problem, remedy)
+        inputs = data_records(source)
+    else:
+        of_pairs(config.data, True)
+        inputs = pairs_records(source, store_url(config), config.project)
+    if isinstance(judge, LLMJudge):
+        return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
+    scorers = reward_inputs(reward_spec(config.reward), config.run.folder, None)
+    read_alike(models_of(scorers), config.data.reasoning, "data.reasoning")
+    return {**inputs, **scorers}
+
+
+def refuse_unread_settings(config: Config) -> None:
+    """Raise InputError if a setting is of systems, which are not asked here, or of data to train on."""
+    defaults = Config()
+    given: dict[str, Any] = {}
+    for key in ("artifact", "init"):
+        if getattr(config, key) != getattr(defaults, key):
+            given[key] = getattr(config, key)
+    if config.method.name != defaults.method.name:
+        given["method"] = config.method.name
+    for group, names in READ_SETTINGS.items():
+        settings: Settings = getattr(config, group)
+        for name, default in defaults_of(type(settings)).items():
+            if name not in names and getattr(settings, name) != default:
+                given[f"{group}.{name}"] = getattr(settings, name)
+    for key, value in given.items():
+        problem = "is of systems that answer, and eval=judge measures the judge on answers that are there"
+        raise InputError(key, value, problem, "Drop it.")
+    problem = "is measured on beside what is trained on, and nothing is trained here"
+    require(config.data.eval_path is None, "data.eval_path", config.data.eval_path, problem, "Name it as data.path.")
+
+
+def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
+    """Return the judge that is measured.
+
+    Raises:
+        InputError: `stage.judge` is no judge, is people, or is no language model where `eval.asks` needs one.
+    """
+    judge = parse_judge(config.stage.judge)
+    if config.eval.asks:
+        question = parse_question(config.eval.asks, ASKS)
+        if not isinstance(judge, LLMJudge):
+            problem = f"is answered by a language model, and stage.judge={judge} is none"
+            raise InputError(ASKS, config.eval.asks, problem, HOW_TO_NAME_LLM)
+        return judge.with_question(question)
+    if judge == "people":
+        problem = "are whom a judge is measured against"
+        raise InputError("stage.judge", judge, problem, "Name a judge, and the people's project: data=annotations.")
+    return judge
+
+
+def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamples]:
+    """Read the examples that the judge is measured on.
+
+    Raises:
+        InputError: there are none, the judge learned from all of them, their verdicts are its own, a label has no
+            answer, or the endpoint cannot be asked.
+    """
+    judge = find_judge(config)
+    if isinstance(judge, LLMJudge):
+        api_key(judge.endpoint)
+        if config.eval.asks:
+            return (read_answers(config, judge),)
+    return (read_pairs(config, judge, inputs),)
+
+
+def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
+    source = DataSource.of(config.data)
+    every, ambiguous = build_answer_examples(read_labelled(source))
+    answers = drawn(every, config.data.limit, config.seed)
+    for name, verdict in YES_AND_NO.items():
+        problem = f"has no answer labelled {name} ({str(bool(verdict)).lower()}), and a grader is measured on both"
+        has_label = any(answer.verdict == verdict for answer in answers)
+        require(has_label, "data", source.path or source.name, problem, "Give answers with both labels.")
+    notes = [f"nobody here knows what {judge.title} was trained on"]
+    if ambiguous:
+        notes.append(f"{counted(ambiguous, 'answer')} left out: as many labels say yes as no")
+    return JudgedExamples(judge, answers, name_source(config), 0, notes)
+
+
+def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
+    source = DataSource.of(config.data)
+    root = config.run.folder
+    decided, tied = read_verdicts(source, store_url(config), config.project, config.data.allow_simulated)
+    if judge == "reward":
+        refuse_own_verdicts(config, inputs, [*decided, *tied])
+    decided, tied = ([prepared(pref, source) for pref in side] for side in (decided, tied))
+    pairs = build_pair_examples(decided, tied, config.seed)
+    system = config.data.system or None
+    seen = [
+        seen_by(model, root, partial(find_store_key, store_url(config)), system, LEARNS_VERDICTS)
+        for model in models_of(inputs)
+    ]
+    unlearned = drop_learned(pairs, seen)
+    left_out = len(pairs) - len(unlearned)
+    problem = f"has nothing to measure on: the judge learned from the prompts of all {counted(len(pairs), 'pair')}"
+    require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
+    tally(SEEN, left_out)
+    if left_out:
+        print(f"{counted(left_out, 'pair')} of {len(pairs):,} left out: the judge learned from their prompts")
+    notes = [*dict.fromkeys(sentence for model in seen for sentence in model.unknown)]
+    if isinstance(judge, LLMJudge):
+        notes.append(f"nobody here knows what {judge.title} was trained on")
+    examples = drawn(unlearned, config.data.limit, config.seed)
+    return JudgedExamples(judge, examples, name_reference(config, [*decided, *tied]), left_out, notes)
+
+
+def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
+    """Raise InputError if the judge, or a part of it, stood in for people in these verdicts."""
+    own = list_scorer_parts(reward_spec(config.reward), inputs) & {pref.scorer for pref in prefs if pref.scorer}
+    problem = f"made verdicts of {config.data.path or config.project} itself, and would agree with itself"
+    require(not own, "reward", ", ".join(sorted(own)), problem, "Measure it on people's verdicts, or on others'.")
+
+
+def name_source(config: Config) -> str:
+    """Return the name of a file, or of the run that made a data set."""
+    path = Path(config.data.path or "")
+    return (path.parent if path.name == "artifact" else path).name or config.data.name
+
+
+def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
+    """Return whose verdicts they are: people's, or of the scorers that stood in for them; of a file, its name."""
+    if config.data.name != "annotations":
+        return name_source(config)
+    simulated = sorted({pref.scorer or "a scorer" for pref in prefs if pref.source == "simulated"})
+    people = ["people"] if any(pref.source != "simulated" for pref in prefs) else []
+    return " and ".join([*people, *(f"a simulated annotator ({name})" for name in simulated)])
+
+
 # The run
 
 
 def run(run: Run, config: Config, *rows: Any) -> Result:
     with collect_judge_usage() as usage:
         if config.eval.measures == JUDGE:
-            result = judge_stage.run(run, config, *rows)
+            result = measure_judge(run, config, *rows)
         elif config.stage.systems is not None:
             result = compare_systems(run, config, *rows)
         else:
@@ -472,7 +714,7 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
     from align.evals.suite.answers import Sampling, list_computing_versions
     from align.models.load import choose_device, choose_dtype, describe
     from align.rollout.engine_process import VLLM, engine_version
-    from align.stages.rollouts import engine_for
+    from align.rollout.registry import open_engine
 
     rollout = config.rollout
     device = choose_device(config.device)
@@ -482,10 +724,21 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
         servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
         engine += [*servers, rollout.dtype, *rollout.words]
 
-    def open_engine(system: System, tokenizer: Any) -> Any:
+    def open_for(system: System, tokenizer: Any) -> Any:
         assert system.base is not None
-        generation = describe(system.base).generation_config
-        return engine_for(run, config, system.base, system.method, dtype, tokenizer, generation)
+        generation_config = describe(system.base).generation_config
+        return open_engine(
+            run,
+            rollout,
+            system.base,
+            system.method,
+            dtype,
+            device,
+            tokenizer,
+            generation_config,
+            config.data.max_length,
+            config.method.r,
+        )
 
     return Sampling(
         root=config.run.folder,
@@ -501,61 +754,40 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
         batch_size=rollout.batch_size,
         hides_reasoning=rollout.reasoning == "hide",
         engine=" ".join(engine),
-        open_engine=open_engine,
+        open_engine=open_for,
         seed_of=seed_of,
     )
 
 
-class Evaluated(NamedTuple):
-    """Answers that were scored.
-
-    Attributes:
-        judge: None if checks scored all of them.
-        notes: on who scores.
-        measured: task → system → whether its answers are nearly the same whatever is asked.
-    """
-
-    tasks: Sequence[TaskAnswers]
-    scored: Sequence[Scored]
-    judge: Judge | None
-    notes: Sequence[str]
-    measured: Mapping[str, Mapping[str, Measurement]]
-
-
 def score(
-    config: Config, answers: Answers, systems: Sequence[System], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
-) -> Evaluated:
+    config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
+) -> tuple[list[Scored], list[str], Mapping[str, Mapping[str, Measurement]]]:
     """Score answers, and measure whether systems collapsed.
 
     Args:
         load_judge: loads the judge of tasks without checks.
+
+    Returns:
+        the scored tasks; notes on who scores; task → system → whether its answers are nearly the same whatever is
+        asked.
     """
-    from align.evals.suite.scores import measure_tasks, score_answers, split_by_task
+    from align.evals.suite.scores import measure_tasks, score_answers
 
     allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
-    tasks = split_by_task(answers, [system.name for system in systems])
     judged = [task for task in tasks if task.is_judged]
     judge = load_judge(judged) if judged else None
     scored, notes = score_answers(tasks, judge, allow_code)
     measured = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
-    return Evaluated(tasks, scored, judge, notes, measured)
+    return scored, notes, measured
 
 
 def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
     """Load the scorer of `reward=` as the judge of some systems."""
     from align.evals.suite.scores import load_reward_judge
 
+    reward = run.manifest.config["reward"]
     judged = [system.artifact for system in systems if system.artifact is not None]
-    return load_reward_judge(
-        run.manifest.config["reward"],
-        reward_spec(config.reward),
-        run.inputs,
-        judged,
-        config.run.folder,
-        sampling.device,
-        sampling.dtype,
-        sampling.hides_reasoning,
-    )
+    return load_reward_judge(reward, reward_spec(config.reward), run.inputs, judged, config.run.folder, sampling)
 
 
 # An artifact and its start
@@ -583,16 +815,14 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
 
     sampling = make_sampling(run, config, seed_of)
     items = [Item(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
-    answers = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
-    kl = measure_kl(sampling, policy, ref, answers.rollouts[POLICY])
+    [task], made = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
+    kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
-    evaluated = score(config, answers, [policy, ref], lambda judged: load_reward(run, config, sampling, [policy]))
-    assert evaluated.judge is not None
-    (task,), (scored,) = evaluated.tasks, evaluated.scored
-    role = evaluated.judge.role
+    [scored], notes, collapse = score(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
+    role = scored.role
     samples = build_samples(task, scored, kl, seen)
-    notes = [*evaluated.notes, *describe_other_settings(policy, config), *seen.unknown]
-    measured = evaluated.measured[JUDGED][POLICY]
+    notes = [*notes, *describe_other_settings(policy, config), *seen.unknown]
+    measured = collapse[JUDGED][POLICY]
     metrics = {
         **summarise(samples, role),
         **measured.as_dict(),
@@ -616,7 +846,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
     )
     lines = [
         *collapse_lines({"the policy": measured.collapse}),
-        *describe_made_before("answer", answers.made),
+        *describe_made_before("answer", made),
         figures,
         f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
         *phrase_lines(measured.collapse, greedy.get("new_phrase"), START),
@@ -646,12 +876,12 @@ def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
     two whole models. Both are asked with the tokenizer of the artifact."""
     record = run.inputs["artifact"]
     name = f"artifact={record.ref}"
-    artifact = start(config, record.path, "artifact")[0]
+    artifact = find_input(run, "artifact")
     method = "lora" if artifact.whole else config.method.name
     policy = System(POLICY, record.ref, artifact, run.base, method, record, label=name)
     started = None
     if "init" in run.inputs:
-        started = resolve(run.inputs["init"].path, config.run.folder, field_name="init")
+        started = find_input(run)
     base = run.base
     if artifact.whole:
         assert started is not None, "inputs() lets no such artifact pass"
@@ -734,35 +964,34 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
     from align.evals.suite.likelihoods import measure_probes
     from align.evals.suite.scores import verdicts_by_system
 
+    suite = work.suite
     sampling = make_sampling(run, config)
     asked = [(task, items) for task, items in work.tasks if task.probe is None]
-    evaluated = Evaluated((), (), None, (), {})
+    scored: list[Scored] = []
+    notes: list[str] = []
+    collapse: Mapping[str, Mapping[str, Measurement]] = {}
     made = Made(0, 0)
     if asked:
-        answers = ask_systems(sampling, work.systems, asked, work.files)
+        answers, made = ask_systems(sampling, suite.systems, asked, work.files)
         sampling.loaded.clear()
-        evaluated = score(config, answers, work.systems, partial(load_judge, run, config, sampling, work))
-        made = answers.made
-        evaluated = evaluated._replace(judge=None)  # its memory is for the models of the probes
-    models = [system for system in work.systems if system.base is not None]
+        scored, notes, collapse = score(config, answers, partial(load_judge, run, config, sampling, suite))
+    models = [system for system in suite.systems if system.base is not None]
     probes = measure_probes(sampling, models, work.tasks, run.artifact)
-    by_name = {each.name: each for each in evaluated.scored} | dict(probes.scored)
+    by_name = {task.name: task for task in scored} | dict(probes.scored)
     scored = [by_name[task.name] for task, _ in work.tasks]
     write_lines(run.artifact / "answers.jsonl", list_evidence(scored))
     write_lines(run.artifact / "verdicts.jsonl", list_verdicts(scored))
 
-    first = work.systems[0].name
-    verdicts_on = verdicts_by_system(evaluated.measured, [system.name for system in work.systems])
+    first = suite.systems[0].name
+    verdicts_on = verdicts_by_system(collapse, [system.name for system in suite.systems])
     gates = {
         gate.name: (gate, decide_on_collapse(gate, decision(gate, scored), first, verdicts_on[first]))
-        for gate in work.gates
+        for gate in suite.gates
     }
     results = results_of(scored, config.stage.level, config.stage.shown)
-    notes = [*dict.fromkeys([*evaluated.notes, *work.unknown])]
-    systems = [describe_system(system) for system in work.systems]
-    measured = {
-        task: {name: each.as_dict() for name, each in of_task.items()} for task, of_task in evaluated.measured.items()
-    }
+    notes = [*dict.fromkeys([*notes, *work.unknown])]
+    systems = [describe_system(system) for system in suite.systems]
+    measured = {task: {name: each.as_dict() for name, each in of_task.items()} for task, of_task in collapse.items()}
     content = {"systems": systems, "tasks": results, "collapse": measured, "notes": notes}
     write_json(run.artifact / "results.json", content)
 
@@ -783,21 +1012,21 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
         "collapse": {**by_system[first], "systems": by_system},
     }
     lines = [
-        *(collapse_lines(verdicts_on) if evaluated.measured else []),
+        *(collapse_lines(verdicts_on) if collapse else []),
         *describe_made_before("answer", answers_made),
         *describe_made_before("log-likelihood", probes.weighed),
         *(line for name, task in results.items() for line in describe_task(first, name, task)),
         *(in_a_line(*each) for each in gates.values()),
     ]
-    for task, of_task in evaluated.measured.items():
+    for task, of_task in collapse.items():
         greedy = measured[task][first]["variety"].get("greedy", {})
-        reference = work.systems[1].name
+        reference = suite.systems[1].name
         for line in phrase_lines(of_task[first].collapse, greedy.get("new_phrase"), reference):
             lines.append(f"{task}, {first}: {line}")
     return Result(metrics, (*lines, *notes))
 
 
-def load_judge(run: Run, config: Config, sampling: Sampling, work: Work, judged: Sequence[TaskAnswers]) -> Judge:
+def load_judge(run: Run, config: Config, sampling: Sampling, suite: Suite, judged: Sequence[TaskAnswers]) -> Judge:
     """Load the judge of a suite.
 
     Args:
@@ -805,15 +1034,14 @@ def load_judge(run: Run, config: Config, sampling: Sampling, work: Work, judged:
     """
     from align.evals.suite.scores import Judge, score_by_llm, score_by_people
 
-    if isinstance(work.judge, LLMJudge):
+    if isinstance(suite.judge, LLMJudge):
         store = AnswerStore(config.run.folder / ANSWERS)
-        notes = describe_self_judging(work.judge, work.systems)
-        return Judge(partial(score_by_llm, work.judge, store, sampling.hides_reasoning), notes)
-    if work.judge == PEOPLE:
-        votes = ranks.from_main(collect_votes(run, config, judged) if ranks.is_main() else None)
-        assert votes is not None
-        return Judge(partial(score_by_people, votes.verdicts), votes.notes)
-    trained = [system for system in work.systems if system.artifact is not None and system.artifact.manifest]
+        notes = describe_self_judging(suite.judge.endpoint, suite.systems)
+        return Judge(partial(score_by_llm, suite.judge, store, sampling.hides_reasoning), notes)
+    if suite.judge == PEOPLE:
+        verdicts, notes = ranks.from_main(collect_votes(run, config, judged) if ranks.is_main() else ({}, []))
+        return Judge(partial(score_by_people, verdicts), notes)
+    trained = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
     return load_reward(run, config, sampling, trained)
 
 
@@ -830,7 +1058,7 @@ def describe_made_before(what: str, made: Made) -> list[str]:
 def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
     """Write a verdict file for each gate, and what continuous integration reads. Returns what the manifest says of
     them."""
-    digests = {"artifact": work.systems[0].record.digest}
+    digests = {"artifact": work.suite.systems[0].record.digest}
     digests |= {
         name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems.", "card"))
     }
@@ -847,20 +1075,11 @@ def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decis
 # People as the judge of a suite: their project in the annotation app, opened and read
 
 
-class Votes(NamedTuple):
-    """The votes of people that the run has for an input.
-
-    Attributes:
-        verdicts: by task and other system.
-        notes: on them.
-    """
-
-    verdicts: Mapping[tuple[str, str], Sequence[Verdict]]
-    notes: Sequence[str]
-
-
-def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Votes:
-    """Open the project of people where it is not there, add pairs that they have not been asked, and read their votes.
+def collect_votes(
+    run: Run, config: Config, tasks: Sequence[TaskAnswers]
+) -> tuple[Mapping[tuple[str, str], Sequence[JudgeVerdict]], Sequence[str]]:
+    """Open the project of people if it is not there, add pairs that they have not been asked, and read their votes.
+    Returns the verdicts by task and other system, and notes on them.
 
     Raises:
         InputError: the project was erased, or holds items, prompts or answers of something else.
@@ -877,7 +1096,7 @@ def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Vot
     if not questions:
         verdicts = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order
         notes = describe_pairs_not_asked(counts, counts["same_text"])
-        return Votes(verdicts, [*notes, "no pair is left to ask people about"])
+        return verdicts, [*notes, "no pair is left to ask people about"]
     with open_store(config) as store:
         configure(store, project)
         secret = store.key(project)
@@ -897,7 +1116,7 @@ def collect_votes(run: Run, config: Config, tasks: Sequence[TaskAnswers]) -> Vot
     if (url := config.store.url) and masked(url) == url:  # one with a password is in the environment
         words.append(f"store.url={url}")
     described = describe_votes(figures, shlex.join(words), bool(config.run.name))
-    return Votes(verdicts, [*describe_pairs_not_asked(counts, ties), *described])
+    return verdicts, [*describe_pairs_not_asked(counts, ties), *described]
 
 
 def open_project(
@@ -1012,3 +1231,63 @@ def summarize_votes(view: View, project: str) -> dict[str, Any]:
         **as_json({"gold": gold, "gold_votes": gold_votes, "gold_right": gold_right, "repeats": repeats}),
         "people": people,
     }
+
+
+# A judge as the subject (`eval=judge`): the run
+
+
+def measure_judge(run: Run, config: Config, known: JudgedExamples) -> Result:
+    """Measure a judge on examples whose verdict is known, and publish its report."""
+    judge = known.judge
+    reward = reward_spec(config.reward)
+    identity = judge.identity if isinstance(judge, LLMJudge) else identify_scorer(reward, run.inputs)
+    store = AnswerStore(config.run.folder / ANSWERS)
+    level = config.stage.level
+    notes = [*known.notes]
+    too_long = 0
+    if isinstance(judge, LLMJudge) and isinstance(judge.question, YesNoQuestion):
+        answers = [example for example in known.examples if isinstance(example, AnswerExample)]
+        examples: Sequence[PairExample] | Sequence[AnswerExample] = answers
+        opinions, remarks = collect_answer_opinions(judge, answers, store)
+        figures = measure_answers(answers, opinions, level)
+    else:
+        pairs = [example for example in known.examples if isinstance(example, PairExample)]
+        if isinstance(judge, LLMJudge):
+            opinions, remarks = collect_pair_opinions(judge, pairs, store)
+        else:
+            from align.evals.judges.pair_scores import score_pairs, write_scored_pairs
+            from align.models.load import choose_device, choose_dtype
+
+            device = choose_device(config.device)
+            dtype = choose_dtype(config.dtype, device)
+            data_name = config.data.path or config.project
+            pairs, opinions = score_pairs(reward, models_of(run.inputs), pairs, data_name, device, dtype)
+            write_scored_pairs(run.folder / "held_out.jsonl", pairs, opinions)
+            remarks = []
+        too_long = len(known.examples) - len(pairs)
+        examples = pairs
+        figures = measure_pairs(pairs, opinions, level)
+    notes += remarks
+    path = run.artifact / FILE
+    data: dict[str, Any] = {"digest": digest_examples(examples)}
+    data |= {"answers": len(examples)} if identity.asks else {"pairs": len(examples), "left_out": known.left_out}
+    report = {"schema_version": SCHEMA, "judge": identity.as_dict(), "reference": known.reference, "data": data}
+    write_json(path, {**report, "level": level, **figures})
+    write_lines(run.artifact / "verdicts.jsonl", list_judged_examples(examples, opinions))
+    why_not = explain_shortfall(read_report(path))
+    metrics = {
+        "judge": identity.title,
+        "reference": known.reference,
+        "judge_agreement": figures["agreement"]["raw"],
+        "card": figures,
+        "decides": not why_not,
+        "why_not": why_not,
+        "judge_notes": notes,
+        "peak_rss_mb": peak_rss_mb(),
+    }
+    if identity.asks:
+        metrics |= {"asks": identity.asks, "yes": describe_yes(identity.asks)}
+        return Result(metrics, (*describe_answer_judge(metrics), *notes))
+    metrics["dropped_too_long"] = too_long
+    left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []
+    return Result(metrics, (*describe_pair_judge(metrics), *left, *notes))

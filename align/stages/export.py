@@ -39,7 +39,7 @@ from align.run.manifest import hold_manifest, read_manifest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PrivateKey, PublicKey, base_beside, private_key, public_key, sign, verified
 from align.run.weights import brings_scores
-from align.stages.starting import Inputs, start
+from align.stages.runner import Inputs, find_input, find_start
 from align.track import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ PRELOAD = ("align.export.kinds",)
 
 def inputs(config: Config) -> Inputs:
     method = config.method.name  # as it was given: `start` settles `auto`
-    artifact, base, config = start(config, config.artifact, "artifact")
+    artifact, base, config = find_start(config, config.artifact, "artifact")
     kinds = kinds_of(config.export.name, artifact)
     if artifact.whole:
         problem = f"{artifact.ref} is a whole model, and no adapter by a method"
@@ -87,7 +87,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     trusted: has to have signed what is checked; None where nobody has to.
     """
 
-    artifact = start(config, run.inputs["artifact"].path, "artifact")[0]
+    artifact = find_input(run, "artifact")
     options, checking = options_of(config), config.export.name == "check"
     folders = folders_of(config) if checking else []
     for folder in folders:

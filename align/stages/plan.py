@@ -1,33 +1,79 @@
-"""What another stage would take, before anything is loaded: memory, cards, disk and time. It makes no run."""
+"""What another stage would take, before anything is loaded: memory, GPUs, disk and time. It makes no run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
+from align import ranks
 from align.config.root import Config
+from align.config.scorers import reward_spec
+from align.config.settings import changed
 from align.config.training import check_ranks
-from align.models.base import find_base
+from align.core.errors import MissingArtifact
+from align.core.files import user_path
+from align.models.architectures import refuse
+from align.models.base import BUILT_IN, find_base
+from align.models.lora import settings_in
+from align.models.start import BASE, adapter_folder, method_of
 from align.planning.disk import disk_bytes
 from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, room_on
 from align.planning.memory import footprint
 from align.planning.shapes import Shape, shape_of
-from align.planning.workload import Footprint, Workload
-from align.stages.footprint import Planned, gpu_here, planned, workload_of
+from align.planning.workload import Footprint, Workload, workload_of
+from align.reward.inputs import leaves
+from align.run import Artifact, Base, hub_config, model_config, resolve
 
-RESIDENT, LIBRARIES = 1.5, 0.7
-"""A process on a CPU holds about so many times the bytes of its tensors, and GB of libraries besides."""
+RESIDENT_FACTOR = 1.5
+"""A process on a CPU holds about so many times the bytes of its tensors."""
+LIBRARIES_GB = 0.7
+"""GB of libraries in a process on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStart:
+    """What a plan starts from.
+
+    Attributes:
+        config: with the method and the adapter's settings that it goes on with.
+        from_adapter: it starts from an adapter.
+        rewards: reward models on its base.
+        notes: assumptions, a sentence each.
+    """
+
+    config: Config
+    base: Base
+    from_adapter: bool
+    rewards: int
+    notes: tuple[str, ...]
+
+    def workload(self, shape: Shape, cuda: bool) -> Workload:
+        config = self.config
+        return workload_of(
+            config.stage,
+            config.data,
+            config.rollout,
+            config.method,
+            config.dtype,
+            shape.context,
+            ranks=(config.devices or 1) if ranks.alone() else ranks.world(),
+            from_adapter=self.from_adapter,
+            rewards=self.rewards,
+            cuda=cuda,
+        )
 
 
 def plan(config: Config) -> Iterator[str]:
-    """The lines that are printed."""
+    """Yield the lines that are printed."""
     check_ranks(config.stage, config.devices or 1)
-    start = planned(config)
+    start = find_planned_start(config)
     config, shape = start.config, shape_of(start.base)
     cuda = config.device.startswith("cuda") or config.stage.card is not None
-    cuda = cuda or (config.device == "auto" and gpu_here())
-    work = workload_of(config, shape, start.from_adapter, start.rewards, cuda)
+    # Asked without torch, whose import takes longer than all the rest.
+    cuda = cuda or (config.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    work = start.workload(shape, cuda)
     found = footprint(shape, work)
     yield heading(start, shape, work)
     yield from (f"  {note}" for note in start.notes)
@@ -37,8 +83,8 @@ def plan(config: Config) -> Iterator[str]:
     if config.stage.measure:
         yield from beside(start, work, found)
     if not cuda:
-        held = size(RESIDENT * found.peak + LIBRARIES * GB)
-        yield f"the process: about {held} ({RESIDENT} times its tensors, and {LIBRARIES} GB of libraries)"
+        held = size(RESIDENT_FACTOR * found.peak + LIBRARIES_GB * GB)
+        yield f"the process: about {held} ({RESIDENT_FACTOR} times its tensors, and {LIBRARIES_GB} GB of libraries)"
     yield from fits(start, shape)
     yield from disk_and_time(start.config, shape, work)
 
@@ -46,7 +92,70 @@ def plan(config: Config) -> Iterator[str]:
 PRINTS: Mapping[str, Callable[[Config], Iterator[str]]] = MappingProxyType({"plan": plan})
 
 
-def heading(start: Planned, shape: Shape, work: Workload) -> str:
+def find_planned_start(config: Config) -> PlannedStart:
+    """Return what a run of this configuration would start from: what is there, or what its commands would make.
+
+    Raises:
+        InputError: a model or a reference that cannot be read, or a method that contradicts what is there.
+    """
+    root = config.run.folder
+    notes: list[str] = []
+    artifact = None if config.init == BASE else find_artifact(config.init, root, "init")
+    if artifact is None:
+        base = locate_base(config)
+        name = "qlora" if config.method.name == "auto" else config.method.name
+        from_adapter = config.init != BASE and name != "full" and config.stage.name != "full"
+        if config.init != BASE:
+            what = "an adapter of the settings of method=" if from_adapter else "the base itself"
+            notes.append(f"init={config.init} is not there yet: planned from {what}")
+    else:
+        name = method_of(artifact, config.method.name, "init")
+        from_adapter = adapter_folder(artifact) is not None
+        base = locate_base(config) if config.model.path else (artifact.base or locate_base(config))
+        base = replace(base, path=str(artifact.path)) if artifact.whole else base
+    method = changed(config.method, name=name)
+    if artifact is not None and from_adapter:
+        saved = settings_in(artifact.path)
+        sizes = {key: saved[key] for key, kind in (("r", int), ("targets", list)) if isinstance(saved[key], kind)}
+        method = changed(method, **sizes)
+    config = changed(config, method=method)
+    rewards = 0
+    if config.stage.name == "ppo":
+        for field, leaf in leaves(reward_spec(config.reward)):
+            if leaf["name"] == "learned":
+                model = find_artifact(leaf["ref"], root, field)
+                shares = model is None or model.base is None or not base.digest or model.base.digest == base.digest
+                rewards += shares
+                notes += [] if shares else [f"{field}={leaf['ref']} is on a base of its own, which is not counted"]
+    return PlannedStart(config, base, from_adapter, rewards, tuple(notes))
+
+
+def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
+    """Return what a reference names. Returns None if it is not there yet."""
+    try:
+        return resolve(ref, root, None, field)
+    except MissingArtifact:
+        return None
+
+
+def locate_base(config: Config) -> Base:
+    """Return the base that `model=` names by its `config.json`, without its weights. From the hub nothing else is
+    fetched.
+
+    Raises:
+        InputError: there is none.
+    """
+    name, revision = config.model.path or "pocket", config.model.revision
+    folder = user_path(name, "model.path")
+    if name in BUILT_IN or (name.startswith((".", "/", "~")) and not folder.is_dir()):
+        return find_base(name, revision)  # which says what is wrong
+    if not folder.is_dir():
+        folder = hub_config(name, revision, "model.path")
+    refuse(model_config(folder, "model.path", name), name)
+    return Base(name, str(folder.absolute()), revision, "")
+
+
+def heading(start: PlannedStart, shape: Shape, work: Workload) -> str:
     rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs", "kto": "answers"}.get(work.stage, "rows")
     of = f" ({work.prompt} of the prompt)" if work.prompt else ""
     layers = ", activations computed again" if work.recompute else ""
@@ -67,15 +176,30 @@ def memory(found: Footprint) -> Iterator[str]:
     yield f"in all: {each}; the peak is in the {found.largest.name}: {size(found.peak)}"
 
 
-def beside(start: Planned, work: Workload, found: Footprint) -> Iterator[str]:
-    """The phases as they were measured, beside their prediction."""
+def beside(start: PlannedStart, work: Workload, found: Footprint) -> Iterator[str]:
+    """Yield the phases as they were measured, beside their prediction."""
     from align.models.load import choose_device
-    from align.stages.measuring import measured, training_of
 
     config = start.config
     device = choose_device("auto" if config.stage.card is not None else config.device)
     base = find_base(config.model.path, config.model.revision) if not start.base.digest else start.base
-    counts = measured(base, work, training_of(work, config), device)
+    if work.stage == "ppo":
+        from align.ppo.measured_update import measure_update
+
+        counts = measure_update(base, work, device)
+    else:
+        from align.trainers.common import Training
+        from align.trainers.measured_steps import measure_steps
+
+        training = replace(
+            Training.of(config.stage, config.seed),
+            gradient_checkpointing="true" if work.recompute else "false",
+            lr=0.0,
+            warmup=0.0,
+            max_steps=None,
+            schedule="constant",
+        )
+        counts = measure_steps(base, work, training, device)
     rows = [
         (name, size(found.at(name)), size(count), f"{found.at(name) / count - 1:+.1%}")
         for name, count in counts.items()
@@ -85,11 +209,11 @@ def beside(start: Planned, work: Workload, found: Footprint) -> Iterator[str]:
     yield f"peak: predicted {size(found.peak)}, measured {size(most)} ({found.peak / most - 1:+.1%})"
 
 
-def fits(start: Planned, shape: Shape) -> Iterator[str]:
+def fits(start: PlannedStart, shape: Shape) -> Iterator[str]:
     """On which cards it fits, and what to add to the line where it does not."""
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
-    work = workload_of(config, shape, start.from_adapter, start.rewards, cuda=True)
+    work = start.workload(shape, cuda=True)
     need = footprint(shape, work).peak
     rows = [(f"{gpu.gb:g} GB", gpu.names, verdict(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"

@@ -13,15 +13,16 @@ from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.config.scorers import reward_spec
 from align.core.types import Conversation, Result
-from align.data.sources import data_records
+from align.data.chat.encode import encode_prompts, prompt_room
+from align.data.sources import DataSource, data_records, divided_prompts
+from align.data.sources import prompts as read_prompts
+from align.models.lora import Lora
 from align.models.start import adapter_folder, frozen_as, label
+from align.planning.memory import predict_peak
 from align.report.figure_text import counted
-from align.reward.inputs import models_of, on_base, read_alike, reward_inputs
+from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Run, json_digest
-from align.stages.execution import tracker
-from align.stages.footprint import predicted_peak
-from align.stages.rows import open_store, prompts_of, prompts_of_both, source_of
-from align.stages.starting import Inputs, lora_of, starting_point
+from align.stages.runner import Inputs, find_start, load_start, open_store, open_tracker
 from align.track import peak_memory
 
 if TYPE_CHECKING:
@@ -31,21 +32,26 @@ if TYPE_CHECKING:
     from align.ppo.workers import Workers
 
 
-PRELOAD = ("align.ppo.loop", "align.reward.build", "align.stages.rollouts")
+PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base, config = starting_point(config)
-    root = config.run.folder
-    rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    artifact, base, config = find_start(config)
+    reward = reward_spec(config.reward)
+    source = DataSource.of(config.data)
+    rewards = reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
-    records = {"init": artifact.as_input(), **data_records(source_of(config)), **rewards}
+    records = {"init": artifact.as_input(), **data_records(source), **rewards}
 
     def rows() -> tuple[Any, ...]:
         if config.data.eval_path and config.stage.eval_every:
-            return prompts_of_both(config)
-        return *prompts_of(config, "train"), []
+            sides = divided_prompts(source, config.seed)
+        else:
+            sides = read_prompts(source, "train", config.seed), []
+        for side in sides:
+            check_rows(reward, side)
+        return sides
 
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
@@ -56,13 +62,19 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
     settings = settings_of(config)
     with load_workers(run, config, prompts, measured_on) as workers:
         trained = train_policy(
-            run, workers, settings, partial(tracker, run, config), partial(watch_variety, config=config)
+            run, workers, settings, partial(open_tracker, run), partial(watch_variety, config=config)
         )
         save_artifact(run, config, workers, trained)
         if trained.tripped:
             send_to_annotators(run, config, trained)
         longest = max(len(prompt.input_ids) for prompt in workers.prompts)
-        peaks = {**peak_memory(), **predicted_peak(config, run, longest)}
+        rewards = len(on_base(models_of(run.inputs), run.base))
+        peaks = {
+            **peak_memory(),
+            **predict_peak(
+                run, longest, config.stage, config.data, config.rollout, config.method, config.dtype, rewards=rewards
+            ),
+        }
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
 
@@ -72,7 +84,7 @@ def settings_of(config: Config) -> PpoSettings:
     from align.ppo.advantages import Estimator
     from align.ppo.settings import PpoSettings
     from align.ppo.update import Losses
-    from align.stages.rollouts import allowed_gap
+    from align.rollout.engine_process import WITHIN
 
     stage: PpoConfig = config.stage
     rollout = config.rollout
@@ -87,6 +99,7 @@ def settings_of(config: Config) -> PpoSettings:
         kl_estimator=stage.kl_estimator,
     )
     dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
+    dtypes = [dtype] if rollout.dtype == "auto" else [dtype, rollout.dtype]
     servers = (len(rollout.urls) or rollout.replicas) if rollout.engine == "vllm" else 0
     derived = {
         "seed": config.seed,
@@ -94,7 +107,8 @@ def settings_of(config: Config) -> PpoSettings:
         "max_new_tokens": rollout.max_new_tokens,
         "hides_reasoning": rollout.reasoning == "hide",
         "servers": servers,
-        "max_gap": allowed_gap(config) if servers else 0.0,
+        # How far the logprobs of what vLLM draws may lie from the learner's on the mean.
+        "max_gap": (rollout.max_gap or max(WITHIN[each] for each in dtypes)) if servers else 0.0,
         "dtype": dtype,
         "first_ratio": getattr(stage.first_ratio, dtype),
         "estimator": Estimator(stage.advantage, stage.per_prompt, stage.scale_rewards, stage.gamma, stage.lam),
@@ -121,17 +135,21 @@ def load_workers(
     Raises:
         InputError: no prompt is left to train on.
     """
-    from align.data.chat.encode import encode_prompts
-    from align.models.load import choose_device, choose_dtype
+    from align.models.load import choose_device, choose_dtype, context_length, describe
     from align.ppo.workers import Workers, set_apart
-    from align.reward.build import build_beside_policy
+    from align.reward.build import build_beside_policy, same_template
     from align.rollout.engine import divergence_as_input_error
-    from align.stages.asking import asked, reading
-    from align.stages.rollouts import engine_for
+    from align.rollout.registry import open_engine
+    from align.rollout.strip_reasoning import answer_reader
 
     stage: PpoConfig = config.stage
     base = run.base
-    policy, tokenizer, encoded, room, dropped, reward, models = asked(run, config, prompts)
+    policy, tokenizer = load_start(run, config)
+    reward = reward_spec(config.reward)
+    models = models_of(run.inputs)
+    same_template(reward, models, base, tokenizer, config.init)
+    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
+    encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     apart = encode_prompts(tokenizer, measured_on, room)[0] if measured_on else []
     training, held_out = set_apart(encoded, apart, n_eval)
@@ -139,7 +157,8 @@ def load_workers(
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
     run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
     roles = load_roles(config, base, policy, models)
-    dtype = choose_dtype(config.dtype, choose_device(config.device))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
@@ -157,8 +176,19 @@ def load_workers(
         return divergence_as_input_error(name, lr, config.dtype)
 
     generation_config = roles.model.generation_config
-    with engine_for(run, config, base, frozen_as(config.method.name), dtype, tokenizer, generation_config) as engine:
-        read = reading(config, tokenizer, generation_config)
+    read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    with open_engine(
+        run,
+        config.rollout,
+        base,
+        frozen_as(config.method.name),
+        dtype,
+        device,
+        tokenizer,
+        generation_config,
+        config.data.max_length,
+        config.method.r,
+    ) as engine:
         yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks, read)
 
 
@@ -175,7 +205,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
         [model.path for model in on_base(models, base)],
         method=config.method.name,
         frozen=frozen_as(config.method.name),
-        fresh=lora_of(config),
+        fresh=Lora.of(config.method),
         value_backbone=stage.value_backbone if stage.has_critic else "none",
         device=device,
         dtype=choose_dtype(config.dtype, device),

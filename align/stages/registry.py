@@ -36,7 +36,6 @@ from align.report.page import is_sealed
 from align.run.alias_log import SIGN, Change, read_log
 from align.run.artifacts import SERVES_AS_SFT, meaning
 from align.run.manifest import Manifest
-from align.stages.mirroring import NONE, check_installed
 
 if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
     from align.registry import garbage, trace
@@ -223,7 +222,7 @@ def promote_artifact(config: Config) -> Iterable[str]:
     from align.registry import promotion
     from align.registry.gates import read_gates
 
-    check_installed(config)
+    require_service(config)
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
     written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
@@ -237,7 +236,7 @@ def promote_artifact(config: Config) -> Iterable[str]:
 def retire_alias(config: Config) -> Iterable[str]:
     from align.registry import promotion
 
-    check_installed(config)
+    require_service(config)
     stage: RegistryConfig = config.stage
     root = root_of(config)
     change, lines = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
@@ -383,10 +382,16 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
 """By `stage.action`: the lines that it prints. A generator may return an exit status."""
 
 
+def require_service(config: Config) -> None:
+    """Raise InputError if the package of the service that `track` names is missing."""
+    if config.track.name != "none":
+        mirrors.require_installed(config.track.name)
+
+
 def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
     """Set an alias at the service of `track`, if any, once the log has it. Returns lines about the result."""
     service = config.track.name
-    if service == NONE:
+    if service == "none":
         return
     one = change.arms[0] if len(change.arms) == 1 else None
     if len(change.arms) > 1:

@@ -14,32 +14,26 @@ from align.config.training import held_out_for
 from align.core.redaction import masked, unmarked
 from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
-from align.data.chat.template import use_template
 from align.data.chat.training_view import write_pair
-from align.data.pairs import Pair, encoded_sides
-from align.models.lora import LoraLike
+from align.data.pairs import Pair, divided_preferences, encoded_sides
+from align.models.lora import Lora, LoraLike
 from align.models.start import adapter_folder
+from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Input, Run, json_digest
-from align.stages.execution import tracker
-from align.stages.footprint import predicted_peak
-from align.stages.preferences import pairs_of, preference_inputs
-from align.stages.rows import open_store
-from align.stages.starting import Inputs, lora_of, start
+from align.stages.dpo import preference_inputs
+from align.stages.runner import Inputs, load_training_start, open_store, open_tracker
 from align.track import peak_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from align.trainers.reward import Ranking
-
 
 PRELOAD = ("align.trainers.reward",)
 """See `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> Inputs:
-    found = preference_inputs(config, pairs_of)
+    found = preference_inputs(config, divided_preferences)
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         found.records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
     return found
@@ -47,32 +41,19 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
     import torch
+    from torch.nn.functional import logsigmoid
 
-    from align.evals.pair_accuracy import held_out_figures, simulated_by, write_held_out
+    from align.evals.held_out import held_out_figures, simulated_by, write_held_out_pairs
     from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
     from align.models.adapters import save_adapter, with_new_adapter
-    from align.models.load import (
-        choose_device,
-        choose_dtype,
-        context_length,
-        describe,
-        load_classifier,
-        own_tokenizer,
-        save_tokenizer,
-    )
-    from align.trainers.common import Training, fit
-    from align.trainers.evaluation import Measuring
+    from align.models.load import load_classifier, save_tokenizer
+    from align.trainers.common import fit
     from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer
 
     stage: RewardStageConfig = config.stage
-    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-
-    tokenizer = own_tokenizer(artifact, base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    base = run.base
+    artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = stop_token_ids(tokenizer)
-    max_length = min(config.data.max_length, context_length(describe(base)))
     train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     of = "" if len(judged) == len(train) else f" of {len(judged)} rankings"
@@ -80,59 +61,74 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         f"{len(train)} pairs{of} to train on, {len(test)} pairs held out; "
         f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
-    run.known_metrics = {**counts, "rankings": len(judged), **predicted(config, run, judged)}
+    # The longest text in every place of the largest ranking.
+    longest = max(len(text) for ranking in judged for text in ranking.texts)
+    texts = max(len(ranking.texts) for ranking in judged)
+    run.known_metrics = {
+        **counts,
+        "rankings": len(judged),
+        **predict_peak(run, longest, config.stage, config.data, config.rollout, config.method, config.dtype, texts),
+    }
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
-    lora = LoraLike(adapter_config(adapter, "init")) if adapter else lora_of(config)
+    lora = LoraLike(adapter_config(adapter, "init")) if adapter else Lora.of(config.method)
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     model = with_new_adapter(model, lora, classifier=True)
     copied = copy_adapter_weights(model, adapter)
 
     # Held-out pairs, scored where training read the score.
-    held_out, pairs = [pref for pref, _ in test], [pair for _, pair in test]
+    held_out = [pref for pref, _ in test]
     assert stage.lr is not None  # filled in by `fill_rates`
-    scores = partial(pair_scores, model, pairs, tokenizer.pad_token_id, stage.lr, config.dtype)
+    measure = partial(pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype)
+
+    def loss(scores_M2: Tensor) -> float:
+        """Return Bradley–Terry's −log σ(gap), the mean over pairs, in nats."""
+        return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
+
     fitted = fit(
-        partial(reward_trainer, model, tokenizer, judged), model, Training.of(stage, config.seed), len(judged), run,
-        Measuring.by(lambda step: pair_loss(scores(step)), stage),
-        device=device, dtype=dtype, track=partial(tracker, run, config), log_every=stage.log_every, figures=FIGURES,
-    )  # fmt: skip
+        partial(reward_trainer, model, tokenizer, judged),
+        model,
+        stage,
+        config.seed,
+        len(judged),
+        run,
+        lambda step: loss(measure(step)),
+        device=device,
+        dtype=dtype,
+        track=partial(open_tracker, run),
+        figures=FIGURES,
+    )
 
-    scores_M2 = scores(fitted.published_step)
-    gap = scores_M2[:, 0] - scores_M2[:, 1]
+    scores_M2 = measure(fitted.published_step)
+    gap_M = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
-        **held_out_figures(held_out, gap),
-        "loss": pair_loss(scores_M2), **run.known_metrics, "copied_tensors": copied, **fitted.figures,
-        **peak_memory(), **simulated_by(train_prefs),
-    }  # fmt: skip
-
-    # Publish.
+        **held_out_figures(held_out, gap_M),
+        "loss": loss(scores_M2),
+        **run.known_metrics,
+        "copied_tensors": copied,
+        **fitted.figures,
+        **peak_memory(),
+        **simulated_by(train_prefs),
+    }
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"
     save_tokenizer(tokenizer, run.artifact)
+    notes = []
     if stage.prioritise:
         metrics["prioritised"] = prioritise(config, model, tokenizer, stops, max_length)
-    write_held_out(run.folder / "held_out.jsonl", held_out, gap, scores_M2)
-    intervals = ((k, v) for k, v in metrics.items() if isinstance(v, dict))
-    figures = ", ".join(f"{k} {in_words(v)}" for k, v in intervals)
-    notes = [f"{metrics['prioritised']} items ordered by how unsure it is of them"] if stage.prioritise else []
+        notes.append(f"{metrics['prioritised']} items ordered by how unsure it is of them")
+    write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
+    figures = ", ".join(f"{name} {in_words(value)}" for name, value in metrics.items() if isinstance(value, dict))
     return Result(metrics, (*notes, f"held out: {figures}", fitted.said))
 
 
-def predicted(config: Config, run: Run, judged: Sequence[Ranking]) -> dict[str, float]:
-    """The peak, with the longest text in every place of the largest ranking."""
-    longest = max(len(text) for ranking in judged for text in ranking.texts)
-    return predicted_peak(config, run, longest, max(len(ranking.texts) for ranking in judged))
-
-
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
-    """Order a project's items by how unsure the model is of them, see `annotate.priority`; how many were ordered. The
-    first rank reads and writes them, and all score."""
-
+    """Order a project's items by how unsure the model is of them, see `annotate.priority`. Returns how many were
+    ordered. The first rank reads and writes them, and all score."""
     from align.annotate.priority import answers_of, uncertainties
     from align.trainers.reward import score_head
 
@@ -143,12 +139,14 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
 
 
 def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
-    """Scores of the better and the worse answer of each pair [M, 2], as so many steps of training left them.
+    """Return the scores of the better and the worse answer of each pair [M, 2].
+
+    Args:
+        steps: of training behind them.
 
     Raises:
-        InputError: some are no numbers.
+        InputError: some are not finite.
     """
-
     import torch
 
     from align.models.finite import diverged
@@ -158,16 +156,8 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype
 
     tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
-    each = score_rows(model.eval(), score_head(model), list(place), pad_id)
-    if count := not_finite(each):
-        what = f"{count} of {len(each)} held-out answers have scores that are no numbers after step {steps}"
+    scores = score_rows(model.eval(), score_head(model), list(place), pad_id)
+    if count := not_finite(scores):
+        what = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
         raise diverged(f"{what}: nothing is published", lr, dtype)
-    return each[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
-
-
-def pair_loss(scores_M2: Tensor) -> float:
-    """Bradley–Terry's −log σ(gap), the mean over pairs, in nats."""
-
-    from torch.nn.functional import logsigmoid
-
-    return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
+    return scores[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)

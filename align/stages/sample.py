@@ -1,122 +1,222 @@
-"""Several answers a prompt, from where PPO will start, into the annotation store; or ranked by a reward (best-of-n)."""
+"""Several answers a prompt, from where PPO will start: into the annotation store, for people to rank; or ranked by a
+reward (`stage.best_of=N`). The best answers then become rows for stage=sft (rejection sampling), the best and the worst
+pairs for stage=dpo or stage=reward.
+
+    for each chunk of prompts:
+        several answers to each from the policy; of best-of-n a score for each; they go to samples.jsonl
+    people: the store hands them out; best-of-n: winners, pairs and figures are read off samples.jsonl
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.annotate.store import Candidate, Store, storable
-from align.config.root import Config
+from align.config.root import Config, plain
 from align.config.sample import SampleConfig
 from align.config.scorers import reward_spec
-from align.core.errors import require
-from align.core.types import Conversation, Result
+from align.config.settings import changed
+from align.core.errors import InputError, require
+from align.core.files import open_text
+from align.core.types import Conversation, Result, Rollout
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
-from align.data.chat.template import use_template
-from align.data.sources import data_records
-from align.models.start import adapter_folder, label
-from align.report.figure_text import counted
-from align.reward.inputs import check_rows
-from align.run import Run, write_json
-from align.stages.best_of_inputs import best_of_inputs
-from align.stages.execution import tracker
-from align.stages.rows import open_store, prompts_of, source_of
-from align.stages.starting import Inputs, start
-from align.track import last_turn, peak_rss_mb, progress, read_rows, shortened
+from align.data.read.preferences import write_preferences
+from align.data.sources import DataSource, data_records
+from align.data.sources import prompts as read_prompts
+from align.evals.judges.identity import list_scorer_parts, scorer_title
+from align.models.lora import Lora
+from align.models.start import adapter_folder, frozen_as, label
+from align.report.figure_text import counted, in_words
+from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
+from align.run import Artifact, Base, Input, Run, write_json, write_text
+from align.stages.runner import Inputs, find_start, load_start, open_store, open_tracker
+from align.track import last_turn, line_of, peak_memory, peak_rss_mb, progress, read_rows, shortened
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from align.evals.best_of import Tally
+    from align.models.actor import Actor
+    from align.reward.scorer import Scorer
+    from align.rollout.engine import Engine
+    from align.rollout.strip_reasoning import Judged
 
 PROMPTS_AT_ONCE = 64
 MEANS = ("eos_rate", "mean_length", "empty_rate")
 KEPT_BACK = {
-    "all_empty": "whose answers are all empty", "all_equal": "whose answers are all equal",
+    "all_empty": "whose answers are all empty",
+    "all_equal": "whose answers are all equal",
     "with_tools": "with tools, which the annotation page does not show",
-}  # fmt: skip
-"""Metric → what is said of the prompts that it counts, which are not handed out: there is nothing to compare, or nobody
-would see what they compare."""
+}
+"""Metric → what is said of the prompts that it counts, which are not handed out to people."""
 SHOWN = 3
 """Prompts whose first answer is printed in the end."""
-
-
-PRELOAD = ("align.models.adapter_pool", "align.stages.rollouts")
+ANSWERS_AT_ONCE = 1024
+"""Answers of best-of-n that are in memory at a time; at least those to one prompt."""
+SCORED_AT_ONCE = 32
+CALIBRATED_ON = 64
+"""Prompts whose answers bring the learned members of an ensemble or a sum to one scale."""
+GOLD = "gold."
+"""The beginning of the names of the inputs of the reward that measures."""
+PRELOAD = ("align.models.adapter_pool", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base, config = start(config)
-    records = {"init": artifact.as_input(), **data_records(source_of(config))}
-    records |= best_of_inputs(config, artifact, base) if config.stage.best_of else {}
+    artifact, base, config = find_start(config)
+    stage: SampleConfig = config.stage
+    source = DataSource.of(config.data)
+    records = {"init": artifact.as_input(), **data_records(source)}
+    records |= find_rewards(config, artifact, base) if stage.best_of else {}
 
     def rows() -> tuple[Any, ...]:
-        (found,) = prompts_of(config, "train", config.stage.prompts)
-        if config.stage.gold is not None:
-            check_rows(reward_spec(config.stage.measured_by()), found)
-        return (found,)
+        prompts = read_prompts(source, "train", config.seed)[: stage.prompts]
+        check_rows(reward_spec(config.reward), prompts)
+        if stage.gold is not None:
+            check_rows(reward_spec(stage.measured_by()), prompts)
+        return (prompts,)
 
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
+def find_rewards(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
+    """Return the models and functions of the reward that ranks, and of the one that measures, as inputs of the run.
+
+    Raises:
+        MissingArtifact: a reward model is not there yet.
+        InputError: something is no reward, or what measures also ranks.
+    """
+    root = config.run.folder
+    ranking = reward_inputs(reward_spec(config.reward), root, base, policy, config.method.name)
+    read_alike(models_of(ranking), config.rollout.reasoning)
+    if config.stage.gold is None:
+        return ranking
+    measuring = reward_inputs(reward_spec(config.stage.measured_by()), root, base)
+    read_alike(models_of(measuring), config.rollout.reasoning)
+    gold = gold_settings(config)
+    if list_scorer_parts(gold, measuring) & list_scorer_parts(plain(config)["reward"], ranking):
+        problem = "also ranks the answers: its score of the best one says nothing of quality"
+        remedy = "Measure by another reward, or drop it."
+        raise InputError("stage.gold", scorer_title(gold, measuring), problem, remedy)
+    return {**ranking, **{f"{GOLD}{name}": record for name, record in measuring.items()}}
+
+
+def gold_settings(config: Config) -> Mapping[str, Any]:
+    """Return the reward that measures, as a manifest would have it as `reward`."""
+    return plain(changed(config, reward=config.stage.measured_by()))["reward"]
+
+
+def gold_inputs(run: Run) -> dict[str, Input]:
+    """Return the inputs of the reward that measures, by the names that a reward's have."""
+    return {name.removeprefix(GOLD): record for name, record in run.inputs.items() if name.startswith(GOLD)}
+
+
 def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
-    from align.stages import best_of
-
-    if config.stage.best_of is not None:
-        return best_of.run(run, config, prompts)
-    return for_people(run, config, prompts)
+    return rank_answers(run, config, prompts) if config.stage.best_of is not None else hand_out(run, config, prompts)
 
 
-def for_people(run: Run, config: Config, prompts: list[Conversation]) -> Result:
-    """Answers that the annotation store hands out."""
+def encode_for(run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]) -> tuple[list[Prompt], str]:
+    """Return the prompts that fit, as tokens, and a sentence on those that do not."""
+    from align.models.load import context_length, describe
 
+    room = prompt_room(context_length(describe(run.base)), config.data.max_length, config.rollout.max_new_tokens)
+    encoded, dropped = encode_prompts(tokenizer, prompts, room)
+    run.known_metrics = {"prompts": len(encoded), "dropped": dropped}
+    return encoded, f"{len(encoded)} prompts, {dropped} dropped as longer than {room} tokens"
+
+
+def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
+    """Return how many answers there are, and their means, from the rows of the metrics stream."""
+    answers = sum(row["answers"] for row in chunks)
+    return answers, {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
+
+
+def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
+    """Return sentences on answers that were cut, and on empty ones, if there are many."""
+    from align.rollout.engine import cut_answers
+    from align.rollout.strip_reasoning import empty_answers
+
+    return [
+        *cut_answers(1 - means["eos_rate"], config.rollout.max_new_tokens),
+        *empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
+    ]
+
+
+# Answers for people
+
+
+def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    """Put several answers to each prompt into the annotation store."""
     from align.models.adapter_pool import AdapterPool
-    from align.models.load import choose_device, choose_dtype, context_length, describe, load_base, own_tokenizer
+    from align.models.load import choose_device, choose_dtype, load_base
     from align.rollout.engine import divergence_as_input_error, response_texts
     from align.rollout.randomness import row_seeds
+    from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import empty, parted_texts, sample_row
-    from align.stages.rollouts import engine_for
 
     stage: SampleConfig = config.stage
-    base, artifact = run.base, start(config, run.inputs["init"].path)[0]
+    base = run.base
+    artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
-    tokenizer = own_tokenizer(artifact, base)
-    use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
-    found, dropped = encode_prompts(tokenizer, prompts, room)
-    run.known_metrics = {"prompts": len(found), "dropped": dropped}
-    method, dtype = config.method.name, choose_dtype(config.dtype, device)
+    encoded, fitting = encode_for(run, config, tokenizer, prompts)
+    method = config.method.name
+    dtype = choose_dtype(config.dtype, device)
     model = load_base(base, method, device, dtype)
-    pool, adapter = AdapterPool(model, alone=True), adapter_folder(artifact)
+    pool = AdapterPool(model, alone=True)
+    adapter = adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
-    print(f"{len(found)} prompts, {dropped} dropped as longer than {room} tokens; {stage.candidates} answers each")
+    print(f"{fitting}; {stage.candidates} answers each")
 
-    # A chunk is logged once the store has it, so that a resumed run goes on behind the last one it logged.
-    limit, speaker = config.rollout.max_new_tokens, "" if artifact.whole else artifact.digest
+    # A chunk is logged once the store has it, so that a resumed run goes on after the last one it logged.
+    limit = config.rollout.max_new_tokens
+    speaker = "" if artifact.whole else artifact.digest
     hides = config.rollout.reasoning == "hide"
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = ranks.from_main(logged[-1]["step"] if logged else 0)
-    bars = progress("sample", len(found), done)
-    loaded = engine_for(run, config, base, method, dtype, tokenizer, model.generation_config)
-    opened = open_store(config) if ranks.is_main() else nullcontext()
-    with loaded as engine, opened as store, tracker(run, config, done) as track, bars as bar:
+    opened_engine = open_engine(
+        run,
+        config.rollout,
+        base,
+        method,
+        dtype,
+        device,
+        tokenizer,
+        model.generation_config,
+        config.data.max_length,
+        config.method.r,
+    )
+    opened_store = open_store(config) if ranks.is_main() else nullcontext()
+    bars = progress("sample", len(encoded), done)
+    with opened_engine as engine, opened_store as store, open_tracker(run, done) as track, bars as bar:
         engine.sync(actor)
-        for first in range(done, len(found), PROMPTS_AT_ONCE):
-            chunk = found[first : first + PROMPTS_AT_ONCE]
+        for first in range(done, len(encoded), PROMPTS_AT_ONCE):
+            chunk = encoded[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
-            asked = [found[i].input_ids for i, _ in rows]
+            asked = [encoded[i].input_ids for i, _ in rows]
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
                 rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
             if store is None:  # the first rank hands out
                 bar.advance(first + len(chunk))
                 continue
-            texts, ends = response_texts(rollout, tokenizer), rollout.ended_B.tolist()
-            reasoning, texts = parted_texts([found[i] for i, _ in rows], texts, tokenizer, hides)
+            texts = response_texts(rollout, tokenizer)
+            ends = rollout.ended_B.tolist()
+            reasoning, texts = parted_texts([encoded[i] for i, _ in rows], texts, tokenizer, hides)
             answers = [
                 Candidate(storable(text), base.digest, speaker, {**sampling, "row": list(row)}, ended=bool(end))
                 for row, text, end in zip(rows, texts, ends, strict=True)
             ]
-            kept_back = hand_out(store, config, f"{run.name}/", first, chunk, answers)
-            told = zip(rows, answers, reasoning, strict=True)
-            samples = [sample_row(found[i].conversation, a.text, why, ended=a.ended) for (i, _), a, why in told]
+            kept_back = add_items(store, config, f"{run.name}/", first, chunk, answers)
+            samples = [
+                sample_row(encoded[i].conversation, answer.text, why, ended=answer.ended)
+                for (i, _), answer, why in zip(rows, answers, reasoning, strict=True)
+            ]
             track.keep(first + len(chunk), samples)
             sums = sum(ends), float(rollout.lengths_B.sum()), sum(empty(answer.text) for answer in answers)
             means = {key: total / len(rows) for key, total in zip(MEANS, sums, strict=True)}
@@ -125,94 +225,310 @@ def for_people(run: Run, config: Config, prompts: list[Conversation]) -> Result:
         if store is None:
             return Result({}, ())
         chunks = track.rows()
-        somebody_can_rank(run, config, chunks, len(found))
+        require_items(run, config, chunks)
         head = store.head(config.project)
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
-    return result_of(run, config, chunks)
+
+    answered, means = summarize_chunks(chunks)
+    kept_back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
+    metrics = {**run.known_metrics, "answers": answered, **means, **kept_back, "peak_rss_mb": peak_rss_mb()}
+    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
+    lines = [f"  {shortened(last_turn(row))} → {shortened(row['answer'])}" for row in shown]
+    handed_out = len(encoded) - sum(kept_back.values())
+    some = "" if handed_out == len(encoded) else f", {handed_out} of them"
+    line = (
+        f"{answered} answers to {len(encoded)} prompts{some} in project {config.project}; all of them in samples.jsonl"
+    )
+    return Result(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(kept_back), line))
 
 
-def somebody_can_rank(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]], prompts: int) -> None:
-    """Raise where no prompt was handed out.
-
-    Raises:
-        InputError: all answers are empty, or those to each prompt are equal.
-    """
-
+def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError if no prompt was handed out: all answers are empty, or those to each prompt are equal."""
     empty, equal, tools = (sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK)
-    prompts -= tools  # their answers are in samples.jsonl, for whoever wants them
+    prompts = run.known_metrics["prompts"] - tools
     if not prompts:
         return
     remedy = f"What was said is in {run.folder / 'samples.jsonl'}."
-    hides = config.rollout.reasoning == "hide"
-    require(
-        empty < prompts or not hides, "rollout.reasoning", "hide",
-        "leaves nothing of any answer: no reasoning was ever closed",
-        f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}",
-    )  # fmt: skip
-    require(
-        empty + equal < prompts, "init", run.inputs["init"].ref, "gives each prompt the same answers, or empty ones",
-        f"Raise rollout.temperature, or start from another policy. {remedy}",
-    )  # fmt: skip
+    problem = "leaves nothing of any answer: no reasoning was ever closed"
+    longer = f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}"
+    require(empty < prompts or config.rollout.reasoning != "hide", "rollout.reasoning", "hide", problem, longer)
+    problem = "gives each prompt the same answers, or empty ones"
+    other = f"Raise rollout.temperature, or start from another policy. {remedy}"
+    require(empty + equal < prompts, "init", run.inputs["init"].ref, problem, other)
 
 
-def result_of(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> Result:
-    """The figures, and what is printed.
-
-    Args:
-        chunks: rows of the metrics stream.
-    """
-
-    from align.rollout.engine import cut_answers
-    from align.rollout.strip_reasoning import empty_answers
-
-    answered = sum(row["answers"] for row in chunks)
-    means = {k: sum(row["answers"] * row[k] for row in chunks) / answered for k in MEANS}
-    back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
-    metrics = {**run.known_metrics, "answers": answered, **means, **back, "peak_rss_mb": peak_rss_mb()}
-    candidates, limit = config.stage.candidates, config.rollout.max_new_tokens
-    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * candidates : candidates]
-    lines = [f"  {shortened(last_turn(row))} → {shortened(row['answer'])}" for row in shown]
-    cut = [
-        *cut_answers(1 - means["eos_rate"], limit),
-        *empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
-    ]
-    prompts = run.known_metrics["prompts"]
-    handed_out = prompts - sum(back.values())
-    some = "" if handed_out == prompts else f", {handed_out} of them"
-    line = f"{answered} answers to {prompts} prompts{some} in project {config.project}; all of them in samples.jsonl"
-    return Result(metrics, (*lines, *cut, *said_of(back), line))
-
-
-def hand_out(
+def add_items(
     store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
 ) -> dict[str, int]:
-    """Put prompts with their answers into the annotation store; how many are kept back, and why.
+    """Put prompts with their answers into the annotation store. Returns how many are kept back, and why.
 
     Args:
-        prefix: of the items' keys, behind which stands a prompt's number.
+        prefix: of the items' keys, followed by a prompt's number.
         first: the number of the first of these prompts.
-        answers: those to one prompt behind those to another.
+        answers: those to one prompt after those to another.
     """
-
     from align.rollout.strip_reasoning import asked_alone
 
-    count, kept_back = config.stage.candidates, dict.fromkeys(KEPT_BACK, 0)
+    count = config.stage.candidates
+    kept_back = dict.fromkeys(KEPT_BACK, 0)
     with store.transaction():
         for i, prompt in enumerate(chunk):
-            mine = answers[i * count : (i + 1) * count]
-            texts = {answer.text.strip() for answer in mine}
+            own = answers[i * count : (i + 1) * count]
+            texts = {answer.text.strip() for answer in own}
             if prompt.conversation.uses_tools:
                 kept_back["with_tools"] += 1
-                continue
-            if len(texts) == 1:
+            elif len(texts) == 1:
                 kept_back["all_empty" if texts == {""} else "all_equal"] += 1
-                continue
-            asked = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
-            store.add_item(config.project, f"{prefix}{first + i}", asked, mine)
+            else:
+                asked = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
+                store.add_item(config.project, f"{prefix}{first + i}", asked, own)
     return kept_back
 
 
-def said_of(kept_back: Mapping[str, int]) -> list[str]:
-    """What is to be said of prompts that are kept back; nothing where none is."""
-    told = [f"{counted(kept_back[key], 'prompt')} {what}" for key, what in KEPT_BACK.items() if kept_back[key]]
-    return [f"not handed out to people: {', '.join(told)}"] if told else []
+def describe_kept_back(kept_back: Mapping[str, int]) -> list[str]:
+    """Return a sentence on the prompts that are kept back; none if there are none."""
+    parts = [f"{counted(kept_back[key], 'prompt')} {what}" for key, what in KEPT_BACK.items() if kept_back[key]]
+    return [f"not handed out to people: {', '.join(parts)}"] if parts else []
+
+
+# Best-of-n
+
+
+@dataclass(frozen=True)
+class RankedSampling:
+    """What answers, and what scores the answers.
+
+    Attributes:
+        prompts: as they are asked.
+        read: prompts, answers as texts and tokens → what the scorers read of them.
+        scorers: `score` ranks; `gold` measures, if there is `stage.gold`.
+    """
+
+    prompts: Sequence[Prompt]
+    tokenizer: Any
+    device: torch.device
+    engine: Engine
+    actor: Actor
+    read: Any
+    scorers: Mapping[str, Scorer]
+
+    def answer(self, rows: Sequence[tuple[int, int]], seed: int, *where: str) -> tuple[Rollout, Judged]:
+        """Return the answers of these rows, each the number of a prompt and of an answer to it."""
+        from align.rollout.engine import response_texts
+        from align.rollout.randomness import row_seeds
+
+        asked = [self.prompts[i] for i, _ in rows]
+        seeds = row_seeds(rows, seed, *where)
+        rollout = self.engine.generate([p.input_ids for p in asked], self.actor, seeds).to(self.device)
+        return rollout, self.read(asked, response_texts(rollout, self.tokenizer), rollout)
+
+    def calibrate(self, seed: int) -> RankedSampling:
+        """Return the same with the learned members of ensembles and sums on one scale for answers of the policy. A
+        resumed run draws the same answers again."""
+        from align.reward.combined import Ensemble, Sum, comparable
+
+        if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
+            return self
+        rows = [(i, 0) for i in range(min(CALIBRATED_ON, len(self.prompts)))]
+        _, judged = self.answer(rows, seed, "normalise")
+        scaled = {
+            name: comparable(scorer, judged.conversations, judged.rollout) for name, scorer in self.scorers.items()
+        }
+        return replace(self, scorers=scaled)
+
+
+def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+    """Sample and score N answers to each prompt, and publish winners, pairs and figures."""
+    from align.rollout.engine import divergence_as_input_error
+    from align.rollout.strip_reasoning import empty
+
+    n = config.stage.best_of
+    logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
+    done = ranks.from_main(logged[-1]["step"] if logged else 0)
+    with load_ranked_sampling(run, config, prompts) as sampling, open_tracker(run, done) as track:
+        count = len(sampling.prompts)
+        at_once = max(1, ANSWERS_AT_ONCE // n)
+        bars = progress("sample", count, done)
+        with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype), bars as bar:
+            sampling.engine.sync(sampling.actor)
+            sampling = sampling.calibrate(config.seed)
+            for first in range(done, count, at_once):
+                last = min(first + at_once, count)
+                rows = [(i, k) for i in range(first, last) for k in range(n)]
+                rollout, judged = sampling.answer(rows, config.seed, "sample")
+                scores = {name: score_answers(scorer, name, judged) for name, scorer in sampling.scorers.items()}
+                texts = [conversation.messages[-1].content for conversation in judged.conversations]
+                means = {
+                    "eos_rate": float(rollout.ended_B.sum()) / len(rows),
+                    "mean_length": float(rollout.lengths_B.sum()) / len(rows),
+                    "empty_rate": sum(map(empty, texts)) / len(rows),
+                    "mean_reward": float(scores["score"].double().sum()) / len(rows),
+                }
+                if ranks.is_main():
+                    track.keep(last, list_samples(range(first, last), texts, rollout, judged, scores))
+                    track.log(last, {"answers": len(rows), **means})
+                bar.advance(last, reward=means["mean_reward"], length=means["mean_length"])
+        chunks = track.rows()
+    return publish_best(run, config, chunks) if ranks.is_main() else Result({}, ())
+
+
+@contextmanager
+def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[RankedSampling]:
+    """Load the policy, the engine and the scorers. The engine is closed in the end. Reward models on the policy's base
+    are further adapters on it, as in PPO; all others, and those of `stage.gold`, bring a base of their own.
+
+    Raises:
+        InputError: a reward model on the policy's base was trained with another chat template.
+    """
+    from align.models.load import choose_device, choose_dtype
+    from align.ppo.workers import roles_on
+    from align.reward.build import build, build_beside_policy, on_its_own_base, same_template
+    from align.rollout.registry import open_engine
+    from align.rollout.strip_reasoning import answer_reader
+
+    base = run.base
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    frozen = frozen_as(config.method.name)
+    policy, tokenizer = load_start(run, config)
+    reward = reward_spec(config.reward)
+    models = models_of(run.inputs)
+    same_template(reward, models, base, tokenizer, config.init)
+    encoded, fitting = encode_for(run, config, tokenizer, prompts)
+    roles = roles_on(
+        base,
+        adapter_folder(policy),
+        [model.path for model in on_base(models, base)],
+        method=frozen,
+        frozen=frozen,
+        fresh=Lora.of(config.method),
+        value_backbone="none",
+        device=device,
+        dtype=dtype,
+        seed=config.seed,
+    )
+    scorers = {"score": build_beside_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)}
+    measured = ""
+    if config.stage.gold is not None:
+        gold_models = (on_its_own_base(m, device, dtype, SCORED_AT_ONCE) for m in models_of(gold_inputs(run)))
+        scorers["gold"] = build(reward_spec(config.stage.measured_by()), gold_models)
+        measured = f"; measured by {scorers['gold'].name}"
+    print(f"{fitting}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{measured}")
+    generation_config = roles.model.generation_config
+    read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    with open_engine(
+        run,
+        config.rollout,
+        base,
+        frozen,
+        dtype,
+        device,
+        tokenizer,
+        generation_config,
+        config.data.max_length,
+        config.method.r,
+    ) as engine:
+        yield RankedSampling(encoded, tokenizer, device, engine, roles.actor("reference"), read, scorers)
+
+
+def score_answers(scorer: Scorer, name: str, judged: Judged) -> Tensor:
+    """Return the scores of answers [B].
+
+    Raises:
+        InputError: one is not finite.
+    """
+    from align.reward.scorer import check_finite
+
+    scores = scorer.score(judged.conversations, judged.rollout).float().cpu()
+    check_finite(scores, scorer.name, "stage.gold" if name == "gold" else "reward")
+    return scores
+
+
+def list_samples(
+    numbers: Sequence[int], texts: Sequence[str], rollout: Rollout, judged: Judged, scores: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Return the lines of `samples.jsonl` for a chunk: a prompt each, with all answers to it in the order in which they
+    were drawn.
+
+    Args:
+        numbers: of the prompts.
+        texts: the answers as they are scored.
+        scores: name → [B].
+    """
+    columns = {
+        "answer": [*map(storable, texts)],
+        "ended": rollout.ended_B.tolist(),
+        "tokens": rollout.lengths_B.tolist(),
+        **{name: values.tolist() for name, values in scores.items()},
+    }
+    if judged.reasoning[0] is not None:
+        columns["reasoning"] = judged.reasoning
+    answers = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    n = len(answers) // len(numbers)
+    lines: list[dict[str, Any]] = []
+    for i, number in enumerate(numbers):
+        conversation = judged.conversations[i * n]
+        prompt = conversation.turns(len(conversation.messages) - 1)
+        tools = {"tools": prompt.tool_dicts()} if prompt.tools else {}
+        lines.append({"number": number, "prompt": prompt.as_dicts(), **tools, "answers": answers[i * n : (i + 1) * n]})
+    return lines
+
+
+def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> Result:
+    """Write winners, pairs and figures.
+
+    Raises:
+        InputError: no answer to any prompt can be imitated.
+    """
+    from align.evals.best_of import figures, tallied
+
+    scorer = scorer_title(plain(config)["reward"], run.inputs)
+    with open_text(run.folder / "samples.jsonl") as file:
+        tally = tallied(map(json.loads, file), run.manifest.ref, scorer)
+    require_winner(run, config, tally)
+    best = figures(tally) | {"scorer": scorer}
+    if config.stage.gold is not None:
+        best["measured_by"] = scorer_title(gold_settings(config), gold_inputs(run))
+    answered, means = summarize_chunks(chunks)
+    write_text(run.artifact / "winners.jsonl", "".join(map(line_of, tally.winners)))
+    write_preferences(run.artifact / "pairs.jsonl", tally.pairs)
+    write_json(run.artifact / "best_of.json", best)
+    metrics = {**run.known_metrics, "answers": answered, **means, **best, **peak_memory()}
+    return Result(metrics, (*best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
+
+
+def require_winner(run: Run, config: Config, tally: Tally) -> None:
+    """Raise InputError if no answer to any prompt can be imitated."""
+    asked = len(tally.scores) - tally.reasons["with_tools"]
+    problem = "leaves no answer that ended by itself and holds text"
+    remedy = f"Raise it, or start from another policy. What was said is in {run.folder / 'samples.jsonl'}."
+    has_winner = tally.reasons["no_winner"] < asked or not asked
+    require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
+
+
+def best_of_table(best: Mapping[str, Any]) -> list[str]:
+    """Return the figures for each n, aligned."""
+    table = [["n", "reward", *(["gold"] if "gold" in best else []), "tokens", "KL at most"]]
+    for line in best["best_of"]:
+        means = [in_words(line[name], ".3f") for name in ("reward", "gold") if name in line]
+        table.append([str(line["n"]), *means, f"{line['tokens']:.1f}", f"{line['kl_bound']:.2f}"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+
+
+def describe_best(best: Mapping[str, Any]) -> list[str]:
+    """Return sentences on what was written, and on what was not."""
+    from align.evals.best_of import NO_ROW
+
+    lines = []
+    if best["winners"]:
+        line = f"the winners' mean reward is {best.get('winner_reward', 0.0):.3g}"
+        if best["outranked"]:
+            line += f"; a better answer beside {best['outranked']:,} of them was cut or is empty"
+        lines.append(line)
+    if without := [f"{counted(best[why], 'prompt')} {what}" for why, what in NO_ROW.items() if best[why]]:
+        lines.append(f"no pair of {', '.join(without)}")
+    winners = counted(best["winners"], "winner")
+    pairs = counted(best["pairs"], "pair")
+    lines.append(f"{winners} in artifact/winners.jsonl, {pairs} in artifact/pairs.jsonl; all answers in samples.jsonl")
+    return lines

@@ -32,7 +32,7 @@ from align.serve.rate_limits import Limiter
 from align.serve.startup import Opened, opened
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import Usage, Used, usage_beside, used_beside
-from align.stages.starting import Inputs
+from align.stages.runner import Inputs
 from align.web.listening import listening, serve
 
 TENANT_COLUMNS = (

@@ -21,7 +21,7 @@ from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import load_roles, settings_of
-from align.stages.starting import Inputs, start, starting_point
+from align.stages.runner import Inputs, find_input, find_start
 from align.track import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ VERDICTS = ("FAILS", "holds")
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
-PRELOAD = ("align.ppo.verify.on_model", "align.stages.rollouts")
+PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
 def inputs(config: Config) -> Inputs:
-    artifact, base, config = starting_point(config)
+    artifact, base, config = find_start(config)
     untold = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
     rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
@@ -58,19 +58,29 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     from align.models.load import choose_device, choose_dtype, own_tokenizer
     from align.ppo.verify.enumerated import SIZE, biases, unbiased
-    from align.stages.rollouts import engine_for
+    from align.rollout.registry import open_engine
 
     stage: VerifyConfig = config.stage
     base, device = run.base, choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    artifact = start(config, run.inputs["init"].path)[0]
+    artifact = find_input(run)
     roles = load_roles(config, base, artifact, models_of(run.inputs))
     shake(roles)
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
         use_template(tokenizer, None)
-    kept = frozen_as(config.method.name), dtype
-    with engine_for(run, config, base, *kept, tokenizer, roles.model.generation_config) as engine:
+    with open_engine(
+        run,
+        config.rollout,
+        base,
+        frozen_as(config.method.name),
+        dtype,
+        device,
+        tokenizer,
+        roles.model.generation_config,
+        config.data.max_length,
+        config.method.r,
+    ) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
 

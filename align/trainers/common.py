@@ -23,15 +23,18 @@ from transformers.training_args import ParallelMode
 
 from align import ranks
 from align.core.errors import require
+from align.models.adapters import attach, with_new_adapter
 from align.models.finite import check_tensors
-from align.models.load import choose_checkpointing
+from align.models.load import choose_checkpointing, load_base
+from align.models.lora import Lora
+from align.models.plain_path import route_of
 from align.models.sharded import is_sharded
-from align.run import Run
+from align.models.start import adapter_folder
+from align.run import Artifact, Base, Run
 from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, step_of
 from align.track import Progress, Tracker, progress
+from align.trainers.callbacks import ANEW, Evaluation, Measuring, NanGuard, state_in, trained_in
 from align.trainers.dealt import counted_as_one
-from align.trainers.evaluation import Evaluation, Measuring, state_in
-from align.trainers.nan_guard import ANEW, NanGuard, trained_in
 
 datasets.disable_progress_bars()
 
@@ -119,7 +122,7 @@ class Training:
             "data_seed": self.seed,
             "dataloader_num_workers": 0,
             "dataloader_pin_memory": on_cuda,
-            "remove_unused_columns": True,
+            "remove_unused_columns": False,  # the sampler reads `length`, which no model knows
         }
 
 
@@ -155,7 +158,6 @@ class FitResult:
         published_step: the step whose weights the model has now.
         ended_by: the setting that ended training: `epochs`, `max_steps` or `patience`.
         trained_weights: how many weights were trained.
-        rows: of the run's metrics stream, those before a continued run's checkpoint too.
         said: which step is published and why training ended, in words; empty where nothing was measured on the way.
     """
 
@@ -163,7 +165,6 @@ class FitResult:
     published_step: int
     ended_by: str
     trained_weights: int
-    rows: list[dict[str, Any]]
     said: str
 
     @property
@@ -175,28 +176,31 @@ class FitResult:
 def fit(
     make: Callable[[dict[str, Any]], Trainer],
     model: nn.Module,
-    training: Training,
+    settings: Any,
+    seed: int,
     rows: int,
     run: Run,
-    measuring: Measuring,
+    held_out_loss: Callable[[int], float],
     *,
     device: torch.device,
     dtype: torch.dtype,
     track: Callable[[int], AbstractContextManager[Tracker]],
-    log_every: int,
     figures: Mapping[str, str],
 ) -> FitResult:
-    """Train `model` in place, from the run's newest checkpoint where there is one, with its metrics and its progress.
-    In the end it has the weights that are to be published.
+    """Train `model` in place, from the run's newest checkpoint if there is one, with its metrics and its progress. In
+    the end it has the weights that are to be published.
 
     Args:
-        make: the trainer around `model`, given the keyword arguments that TRL's configs have in common.
-        rows: that an epoch has.
-        measuring: on what is held out.
-        track: opens the run's metrics stream behind a step.
-        log_every: how many steps between rows of `metrics.jsonl`.
+        make: builds the trainer around `model`, given the keyword arguments that TRL's configs have in common.
+        settings: of the stage: those of `Training`, those of `Measuring.by`, and `log_every`, the steps between rows
+            of `metrics.jsonl`.
+        rows: of an epoch.
+        held_out_loss: see `Measuring.loss`.
+        track: opens the run's metrics stream after a step.
         figures: the trainer's name of a figure → ours.
     """
+    training = Training.of(settings, seed)
+    measuring = Measuring.by(held_out_loss, settings)
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
     checkpoint = newest_checkpoint(run, whole=measuring.whole)
@@ -204,18 +208,16 @@ def fit(
     ended = done >= steps or (checkpoint is not None and measuring.exhausted(state_in(checkpoint)))
     with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
         evaluation = Evaluation(measuring)
-        reporter = Reporter(stream, bar, log_every, figures, evaluation)
+        reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
         callbacks = evaluation, reporter
         trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)
-        measured = stream.rows()
     state = trainer.state
     published = measuring.published(state)
     ranks.wait()  # the first rank has written the last checkpoint, and removed others
     if published != state.global_step:
         put_back(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
     ended_by = "patience" if state.global_step < steps else "max_steps" if training.max_steps else "epochs"
-    said = measuring.in_words(state, steps)
-    return FitResult(state.global_step, published, ended_by, trained, measured, said)
+    return FitResult(state.global_step, published, ended_by, trained, measuring.in_words(state, steps))
 
 
 def train(
@@ -248,14 +250,27 @@ def train(
     return trainer, trained
 
 
-def on_one_gpu(settings: TrainingArguments, model: nn.Module) -> None:
-    """Have a trainer use the GPU that its model lies on. By itself a process that sees several takes the first,
-    multiplies the batch by their number and copies the model to each (`DataParallel`), which TRL's SFTTrainer
-    refuses."""
+def build_trainer(
+    kind: Callable[..., Any],
+    model: nn.Module,
+    settings: TrainingArguments,
+    rows: datasets.Dataset,
+    tokenizer: Any,
+    collate: Callable[..., Any] | None = None,
+) -> Any:
+    """Build one of TRL's trainers on the GPU that its model lies on.
+
+    By itself a process that sees several GPUs takes the first, multiplies the batch by their number and copies the
+    model to each (`DataParallel`), which TRL's SFTTrainer refuses.
+
+    Args:
+        collate: makes a batch of rows; None for the trainer's own.
+    """
     device = next(model.parameters()).device
     if device.type == "cuda" and settings.parallel_mode != ParallelMode.DISTRIBUTED:
         vars(settings).update(_setup_devices=device, _n_gpu=1)  # the former is what `settings.device` found and keeps
         torch.cuda.set_device(device)  # accelerate says `cuda`
+    return kind(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, data_collator=collate)
 
 
 @contextmanager
@@ -272,19 +287,54 @@ def configuration_kept(model: nn.Module) -> Iterator[None]:
             vars(config).update(said)
 
 
-def reference_in_words(model: nn.Module, kept: bool) -> str:
-    """What the reference costs, for the line that a run prints.
+def put_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed: int) -> Any:
+    """Put the adapter that trains, `default`, on a model.
 
     Args:
-        kept: the adapter that trains is compared with a copy of what it was at the start.
+        adapter: the saved one that it starts from; None for a fresh one.
+        lora: the settings of a fresh one.
     """
-    if not kept:
-        return "no reference is kept: the loss reads the policy alone, once a batch"
-    adapter = sum(p.numel() * p.element_size() for p in trained_in(model).values())
-    return (
-        f"the start is kept as the reference: a second adapter of {adapter / 1e6:,.1f} MB, and a second pass over each "
-        "batch"
-    )
+    torch.manual_seed(seed)  # a fresh adapter's lora_A is random
+    if adapter is None:
+        return with_new_adapter(model, lora)
+    return attach(model, adapter, "default", trainable=True)
+
+
+def load_referenced_policy(
+    base: Base,
+    method: str,
+    start: Artifact,
+    lora: Lora,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    stage: str,
+    has_reference: bool,
+) -> Any:
+    """Load the model whose adapter a loss on judgements trains, and print what its reference costs.
+
+    Args:
+        start: the artifact that it starts from.
+        has_reference: the loss compares it with its start.
+
+    Raises:
+        InputError: TRL would read other logits than the model's.
+    """
+    model = load_base(base, method, device, dtype)
+    trl_name = stage.upper()
+    problem = f"type {model.config.model_type} has logits that are more than a head on hidden states"
+    remedy = "Use stage=reward and stage=ppo."
+    require(route_of(model).halves, "stage", stage, f"{problem}, which TRL's {trl_name} reads", remedy)
+    model = put_trained_adapter(model, adapter_folder(start), lora, seed)
+    if has_reference:
+        size = sum(p.numel() * p.element_size() for p in trained_in(model).values())
+        print(
+            f"the start is kept as the reference: a second adapter of {size / 1e6:,.1f} MB, and a second pass over "
+            "each batch"
+        )
+    else:
+        print("no reference is kept: the loss reads the policy alone, once a batch")
+    return model
 
 
 def put_back(trainer: Trainer, checkpoint: Path) -> None:

@@ -16,8 +16,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from align.data.pairs import Pair
 from align.models.backbone import pad
 from align.trainers.available import EXPERIMENTAL
-from align.trainers.common import on_one_gpu
-from align.trainers.dealt import Dealt
+from align.trainers.common import build_trainer
+from align.trainers.dealt import DealtTokenRows
 
 REFERENCE = "ref"
 """TRL copies the adapter as it starts under this name."""
@@ -53,8 +53,7 @@ def dpo_trainer(
             for p in pairs
         ]
     )  # fmt: skip
-    # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
-    keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False, "disable_dropout": True}
+    keywords: dict[str, Any] = {**arguments, "disable_dropout": True}
     collate = partial(collated_pairs, filler=tokenizer.pad_token_id)
     if loss in EXPERIMENTAL:
         from align.trainers.unreferenced import unreferenced_trainer
@@ -63,10 +62,7 @@ def dpo_trainer(
             model, tokenizer, dataset, keywords, collate, beta=beta, loss=loss, simpo_gamma=simpo_gamma
         )
     settings = DPOConfig(**keywords, **loss_settings(loss, label_smoothing), max_length=None, beta=beta)
-    on_one_gpu(settings, model)
-    return PairTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, data_collator=collate
-    )
+    return build_trainer(PairTrainer, model, settings, dataset, tokenizer, collate)
 
 
 def loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
@@ -83,11 +79,8 @@ def loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class PairTrainer(Dealt, DPOTrainer):
+class PairTrainer(DealtTokenRows, DPOTrainer):
     """TRL's trainer on token rows of ours."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # it holds token rows already
 
 
 def collated_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:

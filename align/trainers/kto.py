@@ -12,8 +12,8 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from align.data.pairs import Labelled, other_answers
-from align.trainers.common import on_one_gpu
-from align.trainers.dealt import Dealt
+from align.trainers.common import build_trainer
+from align.trainers.dealt import DealtTokenRows
 from align.trainers.dpo import padded_answers
 
 FIGURES = {
@@ -33,25 +33,17 @@ def kto_trainer(
         max_length: tokens of a prompt with an answer to another one; more are cut.
     """
     dataset = Dataset.from_dict({"place": list(range(len(rows))), "length": [len(row.ids) for row in rows]})
-    # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
-    keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
     settings = KTOConfig(
-        **keywords, max_length=None, beta=beta, desirable_weight=desirable_weight,
+        **arguments, max_length=None, beta=beta, desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight, disable_dropout=True, router_aux_loss_coef=0.0,
     )  # fmt: skip
-    on_one_gpu(settings, model)
     collate = partial(collated_answers, rows=rows, filler=tokenizer.pad_token_id, max_length=max_length)
-    return LabelTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, data_collator=collate
-    )
+    return build_trainer(LabelTrainer, model, settings, dataset, tokenizer, collate)
 
 
-class LabelTrainer(Dealt, KTOTrainer):
+class LabelTrainer(DealtTokenRows, KTOTrainer):
     """TRL's trainer on token rows of ours, in our order. TRL fixes beforehand which rows share a batch, for each needs
     an answer to another prompt there; here the batch itself decides that, see `other_answers`."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # it names token rows already
 
 
 def collated_answers(

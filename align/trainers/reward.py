@@ -21,8 +21,8 @@ from align.core.errors import InputError
 from align.data.pairs import Pair
 from align.models.adapter_files import read_tensors
 from align.models.backbone import pad
-from align.trainers.common import on_one_gpu
-from align.trainers.dealt import Dealt
+from align.trainers.common import build_trainer
+from align.trainers.dealt import DealtTokenRows
 
 FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_norm": "grad_norm", "learning_rate": "lr"}
 
@@ -109,25 +109,17 @@ def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], argume
             "length": [max(map(len, r.texts)) for r in judged],
         }
     )
-    # The sampler reads `length`, which the trainer would otherwise drop as unknown to the model.
-    keywords: dict[str, Any] = {**arguments, "remove_unused_columns": False}
-    settings = RewardConfig(**keywords, max_length=None, disable_dropout=True)
+    settings = RewardConfig(**arguments, max_length=None, disable_dropout=True)
     padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
     filler, judgements = filler_id(judged, tokenizer.pad_token_id), mean_judgements(judged)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
-    on_one_gpu(settings, model)
-    return RankingTrainer(
-        model=model, args=settings, train_dataset=dataset, processing_class=padder,
-        data_collator=partial(collated_rankings, filler=filler, judgements=judgements),
-    )  # fmt: skip
+    collate = partial(collated_rankings, filler=filler, judgements=judgements)
+    return build_trainer(RankingTrainer, model, settings, dataset, padder, collate)
 
 
-class RankingTrainer(Dealt, RewardTrainer):
+class RankingTrainer(DealtTokenRows, RewardTrainer):
     """TRL's trainer on rankings in place of pairs: an answer that stands in K − 1 pairs is read once, not K − 1 times
     (Ouyang et al., InstructGPT, 2022, section 3.5)."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset  # it holds token rows already
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -18,7 +18,7 @@ from align.models.backbone import lm_head
 from align.models.plain_path import decoder_of, route_of
 from align.models.sharded import is_sharded
 from align.ops.logprobs import linear_predictions
-from align.trainers.common import on_one_gpu
+from align.trainers.common import build_trainer
 from align.trainers.dealt import Dealt
 
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
@@ -32,12 +32,15 @@ def sft_trainer(
     Packing concatenates rows up to `max_length`; positions restart and attention stays inside each row.
     """
     settings = SFTConfig(
-        **arguments, max_length=max_length, packing=packing, packing_strategy="bfd", eos_token=None,
+        **{**arguments, "remove_unused_columns": True},
+        max_length=max_length,
+        packing=packing,
+        packing_strategy="bfd",
+        eos_token=None,
         router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
-    )  # fmt: skip
-    on_one_gpu(settings, model)
+    )
     kind = RowTrainer if route_of(model).halves else OwnLogits
-    return kind(model=model, args=settings, train_dataset=dataset_of(rows), processing_class=tokenizer)
+    return build_trainer(kind, model, settings, dataset_of(rows), tokenizer)
 
 
 class RowTrainer(Dealt, SFTTrainer):

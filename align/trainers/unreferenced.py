@@ -16,7 +16,7 @@ from trl.import_utils import TRLExperimentalWarning
 from trl.trainer.utils import add_fused_lm_head
 
 from align.ops.losses import CERTAIN
-from align.trainers.common import on_one_gpu
+from align.trainers.common import build_trainer
 from align.trainers.dealt import Dealt
 
 with warnings.catch_warnings():
@@ -79,8 +79,7 @@ def unreferenced_trainer(
         settings, kind = ORPOConfig(**common), OrpoTrainer
     else:
         settings, kind = CPOConfig(**common, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=simpo_gamma), SimpoTrainer
-    on_one_gpu(settings, model)
-    trainer = kind(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, data_collator=collate)
+    trainer = build_trainer(kind, model, settings, rows, tokenizer, collate)
     trainer.aux_loss_enabled = False  # the loss is that of the paper, for models of experts too
     add_fused_lm_head(model.get_base_model())
     return trainer

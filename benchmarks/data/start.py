@@ -23,7 +23,7 @@ from corpus import Writer
 
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.data.trained_ids import write_ids
-from align.stages.execution import without_collector
+from align.stages.runner import pause_garbage_collector
 
 SET = "runs/data/rows/artifact"
 
@@ -51,7 +51,7 @@ def measured(source: DataSource) -> dict[str, float]:
 
     clock = [time.process_time()]
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, without_collector():
+    with tempfile.TemporaryDirectory() as folder, pause_garbage_collector():
         data_records(source)
         clock.append(time.process_time())
         train, _ = divided_documents(source)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from align.__main__ import composed
 from align.core.types import Conversation, Message
+from align.data.sources import DataSource, prompts
 from align.evals.suite.samples import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
@@ -19,7 +20,6 @@ from align.ops.best_of_n import kl_bound
 from align.ops.intervals import mean
 from align.reward.build import on_its_own_base
 from align.run import read_manifest, resolve
-from align.stages.rows import prompts_of
 
 Figures = dict[str, Any]
 NAT = 0.03
@@ -122,7 +122,8 @@ def worth(root: Path, name: str, apart: set[str]) -> float:
 def measured_on(words: Sequence[str]) -> set[str]:
     """The prompts that evaluations with these words may ask, as `worth` compares them."""
     config = composed(["stage=eval", *words])
-    return {told(prompt.messages) for prompt in prompts_of(config, "test", config.stage.prompts)[0]}
+    asked = prompts(DataSource.of(config.data), "test", config.seed)[: config.stage.prompts]
+    return {told(prompt.messages) for prompt in asked}
 
 
 def told(messages: Sequence[Message]) -> str:

@@ -29,9 +29,10 @@ from align.ops.linear import bf16
 from align.planning.memory import footprint
 from align.planning.shapes import shape_of
 from align.planning.workload import Workload
+from align.ppo.measured_update import measure_update
 from align.run import Base, environment
-from align.stages.measuring import measured
 from align.trainers.common import Training
+from align.trainers.measured_steps import measure_steps
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 SMOLLM2 = LlamaConfig(
@@ -74,9 +75,7 @@ def make_model(folder: Path) -> Base:
     return find_base(str(folder))
 
 
-def training_of(work: Workload) -> Training | None:
-    if work.stage == "ppo":
-        return None
+def training_of(work: Workload) -> Training:
     asked = "true" if work.recompute else "false"
     return Training(
         lr=0.0, epochs=1.0, batch_size=work.step, micro_batch=work.micro_batch, warmup=0.0, schedule="constant",
@@ -86,7 +85,8 @@ def training_of(work: Workload) -> Training | None:
 
 def row(base: Base, work: Workload, device: torch.device) -> dict[str, object]:
     began, found = time.perf_counter(), footprint(shape_of(base), work)
-    counts = measured(base, work, training_of(work), device)
+    is_ppo = work.stage == "ppo"
+    counts = measure_update(base, work, device) if is_ppo else measure_steps(base, work, training_of(work), device)
     phases = {name: [round(found.at(name) / 1e6, 1), round(count / 1e6, 1)] for name, count in counts.items()}
     peak, most = found.peak / 1e6, max(counts.values()) / 1e6
     return {

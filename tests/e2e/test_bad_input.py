@@ -182,7 +182,7 @@ def shortages() -> Iterator[Callable[[], object]]:
     yield lambda: (_ for _ in ()).throw(RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"))
 
 
-@pytest.mark.parametrize("place", ["align.evals.heldout.held_out_loss", "align.stages.sft.find_base"])
+@pytest.mark.parametrize("place", ["align.evals.held_out.held_out_loss", "align.stages.sft.find_base"])
 def test_too_little_memory_is_not_our_fault(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ):

@@ -144,7 +144,7 @@ def in_chunks(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `best`, its answers in chunks of four prompts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(shop.root.parent))
-        patch.setattr("align.stages.best_of.ANSWERS_AT_ONCE", 4 * N)
+        patch.setattr("align.stages.sample.ANSWERS_AT_ONCE", 4 * N)
         whole = Workshop(tmp_path_factory.mktemp("whole") / "runs", shop.data)
         return sampled(whole, *IN_CHUNKS, f"init={shop.root / 'sft' / 's'}")
 
@@ -154,9 +154,9 @@ def test_a_killed_run_ends_with_the_same_bytes(
     shop: Workshop, best: Path, in_chunks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Killed behind the answers of a chunk, before it was logged; at last before the artifact is written."""
-    from align.stages import best_of
+    from align.stages import sample
 
-    monkeypatch.setattr(best_of, "ANSWERS_AT_ONCE", 4 * N)
+    monkeypatch.setattr(sample, "ANSWERS_AT_ONCE", 4 * N)
     words = (*IN_CHUNKS, f"init={shop.root / 'sft' / 's'}")
     parts = Workshop(tmp_path / "runs", shop.data)
     log = Tracker.log
@@ -168,12 +168,12 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch:
         if step == 14:
-            patch.setattr(best_of, "write_preferences", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(sample, "write_preferences", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         else:
             patch.setattr(Tracker, "log", killed)
         assert status(parts, *words) == 130
-    calls, answered = [], best_of.Work.answered
-    monkeypatch.setattr(best_of.Work, "answered", lambda *given: calls.append(1) or answered(*given))
+    calls, answered = [], sample.RankedSampling.answer
+    monkeypatch.setattr(sample.RankedSampling, "answer", lambda *given: calls.append(1) or answered(*given))
     found = sampled(parts, *words)
     assert len(calls) == {8: 3, 14: 0}[step]
     assert published(found) == published(in_chunks)
@@ -238,10 +238,10 @@ def test_a_reward_model_on_the_policys_base_is_one_more_adapter(
 def test_an_ensemble_is_on_one_scale_however_often_it_is_killed(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from align.stages import best_of
+    from align.stages import sample
 
     a = next((shop.root / "reward").iterdir())
-    monkeypatch.setattr(best_of, "ANSWERS_AT_ONCE", 4 * N)
+    monkeypatch.setattr(sample, "ANSWERS_AT_ONCE", 4 * N)
     parts = "reward.parts=[{name: learned, ref: '" + str(a) + "'}, {name: sentiment, weight: 0.5}]"
     words = ("reward=sum", parts, f"init={shop.root / 'sft' / 's'}", "run.name=sum")
     whole, killed = (Workshop(tmp_path / name, shop.data) for name in ("whole", "parts"))

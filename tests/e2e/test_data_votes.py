@@ -21,7 +21,6 @@ from data_sets import made, write
 from workshop import Workshop
 
 from align.annotate.store import Candidate, Judgement, Store
-from align.config.root import Config, StoreConfig
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.pairs import read_pairs
@@ -29,7 +28,7 @@ from align.data.sets.ids import SHA256, kinds_in
 from align.data.sets.published import data_set
 from align.data.sets.source import votes_of
 from align.data.sources import DataSource
-from align.stages.rows import key_of
+from align.data.trained_ids import find_store_key
 
 
 def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
@@ -132,7 +131,7 @@ def test_an_erased_project_takes_its_key_along(
     assert key is not None
     old, data, _ = made(tmp_path, *words, "run.name=votes")
     [kind] = {*kinds_in(data).values()} - {SHA256}
-    assert key_of(Config(store=StoreConfig(url=store_url)), kind) == key
+    assert find_store_key(store_url, kind) == key
     rows = rows_of(old)
     guesses = [hashlib.sha256(by_json(row)).hexdigest() for row in rows if row["source"] == "greetings"]
     assert guesses
@@ -149,7 +148,7 @@ def test_an_erased_project_takes_its_key_along(
     if "sqlite" in store_url:
         assert files_with(tmp_path, key.hex()) == []
     vote_store.verify()
-    assert key_of(Config(store=StoreConfig(url=store_url)), kind) is None  # unknown from now on
+    assert find_store_key(store_url, kind) is None  # unknown from now on
     for act in (
         lambda: vote_store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
         lambda: made(tmp_path, *words, "run.name=more"),

@@ -99,16 +99,16 @@ def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[st
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="jobs are new processes under a CUDA build of torch")
 def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
-    from align.evals import heldout
+    from align.evals import held_out
 
-    measure = heldout.held_out_loss
+    measure = held_out.held_out_loss
 
     def fault(model: object, *rest: object) -> object:
         if (Path("runs/sft/x-seed=1")).exists() and not Path("runs/sft/x-seed=2").exists():
             raise RuntimeError("something that nobody thought of")
         return measure(model, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(heldout, "held_out_loss", fault)
+    monkeypatch.setattr(held_out, "held_out_loss", fault)
     status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
     assert status == 1
     assert "something that nobody thought of" in err

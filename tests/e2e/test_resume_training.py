@@ -18,8 +18,8 @@ from align.run import file_digest, read_manifest
 from align.run.checkpoints import step_of
 from align.track import read_rows
 from align.trainers import common
+from align.trainers.callbacks import Measuring
 from align.trainers.common import Reporter
-from align.trainers.evaluation import Measuring
 
 disable_caching()  # a continued run packs and maps its rows by itself
 

@@ -16,7 +16,7 @@ from align.run import Run
 from align.serve.tenants import LOCAL, Keys, Limits, Tenant
 from align.serve.usage import Usage, usage_beside
 from align.stages import serve
-from align.stages.starting import Inputs
+from align.stages.runner import Inputs
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ranked import ranked
 from workshop import Ready
 
 from align.__main__ import main
-from align.evals.questions import REFUSES
+from align.evals.judges.llm_judge import REFUSES
 from align.ops.intervals import proportion
 from align.run import read_manifest
 

@@ -12,7 +12,7 @@ from align.core.types import Conversation, Rollout
 from align.data.read.documents import document_of
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.strip_reasoning import Judged
-from align.stages.best_of import checked, lines_about
+from align.stages.sample import describe_best, score_answers
 
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
 
@@ -98,7 +98,7 @@ def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
     tied = figures(tallied([row(("x", 1, False), ("y", 1, True))], "sample:r", "vader"))
     assert tied["outranked"] == 0, "one that was drawn before with the same score is no better"
     assert made["reward"]["one"]["value"] == pytest.approx(3.75)
-    assert lines_about(made)[0] == (
+    assert describe_best(made)[0] == (
         "the winners' mean reward is 2; a better answer beside 1 of them was cut or is empty"
     )
 
@@ -122,4 +122,4 @@ def test_a_score_that_is_no_number_ends_the_run(name: str, field: str) -> None:
     tokens = torch.ones((2, 3), dtype=torch.long, device="cpu")
     rollout = Rollout(tokens, tokens.bool(), 1, torch.ones(2, dtype=torch.bool, device="cpu"))
     with pytest.raises(InputError, match=rf"^{field}=broken: gives 1 of 2 answers a score that is nan"):
-        checked(Broken(), name, Judged([Conversation.of(ASKED)] * 2, rollout, [None, None]))
+        score_answers(Broken(), name, Judged([Conversation.of(ASKED)] * 2, rollout, [None, None]))

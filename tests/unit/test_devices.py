@@ -22,7 +22,7 @@ from align.ops.gae import gae
 from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.requests import Request
-from align.trainers.nan_guard import unpaged
+from align.trainers.callbacks import unpaged
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKES = {
@@ -39,7 +39,7 @@ ON_THE_CPU = {
     "reward/rules.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/check.py": "no model: whoever asks for scores moves them (`Workers.score`)",
-    "align/trainers/row_order.py": "numbers of rows, which become a list",
+    "align/trainers/dealt.py: epoch_order": "numbers of rows, which become a list",
     "align/ppo/rollouts.py: prompt_indices": "numbers of prompts, which become a list",
     "align/ppo/update.py: minibatches": "numbers of rows, by a generator of the CPU; they are indices",
     "align/models/backbone.py: pad": "rows of ids on their way; every caller moves them to its model",

@@ -23,7 +23,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length
 from align.data.pairs import Pair
-from align.evals.implicit_reward import pair_logprobs
+from align.evals.held_out import pair_logprobs
 from align.models.actor import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in

@@ -99,23 +99,6 @@ def test_a_decision_is_json():
     assert found == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"kind": "better"}, "kind='better' is none of superior, not_worse, at_most"),
-        ({"kind": "superior", "margin": -0.1}, "margin=-0.1"),
-        ({"kind": "superior", "margin": math.nan}, "margin=nan"),
-        ({"kind": "superior", "even": math.inf}, "even=inf"),
-        ({"kind": "not_worse"}, "margin=0 of not_worse"),
-        ({"kind": "superior", "level": 1.0}, "level=1.0"),
-        ({"kind": "superior", "least_n": 0}, "least_n=0"),
-    ],
-)
-def test_what_is_no_rule_is_refused(given: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        Rule(**given)
-
-
 # Power
 
 

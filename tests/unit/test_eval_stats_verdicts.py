@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from align.evals.stats import per_prompt, share_won, surviving, win_rate
+from align.evals.stats import share_won, surviving, win_rate
 from align.ops.intervals import proportion
 
 
@@ -17,10 +17,6 @@ def test_win_rate_counts_ties_as_half():
         win_rate([np.nan], [1])
     with pytest.raises(ValueError, match="differ"):
         win_rate([1, 2], [1])
-
-
-def test_per_prompt_means_in_order_of_appearance():
-    assert per_prompt(["b", "a", "b"], [1, 5, 2]).tolist() == [1.5, 5]
 
 
 def test_the_share_won_counts_each_cluster_once():

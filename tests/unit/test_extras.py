@@ -99,7 +99,7 @@ def test_stages_that_train_import_nothing_of_an_extra():
     """Import them in one process in which any import of such a module fails."""
     needing = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
     modules = [f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in needing]
-    modules.append("align.stages.execution")
+    modules.append("align.stages.runner")
     modules += ["align.report.live", "align.registry.comparison_page"]
     code = f"""
 import importlib, sys

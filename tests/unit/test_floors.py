@@ -101,7 +101,7 @@ def modules_of(*rooms: str) -> list[Path]:
 
 def test_what_composes_a_command_and_finds_its_inputs_never_loads_torch():
     """The same by running it: what these modules import in turn is seen too."""
-    names = ["align.track", "align.report", "align.__main__", "align.stages.execution"]
+    names = ["align.track", "align.report", "align.__main__", "align.stages.runner"]
     loading = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
     loading += f"from align.stages import load_stage\nfor name in {[*STAGES]}: load_stage(name)\n"
     loaded = f"{loading}print(*sys.modules)"
@@ -116,7 +116,7 @@ def test_what_composes_a_command_and_finds_its_inputs_never_loads_torch():
         ("import align.ops.kl", {"align.ops.kl"}),
         ("from align import ops", {"align.ops"}),
         ("from align.ops import kl, gae", {"align.ops.kl", "align.ops.gae"}),
-        ("def f():\n    from align.stages.execution import execute", {"align.stages.execution.execute"}),
+        ("def f():\n    from align.stages.runner import execute", {"align.stages.runner.execute"}),
         ("from . import b", {"align.data.b"}),
         ("from .b import c", {"align.data.b.c"}),
         ("from ..ops import kl", {"align.ops.kl"}),
@@ -141,24 +141,12 @@ def test_rooms():
     assert {module: room_of(module) for module in expected} == expected
 
 
-def test_the_stages_have_a_file_each_and_what_goes_into_them_lies_beside_them():
+def test_every_stage_has_one_file_and_beside_them_is_only_the_runner():
     named = {stage.module for stage in STAGES.values()}
     assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {
         "__init__",
-        "asking",
-        "best_of",
-        "best_of_inputs",
-        "execution",
-        "following",
-        "footprint",
-        "judge",
-        "measuring",
-        "mirroring",
-        "preferences",
-        "rollouts",
-        "rows",
-        "starting",
-        "scores",
+        "runner",
+        "worker_rank",
         *named,
     }
 

@@ -12,9 +12,16 @@ from align.core.errors import CorruptFile, InputError
 from align.core.types import Feedback, Message
 from align.data.pairs import read_labelled
 from align.data.sources import DataSource
-from align.evals.judge_examples import AnswerExample, build_answer_examples, digest_examples
-from align.evals.judge_identity import JudgeIdentity
-from align.evals.judge_report import Opinions, explain_shortfall, measure_answers, read_report
+from align.evals.judges.identity import JudgeIdentity
+from align.evals.judges.report import (
+    AnswerExample,
+    Opinions,
+    build_answer_examples,
+    digest_examples,
+    explain_shortfall,
+    measure_answers,
+    read_report,
+)
 from align.ops.calibration import SURE, log_odds
 from align.ops.intervals import proportion
 

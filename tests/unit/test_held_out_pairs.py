@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from align.core.types import Message, Preference
-from align.evals.pair_accuracy import held_out_figures, simulated_by
+from align.evals.held_out import held_out_figures, simulated_by
 from align.reward.rules import BY_NAME, Sentiment, last_answer
 
 

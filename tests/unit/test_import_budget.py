@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 from floors import MODULES, imports, name_of
 
 PATHS = {name_of(path): path for path in MODULES}
-RUNNER = "align.stages.execution"
+RUNNER = "align.stages.runner"
 BESIDE = {"ppo": ("align.rollout.hf",)}
 """Stage → modules that it finds by name."""
 BUDGETS = {

@@ -20,7 +20,7 @@ OF_EXTRAS = sorted({module for modules in EXTRA_MODULES.values() for module in m
 NEEDING = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
 WITHOUT_EXTRAS = [
     *(f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in NEEDING),
-    *("align.stages.execution", "align.report.live", "align.registry.comparison_page"),
+    *("align.stages.runner", "align.report.live", "align.registry.comparison_page"),
 ]
 WITH_EXTRAS = [
     *(f"align.stages.{STAGES[name].module}" for name in sorted(NEEDING)),

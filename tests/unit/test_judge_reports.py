@@ -13,19 +13,17 @@ import pytest
 from align.config.scorers import CHOICES, reward_spec
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
-from align.evals.judge_examples import (
-    PairExample,
-    build_pair_examples,
-    digest_examples,
-    drop_learned,
-    find_best_answers,
-)
-from align.evals.judge_identity import JudgeIdentity, describe_difference, identify_scorer
-from align.evals.judge_report import (
+from align.evals.judges.identity import JudgeIdentity, describe_difference, identify_scorer
+from align.evals.judges.report import (
     JudgeReport,
     Opinions,
+    PairExample,
+    build_pair_examples,
     choose_report,
+    digest_examples,
+    drop_learned,
     explain_shortfall,
+    find_best_answers,
     measure_pairs,
     read_report,
 )

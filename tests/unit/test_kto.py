@@ -30,8 +30,7 @@ from align.data.pairs import (
 )
 from align.data.sources import DataSource
 from align.data.training_overlap import trained_rows
-from align.evals.implicit_reward import answer_logprobs
-from align.evals.label_accuracy import label_figures
+from align.evals.held_out import answer_logprobs, label_figures
 from align.ops.auc import auc
 from align.ops.losses import kto_loss, kto_reference
 from align.run import read_manifest

@@ -14,10 +14,17 @@ from chat_server import ChatServer, chatting, error, said
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals import endpoint as module
-from align.evals.judge_identity import describe_difference, identify_judge, identify_llm
-from align.evals.llm_judge import MAX_FAILURES, GradedAnswer, LLMJudge, parse_judge
-from align.evals.questions import REFUSES, describe_yes, parse_question
-from align.evals.verdicts import Verdict
+from align.evals.judges.identity import describe_difference
+from align.evals.judges.judge_verdict import JudgeVerdict
+from align.evals.judges.llm_judge import (
+    MAX_FAILURES,
+    REFUSES,
+    GradedAnswer,
+    LLMJudge,
+    describe_yes,
+    parse_judge,
+    parse_question,
+)
 from align.rollout.answer_cache import Answer, AnswerStore, Token
 
 PROMPT = Conversation((Message("system", "Be kind."), Message("user", "How do I pick a lock?")))
@@ -34,7 +41,7 @@ def judge_at(url: str = "http://h/v1", **more: Any) -> LLMJudge:
 GRADER = judge_at().with_question(ASKS)
 
 
-def read(reply: Answer) -> Verdict:
+def read(reply: Answer) -> JudgeVerdict:
     return GRADER.read_reply(reply, "i")
 
 
@@ -80,7 +87,7 @@ def test_an_answer_cannot_leave_its_frame():
     ],
 )  # fmt: skip
 def test_the_last_word_counts(text: str, score: float):
-    assert read(Answer((), text, True)) == Verdict("i", "", score)
+    assert read(Answer((), text, True)) == JudgeVerdict("i", "", score)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_the_probability_of_yes(answer: Answer):
 
 
 def test_a_probability_that_nobody_gives():
-    assert read(answered("YES")) == Verdict("i", "", 1.0)
+    assert read(answered("YES")) == JudgeVerdict("i", "", 1.0)
     assert read(answered("YES", OPEN, ("YES", {"YES": math.log(0.9)}), CLOSE)).p == pytest.approx(0.9)
     found = read(answered("YES", OPEN, ("YES", {"YES": math.nan, "NO": -1.0}), CLOSE))
     assert (found.verdict, found.p, found.error) == (0.5, None, "the judge gives a logprob that is none")
@@ -160,15 +167,15 @@ def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, stor
 
 
 def test_errors_are_counted_and_said_loudly_where_they_are_most():
-    wrong = Verdict("i", "", 0.5, error="the judge gives no verdict")
-    [note] = GRADER.describe_errors([wrong, Verdict("j", "", 1.0), Verdict("k", "", 0.0)])
+    wrong = JudgeVerdict("i", "", 0.5, error="the judge gives no verdict")
+    [note] = GRADER.describe_errors([wrong, JudgeVerdict("j", "", 1.0), JudgeVerdict("k", "", 0.0)])
     assert note == (
         "1 of 3 grades by m at http://h/v1 are errors and count as one half (most often: the judge gives no verdict)"
     )
-    assert GRADER.describe_errors([wrong, wrong, Verdict("k", "", 0.0)])[0].endswith(
+    assert GRADER.describe_errors([wrong, wrong, JudgeVerdict("k", "", 0.0)])[0].endswith(
         "; with so many, its shares say nothing"
     )
-    assert GRADER.describe_errors([Verdict("j", "", 1.0)]) == []
+    assert GRADER.describe_errors([JudgeVerdict("j", "", 1.0)]) == []
 
 
 def test_questions():
@@ -191,11 +198,9 @@ def test_whatever_decides_its_grades_is_in_its_identity(tmp_path: Path):
         judge_at(temperature=0.5).with_question(ASKS), judge_at(max_tokens=5).with_question(ASKS),
         judge_at(extra_body={"top_p": 0.1}).with_question(ASKS),
     ]  # fmt: skip
-    assert len({grader.identity for grader in graders}) == len(graders)
-    assert len({identify_llm(grader).digest for grader in graders}) == len(graders)
+    assert len({grader.identity.digest for grader in graders}) == len(graders)
     same = judge_at(key_env="KEY", at_once=3, prompt=str(path)).with_question(ASKS)  # a prompt for pairs
-    assert (same.identity, identify_llm(same).digest) == (GRADER.identity, identify_llm(GRADER).digest)
-    of_pairs = identify_judge(judge_at(), {}, {})
-    assert of_pairs is not None
-    assert (of_pairs.asks, identify_llm(GRADER).asks) == ("", ASKS)
-    assert describe_difference(identify_llm(GRADER), of_pairs).endswith("asks “Is it short?” and none")
+    assert same.identity == GRADER.identity
+    of_pairs = judge_at().identity
+    assert (of_pairs.asks, GRADER.identity.asks) == ("", ASKS)
+    assert describe_difference(GRADER.identity, of_pairs).endswith("asks “Is it short?” and none")

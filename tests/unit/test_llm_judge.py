@@ -14,9 +14,14 @@ from chat_server import ChatServer, Reply, chatting, error, said
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Tool, ToolCall
 from align.evals import endpoint as module
-from align.evals.llm_judge import COMPARE_TEMPLATE, MAX_FAILURES, LLMJudge, describe_self_judging, parse_judge
-from align.evals.suite.systems import System
-from align.evals.verdicts import Pair, Verdict
+from align.evals.judges.judge_verdict import JudgeVerdict, Pair
+from align.evals.judges.llm_judge import (
+    COMPARE_TEMPLATE,
+    MAX_FAILURES,
+    LLMJudge,
+    parse_judge,
+)
+from align.evals.suite.systems import System, describe_self_judging
 from align.rollout.answer_cache import Answer, AnswerStore, Token
 from align.run import Input
 
@@ -50,7 +55,7 @@ def store(tmp_path: Path) -> AnswerStore:
     return AnswerStore(tmp_path / "answers.db")
 
 
-def read(reply: Answer, id: str, order: str) -> Verdict:
+def read(reply: Answer, id: str, order: str) -> JudgeVerdict:
     return JUDGE.read_comparison(reply, id, order)
 
 
@@ -117,7 +122,7 @@ def test_whatever_decides_its_verdicts_is_in_its_identity(tmp_path: Path):
         JUDGE, judge_at("http://i/v1"), other, judge_at("http://h/v1", temperature=0.5),
         judge_at("http://h/v1", max_tokens=5), judge_at("http://h/v1", extra_body={"top_p": 0.1}),
     ]  # fmt: skip
-    assert len({judge.identity for judge in judges}) == len(judges)
+    assert len({judge.identity.digest for judge in judges}) == len(judges)
     same = judge_at("http://h/v1/", key_env="KEY", at_once=3, timeout_s=9)
     assert same.identity == JUDGE.identity
     assert question(pairs(1)[0], judge=other).endswith("[[A]], [[B]] or [[C]]?")
@@ -169,15 +174,15 @@ def test_our_prompt_is_one_that_is_accepted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ("A is right.\n[[A]]", 1.0), ("[[B]]", 0.0), ("Both.\n\n[[C]]\n\n", 0.5), ("Verdict: [[B]].", 0.0),
+        ("A is right.\n[[A]]", 1.0), ("[[B]]", 0.0), ("Both.\n\n[[C]]\n\n", 0.5), ("JudgeVerdict: [[B]].", 0.0),
         ("**[[A]]**", 1.0), ("First [[A]] seemed better.\nIt is not.\n[[B]]", 0.0), ("[[A]] [[A]]", 1.0),
         ("<think>\n[[A]]\n</think>\n[[B]]", 0.0),
     ],
 )  # fmt: skip
 def test_the_verdict_is_the_last_word(text: str, verdict: float):
     answer = Answer((), text, True)
-    assert read(answer, "i", "first") == Verdict("i", "first", verdict)
-    assert read(answer, "i", "second") == Verdict("i", "second", 1 - verdict)
+    assert read(answer, "i", "first") == JudgeVerdict("i", "first", verdict)
+    assert read(answer, "i", "second") == JudgeVerdict("i", "second", 1 - verdict)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,7 @@ def test_a_letter_that_is_not_shown_has_at_most_what_is_left():
     assert read(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.61)
     assert read(answered("A", {"A": math.log(0.9)}), "i", "first").p == pytest.approx(0.9)
     assert read(answered("C", {"C": -0.1, "x": -3.0}), "i", "first").p is None
-    assert read(Answer((), "[[A]]", True, (Token("x", {"x": -1.0}),)), "i", "first") == Verdict("i", "first", 1.0)
+    assert read(Answer((), "[[A]]", True, (Token("x", {"x": -1.0}),)), "i", "first") == JudgeVerdict("i", "first", 1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.5, math.inf])
@@ -339,4 +344,4 @@ def test_a_judge_of_itself_is_said_to_be_one():
         system("own", "http://h/v1", "m"), system("other", "http://h/v1", "n"), system("far", "http://i/v1", "m"),
         System("file", "f", None, None, "", Input("d")),
     ]  # fmt: skip
-    assert describe_self_judging(JUDGE, systems) == ["m at http://h/v1 judges itself: it is the system own"]
+    assert describe_self_judging(JUDGE.endpoint, systems) == ["m at http://h/v1 judges itself: it is the system own"]

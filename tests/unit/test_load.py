@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from align.core.errors import CorruptFile, InputError
 from align.data.chat.encode import IGNORED, Encoded
-from align.evals.heldout import held_out_loss
+from align.evals.held_out import held_out_loss
 from align.models.base import find_base
 from align.models.load import (
     choose_device,

@@ -24,8 +24,8 @@ from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.clean.quality import read_phrases
 from align.data.read.rows import checked_rows
 from align.data.sets.forget import ids_in
-from align.evals.judge_report import read_report
-from align.evals.llm_judge import read_template
+from align.evals.judges.llm_judge import read_template
+from align.evals.judges.report import read_report
 from align.models.adapter_files import adapter_config, read_adapter, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer

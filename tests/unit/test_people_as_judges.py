@@ -21,6 +21,7 @@ from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import overlap_draw, overlap_for
 from align.core.chain import GENESIS, Head
 from align.core.types import Conversation, Message
+from align.evals.judges.judge_verdict import JudgeVerdict, Pair
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision
 from align.evals.suite.people import (
@@ -36,7 +37,6 @@ from align.evals.suite.people import (
 )
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import Item as EvalItem
-from align.evals.verdicts import Pair, Verdict
 
 
 @pytest.fixture
@@ -192,11 +192,11 @@ def test_the_same_text_twice_is_no_question(first, second, alike):
 @pytest.mark.parametrize(
     ("order", "screen", "expected"),
     [
-        ("0>1", "01", Verdict("7", "first", 1.0, by="ann")),
-        ("1>0", "01", Verdict("7", "first", 0.0, by="ann")),
-        ("0>1", "10", Verdict("7", "second", 1.0, by="ann")),
-        ("1>0", "10", Verdict("7", "second", 0.0, by="ann")),
-        ("01", "10", Verdict("7", "second", 0.5, by="ann")),
+        ("0>1", "01", JudgeVerdict("7", "first", 1.0, by="ann")),
+        ("1>0", "01", JudgeVerdict("7", "first", 0.0, by="ann")),
+        ("0>1", "10", JudgeVerdict("7", "second", 1.0, by="ann")),
+        ("1>0", "10", JudgeVerdict("7", "second", 0.0, by="ann")),
+        ("01", "10", JudgeVerdict("7", "second", 0.5, by="ann")),
     ],
 )
 def test_a_vote_is_a_verdict_on_systems_and_not_on_places(order, screen, expected):
@@ -213,9 +213,13 @@ def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
     votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("gold", "0>1")]
     found = verdicts_of([one, same, unasked, alone], {"i": (one, "i-0")}, votes, b"key")
     assert found == {
-        ("t", "old"): [Verdict("1", "", 1.0, by="ann"), Verdict("1", "", 0.0, by="bob"), Verdict("2", "", 0.5)],
+        ("t", "old"): [
+            JudgeVerdict("1", "", 1.0, by="ann"),
+            JudgeVerdict("1", "", 0.0, by="bob"),
+            JudgeVerdict("2", "", 0.5),
+        ],
         ("t", "older"): [],
-        ("t", "twin"): [Verdict("2", "", 0.5)],  # nobody can be asked anything about these systems
+        ("t", "twin"): [JudgeVerdict("2", "", 0.5)],  # nobody can be asked anything about these systems
     }
 
 

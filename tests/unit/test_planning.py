@@ -24,9 +24,10 @@ from align.planning.live import LiveBytes
 from align.planning.memory import base_bytes, footprint
 from align.planning.shapes import built_shape, llama_shape, shape_of
 from align.planning.workload import Workload
+from align.ppo.measured_update import measure_update
 from align.run import Base
-from align.stages.measuring import measured
 from align.trainers.common import Training
+from align.trainers.measured_steps import measure_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
@@ -92,7 +93,8 @@ def test_a_prediction_is_within_a_tenth_of_what_is_alive(work: Workload) -> None
         lr=0.0, epochs=1.0, batch_size=work.step, micro_batch=work.micro_batch, warmup=0.0, schedule="constant",
         max_grad_norm=1.0, save_every=10, gradient_checkpointing="false", seed=0,
     )  # fmt: skip
-    counts = measured(base, work, None if work.stage == "ppo" else training, torch.device("cpu"))
+    device = torch.device("cpu")
+    counts = measure_update(base, work, device) if work.stage == "ppo" else measure_steps(base, work, training, device)
     found = footprint(shape_of(base), work)
     assert found.peak == pytest.approx(max(counts.values()), rel=0.1)
     assert counts.keys() == {phase.name for phase in found.phases}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.data.pairs import Pair
-from align.evals.implicit_reward import pair_logprobs
+from align.evals.held_out import pair_logprobs
 from align.models.adapters import with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base

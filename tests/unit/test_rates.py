@@ -17,7 +17,7 @@ from align.core.errors import InputError
 from align.models.base import find_base
 from align.run import Base
 from align.run.weights import count_weights
-from align.stages.starting import fill_rates
+from align.stages.runner import fill_rates
 
 METHODS = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 LINES = {

@@ -22,7 +22,7 @@ from align.data.sources import DataSource, divided_documents, divided_prompts, p
 from align.data.split import question_key
 from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.check import Checks
-from align.stages.rows import check_rows
+from align.reward.inputs import check_rows
 
 CHECK = {"kind": "exact", "answer": "4"}
 SUM: dict[str, Any] = {"prompt": "2 + 2?", "answer": "4", "check": CHECK, "level": 1}

@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
 from align.rollout.strip_reasoning import empty_answers
-from align.stages.sample import hand_out, said_of, somebody_can_rank
+from align.stages.sample import add_items, describe_kept_back, require_items
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 
@@ -29,7 +29,7 @@ def handed_out(folder: Path, pairs: list[tuple[str, str]], reasoning: str = "kee
     prompts = [Prompt(Conversation(turns, str(i)), [1]) for i in range(len(pairs))]
     answers = [Candidate(text, "d" * 64) for pair in pairs for text in pair]
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
-        kept_back = hand_out(store, config(reasoning), "run/", 64, prompts, answers)
+        kept_back = add_items(store, config(reasoning), "run/", 64, prompts, answers)
         return kept_back, list(store.items("p"))
 
 
@@ -38,10 +38,10 @@ def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
     kept_back, items = handed_out(tmp_path, pairs)
     assert kept_back == {"all_empty": 1, "all_equal": 1, "with_tools": 0}
     assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
-    assert said_of(kept_back) == [
+    assert describe_kept_back(kept_back) == [
         "not handed out to people: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
     ]
-    assert said_of({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
+    assert describe_kept_back({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
 
 
 @pytest.mark.parametrize(("reasoning", "shown"), [("keep", f"{THOUGHT}A."), ("hide", "A.")])
@@ -60,12 +60,13 @@ def test_who_compares_answers_alone_reads_no_earlier_reasoning(tmp_path: Path, r
     ],
 )
 def test_a_run_that_hands_out_nothing_says_so(reasoning: str, back: dict[str, int], field: str):
-    run: Any = SimpleNamespace(folder=Path("runs/sample/x"), inputs={"init": SimpleNamespace(ref="sft:a")})
+    inputs = {"init": SimpleNamespace(ref="sft:a")}
+    run: Any = SimpleNamespace(folder=Path("runs/sample/x"), inputs=inputs, known_metrics={"prompts": 5})
     if not field:
-        somebody_can_rank(run, config(reasoning), [back], 5)
+        require_items(run, config(reasoning), [back])
         return
     with pytest.raises(InputError, match=rf"^{field}: .*runs/sample/x/samples\.jsonl"):
-        somebody_can_rank(run, config(reasoning), [back], 5)
+        require_items(run, config(reasoning), [back])
 
 
 def test_empty_answers_are_said():

@@ -13,7 +13,7 @@ from test_suite_gates import scored
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, collapse_lines
-from align.evals.questions import REFUSES
+from align.evals.judges.llm_judge import REFUSES
 from align.evals.suite.gates import decide_on_collapse, decision, in_a_line, parsed_gates
 from align.evals.suite.scores import (
     SEVERAL,

@@ -7,24 +7,24 @@ import json
 import pytest
 
 from align.core.types import Conversation, Message
+from align.evals.judges.judge_verdict import JudgeVerdict
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision, in_a_line
 from align.evals.suite.results import Said, Scored, results_of
 from align.evals.suite.tasks import Item
-from align.evals.verdicts import Verdict
 
 ITEMS = [
     Item(str(i), str(i), "odd" if i % 2 else "even", Conversation((Message("user", f"{i}?"),)), None) for i in range(40)
 ]
 
 
-def scored(**verdicts: list[Verdict]) -> Scored:
+def scored(**verdicts: list[JudgeVerdict]) -> Scored:
     said = {name: [Said("", f"{name} {item.id}", None) for item in ITEMS] for name in ("new", *verdicts)}
     return Scored("t", "people", "people", ITEMS, said, verdicts)
 
 
-def won(*ids: int, by: str = "ann", verdict: float = 1.0) -> list[Verdict]:
-    return [Verdict(str(id), "first", verdict, by=by) for id in ids]
+def won(*ids: int, by: str = "ann", verdict: float = 1.0) -> list[JudgeVerdict]:
+    return [JudgeVerdict(str(id), "first", verdict, by=by) for id in ids]
 
 
 def test_what_nobody_judged_is_in_no_figure():

@@ -11,7 +11,7 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.questions import REFUSES
+from align.evals.judges.llm_judge import REFUSES
 from align.evals.stats import bradley_terry
 from align.evals.suite.tasks import Item, Task, clustered, items_of_file, parsed_tasks
 

@@ -5,43 +5,54 @@ from __future__ import annotations
 import pytest
 
 from align.core.types import Conversation, Message
+from align.evals.judges.judge_verdict import (
+    FIRST,
+    SECOND,
+    JudgeVerdict,
+    merge_verdicts,
+    pair_orders,
+    verdicts_by_scores,
+)
 from align.evals.stats import Rule
 from align.evals.suite.gates import Gate, decision, in_a_line
 from align.evals.suite.results import Said, Scored, results_of
 from align.evals.suite.tasks import Item
-from align.evals.verdicts import FIRST, SECOND, Verdict, in_both_orders, of_scores, settled
 
 PROMPT = Conversation((Message("user", "?"),))
 
 
-def task(verdicts: list[Verdict], lengths: tuple[int, int] = (4, 4)) -> Scored:
+def task(verdicts: list[JudgeVerdict], lengths: tuple[int, int] = (4, 4)) -> Scored:
     ids = [*dict.fromkeys(one.prompt for one in verdicts)]
     items = [Item(id, id, "", PROMPT, None) for id in ids]
     said = {name: [Said("", "x" * n) for _ in ids] for name, n in zip(("new", "old"), lengths, strict=True)}
     return Scored("chat", "a judge", "gold", items, said, {"old": verdicts})
 
 
-def both(id: str, first: float, second: float) -> list[Verdict]:
-    return [Verdict(id, FIRST, first), Verdict(id, SECOND, second)]
+def both(id: str, first: float, second: float) -> list[JudgeVerdict]:
+    return [JudgeVerdict(id, FIRST, first), JudgeVerdict(id, SECOND, second)]
 
 
 def test_what_does_not_survive_the_swap_is_a_tie():
     verdicts = [*both("1", 1, 1), *both("2", 1, 0), *both("3", 0, 0), *both("4", 0.5, 1)]
-    assert settled(verdicts) == {"1": 1, "2": 0.5, "3": 0, "4": 0.5}
+    assert merge_verdicts(verdicts) == {"1": 1, "2": 0.5, "3": 0, "4": 0.5}
 
 
 def test_people_count_alike_and_each_one_once():
-    verdicts = [Verdict("1", FIRST, 1, by="ann"), Verdict("1", SECOND, 1, by="ann"), Verdict("1", FIRST, 0, by="bo")]
-    assert settled(verdicts) == {"1": 0.5}
-    assert settled([*verdicts, Verdict("1", SECOND, 0.5, by="cy")]) == {"1": 0.5}
-    assert settled([*verdicts, Verdict("1", SECOND, 1, by="cy")])["1"] == pytest.approx(2 / 3)
+    verdicts = [
+        JudgeVerdict("1", FIRST, 1, by="ann"),
+        JudgeVerdict("1", SECOND, 1, by="ann"),
+        JudgeVerdict("1", FIRST, 0, by="bo"),
+    ]
+    assert merge_verdicts(verdicts) == {"1": 0.5}
+    assert merge_verdicts([*verdicts, JudgeVerdict("1", SECOND, 0.5, by="cy")]) == {"1": 0.5}
+    assert merge_verdicts([*verdicts, JudgeVerdict("1", SECOND, 1, by="cy")])["1"] == pytest.approx(2 / 3)
 
 
 def test_a_scorers_verdicts_follow_from_its_scores():
-    found = of_scores(["1", "2", "3"], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
+    found = verdicts_by_scores(["1", "2", "3"], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
     assert [one.verdict for one in found] == [0, 0.5, 1]
     assert {one.order for one in found} == {""}
-    assert not in_both_orders(found)
+    assert not pair_orders(found)
 
 
 def test_always_the_first_shown_is_even_and_never_consistent():
@@ -68,8 +79,8 @@ def test_wins_less_losses_are_the_difference_of_what_is_compared():
 
 
 def test_judgements_without_a_verdict_are_ties_and_counted():
-    failed = Verdict("9", FIRST, 0.5, error="answered in prose")
-    found = results_of([task([*both("1", 1, 1), failed, Verdict("9", SECOND, 1.0)])], 0.95, 3)["chat"]
+    failed = JudgeVerdict("9", FIRST, 0.5, error="answered in prose")
+    found = results_of([task([*both("1", 1, 1), failed, JudgeVerdict("9", SECOND, 1.0)])], 0.95, 3)["chat"]
     assert found["against"]["old"]["no_verdict"] == 1
     assert found["against"]["old"]["win_rate"]["value"] == 0.75
     assert failed.as_dict() == {
@@ -86,7 +97,7 @@ CHAT = Gate("keeps", "chat", "old", Rule("not_worse", 0.15))
 
 
 def test_a_gate_is_not_passed_by_a_judge_that_says_nothing():
-    nothing = [Verdict(str(i), order, 0.5, error="prose") for i in range(200) for order in (FIRST, SECOND)]
+    nothing = [JudgeVerdict(str(i), order, 0.5, error="prose") for i in range(200) for order in (FIRST, SECOND)]
     found = decision(CHAT, [task(nothing)])
     assert (found.outcome, found.n_to_decide) == ("undecided", None)
     assert "400 judgements without a verdict could change it" in in_a_line(CHAT, found)
@@ -96,7 +107,9 @@ def test_a_gate_is_not_passed_by_a_judge_that_says_nothing():
 def test_it_is_decided_where_no_missing_verdict_could_change_it(won: int, failed: int, outcome: str):
     said = [one for i in range(200 - failed) for one in both(str(i), *((1, 1) if i < won else (0, 0)))]
     lost = [
-        one for i in range(failed) for one in (Verdict(f"x{i}", FIRST, 0.5, error="cut"), Verdict(f"x{i}", SECOND, 1))
+        one
+        for i in range(failed)
+        for one in (JudgeVerdict(f"x{i}", FIRST, 0.5, error="cut"), JudgeVerdict(f"x{i}", SECOND, 1))
     ]
     assert decision(CHAT, [task([*said, *lost])]).outcome == outcome
 

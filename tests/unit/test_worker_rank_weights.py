@@ -15,7 +15,7 @@ from align.models.adapter_files import files_of_adapter
 from align.ranks import Here
 from align.run import Input, Manifest, artifact_in
 from align.run.digests import HASHED, same_bytes
-from align.stages.following import Begun, check
+from align.stages.worker_rank import StartedRun, compare_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +25,13 @@ def nothing_hashed() -> Iterator[None]:
     HASHED.clear()
 
 
-def begin(root: Path, adapter: Path) -> Begun:
+def begin(root: Path, adapter: Path) -> StartedRun:
     """Return what the first rank tells the others about a run that reads an adapter."""
     digest = artifact_in(adapter, "sft:one").digest
     inputs = {"init": Input(digest, "sft:one", str(adapter), "sft", "one", whole=False)}
     manifest = Manifest("ppo", "x", 0, {}, inputs, BASE)
     HASHED.clear()  # each rank is a process of its own
-    return Begun(Config(), root, manifest, False, ())
+    return StartedRun(Config(), root, manifest, False, ())
 
 
 @pytest.mark.parametrize("local_rank", [1, 7])
@@ -41,7 +41,7 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     monkeypatch.setattr(ranks, "_here", Here(local_rank, 8, local_rank, None))
     adapter = published(tmp_path, "one") / "artifact"
     begun = begin(tmp_path, adapter)
-    check(begun)
+    compare_bytes(begun)
     with same_bytes(files_of_adapter(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
@@ -51,11 +51,11 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):
-        check(begun)
+        compare_bytes(begun)
 
 
 def test_the_first_rank_of_a_machine_compares_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_here", Here(8, 16, 0, None))
     begun = begin(tmp_path, published(tmp_path, "one") / "artifact")
     with pytest.raises(InputError, match="rank 8 runs other code than rank 0"):
-        check(begun)
+        compare_bytes(begun)

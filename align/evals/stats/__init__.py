@@ -4,7 +4,7 @@
     found.difference                       # Interval(value, low, high, n)
     decided(Rule("not_worse", margin=0.05, least_n=200), found.difference).outcome
 
-verdicts        verdicts on pairs of answers, and the share that is won
+win_rate        verdicts on pairs of answers, and the share that is won
 paired          two systems on the same prompts: difference, interval, p; Holm's rule over tasks
 length          the win rate at equal lengths, and a judge's taste for length
 power           detectable differences, and how many prompts one needs
@@ -34,7 +34,7 @@ from align.evals.stats.paired import (
     sign_flip,
 )
 from align.evals.stats.power import cluster_effect, detectable, deviation, needed, needed_share
-from align.evals.stats.verdicts import per_prompt, share_won, surviving, win_rate
+from align.evals.stats.win_rate import share_won, surviving, win_rate
 
 __all__ = [
     "Agreement",
@@ -60,7 +60,6 @@ __all__ = [
     "needed_share",
     "paired_scores",
     "paired_shares",
-    "per_prompt",
     "score_difference",
     "share_difference",
     "share_won",

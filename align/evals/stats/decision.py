@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from align.evals.stats.power import deviation, needed
 from align.ops.intervals import Interval
@@ -25,10 +24,6 @@ class Rule:
         level: of the interval that decides. One of 0.95 lets a system pass wrongly in 2.5 % of cases.
         least_n: clusters below which nothing is decided.
         even: what the figure is when two systems are equal: 0 of a difference, ½ of a win rate.
-
-    Raises:
-        ValueError: a kind that there is not, a margin below 0 or, of `not_worse`, at 0, a level outside (0, 1), or a
-            least number below 1.
     """
 
     kind: Kind
@@ -36,18 +31,6 @@ class Rule:
     level: float = 0.95
     least_n: int = 1
     even: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind={self.kind!r} is none of {', '.join(get_args(Kind))}")
-        if not (math.isfinite(self.margin) and self.margin >= 0) or not math.isfinite(self.even):
-            raise ValueError(f"margin={self.margin} with even={self.even}: a finite margin of at least 0 is expected")
-        if self.kind == "not_worse" and self.margin == 0:
-            raise ValueError("margin=0 of not_worse: equal systems can never be shown to be so; give a margin above 0")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level={self.level} is not between 0 and 1")
-        if self.least_n < 1:
-            raise ValueError(f"least_n={self.least_n} is below 1")
 
     @property
     def bound(self) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from align.evals.stats.length import length_controlled
 from align.evals.stats.observed import Clusters, cluster_means, columns, places
-from align.evals.stats.verdicts import share_won, surviving
+from align.evals.stats.win_rate import share_won, surviving
 from align.ops.agreement import below_one, cohen_kappas
 from align.ops.intervals import Interval, normal_quantile, proportion, wilson
 

@@ -94,27 +94,36 @@ class Sampling:
         return place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
 
 
-class Answers(NamedTuple):
-    """The answers of all systems.
+class TaskAnswers(NamedTuple):
+    """The answers of all systems to the items of a task.
 
     Attributes:
-        tasks: with the items that every system was asked, at every turn.
-        dropped: items that were too long for some system, by task.
-        said: system → its last answers to all these items, one task behind another.
-        rollouts: the same as tokens, of the systems that answer here.
-        made: how many answers were made.
-        greedy: system → its first answers at temperature 0 to all these items, of the systems that give such answers.
-            None for an item that was not asked so.
+        items: that every system was asked, at every turn.
+        said: system → its last answers, the first system before the others.
+        rollouts: system → the same as tokens, of those that answer here.
+        dropped: items that were too long for some system.
+        greedy: system → its first answers at temperature 0, of the systems that give such answers. None for an item
+            that was not asked so.
         no_greedy: system → why it gives none.
     """
 
-    tasks: Tasks
-    dropped: Mapping[str, int]
+    task: Task
+    items: Sequence[Item]
     said: Mapping[str, Sequence[Said]]
     rollouts: Mapping[str, Rollout]
-    made: Made
+    dropped: int
     greedy: Mapping[str, Sequence[str | None]]
     no_greedy: Mapping[str, str]
+
+    @property
+    def first(self) -> str:
+        """The system that is compared with the others."""
+        return next(iter(self.said))
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge scores the answers, and no checks do."""
+        return self.items[0].check is None
 
 
 class Made(NamedTuple):
@@ -165,8 +174,13 @@ class Greedy(NamedTuple):
     why_none: dict[str, str]
 
 
-def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> Answers:
+def ask_systems(
+    sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files
+) -> tuple[list[TaskAnswers], Made]:
     """Ask every system every item. What was answered before is not asked again.
+
+    Returns:
+        the answers to each task, and how many were made.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
@@ -208,7 +222,28 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
     said |= {name: read_file(answers, kept, sampling.hides_reasoning) for name, answers in files.items()}
     rollouts = {name: build_rollout(pad, [turns[name][i] for i in fitting]) for name, pad in pads.items()}
     greedy_texts = {name: [texts.get(i) for i in fitting] for name, texts in greedy.texts.items()}
-    return Answers(kept, dropped, said, rollouts, made, greedy_texts, greedy.why_none)
+    by_task: list[TaskAnswers] = []
+    first = 0
+    for task, items in kept:
+        rows = slice(first, first + len(items))
+        first += len(items)
+        by_task.append(
+            TaskAnswers(
+                task,
+                items,
+                {system.name: said[system.name][rows] for system in systems},
+                {name: select_rows(rollout, rows) for name, rollout in rollouts.items()},
+                dropped[task.name],
+                {name: texts[rows] for name, texts in greedy_texts.items()},
+                greedy.why_none,
+            )
+        )
+    return by_task, made
+
+
+def select_rows(rollout: Rollout, rows: slice) -> Rollout:
+    tokens, mask, ended = (x[rows] for x in (rollout.tokens_BS, rollout.mask_BS, rollout.ended_B))
+    return Rollout(tokens, mask, rollout.prompt_width, ended)
 
 
 def rows_to_ask_greedily(tasks: Tasks) -> list[int]:

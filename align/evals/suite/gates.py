@@ -18,15 +18,15 @@ from align.core.aliases import NAME, NAMED
 from align.core.errors import require
 from align.core.spec import known, listed, number, one_of, whole
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
-from align.evals.judge_identity import JudgeIdentity
-from align.evals.judge_report import MIN_AGREEMENT, JudgeReport, choose_report
-from align.evals.questions import describe_yes
+from align.evals.judges.identity import JudgeIdentity
+from align.evals.judges.judge_verdict import pair_orders
+from align.evals.judges.llm_judge import describe_yes
+from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
 from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
 from align.evals.stats.decision import Kind
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARES, Scored, own_mean
 from align.evals.suite.tasks import Task
-from align.evals.verdicts import in_both_orders
 from align.ops.intervals import Interval, grouped
 from align.report.figure_text import counted, in_words
 
@@ -51,7 +51,7 @@ class Gate:
         task: whose figure it is.
         against: the system that the first one is compared with; empty where its own mean score is asked.
         rule: see `align.evals.stats.Rule`.
-        min_agreement: that a judge's agreement has to be above, see `align.evals.judge_report`; None where nobody said.
+        min_agreement: that a judge's agreement has to be above, see `align.evals.judges.report`; None for its default.
         asks: the question of a task that is graded: its figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
             not. False if it must not be known to have collapsed.
@@ -186,7 +186,7 @@ def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
     if part.unsaid:
         outcomes = {decision_on(gate, part.if_unsaid(value)).outcome for value in (0.0, 1.0)}
         why = f"{counted(part.unsaid, 'judgement')} without a verdict could change it" if len(outcomes) > 1 else ""
-    both = in_both_orders(part.verdicts.get(gate.against, ())).values()
+    both = pair_orders(part.verdicts.get(gate.against, ())).values()
     if both and not any(one == other for one, other in both):
         why = "no verdict survives a swap of the two answers: the judge goes by their place"
     return replace(found, outcome="undecided", n_to_decide=None, why=why) if why else found

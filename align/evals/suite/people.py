@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from align.annotate.store import Candidate, Item, Vote, storable
 from align.core.chain import canonical
 from align.core.types import Conversation
-from align.evals.verdicts import FIRST, SECOND, Pair, Verdict
+from align.evals.judges.judge_verdict import FIRST, SECOND, JudgeVerdict, Pair
 from align.report import in_words
 from align.report.figure_text import counted
 
@@ -145,7 +145,7 @@ def drawn_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[
     return sides
 
 
-def verdict_of(vote: Vote, prompt: str, first: str) -> Verdict:
+def verdict_of(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
     """What a vote says of a pair.
 
     Args:
@@ -155,12 +155,12 @@ def verdict_of(vote: Vote, prompt: str, first: str) -> Verdict:
     shown = vote.display_order
     order = "" if first not in shown else FIRST if shown.index(first) == 0 else SECOND
     won = 0.5 if len(vote.tiers) < 2 else float(first in vote.tiers[0])
-    return Verdict(prompt, order, won, by=vote.annotator)
+    return JudgeVerdict(prompt, order, won, by=vote.annotator)
 
 
 def verdicts_of(
     questions: Sequence[Question], asked: Mapping[str, tuple[Question, str]], votes: Iterable[Vote], key: bytes
-) -> dict[tuple[str, str], list[Verdict]]:
+) -> dict[tuple[str, str], list[JudgeVerdict]]:
     """The verdicts by task and other system. Of a pair that nobody judged there is none.
 
     Args:
@@ -168,7 +168,7 @@ def verdicts_of(
         votes: on these items.
         key: see `order_key`.
     """
-    found: dict[tuple[str, str], list[Verdict]] = {(task, other): [] for task, other, *_ in questions}
+    found: dict[tuple[str, str], list[JudgeVerdict]] = {(task, other): [] for task, other, *_ in questions}
     judged = set[tuple[str, str, str]]()
     for vote in votes:
         if vote.item in asked:
@@ -176,7 +176,7 @@ def verdicts_of(
             judged.add(question.name)
             found[question.task, question.other].append(verdict_of(vote, question.pair.id, first))
     for question in alike_counted(questions, judged, key):
-        found[question.task, question.other].append(Verdict(question.pair.id, "", 0.5))
+        found[question.task, question.other].append(JudgeVerdict(question.pair.id, "", 0.5))
     return found
 
 

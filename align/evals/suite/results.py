@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from align.core.types import Message
-from align.evals.questions import describe_yes
+from align.evals.judges.judge_verdict import JudgeVerdict, merge_verdicts, pair_orders
+from align.evals.judges.llm_judge import describe_yes
 from align.evals.stats import (
     bradley_terry,
     cluster_effect,
@@ -29,7 +30,6 @@ from align.evals.stats import (
 from align.evals.suite.probes import Choices, figures_of
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item
-from align.evals.verdicts import Verdict, in_both_orders, settled
 from align.ops.intervals import Interval, grouped, mean, proportion
 from align.report import in_words
 from align.report.figure_text import counted, few
@@ -119,7 +119,7 @@ class Scored:
     role: str
     items: Sequence[Item]
     said: Mapping[str, Sequence[Said]]
-    verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
+    verdicts: Mapping[str, Sequence[JudgeVerdict]] = field(default_factory=dict)
     dropped: int = 0
     asks: str = ""
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -153,12 +153,12 @@ class Scored:
         the ones with a verdict, for people may have judged some and not yet others."""
         if self.scored:
             return self
-        said = settled(self.verdicts.get(other, ()))
+        said = merge_verdicts(self.verdicts.get(other, ()))
         return only(self, [item.id in said for item in self.items])
 
     def wins(self, other: str) -> list[float]:
         """Of each item how far the first system won against another: 1, ½ for a tie, 0, or a mean of such."""
-        found = settled(self.verdicts[other])
+        found = merge_verdicts(self.verdicts[other])
         return [found[item.id] for item in self.items]
 
     def pair(self, other: str) -> tuple[list[float], list[float]]:
@@ -182,7 +182,7 @@ class Scored:
             ]
             for name, of in self.said.items()
         }
-        verdicts = dict[str, Sequence[Verdict]]()
+        verdicts = dict[str, Sequence[JudgeVerdict]]()
         for other, of in self.verdicts.items():
             failed = {one.prompt for one in of if one.error}
             verdicts[other] = [one._replace(verdict=for_first) if one.prompt in failed else one for one in of]
@@ -286,7 +286,7 @@ def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any
 
 def of_orders(task: Scored, other: str, level: float) -> dict[str, Any]:
     """What the order of the answers does to a judge, where it saw both."""
-    both = in_both_orders(task.verdicts[other])
+    both = pair_orders(task.verdicts[other])
     if not both:
         return {}
     clusters = [item.cluster for item in task.items if item.id in both]

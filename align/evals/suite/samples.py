@@ -19,17 +19,16 @@ from align.core.outputs import atomic_file
 from align.core.types import Message, Rollout
 from align.data.ngrams import repetition
 from align.data.trained_ids import Seen
-from align.evals.stats import per_prompt, win_rate
-from align.evals.suite.answers import Sampling, load_actors
+from align.evals.stats import win_rate
+from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
 from align.evals.suite.results import Scored
-from align.evals.suite.scores import TaskAnswers
 from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
 from align.models.backbone import response_logprobs
 from align.models.chunks import in_chunks
 from align.models.finite import diverged
 from align.ops.finite import not_finite
-from align.ops.intervals import mean, proportion
+from align.ops.intervals import grouped, mean, proportion
 
 MEASURED_AT_ONCE = 32
 
@@ -105,13 +104,13 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     score_ref = np.array([s.score_ref for s in samples])
     score_policy = np.array([s.score_policy for s in samples])
 
-    won = proportion(per_prompt(ids, win_rate(score_policy, score_ref)))
+    won = proportion(grouped(ids, win_rate(score_policy, score_ref))[0])
     # Paired: a prompt's difficulty cancels out.
-    gained = mean(per_prompt(ids, score_policy) - per_prompt(ids, score_ref))
-    kl = mean(per_prompt(ids, [s.kl for s in samples]))
+    gained = mean(grouped(ids, score_policy)[0] - grouped(ids, score_ref)[0])
+    kl = mean(grouped(ids, [s.kl for s in samples])[0])
 
     def both(ref: Iterable[float], policy: Iterable[float]) -> dict[str, float]:
-        means = (float(per_prompt(ids, list(values)).mean()) for values in (ref, policy))
+        means = (float(grouped(ids, list(values))[0].mean()) for values in (ref, policy))
         return dict(zip(("ref", "policy"), means, strict=True))
 
     return {

@@ -15,12 +15,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from align import ranks
-from align.core.types import Conversation, Rollout
+from align.core.types import Conversation
 from align.data.chat.reasoning import without_reasoning
-from align.evals import judges
 from align.evals.collapse import (
     MIN_PROMPTS,
     NOT_MEASURED,
@@ -33,13 +30,13 @@ from align.evals.collapse import (
     measure_collapse,
     prompt_text,
 )
-from align.evals.llm_judge import GradedAnswer, LLMJudge
-from align.evals.questions import REFUSES
-from align.evals.suite.answers import Answers
+from align.evals.judges.identity import find_standing, list_scorer_parts, scorer_title
+from align.evals.judges.judge_verdict import JudgeVerdict, Pair, verdicts_by_scores
+from align.evals.judges.llm_judge import REFUSES, GradedAnswer, LLMJudge
+from align.evals.suite.answers import Sampling, TaskAnswers
 from align.evals.suite.people import PEOPLE, Question
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import HARMLESS, Item, Task
-from align.evals.verdicts import Pair, Verdict, of_scores
 from align.reward.build import build, on_its_own_base
 from align.reward.checkers import check_turns, checks_of, exact, json_schema, pattern
 from align.reward.checkers.checked import AllowCode
@@ -54,61 +51,6 @@ CLOSED_KINDS = (exact.KIND, pattern.KIND, json_schema.KIND)
 SEVERAL = "tasks with few prompts"
 """The name of the group of open tasks that have too few prompts to be measured one by one."""
 SCORED_AT_ONCE = 32
-
-
-class TaskAnswers(NamedTuple):
-    """The answers of all systems to the items of a task.
-
-    Attributes:
-        said: system → its answers, the first system before the others.
-        rollouts: system → the same as tokens, of those that answer here.
-        dropped: items that were too long for some system.
-        greedy, no_greedy: see `Answers`.
-    """
-
-    task: Task
-    items: Sequence[Item]
-    said: Mapping[str, Sequence[Said]]
-    rollouts: Mapping[str, Rollout]
-    dropped: int = 0
-    greedy: Mapping[str, Sequence[str | None]] = {}
-    no_greedy: Mapping[str, str] = {}
-
-    @property
-    def first(self) -> str:
-        """The system that is compared with the others."""
-        return next(iter(self.said))
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether a judge scores the answers, and no checks do."""
-        return self.items[0].check is None
-
-
-def split_by_task(answers: Answers, systems: Sequence[str]) -> list[TaskAnswers]:
-    """Return the answers to each task, with the systems in the given order."""
-    parts: list[TaskAnswers] = []
-    first = 0
-    for task, items in answers.tasks:
-        rows = slice(first, first + len(items))
-        first += len(items)
-        parts.append(
-            TaskAnswers(
-                task,
-                items,
-                {name: answers.said[name][rows] for name in systems},
-                {name: select_rows(rollout, rows) for name, rollout in answers.rollouts.items()},
-                answers.dropped[task.name],
-                {name: texts[rows] for name, texts in answers.greedy.items()},
-                answers.no_greedy,
-            )
-        )
-    return parts
-
-
-def select_rows(rollout: Rollout, rows: slice) -> Rollout:
-    tokens, mask, ended = (x[rows] for x in (rollout.tokens_BS, rollout.mask_BS, rollout.ended_B))
-    return Rollout(tokens, mask, rollout.prompt_width, ended)
 
 
 # Judges
@@ -176,9 +118,7 @@ def load_reward_judge(
     inputs: Mapping[str, Input],
     judged: Sequence[Artifact],
     root: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    hides: bool,
+    sampling: Sampling,
 ) -> Judge:
     """Load the scorer of `reward=` as a judge.
 
@@ -188,17 +128,17 @@ def load_reward_judge(
         inputs: of the run.
         judged: the artifacts whose training says what the judge is to them.
         root: the folder of runs.
-        hides: the reasoning of earlier turns.
     """
     models = models_of(inputs)
-    title = judges.title(reward, inputs)
-    identities = judges.identities(reward, inputs)
-    standings = [judges.standing_of(artifact, identities, root, models) for artifact in judged]
+    title = scorer_title(reward, inputs)
+    parts = list_scorer_parts(reward, inputs)
+    standings = [find_standing(artifact, parts, root, models) for artifact in judged]
     role = "proxy" if any(standing.role == "proxy" for standing in standings) else "gold"
-    scorer = build(spec, (on_its_own_base(model, device, dtype, SCORED_AT_ONCE) for model in models))
+    loaded = (on_its_own_base(model, sampling.device, sampling.dtype, SCORED_AT_ONCE) for model in models)
+    scorer = build(spec, loaded)
     notes = [note for standing in standings for note in standing.sentences(title)]
     best = 1.0 if reward["name"] == "check" else None
-    return Judge(partial(score_by_scorer, scorer, title, role, hides), notes, role, scorer, best)
+    return Judge(partial(score_by_scorer, scorer, title, role, sampling.hides_reasoning), notes, role, scorer, best)
 
 
 def score_by_scorer(
@@ -215,7 +155,9 @@ def score_by_scorer(
     scorer = comparable(scorer, read[reference], task.rollouts.get(reference))
     scores = {name: scorer.score(each, task.rollouts.get(name)).tolist() for name, each in read.items()}
     ids = [item.id for item in task.items]
-    verdicts = {name: of_scores(ids, scores[task.first], of) for name, of in scores.items() if name != task.first}
+    verdicts = {
+        name: verdicts_by_scores(ids, scores[task.first], of) for name, of in scores.items() if name != task.first
+    }
     said = {
         name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
         for name, each in task.said.items()
@@ -256,7 +198,7 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAn
 
 
 def score_by_people(
-    verdicts: Mapping[tuple[str, str], Sequence[Verdict]], task: TaskAnswers
+    verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers
 ) -> tuple[Scored, Sequence[str]]:
     """Return the verdicts of people on a task's answers.
 

@@ -213,3 +213,14 @@ def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[
         require(len(answers) == turns, system.field, system.ref, problem, "Give a list with one answer a turn.")
         matches[task, item.id] = answers
     return matches
+
+
+def describe_self_judging(judge: Endpoint, systems: Sequence[System]) -> list[str]:
+    """Return a sentence about each system that is the judge itself.
+
+    Args:
+        judge: the language model that judges.
+    """
+    own = (judge.url, judge.model)
+    same = [s.name for s in systems if s.endpoint is not None and (s.endpoint.url, s.endpoint.model) == own]
+    return [f"{judge.title} judges itself: it is the system {name}" for name in same]

@@ -20,12 +20,14 @@ from align.data.sources import files_record
 from align.data.split import question
 from align.data.trained_ids import Seen
 from align.data.training_overlap import nearly_trained_on
-from align.evals.questions import parse_question, shorten_question
+from align.evals.judges.llm_judge import parse_question
 from align.evals.suite.harness import harness_record
 from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
+from align.evals.text import QUOTED_LETTERS
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.checked import AllowCode
 from align.run import Artifact, Input
+from align.track import shortened
 
 FIELD = "eval.tasks"
 KEYS = (
@@ -154,7 +156,7 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
         checks_of(check, None, f"{at}.check", allow_code=allow_code)
     probe = parsed_probe(task, at)
     problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
-    require(not asks or probe is None, f"{at}.asks", shorten_question(asks), problem, remedy)
+    require(not asks or probe is None, f"{at}.asks", shortened(asks, QUOTED_LETTERS), problem, remedy)
     closed = task.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
     problem = "is said of answers, and a probe generates none"

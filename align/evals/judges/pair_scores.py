@@ -11,9 +11,8 @@ from torch import Tensor
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.evals.judge_examples import PairExample
-from align.evals.judge_report import Opinions
-from align.evals.pair_accuracy import write_held_out
+from align.evals.held_out import write_held_out_pairs
+from align.evals.judges.report import Opinions, PairExample
 from align.evals.stats import win_rate
 from align.models.finite import diverged
 from align.report.figure_text import counted
@@ -84,4 +83,6 @@ def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: Opini
     )
     margins_M: Tensor = scores_M2[:, 0] - scores_M2[:, 1]
     has_odds = opinions.log_odds[0] is not None
-    write_held_out(path, [pairs[i].to_preference() for i in rows], margins_M, scores_M2, 1.0 if has_odds else None)
+    write_held_out_pairs(
+        path, [pairs[i].to_preference() for i in rows], margins_M, scores_M2, 1.0 if has_odds else None
+    )

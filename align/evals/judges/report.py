@@ -1,36 +1,44 @@
-"""The report of a judge (`card.json`): how often it agrees with a reference, and whether it may decide gates.
+"""The report of a judge (`card.json`): how often it agrees with known verdicts, and whether it may decide gates.
 
-A judge answers one of two kinds of question: which of two answers is better, or a yes/no question about one answer.
-`artifact/verdicts.jsonl` of a run of `eval=judge` is the evidence; the figures here are computed from it. Imports no
-torch.
+A judge answers one of two kinds of question: which of two answers is better, or a yes/no question about one answer. It
+is measured on examples whose verdict is known. An example counts once, however many people judged it: its verdict is
+the majority's. Which answer of a pair is the first is drawn from a hash of the pair's id, so that neither place has
+more good answers. `artifact/verdicts.jsonl` of a run of `eval=judge` is the evidence. Imports no torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from align import ranks
 from align.core.errors import CorruptFile, InputError, require, require_schema_version
-from align.evals.judge_examples import (
-    TIE,
-    AnswerExample,
-    PairExample,
-    find_best_answers,
-    measure_human_agreement,
-)
-from align.evals.judge_identity import JudgeIdentity, describe_difference, list_differences
-from align.evals.stats import agreement, measure_judge, per_prompt, surviving
-from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses
-from align.ops.intervals import mean, proportion
-from align.report.figure_text import counted, in_words
-from align.run import Input, file_digest, json_object, resolve
+from align.core.types import Conversation, Feedback, Message, Preference
+from align.data.read.content import turn_json
+from align.data.trained_ids import Seen
+from align.evals.judges.identity import JudgeIdentity, describe_difference, list_differences
+from align.evals.judges.judge_verdict import FIRST, SECOND, Pair
+from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
+from align.evals.stats import agreement, measure_judge, surviving
+from align.evals.suite.tasks import Item, clustered
+from align.evals.text import join_turns
+from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses, log_odds
+from align.ops.intervals import grouped, mean, proportion
+from align.report.figure_text import calibration_in_words, counted, in_words
+from align.rollout.answer_cache import AnswerStore
+from align.run import Input, file_digest, json_digest, json_object, resolve
 
+Turns = tuple[Message, ...]
+TIE = 0.5
 FIELD = "stage.card"
 FILE = "card.json"
 SCHEMA = 1
@@ -46,6 +54,201 @@ HOW_TO_MEASURE = "Measure the judge: python -m align stage=eval eval=judge rewar
 HOW_TO_MEASURE_ANSWERS = (
     "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=files data.path=LABELLED."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PairExample:
+    """Two answers to one prompt.
+
+    Attributes:
+        item: the prompt, with its source as the category. Pairs that share a prompt or a group are one cluster.
+        first, second: the turns of each answer, usually one.
+        verdict: 1 if the first is better, 0 if the second is, ½ for a tie.
+        votes: the same of each person.
+        ended: False if sampling cut the first, or the second, at its length limit.
+    """
+
+    item: Item
+    first: Turns
+    second: Turns
+    verdict: float
+    votes: tuple[float, ...]
+    ended: tuple[bool, bool] = (True, True)
+
+    @property
+    def is_tied(self) -> bool:
+        return self.verdict == TIE
+
+    @property
+    def sides(self) -> tuple[Turns, Turns]:
+        return self.first, self.second
+
+    @property
+    def conversations(self) -> tuple[Conversation, Conversation]:
+        """The prompt with either answer."""
+        first, second = (replace(self.item.prompt, messages=self.item.prompt.messages + side) for side in self.sides)
+        return first, second
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Characters of the answers."""
+        first, second = (sum(len(turn.content) for turn in side) for side in self.sides)
+        return first, second
+
+    def to_preference(self) -> Preference:
+        """Return the pair with the better answer as the chosen one; of a tie, the first."""
+        is_first = self.verdict >= TIE
+        chosen, rejected = self.sides if is_first else self.sides[::-1]
+        chosen_ended, rejected_ended = self.ended if is_first else self.ended[::-1]
+        return Preference(
+            self.item.prompt.messages,
+            chosen,
+            rejected,
+            self.item.id,
+            self.item.cluster,
+            source=self.item.category,
+            tools=self.item.prompt.tools,
+            chosen_ended=chosen_ended,
+            rejected_ended=rejected_ended,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerExample:
+    """An answer and its label.
+
+    Attributes:
+        item: the prompt. Answers to one prompt are one cluster.
+        answer: its turns, usually one.
+        label: True if the question about the answer has a yes.
+    """
+
+    item: Item
+    answer: Turns
+    label: bool
+
+    @property
+    def verdict(self) -> float:
+        return float(self.label)
+
+
+def build_pair_examples(
+    decided: Sequence[Preference], tied: Sequence[Preference] = (), seed: int = 0
+) -> list[PairExample]:
+    """Return the judged pairs in order, each once.
+
+    Args:
+        decided: pairs whose chosen answer is the better one.
+        tied: pairs whose answers are equally good.
+        seed: of the draw which answer is the first.
+    """
+    votes_by_pair: dict[tuple[Turns, frozenset[Turns]], list[tuple[Preference, bool]]] = {}
+    for prefs, is_tie in ((decided, False), (tied, True)):
+        for pref in prefs:
+            key = (pref.prompt, frozenset((pref.chosen, pref.rejected)))
+            votes_by_pair.setdefault(key, []).append((pref, is_tie))
+    ids = make_unique([votes[0][0].id for votes in votes_by_pair.values()], "pair")
+    pairs = [count_votes(id, votes, seed) for id, votes in zip(ids, votes_by_pair.values(), strict=True)]
+    items = clustered([pair.item for pair in pairs])
+    return [replace(pair, item=item) for item, pair in zip(items, pairs, strict=True)]
+
+
+def count_votes(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
+    """Return the example of one pair. Each vote is a preference and whether it calls the answers equal."""
+    pref = votes[0][0]
+    sides = [(pref.chosen, pref.chosen_ended), (pref.rejected, pref.rejected_ended)]
+    if hashlib.sha256(f"{seed} {id}".encode()).digest()[0] % 2 == 1:
+        sides.reverse()
+    (first, first_ended), (second, second_ended) = sides
+    values = tuple(TIE if is_tie else float(vote.chosen == first) for vote, is_tie in votes)
+    balance = sum(value - TIE for value in values)
+    verdict = TIE if balance == 0 else float(balance > 0)
+    item = Item(id, pref.group_id or id, pref.source, Conversation(pref.prompt, id, pref.tools), None)
+    return PairExample(item, first, second, verdict, values, (first_ended, second_ended))
+
+
+def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExample], int]:
+    """Return the labelled answers in order, each once, and how many were left out because as many labels say yes as
+    no."""
+    labels_by_answer: dict[tuple[Turns, Turns], list[Feedback]] = {}
+    for row in labelled:
+        labels_by_answer.setdefault((row.prompt, row.completion), []).append(row)
+    kept = [rows for rows in labels_by_answer.values() if 2 * sum(row.label for row in rows) != len(rows)]
+    ids = make_unique([rows[0].id for rows in kept], "answer")
+    items = [
+        Item(id, id, "", Conversation(rows[0].prompt, id, rows[0].tools), None)
+        for id, rows in zip(ids, kept, strict=True)
+    ]
+    examples = [
+        AnswerExample(item, rows[0].completion, 2 * sum(row.label for row in rows) > len(rows))
+        for item, rows in zip(clustered(items), kept, strict=True)
+    ]
+    return examples, len(labels_by_answer) - len(kept)
+
+
+def make_unique(ids: Sequence[str], noun: str) -> list[str]:
+    """Return the ids, a repeated one with its number (`x#2`) and an empty one as the noun with its place (`pair 3`)."""
+    counts = Counter[str]()
+    unique = []
+    for place, given in enumerate(ids, 1):
+        id = given or f"{noun} {place}"
+        counts[id] += 1
+        unique.append(id if counts[id] == 1 else f"{id}#{counts[id]}")
+    return unique
+
+
+def drop_learned(pairs: Iterable[PairExample], seen: Sequence[Seen]) -> list[PairExample]:
+    """Return the pairs whose prompt no reward model of the judge learned from."""
+    return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
+
+
+def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -> str:
+    """Return SHA-256, in hex, over prompts, answers and verdicts, in whatever order they stand."""
+
+    def list_contents(example: PairExample | AnswerExample) -> list[object]:
+        prompt = turns_to_json(example.item.prompt.messages)
+        if isinstance(example, AnswerExample):
+            return [prompt, turns_to_json(example.answer), example.label]
+        verdicts = (example.verdict, 1 - example.verdict)
+        sides = [[turns_to_json(side), verdict] for side, verdict in zip(example.sides, verdicts, strict=True)]
+        return [prompt, *sorted(sides)]
+
+    return json_digest(sorted(map(list_contents, examples), key=str))
+
+
+def turns_to_json(turns: Turns) -> list[str]:
+    return [turn_json(turn) for turn in turns]
+
+
+def measure_human_agreement(pairs: Sequence[PairExample]) -> tuple[list[str], list[float]]:
+    """Return, of the pairs that several people judged, the clusters and the share of two votes that are equal."""
+    several = [pair for pair in pairs if len(pair.votes) > 1]
+    shares = []
+    for pair in several:
+        is_equal = [a == b for a, b in combinations(pair.votes, 2)]
+        shares.append(sum(is_equal) / len(is_equal))
+    return [pair.item.cluster for pair in several], shares
+
+
+def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
+    """Return the prompts with one answer that was preferred to each other one, of which there are two or more: the id
+    of the prompt → the pairs with that answer, and whether it is the first of each. The other answers need not have
+    been compared.
+
+    RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones.
+    """
+    pairs_by_prompt: dict[Turns, list[PairExample]] = {}
+    for pair in pairs:
+        pairs_by_prompt.setdefault(pair.item.prompt.messages, []).append(pair)
+    best_answers: dict[str, list[tuple[PairExample, bool]]] = {}
+    for prompt_pairs in pairs_by_prompt.values():
+        answers = {side for pair in prompt_pairs for side in pair.sides}
+        for answer in sorted(answers, key=turns_to_json):
+            own = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.sides]
+            has_all = len(answers) > 2 and len(own) == len(answers) - 1
+            if has_all and all(pair.verdict == float(is_first) for pair, is_first in own):
+                best_answers[prompt_pairs[0].item.id] = own
+    return best_answers
 
 
 class Opinions(NamedTuple):
@@ -110,7 +313,7 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
     figures |= measure_calibration([pairs[i] for i in decided], [opinions.log_odds[i] for i in decided], level)
     voted_clusters, equal_shares = measure_human_agreement(pairs)
     if equal_shares:
-        figures["between_people"] = proportion(per_prompt(voted_clusters, equal_shares), level=level).as_dict()
+        figures["between_people"] = proportion(grouped(voted_clusters, equal_shares)[0], level=level).as_dict()
     return figures
 
 
@@ -135,7 +338,7 @@ def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level:
     def measure_label(label: float) -> dict[str, Any]:
         rows = [i for i, own in enumerate(labels) if own == label]
         is_right = np.array([float(verdicts[i] == label) for i in rows])
-        return proportion(per_prompt([clusters[i] for i in rows], is_right), level=level).as_dict()
+        return proportion(grouped([clusters[i] for i in rows], is_right)[0], level=level).as_dict()
 
     return {
         "agreement": asdict(agreement(verdicts, labels, clusters, level)),
@@ -155,7 +358,7 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
     def measure_rows(rows: Sequence[int]) -> dict[str, Any]:
         clusters = [pairs[i].item.cluster for i in rows]
-        return proportion(per_prompt(clusters, is_right[[*rows]]), level=level).as_dict()
+        return proportion(grouped(clusters, is_right[[*rows]])[0], level=level).as_dict()
 
     def measure_groups(key: Callable[[PairExample], str]) -> dict[str, Any]:
         keys = [key(pair) for pair in pairs]
@@ -205,10 +408,73 @@ def measure_calibration(
     return {
         "calibration": {
             "ece": expected_calibration_error(bins),
-            "brier": mean(per_prompt(clusters, brier_scores(odds, outcomes)), level).as_dict(),
-            "log_loss": mean(per_prompt(clusters, log_losses(odds, outcomes)), level).as_dict(),
+            "brier": mean(grouped(clusters, brier_scores(odds, outcomes))[0], level).as_dict(),
+            "log_loss": mean(grouped(clusters, log_losses(odds, outcomes))[0], level).as_dict(),
         }
     }
+
+
+# Opinions of a language model
+
+
+def collect_pair_opinions(
+    judge: LLMJudge, pairs: Sequence[PairExample], store: AnswerStore
+) -> tuple[Opinions, list[str]]:
+    """Return the verdicts of a language model in both orders, and remarks on missing ones. The first rank asks it."""
+    shown = [Pair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
+    verdicts = ranks.from_main(judge.compare(shown, store) if ranks.is_main() else [])
+    by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
+    first = [by_case[pair.item.id, FIRST] for pair in pairs]
+    second = [by_case[pair.item.id, SECOND] for pair in pairs]
+    odds = [
+        log_odds((one.p + other.p) / 2) if one.p is not None and other.p is not None else None
+        for one, other in zip(first, second, strict=True)
+    ]
+    opinions = Opinions(
+        [verdict.verdict for verdict in first],
+        [verdict.verdict for verdict in second],
+        odds,
+        [one.error or other.error for one, other in zip(first, second, strict=True)],
+    )
+    return opinions, judge.describe_errors(verdicts, "wrong", "its card says nothing")
+
+
+def collect_answer_opinions(
+    judge: LLMJudge, answers: Sequence[AnswerExample], store: AnswerStore
+) -> tuple[Opinions, list[str]]:
+    """Return the yes or no of a language model to each answer, and remarks on missing ones. The first rank asks it."""
+    shown = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
+    verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
+    opinions = Opinions(
+        [verdict.verdict for verdict in verdicts],
+        None,
+        [None if verdict.p is None else log_odds(verdict.p) for verdict in verdicts],
+        [verdict.error for verdict in verdicts],
+        probabilities=[verdict.p for verdict in verdicts],
+    )
+    return opinions, judge.describe_errors(verdicts)
+
+
+def list_judged_examples(
+    examples: Sequence[PairExample] | Sequence[AnswerExample], opinions: Opinions
+) -> Iterator[dict[str, Any]]:
+    """Yield a line of `verdicts.jsonl` for each example, without its texts, which are in the data."""
+    for i, example in enumerate(examples):
+        row: dict[str, Any] = {"id": example.item.id, "cluster": example.item.cluster, "verdict": opinions.verdicts[i]}
+        if isinstance(example, AnswerExample):
+            row["label"] = example.label
+            if opinions.probabilities is not None and opinions.probabilities[i] is not None:
+                row["p"] = opinions.probabilities[i]
+        else:
+            row |= {"source": example.item.category, "reference": example.verdict, "votes": example.votes}
+            row["characters"] = [*example.lengths]
+        if opinions.swapped is not None:
+            row["swapped"] = opinions.swapped[i]
+        if opinions.errors[i]:
+            row["error"] = opinions.errors[i]
+        if opinions.scores is not None:
+            row["scores"] = [*opinions.scores[i]]
+        yield row
 
 
 # The file
@@ -392,3 +658,55 @@ def choose_report(
         examples = "answers" if judge.asks else "pairs"
         raise InputError(FIELD, value, f"{decides}: {why}", f"Measure it on more {examples}, or name another judge.")
     return own[0]
+
+
+# Words
+
+
+def describe_right_to_decide(metrics: Mapping[str, Any]) -> str:
+    why_not = metrics["why_not"]
+    return f"too little to decide gates: {why_not}" if why_not else f"enough to decide gates ({MIN_AGREEMENT:g})"
+
+
+def describe_pair_judge(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the figures of a judge of pairs in words, first whether it may decide gates."""
+    card = metrics["card"]
+    agreed = in_words(metrics["judge_agreement"], ".2f")
+    verdicts = counted(card["agreement"]["verdicts"], "verdict")
+    may_decide = describe_right_to_decide(metrics)
+    yield f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {verdicts}, {may_decide}"
+    if "accuracy" in card:
+        lengths = [
+            f"{in_words(card['by_length'][key], '.2f')} where it is the {key} one"
+            for key in (LONGER, SHORTER)
+            if key in card["by_length"]
+        ]
+        accuracy = in_words(card["accuracy"], ".2f")
+        line = f"it prefers the better answer in {accuracy} of the pairs that have one"
+        yield f"{line}; {', '.join(lengths)}" if lengths else line
+    if card["swap"]:
+        consistent, shown_first = (in_words(card["swap"][key], ".2f") for key in ("consistency", "shown_first"))
+        yield f"{consistent} of its verdicts survive a swap; the answer that is shown first wins {shown_first}"
+    if card["errors"]:
+        pairs = counted(card["errors"], "pair")
+        yield f"it gives no verdict, or one in one order alone, on {pairs}: counted as wrong"
+    for n, interval in card.get("best_of", {}).items():
+        prompts = counted(interval["n"], "prompt")
+        yield f"it finds the best of {n} answers in {in_words(interval, '.2f')} of {prompts}"
+    if "calibration" in card:
+        yield calibration_in_words(card["calibration"])
+    if "between_people" in card:
+        yield f"people agree with each other on {in_words(card['between_people'], '.2f')} of such pairs"
+
+
+def describe_answer_judge(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the figures of a judge of single answers in words, first whether it may decide gates."""
+    card = metrics["card"]
+    by_label = ", ".join(f"{in_words(card['by_label'][name], '.2f')} labelled {name}" for name in YES_AND_NO)
+    labels = " and ".join(f"{card['labels'][name]:,} {name}" for name in YES_AND_NO)
+    yield f"{metrics['judge']} is right on {by_label} ({labels}), {describe_right_to_decide(metrics)}"
+    agreed = in_words(metrics["judge_agreement"], ".2f")
+    answers = counted(card["agreement"]["verdicts"], "answer")
+    yield f"in all it agrees with {metrics['reference']} on {agreed} of {answers}"
+    if "calibration" in card:
+        yield calibration_in_words(card["calibration"])

@@ -5,13 +5,11 @@ The unit is the prompt: two answers to one prompt are not two pieces of evidence
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.evals.stats.observed import Clusters, cluster_means, columns, places, within
-from align.ops.intervals import Interval, grouped, proportion
+from align.ops.intervals import Interval, proportion
 
 
 def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float64]:
@@ -26,11 +24,6 @@ def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float6
     if np.isnan(policy).any() or np.isnan(ref).any():
         raise ValueError("a score is NaN: it neither wins nor loses")
     return np.where(policy > ref, 1.0, np.where(policy < ref, 0.0, 0.5))
-
-
-def per_prompt(prompt_ids: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
-    """Mean of each prompt's values, in order of first appearance: shape [answers] to [prompts]."""
-    return grouped(prompt_ids, values)[0]
 
 
 def share_won(verdicts: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ SHARED = "Put it on storage that all machines share, at the same path."
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """What the first rank tells the others as the stage begins.
+class StartedRun:
+    """The message of the first rank to the others as the stage begins.
 
     Attributes:
         config: with what its inputs decide. Of a secret in it there is the mask alone.
         folder: of the run, on storage that all ranks share; absolute.
         manifest: of the run, as far as it is known.
         resumed: an unfinished run is continued.
-        rows: what the stage's `run` takes behind the run and its configuration: nobody else reads data.
+        rows: what the stage's `run` takes after the run and its configuration. The other ranks read no data.
     """
 
     config: Config
@@ -40,15 +41,15 @@ class Begun:
     rows: tuple[Any, ...]
 
 
-def follow() -> int:
-    """Work on the run that the first rank has opened; returns the exit status.
+def follow_first_rank() -> int:
+    """Work on the run that the first rank has opened. Returns the exit status.
 
     Raises:
         AlignError: this rank failed first, or another did, see `align.ranks.cause`.
     """
     try:
         with ranks.together():
-            return followed()
+            return work_on_run()
     except AlignError:
         raise
     except Exception as error:  # the first rank writes the traceback down
@@ -59,57 +60,57 @@ def follow() -> int:
         return 1
 
 
-def followed() -> int:
+def work_on_run() -> int:
     ranks.join()
-    begun: Begun | None = ranks.from_main(None)
-    if begun is None:  # finished already
+    started: StartedRun | None = ranks.from_main(None)
+    if started is None:  # finished already
         return 0
-    SIZE_LIMIT.megabytes = begun.config.run.max_file_mb
-    check(begun)
+    config = started.config
+    SIZE_LIMIT.megabytes = config.run.max_file_mb
+    compare_bytes(started)
     ranks.at("loads")
     try:
-        with Following(begun.folder, begun.manifest, begun.resumed) as run:
-            result = load_stage(begun.config.stage.name).run(run, begun.config, *begun.rows)
+        with Following(started.folder, started.manifest, started.resumed) as run:
+            result = load_stage(config.stage.name).run(run, config, *started.rows)
     except AlignError:
         raise
     except Exception as error:
-        raise find_user_error(error, begun.config.run.root) or error from error
+        raise find_user_error(error, config.run.root) or error from error
     return int(result.metrics.get("exit_status", 0))
 
 
-def check(begun: Begun) -> None:
-    """Raise InputError where this rank has other code or other weights than the first rank.
+def compare_bytes(started: StartedRun) -> None:
+    """Raise InputError if this rank has other code or other weights than the first rank.
 
     Adapters are hashed by every rank, so that each knows which bytes it has to load. Code and whole models are compared
     by one rank of each machine: the others would wait for the same disk, and `load_base` compares the bytes that a rank
     loads with the base's digest in any case.
     """
-    manifest, rank = begun.manifest, ranks.rank()
+    manifest = started.manifest
+    rank = ranks.rank()
     is_first_of_machine = ranks.local_rank() == 0
     if is_first_of_machine:
         here = code_digest()
         problem = f"rank {rank} runs other code than rank 0, which has {manifest.code[:12]}"
         require(here == manifest.code, "align", here[:12], problem, "Install the same version on every machine.")
-        problem = f"rank {rank} does not find the run's folder {begun.folder}"
-        require((begun.folder / "manifest.json").is_file(), "run.root", begun.config.run.root, problem, SHARED)
-    for name, given in manifest.inputs.items():
-        is_adapter = given.whole is False  # None: rows, which come from the first rank
-        if is_adapter or (is_first_of_machine and given.whole):
-            digest = looked_at(name, given.ref, lambda path=Path(given.path): artifact_in(path, str(path)).digest)
-            same(name, given.ref, digest, given.digest)
+        problem = f"rank {rank} does not find the run's folder {started.folder}"
+        there = (started.folder / "manifest.json").is_file()
+        require(there, "run.root", started.config.run.root, problem, SHARED)
+    for name, record in manifest.inputs.items():
+        is_adapter = record.whole is False  # None: rows, which come from the first rank
+        if is_adapter or (is_first_of_machine and record.whole):
+            path = Path(record.path)
+            compare_weights(name, record.ref, record.digest, lambda path=path: artifact_in(path, str(path)).digest)
     if is_first_of_machine and (base := manifest.base):
-        here = looked_at("model.path", base.id, lambda: model_digest(Path(base.path), "model.path", base.id))
-        same("model.path", base.id, here, base.digest)
+        digest = partial(model_digest, Path(base.path), "model.path", base.id)
+        compare_weights("model.path", base.id, base.digest, digest)
 
 
-def looked_at(field: str, value: str, digest: Callable[[], str]) -> str:
-    """The digest of weights on this machine. Raises: InputError: says which rank does not find them, or cannot read."""
+def compare_weights(field: str, value: str, expected: str, digest: Callable[[], str]) -> None:
+    """Raise InputError if weights have another digest on this machine, or cannot be read. It says which rank it is."""
     try:
-        return digest()
+        here = digest()
     except InputError as error:
         raise type(error)(field, value, f"rank {ranks.rank()}: {error.problem}", SHARED) from error
-
-
-def same(field: str, value: str, here: str, there: str) -> None:
-    problem = f"rank {ranks.rank()} has other weights there ({here[:12]}) than rank 0 ({there[:12]})"
-    require(here == there, field, value, problem, SHARED)
+    problem = f"rank {ranks.rank()} has other weights there ({here[:12]}) than rank 0 ({expected[:12]})"
+    require(here == expected, field, value, problem, SHARED)

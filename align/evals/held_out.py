@@ -1,0 +1,212 @@
+"""Figures on held-out data: the loss of rows, the implicit reward of answers, and how well pairs and labels are told
+apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from align import ranks
+from align.core.types import Conversation, Feedback, Preference
+from align.data.chat.encode import IGNORED, Encoded
+from align.data.pairs import Pair
+from align.data.split import question_key
+from align.evals.text import join_turns
+from align.models.backbone import answered, pad, picked_logprobs, response_logprobs
+from align.models.chunks import in_chunks
+from align.models.finite import diverged
+from align.models.sharded import is_sharded
+from align.ops.auc import auc
+from align.ops.intervals import Interval, grouped, proportion, ratio
+from align.reward.rules import BY_NAME
+from align.run import write_text
+from align.track import line_of
+
+SIDES = ("chosen", "rejected")
+MEASURED_AT_ONCE = 32
+Row = tuple[list[int], int]
+"""Tokens of prompt and answer, and where the answer begins."""
+
+
+class HeldOutLoss(NamedTuple):
+    """The loss of a model on held-out rows.
+
+    Attributes:
+        mean: negative log-likelihood over the trained tokens of all rows, in nats a token.
+        tokens: number of these tokens.
+        by_row: nats of each row, summed over its tokens, in the order of the rows.
+        sizes: tokens of each row.
+    """
+
+    mean: float
+    tokens: int
+    by_row: list[float]
+    sizes: list[int]
+
+    def select(self, is_selected: Sequence[bool]) -> HeldOutLoss:
+        """Return the loss on some of the rows, at least one."""
+        by_row = list(compress(self.by_row, is_selected))
+        sizes = list(compress(self.sizes, is_selected))
+        return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
+
+    def change_to(self, after: HeldOutLoss) -> Interval:
+        """Return by how much the loss on the same rows changed, in nats a token."""
+        return ratio([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
+    """Compute the loss of a model on rows.
+
+    Rows are batched by length, so that little padding is computed, and each rank computes its share of the batches. The
+    mean is over tokens, whatever the batches.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+    def measure_batch(places: list[int]) -> tuple[float, list[float], list[int]]:
+        """Return the nats of a batch, those of each row, and the tokens of each row."""
+        batch = [rows[i] for i in places]
+        tokens = pad([row.input_ids for row in batch], pad_id).to(device)
+        mask = pad([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
+        picked = (pad([row.labels for row in batch], IGNORED) != IGNORED).to(device)
+        picked[:, 0] = False  # nothing stands before a first token
+        logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
+        counts = picked.sum(1).tolist()
+        return -logprobs.sum().item(), [-of_row.sum().item() for of_row in logprobs.split(counts)], counts
+
+    share = [measure_batch(places) for places in ranks.dealt(batches)]
+    if is_sharded(model) and len(share) * ranks.world() < len(batches):
+        measure_batch(batches[-1])  # thrown away: all ranks take a pass at once
+    results = ranks.gathered(share, len(batches))
+    model.train(was_training)
+    total = 0.0
+    by_row = [0.0] * len(rows)
+    sizes = [0] * len(rows)
+    for places, (nats, of_rows, counts) in zip(batches, results, strict=True):
+        total += nats
+        for i, nats_of_row, count in zip(places, of_rows, counts, strict=True):
+            by_row[i] = nats_of_row
+            sizes[i] = count
+    return HeldOutLoss(total / sum(sizes), sum(sizes), by_row, sizes)
+
+
+# The implicit reward, log π / π_ref
+
+
+@torch.no_grad()
+def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool = False) -> Tensor:
+    """Return log π of each answer [N] on the CPU, under whatever adapter is active; its mean over tokens if
+    `by_token`."""
+    if not rows:
+        return torch.zeros(0, device="cpu")
+    device = next(model.parameters()).device
+    rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
+    each = in_chunks(lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE).cpu()
+    return each / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else each
+
+
+def pair_logprobs(model: Any, pairs: Sequence[Pair], pad_id: int, by_token: bool = False) -> Tensor:
+    """Return log π of the better and of the worse answer of each pair [M, 2], see `answer_logprobs`."""
+    sides = [(p.chosen_ids, p.chosen_start) for p in pairs], [(p.rejected_ids, p.rejected_start) for p in pairs]
+    return torch.stack([answer_logprobs(model, side, pad_id, by_token) for side in sides], -1)
+
+
+def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str) -> None:
+    """Raise InputError if one of the values is not finite.
+
+    Args:
+        values: one row for each answer or pair.
+        what: is measured, such as `pairs have logprobs`.
+        steps: of training behind them.
+    """
+    if count := int((~values.isfinite()).flatten(1).any(1).sum()):
+        problem = f"{count} of {len(values)} held-out {what} that are no numbers after step {steps}"
+        raise diverged(f"{problem}: nothing is published", lr, dtype)
+
+
+# Pairs and labels
+
+
+def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
+    """Return the accuracy on the labels with its interval over prompts. If one scorer made all labels with noise,
+    return also the accuracy against its order without noise, and the ceiling that the noise leaves: how often the
+    labels agree with that order."""
+    groups = [pref.group_id or pref.id for pref in prefs]
+
+    def interval(values: Tensor) -> dict[str, Any]:
+        return proportion(grouped(groups, values.double().tolist())[0]).as_dict()
+
+    figures = {"accuracy": interval(gap_M > 0)}
+    scorers = {pref.scorer for pref in prefs}
+    if len(scorers) == 1 and scorers <= BY_NAME.keys():
+        gold = BY_NAME[scorers.pop()]()
+        better, worse = (
+            gold.score([Conversation((*pref.prompt, *getattr(pref, side)), tools=pref.tools) for pref in prefs])
+            for side in SIDES
+        )
+        is_right = better > worse  # ties never become pairs
+        figures["accuracy_noiseless"] = interval((gap_M > 0) == is_right)
+        figures["ceiling"] = interval(is_right)
+    return figures
+
+
+def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
+    """Return the scorers that stood in for people in pairs that were learned from; empty if there are none."""
+    scorers = sorted({pref.scorer for pref in prefs if pref.scorer})
+    return {"simulated_by": scorers} if scorers else {}
+
+
+def write_held_out_pairs(
+    path: Path,
+    prefs: Sequence[Preference],
+    margins_M: Tensor,
+    scores_M2: Tensor | None = None,
+    log_odds: float | None = 1.0,
+) -> None:
+    """Write `held_out.jsonl`: every held-out pair with the model's margin, one JSON object a line.
+
+    Args:
+        margins_M: by how much the model puts the chosen answer of each pair above the other.
+        scores_M2: of the chosen and the other one, if each has a score of its own.
+        log_odds: nats of log odds that the chosen one wins in a unit of the margin; None if it says nothing of odds.
+    """
+    lines = []
+    for i, (pref, margin) in enumerate(zip(prefs, margins_M.tolist(), strict=True)):
+        row = {"id": pref.id, "group": pref.group_id or pref.id, "margin": margin}
+        row |= {"prompt": [message.as_dict() for message in pref.prompt]}
+        row |= {side: join_turns(getattr(pref, side)) for side in SIDES}
+        if scores_M2 is not None:
+            row |= {f"score_{side}": score for side, score in zip(SIDES, scores_M2[i].tolist(), strict=True)}
+        if log_odds is not None:
+            row["log_odds"] = log_odds * margin
+        lines.append(line_of(row))
+    write_text(path, "".join(lines))
+
+
+def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:
+    """Return `auc`, how often a wanted answer has a higher reward than an unwanted one, with its interval over prompts.
+    Returns nothing if all have one label."""
+    labels = [answer.label for answer in answers]
+    if len(set(labels)) < 2:
+        return {}
+    prompts = [question_key(Conversation(answer.prompt)) for answer in answers]
+    return {"auc": auc(rewards_N.tolist(), labels, prompts).as_dict()}
+
+
+def write_held_out_answers(path: Path, answers: Sequence[Feedback], rewards_N: Tensor) -> None:
+    """Write `held_out.jsonl`: every held-out answer with its label and its reward, one JSON object a line."""
+    lines = []
+    for answer, reward in zip(answers, rewards_N.tolist(), strict=True):
+        prompt = [message.as_dict() for message in answer.prompt]
+        row = {"id": answer.id, "prompt": prompt, "answer": join_turns(answer.completion)}
+        lines.append(line_of({**row, "label": answer.label, "reward": reward}))
+    write_text(path, "".join(lines))

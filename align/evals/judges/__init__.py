@@ -1,0 +1,1 @@
+"""Judges: who compares or grades answers, what they say, and how far they can be believed."""

@@ -1,0 +1,298 @@
+"""What a judge is made of: the settings and weights that can change its verdicts, and what it is to a policy.
+
+A report is of one judge, and a gate checks that its judge is the same one. A scorer that a policy was optimised against
+measures how well that went, and not how good the policy is. Names and places of files are no part of an identity: a
+reward model is the digest of its weights, a function the digests of the files that define it, a rule its name. (Gao,
+Schulman and Hilton, "Scaling laws for reward model overoptimization", 2022, call the optimised reward the *proxy* and
+the one that judges it *gold*.) Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.core.errors import require
+from align.data.sources import RANKED_BY
+from align.evals.text import quote
+from align.report.figure_text import flattened
+from align.reward.rules import Sentiment
+from align.run import Artifact, Input, Manifest, json_digest
+from align.run.artifacts import readable
+from align.run.lineage import Gone, ancestors
+
+POLICY = ("init", "artifact")
+"""The inputs of a run that its policy came from: what it started from, or what it exports."""
+IGNORED = ("ref", "refs", "fn", "timeout")
+"""Settings of a reward that name its inputs, or change no verdict."""
+ASKS = "asks"
+"""The key of a yes/no question."""
+SHA256 = re.compile(r"[0-9a-f]{64}:")
+
+
+# Scorers
+
+
+def numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
+    """Return the inputs `name`, `name.1`, `name.2`, … in order."""
+    keys = {(key.removeprefix(name).removeprefix(".") or "0"): key for key in inputs if key.startswith(name)}
+    return [inputs[keys[number]] for number in sorted(filter(str.isdigit, keys), key=int)]
+
+
+def scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
+    """Return a scorer's name for people. The arguments are those of `list_scorer_parts`."""
+    refs = [scorer.ref for name, scorer in inputs.items() if name.startswith("reward")]
+    match reward["name"]:
+        case "sentiment":
+            return Sentiment.name
+        case "check":
+            return "the checks of the rows"
+        case "learned" | "fn":
+            return refs[0]
+        case "rules":
+            return f"rules ({', '.join(str(rule['rule']) for rule in reward['rules'])})"
+    return f"{reward['name']} ({', '.join(refs) or 'rules'})"
+
+
+def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[str]:
+    """Return one text for each model, function and rule of a reward that has a weight.
+
+    A rule is its name, with the pattern or the tags that make it another one. A range of lengths is left out: what is
+    optimised for one range is optimised in what another range measures.
+
+    Args:
+        reward: the group `reward` of a configuration, as a manifest has it.
+        inputs: of the run that has it: the reward's models and functions, in the order of the configuration.
+    """
+    models = iter(numbered_inputs(inputs, "reward"))
+    functions = iter(numbered_inputs(inputs, "reward.fn"))
+
+    def list_parts(part: Mapping[str, Any]) -> Iterator[str]:
+        match part["name"]:
+            case "learned":
+                yield f"model {next(models).digest}"
+            case "ensemble":
+                yield from (f"model {next(models).digest}" for _ in part["refs"])
+            case "fn":
+                function = next(functions)
+                yield from (f"function {name}" for name in (function.ref, *function.details.get("defined", ())))
+            case "sentiment":
+                yield Sentiment.name
+            case "check":
+                yield "check"  # the rows say what it asks
+            case "rules":
+                for rule in part["rules"]:
+                    if rule.get("weight", 1.0):
+                        names = " ".join(str(rule[key]) for key in ("rule", "pattern", "tags") if key in rule)
+                        yield Sentiment.name if rule["rule"] == "sentiment" else f"rule {names}"
+            case "sum":
+                for inner in part["parts"]:
+                    inner_parts = list(list_parts(inner))  # also of one without a weight, which has inputs too
+                    yield from inner_parts if inner.get("weight", 1.0) else ()
+            case other:
+                raise ValueError(f"no reward is called {other}")
+
+    return set(list_parts(reward))
+
+
+# Identities
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeIdentity:
+    """
+    Attributes:
+        title: for people.
+        made_of: all that can change its verdicts, as JSON.
+    """
+
+    title: str
+    made_of: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `made_of`, in hex."""
+        return json_digest(self.made_of)
+
+    @property
+    def asks(self) -> str:
+        """Its yes/no question; empty for a judge of pairs."""
+        return str(self.made_of.get(ASKS, ""))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in a report."""
+        return {"title": self.title, "identity": self.digest, "made_of": dict(self.made_of)}
+
+
+def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> JudgeIdentity:
+    """Return the identity of the scorer of `reward=`.
+
+    Args:
+        reward: the group `reward` with its defaults, see `align.config.scorers.reward_spec`.
+        inputs: of the run: the reward's models and functions, in the order of the configuration.
+    """
+    models = iter(numbered_inputs(inputs, "reward"))
+    functions = iter(numbered_inputs(inputs, "reward.fn"))
+
+    def identify_model() -> list[str]:
+        model = next(models)
+        return [model.digest, *([model.tokenizer] if model.tokenizer else [])]
+
+    def identify_part(part: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {key: value for key, value in part.items() if key not in IGNORED}
+        match part["name"]:
+            case "learned":
+                return {**settings, "model": identify_model()}
+            case "ensemble":
+                return {**settings, "models": [identify_model() for _ in part["refs"]]}
+            case "fn":
+                function = next(functions)
+                places = [place for place in function.details.get("defined", ()) if SHA256.match(place)]
+                name = f"{function.digest}:{function.ref.rpartition(':')[2]}"
+                return {**settings, "function": [name, *sorted(places)]}
+            case "rules":
+                rules = [{**rule, "weight": float(rule.get("weight", 1.0))} for rule in part["rules"]]
+                return {**settings, "rules": rules}
+            case "sum":
+                return {**settings, "parts": [identify_part(inner) for inner in part["parts"]]}
+        return settings
+
+    return JudgeIdentity(scorer_title(reward, inputs), identify_part(reward))
+
+
+def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
+    """Return the settings in which two judges differ."""
+    own, others = (dict(flattened(judge.made_of)) for judge in (one, other))
+    return [key for key in {**own, **others} if own.get(key) != others.get(key)]
+
+
+def describe_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
+    """Return up to three settings in which two judges differ, in words; empty if they do not differ."""
+    settings = [dict(flattened(judge.made_of)) for judge in (one, other)]
+    keys = list_differences(one, other)
+    parts = [f"{key} {' and '.join(format_value(values.get(key), key) for values in settings)}" for key in keys[:3]]
+    return ", ".join(parts) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def format_value(value: Any, key: str = "") -> str:
+    """Return a value of an identity for people: the first digits of digests, the first words of a question."""
+    if key == ASKS and value is not None:
+        return quote(str(value))
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {format_value(each)}' for key, each in value.items())}}}"
+    return "none" if value is None else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
+
+
+# What a scorer is to a policy
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a scorer that judges is to the policy that it judges.
+
+    Attributes:
+        proxy: the runs in which the policy, or what it came from, was optimised against the scorer or a part of it: by
+            PPO, or by training on answers that it ranked (best-of-n).
+        votes: the runs that learned from pairs which the scorer, or a part of it, ranked with noise.
+        unknown: the runs of the lineage that are gone, so that their training is not known.
+        pairs: the runs of DPO and KTO that learned from the very pairs that the scorer learned from.
+    """
+
+    proxy: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+
+    @property
+    def role(self) -> str:
+        """The name of its scores."""
+        return "proxy" if self.proxy else "gold"
+
+    def sentences(self, judge: str) -> list[str]:
+        """Return what a report says of it.
+
+        Args:
+            judge: its title.
+        """
+        sentences = (
+            (
+                self.proxy,
+                "{judge} is a proxy: {runs} was optimised against it, and its score is no evidence of quality",
+            ),
+            (
+                self.votes,
+                "{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from",
+            ),
+            (self.pairs, "{judge} learned from the same pairs as {runs}, and likes what they like"),
+            (self.unknown, "how {runs} was trained is not known here, and whether {judge} had a part in it"),
+        )
+        return [sentence.format(judge=judge, runs=", ".join(runs)) for runs, sentence in sentences if runs]
+
+    def require_independent(self, judge: str, policy: str, allow_proxy: bool) -> None:
+        """Raise InputError if the policy was optimised against the judge, unless `stage.allow_proxy` allows that.
+
+        Args:
+            judge, policy: their names for people.
+        """
+        problem = f"{policy} came through {', '.join(self.proxy)}, which was optimised against it"
+        remedy = (
+            "Judge by another scorer (reward=fn reward.fn=package.module:name), or add stage.allow_proxy=true: its "
+            "score is then called a proxy."
+        )
+        require(allow_proxy or not self.proxy, "reward", judge, problem, remedy)
+
+
+def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()) -> Standing:
+    """Return what a scorer is to a policy, by the manifests of the runs that the policy came through.
+
+    Args:
+        parts: of the scorer, see `list_scorer_parts`.
+        root: the folder of runs, for parents that moved together with it.
+        models: the reward models in it.
+    """
+    if policy.manifest is None:
+        return Standing(unknown=(policy.ref,))
+    learned = {m.manifest.inputs["data"].digest for m in models if m.manifest and "data" in m.manifest.inputs}
+    proxy: list[str] = []
+    votes: list[str] = []
+    unknown: list[str] = []
+    pairs: list[str] = []
+    for ref, run in iter_optimisations(policy.manifest, root):
+        if isinstance(run, Gone):
+            unknown.append(run.ref)
+        elif list_scorer_parts(run.config["reward"], run.inputs) & parts:
+            proxy.append(ref)
+    for run in ancestors(policy.manifest, root, POLICY):
+        if isinstance(run, Gone) or run.stage not in ("dpo", "kto"):
+            continue
+        if "data" in run.inputs and run.inputs["data"].digest in learned:
+            pairs.append(run.ref)
+    for run in ancestors(policy.manifest, root):
+        if isinstance(run, Gone):
+            unknown.append(run.ref)
+        elif parts & set(run.metrics.get("simulated_by", ())) and run.ref not in proxy:
+            votes.append(run.ref)
+    return Standing(*(tuple(dict.fromkeys(refs)) for refs in (proxy, votes, unknown, pairs)))
+
+
+def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | Gone]]:
+    """Yield the runs in which a policy, or what it came from, was optimised against a reward, each with the run that
+    had this reward: itself if it is PPO. For a run that was trained on answers which best-of-n ranked, that is the run
+    of `stage=sample`, and then whatever the policy that gave these answers was optimised against."""
+    for run in ancestors(manifest, root, POLICY):
+        if isinstance(run, Gone):
+            continue
+        if run.stage == "ppo":
+            yield run.ref, run
+        rows = run.inputs.get("data")
+        for ref in rows.details.get(RANKED_BY, ()) if rows else ():
+            stage, _, name = str(ref).partition(":")
+            ranker = readable(root / stage / name)
+            yield run.ref, ranker or Gone(str(ref), "")
+            if ranker:
+                yield from iter_optimisations(ranker, root)

@@ -1,0 +1,83 @@
+"""The verdicts of judges on pairs of answers and on single answers: one record for every judge. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from align.core.types import Conversation
+from align.evals.stats import surviving, win_rate
+
+FIRST, SECOND = "first", "second"
+"""The place at which the first system's answer was shown."""
+
+
+class Pair(NamedTuple):
+    """Two answers to one prompt.
+
+    Attributes:
+        id: of the item, unlike the others' of its task.
+        first, second: the answer of the first system and of the other one, without reasoning that is hidden.
+    """
+
+    id: str
+    prompt: Conversation
+    first: str
+    second: str
+
+
+class JudgeVerdict(NamedTuple):
+    """The verdict of a judge on a pair in one order, or on one answer.
+
+    Attributes:
+        prompt: the id of the pair or of the answer.
+        order: `first` if the first system's answer was shown first, `second` if the other one was; empty if the judge
+            sees no order, as scorers.
+        verdict: of a pair 1 if the first system's answer is better, 0 if the other one is, ½ for a tie; of an answer 1
+            for yes, 0 for no.
+        p: the judge's probability of a verdict of 1; None if it gives none.
+        by: the name of the person; empty for other judges.
+        error: why there is no verdict, which counts as ½; empty if there is one.
+    """
+
+    prompt: str
+    order: str
+    verdict: float
+    p: float | None = None
+    by: str = ""
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of a line of `verdicts.jsonl`, without the empty fields but the order."""
+        return {key: value for key, value in self._asdict().items() if value != "" or key == "order"}
+
+
+def verdicts_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
+    """Return the verdicts of a scorer: the higher score wins. Raises ValueError if a score is NaN."""
+    return [JudgeVerdict(id, "", won) for id, won in zip(ids, win_rate(first, second).tolist(), strict=True)]
+
+
+def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
+    """Return one verdict for each prompt, in [0, 1]. Two verdicts of one judge in both orders count if they are the
+    same, else as a tie; those of several judges are averaged."""
+    by_judge: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for verdict in verdicts:
+        orders = by_judge.setdefault((verdict.prompt, verdict.by), {})
+        orders.setdefault(verdict.order, []).append(verdict.verdict)
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt, _), orders in by_judge.items():
+        means = [sum(values) / len(values) for values in orders.values()]
+        has_both = FIRST in orders and SECOND in orders
+        merged = surviving(means[:1], means[1:]).item() if has_both else sum(means) / len(means)
+        by_prompt.setdefault(prompt, []).append(merged)
+    return {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
+
+
+def pair_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
+    """Return the prompts that a judge gave a verdict on in both orders: its verdict in each. Two errors are no
+    verdicts."""
+    by_prompt: dict[str, dict[str, float]] = {}
+    for verdict in verdicts:
+        if not verdict.error:
+            by_prompt.setdefault(verdict.prompt, {})[verdict.order] = verdict.verdict
+    return {prompt: (of[FIRST], of[SECOND]) for prompt, of in by_prompt.items() if {FIRST, SECOND} <= of.keys()}

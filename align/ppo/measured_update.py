@@ -1,0 +1,94 @@
+"""One worst-case update of PPO, done for real, and the bytes of tensors that were alive in each of its phases."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from align.models.adapters import save_adapter, with_new_adapter
+from align.models.chunks import in_chunks
+from align.models.load import DTYPES, load_base, load_classifier
+from align.models.roles import Roles
+from align.models.start import frozen_as
+from align.planning.live import watch_live_bytes
+from align.planning.workload import Workload, full_rows
+from align.ppo.advantages import Estimator
+from align.ppo.experience import estimated, experience
+from align.ppo.update import Losses, accumulate, gradient_step
+from align.ppo.workers import roles_on
+from align.rollout.hf import HfEngine
+from align.run import Base
+
+
+def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str, int]:
+    """Return the most bytes of tensors that were alive in each phase of the second update, by the phase's name. By then
+    the optimiser's moments are there.
+
+    Args:
+        work: what is done, on the weights of `base` and a fresh adapter.
+    """
+    torch.manual_seed(0)
+    dtype = DTYPES[work.dtype]
+    with tempfile.TemporaryDirectory() as folder:
+        # Adapters in the places of a supervised one and of a reward model, where these are wanted.
+        wanted = [("init", load_base)] if work.from_adapter else []
+        wanted += [("reward", load_classifier)] if work.rewards else []
+        for name, load in wanted:
+            model = load(base, frozen_as(work.method), device, dtype)
+            save_adapter(with_new_adapter(model, work.lora, name == "reward"), Path(folder, name), base)
+        roles = roles_on(
+            base,
+            Path(folder, "init") if work.from_adapter else None,
+            [Path(folder, "reward")] * work.rewards,
+            method=work.method,
+            frozen=frozen_as(work.method),
+            fresh=work.lora,
+            value_backbone=work.value_backbone,
+            device=device,
+            dtype=dtype,
+            seed=0,
+        )
+    if work.recompute:
+        roles.recompute_layers()
+    optimiser = torch.optim.AdamW([{"params": roles.parameters_of(role)} for role in roles.trainable], lr=0.0)
+    engine = HfEngine((), 0, work.answer, 1.0, work.rollout_rows)
+    counts: dict[str, int] = {}
+    with watch_live_bytes(device, roles.model, roles.policy, roles.value_head, *roles.score_heads) as lap:
+        for _ in range(2):
+            counts = measure_phases(roles, optimiser, engine, work, lap)
+    return counts
+
+
+def measure_phases(
+    roles: Roles, optimiser: torch.optim.Optimizer, engine: HfEngine, work: Workload, lap: Callable[[], int]
+) -> dict[str, int]:
+    """Do one update of PPO on full rows. Returns the most bytes that were alive in each of its phases."""
+    lap()
+    counts: dict[str, int] = {}
+    rows = work.micro_batch * (2 if work.accumulates else 1)
+    prompts = full_rows(max(work.rollout_rows, rows), work.prompt)
+    rollout = engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
+    counts["rollout"] = lap()
+    rollout = rollout.rows(torch.arange(rows, device=rollout.tokens_BS.device))
+    with torch.no_grad():
+        scores = rollout.ended_B.float()
+        for member in range(work.rewards):
+            scores = in_chunks(partial(roles.scores, member=member), rollout, work.micro_batch)
+    minibatches = 1 if work.one_pass else 2
+    estimates, cached = estimated(
+        roles, rollout, temperature=1.0, micro_batch=work.micro_batch, minibatches=minibatches
+    )
+    estimator = Estimator("gae" if "value" in roles.trainable else "reinforce_pp")
+    batch, _ = experience(
+        rollout, scores, *estimates, estimator=estimator, kl_coef=0.05, kl_in_reward=True, kl_estimator="k1"
+    )
+    counts["estimate"] = lap()
+    accumulate(roles, batch, cached, micro_batch=work.micro_batch, temperature=1.0, losses=Losses())
+    counts["update"] = lap()
+    gradient_step(roles, optimiser, 1.0)
+    counts["optimiser"] = lap()
+    return counts

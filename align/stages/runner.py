@@ -1,0 +1,467 @@
+"""The runner: it finds what a stage starts from, opens the run's folder, runs the stage, and publishes what it made.
+
+Stages take from here what they share: their inputs (`Inputs`, `find_start`), the annotation store, the metrics stream.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from align import ranks
+from align.annotate.store import Store
+from align.config.command import command_line
+from align.config.groups import ALL_LINEAR
+from align.config.rates import default_rate, find_size_class
+from align.config.root import PARTS, Config, plain, resolved, store_url
+from align.config.settings import changed
+from align.config.stages import STAGES
+from align.core.errors import AlignError, InputError, readable, require
+from align.core.redaction import Formatter
+from align.core.types import Result
+from align.data.read.drops import tallied
+from align.data.sets.published import find_data_set
+from align.data.sources import MANIFEST, DataSource, with_rankers
+from align.data.trained_ids import name_rows, write_ids
+from align.mirrors import Artifact as MirroredArtifact
+from align.mirrors import Guarded, Watched, require_installed
+from align.mirrors import opened as open_mirror
+from align.models.lora import settings_in
+from align.models.start import start_from
+from align.report import too_few
+from align.rollout.engine_process import VLLM, required_interpreter
+from align.run import Artifact, Base, Input, Run, artifact_in, verify_outputs
+from align.run.files import find_user_error
+from align.run.weights import brings_scores, count_weights
+from align.stages import load_stage, preload
+from align.stages.worker_rank import StartedRun
+from align.track import Tracker, peak_gpu_mb, shortened, watched
+
+MIRROR: ContextVar[Guarded | None] = ContextVar("MIRROR", default=None)
+
+
+# Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a stage starts from, resolved once, before the run has a name. A finished run is answered from it, and a
+    mistake in a row is found by it: neither waits for torch.
+
+    Attributes:
+        config: with what the inputs decide: the method that an adapter belongs to.
+        label: the readable part of the run's derived name.
+        base: the base weights.
+        records: name → input, as the manifest will hold it.
+        rows: reads the data. What it returns is passed to the stage's `run` after the run and its configuration.
+        again: see `align.run.Run.open`.
+        trains: the stage trains on what `rows` returns first.
+    """
+
+    config: Config
+    label: str
+    base: Base | None
+    records: dict[str, Input] = field(default_factory=dict)
+    rows: Callable[[], tuple[Any, ...]] = tuple
+    again: bool = False
+    trains: bool = False
+
+
+def find_start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
+    """Return the artifact that a stage starts from, its base, and the configuration with the method and the system
+    prompt that the artifact was trained with.
+
+    Args:
+        ref: the reference; None for what the configuration has as `field`.
+
+    Raises:
+        InputError: it is a reward model, and the stage does not export it; or every weight of an adapter is to train.
+    """
+    ref = ref if ref is not None else str(getattr(config, field))
+    root = config.run.folder
+    model = config.model
+    start = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    artifact = start.artifact
+    if config.stage.name != "export" and not artifact.whole and brings_scores(artifact.path):
+        remedy = "Name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
+        raise InputError(field, ref, "is a reward model, and no policy", remedy)
+    method = changed(config.method, name=start.method)
+    if field == "init" and not artifact.whole:
+        remedy = "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=."
+        require(start.method != "full", "method", "full", f"{artifact.ref} is an adapter", remedy)
+        method = continue_settings(method, artifact)
+    system = artifact.manifest.config["data"].get("system") if artifact.manifest else None
+    if config.data.system is None and system:  # what was taught under a system prompt is asked under it
+        config = changed(config, data=changed(config.data, system=system))
+    return artifact, start.base, changed(config, method=method)
+
+
+def continue_settings(method: Any, adapter: Artifact) -> Any:
+    """Return `method` with the settings of an adapter that a run goes on with, for its manifest. A setting that has a
+    value of another type, in an adapter that was made elsewhere, stays at its default.
+
+    Raises:
+        InputError: the command line asks for other settings than the adapter has.
+    """
+    saved = settings_in(adapter.path)
+    why = f"{adapter.ref} is an adapter already, and goes on as it is"
+    method.refuse_others(saved, why, "Drop it, or start from a whole model.")
+    settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
+    recorded = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
+    # A saved adapter has the names of the layers, which `all-linear` stood for if its run says so.
+    targets = ALL_LINEAR if recorded == ALL_LINEAR else saved["targets"]
+    targets = targets if isinstance(targets, list) and targets else ALL_LINEAR
+    return changed(method, **{**settings, "targets": targets})
+
+
+def find_input(run: Run, name: str = "init") -> Artifact:
+    """Return an artifact among a run's inputs."""
+    record = run.inputs[name]
+    return artifact_in(Path(record.path), record.ref)
+
+
+def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
+    """Return the artifact of `init=`, and its tokenizer with the chat template of the configuration."""
+    from align.data.chat.template import use_template
+    from align.models.load import own_tokenizer
+
+    artifact = find_input(run)
+    tokenizer = own_tokenizer(artifact, run.base)
+    use_template(tokenizer, config.data.template, config.data.template_kwargs)
+    return artifact, tokenizer
+
+
+class TrainingStart(NamedTuple):
+    """What a stage that trains starts from.
+
+    Attributes:
+        max_length: tokens of a row, at most.
+    """
+
+    artifact: Artifact
+    tokenizer: Any
+    device: Any
+    dtype: Any
+    max_length: int
+
+
+def load_training_start(run: Run, config: Config) -> TrainingStart:
+    """Return what a stage trains from, before any weights are loaded."""
+    from align.models.load import choose_device, choose_dtype, context_length, describe
+
+    artifact, tokenizer = load_start(run, config)
+    device = choose_device(config.device)
+    max_length = min(config.data.max_length, context_length(describe(run.base)))
+    return TrainingStart(artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length)
+
+
+def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
+    """Return the configuration with every empty learning rate filled in, and a clause that says where `stage.lr` is
+    from. The clause is empty where the command line gave the rate or the stage has none.
+
+    Args:
+        base: the base weights; None for a stage without a model.
+    """
+    weights = None if base is None else count_weights(Path(base.path))
+    method = config.method.name
+    if config.method.lr is None:
+        stage = "full" if method == "full" else "sft"
+        config = changed(config, method=changed(config.method, lr=default_rate(stage, method, weights)))
+    rates = {"lr": default_rate(config.stage.name, method, weights)}
+    if config.stage.name in ("ppo", "verify"):
+        rates["value_lr"] = default_rate("value", method, weights)
+    empty = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
+    if not empty:
+        return config, ""
+    config = changed(config, stage=changed(config.stage, **empty))
+    return config, f"default for {find_size_class(weights).title}" if "lr" in empty else ""
+
+
+def open_store(config: Config, create: bool = True) -> Store:
+    """Open the annotation store. A reader never makes an empty one."""
+    if create and config.store.url is None:
+        config.run.folder.mkdir(parents=True, exist_ok=True)
+    return Store.open(store_url(config), create=create)
+
+
+def prepare(config: Config) -> Config:
+    """Return the configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up
+    once.
+
+    Raises:
+        InputError: there is none, or no vLLM for `rollout=vllm`.
+    """
+    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
+        required_interpreter(VLLM, config.rollout.python, "rollout.python")
+    if config.data.name != MANIFEST:
+        return config
+    folder = find_data_set(config.data.path or "", config.run.folder)
+    return changed(config, data=changed(config.data, path=str(folder.absolute())))
+
+
+# The run
+
+
+def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:
+    """Resolve, open the run's folder, run the stage, publish. Returns the exit status: 0, or 1 for a fault of ours.
+
+    Args:
+        opened: is called with the run's folder once it is open.
+
+    Raises:
+        AlignError: the user's input, a full disk or an unwritable folder among it.
+    """
+    try:
+        return perform(config, opened)
+    except AlignError:
+        raise
+    except Exception as error:
+        if user_error := find_user_error(error, config.run.root):
+            raise user_error from error
+        raise
+
+
+def perform(config: Config, opened: Callable[[Path], object]) -> int:
+    if not ranks.alone():
+        from align.models.load import choose_device
+
+        ranks.join(choose_device(config.device).type, config.ddp_timeout)
+    data_ref = config.data.path or ""
+    inputs: Inputs = load_stage(config.stage.name).inputs(prepare(config))
+    config, origin = fill_rates(inputs.config, inputs.base)
+    records = inputs.records
+    data = records.get("data")
+    if data is not None and data_ref.startswith("data:") and Path(data.path).name == "artifact":
+        records = {**records, "data": replace(data, ref=f"data:{Path(data.path).parent.name}")}
+    records = with_rankers(records, config.run.folder)
+    with Run.open(plain(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
+        opened(run.folder)
+        ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
+        if run.done:
+            verify_outputs(run.folder, run.manifest.outputs)
+            ranks.from_main(None)
+            print("This run is finished already; resume=never makes another.")
+            print(run.folder)
+            return report_exit_status(run.manifest.metrics)
+        print(describe_run(run, config, origin))
+        require_mirror_installed(config)
+        run.begin(resolved(config))
+        log = log_to(run)
+        try:
+            with ranks.together(), mirror_run(run, config):
+                result = run_stage(run, config, inputs)
+        except ranks.RankFailed as failed:
+            if failed.trace:
+                logging.getLogger("align").error("%s\n%s", failed, failed.trace)
+            raise
+        except AlignError:
+            raise
+        except Exception as error:
+            if find_user_error(error, config.run.root):
+                raise
+            logging.getLogger("align").error("%s", traceback.format_exc())
+            if ranks.speaks(error):
+                print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
+                print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
+            run.fail(error)
+            return 1
+        finally:
+            logging.getLogger().removeHandler(log)
+            log.close()
+        for line in (*result.summary, too_few(result.metrics)):
+            if line:
+                print(line)
+        print(run.folder)
+    return report_exit_status(result.metrics)
+
+
+def report_exit_status(metrics: Mapping[str, Any]) -> int:
+    """Return the exit status of a published run, 0 or what its metrics say, and tell it to the launcher."""
+    status = int(metrics.get("exit_status", 0))
+    if status:
+        ranks.tell_launcher(ranks.SPOKEN, str(status))
+    return status
+
+
+def describe_run(run: Run, config: Config, origin: str = "") -> str:
+    """Return one line about the run: its base, method, data and learning rate.
+
+    Args:
+        origin: where the learning rate is from; empty where the command line gave it.
+    """
+    record = run.inputs.get("data")
+    base = run.manifest.base
+    lr = getattr(config.stage, "lr", None)
+    rate = None if lr is None else f"{lr:g} ({origin})" if origin else f"{lr:g}"
+    data = record and (f"the votes of project {record.project}" if record.project else record.ref or record.path)
+    parts = {
+        "on": base and f"{base.id} ({base.digest[:12]})",
+        "method": base and config.method.name,
+        "data": data,
+        "measured on": config.data.eval_path if data else None,
+        "lr": rate,
+        "ranks": ranks.world() if ranks.world() > 1 else None,
+        "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
+    }
+    described = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    name = f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}"
+    return f"{name} {described}" if described else name
+
+
+def run_stage(run: Run, config: Config, inputs: Inputs) -> Result:
+    """Run a stage and publish what it made. Its page says so from the first moment to the last."""
+    from align.report.live import LivePage  # a run that is finished already needs none
+
+    manifest = run.manifest
+    page = LivePage(run, command_line(manifest.config, manifest.refs), lambda: computed_on(config))
+    page.begun()
+    try:
+        with tallied() as counts, pause_garbage_collector():
+            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
+            roots = {}
+            if inputs.trains:
+                naming = name_rows(DataSource.of(config.data), store_url(config), config.project)
+                roots = write_ids(run.folder, rows[0], naming, config.data.system or None)
+        if inputs.trains and not roots:
+            print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
+        preload([config.stage.name])  # the hardware is known once torch is there
+        run.note_hardware(computed_on(config))
+        with watched(page.advanced):
+            ranks.at("loads")
+            started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
+            ranks.from_main(None if ranks.alone() else started)
+            result: Result = load_stage(config.stage.name).run(run, config, *rows)
+        result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
+        if "torch" in sys.modules:  # nothing else writes tensors
+            from align.models.finite import check_published
+
+            check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
+        page.finished(result.metrics, computed_on(config))
+        run.publish(result.metrics, computed_on(config))
+        return result
+    except BaseException as error:
+        page.failed((isinstance(error, Exception) and find_user_error(error, config.run.root)) or error)
+        raise
+
+
+def computed_on(config: Config) -> dict[str, Any]:
+    """Return the device and the dtype that `device=auto dtype=auto` chose, the GPU's name and the number of ranks.
+    Returns nothing before torch is imported."""
+    if "torch" not in sys.modules:
+        return {}
+    import torch
+
+    from align.models.load import choose_device, name_of_gpu
+
+    device = choose_device(config.device)
+    chosen = "bfloat16" if device.type == "cuda" else "float32"
+    facts = {
+        "device": device.type,
+        "dtype": chosen if config.dtype == "auto" else config.dtype,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    return facts | name_of_gpu(device) | {"world_size": ranks.world()}
+
+
+def log_to(run: Run) -> logging.Handler:
+    """Send every log record and warning of this process to the run's `log.txt`."""
+    handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+@contextmanager
+def pause_garbage_collector() -> Iterator[None]:
+    """Look for no cycles within the block. A million records have none, and the collector would look at each of them
+    some ten times, which takes as long as making them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# Figures
+
+
+def open_tracker(run: Run, keep_below: int = 0) -> AbstractContextManager[Tracker]:
+    """Open the run's metrics streams, continued after step `keep_below` and mirrored if `track` names a service."""
+    mirror = MIRROR.get()
+    if mirror is not None:
+        mirror.begin()  # before the first step, whose time is taken
+    return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
+
+
+# The run at a service, see `align.mirrors`
+
+
+def require_mirror_installed(config: Config) -> None:
+    """Raise InputError if the package of the service that `track` names is missing."""
+    if config.track.name != "none":
+        require_installed(config.track.name)
+
+
+@contextmanager
+def mirror_run(run: Run, config: Config) -> Iterator[None]:
+    """Show a run at the service of `track`, if any, for as long as the block takes."""
+    if config.track.name == "none":
+        yield
+        return
+    manifest = run.manifest
+    unread = {*PARTS} - {"stage", *STAGES[manifest.stage].reads}
+    settings = {key: value for key, value in plain(config).items() if key not in unread}
+    inputs = {}
+    for name, record in run.inputs.items():
+        ref = f"{record.stage}:{record.name}" if record.stage else record.ref
+        path = Path(record.path) if record.path else None
+        inputs[name] = MirroredArtifact(ref, name, str(record.details.get("root") or record.digest), path, {})
+    # The id is the same however often a run is resumed, and another if it is made again under the same name.
+    begun = manifest.times.get("first_started", manifest.times["started"])
+    id = hashlib.sha256(f"{manifest.ref} {begun}".encode()).hexdigest()[:16]
+    root = run.folder.parent.parent
+    mirror = open_mirror(
+        config.track.name,
+        Watched(config.track.project, manifest.ref, id, root, run.folder, settings, inputs, run.resumed),
+    )
+    token = MIRROR.set(mirror)
+    try:
+        yield
+    except BaseException:
+        mirror.finish({}, failed=True)
+        raise
+    finally:
+        MIRROR.reset(token)
+    if (published := describe_published(run)) is not None:
+        mirror.publish(published)
+    mirror.finish(run.manifest.metrics, failed=False)
+
+
+def describe_published(run: Run) -> MirroredArtifact | None:
+    """Return what a run published, if it is a model, an adapter or a data set."""
+    manifest = run.manifest
+    data_root = manifest.metrics.get("root") if manifest.stage == "data" else None
+    digest = manifest.digest or data_root
+    if not digest:
+        return None
+    facts: dict[str, Any] = {
+        "base": manifest.base and {"id": manifest.base.id, "digest": manifest.base.digest},
+        "inputs": {name: record.digest for name, record in manifest.inputs.items()},
+        "files": {name: value for name, value in manifest.outputs.items() if name.startswith("artifact/")},
+    }
+    kind = "data" if data_root else "model"
+    return MirroredArtifact(manifest.ref, kind, digest, run.folder / "artifact", facts)

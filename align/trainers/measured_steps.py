@@ -1,0 +1,95 @@
+"""Two worst-case optimiser steps of a trainer, done for real, and the bytes of tensors that were alive in them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from align.data.chat.encode import Encoded
+from align.data.pairs import Labelled, Pair
+from align.models.adapters import with_new_adapter
+from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
+from align.planning.live import watch_live_bytes
+from align.planning.workload import Workload, full_rows
+from align.run import Base
+from align.trainers.common import Training, train
+from align.trainers.dpo import dpo_trainer
+from align.trainers.kto import kto_trainer
+from align.trainers.reward import Ranking, reward_trainer
+from align.trainers.sft import sft_trainer
+
+
+class LiveBytesOfSteps(TrainerCallback):
+    """The most bytes that were alive before each optimiser step and in it; of the last step."""
+
+    def __init__(self, lap: Callable[[], int]) -> None:
+        self.lap = lap
+        self.counts: dict[str, int] = {}
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.lap()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.counts["update"] = self.lap()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.counts["optimiser"] = self.lap()
+
+
+def measure_steps(base: Base, work: Workload, training: Training, device: torch.device) -> dict[str, int]:
+    """Return the most bytes of tensors that were alive in each phase of the second step, by the phase's name. By then
+    the optimiser's moments are there.
+
+    Args:
+        work: what is done, on the weights of `base` and a fresh adapter.
+        training: how the trainer trains.
+    """
+    torch.manual_seed(0)
+    dtype = DTYPES[work.dtype]
+    tokenizer = load_tokenizer(base)
+    load = load_classifier if work.stage == "reward" else load_base
+    model = load(base, work.method, device, dtype)
+    if work.method != "full":
+        model = with_new_adapter(model, work.lora, classifier=work.stage == "reward")
+    batch = training.micro_batch * (2 if work.accumulates else 1)
+    training = replace(training, batch_size=batch, max_steps=2, save_every=100)
+    with tempfile.TemporaryDirectory() as folder, watch_live_bytes(device, model) as lap:
+        arguments = training.arguments(Path(folder), device, dtype, 2)
+        live = LiveBytesOfSteps(lap)
+        train(partial(build_trainer, work, model, tokenizer, training, arguments), model, live)
+    return live.counts
+
+
+def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]) -> Any:
+    """Build the stage's trainer on full rows, as many as two steps take."""
+    start = work.length // 2
+    count = 2 * training.batch_size
+    rows = full_rows(count * work.texts, work.length)
+    if work.stage == "dpo":
+        pairs = [Pair(chosen, rejected, start, start) for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)]
+        return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
+    if work.stage == "kto":
+        labelled = [Labelled(row, start, i % 2 == 0) for i, row in enumerate(rows)]
+        return kto_trainer(
+            model,
+            tokenizer,
+            labelled,
+            arguments,
+            beta=0.1,
+            desirable_weight=1.0,
+            undesirable_weight=1.0,
+            max_length=work.length,
+        )
+    if work.stage == "reward":
+        pairs_of_each = [(0, i) for i in range(1, work.texts)]
+        judged = [Ranking(rows[i::count], pairs_of_each) for i in range(count)]
+        return reward_trainer(model, tokenizer, judged, arguments)
+    encoded = [Encoded(row, row) for row in rows]
+    return sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)
