@@ -1,4 +1,4 @@
-"""`python -m align stage=…`: compose, validate, run one stage."""
+"""Entry point of `python -m align`: compose and check a configuration, and run its stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -43,31 +43,31 @@ often used    init=sft:latest artifact=ppo:latest seed=0 run.name=NAME run.root=
 """
 
 
-def usage() -> str:
+def format_usage() -> str:
     return USAGE.format(stages="\n".join(f"  {name:<12}{stage.summary}" for name, stage in STAGES.items()))
 
 
-def help_on(arguments: Sequence[str]) -> str:
-    """`--help`: the keys of the stage that the other arguments name; the stages where they name none."""
-    named = [a.partition("=")[2] for a in arguments if a.startswith("stage=")]
-    if not named or named[-1] not in STAGES:
-        return usage()
+def format_help(arguments: Sequence[str]) -> str:
+    """Return the text of `--help`: the keys of the stage that the other arguments name, or the list of stages."""
+    values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    stage = values.get("stage", "")
+    if stage not in STAGES:
+        return format_usage()
     from align.config.reference import help_text
 
-    chosen = dict(a.split("=", 1) for a in arguments if "=" in a)
-    return help_text(named[-1], chosen.get("reward"), chosen.get("stage.of"))
+    return help_text(stage, values.get("reward"), values.get("stage.of"))
 
 
 def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:
-    """Run one command line; returns the exit status of the contract: 0, 1, 2, 3 or 130.
+    """Run one command line and return its exit status: 0, 1, 2, 3 or 130.
 
     Args:
-        argv: its words; those of this process where it is None.
-        opened: is told the run's folder once it is open.
+        argv: its words; None for those of this process.
+        opened: called with the run's folder when it is opened.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"--help", "-h"} & set(arguments):
-        print(help_on(arguments), end="")
+        print(format_help(arguments), end="")
         return 0
     if "--version" in arguments:
         from importlib.metadata import PackageNotFoundError, version
@@ -78,39 +78,39 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
             print("align (not installed)")
         return 0
     try:
-        return lines_of(sys.stdin) if arguments == ["-"] else command(parse(arguments), opened)
+        return run_lines(sys.stdin) if arguments == ["-"] else run_command(parse(arguments), opened)
     except AlignError as error:
-        if ranks.speaks(error):
+        if ranks.prints_error(error):
             print(f"align: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as interrupted:
-        if ranks.speaks(interrupted):
+        if ranks.prints_error(interrupted):
             print("align: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
-def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
-    ranks.meet()
+def run_command(line: CommandLine, opened: Callable[[Path], object]) -> int:
+    ranks.connect()
     if line.print_job:
-        gc.disable()  # nothing that is printed is garbage
+        gc.disable()  # collections take a part of the time, and the process ends after this
         print_job(line)
         return 0
     if line.multirun:
-        alone("argument", "--multirun")
-        from align.cli.batch import sweep
+        require_single_process("argument", "--multirun")
+        from align.cli.batch import run_sweep
 
-        jobs = jobs_in(line)
+        jobs = compose_jobs(line)
         stages = dict.fromkeys(job.config.stage.name for job in jobs)
-        return sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
+        return run_sweep([((*line.options, *job.words), job.swept) for job in jobs], stages, main)
     if not ranks.is_main():  # the first rank composes for all
         from align.stages.worker_rank import follow_first_rank
 
-        return left(follow_first_rank())
-    config = composed(line.words, line.search)
+        return finish(follow_first_rank())
+    config = compose_config(line.words, line.search)
     SIZE_LIMIT.megabytes = config.run.max_file_mb
-    stage, action = question_of(config)
+    stage, action = find_action(config)
     if action in STAGES[stage].prints:
-        alone("stage", config.stage.name)
+        require_single_process("stage", config.stage.name)
         return answer_question(config, stage, action)
     from align.cli.launch import launch, ranks_wanted
 
@@ -118,11 +118,11 @@ def command(line: CommandLine, opened: Callable[[Path], object]) -> int:
         return launch((*line.options, *line.words), config.devices or 1)
     from align.stages.runner import execute
 
-    return left(execute(config, opened))
+    return finish(execute(config, opened))
 
 
-def question_of(config: Config) -> tuple[str, str | None]:
-    """Return the stage and its action. A plan is asked with the configuration of the stage that is planned."""
+def find_action(config: Config) -> tuple[str, str | None]:
+    """Return the stage and its action. A plan has the configuration of the stage that is planned."""
     from align.config.plan import PlanKeys
 
     if isinstance(config.stage, PlanKeys):
@@ -143,33 +143,29 @@ def answer_question(config: Config, stage: str, action: str) -> int:
     from align.stages import load_stage
 
     try:
-        return print_lines(load_stage(stage).PRINTS[action](config))
+        lines = iter(load_stage(stage).PRINTS[action](config))
+        while True:
+            print(next(lines), flush=True)
+    except StopIteration as end:
+        return end.value or 0
     except Exception as error:
         if user_error := storage_error(error, config.run.root):
             raise user_error from error
         raise
 
 
-def print_lines(lines: Iterable[str]) -> int:
-    iterator = iter(lines)
-    while True:
-        try:
-            line = next(iterator)
-        except StopIteration as end:
-            return end.value or 0
-        print(line, flush=True)
-
-
-def left(status: int) -> int:
-    """The status of a run, from which this rank lets go of the others."""
+def finish(status: int) -> int:
+    """Return the status of a run, and leave the process group if it is 0."""
     if status == 0:
-        ranks.leave()
+        ranks.destroy_group()
     return status
 
 
 def print_job(line: CommandLine) -> None:
-    """`--cfg job`: print the configuration that the line makes, where a run would take it; with `-m` that of each job,
-    one YAML document a job. `--resolve`: as the run's config.yaml would have it."""
+    """Print the configuration of a command line, for `--cfg job`; with `-m`, one YAML document a job.
+
+    `--resolve` prints it as it would stand in the run's config.yaml.
+    """
     from align.config.compose import composing
 
     with composing(line.words):
@@ -195,8 +191,8 @@ def print_composed(line: CommandLine) -> None:
         print(explain_empty_rate(config.stage, config.method.name), end="")
 
 
-def jobs_in(line: CommandLine) -> list[Job]:
-    """The jobs of a line with `-m`, each checked; of any other line the one that it is."""
+def compose_jobs(line: CommandLine) -> list[Job]:
+    """Return the checked jobs of a command line with `-m`."""
     from align.config.compose import Composer, composing
     from align.config.sweep import jobs_of
 
@@ -207,8 +203,8 @@ def jobs_in(line: CommandLine) -> list[Job]:
     return jobs
 
 
-def composed(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
-    """The checked configuration of one command line that runs a stage.
+def compose_config(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
+    """Return the checked configuration of a command line.
 
     Args:
         words: its `group=choice`, `key=value` and `+experiment=NAME`.
@@ -232,46 +228,54 @@ def require_stage(config: Config) -> None:
     require_stage_extras(config.stage)
 
 
-def stages_in(words: Sequence[str]) -> list[str]:
-    """The stages that one command line of several runs, checked as if it were alone."""
+def find_stages(words: Sequence[str]) -> list[str]:
+    """Check one of several command lines, and return the stages that it runs."""
     line = parse(words)
     require(not line.print_job, "option", "--cfg", "prints, and a line here runs", "Leave it out.")
-    configs = [job.config for job in jobs_in(line)] if line.multirun else [composed(line.words, line.search)]
+    configs = [job.config for job in compose_jobs(line)] if line.multirun else [compose_config(line.words, line.search)]
     return [config.stage.name for config in configs]
 
 
-def alone(field: str, value: str) -> None:
-    """Raises InputError where a launcher has started this process as one rank of several: it prints, or runs several
-    lines, each of which starts its own ranks."""
-    world = ranks.launched()
+def require_single_process(field: str, value: str) -> None:
+    """Check that no launcher started this process as one of several ranks.
+
+    Args:
+        field, value: the part of the command line that needs a single process: it prints, or starts ranks of its own.
+    """
+    world = ranks.launched_world_size()
     problem = f"works in one process, and a launcher has started {world} ranks"
     require(world == 1, field, value, problem, "Start it without the launcher.")
 
 
-def lines_of(stream: TextIO) -> int:
-    """`python -m align -`: a command line a line."""
-    ranks.meet()
-    alone("argument", "-")
-    from align.cli.batch import batch
+def run_lines(stream: TextIO) -> int:
+    """Run the command lines of standard input, for `python -m align -`."""
+    ranks.connect()
+    require_single_process("argument", "-")
+    from align.cli.batch import run_batch
 
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # as arguments are: the wrong one is then named
-    return batch(stream, stages_in, main)
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # like arguments, so that errors can name them
+    return run_batch(stream, find_stages, main)
 
 
-def shadow_free_path() -> None:
-    """Move the working folder, which `python -m` puts first, behind the installed libraries, so that a user's
-    `datasets.py` shadows none of them. A checkout's own folder goes last, so that its folder `reward` does not shadow a
-    user's `reward.py`."""
-    here, root = os.getcwd(), Path(__file__).resolve().parents[1]
+def order_import_path() -> None:
+    """Move the working folder, which `python -m` puts first, behind the installed libraries.
+
+    A user's `datasets.py` then shadows no library. A checkout's own folder goes last, so that its folder `reward` does
+    not shadow a user's `reward.py`.
+    """
+    working_folder = os.getcwd()
+    root = Path(__file__).resolve().parents[1]
     checkout = [str(root)] if (root / "pyproject.toml").is_file() else []
-    sys.path[:] = [place for place in sys.path if (place or here) not in (here, *checkout)]
-    sys.path += [here, *(place for place in checkout if place != here)]
+    sys.path[:] = [path for path in sys.path if (path or working_folder) not in (working_folder, *checkout)]
+    sys.path += [working_folder, *(path for path in checkout if path != working_folder)]
 
 
 def open_standard_streams() -> None:
-    """Open the standard streams that this process was started without (`>&-`) on /dev/null. A file that is opened
-    later would take the place of one, and get what is printed."""
+    """Open standard streams that are closed (`>&-`) on /dev/null.
+
+    Otherwise a file that is opened later takes the descriptor of one, and gets the output.
+    """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
@@ -284,50 +288,47 @@ def open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
 
 
-def terminate(signum: int, frame: object) -> None:
+def raise_interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def opened_by() -> Callable[[Path], object]:
-    """Tells the folder of the run to whoever started this process for one line of several; else to nobody."""
+def folder_callback() -> Callable[[Path], object]:
+    """Return a function that reports the run's folder to the process that started this one for one of several lines.
+
+    Without such a process the function does nothing.
+    """
     if OPENED not in os.environ:
         return lambda folder: None
-    from align.cli.batch import note_in
+    from align.cli.batch import folder_writer
 
-    return note_in(int(os.environ.pop(OPENED)))
-
-
-def warn_of_foreign_distribution() -> None:
-    """Print a warning to stderr if the other distribution called `align` is installed beside ours."""
-    warning = describe_foreign_distribution()
-    if warning is not None:
-        print(f"align: warning: {warning}", file=sys.stderr)
+    return folder_writer(int(os.environ.pop(OPENED)))
 
 
 def entry() -> int:
     open_standard_streams()
-    shadow_free_path()
-    signal.signal(signal.SIGTERM, terminate)
+    order_import_path()
+    signal.signal(signal.SIGTERM, raise_interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGHUP, terminate)
-    if ranks.told():
-        signal.signal(signal.SIGINT, terminate)  # its launcher may have been started in the background
+        signal.signal(signal.SIGHUP, raise_interrupt)
+    if ranks.is_launched():
+        signal.signal(signal.SIGINT, raise_interrupt)  # its launcher may have been started in the background
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
     sys.excepthook = excepthook
     given = sys.argv[1:]
-    sys.argv[1:] = map(masked_argument, given)  # wandb writes it down, and who knows who else
+    sys.argv[1:] = map(masked_argument, given)  # wandb records it
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
-    if not ranks.told() and OPENED not in os.environ:  # the process that started this one has warned already
-        warn_of_foreign_distribution()
+    started_by_align = ranks.is_launched() or OPENED in os.environ
+    if not started_by_align and (warning := describe_foreign_distribution()):
+        print(f"align: warning: {warning}", file=sys.stderr)
     try:
-        status = main(given, opened_by())
+        status = main(given, folder_callback())
         sys.stdout.flush()
-        if status and ranks.told():  # the interpreter would take seconds to end, and the launcher waits few
+        if status and ranks.is_launched():  # the interpreter takes seconds to end, longer than the launcher waits
             sys.stderr.flush()
-            ranks.until_heard()
+            ranks.wait_until_read()
             os._exit(status)
-    except BrokenPipeError:  # whoever read our output is gone (`| head`): nobody is left to tell
+    except BrokenPipeError:  # the reader of the output has ended (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

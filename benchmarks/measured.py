@@ -31,10 +31,9 @@ from align.models.lora import Lora
 from align.models.plain_path import decoder_of
 from align.models.roles import Roles
 from align.ops.moments import Moments
-from align.ppo.advantages import Estimator
-from align.ppo.experience import estimated, experience, shaped_scores
+from align.ppo.experience import Estimator, assemble_experience, compute_estimates, shape_scores
 from align.ppo.update import Losses as PolicyLosses
-from align.ppo.update import update
+from align.ppo.update import take_gradient_steps
 from align.rollout.engine import response_ids
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
@@ -302,13 +301,13 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
     rollout = hot.generate(asked.prompts, roles.actor("policy"), row_seeds(range(len(asked.prompts)), 1))
     scores = torch.tensor([0.5, -1.0, 1.0, 0.2])
     shaping = {"score_scale": 1.0, "score_clip": None, "missing_eos_penalty": 0.1}
-    estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
-    shaped = shaped_scores(scores, rollout, Moments(1, 0.0, 1.0), **shaping)
-    made, _ = experience(
+    estimates, cached = compute_estimates(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
+    shaped = shape_scores(scores, rollout, Moments(1, 0.0, 1.0), **shaping)
+    made, _ = assemble_experience(
         rollout, shaped, *estimates, estimator=Estimator(), kl_coef=0.05, kl_estimator="k1", kl_in_reward=True,
     )  # fmt: skip
     optimiser = torch.optim.AdamW([{"params": roles.parameters_of(r), "lr": 1e-3} for r in ("policy", "value")])
-    learned = update(
+    learned = take_gradient_steps(
         roles, optimiser, made, cached, epochs=2, minibatch_count=1, max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0), micro_batch=1, temperature=1.0, losses=PolicyLosses(),
     )  # fmt: skip

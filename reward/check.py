@@ -52,8 +52,8 @@ class Checks:
 
     def checked(self, conversations: Sequence[Conversation]) -> Sequence[Checked]:
         """What the checks say. On several ranks each checks its share: checks of code take time."""
-        mine = [check_turns(self.checkers(one), [last_answer(one)]) for one in ranks.dealt(conversations)]
-        return ranks.gathered(mine, len(conversations))
+        mine = [check_turns(self.checkers(one), [last_answer(one)]) for one in ranks.own_share(conversations)]
+        return ranks.gather_shares(mine, len(conversations))
 
     def scores(self, checked: Sequence[Checked]) -> Tensor:
         """[B], fp32. An answer without a verdict has 0."""

@@ -115,8 +115,8 @@ class Function:
         """
         import torch
 
-        mine = ranks.dealt(conversations)  # there may be fewer than ranks
-        scores = ranks.gathered(self.asked(mine) if mine else [], len(conversations))
+        mine = ranks.own_share(conversations)  # there may be fewer than ranks
+        scores = ranks.gather_shares(self.asked(mine) if mine else [], len(conversations))
         return torch.tensor(scores, dtype=torch.float32)
 
     def asked(self, conversations: Sequence[Conversation]) -> list[float]:

@@ -14,9 +14,9 @@ from align.core.errors import require
 from align.core.types import Conversation, Rollout
 from align.data.chat.encode import encode_judged
 from align.models.backbone import hidden_states, pad
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.load import context_length
-from align.models.roles import Roles, last_real
+from align.models.roles import Roles, last_real_states
 
 
 class RoleReward:
@@ -43,7 +43,7 @@ class RoleReward:
         if rollout is None:
             raise ValueError("a reward on the policy's base reads sampled tokens")
         read = rollout if self.end is None else closed(rollout, self.end)
-        return in_chunks(lambda part: self.roles.scores(part, self.member), read, self.size).cpu()
+        return compute_in_chunks(lambda part: self.roles.scores(part, self.member), read, self.size).cpu()
 
 
 def closed(rollout: Rollout, end: int) -> Rollout:
@@ -123,11 +123,11 @@ def score_rows(
     def scored(chosen: list[int]) -> list[float]:
         tokens = pad([rows[i] for i in chosen], pad_id).to(device)
         mask = pad([[1] * len(rows[i]) for i in chosen], 0).bool().to(device)
-        last = last_real(hidden_states(model, tokens, mask), mask)
+        last = last_real_states(hidden_states(model, tokens, mask), mask)
         return score_head(last.float()).squeeze(-1).float().tolist()
 
     scores = torch.empty(len(rows))
-    found = ranks.gathered([scored(batch) for batch in ranks.dealt(batches)], len(batches))
+    found = ranks.gather_shares([scored(batch) for batch in ranks.own_share(batches)], len(batches))
     for batch, each in zip(batches, found, strict=True):
         scores[torch.tensor(batch)] = torch.tensor(each)
     return scores

@@ -70,7 +70,7 @@ def ranks_wanted(config: Config) -> bool:
     Raises:
         InputError: the stage works in one process, or its settings do not fit on so many.
     """
-    here = ranks.launched()
+    here = ranks.launched_world_size()
     if here == 1:
         check_machines()
         world, several = config.devices or 1, several_machines() or (config.devices or 1) > 1

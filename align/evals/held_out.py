@@ -18,7 +18,7 @@ from align.data.pairs import Pair
 from align.data.split import question_key
 from align.evals.text import join_turns
 from align.models.backbone import answered, pad, picked_logprobs, response_logprobs
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.finite import diverged
 from align.models.sharded import is_sharded
 from align.ops.auc import auc
@@ -83,10 +83,10 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
         counts = picked.sum(1).tolist()
         return -logprobs.sum().item(), [-of_row.sum().item() for of_row in logprobs.split(counts)], counts
 
-    share = [measure_batch(places) for places in ranks.dealt(batches)]
-    if is_sharded(model) and len(share) * ranks.world() < len(batches):
+    share = [measure_batch(places) for places in ranks.own_share(batches)]
+    if is_sharded(model) and len(share) * ranks.world_size() < len(batches):
         measure_batch(batches[-1])  # thrown away: all ranks take a pass at once
-    results = ranks.gathered(share, len(batches))
+    results = ranks.gather_shares(share, len(batches))
     model.train(was_training)
     total = 0.0
     by_row = [0.0] * len(rows)
@@ -110,7 +110,9 @@ def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
     rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-    each = in_chunks(lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE).cpu()
+    each = compute_in_chunks(
+        lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE
+    ).cpu()
     return each / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else each
 
 

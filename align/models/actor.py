@@ -1,4 +1,4 @@
-"""Who answers: a model, and what on it is in force while it does."""
+"""Actors: a model and the adapter on it that answers prompts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from align.run import Base
 
 
 class Actor(Protocol):
-    """Somebody who answers prompts: an adapter on a model, a role of PPO, a whole model."""
+    """What answers prompts: an adapter on a model, a role of PPO, or a whole model."""
 
     @property
     def base_alone(self) -> bool:
-        """Whether it is the base that its engine was loaded on, which has no weights of its own to save."""
+        """Whether it is the base itself, which has no weights of its own to save."""
         ...
 
     def use(self) -> AbstractContextManager[Any]:
-        """Make it the one that speaks, and give the model that it speaks by.
+        """Activate it and return its model.
 
         Raises:
             InputError: the model has no such adapter.
@@ -32,14 +32,16 @@ class Actor(Protocol):
         ...
 
     def save(self, folder: Path, base: Base) -> None:
-        """Write its own weights as they stand, for an engine with weights of its own: an adapter in PEFT's format, or a
-        whole model. Nobody asks this of a base alone. Where ranks share the weights, all of them ask it."""
+        """Save its own weights for an engine in another process: an adapter in PEFT's format, or a whole model.
+
+        A base alone has none. If ranks share the weights, every rank must call it.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ModelActor:
-    """A model that is complete in itself, and the adapter on it that speaks (None: the base by itself)."""
+    """A model, and the adapter on it that answers; None for the base alone."""
 
     model: Any
     adapter: str | None = None
@@ -50,7 +52,7 @@ class ModelActor:
 
     @contextmanager
     def use(self) -> Iterator[Any]:
-        """For sampling and logprobs; nothing trains.
+        """Activate the adapter for sampling and logprobs, without gradients.
 
         Raises:
             InputError: the model has no such adapter.
@@ -64,7 +66,7 @@ class ModelActor:
         try:
             with self.model.disable_adapter():
                 yield self.model
-        finally:  # which PEFT lets train from here on
+        finally:  # PEFT lets the active adapter train after this block
             self.model.set_requires_grad(self.model.active_adapters, False)
 
     def save(self, folder: Path, base: Base) -> None:

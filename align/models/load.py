@@ -1,7 +1,7 @@
-"""Loading a base: full precision, or NF4 with double quantisation; a tokenizer; devices and dtypes.
+"""Load a base, in full precision or in NF4, and its tokenizer; choose device and dtype.
 
-One trap is closed here for everybody: on CPUs with AVX512-BF16 bitsandbytes repacks a `Linear4bit` at its first
-evaluation forward, after which gradients and `dequantize()` are wrong.
+On CPUs with AVX512-BF16, bitsandbytes repacks a `Linear4bit` at its first evaluation forward, after which gradients and
+`dequantize()` are wrong. `keep_unpacked` prevents this for every model that is loaded here.
 """
 
 from __future__ import annotations
@@ -54,19 +54,20 @@ from align.run.weights import TOKENIZER, header, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The variable that torch's allocator reads, and its name of before."""
+"""The variable that torch's allocator reads, and its former name."""
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
-"""Where a tokenizer was read from, which is nobody's business and wrong on any other machine."""
+"""Keys of a tokenizer's configuration that hold paths of this machine. They are not saved."""
 
 SCORE_HEAD = "score."
-"""What the names of the tensors begin with that a classifier has and a language model does not."""
+"""Prefix of the names of tensors that a classifier has and a language model does not."""
 KNOWN_BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|masked_bias|causal_mask|position_ids)$"
 )
-"""Constants that older versions of transformers saved with the weights, and that a model computes itself."""
+"""Constants that older versions of transformers saved with the weights and that a model computes itself."""
 
 BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
-"""What no tokenizer writes: SentencePiece's own file, which llama.cpp's converter reads, and the sampling defaults."""
+"""Files that a tokenizer does not save: SentencePiece's model, which llama.cpp's converter reads, and the sampling
+defaults."""
 OWN_TOKENIZER = "Train with the base's own tokenizer."
 
 transformers_logging.set_verbosity_error()
@@ -74,11 +75,12 @@ transformers_logging.disable_progress_bar()
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes CUDA where there is one. A CUDA device comes with its number, and is this process's own from here
-    on: libraries that say `cuda` mean it.
+    """Return the device that a setting names; `auto` is CUDA if there is a GPU.
+
+    A CUDA device has its number and becomes the current one of this process.
 
     Raises:
-        InputError: a device that torch does not know or this machine lacks.
+        InputError: torch does not know the device, or this machine lacks it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,19 +92,20 @@ def choose_device(device: str) -> torch.device:
         raise InputError("device", device, "is not supported here", "Use auto, cpu, cuda or cuda:0.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device", device, "torch sees no CUDA device", "Use device=auto or device=cpu.")
-    there = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if (chosen.index or 0) >= there:
+    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
+    if (chosen.index or 0) >= count:
         raise InputError(
-            "device", device, f"there is no such device, the last is {chosen.type}:{there - 1}", "Use auto."
+            "device", device, f"there is no such device, the last is {chosen.type}:{count - 1}", "Use auto."
         )
     return chosen if chosen.type == "cpu" else own_gpu(chosen)
 
 
 def own_gpu(device: torch.device) -> torch.device:
-    """Take one GPU for this process: its present one where no number is given, as a launcher may have set it.
+    """Make a GPU the current device of this process. Without a number it is the present one, which a launcher may have
+    set.
 
-    Segments of memory that can grow spare the fragments that rows of ever other lengths leave behind. The variable is
-    read as CUDA allocates for the first time; who has set one decides.
+    Expandable segments avoid the fragmentation that rows of varying lengths cause. A value that the user has set stays.
+    torch reads the variable at the first allocation.
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
@@ -112,13 +115,16 @@ def own_gpu(device: torch.device) -> torch.device:
 
 
 def name_of_gpu(device: torch.device) -> dict[str, str]:
-    """For a manifest; nothing of a CPU, which is named there already."""
+    """Return the GPU's name for a manifest; nothing for a CPU, which is recorded elsewhere."""
     return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Compute dtype: bf16 on CUDA, fp32 on a CPU, unless said otherwise. Says so where a processor would crawl in bf16:
-    one without products of it (AVX2 alone) took 110 times fp32's time for a square product."""
+    """Return the compute dtype; `auto` is bf16 on CUDA and fp32 on a CPU.
+
+    Prints a warning if the processor has no bf16 instructions: with AVX2 alone, a square product in bf16 took 110 times
+    as long as in fp32.
+    """
     if dtype == "bfloat16" and device.type == "cpu" and not bf16():
         print("dtype=bfloat16: this processor multiplies no bf16; dtype=float32 is many times faster on it")
     if dtype != "auto":
@@ -127,17 +133,17 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """As `DTYPES` and users call it."""
+    """Return the name of a dtype in `DTYPES`."""
     return str(dtype).removeprefix("torch.")
 
 
 def choose_checkpointing(requested: str, device: torch.device) -> bool:
-    """Whether layers are computed again in the backward pass: `auto` does so where memory is the device's own."""
+    """Return whether to checkpoint gradients; `auto` does so on a GPU."""
     return device.type == "cuda" if requested == "auto" else requested == "true"
 
 
 def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
+    """Return the configuration of NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -147,14 +153,14 @@ def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def keep_unpacked(model: torch.nn.Module) -> None:
-    """Forbid the CPU repacking of every `Linear4bit`, which would falsify gradients and `dequantize()`."""
+    """Disable the repacking of every `Linear4bit` on CPUs, after which gradients and `dequantize()` are wrong."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def in_fp32(model: Any) -> Any:
-    """The same weights, computed with in fp32: NF4 codes stay as they are, everything else is widened. In place."""
+    """Make a model compute in fp32, in place. NF4 codes stay as they are, all other weights are widened."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
@@ -174,16 +180,17 @@ def load_base(
     head: type = AutoModelForCausalLM,
     **options: Any,
 ) -> Any:
-    """A fresh base model in evaluation mode, every weight frozen unless `method` is `full`.
+    """Load a base model in evaluation mode, with every weight frozen unless `method` is `full`.
 
     Args:
         method: `qlora` quantises the linear layers to NF4; `lora` keeps them in `dtype`; `full` in fp32.
         head: the auto class, for causal language modeling or sequence classification.
+        options: further arguments of `from_pretrained`.
 
     Raises:
         CorruptFile: the weights are truncated, incomplete or not finite.
-        InputError: the architecture is unknown, the weights do not fit the configuration or are more than `dtype`
-            holds, or they are not read (see `align.run.weights`).
+        InputError: the architecture is unknown, the weights do not fit the configuration, a weight exceeds the range of
+            `dtype`, or the format of the weights is not read (see `align.run.weights`).
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -194,7 +201,7 @@ def load_base(
     refuse_half(model_config(Path(base.path), displayed=base.id), name_of(dtype), base.id)
     files = model_files(Path(base.path), displayed=base.id)
     for path in files:
-        if path.suffix == ".safetensors":  # in the file, for NF4 would make some number of a nan
+        if path.suffix == ".safetensors":  # the file is checked, because NF4 turns nan into a number
             check_file(path, "model.path", base.id, "Download or save the model again.", held)
     try:
         with same_bytes(files, "model.path", base.id, base.digest), linked_folder(files) as folder:
@@ -209,7 +216,7 @@ def load_base(
             )
     except AlignError:
         raise
-    except Exception as error:  # what a wrong value in config.json or generation_config.json leads to has any type
+    except Exception as error:  # a wrong value in config.json or generation_config.json may raise anything
         if out_of_memory(error):
             raise
         raise unloadable(base, error) from error
@@ -223,15 +230,18 @@ def load_base(
 
 
 def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise CorruptFile unless the weights of a base are those that its configuration asks for.
+    """Check that the weights of a base are those that its configuration asks for.
 
-    Transformers fills what is missing with random numbers and passes over the rest. It has taken out of both lists what
-    is tied to another tensor, and what the class of the model ignores by name, such as the layer of DeepSeek-V3 that
-    predicts several tokens. A classifier is loaded from a language model: it has no head of that, and makes its own.
+    Transformers initialises missing weights at random and ignores unexpected ones. Its lists leave out tied tensors and
+    those that the model's class ignores by name, such as DeepSeek-V3's layer that predicts several tokens. A classifier
+    that is loaded from a language model has no language head, and a new head of its own.
 
     Args:
         head: the auto class that loaded it.
-        missing, unexpected: as transformers' loading report has them.
+        missing, unexpected: from transformers' loading report.
+
+    Raises:
+        CorruptFile: a tensor is missing or unexpected.
     """
     of_head: set[str] = set()
     if head is not AutoModelForCausalLM:
@@ -247,9 +257,11 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
 
 
 def head_names(base: Base, names: Collection[str]) -> set[str]:
-    """Return those names of tensors in a base's files that are the head of a language model: outside of its backbone,
-    and of the shape of a tensor there. Some checkpoints have another name for it than the class: GPT-NeoX's is
-    `embed_out` in files and `lm_head` in memory.
+    """Return those of `names` that are the language head in a base's files: tensors outside of the backbone with the
+    shape of one there.
+
+    Some checkpoints name the head differently than the class: GPT-NeoX's is `embed_out` in files and `lm_head` in
+    memory.
     """
     model = skeleton(base) if names else None
     if model is None:
@@ -267,11 +279,11 @@ def head_names(base: Base, names: Collection[str]) -> set[str]:
 
 
 def settle(model: Any, base: Base) -> None:
-    """Say so where a model takes the plain path, and probe it, but for the built-in ones: the table does not compare
-    the numbers of a configuration.
+    """Print whether a model takes the plain path, and probe it unless it is built in: the table of architectures does
+    not compare the numbers of a configuration.
 
     Raises:
-        InputError: what is computed here is not what the model says.
+        InputError: the model contradicts itself, or align computes something else than transformers.
     """
     way = route_of(model)
     if not way.fast:
@@ -286,12 +298,12 @@ def say_once(line: str) -> None:
 
 
 def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The same base with a scalar `score` head in place of the lm-head, for a reward model."""
+    """Load a base with a scalar `score` head instead of the language head, for a reward model."""
     return load_base(base, method, device, dtype, AutoModelForSequenceClassification, num_labels=1)
 
 
 def unloadable(base: Base, error: Exception) -> InputError:
-    """Why a model did not load, as the user's error."""
+    """Return the user's error for a model that did not load."""
     first = first_line(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in first.lower() or "header" in first.lower():
         return CorruptFile("model.path", base.id, f"its weights are corrupt ({first})", "Download or save them again.")
@@ -301,28 +313,28 @@ def unloadable(base: Base, error: Exception) -> InputError:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line; its type where that is all it says."""
+    """Return the type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def own_tokenizer(artifact: Artifact, base: Base) -> Any:
-    """The tokenizer that an artifact was trained with, as it stands, with a chat template or without; the base's where
-    it brings none. See `load_tokenizer`."""
+    """Load the tokenizer that an artifact was trained with; the base's if it has none. See `load_tokenizer`."""
     own = (artifact.path / "tokenizer_config.json").is_file()
     return load_tokenizer(base, artifact.path if own else None)
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
-    """The tokenizer of a base, with a pad token. Where the model has none, an unused special token serves, EOS at
-    worst: masks are kept from the start, so that a shared id loses nothing.
+    """Load the tokenizer of a base and give it a pad token.
+
+    If the model has none, the unknown token or EOS becomes the pad token. Padding is told apart by masks, so that a
+    shared id does no harm.
 
     Args:
-        folder: where it lies, if not beside the weights.
+        folder: its folder, if it does not lie beside the weights.
 
     Raises:
-        InputError: there is none, it is read from files that no digest names, or it has tokens that the base has no
-            embedding for.
+        InputError: there is none, it is read from files that no digest covers, or it has tokens without an embedding.
     """
     place = str(folder or base.path)
     check_folder(Path(place), "model.path", "Put tokenizer files beside the weights.")
@@ -331,13 +343,11 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except AlignError:
         raise
-    except Exception as error:  # so has what a wrong value in tokenizer.json or tokenizer_config.json leads to
+    except Exception as error:  # a wrong value in tokenizer.json or tokenizer_config.json may raise anything
         if out_of_memory(error):
             raise
-        raise InputError(
-            "model.path", base.id, f"its tokenizer does not load ({first_line(error)[:160]})",
-            "Put tokenizer files beside the weights.",
-        ) from error  # fmt: skip
+        problem = f"its tokenizer does not load ({first_line(error)[:160]})"
+        raise InputError("model.path", base.id, problem, "Put tokenizer files beside the weights.") from error
     if hidden := unhashed(Path(place), tokenizer.vocab_files_names.values()):
         problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
         remedy = "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others."
@@ -353,10 +363,14 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
 
 
 def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
-    """Raises: InputError: a token's id is beyond the rows of the base's embedding.
+    """Check that every token has a row in the base's embedding.
 
-    A special token may lie there that nothing writes: not the template, not the tokenizer at an end of a row, and no
-    content ever (`align.data.chat.tokens`). Gemma 3's models of text have one, for images.
+    A special token that is never written may have none: it is in no template, the tokenizer adds it to no row, and
+    contents never contain special tokens (`align.data.chat.tokens`). Gemma 3's text models have such a token, for
+    images.
+
+    Raises:
+        InputError: the id of a token is beyond the embedding.
     """
     config = model_config(Path(base.path), displayed=base.id)
     text = config.get("text_config")
@@ -373,17 +387,21 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
 
 
 def check_added_tokens(tokenizer: Any, base: Any) -> None:
-    """Raises: InputError: the adapter was trained with tokens that its base does not have, and can carry none."""
+    """Check that an adapter was trained with no tokens but its base's, because adapters hold no embeddings.
+
+    Raises:
+        InputError: tokens were added.
+    """
     if added := sorted(tokenizer.get_vocab().keys() - base.get_vocab().keys()):
         problem = f"{len(added)} tokens were added to the base's: vLLM and llama.cpp have no embedding for them"
         raise InputError("tokenizer", added[0], problem, OWN_TOKENIZER)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> None:
-    """The tokenizer's files, without what tells where and how it was read: the same run would differ in its bytes.
+    """Save a tokenizer without the paths that it was read from, which would make the bytes of equal runs differ.
 
     Args:
-        beside: the folder of the base, which has what the tokenizer does not write (`BESIDE_TOKENIZER`).
+        beside: the folder of the base, for the files of `BESIDE_TOKENIZER`.
     """
     tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
@@ -395,14 +413,18 @@ def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> 
 
 
 class Description(NamedTuple):
-    """What a base says of itself without its weights, as a loaded model says it: data can be read before these are."""
+    """The configurations of a base, without its weights."""
 
     config: Any
     generation_config: GenerationConfig
 
 
 def describe(base: Base) -> Description:
-    """Raises: InputError: its configuration is none that transformers reads."""
+    """Return the configurations of a base.
+
+    Raises:
+        InputError: transformers cannot read them.
+    """
     try:
         with linked_folder(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -411,14 +433,13 @@ def describe(base: Base) -> Description:
             generation = GenerationConfig.from_pretrained(str(folder), file, _from_model_config=not named)
     except AlignError:
         raise
-    except Exception as error:  # what a wrong value leads to has any type
+    except Exception as error:  # a wrong value may raise anything
         raise unloadable(base, error) from error
     return Description(config, generation)
 
 
 def skeleton(base: Base) -> Any:
-    """The modules of a base without its weights, tied as its configuration says; None where they cannot be built,
-    which loading explains.
+    """Return the modules of a base without its weights; None if they cannot be built, which loading will explain.
 
     Raises:
         InputError: see `describe`.
@@ -427,13 +448,18 @@ def skeleton(base: Base) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # what a wrong value leads to has any type
+    except Exception:  # a wrong value may raise anything
         return None
 
 
 def check_packing(base: Base) -> None:
-    """Raises: InputError: rows may not be packed on this base. Asked before its weights are loaded; of a model whose
-    modules cannot be built, loading explains why."""
+    """Check, before the weights are loaded, that rows may be packed on this base.
+
+    Passes if the modules cannot be built, which loading will explain.
+
+    Raises:
+        InputError: packing is not proven for this base.
+    """
     model = skeleton(base)
     if model is None or (way := route_of(model)).packing:
         return
@@ -444,12 +470,16 @@ def check_packing(base: Base) -> None:
 
 
 def context_length(model: Any) -> int:
-    """Positions that a model was made for, by itself or by its `Description`. Of LongRoPE (Ding et al., 2024) those
-    before its switch: behind it a model has other factors for the whole row, so that what was sampled before is not
-    what the longer row says of it.
+    """Return the number of positions of a model's context.
+
+    With LongRoPE (Ding et al., 2024) it is the original one: beyond it the model uses other factors for the whole row,
+    so that tokens that were already sampled get other logprobs.
+
+    Args:
+        model: a model or a `Description`.
 
     Raises:
-        InputError: its configuration says no number.
+        InputError: the configuration has no such number.
     """
     whole = model.config
     config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole  # of its text, where it has parts

@@ -1,8 +1,8 @@
-"""Policy, value, reward and reference on one base: four adapters, two heads, one set of base weights in memory. Where
-the advantages need no critic, nobody has the value role.
+"""Policy, value, reward and reference as adapters on one base: one set of base weights in memory.
 
-Where every weight of the policy trains, it is a second model, and the others share the frozen one it started from. A
-role is entered with `use`; what trains in it is asserted every time.
+Without a critic there is no value role. If every weight of the policy trains, the policy is a second model, and the
+other roles are adapters on the frozen base that it started from. `use` makes a role the active one, and asserts which
+parameters require gradients.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ ADAPTER = re.compile(r"\.lora_\w+\.(\w+)(?:\.|$)")
 
 
 class ForwardOutput(NamedTuple):
-    """What one pass of a role over a rollout says.
+    """The result of one forward pass of a role over a rollout.
 
     Attributes:
         logprobs_BT: log p of each response token, 0 outside the mask.
-        entropy_BT: of the distribution that each was drawn from, nats; no gradient.
-        states_BTD: the hidden states they come from, detached.
+        entropy_BT: of the distribution of each response token, in nats, without a gradient.
+        states_BTD: the hidden states before each response token, detached.
     """
 
     logprobs_BT: Tensor
@@ -54,37 +54,35 @@ class ForwardOutput(NamedTuple):
 
 
 class CachedForward(NamedTuple):
-    """What policy and, where there is one, value say of a rollout, with the graphs behind it."""
+    """Results of the policy and of the value role, if there is one, with their graphs."""
 
     output: ForwardOutput
     values_BT: Tensor | None
 
 
 class Roles:
-    """Four roles on one base.
+    """The roles of PPO on one base.
 
     Args:
         base: a frozen causal language model (NF4 or not).
-        init: folder of the adapter that the policy starts from and is measured against; None where the base itself is
-            that (`stage=full`).
-        rewards: folders of reward models, each an adapter and its `score` head; none where the reward is of another
-            kind.
-        fresh: how adapters are made that start from nothing. Nobody here has dropout.
-        value_backbone: `own`: an adapter of its own under the value head, which starts from the reward adapter and
-            trains; `policy`: the head reads the policy's states, and no gradient of its loss reaches them; `frozen`: it
-            reads the reward adapter's. Where there is no reward model, what the policy starts from serves in its place.
-            `none`: nobody has the role.
-        policy: a second model with the weights of `base`, all of which train, where the policy is no adapter.
+        init: folder of the adapter that the policy starts from and that is the reference; None if the base itself is
+            (`stage=full`).
+        rewards: folders of reward models, each an adapter and its `score` head; empty for other kinds of rewards.
+        fresh: the LoRA settings of new adapters. No role has dropout.
+        value_backbone: `own`: an adapter under the value head, which starts from the reward adapter and trains;
+            `policy`: the head reads the policy's states, and its gradient does not reach them; `frozen`: it reads the
+            reward adapter's states. Without a reward model, the policy's start takes the place of the reward adapter.
+            `none`: there is no value role.
+        policy: a second model with the weights of `base`, all of which train; None if the policy is an adapter.
         autocast: the dtype that the second model computes in, if not that of its weights.
 
     Attributes:
-        model: the model that holds all adapters.
+        model: the base with all adapters.
         trainable: the roles that train, of `TRAINABLE`.
-        value_head: hidden → value, bias-free, fp32; starts at 0. None where nobody values.
-        value_backbone: the role whose states it reads; empty where nobody values.
+        value_head: hidden → value, without bias, fp32, starts at 0; None without a value role.
+        value_backbone: the role whose states the value head reads; empty without a value role.
         score_heads: hidden → score, frozen, one a reward model.
-        reference_is_base: the policy started from the base as it is.
-        device: that everybody here computes on.
+        reference_is_base: whether the policy started from the base itself.
     """
 
     def __init__(
@@ -97,9 +95,10 @@ class Roles:
         policy: nn.Module | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        assert policy is None or init is None, "an adapter's policy is no whole model"
+        assert policy is None or init is None, "the policy is an adapter or a whole model"
         self.model: Any = base
-        self.policy, self.autocast = policy, autocast
+        self.policy = policy
+        self.autocast = autocast
         if init is not None:
             self.model = attach(attach(self.model, init, "policy", trainable=True), init, "reference")
         elif policy is None:
@@ -120,8 +119,8 @@ class Roles:
         self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen, "none": ""}[value_backbone]
         self.trainable = TRAINABLE if self.value_backbone else TRAINABLE[:1]
         self.reference_is_base = init is None
-        no_value = torch.zeros(1, hidden_size(self.model))
-        self.value_head = linear_head(no_value).to(self.device) if self.value_backbone else None
+        zeros_1D = torch.zeros(1, hidden_size(self.model))
+        self.value_head = linear_head(zeros_1D).to(self.device) if self.value_backbone else None
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -129,7 +128,7 @@ class Roles:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         self._parameters = dict(self.model.named_parameters())
         self._weights: dict[Role, dict[str, nn.Parameter]] = {
-            role: {n: p for n, p in self._parameters.items() if adapter_in(n) == role} for role in TRAINABLE
+            role: {n: p for n, p in self._parameters.items() if adapter_of(n) == role} for role in TRAINABLE
         }
         if policy is not None:
             policy.eval()
@@ -137,7 +136,7 @@ class Roles:
             self._parameters |= self._weights["policy"]
 
     def _add(self, name: str, fresh: Lora) -> None:
-        """An adapter that changes nothing yet."""
+        """Add a new adapter, whose output is 0 as yet."""
         if isinstance(self.model, PeftModel):
             self.model.add_adapter(name, fresh.config(base_model(self.model)))
         else:
@@ -145,25 +144,26 @@ class Roles:
         use_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
-        """What an optimiser of `role` holds: its weights, and for the value role its head."""
+        """Return the trained parameters of `role`; for the value role, its head too."""
         return list(self.named_parameters_of(role).values())
 
     def named_parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
-        """The same by their names, in the same order."""
-        valued = self.value_head if role == "value" else None
-        head = {} if valued is None else {f"value_head.{n}": p for n, p in valued.named_parameters()}
-        return {**self._weights[role], **head}
+        """Return the parameters of `parameters_of` by name, in the same order."""
+        parameters = dict(self._weights[role])
+        if role == "value" and self.value_head is not None:
+            parameters |= {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
+        return parameters
 
     def actor(self, role: Role) -> RoleActor:
-        """The role as somebody who answers prompts."""
+        """Return the role as an actor, for engines."""
         return RoleActor(self, role)
 
     @contextmanager
     def use(self, role: Role, train: bool = False) -> Iterator[Any]:
-        """The model that plays `role`. With `train`, the role's own weights require gradients and nothing else does.
+        """Make `role` the active one and return its model.
 
-        Raises:
-            AssertionError: something else would train.
+        Args:
+            train: whether the role's own weights, and no others, require gradients.
         """
         self._enter(role, train)
         if role != "policy" or self.policy is None:
@@ -174,12 +174,13 @@ class Roles:
             yield self.policy
 
     def _enter(self, role: Role, train: bool) -> None:
-        """Make a role's adapter the active one, which PEFT's `set_adapter` would do in 16 ms at 30 layers."""
+        """Activate a role's adapter. PEFT's `set_adapter` takes 16 ms for it at 30 layers."""
         base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
             require_known([role], getattr(self.model, "peft_config", ()))
         for layer in self._layers:
-            layer._active_adapter, layer._disable_adapters = [role], base_alone
+            layer._active_adapter = [role]
+            layer._disable_adapters = base_alone
         if isinstance(self.model, PeftModel) and role in self.model.peft_config:
             self.model.active_adapter = role
         for trainable in TRAINABLE:
@@ -191,27 +192,27 @@ class Roles:
         trains = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
 
-    def trains(self, role: Role) -> None:
-        """Let a backward pass reach `role` and nothing else, whoever has played since the forward pass."""
+    def require_gradients(self, role: Role) -> None:
+        """Let a backward pass reach `role` alone, even if another role was active since the forward pass."""
         if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
         if self.value_head is not None:
             self.value_head.requires_grad_(role == "value")
 
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
-        """The response tokens under `role`."""
+        """Return logprobs, entropies and hidden states of the response tokens under `role`."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
             logprobs, entropy, states = read_response(model, rollout, temperature)
             return ForwardOutput(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
-        """V of the state before each response token [B, T]; outside the mask unspecified.
+        """Return V before each response token [B, T]; outside the mask unspecified.
 
         Args:
-            policy_states_BTD: the policy's states on this rollout where they are known: a head on the policy's backbone
-                needs no pass of its own then.
+            policy_states_BTD: the policy's states on this rollout if they are known, which save a value head on the
+                policy's backbone a pass of its own.
         """
-        assert self.value_head is not None, "nobody has the value role"
+        assert self.value_head is not None, "there is no value role"
         trained = train and self.value_backbone == "value"
         states = policy_states_BTD if self.value_backbone == "policy" else None
         if states is None:
@@ -222,68 +223,73 @@ class Roles:
             return self.value_head(states.float()).squeeze(-1)
 
     def cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
-        """A pass of policy and value with their graphs, for a backward pass later, whoever plays in between."""
-        output, values = self.logprobs("policy", rollout, temperature, train=True), None
+        """Return a forward pass of policy and value with their graphs, for a backward pass later."""
+        output = self.logprobs("policy", rollout, temperature, train=True)
+        values_BT = None
         if "value" in self.trainable:
-            values = self.values(rollout, train=True, policy_states_BTD=output.states_BTD)
-        return CachedForward(output, values)
+            values_BT = self.values(rollout, train=True, policy_states_BTD=output.states_BTD)
+        return CachedForward(output, values_BT)
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, ...]:
-        """What a batch is learned from besides its scores: logprobs of policy and reference, and values where somebody
-        has that role; each [B, T]."""
-        own, reference = (self.logprobs(role, rollout, temperature) for role in ("policy", "reference"))
-        told = own.logprobs_BT, reference.logprobs_BT
-        return (*told, self.values(rollout, policy_states_BTD=own.states_BTD)) if "value" in self.trainable else told
+        """Return the logprobs of policy and reference, and the values if there is a value role; each [B, T]."""
+        policy = self.logprobs("policy", rollout, temperature)
+        reference = self.logprobs("reference", rollout, temperature)
+        logprobs = policy.logprobs_BT, reference.logprobs_BT
+        if "value" not in self.trainable:
+            return logprobs
+        return *logprobs, self.values(rollout, policy_states_BTD=policy.states_BTD)
 
-    def values_behind(self, rollout: Rollout) -> Tensor:
-        """V of the state behind each response [B]: what is yet to come where it was cut."""
-        assert self.value_head is not None, "nobody has the value role"
-        return self._at_the_end(self.value_backbone, self.value_head, rollout)
+    def values_after(self, rollout: Rollout) -> Tensor:
+        """Return V after the last token of each response [B]: the expected rest of the reward of one that was cut."""
+        assert self.value_head is not None, "there is no value role"
+        return self._read_last_state(self.value_backbone, self.value_head, rollout)
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
-        """A reward model's score of each row [B], read at its last real token, which is found by mask."""
-        return self._at_the_end(reward_name(member), self.score_heads[member], rollout)
+        """Return a reward model's score of each row [B], read at its last unmasked token."""
+        return self._read_last_state(reward_name(member), self.score_heads[member], rollout)
 
     @torch.no_grad()
-    def _at_the_end(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
-        """What a head makes of a role's state at each row's last token [B]."""
+    def _read_last_state(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
+        """Return the output of a head for a role's state at each row's last token [B]."""
         with self.use(role) as model:
             hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
-        return head(last_real(hidden, rollout.mask_BS).float()).squeeze(-1)
+        return head(last_real_states(hidden, rollout.mask_BS).float()).squeeze(-1)
 
     def recompute_layers(self) -> None:
-        """Keep no more of a pass with a gradient than the input of each layer; the backward pass makes the rest again.
-        A third more time, for memory that no longer grows with the depth."""
+        """Checkpoint gradients: keep the input of each layer and recompute the rest in the backward pass.
+
+        A step takes a third longer, and its memory no longer grows with the depth.
+        """
         for model in filter(None, (self.model, self.policy)):
             base_model(model).activation_checkpointing_enable({"use_reentrant": False})
-            for module in model.modules():  # transformers looks at this flag of the layer, and only of it
+            for module in model.modules():  # transformers reads this flag of the layer alone
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True
 
     def save_policy(self, folder: Path, base: Base, dtype: torch.dtype) -> None:
-        """The adapter in PEFT's format, or the whole model in `dtype`."""
+        """Save the adapter in PEFT's format, or the whole model in `dtype`."""
         if self.policy is None:
             save_adapter(self.model, folder, base, "policy")
         else:
             self.policy.to(dtype).save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
 
     def save_critic(self, folder: Path, base: Base) -> None:
-        """What gives values: the adapter in PEFT's format where there is one, and `value_head.safetensors`."""
+        """Save the value role: its adapter in PEFT's format if it has one, and `value_head.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.value_backbone == "value":
             save_adapter(self.model, folder, base, "value")
-        assert self.value_head is not None, "nobody has the value role"
+        assert self.value_head is not None, "there is no value role"
         save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
         (folder / VALUE_HEAD_FILE).chmod(0o644)
 
     def quantised_layers(self) -> int:
-        """How many linear layers of the base are NF4."""
+        """Return the number of NF4 layers."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
 
 
 @dataclass(frozen=True)
 class RoleActor:
-    """See `align.models.actor.Actor`."""
+    """A role as an `align.models.actor.Actor`."""
 
     roles: Roles
     role: Role
@@ -302,10 +308,13 @@ class RoleActor:
             save_adapter(self.roles.model, folder, base, self.role)
 
 
-def adapter_in(name: str) -> str | None:
-    """The adapter that a parameter is of. A module may be called `value` too, as attention in BERT's line is."""
-    found = ADAPTER.search(name)
-    return found[1] if found else None
+def adapter_of(name: str) -> str | None:
+    """Return the name of a parameter's adapter, None for one of the base.
+
+    A module of the base may be called `value` too, as in BERT's attention.
+    """
+    match = ADAPTER.search(name)
+    return match[1] if match else None
 
 
 def reward_name(member: int) -> Role:
@@ -313,13 +322,13 @@ def reward_name(member: int) -> Role:
 
 
 def score_weight(folder: Path, width: int) -> Tensor:
-    """The weights [1, D] of a reward model's head.
+    """Return the weights [1, D] of a reward model's head.
 
     Args:
         width: D, of the base.
 
     Raises:
-        CorruptFile: it has none, or one of another shape.
+        CorruptFile: there is no head, or it has another shape.
     """
     weight = read_tensors(folder, "reward.ref").get(SCORE_KEY)
     if weight is None:
@@ -331,14 +340,14 @@ def score_weight(folder: Path, width: int) -> Tensor:
 
 
 def linear_head(weight_OD: Tensor) -> nn.Linear:
-    """A bias-free fp32 head with this weight."""
+    """Return an fp32 head without bias with this weight."""
     head = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False)
     head.weight.data = weight_OD.detach().float().clone()
     return head
 
 
-def last_real(hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
-    """The hidden state of each row's last real token [B, D]."""
+def last_real_states(hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return the hidden state of each row's last unmasked token [B, D]."""
     columns = torch.arange(mask_BS.shape[1], device=mask_BS.device)
     last_B = torch.where(mask_BS, columns, 0).max(-1).values
     return hidden_BSD[torch.arange(hidden_BSD.shape[0], device=hidden_BSD.device), last_B]

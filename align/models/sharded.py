@@ -34,7 +34,7 @@ def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
     """
     model = load_base(base, "full", torch.device("cpu"), dtype) if ranks.is_main() else None
     whole = dict(named_tensors(model)) if model else {}
-    dtypes = ranks.from_main({name: value.dtype for name, value in whole.items()})
+    dtypes = ranks.broadcast({name: value.dtype for name, value in whole.items()})
     model = in_shards(model or without_weights(base, dtypes), device)
     spread(model, whole)
     return model
@@ -101,11 +101,14 @@ def in_shards(model: Any, device: torch.device) -> Any:
 
     way = route_of(model)
     require(
-        way.padding, "devices", ranks.world(), f"type {model.config.model_type} takes no padding, by which ranks would "
-        "keep in step", "Train it on one GPU, or use method=lora.",
-    )  # fmt: skip
+        way.padding,
+        "devices",
+        ranks.world_size(),
+        f"type {model.config.model_type} takes no padding, by which ranks would keep in step",
+        "Train it on one GPU, or use method=lora.",
+    )
     leave_fast_path(model)  # it reads weights of layers that it does not call
-    mesh = init_device_mesh(device.type, (ranks.world(),))
+    mesh = init_device_mesh(device.type, (ranks.world_size(),))
     for part in (*layers_of(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for part in model.modules():

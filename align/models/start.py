@@ -1,4 +1,4 @@
-"""What a stage starts from: an artifact, its base, and the method to go on with. Imports no torch."""
+"""Find the artifact that a stage starts from, its base and its method. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BASE = "base"
 
 
 class Start(NamedTuple):
-    """What a stage starts from.
+    """The start of a stage.
 
     Attributes:
-        method: that this artifact goes on with, never `auto`.
+        method: the method of the stage, never `auto`.
     """
 
     artifact: Artifact
@@ -28,22 +28,27 @@ class Start(NamedTuple):
 
 
 def start_from(
-    ref: str, root: Path, *, path: str | None = None, revision: str | None = None, method: str = "auto",
+    ref: str,
+    root: Path,
+    *,
+    path: str | None = None,
+    revision: str | None = None,
+    method: str = "auto",
     field: str = "init",
-) -> Start:  # fmt: skip
-    """The artifact a stage starts from, its base, and the method to go on with.
+) -> Start:
+    """Find the artifact that a stage starts from, its base, and the method.
 
-    With a model given, `latest` means the newest on those weights; without, the newest of all, whose base is used.
+    With a model given, `latest` is the newest artifact on those weights; else the newest of all, whose base is used.
 
     Args:
-        ref: `base`, or what `align.run.resolve` reads.
+        ref: `base`, or a reference that `align.run.resolve` reads.
         root: the folder of runs.
-        path, revision: of `model=`, where one is given.
+        path, revision: of `model=`, if one is given.
         method: `auto` for the artifact's own.
-        field: what the user calls `ref`.
+        field: the setting that holds `ref`, for errors.
 
     Raises:
-        MissingArtifact: nothing is there yet; the message names the command that makes it.
+        MissingArtifact: there is no such artifact; the message names the command that makes it.
         InputError: `model=` or `method=` contradicts the artifact.
     """
     wanted = find_base(path, revision).digest if path else None
@@ -54,34 +59,34 @@ def start_from(
 def find(
     ref: str, root: Path, path: str | None, revision: str | None, field: str, base_digest: str | None = None
 ) -> Artifact:
-    """What a reference names: `base`, the model of `path` and `revision`; or what `align.run.resolve` finds.
+    """Return the artifact of a reference: for `base`, the model of `path` and `revision`.
 
     Raises:
-        MissingArtifact: nothing is there yet; the message names the command that makes it.
+        MissingArtifact: there is no such artifact; the message names the command that makes it.
     """
     return as_artifact(find_base(path, revision)) if ref == BASE else resolve(ref, root, base_digest, field)
 
 
 def as_artifact(base: Base) -> Artifact:
-    """A model as it is, as something to start from."""
+    """Return a base model as an artifact."""
     return Artifact(BASE, Path(base.path), base.digest, base, whole=True)
 
 
 def base_itself(artifact: Artifact) -> Artifact:
-    """The base that an adapter was trained on, found anew where it lies by now, as what the adapter started from."""
+    """Return the base that an adapter was trained on as an artifact, from where it lies now."""
     return as_artifact(base_of(artifact, "init"))
 
 
 def started_from(artifact: Artifact, named: Artifact | None, root: Path) -> Artifact | None:
-    """What an artifact is measured against: what its run started from; None for one that started from the base.
+    """Return what an artifact's run started from, which is its reference; None if that is the base.
 
     Args:
-        named: by the user, or as the default; of a bare folder, which says nothing itself, it is believed.
+        named: the reference by `init=` or its default. It is taken for a folder without a manifest.
         root: the folder of runs.
 
     Raises:
-        MissingArtifact: it is gone, or something else lies there.
-        InputError: the artifact was trained from something else than what was named, or started from nothing.
+        MissingArtifact: the start is gone or was changed.
+        InputError: the artifact started from something else than `named`, or has no reference.
     """
     manifest = artifact.manifest
     if manifest is None:
@@ -89,9 +94,12 @@ def started_from(artifact: Artifact, named: Artifact | None, root: Path) -> Arti
     recorded = manifest.inputs.get("init")
     if recorded is None:
         require(
-            not artifact.whole, "artifact", artifact.ref, "was trained to imitate, not to be preferred to anything",
+            not artifact.whole,
+            "artifact",
+            artifact.ref,
+            "was trained to imitate, not to be preferred to anything",
             "Its held-out loss before and after is in its own report.",
-        )  # fmt: skip
+        )
         found, ref, digest = None, "the base", artifact.base.digest if artifact.base else ""
     else:
         on_its_base = replace(artifact, base=manifest.base, whole=False)
@@ -104,10 +112,10 @@ def started_from(artifact: Artifact, named: Artifact | None, root: Path) -> Arti
 
 
 def as_recorded(recorded: Input, root: Path) -> Artifact:
-    """What an artifact started from, wherever it lies by now.
+    """Return a recorded input as an artifact, from where it lies now.
 
     Raises:
-        MissingArtifact: it is gone, or something else lies there.
+        MissingArtifact: it is gone or was changed.
     """
     folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
     if folder is not None and folder.is_dir():
@@ -115,13 +123,18 @@ def as_recorded(recorded: Input, root: Path) -> Artifact:
         if found.digest == recorded.digest:
             return found
     raise MissingArtifact(
-        "init", recorded.ref, f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed",
+        "init",
+        recorded.ref,
+        f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed",
         "Restore it, or evaluate an artifact whose start is there.",
-    )  # fmt: skip
+    )
 
 
 def method_of(artifact: Artifact, given: str, field: str) -> str:
-    """The method to go on with: an adapter belongs to the precision of the base that it was trained on.
+    """Return the method of a stage, which is the one of its adapter: an adapter belongs to the precision of its base.
+
+    Args:
+        given: the setting; `auto` for the artifact's own.
 
     Raises:
         InputError: `method=` contradicts the artifact.
@@ -137,23 +150,24 @@ def method_of(artifact: Artifact, given: str, field: str) -> str:
 
 
 def trained_with(artifact: Artifact) -> str | None:
-    """The method that an adapter was trained with; None of a whole model, and where no run says it."""
+    """Return the method that an adapter was trained with; None for a whole model, and if no run recorded it."""
     config = artifact.manifest.config if artifact.manifest else {}
     return None if artifact.whole else config.get("method", {}).get("name")
 
 
 def same_method(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
-    """A reward model is an adapter on the base of the policy, which is kept in one precision.
+    """Check that a reward model was trained on the base in the precision of the policy, because they share it.
 
     Args:
-        reward: named by `field`.
-        policy: what the policy starts from.
-        method: that the policy is trained with.
+        field: the setting that names `reward`.
+        policy: the start of the policy.
+        method: of the policy's training.
 
     Raises:
-        InputError: the reward model was trained on the base in another precision.
+        InputError: the precision is another one.
     """
-    trained, start = trained_with(reward), f"init={policy.ref}"
+    trained = trained_with(reward)
+    start = f"init={policy.ref}"
     if trained in (None, frozen_as(method)):
         return
     problem = f"was trained with method={trained}, and the policy, from {start}, has method={method}: they share a base"
@@ -164,16 +178,16 @@ def same_method(reward: Artifact, field: str, policy: Artifact, method: str) -> 
 
 
 def frozen_as(method: str) -> str:
-    """How a base is kept that nothing trains: as its adapters know it, in the compute dtype beside a full policy."""
+    """Return the method by which a frozen base is loaded: that of its adapters; beside a full policy, `lora`."""
     return "lora" if method == "full" else method
 
 
 def adapter_folder(artifact: Artifact) -> Path | None:
-    """The artifact's adapter; None where it is a whole model, which is then the base itself."""
+    """Return the folder of an artifact's adapter; None for a whole model, which is the base itself."""
     return None if artifact.whole else artifact.path
 
 
 def label(base: Base, method: str) -> str:
-    """The readable part of a run's name: model and method."""
+    """Return the readable part of a run's name: model and method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
     return name if name.endswith(method) else f"{name}-{method}"

@@ -341,7 +341,7 @@ def predict_peak(
         method,
         dtype,
         shape.context,
-        ranks=ranks.world(),
+        ranks=ranks.world_size(),
         from_adapter=init is not None and init.whole is False,
         rewards=rewards,
         cuda=device_in_use() == "cuda",

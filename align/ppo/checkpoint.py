@@ -1,8 +1,8 @@
-"""All that an update of PPO leaves behind for the next: what trains, the optimiser's moments, a few numbers.
+"""Checkpoints of PPO: the trained weights, the optimiser's moments and a few numbers.
 
-Nothing else has a history. Every draw comes from a generator seeded by its place, the schedule and the prompts are
-functions of the update's number, and members of an ensemble are put on one scale by the reference's samples, which are
-drawn again alike.
+The rest of a run's state follows from the update's number: every random draw has a generator seeded by its place, the
+schedule and the prompts are functions of the number, and the scale of an ensemble's members comes from samples of the
+reference, which are drawn again alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Best:
     """The policy with the highest objective on held-out prompts so far.
 
     Attributes:
-        update: after how many updates it stood.
+        update: number of updates before it.
         objective: its mean held-out score less `kl_coef` times its KL.
         weights: its trained tensors, in the order of the policy's parameters, on the CPU.
     """
@@ -46,17 +46,17 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """A run between two updates.
+class PpoState:
+    """The state of a run between two updates.
 
     Attributes:
-        kl_coef: in force for the next update.
-        moments: of the raw scores, which standardise the next ones.
-        strikes: how many updates in a row each tripwire has been crossed.
+        kl_coef: of the next update.
+        moments: of the raw scores so far.
+        strikes: how many updates in a row have crossed each tripwire.
         best: None before the first held-out evaluation.
-        sampler: the policy's weights with which the next update's answers are drawn, in the order of its parameters;
-            empty where the policy draws them as it stands.
-        start_variety: how much the start's greedy answers to held-out prompts differ; empty if that is not watched.
+        sampler: the policy's weights that sample the next update's answers, in the order of its parameters; empty for
+            the present ones.
+        start_variety: how much the start's greedy answers to held-out prompts differ; empty if that is not measured.
     """
 
     kl_coef: float
@@ -67,7 +67,7 @@ class State:
     start_variety: Mapping[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
-        """All but tensors, as JSON; which keeps a float to the bit."""
+        """Return the state without tensors, for JSON, which keeps a float to the bit."""
         best = {"update": self.best.update, "objective": self.best.objective} if self.best else None
         return {
             "kl_coef": self.kl_coef,
@@ -78,27 +78,27 @@ class State:
         }
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()) -> State:
-        """The inverse of `numbers`, with the tensors of the best policy and of the one that draws."""
-        kept = Best(**numbers["best"], weights=best) if numbers["best"] else None
+    def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()) -> PpoState:
+        """Return the state of `numbers`, with the weights of the best policy and of the sampler."""
+        best_policy = Best(**numbers["best"], weights=best) if numbers["best"] else None
         moments = Moments(**numbers["moments"])
-        return cls(numbers["kl_coef"], moments, numbers["strikes"], kept, sampler, numbers["start_variety"])
+        return cls(numbers["kl_coef"], moments, numbers["strikes"], best_policy, sampler, numbers["start_variety"])
 
 
-def save(folder: Path, roles: Roles, optimiser: Optimizer, state: State) -> None:
-    """Write all of a run between two updates into `folder`."""
+def save_state(folder: Path, roles: Roles, optimiser: Optimizer, state: PpoState) -> None:
+    """Write the state of a run between two updates into `folder`."""
     best = {f"best.{i}": t for i, t in enumerate(state.best.weights)} if state.best else {}
     sampler = {f"sampler.{i}": t for i, t in enumerate(state.sampler)}
-    tensors = {**weights(roles), **optimiser_tensors(optimiser), **best, **sampler}
+    tensors = {**trained_weights(roles), **optimiser_tensors(optimiser), **best, **sampler}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
     write_json(folder / NUMBERS, state.numbers())
 
 
-def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
-    """Put saved weights and moments back in place; returns the rest.
+def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> PpoState:
+    """Load saved weights and moments into the roles and the optimiser, and return the rest of the state.
 
     Raises:
-        CorruptFile: it is not the state of a run like this one, or not finite.
+        CorruptFile: the files cannot be read, hold values that are not finite, or belong to another run.
     """
     try:
         tensors = load_file(folder / TENSORS)
@@ -108,7 +108,7 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
             "checkpoint", str(folder), f"cannot be read ({str(error)[:120]})", "Remove it and run again."
         ) from error
     check_tensors(tensors.items(), "checkpoint", str(folder), "Remove it and run the same command again.")
-    own = weights(roles)
+    own = trained_weights(roles)
     if missing := sorted(own.keys() ^ {n for n in tensors if n.partition(".")[0] in TRAINABLE}):
         raise CorruptFile(
             "checkpoint", str(folder), f"is of another run ({missing[0]})", "Remove it and run the command again."
@@ -127,15 +127,15 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> State:
         count = sum(n.startswith(f"{name}.") for n in tensors)
         return tuple(tensors[f"{name}.{i}"] for i in range(count))
 
-    return State.of(numbers, numbered("best"), numbered("sampler"))
+    return PpoState.of(numbers, numbered("best"), numbered("sampler"))
 
 
-def weights(roles: Roles) -> dict[str, Tensor]:
-    """Everything that trains, by role and place."""
+def trained_weights(roles: Roles) -> dict[str, Tensor]:
+    """Return all trained parameters by role and position."""
     return {f"{role}.{i}": p for role in roles.trainable for i, p in enumerate(roles.parameters_of(role))}
 
 
 def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
-    """The optimiser's own tensors, by parameter and name."""
+    """Return the optimiser's state tensors by parameter and name."""
     state = optimiser.state_dict()["state"]
     return {f"optimiser.{index}.{key}": tensor for index, own in state.items() for key, tensor in own.items()}

@@ -28,30 +28,30 @@ from align.models.backbone import base_model
 from align.models.roles import CachedForward
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
-from align.ppo.checkpoint import State, restore_state, save
-from align.ppo.experience import Experience, estimated, experience
+from align.ppo.checkpoint import PpoState, restore_state, save_state
+from align.ppo.experience import Experience, assemble_experience, compute_estimates
 from align.ppo.monitor import (
-    beside_start,
-    better,
-    crossed,
-    evaluate,
-    per_answer,
-    strikes_after,
+    choose_best,
+    compare_with_start,
+    count_strikes,
+    evaluate_held_out,
+    find_crossed,
+    find_tripped,
+    measure_answers,
+    print_warnings,
+    select_suspects,
     strikes_needed,
-    suspects,
-    tripped_in,
-    warn,
 )
 from align.ppo.rollouts import (
     at_update,
     check_sampler,
+    compute_scores,
     prompt_indices,
     roll_out,
-    shape_scores,
     start_next_rollout,
 )
 from align.ppo.settings import PpoSettings
-from align.ppo.update import check_first_ratio, lr_factor, update
+from align.ppo.update import check_first_ratio, lr_factor, take_gradient_steps
 from align.ppo.workers import Answers, Workers
 from align.rollout.engine import cut_answers
 from align.rollout.randomness import generator_for
@@ -76,7 +76,7 @@ class Trained:
     """
 
     rows: list[dict[str, Any]]
-    state: State
+    state: PpoState
     tripped: tuple[str, ...] = ()
     suspects: tuple[tuple[Conversation, list[Candidate]], ...] = ()
 
@@ -100,7 +100,7 @@ def train_policy(
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     workers, moments = calibrate(workers, settings)
     checkpoint = newest_checkpoint(run)
-    state = restore_state(checkpoint, roles, optimiser) if checkpoint else State(settings.kl_coef, moments)
+    state = restore_state(checkpoint, roles, optimiser) if checkpoint else PpoState(settings.kl_coef, moments)
     done = step_of(checkpoint)
     tripped: dict[str, str] = {}
     suspicious: list[tuple[Conversation, list[Candidate]]] = []
@@ -117,7 +117,7 @@ def train_policy(
             started, sampler = start_next_rollout(workers, settings, number)
             if settings.normalise == "running":
                 state = replace(state, moments=state.moments.joined(raw))
-            scores = shape_scores(workers, settings, answers, raw, state)
+            scores = compute_scores(workers, settings, answers, raw, state)
             clock.lap("score_s")
 
             batch, cached, described = build_experience(workers, settings, answers, scores, state, number)
@@ -135,14 +135,14 @@ def train_policy(
             is_measured = settings.eval_every is not None and (step % settings.eval_every == 0 or is_last)
             if is_measured:
                 figures |= watch_variety(workers, state.start_variety)
-            signs = crossed(figures, settings.wires)
-            state = replace(state, strikes=strikes_after(state.strikes, signs), sampler=sampler)
+            signs = find_crossed(figures, settings.wires)
+            state = replace(state, strikes=count_strikes(state.strikes, signs), sampler=sampler)
             patience = settings.patience
             tripped = {name: s for name, s in signs.items() if state.strikes[name] >= strikes_needed(name, patience)}
             stops = bool(tripped) and settings.stops
             if is_measured or (stops and settings.eval_every is not None):
                 measured = measure(workers, moments, settings, step, tracker)
-                state = replace(state, best=better(state.best, step, measured["held_out_objective"], workers))
+                state = replace(state, best=choose_best(state.best, step, measured["held_out_objective"], workers))
                 figures |= measured
                 clock.lap("eval_s")
             if settings.kl_control == "adaptive":
@@ -150,12 +150,12 @@ def train_policy(
                 state = replace(state, kl_coef=update_kl_coef(state.kl_coef, figures["kl"], *target))
             tracker.log(step, figures, clock.laps)
             bar.advance(step, score=figures["score"], kl=figures["kl"], length=figures["length"])
-            warn(tripped, step, state.strikes, patience)
+            print_warnings(tripped, step, state.strikes, patience)
             if stops:
                 suspicious = find_suspects(run, workers, settings, tripped, answers, raw, scores, batch)
                 break
             if step % settings.save_every == 0 and not is_last:
-                files = partial(save, roles=roles, optimiser=optimiser, state=state)
+                files = partial(save_state, roles=roles, optimiser=optimiser, state=state)
                 write_checkpoint(run, step, files, settings.checkpoints)
         rows = tracker.rows()
     if not settings.stops:
@@ -171,8 +171,8 @@ def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments
     """
     indices = prompt_indices(0, settings.normalise_on, len(workers.prompts), settings.seed + 1)
     prompts = [workers.prompts[i] for i in indices]
-    ranks.at("update 0, reference answers")
-    workers, moments = workers.calibrated(workers.sample("reference", prompts, "normalise"))
+    ranks.set_position("update 0, reference answers")
+    workers, moments = workers.calibrate(workers.sample("reference", prompts, "normalise"))
     if settings.normalise == "off":
         return workers, Moments(1, 0.0, 1.0)
     require(
@@ -186,7 +186,7 @@ def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments
 
 
 def build_experience(
-    workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: State, number: int
+    workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: PpoState, number: int
 ) -> tuple[Experience, CachedForward | None, dict[str, float]]:
     """Return what an update learns from, the forward passes that its first step can use again, and their figures.
 
@@ -194,8 +194,8 @@ def build_experience(
         InputError: servers sampled the answers, and not by the policy.
     """
     rollout = answers.rollout
-    ranks.at(f"update {number + 1}, logprobs and values")
-    estimates, cached = estimated(
+    ranks.set_position(f"update {number + 1}, logprobs and values")
+    estimates, cached = compute_estimates(
         workers.roles,
         rollout,
         temperature=settings.temperature,
@@ -206,7 +206,7 @@ def build_experience(
     sampled = check_sampler(workers, settings, number, rollout, estimates.old_logprobs_BT, state.sampler)
     cap = settings.importance_cap if settings.servers else None
     arguments = settings.experience_arguments(state.kl_coef)
-    batch, figures = experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
+    batch, figures = assemble_experience(rollout, scores_B, *estimates, **arguments, importance_cap=cap)
     return batch, cached, {**figures, **sampled}
 
 
@@ -227,7 +227,7 @@ def learn(
         assert lr is not None  # the configuration has chosen
         group["lr"] = lr * factor
     with at_update(number + 1, "gradient steps"):
-        figures = update(
+        figures = take_gradient_steps(
             workers.roles,
             optimiser,
             batch,
@@ -248,7 +248,7 @@ def learn(
 
 
 def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker) -> dict[str, float]:
-    """Measure the policy on the held-out prompts, see `evaluate`, and show its first answers.
+    """Measure the policy on the held-out prompts, see `evaluate_held_out`, and show its first answers.
 
     Args:
         moments: the run's first, so that all updates are measured on one scale.
@@ -256,7 +256,7 @@ def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int
     """
     with at_update(step, "held-out prompts"):
         answers = workers.sample("policy", workers.held_out, "held_out")
-        figures, samples = evaluate(
+        figures, samples = evaluate_held_out(
             workers,
             answers,
             moments,
@@ -282,11 +282,13 @@ def find_suspects(
     scores_B: Tensor,
     batch: Experience,
 ) -> list[tuple[Conversation, list[Candidate]]]:
-    """Return the answers of an update that its tripwires suspect, see `suspects`. They are sampled anew beside the
-    reference's, so that this must follow the last update."""
+    """Return the answers of an update that its tripwires suspect, see `select_suspects`.
+
+    Each stands beside a new sample of the reference, so that this must follow the last update.
+    """
     sizes = {"temperature": settings.temperature, "micro_batch": settings.micro_batch}
-    figures = per_answer(tripped, workers, answers, scores_B, batch, **sizes)
-    return suspects(
+    figures = measure_answers(tripped, workers, answers, scores_B, batch, **sizes)
+    return select_suspects(
         workers,
         answers,
         raw_B,
@@ -315,8 +317,8 @@ def build_result(
         **{f"last_{name}": sum(row[name] for row in last) / len(last) for name in MEANS if name in last[0]},
         "updates": len(updates),
         "published_update": published,
-        **beside_start(trained.rows, published),
-        "tripped": tripped_in(updates, settings.wires, settings.patience),
+        **compare_with_start(trained.rows, published),
+        "tripped": find_tripped(updates, settings.wires, settings.patience),
         **known,
         "quantised_layers": workers.roles.quantised_layers(),
         "score_mean": trained.state.moments.mean,

@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 
 from align.models.adapters import save_adapter, with_new_adapter
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.load import DTYPES, load_base, load_classifier
 from align.models.roles import Roles
 from align.models.start import frozen_as
 from align.planning.live import watch_live_bytes
 from align.planning.workload import Workload, full_rows
-from align.ppo.advantages import Estimator
-from align.ppo.experience import estimated, experience
-from align.ppo.update import Losses, accumulate, gradient_step
-from align.ppo.workers import roles_on
+from align.ppo.experience import Estimator, assemble_experience, compute_estimates
+from align.ppo.update import Losses, accumulate_gradients, gradient_step
+from align.ppo.workers import build_roles
 from align.rollout.hf import HfEngine
 from align.run import Base
 
@@ -40,7 +39,7 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
         for name, load in wanted:
             model = load(base, frozen_as(work.method), device, dtype)
             save_adapter(with_new_adapter(model, work.lora, name == "reward"), Path(folder, name), base)
-        roles = roles_on(
+        roles = build_roles(
             base,
             Path(folder, "init") if work.from_adapter else None,
             [Path(folder, "reward")] * work.rewards,
@@ -77,17 +76,17 @@ def measure_phases(
     with torch.no_grad():
         scores = rollout.ended_B.float()
         for member in range(work.rewards):
-            scores = in_chunks(partial(roles.scores, member=member), rollout, work.micro_batch)
+            scores = compute_in_chunks(partial(roles.scores, member=member), rollout, work.micro_batch)
     minibatches = 1 if work.one_pass else 2
-    estimates, cached = estimated(
+    estimates, cached = compute_estimates(
         roles, rollout, temperature=1.0, micro_batch=work.micro_batch, minibatches=minibatches
     )
     estimator = Estimator("gae" if "value" in roles.trainable else "reinforce_pp")
-    batch, _ = experience(
+    batch, _ = assemble_experience(
         rollout, scores, *estimates, estimator=estimator, kl_coef=0.05, kl_in_reward=True, kl_estimator="k1"
     )
     counts["estimate"] = lap()
-    accumulate(roles, batch, cached, micro_batch=work.micro_batch, temperature=1.0, losses=Losses())
+    accumulate_gradients(roles, batch, cached, micro_batch=work.micro_batch, temperature=1.0, losses=Losses())
     counts["update"] = lap()
     gradient_step(roles, optimiser, 1.0)
     counts["optimiser"] = lap()

@@ -14,13 +14,13 @@ from align import ranks
 from align.core.errors import InputError, require
 from align.core.types import Rollout
 from align.data.chat.encode import Prompt
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.ops.advantages import equal_groups
 from align.ops.masking import masked_mean
-from align.ppo.checkpoint import State
-from align.ppo.experience import shaped_scores
+from align.ppo.checkpoint import PpoState
+from align.ppo.experience import shape_scores
 from align.ppo.settings import PpoSettings
-from align.ppo.workers import Answers, Workers, together
+from align.ppo.workers import Answers, Workers, join_answers
 from align.rollout.randomness import generator_for
 from align.rollout.strip_reasoning import empty
 from align.track import Clock
@@ -40,7 +40,7 @@ def at_update(step: int, what: str) -> Iterator[None]:
     Args:
         step: the update, from 1; 0 before the first.
     """
-    ranks.at(f"update {step}, {what}")
+    ranks.set_position(f"update {step}, {what}")
     try:
         yield
     except InputError as error:
@@ -83,8 +83,8 @@ def start_rollout(workers: Workers, settings: PpoSettings, number: int, sampler:
     Args:
         sampler: the weights that the policy answers with; empty for its present ones.
     """
-    with at_update(number + 1, "rollout"), workers.as_was(sampler):
-        generate = workers.drawing("policy", select_prompts(workers, settings, number), "rollout", number)
+    with at_update(number + 1, "rollout"), workers.using_weights(sampler):
+        generate = workers.start_sampling("policy", select_prompts(workers, settings, number), "rollout", number)
 
     def sample() -> Rollout | None:
         with at_update(number + 1, "rollout"):
@@ -122,7 +122,7 @@ def in_background(sample: Sample) -> Sample:
 
 
 def roll_out(
-    workers: Workers, settings: PpoSettings, number: int, started: Sample | None, state: State, clock: Clock
+    workers: Workers, settings: PpoSettings, number: int, started: Sample | None, state: PpoState, clock: Clock
 ) -> Scored:
     """Return the policy's answers to the prompts of an update, their raw scores and the scorer's figures.
 
@@ -147,13 +147,13 @@ def roll_out(
         draw = len(draws)
         prompts = select_prompts(workers, settings, number, draw, missing)
         with at_update(number + 1, "rollout"):
-            rollout = workers.drawing("policy", prompts, "rollout", number, draw)()
+            rollout = workers.start_sampling("policy", prompts, "rollout", number, draw)()
         draws.append(score_answers(workers, settings, number, prompts, rollout, clock))
         equal.append(find_equal_groups(workers, settings, draws[-1], state))
     is_equal = [flag for flags in equal for flag in flags]
     chosen = sorted(range(len(is_equal)), key=is_equal.__getitem__)[:groups]  # a stable order
     rows = [group * settings.per_prompt + k for group in chosen for k in range(settings.per_prompt)]
-    answers = together([part for part, _, _ in draws], workers.tokenizer.pad_token_id)
+    answers = join_answers([part for part, _, _ in draws], workers.tokenizer.pad_token_id)
     raw = torch.cat([scores for _, scores, _ in draws])
     figures = average_figures([(len(scores), own) for _, scores, own in draws])
     figures |= {"equal_groups": sum(is_equal) / len(is_equal), "draws": float(len(draws))}
@@ -170,31 +170,31 @@ def score_answers(
     rollout: Rollout | None,
     clock: Clock,
 ) -> Scored:
-    answers = workers.heard(prompts, rollout)
+    answers = workers.collect_answers(prompts, rollout)
     clock.lap("rollout_s")
     with at_update(number + 1, "scores"):
         raw, figures = workers.score(answers)
     clock.lap("score_s")
     if settings.hides_reasoning:
-        figures = {**figures, "empty_rate": sum(map(empty, answers.read)) / len(answers.read)}
+        figures = {**figures, "empty_rate": sum(map(empty, answers.judged_texts)) / len(answers.prompts)}
     return answers, raw, figures
 
 
-def find_equal_groups(workers: Workers, settings: PpoSettings, scored: Scored, state: State) -> list[bool]:
+def find_equal_groups(workers: Workers, settings: PpoSettings, scored: Scored, state: PpoState) -> list[bool]:
     """Return for each prompt whether its answers all earn the same. All ranks take the first rank's result, because it
     decides how often they ask."""
     answers, raw, _ = scored
-    scores_B = shape_scores(workers, settings, answers, raw, state)
-    return ranks.from_main(equal_groups(scores_B, settings.per_prompt).tolist())
+    scores_B = compute_scores(workers, settings, answers, raw, state)
+    return ranks.broadcast(equal_groups(scores_B, settings.per_prompt).tolist())
 
 
-def shape_scores(workers: Workers, settings: PpoSettings, answers: Answers, raw_B: Tensor, state: State) -> Tensor:
+def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, raw_B: Tensor, state: PpoState) -> Tensor:
     """Return what each answer earns [B], on the scale of `state`.
 
     Raises:
         InputError: a score is too large to be computed with.
     """
-    scores_B = shaped_scores(raw_B, answers.rollout, state.moments, **settings.shaping)
+    scores_B = shape_scores(raw_B, answers.rollout, state.moments, **settings.shaping)
     largest = float(scores_B.abs().max())
     require(
         largest <= LARGEST,
@@ -267,8 +267,8 @@ def sampler_figures(
     logprobs_BT = old_logprobs_BT
     if sampler:
         rollout = rollout.rows(slice(0, max(micro_batch, servers)))
-        with workers.as_was(sampler):
-            logprobs_BT = in_chunks(
+        with workers.using_weights(sampler):
+            logprobs_BT = compute_in_chunks(
                 lambda part: workers.roles.logprobs("policy", part, temperature).logprobs_BT, rollout, micro_batch
             )
     assert rollout.logprobs_BT is not None, "the engine reports them"

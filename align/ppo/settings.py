@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.ppo.advantages import Estimator
+from align.ppo.experience import Estimator
 from align.ppo.update import Losses
 
 
@@ -81,7 +81,7 @@ class PpoSettings:
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """The arguments of `shaped_scores`."""
+        """The arguments of `shape_scores`."""
         return {
             "score_scale": self.score_scale,
             "score_clip": self.score_clip,
@@ -89,7 +89,7 @@ class PpoSettings:
         }
 
     def experience_arguments(self, kl_coef: float) -> dict[str, Any]:
-        """Return the arguments of `experience` with the present KL coefficient."""
+        """Return the arguments of `assemble_experience` with the present KL coefficient."""
         return {
             "kl_coef": kl_coef,
             "kl_in_reward": self.kl_in_reward,

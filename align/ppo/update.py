@@ -1,4 +1,4 @@
-"""The gradient steps of PPO on one batch of experience."""
+"""Gradient steps of PPO on one batch of experience."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from align import ranks
 from align.core.errors import InputError, require
-from align.models.chunks import by_length
+from align.models.chunks import split_by_length
 from align.models.finite import where
 from align.models.roles import CachedForward, ForwardOutput, Roles
 from align.ops.kl import ESTIMATORS
@@ -21,19 +21,19 @@ from align.ops.masking import masked_sum
 from align.ppo.experience import Experience
 
 
-def minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
-    """A random division of `rows` rows into `count` equal parts."""
+def split_minibatches(rows: int, count: int, generator: torch.Generator) -> list[Tensor]:
+    """Return a random division of row numbers into `count` equal parts."""
     return list(torch.randperm(rows, generator=generator).split(rows // count))
 
 
 class Losses(NamedTuple):
-    """What is minimised.
+    """The settings of the losses.
 
     Attributes:
-        clip_range, clip_range_high, importance_sampling_level: of `policy_loss`.
-        loss_mean, longest: see `loss_divisor`.
-        value_clip_range: of `value_loss`.
-        kl_coef, kl_estimator: of `kl_loss`; at 0 the loss has no such term.
+        clip_range, clip_range_high, importance_sampling_level: arguments of `policy_loss`.
+        loss_mean, longest: arguments of `loss_divisor`.
+        value_clip_range: argument of `value_loss`.
+        kl_coef, kl_estimator: the term of `kl_loss`; 0 leaves it out.
     """
 
     clip_range: float = 0.2
@@ -46,7 +46,7 @@ class Losses(NamedTuple):
     kl_estimator: str = "k1"
 
 
-def accumulate(
+def accumulate_gradients(
     roles: Roles,
     minibatch: Experience,
     cached: CachedForward | None = None,
@@ -55,108 +55,121 @@ def accumulate(
     temperature: float,
     losses: Losses,
 ) -> dict[str, float]:
-    """Add the gradient of one minibatch to what trains, a micro-batch at a time.
+    """Accumulate the gradients of one minibatch, micro-batch by micro-batch.
 
     Each loss is a sum over tokens divided by a number of the *whole* minibatch, so that neither the size of the
-    micro-batches nor the padding in them changes the gradient. Rows that nothing is learned from are read for the
-    figures, without a backward pass.
+    micro-batches nor their padding changes the gradient. Each rank computes its share of the micro-batches; gradients
+    and figures are those of all ranks. Rows that teach nothing go through the model for the figures alone, without a
+    backward pass.
 
     Args:
-        cached: a pass over exactly this minibatch, in this order of rows; else one is made a micro-batch.
-
-    Each rank adds its share of the micro-batches; the gradient and the figures are those of all ranks.
+        cached: forward passes over exactly this minibatch, in this order of rows; None to make them here.
 
     Returns:
         token means over the minibatch.
     """
-    whole = minibatch.rollout.response_mask_BT
-    divisor, count = loss_divisor(whole, losses.loss_mean, losses.longest), float(whole.sum())
-    divided = not cached and by_advantages_alone(minibatch, losses)
-    shares = minibatch.divided() if divided else [(minibatch, True)]
-    chunks = [(share, rows, learns) for share, learns in shares for rows in by_length(share.rollout, micro_batch)]
-    parts = ((share.rows(rows), learns) for share, rows, learns in ranks.dealt(chunks))
-    found = []
+    whole_mask = minibatch.rollout.response_mask_BT
+    divisor = loss_divisor(whole_mask, losses.loss_mean, losses.longest)
+    count = float(whole_mask.sum())
+    can_split = not cached and learns_by_advantages_alone(minibatch, losses)
+    shares = minibatch.split_by_learning() if can_split else [(minibatch, True)]
+    chunks = [(share, rows, learns) for share, learns in shares for rows in split_by_length(share.rollout, micro_batch)]
+    parts = ((share.rows(rows), learns) for share, rows, learns in ranks.own_share(chunks))
+    sums_of_parts = []
     for part, learns in [(minibatch, True)] if cached else parts:
+        mask = part.rollout.response_mask_BT
         output = cached.output if cached else roles.logprobs("policy", part.rollout, temperature, train=learns)
-        policy = policy_part(output, part, divisor, losses)
+        policy = compute_policy_loss(output, part, divisor, losses)
         if learns:
-            roles.trains("policy")
+            roles.require_gradients("policy")
             policy.loss.backward()
-        sums = {**policy.sums, "entropy": masked_sum(output.entropy_BT, part.rollout.response_mask_BT)}
+        sums = {**policy.sums, "entropy": masked_sum(output.entropy_BT, mask)}
         if part.values_BT is not None and part.returns_BT is not None:
-            values = cached.values_BT if cached else None
-            if values is None:
-                values = roles.values(part.rollout, True, policy_states_BTD=output.states_BTD)
-            old, returns, mask = part.values_BT, part.returns_BT, part.rollout.response_mask_BT
-            value = value_loss(values, old, returns, mask, count, losses.value_clip_range)
-            roles.trains("value")
+            values_BT = cached.values_BT if cached else None
+            if values_BT is None:
+                values_BT = roles.values(part.rollout, True, policy_states_BTD=output.states_BTD)
+            value = value_loss(values_BT, part.values_BT, part.returns_BT, mask, count, losses.value_clip_range)
+            roles.require_gradients("value")
             value.loss.backward()
             sums |= value.sums
-        found.append(sums)
+        sums_of_parts.append(sums)
     ranks.sum_gradients(p for role in roles.trainable for p in roles.parameters_of(role))
-    figures = summed(found, len(chunks))
+    figures = sum_figures(sums_of_parts, len(chunks))
     loss = figures.pop("policy_loss") / divisor
     return {**{name: total / count for name, total in figures.items()}, "policy_loss": loss}
 
 
-def by_advantages_alone(minibatch: Experience, losses: Losses) -> bool:
-    """Whether a row without an advantage teaches nothing: no critic learns, and no price of KL is in the loss."""
+def learns_by_advantages_alone(minibatch: Experience, losses: Losses) -> bool:
+    """Return whether rows without an advantage teach nothing: there is no critic, and the loss has no KL term."""
     return minibatch.values_BT is None and not losses.kl_coef
 
 
-def policy_part(output: ForwardOutput, part: Experience, divisor: float, losses: Losses) -> Loss:
-    """The policy's loss on a micro-batch, the price of KL in it; among its sums the surrogate's, as `policy_loss`."""
-    mask, logprobs = part.rollout.response_mask_BT, output.logprobs_BT
-    of_rows, weights = loss_weights(mask, losses.loss_mean), part.weights_BT
-    if of_rows is not None:
-        weights = of_rows if weights is None else weights * of_rows
+def compute_policy_loss(output: ForwardOutput, part: Experience, divisor: float, losses: Losses) -> Loss:
+    """Return the policy's loss on a micro-batch, with its KL term; `policy_loss` among its sums is without it."""
+    mask = part.rollout.response_mask_BT
+    row_weights = loss_weights(mask, losses.loss_mean)
+    weights = part.weights_BT
+    if row_weights is not None:
+        weights = row_weights if weights is None else weights * row_weights
     policy = policy_loss(
-        logprobs, part.old_logprobs_BT, part.advantages_BT, mask, losses.clip_range, divisor, weights,
-        losses.clip_range_high, losses.importance_sampling_level,
-    )  # fmt: skip
+        output.logprobs_BT,
+        part.old_logprobs_BT,
+        part.advantages_BT,
+        mask,
+        losses.clip_range,
+        divisor,
+        weights,
+        losses.clip_range_high,
+        losses.importance_sampling_level,
+    )
     loss = policy.loss
     if losses.kl_coef:
-        kl_BT = ESTIMATORS[losses.kl_estimator](logprobs, part.ref_logprobs_BT)
-        loss = loss + losses.kl_coef * kl_loss(kl_BT, mask, divisor, of_rows)
+        kl_BT = ESTIMATORS[losses.kl_estimator](output.logprobs_BT, part.ref_logprobs_BT)
+        loss = loss + losses.kl_coef * kl_loss(kl_BT, mask, divisor, row_weights)
     return Loss(loss, {**policy.sums, "policy_loss": policy.loss.detach().double() * divisor})
 
 
-def summed(found: Sequence[Mapping[str, Tensor]], chunks: int) -> dict[str, float]:
-    """Σ over the micro-batches of all ranks.
+def sum_figures(sums_of_parts: Sequence[Mapping[str, Tensor]], chunks: int) -> dict[str, float]:
+    """Return the sums of figures over the micro-batches of all ranks.
 
     Args:
-        found: figure → its sum over a micro-batch, of this rank's.
-        chunks: micro-batches of all ranks.
+        sums_of_parts: this rank's sums, by figure, of each of its micro-batches.
+        chunks: number of micro-batches of all ranks.
     """
-    mine = []
-    if found:  # a rank may have no share
-        names = list(found[0])
-        sums = torch.stack([torch.stack([each[name].double() for name in names]) for each in found])
-        mine = [dict(zip(names, row, strict=True)) for row in sums.tolist()]  # one message from the device for all
-    rows = ranks.gathered(mine, chunks)
+    own_rows = []
+    if sums_of_parts:  # a rank may have no share
+        names = list(sums_of_parts[0])
+        sums = torch.stack([torch.stack([part[name].double() for name in names]) for part in sums_of_parts])
+        own_rows = [dict(zip(names, row, strict=True)) for row in sums.tolist()]  # one transfer from the device
+    rows = ranks.gather_shares(own_rows, chunks)
     return {name: sum(row[name] for row in rows) for name in rows[0]}
 
 
 def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
-    """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients."""
+    """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients.
+
+    Raises:
+        InputError: a norm is not finite.
+    """
     norms = {
         f"{role}_grad_norm": float(torch.nn.utils.clip_grad_norm_(roles.parameters_of(role), max_grad_norm))
         for role in roles.trainable
     }
     for role in roles.trainable:
         if not math.isfinite(norm := norms[f"{role}_grad_norm"]):
-            found = where(roles.named_parameters_of(role))
             raise InputError(
-                "stage.lr", optimiser.param_groups[0]["lr"],
-                f"{role}_grad_norm is {norm}{found}: the run has diverged, and no step was taken",
+                "stage.lr",
+                optimiser.param_groups[0]["lr"],
+                f"{role}_grad_norm is {norm}{where(roles.named_parameters_of(role))}: the run has diverged, and no "
+                "step was taken",
                 "Lower stage.lr, stage.value_lr or stage.max_grad_norm, raise stage.kl_coef, or use dtype=float32.",
-            )  # fmt: skip
+            )
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norms
 
 
-def update(
+def take_gradient_steps(
     roles: Roles,
     optimiser: Optimizer,
     experience: Experience,
@@ -171,58 +184,67 @@ def update(
     temperature: float,
     losses: Losses,
 ) -> dict[str, float]:
-    """Every epoch and minibatch over one batch; the figures are means over all minibatches, those of the first ratio
-    apart. A minibatch that nothing is learned from is no step: an optimiser with momentum would move all the same.
+    """Take the gradient steps of every epoch and minibatch of one batch.
+
+    A minibatch that teaches nothing is no step: an optimiser with momentum would still move the weights.
 
     Args:
-        cached: a pass over the whole batch, for the first step, where that is one minibatch.
+        cached: forward passes over the whole batch for the first step, if the batch is one minibatch.
         generator: draws the minibatches; on the CPU.
-        max_approx_kl: no further step is taken once a minibatch finds the policy this far from the one that sampled.
-        micro_batch, temperature, losses: see `accumulate`.
+        max_approx_kl: steps end when a minibatch finds the policy this far from the policy before the update.
+        micro_batch, temperature, losses: see `accumulate_gradients`.
+
+    Returns:
+        means over all minibatches; `first_ratio` and `first_log_ratio` of the first one; and `steps`.
     """
     rows = experience.rollout.tokens_BS.shape[0]
-    seen: list[dict[str, float]] = []
+    history: list[dict[str, float]] = []
     steps = 0
-    for index in (part for _ in range(epochs) for part in minibatches(rows, minibatch_count, generator)):
-        part, passed = (experience.rows(index), None) if seen or not cached else (experience, cached)
-        figures = accumulate(roles, part, passed, micro_batch=micro_batch, temperature=temperature, losses=losses)
-        if seen and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
+    for index in (part for _ in range(epochs) for part in split_minibatches(rows, minibatch_count, generator)):
+        part = experience if cached else experience.rows(index)
+        figures = accumulate_gradients(
+            roles, part, cached, micro_batch=micro_batch, temperature=temperature, losses=losses
+        )
+        cached = None  # its graphs are used up
+        if history and max_approx_kl is not None and figures["approx_kl"] > max_approx_kl:
             optimiser.zero_grad(set_to_none=True)
             break
-        if by_advantages_alone(part, losses) and not bool(part.advantages_BT.any()):
+        if learns_by_advantages_alone(part, losses) and not bool(part.advantages_BT.any()):
             optimiser.zero_grad(set_to_none=True)
-            seen.append({**figures, "policy_grad_norm": 0.0})
+            history.append({**figures, "policy_grad_norm": 0.0})
             continue
         steps += 1
-        seen.append({**figures, **gradient_step(roles, optimiser, max_grad_norm)})
-    means = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-    first = {"first_ratio": seen[0]["ratio"], "first_log_ratio": seen[0]["log_ratio"]}
+        history.append({**figures, **gradient_step(roles, optimiser, max_grad_norm)})
+    means = {name: sum(figures[name] for figures in history) / len(history) for name in history[0]}
+    first = {"first_ratio": history[0]["ratio"], "first_log_ratio": history[0]["log_ratio"]}
     return {**means, **first, "steps": float(steps)}
 
 
 def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model_type: str, dtype: str) -> None:
-    """Before the first step π_new is π_old, and their ratio 1 at every token.
+    """Check that π_new / π_old was 1 at every token before the first step of a run, when both are one policy.
 
-    The mean ratio alone would hide deviations on either side of it, so the mean |log ratio| is bounded.
+    The mean ratio would hide deviations to both sides, so the mean |log ratio| is checked.
 
     Args:
-        figures: of the first `update` of a run.
-        bound: nats.
+        figures: result of the first `take_gradient_steps` of a run.
+        bound: nats a token.
 
     Raises:
-        InputError: the ratio is further off than rounding takes it.
+        InputError: the ratio is further from 1 than rounding explains.
     """
     off = figures["first_log_ratio"]
     require(
-        off <= bound, "model.path", id,
+        off <= bound,
+        "model.path",
+        id,
         f"π_new/π_old of its first update lies {off:.2g} nats a token from 1 (mean ratio {figures['first_ratio']:.3f}; "
         f"{dtype} may have {bound:g}), so type {model_type} is another policy in another batch",
         f"Run the same line with stage=verify, which says what is wrong; stage.first_ratio.{dtype}= is the bound.",
-    )  # fmt: skip
+    )
 
 
 def lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
-    """Return the factor of the learning rate at update number `update` (from 0).
+    """Return the factor of the learning rate at an update, counted from 0.
 
     It rises over the first `warmup` share of the updates, then stays (`constant`), or falls to nearly 0 along a line
     (`linear`) or half a cosine (`cosine`).

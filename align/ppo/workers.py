@@ -28,7 +28,13 @@ from align.run import Base
 
 
 class Answers(NamedTuple):
-    """Prompts and what one role said to them, as tokens, as text, and as whoever judges reads it."""
+    """Prompts and one role's answers to them.
+
+    Attributes:
+        rollout: the answers as tokens.
+        texts: the answers as the role wrote them.
+        judged: the answers as the scorer reads them, which may leave out reasoning.
+    """
 
     prompts: Sequence[Prompt]
     rollout: Rollout
@@ -37,52 +43,61 @@ class Answers(NamedTuple):
 
     @property
     def conversations(self) -> list[Conversation]:
-        """What is judged."""
+        """The judged conversations, each with its answer."""
         return self.judged.conversations
 
     @property
-    def read(self) -> list[str]:
-        """The answers as they are judged."""
+    def judged_texts(self) -> list[str]:
         return [conversation.messages[-1].content for conversation in self.conversations]
 
     def rows(self, index: Sequence[int]) -> Answers:
-        """Some of them, in this order."""
-        taken = torch.tensor(index, device=self.rollout.tokens_BS.device)
-        told, tokens, reasoning = self.judged
+        """Return the selected answers in this order."""
+        rows_B = torch.tensor(index, device=self.rollout.tokens_BS.device)
+        conversations, judged_rollout, reasoning = self.judged
         judged = Judged(
-            [told[i] for i in index], tokens.rows(taken.to(tokens.tokens_BS.device)), [reasoning[i] for i in index]
+            [conversations[i] for i in index],
+            judged_rollout.rows(rows_B.to(judged_rollout.tokens_BS.device)),
+            [reasoning[i] for i in index],
         )
-        return Answers(
-            [self.prompts[i] for i in index], self.rollout.rows(taken), [self.texts[i] for i in index], judged
-        )
+        prompts = [self.prompts[i] for i in index]
+        return Answers(prompts, self.rollout.rows(rows_B), [self.texts[i] for i in index], judged)
 
 
-def together(parts: Sequence[Answers], pad_id: int) -> Answers:
-    """The answers of several, one part behind another."""
+def join_answers(parts: Sequence[Answers], pad_id: int) -> Answers:
+    """Return the answers of all parts, one part behind another."""
     if len(parts) == 1:
         return parts[0]
+
+    def join_rollouts(rollouts: list[Rollout]) -> Rollout:
+        return joined(rollouts, torch.arange(rows, device=rollouts[0].tokens_BS.device), pad_id)
+
     rows = sum(len(part.prompts) for part in parts)
-    rollout, judged = (
-        joined(of, torch.arange(rows, device=of[0].tokens_BS.device), pad_id)
-        for of in ([p.rollout for p in parts], [p.judged.rollout for p in parts])
+    judged = Judged(
+        [conversation for part in parts for conversation in part.conversations],
+        join_rollouts([part.judged.rollout for part in parts]),
+        [reasoning for part in parts for reasoning in part.judged.reasoning],
     )
-    told = Judged(
-        [each for p in parts for each in p.conversations], judged, [each for p in parts for each in p.judged.reasoning]
+    return Answers(
+        [prompt for part in parts for prompt in part.prompts],
+        join_rollouts([part.rollout for part in parts]),
+        [text for part in parts for text in part.texts],
+        judged,
     )
-    return Answers([x for p in parts for x in p.prompts], rollout, [x for p in parts for x in p.texts], told)
 
 
-Read = Callable[[Sequence[Prompt], list[str], Rollout], Judged]
+ReadAnswers = Callable[[Sequence[Prompt], list[str], Rollout], Judged]
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Attributes:
-    prompts: to train on.
-    held_out: kept out of training, to measure on; none without `stage.eval_every`.
-    seed: the run's own.
-    speaks: role → what the user calls it, where its answers cannot be drawn.
-    read: answers to prompts, as texts and tokens → what whoever judges reads of them.
+    """The roles, the engine that samples from them, the scorer and the prompts of a run.
+
+    Attributes:
+        prompts: the training prompts.
+        held_out: prompts that are measured and never trained on; empty without `stage.eval_every`.
+        seed: of the run.
+        naming_role: returns a context that names the role in errors about its samples.
+        read: turns answers, as texts and tokens, into what the scorer reads.
     """
 
     tokenizer: Any
@@ -92,111 +107,136 @@ class Workers:
     prompts: list[Prompt]
     held_out: list[Prompt]
     seed: int
-    speaks: Callable[[Role], AbstractContextManager[None]]
-    read: Read = whole
+    naming_role: Callable[[Role], AbstractContextManager[None]]
+    read: ReadAnswers = whole
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
-        """One answer of a role to each prompt.
+        """Sample one answer of a role to each prompt.
 
         Args:
-            where: the place in the run; each place draws anew.
+            where: the place in the run. Each place has its own random draws.
         """
-        return self.heard(prompts, self.drawing(role, prompts, *where)())
+        return self.collect_answers(prompts, self.start_sampling(role, prompts, *where)())
 
-    def drawing(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout | None]:
-        """The tokens of `sample`, by a call that may come later and from another thread, where the engine has weights
-        of its own: it answers with those of now. None on a rank that asks no server."""
-        actor, seeds = self.roles.actor(role), row_seeds(range(len(prompts)), self.seed, *where)
-        with self.speaks(role):
+    def start_sampling(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout | None]:
+        """Give the engine the role's present weights, and return the call that samples the tokens of `sample`.
+
+        If the engine has weights of its own, the call may come later and from another thread. It returns None on a rank
+        that asks no server.
+        """
+        actor = self.roles.actor(role)
+        seeds = row_seeds(range(len(prompts)), self.seed, *where)
+        with self.naming_role(role):
             self.engine.sync(actor)
+        generate = self.engine.drawn if isinstance(self.engine, FirstRankEngine) else self.engine.generate
 
-        asks = self.engine.drawn if isinstance(self.engine, FirstRankEngine) else self.engine.generate
+        def sample_tokens() -> Rollout | None:
+            with self.naming_role(role):
+                return generate([prompt.input_ids for prompt in prompts], actor, seeds)
 
-        def draw() -> Rollout | None:
-            with self.speaks(role):
-                return asks([p.input_ids for p in prompts], actor, seeds)
+        return sample_tokens
 
-        return draw
+    def collect_answers(self, prompts: Sequence[Prompt], rollout: Rollout | None) -> Answers:
+        """Return sampled tokens as answers, on every rank.
 
-    def heard(self, prompts: Sequence[Prompt], drawn: Rollout | None) -> Answers:
-        """What was drawn, as text too, on every rank."""
-        given = self.engine.shared(drawn) if isinstance(self.engine, FirstRankEngine) else drawn
-        assert given is not None, "this engine draws on every rank"
-        rollout = given.to(self.roles.device)
+        Args:
+            rollout: None on a rank that asks no server.
+        """
+        if isinstance(self.engine, FirstRankEngine):
+            rollout = self.engine.shared(rollout)
+        assert rollout is not None, "this engine samples on every rank"
+        rollout = rollout.to(self.roles.device)
         texts = response_texts(rollout, self.tokenizer)
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
-        """The raw scores [B], on the device of the rollout, and what the scorer says of them."""
+        """Return the raw scores [B], on the device of the rollout, and the scorer's figures."""
         scores, figures = scored(self.scorer, answers.conversations, answers.judged.rollout)
         check_finite(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
-    def calibrated(self, answers: Answers) -> tuple[Workers, Moments]:
-        """The same workers with a scorer whose members are on one scale for these answers; and the moments of its
-        scores there."""
+    def calibrate(self, answers: Answers) -> tuple[Workers, Moments]:
+        """Put the members of an ensemble on one scale by these answers.
+
+        Returns:
+            workers with that scorer, and the moments of its scores for these answers.
+        """
         workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged.rollout))
         return workers, Moments.of(workers.score(answers)[0])
 
     def policy(self) -> tuple[Tensor, ...]:
-        """The weights of the policy as they stand, in the order of its parameters, on the CPU."""
+        """Return a copy of the policy's trained weights, in the order of its parameters, on the CPU."""
         return tuple(p.detach().to("cpu", copy=True) for p in self.roles.parameters_of("policy"))
 
     @contextmanager
-    def as_was(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """With the policy as it was when it had these weights; as it is where there are none. Graphs that were made
-        outside of the block stay good."""
-        changed = list(zip(self.roles.parameters_of("policy"), weights, strict=True)) if weights else []
-        now = [parameter.data for parameter, _ in changed]
+    def using_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Give the policy other weights within the block; empty ones change nothing.
+
+        Graphs that were made outside of the block stay valid.
+        """
+        replaced = list(zip(self.roles.parameters_of("policy"), weights, strict=True)) if weights else []
+        present = [parameter.data for parameter, _ in replaced]
         try:
-            for parameter, weight in changed:
+            for parameter, weight in replaced:
                 parameter.data = weight.to(parameter.device)
             yield
         finally:
-            for (parameter, _), weight in zip(changed, now, strict=True):
+            for (parameter, _), weight in zip(replaced, present, strict=True):
                 parameter.data = weight
 
     @torch.no_grad()
-    def put_back(self, weights: Sequence[Tensor]) -> None:
+    def restore_policy(self, weights: Sequence[Tensor]) -> None:
         """Give the policy these weights, in the order of its parameters."""
         for parameter, weight in zip(self.roles.parameters_of("policy"), weights, strict=True):
             parameter.copy_(weight)
 
 
-def set_apart(found: Sequence[Prompt], apart: Sequence[Prompt], n_eval: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to train on, and those to measure on: the first `n_eval` of a file of their own, else the last of
-    `found`. None of them is trained on, not even where a file repeats it.
+def split_prompts(
+    prompts: Sequence[Prompt], own_held_out: Sequence[Prompt], n_eval: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Return the prompts to train on, and `n_eval` held-out prompts. A held-out prompt is not trained on, even if a
+    file repeats it.
+
+    Args:
+        own_held_out: prompts of a file of their own; if it is empty, the last of `prompts` are held out.
 
     Raises:
-        InputError: none is left to train on.
+        InputError: no prompt is left to train on.
     """
-    if not apart:
-        require(
-            len(found) > n_eval, "stage.eval_prompts", n_eval, f"leaves none of {len(found)} prompts to train on",
-            "Set fewer apart.",
-        )  # fmt: skip
-    held_out = list(apart[:n_eval] if apart else found[len(found) - n_eval :])
-    asked = {p.conversation.messages for p in held_out}
-    training = [p for p in found if p.conversation.messages not in asked]
+    if not own_held_out:
+        problem = f"leaves none of {len(prompts)} prompts to train on"
+        require(len(prompts) > n_eval, "stage.eval_prompts", n_eval, problem, "Set fewer apart.")
+    held_out = list(own_held_out[:n_eval] if own_held_out else prompts[len(prompts) - n_eval :])
+    measured = {prompt.conversation.messages for prompt in held_out}
+    training = [prompt for prompt in prompts if prompt.conversation.messages not in measured]
     require(bool(training), "stage.eval_prompts", n_eval, "leaves no other prompt to train on", "Set fewer apart.")
     return training, held_out
 
 
-def roles_on(
-    base: Base, init: Path | None, rewards: Sequence[Path], *, method: str, frozen: str, fresh: Lora,
-    value_backbone: str, device: torch.device, dtype: torch.dtype, seed: int,
-) -> Roles:  # fmt: skip
-    """The roles of a method, on its device: adapters on one base; under `method=full` a policy of its own, and the
-    others on a frozen copy of what it starts from.
+def build_roles(
+    base: Base,
+    init: Path | None,
+    rewards: Sequence[Path],
+    *,
+    method: str,
+    frozen: str,
+    fresh: Lora,
+    value_backbone: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+) -> Roles:
+    """Load the roles of a method: adapters on one base; under `method=full`, the policy is a model of its own, and the
+    other roles are adapters on a frozen copy of its start.
 
     Args:
         init, rewards, fresh, value_backbone: see `Roles`.
-        frozen: the method by which the base is kept that nothing trains.
+        frozen: the method by which the frozen base is loaded.
     """
     policy = load_base(base, "full", device, dtype) if method == "full" else None
-    kept = load_base(base, frozen, device, dtype)
+    frozen_base = load_base(base, frozen, device, dtype)
     torch.manual_seed(seed)  # a fresh adapter's lora_A is random
-    roles = Roles(kept, init, rewards, fresh, value_backbone, policy, None if dtype == torch.float32 else dtype)
+    roles = Roles(frozen_base, init, rewards, fresh, value_backbone, policy, None if dtype == torch.float32 else dtype)
     if method == "qlora":
         assert roles.quantised_layers() > 0, "the base is not NF4"
     return roles

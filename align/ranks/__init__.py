@@ -1,10 +1,11 @@
-"""One program on several ranks (SPMD): who this process is among them, and what they tell each other.
+"""One program on several ranks (SPMD): this process's rank, and messages between the ranks.
 
-Every rank runs the same stage on the same rows. Work is dealt by chunks (`dealt`), what each rank found is gathered
-(`gathered`), gradients are summed, and all else is computed on every rank alike. Only the first rank, `main`, writes.
-A process that is alone returns from each function at once, and imports nothing of torch's for it.
+Every rank runs the same stage on the same rows. Each computes its share of the chunks (`own_share`), the results are
+gathered (`gather_shares`), gradients are summed, and everything else is computed on every rank alike. Only the first
+rank, `main`, writes. In a process that is alone every function returns at once, and torch.distributed is not imported.
 
-The first rank that fails says so in the store that all share (`cause`); the others end with its status, in silence.
+The first rank that fails writes its error to the store that all ranks share (`find_cause`). The others end silently
+with its exit status.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ if TYPE_CHECKING:
 
 
 class RankFailed(AlignError):
-    """Another rank failed first, and has said why.
+    """Another rank failed first, and has reported its error.
 
     Attributes:
-        trace: its traceback, where that was a fault of ours.
+        exit_status: of that rank.
+        trace: its traceback, if the error is a fault of align's.
     """
 
     def __init__(self, message: str, status: int, trace: str = "") -> None:
         super().__init__(message)
-        self.exit_status, self.trace = status, trace
+        self.exit_status = status
+        self.trace = trace
 
 
 class RankLost(AlignError):
-    """Another rank is gone without a word, or does not answer.
+    """Another rank ended without reporting an error, or does not answer.
 
     Attributes:
-        late: it does not answer.
+        late: whether it does not answer; else it ended.
     """
 
     def __init__(self, message: str, late: bool) -> None:
@@ -53,40 +56,50 @@ class RankLost(AlignError):
 
 
 class Failure(NamedTuple):
-    """The first rank that failed: its number, its exit status and why; the traceback of a fault of ours."""
+    """The first rank that failed.
+
+    Attributes:
+        status: its exit status.
+        message: its error.
+        trace: its traceback, if the error is a fault of align's.
+    """
 
     rank: int
     status: int
-    said: str
+    message: str
     trace: str = ""
 
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torch's launchers tell each rank, in its environment."""
+"""Environment variables that torch's launchers set for each rank."""
 
 
-def told() -> bool:
-    """Whether torch's launcher has started this process."""
+def is_launched() -> bool:
+    """Return whether torch's launcher started this process."""
     return all(name in os.environ for name in LAUNCHED)
 
 
-def launched() -> int:
-    """How many ranks torch's launcher has started; 1 where none did.
+def launched_world_size() -> int:
+    """Return the number of ranks that torch's launcher started; 1 without a launcher.
 
     Raises:
-        InputError: what stands in its place in the environment is nothing that a launcher sets.
+        InputError: a variable has a value that no launcher sets.
     """
-    if not told():
+    if not is_launched():
         return 1
-    world = number_in("WORLD_SIZE", 1)
-    number_in("RANK", 0, world - 1)
-    number_in("LOCAL_RANK", 0, world - 1)
-    number_in("MASTER_PORT", 1, 65_535)
-    return world
+    size = read_launcher_number("WORLD_SIZE", 1)
+    read_launcher_number("RANK", 0, size - 1)
+    read_launcher_number("LOCAL_RANK", 0, size - 1)
+    read_launcher_number("MASTER_PORT", 1, 65_535)
+    return size
 
 
-def number_in(name: str, least: int, most: int | None = None) -> int:
-    """A number that a launcher sets in the environment. Raises: InputError: it is another."""
+def read_launcher_number(name: str, least: int, most: int | None = None) -> int:
+    """Return a number that a launcher sets in the environment.
+
+    Raises:
+        InputError: the variable is not a number in this range.
+    """
     text = os.environ[name]
     right = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
     problem = f"is no number from {least}" + ("" if most is None else f" to {most}")
@@ -94,38 +107,52 @@ def number_in(name: str, least: int, most: int | None = None) -> int:
     return int(text)
 
 
-__all__ = ["RankFailed", "RankLost", "launched", "told"]
+__all__ = ["RankFailed", "RankLost", "is_launched", "launched_world_size"]
 
 T = TypeVar("T")
 
 NOTES = "ALIGN_RANK_NOTES"
-"""In the environment of a rank that `devices=` started: a folder in which it notes where it stands."""
-SPOKEN, LOST, RUN = "spoken", "lost", "run"
-"""Notes there: the exit status of the rank that said why all of them end; what one says of a rank that is gone; the
-run's folder."""
+"""Environment variable of a rank that `devices=` started: the folder of its notes for the launcher."""
+SPOKEN = "spoken"
+"""Note with the exit status of the rank that printed the error."""
+LOST = "lost"
+"""Note with the message about a rank that ended without reporting an error."""
+RUN = "run"
+"""Note with the run's folder."""
 INTERRUPTED = 130
 QUIET = {"TORCH_CPP_LOG_LEVEL": "FATAL", "TORCH_SHOW_CPP_STACKTRACES": "0"}
-"""A rank that ends takes its connections along, of which the others' C++ would write pages."""
-FAILED, TOLD = "failed", "told"
+"""Keeps torch's C++ code from printing pages when another rank closes its connections."""
+FAILED = "failed"
+"""Key of the first failure in the store."""
+GROUP_SETTINGS = "group"
+"""Key of the first rank's arguments of `init_group` in the store."""
 CLOSED = (
-    "Connection closed", "Connection reset", "Connection was likely closed", "Broken pipe", "remote process exited",
+    "Connection closed",
+    "Connection reset",
+    "Connection was likely closed",
+    "Broken pipe",
+    "remote process exited",
     "unhandled system error",
-)  # fmt: skip
+)
+"""Texts in errors of gloo and NCCL about a rank that ended."""
 LATE = ("imed out", "imeout")
-"""What gloo's and NCCL's errors say where another rank is gone, and where it does not answer."""
-LOOK_S, HEARD_S = 0.1, 3.0
+"""Texts in errors of gloo and NCCL about a rank that does not answer."""
+POLL_S = 0.1
+READ_S = 3.0
+"""Seconds that a rank which failed before `init_group` waits until the others have read its error."""
 BUCKET = 1 << 24
 """Elements that are summed at once."""
 
 
 @dataclass(frozen=True)
-class Here:
-    """This process among the others.
+class RankInfo:
+    """This process among the ranks.
 
     Attributes:
-        rank, world: its number, from 0, and how many there are.
+        rank: its number, from 0.
+        world: number of ranks.
         local_rank: its number on this machine.
-        store: torch's key-value store that all ranks share.
+        store: torch's key-value store, which all ranks share.
     """
 
     rank: int
@@ -134,61 +161,61 @@ class Here:
     store: Any
 
 
-_here: Here | None = None
-_control: Any = None  # the group of processes that objects go through; None is the default one
-_stage = "starts"
+_here: RankInfo | None = None
+_control: Any = None  # the process group for Python objects; None is the default one
+_position = "starts"
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return _here.rank if _here else 0
 
 
-def world() -> int:
-    """How many there are."""
+def world_size() -> int:
+    """Return the number of ranks."""
     return _here.world if _here else 1
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine."""
+    """Return the number of this process on its machine."""
     return _here.local_rank if _here else 0
 
 
-def alone() -> bool:
-    """Whether there is no other rank."""
+def is_alone() -> bool:
+    """Return whether there is no other rank."""
     return _here is None
 
 
 def is_main() -> bool:
-    """Whether this rank writes."""
+    """Return whether this is the first rank, which writes."""
     return rank() == 0
 
 
-def meet() -> None:
-    """Connect to the other ranks' store, where a launcher has started several."""
+def connect() -> None:
+    """Connect to the store of the ranks, if a launcher started this process."""
     global _here
-    if _here or not told():
+    if _here or not is_launched():
         return
-    launched()  # which refuses what no launcher says
+    launched_world_size()  # checks the variables
     os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, number, world = next(iter(rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun's --max-restarts
-    _here = Here(number, world, int(os.environ["LOCAL_RANK"]), PrefixStore(f"align/{attempt}", store))
-    at("starts")
+    _here = RankInfo(number, world, int(os.environ["LOCAL_RANK"]), PrefixStore(f"align/{attempt}", store))
+    set_position("starts")
     if number:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # the first rank prints it all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # only the first rank prints
         logging.getLogger().addHandler(logging.NullHandler())
 
 
-def join(device: str = "", timeout_s: float = 0.0) -> None:
-    """Form the group of processes that work together.
+def init_group(device: str = "", timeout_s: float = 0.0) -> None:
+    """Form the process group. The first rank's arguments hold for all.
 
     Args:
-        device: the kind, `cpu` or `cuda`, that they compute on; the first rank tells the others.
-        timeout_s: how long a rank waits for the others before it ends; likewise.
+        device: kind of device that the ranks compute on, `cpu` or `cuda`.
+        timeout_s: seconds that a rank waits for the others.
 
     Raises:
         InputError: this machine has fewer GPUs than ranks.
@@ -201,29 +228,34 @@ def join(device: str = "", timeout_s: float = 0.0) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
 
     if is_main():
-        _here.store.set(TOLD, json.dumps([device, timeout_s]))
-    while not _here.store.check([TOLD]):  # a bare `get` would hear neither a signal nor that the first rank has failed
+        _here.store.set(GROUP_SETTINGS, json.dumps([device, timeout_s]))
+    while not _here.store.check([GROUP_SETTINGS]):  # `get` would block signals, and miss a failure
         if _here.store.check([FAILED]):
-            raise AlignError("rank 0 failed")  # `cause` knows why
-        time.sleep(LOOK_S)
-    device, timeout_s = json.loads(_here.store.get(TOLD))
+            raise AlignError("rank 0 failed")  # `find_cause` reads its error
+        time.sleep(POLL_S)
+    device, timeout_s = json.loads(_here.store.get(GROUP_SETTINGS))
     if device == "cuda":
         there = torch.cuda.device_count()
         if _here.local_rank >= there:
             raise InputError(
-                "devices", os.environ.get("LOCAL_WORLD_SIZE", ""), f"this machine has {there} GPUs, and a rank needs "
-                "one of its own", f"Use devices={there}.",
-            )  # fmt: skip
+                "devices",
+                os.environ.get("LOCAL_WORLD_SIZE", ""),
+                f"this machine has {there} GPUs, and a rank needs one of its own",
+                f"Use devices={there}.",
+            )
         torch.cuda.set_device(_here.local_rank)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s),
-        store=PrefixStore("group", _here.store), rank=_here.rank, world_size=_here.world,
-    )  # fmt: skip
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        store=PrefixStore("group", _here.store),
+        rank=_here.rank,
+        world_size=_here.world,
+    )
     _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if device == "cuda" else None
 
 
-def leave() -> None:
-    """Let go of the group, at the end of a run that went well."""
+def destroy_group() -> None:
+    """Destroy the process group at the end of a successful run."""
     if _here is not None:
         import torch.distributed as dist
 
@@ -231,64 +263,70 @@ def leave() -> None:
             dist.destroy_process_group()
 
 
-# What they tell each other. Every rank has to call the same function.
+# Messages between ranks. Every rank has to call the same function.
 
 
-def from_main(value: T) -> T:
-    """The first rank's `value`, on every rank."""
+def broadcast(value: T) -> T:
+    """Return the first rank's `value` on every rank."""
     if _here is None:
         return value
     import torch.distributed as dist
 
     held = [value]
-    with waiting("for the first rank"):
+    with note_waiting("for the first rank"):
         dist.broadcast_object_list(held, src=0, group=_control)
     return held[0]
 
 
-def wait() -> None:
-    """Until every rank is here."""
-    from_main(None)
+def barrier() -> None:
+    """Wait until every rank has called this."""
+    broadcast(None)
 
 
-def dealt(items: Sequence[T]) -> Sequence[T]:
-    """This rank's share of `items`: each W-th, beginning with its own number."""
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """Return this rank's share of `items`: every W-th one, from its own number on."""
     return items if _here is None else items[_here.rank :: _here.world]
 
 
-def gathered(mine: Sequence[T], count: int) -> Sequence[T]:
-    """What every rank found for its share of `count` items, in the order of the items. Tensors are on the CPU."""
+def gather_shares(own: Sequence[T], count: int) -> Sequence[T]:
+    """Return the results of all ranks for their shares of `count` items, in the order of the items.
+
+    Args:
+        own: this rank's results, with tensors on the CPU.
+    """
     if _here is None:
-        return mine
+        return own
     import torch.distributed as dist
 
     parts: list[Any] = [None] * _here.world
-    with waiting("for the shares of the others"):
-        dist.all_gather_object(parts, list(mine), group=_control)
-    found: list[Any] = [None] * count
+    with note_waiting("for the shares of the others"):
+        dist.all_gather_object(parts, list(own), group=_control)
+    results: list[Any] = [None] * count
     for number, part in enumerate(parts):
-        found[number :: _here.world] = part
-    return found
+        results[number :: _here.world] = part
+    return results
 
 
-def of_all(value: T) -> list[T]:
-    """Every rank's `value`, by rank."""
-    return list(gathered([value], world()))
+def gather_all(value: T) -> list[T]:
+    """Return every rank's `value`, by rank."""
+    return list(gather_shares([value], world_size()))
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the sum of all ranks' gradients into each rank's. A parameter that has none anywhere stays without."""
+    """Replace each gradient by the sum over all ranks. A parameter without a gradient on every rank keeps None."""
     if _here is None:
         return
     import torch
     import torch.distributed as dist
 
-    every = list(parameters)
-    with waiting("for the gradients of the others"), torch.no_grad():
-        there = torch.tensor([p.grad is not None for p in every], dtype=torch.int32, device=every[0].device)
-        dist.all_reduce(there, dist.ReduceOp.MAX)
-        held = [p for p, some in zip(every, there.tolist(), strict=True) if some]
-        for bucket in in_buckets(held):
+    all_parameters = list(parameters)
+    with note_waiting("for the gradients of the others"), torch.no_grad():
+        has_gradient = torch.tensor(
+            [p.grad is not None for p in all_parameters], dtype=torch.int32, device=all_parameters[0].device
+        )
+        dist.all_reduce(has_gradient, dist.ReduceOp.MAX)
+        with_gradient = [p for p, flag in zip(all_parameters, has_gradient.tolist(), strict=True) if flag]
+        for bucket in split_into_buckets(with_gradient):
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = torch.cat([grad.reshape(-1) for grad in grads])
             dist.all_reduce(flat)
@@ -296,8 +334,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
                 p.grad = part.view_as(p).clone()
 
 
-def in_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters of one dtype, about as many as are worth a message, in their order."""
+def split_into_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield consecutive parameters of one dtype with at most `BUCKET` elements, or a single larger one."""
     bucket: list[Tensor] = []
     elements = 0
     for parameter in parameters:
@@ -310,35 +348,35 @@ def in_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-# Where each stands, and what becomes of all when one of them fails.
+# The position of each rank in its work, and the end of all ranks when one fails.
 
 
-def at(where: str) -> None:
-    """Note where this rank stands, for whoever asks once it answers no more."""
-    global _stage
+def set_position(where: str) -> None:
+    """Publish what this rank is doing, for messages about a rank that does not answer."""
+    global _position
     if _here is None:
         return
-    _stage = where
-    note(where)
+    _position = where
+    publish_position(where)
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Around a message to the others: noted, so that a rank that never comes can be told from those that wait."""
-    note(f"{_stage}, waits {what}")
+def note_waiting(what: str) -> Iterator[None]:
+    """Publish during a message that this rank waits, so that others can tell it from the rank that is missing."""
+    publish_position(f"{_position}, waits {what}")
     yield
-    note(_stage)
+    publish_position(_position)
 
 
-def note(where: str) -> None:
-    """Tell the store, and the launcher."""
+def publish_position(where: str) -> None:
+    """Write the position to the store and to the launcher's notes."""
     assert _here is not None
     _here.store.set(f"at/{_here.rank}", json.dumps([time.time(), where]))
     tell_launcher(f"rank-{_here.rank}", where)
 
 
 def tell_launcher(name: str, text: str) -> None:
-    """Write a note for the launcher of ours, where it started this rank; whole, whenever this rank is killed."""
+    """Write a note for align's launcher, if it started this rank. A kill leaves no partial note."""
     if folder := os.environ.get(NOTES):
         with suppress(OSError):
             part = Path(folder, f".{name}")
@@ -346,59 +384,62 @@ def tell_launcher(name: str, text: str) -> None:
             part.replace(Path(folder, name))
 
 
-def standing() -> str:
-    """Where each rank was seen last."""
+def describe_positions() -> str:
+    """Return the last known position of each rank."""
     assert _here is not None
-    said, now = [], time.time()
+    positions = []
+    now = time.time()
     for number in range(_here.world):
         key = f"at/{number}"
         seen, where = json.loads(_here.store.get(key)) if _here.store.check([key]) else (now, "has not started")
-        said.append(f"rank {number}: {where} (since {max(0.0, now - seen):.0f} s)")
-    return "; ".join(said)
+        positions.append(f"rank {number}: {where} (since {max(0.0, now - seen):.0f} s)")
+    return "; ".join(positions)
 
 
-def cause(error: BaseException) -> BaseException:
-    """What this rank ends with: `error`, where it is the first of all ranks that fails; else what that one said."""
+def find_cause(error: BaseException) -> BaseException:
+    """Return the error that this rank ends with: its own if it failed first, else that of the first one."""
     if _here is None or isinstance(error, RankFailed):
         return error
-    found = lost(error) or error
-    first = first_failure(found)
+    own_error = as_rank_lost(error) or error
+    first = first_failure(own_error)
     if first.rank == _here.rank:
-        return found
+        return own_error
     if first.status == INTERRUPTED:
-        return found if isinstance(found, KeyboardInterrupt) else KeyboardInterrupt()
-    return RankFailed(f"rank {first.rank}: {first.said}", first.status, first.trace)
+        return own_error if isinstance(own_error, KeyboardInterrupt) else KeyboardInterrupt()
+    return RankFailed(f"rank {first.rank}: {first.message}", first.status, first.trace)
 
 
 def first_failure(error: BaseException) -> Failure:
-    """That of this rank, unless another was faster."""
+    """Record this rank's error as the first failure unless there is one, and return the first failure."""
     assert _here is not None
     interrupted = isinstance(error, KeyboardInterrupt)
     status = INTERRUPTED if interrupted else getattr(error, "exit_status", 1)
-    ours = not interrupted and not isinstance(error, AlignError)
-    said = "interrupted" if interrupted else readable(repr(error) if ours else str(error))
-    trace = readable("".join(traceback.format_exception(error))) if ours else ""
-    mine = Failure(_here.rank, status, said, trace)
+    is_fault = not interrupted and not isinstance(error, AlignError)
+    message = "interrupted" if interrupted else readable(repr(error) if is_fault else str(error))
+    trace = readable("".join(traceback.format_exception(error))) if is_fault else ""
+    own = Failure(_here.rank, status, message, trace)
     try:
-        first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(mine))))
+        first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(own))))
         _here.store.set(f"heard/{_here.rank}", "")
         return first
-    except Exception:  # the store has gone with the launcher
-        return mine
+    except Exception:  # the store ended with the launcher
+        return own
 
 
-def until_heard() -> None:
-    """Give the others the time to ask why this rank failed, where it failed before they worked together: the store may
-    end with it."""
+def wait_until_read() -> None:
+    """Wait until the other ranks have read this rank's error, if it failed before `init_group`.
+
+    The store may end with this process.
+    """
     import torch.distributed as dist
 
     if _here is not None and not dist.is_initialized():
         with suppress(Exception):
-            _here.store.wait([f"heard/{number}" for number in range(_here.world)], timedelta(seconds=HEARD_S))
+            _here.store.wait([f"heard/{number}" for number in range(_here.world)], timedelta(seconds=READ_S))
 
 
-def lost(error: BaseException) -> RankLost | None:
-    """The error of a message to another rank, as what it means; None of any other error."""
+def as_rank_lost(error: BaseException) -> RankLost | None:
+    """Return the meaning of an error of gloo or NCCL about another rank; None for any other error."""
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)
@@ -406,35 +447,37 @@ def lost(error: BaseException) -> RankLost | None:
     if not late and not any(words in text for words in CLOSED):
         return None
     with suppress(Exception):
-        where = standing()
+        where = describe_positions()
         what = "a rank did not answer in time (ddp_timeout)" if late else "a rank ended without a word"
         return RankLost(f"{what}. {where}. Run the same command again to continue", late)
     return RankLost("the other ranks are gone. Run the same command again to continue", late)
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What fails inside is what the first rank that failed says."""
+def raise_first_failure() -> Iterator[None]:
+    """Replace an error of the block by that of the first rank that failed."""
     try:
         yield
     except BaseException as error:
-        first = cause(error)
+        first = find_cause(error)
         if first is error:
             raise
         raise first from error
 
 
-def speaks(error: BaseException) -> bool:
-    """Whether this rank prints `error`: of all of them one does. Of a rank that is gone and of an interruption its
-    launcher speaks, where that is ours."""
+def prints_error(error: BaseException) -> bool:
+    """Return whether this rank prints `error`: only one rank does.
+
+    About a rank that ended and about an interruption, align's launcher prints the message if it started the ranks.
+    """
     if _here is None:
         return True
-    ours = NOTES in os.environ
+    has_launcher = NOTES in os.environ
     if isinstance(error, RankFailed) or first_failure(error).rank != _here.rank:
         return False
-    if ours and isinstance(error, KeyboardInterrupt):
+    if has_launcher and isinstance(error, KeyboardInterrupt):
         return False
-    if ours and isinstance(error, RankLost) and not error.late:
+    if has_launcher and isinstance(error, RankLost) and not error.late:
         tell_launcher(LOST, str(error))
         return False
     tell_launcher(SPOKEN, str(getattr(error, "exit_status", 1)))

@@ -67,20 +67,20 @@ class DistributedEngine(RankedEngine):
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        size = min(self.batch_size, -(-len(prompts) // ranks.world()))
+        size = min(self.batch_size, -(-len(prompts) // ranks.world_size()))
         lengths = torch.tensor([len(p) for p in prompts])
         chunks: list[list[int]] = []
         for rows in rows_by_actor(actor, len(prompts)).values():
             mine = torch.tensor(rows)
             ordered = mine[torch.argsort(lengths[mine], stable=True)]
             chunks += [chunk.tolist() for chunk in ordered.split(size)]
-        share = [row for chunk in ranks.dealt(chunks) for row in chunk]
+        share = [row for chunk in ranks.own_share(chunks) for row in chunk]
         part = None
         if share:
             actors = [actor[row] for row in share] if isinstance(actor, Sequence) else actor
             part = self.engine.generate([prompts[row] for row in share], actors, [seeds[row] for row in share])
             part = part.to(torch.device("cpu"))
-        parts = [(rows, each) for rows, each in ranks.of_all((share, part)) if each is not None]
+        parts = [(rows, each) for rows, each in ranks.gather_all((share, part)) if each is not None]
         order = torch.tensor([row for rows, _ in parts for row in rows])
         return joined([each for _, each in parts], order, self.pad_id).to(self.device)
 
@@ -106,6 +106,6 @@ class FirstRankEngine(RankedEngine):
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
     def shared(self, rollout: Rollout | None) -> Rollout:
-        held = ranks.from_main(rollout and rollout.to(torch.device("cpu")))
+        held = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
         assert held is not None, "the first rank has it"
         return held.to(self.device)

@@ -80,7 +80,7 @@ def loaded_engine(
         device: that the learner's tensors lie on.
     """
     engine: Engine = engine_of(name, tokenizer, generation_config, max_new_tokens, temperature, batch_size, servers)
-    if not ranks.alone():
+    if not ranks.is_alone():
         several = FirstRankEngine(engine, device) if servers else None
         engine = several or DistributedEngine(engine, device, batch_size, tokenizer.pad_token_id)
     try:

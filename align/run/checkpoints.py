@@ -93,7 +93,7 @@ def newest_checkpoint(
         whole: whether a checkpoint can be continued from.
     """
     found = newest_whole(run, say, whole) if ranks.is_main() else None
-    return ranks.from_main(found.absolute() if found and not ranks.alone() else found)
+    return ranks.broadcast(found.absolute() if found and not ranks.is_alone() else found)
 
 
 def newest_whole(run: Run, say: Callable[[str], None], whole: Callable[[Path], bool]) -> Path | None:

@@ -1039,7 +1039,7 @@ def load_judge(run: Run, config: Config, sampling: Sampling, suite: Suite, judge
         notes = describe_self_judging(suite.judge.endpoint, suite.systems)
         return Judge(partial(score_by_llm, suite.judge, store, sampling.hides_reasoning), notes)
     if suite.judge == PEOPLE:
-        verdicts, notes = ranks.from_main(collect_votes(run, config, judged) if ranks.is_main() else ({}, []))
+        verdicts, notes = ranks.broadcast(collect_votes(run, config, judged) if ranks.is_main() else ({}, []))
         return Judge(partial(score_by_people, verdicts), notes)
     trained = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
     return load_reward(run, config, sampling, trained)

@@ -58,7 +58,7 @@ class PlannedStart:
             config.method,
             config.dtype,
             shape.context,
-            ranks=(config.devices or 1) if ranks.alone() else ranks.world(),
+            ranks=(config.devices or 1) if ranks.is_alone() else ranks.world_size(),
             from_adapter=self.from_adapter,
             rewards=self.rewards,
             cuda=cuda,

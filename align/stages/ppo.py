@@ -81,7 +81,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
 def settings_of(config: Config) -> PpoSettings:
     """Return the settings of the loop, with what follows from several keys."""
     from align.models.load import choose_device, choose_dtype, name_of
-    from align.ppo.advantages import Estimator
+    from align.ppo.experience import Estimator
     from align.ppo.settings import PpoSettings
     from align.ppo.update import Losses
     from align.rollout.engine_process import WITHIN
@@ -136,7 +136,7 @@ def load_workers(
         InputError: no prompt is left to train on.
     """
     from align.models.load import choose_device, choose_dtype, context_length, describe
-    from align.ppo.workers import Workers, set_apart
+    from align.ppo.workers import Workers, split_prompts
     from align.reward.build import build_beside_policy, same_template
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.registry import open_engine
@@ -152,7 +152,7 @@ def load_workers(
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     apart = encode_prompts(tokenizer, measured_on, room)[0] if measured_on else []
-    training, held_out = set_apart(encoded, apart, n_eval)
+    training, held_out = split_prompts(encoded, apart, n_eval)
 
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
     run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
@@ -195,11 +195,11 @@ def load_workers(
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
     """Load the roles of a run. Policy and reference start from `artifact`; those of `models` on its base score."""
     from align.models.load import choose_checkpointing, choose_device, choose_dtype
-    from align.ppo.workers import roles_on
+    from align.ppo.workers import build_roles
 
     stage: PpoConfig = config.stage
     device = choose_device(config.device)
-    roles = roles_on(
+    roles = build_roles(
         base,
         adapter_folder(artifact),
         [model.path for model in on_base(models, base)],
@@ -237,7 +237,7 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
         return {}
     with greedily(workers.engine):
         answers = workers.sample("policy", workers.held_out, "held_out")
-    variety = measure_variety([prompts[i] for i in first], [answers.read[i] for i in first])
+    variety = measure_variety([prompts[i] for i in first], [answers.judged_texts[i] for i in first])
     figures = {"greedy_distinct": float(variety.distinct), "greedy_commonest": variety.commonest_share.value}
     if not start:
         return figures
@@ -250,7 +250,7 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) 
     from align.models.load import choose_device, choose_dtype, save_tokenizer
 
     if trained.state.best and config.stage.publish == "best":
-        workers.put_back(trained.state.best.weights)
+        workers.restore_policy(trained.state.best.weights)
     if not ranks.is_main():
         return
     workers.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))

@@ -134,7 +134,7 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
 
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
         given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
-        unsure = uncertainties(model, score_head(model), ranks.from_main(given), tokenizer.pad_token_id)
+        unsure = uncertainties(model, score_head(model), ranks.broadcast(given), tokenizer.pad_token_id)
         return store.prioritise(config.project, unsure) if store else 0
 
 

@@ -231,10 +231,10 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
 
 
 def perform(config: Config, opened: Callable[[Path], object]) -> int:
-    if not ranks.alone():
+    if not ranks.is_alone():
         from align.models.load import choose_device
 
-        ranks.join(choose_device(config.device).type, config.ddp_timeout)
+        ranks.init_group(choose_device(config.device).type, config.ddp_timeout)
     data_ref = config.data.path or ""
     inputs: Inputs = load_stage(config.stage.name).inputs(prepare(config))
     config, origin = fill_rates(inputs.config, inputs.base)
@@ -248,7 +248,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
-            ranks.from_main(None)
+            ranks.broadcast(None)
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return report_exit_status(run.manifest.metrics)
@@ -257,7 +257,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         run.begin(resolved(config))
         log = log_to(run)
         try:
-            with ranks.together(), mirror_run(run, config):
+            with ranks.raise_first_failure(), mirror_run(run, config):
                 result = run_stage(run, config, inputs)
         except ranks.RankFailed as failed:
             if failed.trace:
@@ -269,7 +269,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             if find_user_error(error, config.run.root):
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
-            if ranks.speaks(error):
+            if ranks.prints_error(error):
                 print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
                 print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
@@ -309,7 +309,7 @@ def describe_run(run: Run, config: Config, origin: str = "") -> str:
         "data": data,
         "measured on": config.data.eval_path if data else None,
         "lr": rate,
-        "ranks": ranks.world() if ranks.world() > 1 else None,
+        "ranks": ranks.world_size() if ranks.world_size() > 1 else None,
         "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
     }
     described = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
@@ -336,9 +336,9 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> Result:
         preload([config.stage.name])  # the hardware is known once torch is there
         run.note_hardware(computed_on(config))
         with watched(page.advanced):
-            ranks.at("loads")
+            ranks.set_position("loads")
             started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
-            ranks.from_main(None if ranks.alone() else started)
+            ranks.broadcast(None if ranks.is_alone() else started)
             result: Result = load_stage(config.stage.name).run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
@@ -369,7 +369,7 @@ def computed_on(config: Config) -> dict[str, Any]:
         "dtype": chosen if config.dtype == "auto" else config.dtype,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
-    return facts | name_of_gpu(device) | {"world_size": ranks.world()}
+    return facts | name_of_gpu(device) | {"world_size": ranks.world_size()}
 
 
 def log_to(run: Run) -> logging.Handler:

@@ -179,7 +179,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     hides = config.rollout.reasoning == "hide"
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
-    done = ranks.from_main(logged[-1]["step"] if logged else 0)
+    done = ranks.broadcast(logged[-1]["step"] if logged else 0)
     opened_engine = open_engine(
         run,
         config.rollout,
@@ -344,7 +344,7 @@ def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Resul
 
     n = config.stage.best_of
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
-    done = ranks.from_main(logged[-1]["step"] if logged else 0)
+    done = ranks.broadcast(logged[-1]["step"] if logged else 0)
     with load_ranked_sampling(run, config, prompts) as sampling, open_tracker(run, done) as track:
         count = len(sampling.prompts)
         at_once = max(1, ANSWERS_AT_ONCE // n)
@@ -381,7 +381,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         InputError: a reward model on the policy's base was trained with another chat template.
     """
     from align.models.load import choose_device, choose_dtype
-    from align.ppo.workers import roles_on
+    from align.ppo.workers import build_roles
     from align.reward.build import build, build_beside_policy, on_its_own_base, same_template
     from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import answer_reader
@@ -395,7 +395,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     models = models_of(run.inputs)
     same_template(reward, models, base, tokenizer, config.init)
     encoded, fitting = encode_for(run, config, tokenizer, prompts)
-    roles = roles_on(
+    roles = build_roles(
         base,
         adapter_folder(policy),
         [model.path for model in on_base(models, base)],

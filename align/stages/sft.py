@@ -120,7 +120,7 @@ def run(
     held_out_for(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.
-    shards = config.method.name == "full" and not ranks.alone()
+    shards = config.method.name == "full" and not ranks.is_alone()
     model = load_in_shards(base, device, dtype) if shards else load_base(base, config.method.name, device, dtype)
     if config.method.name != "full":
         model = put_trained_adapter(model, adapter_folder(init) if init else None, Lora.of(config.method), config.seed)

@@ -1,5 +1,4 @@
-"""Is PPO right here? The anchors of `align/ppo` on the user's own base, method, precision and settings; and how far the
-gradient of each estimator is from unbiased."""
+"""Check PPO on the user's own base, method, precision and settings, and measure the bias of each estimator."""
 
 from __future__ import annotations
 
@@ -32,11 +31,12 @@ if TYPE_CHECKING:
     from align.rollout.engine import Engine
 
 
-PASSES, DRAWS = 70, 12
-"""About how many forward passes of the batch the anchors on the model cost, a backward pass counted as two; and how
-many rollouts of it; those of more rows count less than so many."""
+PASSES = 70
+"""Estimated cost of the checks on the model in forward passes of the batch; a backward pass counts as two."""
+DRAWS = 12
+"""Estimated cost of their rollouts, in rollouts of the batch."""
 ANSWERS = 4
-"""To each prompt, a rollout."""
+"""Answers to each prompt in a rollout of `check_sampling`."""
 VERDICTS = ("FAILS", "holds")
 TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
@@ -47,27 +47,31 @@ PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = find_start(config)
-    untold = config.init == BASE and config.reward == LearnedReward()
+    has_no_reward = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
-    rewards = {} if untold else reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+    rewards = {}
+    if not has_no_reward:
+        rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
-    read = {"code": Input(json_digest([package_versions(), code_digest()])), "init": artifact.as_input(), **rewards}
-    return Inputs(config, label(base, config.method.name), base, read)
+    code = Input(json_digest([package_versions(), code_digest()]))
+    records = {"code": code, "init": artifact.as_input(), **rewards}
+    return Inputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> Result:
     from align.models.load import choose_device, choose_dtype, own_tokenizer
-    from align.ppo.verify.enumerated import SIZE, biases, unbiased
+    from align.ppo.verify.enumerated import SIZE, check_unbiased, measure_biases
     from align.rollout.registry import open_engine
 
     stage: VerifyConfig = config.stage
-    base, device = run.base, choose_device(config.device)
+    base = run.base
+    device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     artifact = find_input(run)
     roles = load_roles(config, base, artifact, models_of(run.inputs))
-    shake(roles)
+    perturb(roles)
     tokenizer = own_tokenizer(artifact, base)
-    if tokenizer.chat_template:  # a base model has none, and its maths can be looked at all the same
+    if tokenizer.chat_template:  # PPO can be checked on a base model too, which has none
         use_template(tokenizer, None)
     with open_engine(
         run,
@@ -82,30 +86,30 @@ def run(run: Run, config: Config) -> Result:
         config.method.r,
     ) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
-        found = measured(run, config, roles, dtype, drawing(run, config, roles, engine, prompts))
+        anchors = run_anchors(run, config, roles, dtype, make_sampler(run, config, roles, engine, prompts))
 
-    bias = biases()
-    found += proven(unbiased(bias))
+    biases = measure_biases()
+    anchors += print_anchors(check_unbiased(biases))
     print(f"angle of the mean gradient over every batch of {SIZE} answers to that of J (docs/estimators.md):")
-    for name, (angle, _) in bias.items():
-        print(f"  {angle:>7.2f}°  {name}")
-    write_json(run.artifact / "estimators.json", {name: one._asdict() for name, one in bias.items()})
-    write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in found])
-    if failed := [a.name for a in found if not a.holds]:
+    for name, bias in biases.items():
+        print(f"  {bias.angle:>7.2f}°  {name}")
+    write_json(run.artifact / "estimators.json", {name: bias._asdict() for name, bias in biases.items()})
+    write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in anchors])
+    if failed := [anchor.name for anchor in anchors if not anchor.holds]:
         raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
-    metrics = {**{a.name.replace(" ", "_"): a.measured for a in found}, "peak_rss_mb": peak_rss_mb()}
-    return Result(metrics, (f"all {len(found)} anchors hold",))
+    metrics = {**{anchor.name.replace(" ", "_"): anchor.measured for anchor in anchors}, "peak_rss_mb": peak_rss_mb()}
+    return Result(metrics, (f"all {len(anchors)} anchors hold",))
 
 
-def drawing(
+def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
-    """A function that draws so many answers of the policy to each prompt, each time anew."""
-
+    """Return a function that samples a number of the policy's answers to each prompt, each time with new draws."""
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.randomness import row_seeds
 
-    times, actor = itertools.count(1), roles.actor("policy")
+    times = itertools.count(1)
+    actor = roles.actor("policy")
 
     def draw(answers: int) -> Rollout:
         rows = [ids for _ in range(answers) for ids in prompts]
@@ -117,24 +121,24 @@ def drawing(
     return draw
 
 
-def measured(
+def run_anchors(
     run: Run, config: Config, roles: Roles, dtype: torch.dtype, draw: Callable[[int], Rollout]
 ) -> list[Anchor]:
-    """Every anchor, printed as it is found."""
-
+    """Run the checks without a model, then those on the model, and print each result."""
     import torch
 
-    from align.ppo.verify.anchors import maths
-    from align.ppo.verify.on_model import Setting, on_model
+    from align.ppo.verify.anchors import check_maths
+    from align.ppo.verify.on_model import Setting, check_on_model
 
-    stage, temperature, base = config.stage, config.rollout.temperature, run.base
+    stage = config.stage
+    temperature = config.rollout.temperature
     batch = draw(1)  # the first one warms up
     began = time.perf_counter()
     draw(1)
     sampled = time.perf_counter()
     roles.logprobs("policy", batch, temperature)
     seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
-    print(f"{base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
+    print(f"{run.base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
     settings = settings_of(config)
     setting = Setting(
         roles,
@@ -146,21 +150,21 @@ def measured(
         settings.losses_at(stage.kl_coef),
         stage.bootstrap_truncated,
     )
-    return proven(itertools.chain(maths(), on_model(setting, lambda: draw(ANSWERS))))  # those without a model first
+    return print_anchors(itertools.chain(check_maths(), check_on_model(setting, lambda: draw(ANSWERS))))
 
 
-def proven(anchors: Iterable[Anchor]) -> list[Anchor]:
-    """Each of them, printed as it is found."""
-    found: list[Anchor] = []
+def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
+    """Print each anchor as soon as it is measured, and return them."""
+    measured: list[Anchor] = []
     for anchor in anchors:
-        found.append(anchor)
+        measured.append(anchor)
         figure = f"{anchor.measured:>9.1e} of {anchor.tolerance:<6g}"
         print(f"  {VERDICTS[anchor.holds]}  {anchor.name:<15}{figure}  {anchor.claim}")
-    return found
+    return measured
 
 
-def shake(roles: Roles) -> None:
-    """Move what trains: a fresh adapter and a fresh head say nothing, and hide a swapped role."""
+def perturb(roles: Roles) -> None:
+    """Add noise to all trained weights: a fresh adapter and a fresh head compute 0, which would hide a swapped role."""
     import torch
 
     with torch.no_grad():

@@ -45,15 +45,15 @@ def follow_first_rank() -> int:
     """Work on the run that the first rank has opened. Returns the exit status.
 
     Raises:
-        AlignError: this rank failed first, or another did, see `align.ranks.cause`.
+        AlignError: this rank failed first, or another did, see `align.ranks.find_cause`.
     """
     try:
-        with ranks.together():
+        with ranks.raise_first_failure():
             return work_on_run()
     except AlignError:
         raise
     except Exception as error:  # the first rank writes the traceback down
-        if ranks.speaks(error):
+        if ranks.prints_error(error):
             what = f"{type(error).__name__}: {readable(str(error))}"
             print(f"align: rank {ranks.rank()}: a fault of ours: {what}", file=sys.stderr)
             print("align: the traceback is in the run's log.txt", file=sys.stderr)
@@ -61,14 +61,14 @@ def follow_first_rank() -> int:
 
 
 def work_on_run() -> int:
-    ranks.join()
-    started: StartedRun | None = ranks.from_main(None)
+    ranks.init_group()
+    started: StartedRun | None = ranks.broadcast(None)
     if started is None:  # finished already
         return 0
     config = started.config
     SIZE_LIMIT.megabytes = config.run.max_file_mb
     compare_bytes(started)
-    ranks.at("loads")
+    ranks.set_position("loads")
     try:
         with Following(started.folder, started.manifest, started.resumed) as run:
             result = load_stage(config.stage.name).run(run, config, *started.rows)

@@ -213,7 +213,7 @@ def fit(
         trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)
     state = trainer.state
     published = measuring.published(state)
-    ranks.wait()  # the first rank has written the last checkpoint, and removed others
+    ranks.barrier()  # the first rank has written the last checkpoint, and removed others
     if published != state.global_step:
         put_back(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
     ended_by = "patience" if state.global_step < steps else "max_steps" if training.max_steps else "epochs"

@@ -78,7 +78,7 @@ TOLD = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 @contextmanager
 def counted_as_one() -> Iterator[None]:
     """A trainer that is built inside takes this process for the only one."""
-    held = {} if ranks.alone() else {name: os.environ.pop(name) for name in TOLD if name in os.environ}
+    held = {} if ranks.is_alone() else {name: os.environ.pop(name) for name in TOLD if name in os.environ}
     try:
         yield
     finally:
@@ -116,11 +116,11 @@ class Dealt(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The gradient and the loss of one micro-batch. On several ranks the last one of a step brings both for all."""
-        if ranks.alone():
+        if ranks.is_alone():
             return super().training_step(model, inputs, num_items_in_batch)
         place, last = self.seen, self.accelerator.sync_gradients
         self.seen += 1
-        mine = place % ranks.world() == ranks.rank()
+        mine = place % ranks.world_size() == ranks.rank()
         if mine:
             # A function of the place: a run that is continued on several ranks draws the same dropout.
             torch.manual_seed(place_seed(self.args.seed, "dropout", self.state.global_step, place))
@@ -129,10 +129,12 @@ class Dealt(Trainer):
             return torch.zeros((), device=self.args.device)
         if not is_sharded(model):
             ranks.sum_gradients(p for p in model.parameters() if p.requires_grad)
-        elif ranks.rank() >= self.seen % ranks.world() > 0:  # none is left for this rank, and all take a pass at once
+        elif (
+            ranks.rank() >= self.seen % ranks.world_size() > 0
+        ):  # none is left for this rank, and all take a pass at once
             nothing = torch.full_like(inputs["labels"], IGNORED)
             self.share(model, {**inputs, "labels": nothing}, num_items_in_batch)
-        found, self.seen, self.shares = ranks.gathered(self.shares, self.seen), 0, []
+        found, self.seen, self.shares = ranks.gather_shares(self.shares, self.seen), 0, []
         return self.of_step(found)
 
     def share(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Share:

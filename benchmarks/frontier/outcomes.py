@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from align.__main__ import composed
+from align.__main__ import compose_config
 from align.core.types import Conversation, Message
 from align.data.sources import DataSource, prompts
 from align.evals.suite.samples import Sample, read_samples
@@ -121,7 +121,7 @@ def worth(root: Path, name: str, apart: set[str]) -> float:
 
 def measured_on(words: Sequence[str]) -> set[str]:
     """The prompts that evaluations with these words may ask, as `worth` compares them."""
-    config = composed(["stage=eval", *words])
+    config = compose_config(["stage=eval", *words])
     asked = prompts(DataSource.of(config.data), "test", config.seed)[: config.stage.prompts]
     return {told(prompt.messages) for prompt in asked}
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from run import HERE, peer_python
 
-from align.__main__ import composed
+from align.__main__ import compose_config
 from align.config.root import Config
 from align.data.chat.encode import encode_prompts
 from align.data.sources import prompts
@@ -63,7 +63,7 @@ class Seed:
     def __init__(self, root: Path, dtype: str) -> None:
         self.root = root
         self.common = [f"seed={root.name}", f"run.root={root}", "project=quickstart", f"dtype={dtype}"]
-        self.config: Config = composed([*self.common, *OURS])
+        self.config: Config = compose_config([*self.common, *OURS])
 
     def run(self, *words: str) -> Path:
         """The folder of a run, made unless it is there: the last line that a stage prints."""

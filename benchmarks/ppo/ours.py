@@ -20,14 +20,13 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
-from align.ppo.advantages import Estimator
-from align.ppo.experience import estimated, experience
-from align.ppo.update import Losses, update
+from align.ppo.experience import Estimator, assemble_experience, compute_estimates
+from align.ppo.update import Losses, take_gradient_steps
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 from align.track import peak_rss_mb
@@ -103,13 +102,13 @@ def updates(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
         seeds = row_seeds(range(work.batch), number)
         rollout = engine.generate(prompts[first : first + work.batch], roles.actor("policy"), seeds)
         laps["rollout_s"] = time.perf_counter()
-        scores = in_chunks(roles.scores, rollout, size)
-        estimates, cached = estimated(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
-        made, _ = experience(
+        scores = compute_in_chunks(roles.scores, rollout, size)
+        estimates, cached = compute_estimates(roles, rollout, temperature=1.0, micro_batch=size, minibatches=1)
+        made, _ = assemble_experience(
             rollout, scores, *estimates, estimator=Estimator(work.advantage, work.group), kl_in_reward=not in_loss, **kl
         )  # fmt: skip
         laps["estimate_s"] = time.perf_counter()
-        update(
+        take_gradient_steps(
             roles, optimiser, made, cached, epochs=work.epochs, minibatch_count=1, max_grad_norm=1.0,
             generator=torch.Generator().manual_seed(number), micro_batch=size, temperature=1.0,
             losses=losses,

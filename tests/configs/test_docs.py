@@ -16,8 +16,8 @@ import pytest
 import yaml
 from pages import PAGES, ROOT, blocks
 
-from align.__main__ import composed, main, stages_in
-from align.cli.batch import split
+from align.__main__ import compose_config, find_stages, main
+from align.cli.batch import split_line
 from align.config.compose import check, compose_raw
 from align.core.errors import InputError
 from align.data.read.records import read_documents, read_preferences
@@ -58,7 +58,7 @@ def test_a_documented_command_composes(
         assert main(words) == 0
         assert all(yaml.safe_load_all(capsys.readouterr().out))
     elif words[-1] != "--help":
-        assert stages_in(words)
+        assert find_stages(words)
 
 
 def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,12 +66,12 @@ def test_the_page_on_configuration_shows_what_it_speaks_of(own_files: Path, monk
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     shown = {path.relative_to(own_files / "conf").as_posix() for path in own_files.rglob("*.yaml")}
     assert {line.split()[0] for line in text.split("conf/\n")[1].split("```")[0].splitlines() if line} == shown
-    config = composed(["+experiment=support", "method=qlora", "seed=8"])
+    config = compose_config(["+experiment=support", "method=qlora", "seed=8"])
     assert (config.method.name, config.method.r, config.seed, config.data.path) == ("qlora", 32, 8, "support.jsonl")
-    assert composed(["stage=sft", "model=pocket", "data=support"]).data.max_length == 1024
-    assert len(stages_in(["-m", "+experiment=support-grid"])) == 6
-    assert len(stages_in(["-m", "+experiment=support-grid", "seed=0"])) == 3
-    assert len(stages_in(["+experiment=support-grid"])) == 1
+    assert compose_config(["stage=sft", "model=pocket", "data=support"]).data.max_length == 1024
+    assert len(find_stages(["-m", "+experiment=support-grid"])) == 6
+    assert len(find_stages(["-m", "+experiment=support-grid", "seed=0"])) == 3
+    assert len(find_stages(["+experiment=support-grid"])) == 1
 
 
 def recipe_lines() -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ def recipe_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("recipe", "line"), recipe_lines())
 def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
     assert "$" not in line
-    assert check(compose_raw(split(line))).stage is not None, f"{recipe}: {line}"
+    assert check(compose_raw(split_line(line))).stage is not None, f"{recipe}: {line}"
 
 
 def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_lines_where_forking_is_not_safe(
     """A fresh interpreter each: this stage needs no torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(batch_module, "imported", lambda stages: False)
+    monkeypatch.setattr(batch_module, "import_for_forks", lambda stages: False)
     (tmp_path / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     importing = "stage=annotate stage.action=import run.name=x stage.path="
     lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
@@ -77,7 +77,7 @@ def test_lines_where_forking_is_not_safe(
     def here(words: object, opened: object) -> int:
         raise AssertionError("it runs in this process")
 
-    assert batch_module.batch(lines, lambda words: ["annotate"], here) == 2
+    assert batch_module.run_batch(lines, lambda words: ["annotate"], here) == 2
     assert read_manifest(tmp_path / "runs/annotate/x").status == "done"
     assert not (tmp_path / "runs/annotate/y").exists()
     assert "stage.path=nowhere" in capfd.readouterr().err
@@ -87,9 +87,9 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", None)  # whichever build is here
-    assert batch_module.imported(["export"])
+    assert batch_module.import_for_forks(["export"])
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert not batch_module.imported(["export"])
+    assert not batch_module.import_for_forks(["export"])
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):
@@ -124,7 +124,7 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     assert "standard input=(empty)" in capfd.readouterr().err
 
 
-AFRESH = "import align.cli.batch; align.cli.batch.imported = lambda commands: False"
+AFRESH = "import align.cli.batch; align.cli.batch.import_for_forks = lambda commands: False"
 
 
 @pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "SIGTERM, afresh", "the stage alone, killed"])

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from processes import Ended, Forks, reached
 
-from align.__main__ import STAGES, main, shadow_free_path
+from align.__main__ import STAGES, main, order_import_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
@@ -317,7 +317,7 @@ def test_a_users_own_reward_module_shadows_nothing(tmp_path: Path):
 def test_the_working_folder_stays_importable(tmp_path: Path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     code = (
-        "import sys; sys.path[0] = sys.argv[1]; import align.__main__ as m; m.shadow_free_path();"
+        "import sys; sys.path[0] = sys.argv[1]; import align.__main__ as m; m.order_import_path();"
         "import mine, reward, colorsys; print(reward.__file__, colorsys.__file__)"
     )
     (tmp_path / "reward.py").write_text("")
@@ -332,7 +332,7 @@ def test_the_installed_command_finds_modules_of_the_working_folder(tmp_path: Pat
     """Its own folder is first on the path there, and the working folder is not on it at all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["/usr/local/bin", *(p for p in sys.path if p not in ("", os.getcwd()))])
-    shadow_free_path()
+    order_import_path()
     assert sys.path[0] == "/usr/local/bin"
     assert os.getcwd() in sys.path[1:]
 

@@ -84,14 +84,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     from align.ppo.workers import Workers
 
     found: list[list[str]] = []
-    drawing = Workers.drawing
+    drawing = Workers.start_sampling
 
     def seen(self: Any, role: str, prompts: Any, *where: Any) -> Any:
         if where[0] == "rollout":
             found.append([prompt.conversation.messages[-1].content for prompt in prompts])
         return drawing(self, role, prompts, *where)
 
-    monkeypatch.setattr(Workers, "drawing", seen)
+    monkeypatch.setattr(Workers, "start_sampling", seen)
     return found
 
 

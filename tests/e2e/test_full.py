@@ -81,7 +81,7 @@ def test_killed_it_goes_on_to_the_bit(
 ):
     words = [*command, "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=4"]
     whole = ended([*words, "run.name=whole"], root, capfd)
-    calls, real = [], loop.update
+    calls, real = [], loop.take_gradient_steps
 
     def killed(*given: Any, **more: Any) -> dict[str, float]:
         calls.append(1)
@@ -90,7 +90,7 @@ def test_killed_it_goes_on_to_the_bit(
         return real(*given, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "update", killed)
+        patch.setattr(loop, "take_gradient_steps", killed)
         assert main([*words, "run.name=parts", f"run.root={root}"]) == 130
     parts = ended([*words, "run.name=parts"], root, capfd)
     for name in ("artifact/model.safetensors", "artifact/value/adapter_model.safetensors", "metrics.jsonl"):

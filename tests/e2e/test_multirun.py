@@ -119,7 +119,7 @@ def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], 
 
 def test_where_forking_is_not_safe(align: Align, monkeypatch: pytest.MonkeyPatch):
     """Each job is a new process, which says where its run is all the same. (A stage without torch starts soon.)"""
-    monkeypatch.setattr(batch, "imported", lambda stages: False)
+    monkeypatch.setattr(batch, "import_for_forks", lambda stages: False)
     Path("items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
     job = ["stage=annotate", "stage.action=import", "stage.path=items.jsonl", "run.name=x"]
     status, out, err = align("-m", *job, "seed=1,2")

@@ -15,7 +15,7 @@ from workshop import Ready
 from align.__main__ import main
 from align.annotate.store import Store
 from align.models.adapter_files import read_tensors
-from align.ppo.monitor import ranked
+from align.ppo.monitor import rank_answers
 from align.run import read_manifest
 from align.track import read_rows
 
@@ -165,14 +165,14 @@ def test_the_best_update_is_published_not_the_last(
     import align.ppo.loop as loop
 
     given = iter([2.0, 1.0, 0.0])
-    evaluate = loop.evaluate
+    evaluate = loop.evaluate_held_out
 
     def falling(*arguments: Any, **settings: Any) -> Any:
         figures, shown = evaluate(*arguments, **settings)
         return {**figures, "held_out_objective": next(given)}, shown
 
     words = ["stage.eval_prompts=6", "stage.warmup=0", "stage.lr=1e-2"]
-    monkeypatch.setattr(loop, "evaluate", falling)
+    monkeypatch.setattr(loop, "evaluate_held_out", falling)
     assert main([*ready.ppo, f"run.root={ready.root}", *words, "stage.updates=2", "stage.eval_every=1"]) == 0
     *said, last = capfd.readouterr().out.splitlines()
     best = Path(last)
@@ -184,7 +184,7 @@ def test_the_best_update_is_published_not_the_last(
         "No update that was measured beats the start on 6 held-out prompts: update 1 of 2"
         in (best / "report.html").read_text()
     )
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate_held_out", evaluate)
     short = ppo(*words, "stage.updates=1", "stage.eval_every=1")
     assert read_manifest(best).metrics["published_update"] == 1
     pairs = zip(*(read_tensors(r / "artifact").items() for r in (best, short)), strict=True)
@@ -200,7 +200,7 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
     source = Path(next(w for w in ready.data if w.startswith("data.path=")).removeprefix("data.path="))
     twice = tmp_path / "twice.jsonl"
     twice.write_text(source.read_text() * 2)
-    evaluate, seen = loop.evaluate, []
+    evaluate, seen = loop.evaluate_held_out, []
 
     def noted(workers: Any, answers: Any, moments: Any, *rest: Any, **settings: Any) -> Any:
         asked = {p.conversation.messages for p in workers.held_out}
@@ -208,7 +208,7 @@ def test_held_out_scores_are_on_one_scale_and_their_prompts_on_one_side(
         seen.append(moments)
         return evaluate(workers, answers, moments, *rest, **settings)
 
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate_held_out", noted)
     words = ["stage.updates=3", "stage.eval_every=1", "stage.eval_prompts=6", "stage.normalise=running"]
     ppo(*words, f"data.path={twice}")
     assert len(seen) == 4  # the start and each update
@@ -223,13 +223,13 @@ def test_what_is_measured_on_is_the_file_that_was_given_for_it(
     asked = [f"What about {i}?" for i in range(9)]
     path = tmp_path / "measured.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked) + '{"prompt": 7}\n')
-    evaluate, prompts = loop.evaluate, []
+    evaluate, prompts = loop.evaluate_held_out, []
 
     def noted(workers: Any, answers: Any, *rest: Any, **settings: Any) -> Any:
         prompts.append([p.conversation.messages[-1].content for p in answers.prompts])
         return evaluate(workers, answers, *rest, **settings)
 
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate_held_out", noted)
     command = [w for w in ready.ppo if not w.startswith("data.held_out=")]
     command += [f"run.root={ready.root}", f"data.eval_path={path}", "stage.eval_every=2", "data.on_bad_row=skip"]
     assert main([*command, "stage.eval_prompts=6"]) == 0
@@ -281,7 +281,7 @@ def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytes
     assert {wire: sum(found) / 8 for wire, found in each.items()} == {
         wire: pytest.approx(row[wire], rel=1e-4, abs=1e-6) for wire in ("disagreement", "kl")
     }
-    assert ranked(each, [t["score"] for t in told]) == list(range(8))
+    assert rank_answers(each, [t["score"] for t in told]) == list(range(8))
     assert sum(t["score"] for t in told) / 8 == pytest.approx(row["raw_score"], rel=1e-4)
 
 

@@ -51,7 +51,7 @@ def hangs(chats):
 def breaks(chats):
     import align.ppo.loop
     if RANK == "1":
-        align.ppo.loop.experience = None
+        align.ppo.loop.assemble_experience = None
     return length(chats)
 
 calls = 0

@@ -14,9 +14,8 @@ from tiny_roles import CPU, World, make_world, ragged_rollout
 from torch.testing import assert_close
 
 from align import ranks
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
-from align.ppo.update import Losses, accumulate
+from align.ppo.experience import Estimator, assemble_experience
+from align.ppo.update import Losses, accumulate_gradients
 from align.run import Base, model_digest
 
 ROWS = 6
@@ -37,11 +36,11 @@ def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
     rollout = ragged_rollout(ROWS)
     draw = torch.Generator(CPU).manual_seed(3)
     old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=draw, device=CPU)
-    made, _ = experience(
+    made, _ = assemble_experience(
         rollout, torch.randn(ROWS, generator=draw, device=CPU), old - 5, reference - 5, values, kl_coef=0.2,
         kl_estimator="k1", kl_in_reward=True, estimator=Estimator(lam=1.0),
     )  # fmt: skip
-    figures = accumulate(
+    figures = accumulate_gradients(
         roles, made, micro_batch=micro_batch, temperature=0.8,
         losses=Losses(value_clip_range=0.3, kl_coef=0.1, kl_estimator="k3"),
     )  # fmt: skip
@@ -73,7 +72,7 @@ def test_each_rank_has_the_gradient_of_one_process(folder: Path, forks: Forks, t
 
 
 if __name__ == "__main__":
-    ranks.meet()
-    ranks.join("cpu", 30.0)
+    ranks.connect()
+    ranks.init_group("cpu", 30.0)
     torch.save(gradients(Path(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[3], f"{ranks.rank()}.pt"))
-    ranks.leave()
+    ranks.destroy_group()

@@ -271,7 +271,7 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
     assert "cannot connect with password ***" in done.said
     assert "cannot connect with password ***" in next(place.folder.glob("runs/sft/*/log.txt")).read_text()
     assert place.found(done.said) == []
-    code = "from align.__main__ import entry; import align.cli.batch; align.cli.batch.batch = None; entry()"
+    code = "from align.__main__ import entry; import align.cli.batch; align.cli.batch.run_batch = None; entry()"
     arguments = [sys.executable, "-c", f"import sys; sys.argv = ['align', '-']; {code}"]
     broken = subprocess.run(arguments, capture_output=True, text=True, env=place.environment, cwd=place.folder)
     assert broken.returncode == 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align.ppo.advantages import Estimator
+from align.ppo.experience import Estimator
 from align.ppo.update import Losses
-from align.ppo.verify.closed_form import Problem, solved
+from align.ppo.verify.closed_form import Problem, solve
 
 LENGTHS = [(16, 1, 0.95), (6, 2, 0.95), (6, 2, 1.0), (4, 3, 0.95)]
 
@@ -15,7 +15,7 @@ LENGTHS = [(16, 1, 0.95), (6, 2, 0.95), (6, 2, 1.0), (4, 3, 0.95)]
 @pytest.mark.parametrize(("vocabulary", "length", "lam"), LENGTHS)
 def test_ppo_reaches_the_closed_form(vocabulary: int, length: int, lam: float):
     problem = Problem(vocabulary, length, beta=0.5)
-    found, best = solved(problem, Estimator(lam=lam)), problem.optimum()
+    found, best = solve(problem, Estimator(lam=lam)), problem.optimum()
     assert best - found.start > 0.1  # there was something to learn
     assert found.reached <= best + 1e-6
     assert found.reached == pytest.approx(best, abs=1e-3)
@@ -36,7 +36,7 @@ BY_SEQUENCE = Losses(loss_mean="sequence", importance_sampling_level="sequence")
 )  # fmt: skip
 def test_so_does_each_estimator_without_a_critic(estimator: Estimator, losses: Losses):
     problem = Problem(6, 2, beta=0.5)
-    assert solved(problem, estimator, losses).reached == pytest.approx(problem.optimum(), abs=1e-3)
+    assert solve(problem, estimator, losses).reached == pytest.approx(problem.optimum(), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_kl_in_the_loss_ends_elsewhere(scale: str, kl_estimator: str, short: flo
     """By how much is in docs/ppo.md. What the problem has to give is 0.5."""
     problem = Problem(6, 2, beta=0.5)
     losses = Losses(kl_coef=problem.beta, kl_estimator=kl_estimator)
-    found = solved(problem, Estimator("grpo", 8, scale), losses)
+    found = solve(problem, Estimator("grpo", 8, scale), losses)
     assert problem.optimum() - found.reached == pytest.approx(short, abs=0.005)
 
 

@@ -16,9 +16,8 @@ from torch.testing import assert_close
 
 from align.core.types import Rollout
 from align.models.roles import ForwardOutput
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
-from align.ppo.update import Losses, accumulate
+from align.ppo.experience import Estimator, assemble_experience
+from align.ppo.update import Losses, accumulate_gradients
 
 VOCABULARY, PROMPT, WIDTH, ROWS = 11, 3, 6, 8
 CLOSE = {"atol": 1e-6, "rtol": 0}
@@ -43,7 +42,7 @@ class Bigram:
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
         return self.value[rollout.tokens_BS[:, rollout.prompt_width - 1 : -1]]
 
-    def trains(self, role: str) -> None:
+    def require_gradients(self, role: str) -> None:
         """Both always do."""
 
 
@@ -155,13 +154,13 @@ def test_an_update_is_the_published_one(seed: int, estimate: dict[str, Any], los
 
     estimator = Estimator(gamma=estimate["gamma"], lam=estimate["lam"])
     told = {name: value for name, value in estimate.items() if name not in ("gamma", "lam")}
-    made, _ = experience(rollout, scores, old, ref, values, behind, estimator=estimator, **told)
+    made, _ = assemble_experience(rollout, scores, old, ref, values, behind, estimator=estimator, **told)
     advantages, returns = published_advantages(rollout, scores, old, ref, values, behind, estimate)
     assert_close(made.advantages_BT, advantages, **CLOSE)
     assert_close(made.returns_BT, returns, **CLOSE)
 
     losses = Losses(0.2, value_clip_range=loss["value_clip_range"], kl_coef=loss["kl_loss_coef"], kl_estimator="k3")
-    figures = accumulate(learner, made, micro_batch=3, temperature=loss["temperature"], losses=losses)
+    figures = accumulate_gradients(learner, made, micro_batch=3, temperature=loss["temperature"], losses=losses)
     policy, value = published_losses(learner, rollout, old, ref, values, advantages, returns, loss)
     expected = torch.autograd.grad(policy + value, (learner.logits, learner.value))
     assert 0 < figures["clip_fraction"] < 1

@@ -14,7 +14,6 @@ from torch import Tensor
 import align.models.roles
 import align.ops.gae
 import align.ops.losses
-import align.ppo.advantages
 import align.ppo.experience
 import align.ppo.update
 import align.ppo.verify.anchors
@@ -23,34 +22,34 @@ import align.ppo.verify.on_model
 import align.rollout.hf
 from align.core.types import Rollout
 from align.models.roles import ForwardOutput, Roles
-from align.ppo.advantages import Estimator
+from align.ppo.experience import Estimator
 from align.ppo.update import Losses
 from align.ppo.verify.anchors import (
     Anchor,
-    advantages_by_definition,
-    closed_form,
-    closed_form_without_critic,
-    losses_by_hand,
-    maths,
-    rewards_by_hand,
-    scores_by_hand,
+    check_closed_form,
+    check_closed_form_of_rloo,
+    check_gae,
+    check_losses,
+    check_maths,
+    check_rewards,
+    check_scores,
 )
 from align.ppo.verify.on_model import (
     Setting,
-    by_definition,
-    first_gradient,
-    first_ratio,
-    invariance,
-    isolation,
-    on_model,
-    sampling,
-    value_gradient,
+    check_experience,
+    check_invariance,
+    check_isolation,
+    check_on_model,
+    check_policy_gradient,
+    check_ratio,
+    check_sampling,
+    check_value_gradient,
 )
 from align.rollout.hf import HfEngine
 from align.rollout.randomness import row_seeds
 
 MODULES = (
-    align.ops.gae, align.ops.losses, align.ppo.advantages, align.ppo.verify.anchors, align.ppo.verify.closed_form,
+    align.ops.gae, align.ops.losses, align.ppo.experience, align.ppo.verify.anchors, align.ppo.verify.closed_form,
     align.ppo.experience,
     align.ppo.update, align.ppo.verify.on_model, align.models.roles, align.rollout.hf,
 )  # fmt: skip
@@ -68,19 +67,20 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 
 
 MATHS = {
-    "gae": advantages_by_definition, "rewards": rewards_by_hand, "scores": scores_by_hand, "losses": losses_by_hand,
-    "closed form": closed_form, "no critic": closed_form_without_critic,
+    "gae": check_gae, "rewards": check_rewards, "scores": check_scores, "losses": check_losses,
+    "closed form": check_closed_form, "no critic": check_closed_form_of_rloo,
 }  # fmt: skip
 ON_MODEL = {
-    "first ratio": first_ratio, "experience": by_definition, "first gradient": first_gradient,
-    "value gradient": value_gradient, "invariance": invariance, "isolation": isolation,
+    "first ratio": check_ratio, "experience": check_experience, "first gradient": check_policy_gradient,
+    "value gradient": check_value_gradient, "invariance": check_invariance, "isolation": check_isolation,
 }  # fmt: skip
 
 
 def batch(
     world: World, backbone: str = "own", losses: Losses = LEARNING, bootstrap: bool = False, **changes: Any
 ) -> tuple[Setting, Any]:
-    """A batch of a policy that has learned, and what draws another. `changes` go into what `experience` is told."""
+    """Return a batch of a trained policy, and a function that samples another. `changes` are arguments of
+    `assemble_experience`."""
     roles = world.roles(backbone=backbone)
     with torch.no_grad():  # as after some updates: a policy that is the reference would hide a swap
         for parameter in (p for role in roles.trainable for p in roles.parameters_of(role)):
@@ -102,7 +102,7 @@ def anchor(name: str, world: World, backbone: str = "own", **how: Any) -> Anchor
     if name in MATHS:
         return MATHS[name]()
     setting, draw = batch(world, backbone, **how)
-    found = sampling(setting, draw) if name == "sampling" else ON_MODEL[name](setting)
+    found = check_sampling(setting, draw) if name == "sampling" else ON_MODEL[name](setting)
     assert found.name == name
     return found
 
@@ -112,22 +112,22 @@ def failing(found: Iterable[Anchor]) -> set[str]:
 
 
 def test_those_of_the_maths_hold():
-    found = list(maths())
+    found = list(check_maths())
     assert [anchor.name for anchor in found] == list(MATHS)
     assert failing(found) == set()
 
 
 @pytest.mark.parametrize("backbone", ["own", "policy", "frozen"])
 def test_those_on_a_model_hold(world: World, backbone: str):
-    found = list(on_model(*batch(world, backbone)))
+    found = list(check_on_model(*batch(world, backbone)))
     assert [anchor.name for anchor in found] == [*ON_MODEL, "sampling"]
     assert failing(found) == set()
 
 
 def test_they_hold_of_other_settings(world: World):
-    assert failing(on_model(*batch(world, bootstrap=True, kl_estimator="k3", whiten_rewards=True))) == set()
+    assert failing(check_on_model(*batch(world, bootstrap=True, kl_estimator="k3", whiten_rewards=True))) == set()
     losses = Losses(kl_coef=0.3, kl_estimator="k3")
-    assert failing(on_model(*batch(world, "policy", losses, kl_in_reward=False))) == set()
+    assert failing(check_on_model(*batch(world, "policy", losses, kl_in_reward=False))) == set()
 
 
 def test_the_roles_are_left_as_they_were(world: World):
@@ -138,7 +138,7 @@ def test_the_roles_are_left_as_they_were(world: World):
     def draw() -> Rollout:
         return engine.generate(PROMPTS, roles.actor("policy"), range(len(PROMPTS)))
 
-    assert list(on_model(Setting(roles, draw(), TEMPERATURE, 3, False, REWARDING, LEARNING), draw))
+    assert list(check_on_model(Setting(roles, draw(), TEMPERATURE, 3, False, REWARDING, LEARNING), draw))
     after = [p for role in ("policy", "value") for p in roles.parameters_of(role)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(p.grad is None for p in after)
@@ -248,8 +248,8 @@ def top_five(draw: Any) -> Any:
         ("value_loss", as_if_it_never_moved, {"losses", "value gradient"}),
         ("masked_whiten", of_padding_too, {"experience"}),
         ("masked_whiten", upside_down, {"experience", "closed form"}),
-        ("experience", roles_swapped, {"experience"}),
-        ("shaped_scores", for_the_end, {"scores"}),
+        ("assemble_experience", roles_swapped, {"experience"}),
+        ("shape_scores", for_the_end, {"scores"}),
     ],
 )
 def test_what_is_broken_is_noticed(
@@ -260,7 +260,7 @@ def test_what_is_broken_is_noticed(
 
 
 def test_a_cut_that_is_valued_a_state_early(world: World, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Roles, "values_behind", of_the_state_before(Roles.values_behind))
+    monkeypatch.setattr(Roles, "values_after", of_the_state_before(Roles.values_after))
     assert not anchor("experience", world, bootstrap=True).holds
 
 

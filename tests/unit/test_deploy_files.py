@@ -27,7 +27,7 @@ from deploy_files import (
     stateful_set,
 )
 
-from align.__main__ import composed
+from align.__main__ import compose_config
 from align.config.serve import ServeConfig
 from align.core.errors import InputError
 
@@ -174,7 +174,7 @@ def test_training_on_several_machines_is_a_job_of_built_in_kinds() -> None:
     assert int(told["PET_NNODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
     (stops,) = (rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
     assert stops["onExitCodes"]["values"] == [InputError.exit_status]
-    composed([word.partition(" ")[0] for word in pod["containers"][0]["args"]])
+    compose_config([word.partition(" ")[0] for word in pod["containers"][0]["args"]])
     assert pod["terminationGracePeriodSeconds"] > 15
 
 
@@ -182,7 +182,7 @@ def test_the_slurm_script_is_bash_and_its_line_composes() -> None:
     assert subprocess.run(["bash", "-n", str(SLURM)], capture_output=True).returncode == 0
     text = SLURM.read_text()
     (example,) = re.findall(r"sbatch .*deploy/slurm\.sh (stage=.*)", text)
-    composed(example.split())
+    compose_config(example.split())
     known = {name.replace("-", "_").upper() for name in torchrun_options()}
     used = set(re.findall(r"export PET_(\w+)=", text))
     assert used <= known

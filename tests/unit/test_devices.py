@@ -41,7 +41,7 @@ ON_THE_CPU = {
     "reward/check.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "align/trainers/dealt.py: epoch_order": "numbers of rows, which become a list",
     "align/ppo/rollouts.py: prompt_indices": "numbers of prompts, which become a list",
-    "align/ppo/update.py: minibatches": "numbers of rows, by a generator of the CPU; they are indices",
+    "align/ppo/update.py: split_minibatches": "numbers of rows, by a generator of the CPU; they are indices",
     "align/models/backbone.py: pad": "rows of ids on their way; every caller moves them to its model",
     "align/models/backbone.py: answered": "moved in the line behind it",
     "align/models/roles.py: __init__": "the weight of a head, which `.to(device)` moves with it",
@@ -54,7 +54,7 @@ ON_THE_CPU = {
     "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
     "align/export/engines.py: picked": "beside logits on the CPU (`logits_of`)",
-    "align/ppo/monitor.py: figure": "becomes a list",
+    "align/ppo/monitor.py: measure": "becomes a list",
 }
 """Module, folder, or function in a module → why what it makes belongs on the CPU."""
 

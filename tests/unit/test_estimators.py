@@ -13,16 +13,15 @@ from tiny_roles import World, make_world
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.advantages import equal_groups, group_relative, leave_one_out, less_group_mean
 from align.ops.losses import loss_divisor, loss_weights, policy_loss
-from align.ppo.advantages import Estimator, estimate
-from align.ppo.experience import Experience, experience
-from align.ppo.update import Losses, accumulate, update
-from align.ppo.verify.enumerated import biases, choices, unbiased
-from align.ppo.verify.on_model import on_model
+from align.ppo.experience import Estimator, Experience, assemble_experience, estimate_advantages
+from align.ppo.update import Losses, accumulate_gradients, take_gradient_steps
+from align.ppo.verify.enumerated import check_unbiased, list_choices, measure_biases
+from align.ppo.verify.on_model import check_on_model
 
 ESTIMATORS = [
     Estimator("rloo", 2), Estimator("rloo", 3), Estimator("grpo", 2), Estimator("grpo", 3, "batch"),
@@ -82,17 +81,17 @@ def test_what_is_yet_to_come_by_hand():
     """Two answers of two tokens and of one: rewards 1 2 | 3, to go 3 2 | 3; whitened over three tokens."""
     paid, mask = tensor([[1.0, 2.0], [3.0, 0.0]]), tensor([[True, True], [True, False]])
     ahead = tensor([3.0, 2.0, 3.0])
-    found = estimate(Estimator("reinforce_pp"), paid, mask)
-    assert_close(found.advantages_BT[mask], (ahead - ahead.mean()) / ahead.std(unbiased=False))
-    assert found.returns_BT is None
+    advantages, returns = estimate_advantages(Estimator("reinforce_pp"), paid, mask)
+    assert_close(advantages[mask], (ahead - ahead.mean()) / ahead.std(unbiased=False))
+    assert returns is None
     less = tensor([3.0 - 3.0, 2.0 - 3.0, 3.0 - 3.0])  # both are worth 3
-    found = estimate(Estimator("reinforce_pp", 2), paid, mask)
-    assert_close(found.advantages_BT[mask], (less - less.mean()) / less.std(unbiased=False))
+    advantages, _ = estimate_advantages(Estimator("reinforce_pp", 2), paid, mask)
+    assert_close(advantages[mask], (less - less.mean()) / less.std(unbiased=False))
 
 
 def test_a_critic_is_asked_for_values():
     with pytest.raises(ValueError, match="needs values"):
-        estimate(Estimator(), torch.zeros(2, 2), torch.ones(2, 2).bool())
+        estimate_advantages(Estimator(), torch.zeros(2, 2), torch.ones(2, 2).bool())
 
 
 def test_how_far_prompts_lie_apart_by_hand(world: World):
@@ -103,7 +102,7 @@ def test_how_far_prompts_lie_apart_by_hand(world: World):
 
     def figures(estimator: Estimator) -> dict[str, float]:
         how: dict[str, Any] = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": False}
-        return experience(setting.rollout, scores, zeros, zeros, estimator=estimator, **how)[1]
+        return assemble_experience(setting.rollout, scores, zeros, zeros, estimator=estimator, **how)[1]
 
     assert figures(Estimator("grpo", 3))["prompt_score_std"] == 1.5
     assert "prompt_score_std" not in figures(Estimator("reinforce_pp"))
@@ -145,11 +144,11 @@ def test_one_ratio_for_a_response_by_hand():
 
 @pytest.fixture(scope="module")
 def biased() -> dict[str, Any]:
-    return biases(3)
+    return measure_biases(3)
 
 
 def test_what_should_be_unbiased_is(biased: dict[str, Any]):
-    found = list(unbiased(biased, 3))
+    found = list(check_unbiased(biased, 3))
     assert len(found) == 2
     assert failing(found) == set()
     assert biased["rloo, constant"].scale == pytest.approx(0.5, abs=1e-4)  # of two tokens an answer may have
@@ -157,7 +156,7 @@ def test_what_should_be_unbiased_is(biased: dict[str, Any]):
 
 
 def test_what_is_biased_shows(biased: dict[str, Any]):
-    for name, choice in choices(3).items():
+    for name, choice in list_choices(3).items():
         assert choice.unbiased or biased[name].angle > 0.2, name
     assert biased["grpo, token"].angle > 10 * biased["rloo, token"].angle
 
@@ -170,7 +169,7 @@ def test_what_is_biased_shows(biased: dict[str, Any]):
 def test_the_anchors_hold(world: World, estimator: Estimator, loss_mean: str):
     losses = LEARNING._replace(loss_mean=loss_mean, longest=8)
     setting, draw = batch(world, "none", losses, estimator=estimator)
-    found = list(on_model(setting, draw))
+    found = list(check_on_model(setting, draw))
     assert "value gradient" not in [anchor.name for anchor in found]
     assert failing(found) == set()
 
@@ -178,7 +177,7 @@ def test_the_anchors_hold(world: World, estimator: Estimator, loss_mean: str):
 def test_the_anchors_hold_of_a_ratio_for_a_response_and_kl_in_the_loss(world: World):
     losses = Losses(importance_sampling_level="sequence", loss_mean="sequence", kl_coef=0.3, kl_estimator="k2")
     how = {"estimator": Estimator("grpo", 3), "kl_in_reward": False}
-    assert failing(on_model(*batch(world, "none", losses, **how))) == set()
+    assert failing(check_on_model(*batch(world, "none", losses, **how))) == set()
 
 
 def test_nobody_has_the_value_role(world: World):
@@ -193,10 +192,10 @@ def test_nobody_has_the_value_role(world: World):
 
 def collected(roles: Roles, made: Any, scores: Tensor) -> Experience:
     def logprobs(role: str) -> Tensor:
-        return in_chunks(lambda part: roles.logprobs(role, part, 0.8)[0], made, 6)
+        return compute_in_chunks(lambda part: roles.logprobs(role, part, 0.8)[0], made, 6)
 
     both = logprobs("policy"), logprobs("reference")
-    return experience(
+    return assemble_experience(
         made, scores, *both, estimator=Estimator("grpo", 3), kl_coef=0.1, kl_estimator="k1", kl_in_reward=False
     )[0]
 
@@ -204,7 +203,7 @@ def collected(roles: Roles, made: Any, scores: Tensor) -> Experience:
 def gradient(roles: Roles, made: Experience, losses: Losses) -> tuple[Tensor, dict[str, float]]:
     for parameter in roles.parameters_of("policy"):
         parameter.grad = None
-    figures = accumulate(roles, made, micro_batch=2, temperature=0.8, losses=losses)
+    figures = accumulate_gradients(roles, made, micro_batch=2, temperature=0.8, losses=losses)
     return torch.cat([p.grad.flatten() for p in roles.parameters_of("policy") if p.grad is not None]), figures
 
 
@@ -223,7 +222,7 @@ def test_rows_that_teach_nothing_get_no_backward_pass(world: World, monkeypatch:
     monkeypatch.setattr(roles, "logprobs", counted)
     found, figures = gradient(roles, made, losses)
     assert read == {True: 3, False: 3}
-    monkeypatch.setattr(Experience, "divided", lambda self: [(self, True)])
+    monkeypatch.setattr(Experience, "split_by_learning", lambda self: [(self, True)])
     whole, others = gradient(roles, made, losses)
     assert read == {True: 9, False: 3}
     assert (found - whole).norm() / whole.norm() < 1e-5
@@ -239,7 +238,7 @@ def test_a_batch_that_teaches_nothing_is_no_step(world: World):
     def step(scores: Tensor, losses: Losses) -> tuple[float, bool]:
         made = collected(roles, setting.rollout, scores)
         before = [p.detach().clone() for p in roles.parameters_of("policy")]
-        figures = update(
+        figures = take_gradient_steps(
             roles, optimiser, made, epochs=1, minibatch_count=1, max_grad_norm=1.0, micro_batch=3, temperature=0.8,
             generator=torch.Generator().manual_seed(0), losses=losses,
         )  # fmt: skip

@@ -21,13 +21,12 @@ from align.models.roles import Roles
 from align.ops.gae import token_rewards
 from align.ops.kl import ESTIMATORS
 from align.ops.moments import Moments
-from align.ppo.advantages import Estimator, estimate
-from align.ppo.checkpoint import State
-from align.ppo.experience import Experience, correlation
-from align.ppo.rollouts import shape_scores
-from align.ppo.update import Losses, accumulate
-from align.ppo.verify.enumerated import problem
-from align.ppo.verify.on_model import taken
+from align.ppo.checkpoint import PpoState
+from align.ppo.experience import Estimator, Experience, estimate_advantages, pearson_r
+from align.ppo.rollouts import compute_scores
+from align.ppo.update import Losses, accumulate_gradients
+from align.ppo.verify.enumerated import make_problem
+from align.ppo.verify.on_model import take_gradient
 
 ROLLOUT, TEMPERATURE = ragged_rollout(rows=8), 0.8
 TELLS = tensor([1.0, 0.0, -1.0, 0.0, 0.5, 2.0, 0.0, 0.0])
@@ -52,8 +51,8 @@ def experience(roles: Roles, tells_B: Tensor, weighted: bool = False) -> Experie
 
 def learned(roles: Roles, made: Experience, losses: Losses, micro_batch: int, **kept: Any) -> tuple[Tensor, Any]:
     sizes = {"micro_batch": micro_batch, "temperature": TEMPERATURE, "losses": losses}
-    figures = accumulate(roles, made, **kept, **sizes)
-    return taken(roles, "policy"), figures
+    figures = accumulate_gradients(roles, made, **kept, **sizes)
+    return take_gradient(roles, "policy"), figures
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence", "constant"])
@@ -75,7 +74,7 @@ def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
 
 def test_no_backward_pass_where_no_answer_tells_anything(roles: Roles):
     made = experience(roles, torch.zeros(8))
-    accumulate(roles, made, micro_batch=4, temperature=TEMPERATURE, losses=Losses())
+    accumulate_gradients(roles, made, micro_batch=4, temperature=TEMPERATURE, losses=Losses())
     assert all(p.grad is None for p in roles.parameters_of("policy"))
 
 
@@ -84,9 +83,9 @@ def test_reinforce_pp_learns_from_answers_of_one_reward_too():
     mask = torch.arange(5) < tensor([5, 2, 3, 1])[:, None]
     for scores, zero in ((tensor([1.0, 0.0, 0.5, 0.5]), False), (tensor([1.0, 1.0, 0.5, 0.5]), True)):
         rewards = token_rewards(scores, torch.zeros(4, 5), mask, 0.0)
-        found = estimate(Estimator("reinforce_pp", 2), rewards, mask).advantages_BT
+        found = estimate_advantages(Estimator("reinforce_pp", 2), rewards, mask)[0]
         assert bool((found[2:][mask[2:]] == 0).all()) is zero
-        assert bool((estimate(Estimator("rloo", 2), rewards, mask).advantages_BT[2:] == 0).all())
+        assert bool((estimate_advantages(Estimator("rloo", 2), rewards, mask)[0][2:] == 0).all())
 
 
 def pull(kind: str, away: float) -> Tensor:
@@ -95,7 +94,7 @@ def pull(kind: str, away: float) -> Tensor:
     Args:
         away: how far the policy's logits are from the reference's.
     """
-    small, g = problem(), torch.Generator().manual_seed(0)
+    small, g = make_problem(), torch.Generator().manual_seed(0)
     table = small.reference.double()
     table = (table + away * torch.randn(table.shape, generator=g, dtype=torch.double)).requires_grad_(True)
     logprobs, reference = small.logprobs(table), small.logprobs(small.reference.double())
@@ -152,16 +151,16 @@ def test_scores_that_fp32_cannot_square_are_refused():
     workers: Any = SimpleNamespace(scorer=SimpleNamespace(name="judge:big"))
     shaping = {"score_scale": 0.4, "score_clip": None, "missing_eos_penalty": 0.3}
     settings: Any = SimpleNamespace(shaping=shaping)
-    as_they_are, standard = State(0.0, Moments(1, 0.0, 1.0)), State(0.0, Moments(1, 0.0, 1e60))
+    as_they_are, standard = PpoState(0.0, Moments(1, 0.0, 1.0)), PpoState(0.0, Moments(1, 0.0, 1e60))
     raw = tensor([1e30, 0.0, -1e30])
-    assert shape_scores(workers, settings, answers, raw, standard).tolist() == pytest.approx([0.4, 0.0, -0.4])
+    assert compute_scores(workers, settings, answers, raw, standard).tolist() == pytest.approx([0.4, 0.0, -0.4])
     for scores in (raw, tensor([3e38, 0.0, -3e38]), tensor([0.0, 1.0, float("nan")])):
         with pytest.raises(InputError, match=r"reward=judge:big: gives scores up to .* Scale the reward down"):
-            shape_scores(workers, settings, answers, scores, as_they_are)
+            compute_scores(workers, settings, answers, scores, as_they_are)
 
 
 def test_a_correlation_of_large_scores_is_a_number():
-    assert float(correlation(tensor([1e30, 2e30, 3e30]), tensor([1.0, 2.0, 3.0]))) == pytest.approx(1.0)
+    assert float(pearson_r(tensor([1e30, 2e30, 3e30]), tensor([1.0, 2.0, 3.0]))) == pytest.approx(1.0)
 
 
 def test_a_run_says_how_many_answers_there_are_by_default():

@@ -14,8 +14,7 @@ from align.config.compose import check, compose_raw
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.ops.losses import importance_weights, policy_loss
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
+from align.ppo.experience import Estimator, assemble_experience
 from align.ppo.rollouts import check_gap, in_background, sampler_figures
 
 OLD, DRAWN = tensor([[-1.0, -2.0, -0.5]]), tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
@@ -62,7 +61,7 @@ def rollout(drawn: torch.Tensor | None = DRAWN) -> Rollout:
 def made(drawn: torch.Tensor | None, cap: float | None) -> Any:
     chosen = {"kl_coef": 0.0, "kl_estimator": "k1", "kl_in_reward": True, "estimator": Estimator(lam=1.0)}
     zeros = torch.zeros(1, 3)
-    return experience(
+    return assemble_experience(
         rollout(drawn), tensor([1.0]), OLD, OLD, zeros, **chosen, whiten_rewards=False, importance_cap=cap
     )[0]
 

@@ -12,10 +12,9 @@ from torch import Tensor, tensor
 from align.core.types import Conversation, Message, Rollout
 from align.models.roles import ForwardOutput
 from align.ops.moments import Moments
-from align.ppo.advantages import Estimator
-from align.ppo.checkpoint import Best, State
-from align.ppo.experience import Experience, experience, shaped_scores
-from align.ppo.monitor import WIRES, crossed, per_answer, ranked, strikes_after, tripped_in
+from align.ppo.checkpoint import Best, PpoState
+from align.ppo.experience import Estimator, Experience, assemble_experience, shape_scores
+from align.ppo.monitor import WIRES, count_strikes, find_crossed, find_tripped, measure_answers, rank_answers
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, scored
 from align.rollout.strip_reasoning import Judged
@@ -40,44 +39,44 @@ def test_what_a_response_earns():
     rollout = Rollout(mask.long(), mask, 1, tensor([True, False, True]))
     moments = Moments(2, 1.0, 8.0)  # a standard deviation of 2
     raw = tensor([3.0, 1.0, 21.0])
-    found = shaped_scores(raw, rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
+    found = shape_scores(raw, rollout, moments, score_scale=0.5, score_clip=4.0, missing_eos_penalty=0.3)
     assert found.tolist() == pytest.approx([0.5, -0.3, 2.0])
-    free = shaped_scores(raw, rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
+    free = shape_scores(raw, rollout, moments, score_scale=1.0, score_clip=None, missing_eos_penalty=0.0)
     assert free.tolist() == [1, 0, 10]
 
 
 def test_a_wire_has_a_side():
     figures = {"kl": 12.0, "entropy": 0.2, "repetition": 0.1, "score_length_correlation": -0.9}
     limits = {"kl": 10.0, "entropy": 0.3, "repetition": 0.3, "length_correlation": 0.8, "disagreement": 0.5}
-    found = crossed(figures, limits)
+    found = find_crossed(figures, limits)
     assert set(found) == {"kl", "entropy"}  # nothing measured the disagreement; a negative correlation is no sign
     assert found["kl"].startswith("kl 12 is above 10")
     assert found["entropy"].startswith("entropy 0.2 is below 0.3")
-    assert crossed(figures, dict.fromkeys(WIRES)) == {}
+    assert find_crossed(figures, dict.fromkeys(WIRES)) == {}
 
 
 def test_only_updates_in_a_row_count():
     strikes: dict[str, int] = {}
     for now in ({"kl": ""}, {"kl": "", "entropy": ""}, {"entropy": ""}):
-        strikes = strikes_after(strikes, now)
+        strikes = count_strikes(strikes, now)
     assert strikes == {"entropy": 2}
 
 
 def test_a_wire_that_was_tripped_and_recovered_is_told():
     rows = [{"kl": kl, "entropy": 1.0} for kl in (1, 12, 13, 1, 12)]
-    assert tripped_in(rows, {"kl": 10.0, "entropy": 0.3}, patience=2) == ["kl"]
-    assert tripped_in(rows, {"kl": 10.0, "entropy": 0.3}, patience=3) == []
+    assert find_tripped(rows, {"kl": 10.0, "entropy": 0.3}, patience=2) == ["kl"]
+    assert find_tripped(rows, {"kl": 10.0, "entropy": 0.3}, patience=3) == []
 
 
 def test_a_state_survives_json():
     import json
 
     best = Best(3, 0.1 + 0.2, (tensor([1.0]),))
-    state = State(1 / 3, Moments(5, 2 / 3, 1e-17), {"kl": 2}, best)
-    again = State.of(json.loads(json.dumps(state.numbers())), best.weights)
+    state = PpoState(1 / 3, Moments(5, 2 / 3, 1e-17), {"kl": 2}, best)
+    again = PpoState.of(json.loads(json.dumps(state.numbers())), best.weights)
     assert again == state
-    plain = State(0.1, Moments(1, 0.0, 1.0))
-    assert State.of(json.loads(json.dumps(plain.numbers())), ()) == plain
+    plain = PpoState(0.1, Moments(1, 0.0, 1.0))
+    assert PpoState.of(json.loads(json.dumps(plain.numbers())), ()) == plain
 
 
 # Which answers show what a wire found.
@@ -106,7 +105,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
     rollout = Rollout(torch.arange(20).view(4, 5), mask, 1, torch.ones(4, dtype=torch.bool))
     told = [Conversation((Message("user", "?"), Message("assistant", text))) for text in TEXTS]
     old, ref = tensor([[-1.0], [-2.0], [-1.5], [-0.5]]) * MASK, tensor([[-4.0], [-1.0], [-2.0], [-3.0]]) * MASK
-    made, figures = experience(
+    made, figures = assemble_experience(
         rollout, SCORES, old, ref, torch.zeros(4, 4), estimator=Estimator(), kl_coef=0.1, kl_estimator="k1",
         kl_in_reward=True,
     )  # fmt: skip
@@ -138,9 +137,9 @@ def workers() -> Any:
 )
 def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, each: list[float], order: list[int]):
     answers, made, figures = batch()
-    found = per_answer([wire], workers(), answers, SCORES, made, temperature=0.7, micro_batch=2)
+    found = measure_answers([wire], workers(), answers, SCORES, made, temperature=0.7, micro_batch=2)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
-    assert ranked(found, SCORES.tolist()) == order
+    assert rank_answers(found, SCORES.tolist()) == order
     figures |= scored(workers().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
         assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
@@ -148,17 +147,19 @@ def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, ea
 
 def test_every_wire_has_a_figure_of_each_answer():
     answers, made, _ = batch()
-    found = per_answer(WIRES, workers(), answers, SCORES, made, temperature=0.7, micro_batch=32)
+    found = measure_answers(WIRES, workers(), answers, SCORES, made, temperature=0.7, micro_batch=32)
     assert found.keys() == WIRES.keys()
 
 
 def test_lengths_that_are_all_alike_explain_no_score():
     answers, made, _ = batch()
-    found = per_answer(["length_correlation"], workers(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32)
+    found = measure_answers(
+        ["length_correlation"], workers(), answers, torch.ones(4), made, temperature=1.0, micro_batch=32
+    )
     assert found == {"length_correlation": [0.0] * 4}
 
 
 def test_after_several_wires_an_answer_that_shows_all_of_them_comes_first():
     figures = {"kl": [9.0, 8.0, 0.0, 1.0], "entropy": [3.0, 0.1, 0.2, 4.0]}
-    assert ranked(figures, [0.0, 0.0, 0.0, 9.0]) == [1, 0, 2, 3]  # places 0+2, 1+0, 3+1, 2+3
-    assert ranked({"kl": [1.0, 2.0], "entropy": [1.0, 2.0]}, [0.0, 5.0]) == [1, 0]  # 1 each: the score decides
+    assert rank_answers(figures, [0.0, 0.0, 0.0, 9.0]) == [1, 0, 2, 3]  # places 0+2, 1+0, 3+1, 2+3
+    assert rank_answers({"kl": [1.0, 2.0], "entropy": [1.0, 2.0]}, [0.0, 5.0]) == [1, 0]  # 1 each: the score decides

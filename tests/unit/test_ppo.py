@@ -16,12 +16,18 @@ from torch.testing import assert_close
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.models.chunks import by_length, in_chunks
+from align.models.chunks import compute_in_chunks, split_by_length
 from align.models.roles import Roles
-from align.ppo.advantages import Estimator
-from align.ppo.experience import Experience, correlation, estimated, experience
+from align.ppo.experience import Estimator, Experience, assemble_experience, compute_estimates, pearson_r
 from align.ppo.rollouts import prompt_indices
-from align.ppo.update import Losses, accumulate, gradient_step, lr_factor, minibatches, update
+from align.ppo.update import (
+    Losses,
+    accumulate_gradients,
+    gradient_step,
+    lr_factor,
+    split_minibatches,
+    take_gradient_steps,
+)
 from align.rollout.randomness import generator_for
 
 CPU = torch.device("cpu")
@@ -53,11 +59,11 @@ def shared(world: World) -> Roles:
 
 def collected(roles: Roles, rollout: Rollout, size: int = 6) -> Experience:
     def logprobs(role: Any) -> Tensor:
-        return in_chunks(lambda part: roles.logprobs(role, part, TEMPERATURE)[0], rollout, size)
+        return compute_in_chunks(lambda part: roles.logprobs(role, part, TEMPERATURE)[0], rollout, size)
 
     scores = torch.randn(len(rollout.ended_B), generator=torch.Generator().manual_seed(3))
-    values = in_chunks(roles.values, rollout, size)
-    return experience(rollout, scores, logprobs("policy"), logprobs("reference"), values, **ESTIMATE)[0]
+    values = compute_in_chunks(roles.values, rollout, size)
+    return assemble_experience(rollout, scores, logprobs("policy"), logprobs("reference"), values, **ESTIMATE)[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def gradient(roles: Roles, made: Experience, **changes: Any) -> tuple[dict[str, 
     for role in ("policy", "value"):
         for parameter in roles.parameters_of(role):
             parameter.grad = None
-    figures = accumulate(roles, made, **(LOSS | changes))
+    figures = accumulate_gradients(roles, made, **(LOSS | changes))
     vectors = {
         role: torch.cat([p.grad.flatten() for p in roles.parameters_of(role) if p.grad is not None])
         for role in ("policy", "value")
@@ -108,7 +114,7 @@ def test_the_first_ratio_is_nearly_1_on_others(world: World):
     roles = world.roles()
     made = collected(roles, ragged_rollout(), size=4)
     optimiser = torch.optim.AdamW(roles.parameters_of("policy"), lr=1e-2)
-    figures = update(
+    figures = take_gradient_steps(
         roles, optimiser, made, epochs=2, minibatch_count=3, max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0), **(LOSS | {"micro_batch": 1}),
     )  # fmt: skip
@@ -126,16 +132,16 @@ def test_the_pass_that_estimates_is_the_one_that_is_learned_from(world: World, b
         taken = roles.logprobs
         roles.logprobs = lambda *a, taken=taken, **k: passes.append(a[0]) or taken(*a, **k)
         rows = {"micro_batch": 6 if cached else 4, "minibatches": 1}
-        estimates, kept = estimated(roles, rollout, temperature=TEMPERATURE, **rows)
+        estimates, kept = compute_estimates(roles, rollout, temperature=TEMPERATURE, **rows)
         assert (kept is not None) == cached
-        assert estimates.behind_B is None
+        assert estimates.last_values_B is None
         assert not any(t.requires_grad for t in estimates[:3])
         roles.scores(rollout)  # the reward model plays
         scores = torch.randn(6, generator=torch.Generator().manual_seed(3))
-        made, _ = experience(rollout, scores, *estimates, **ESTIMATE)
+        made, _ = assemble_experience(rollout, scores, *estimates, **ESTIMATE)
         optimiser = torch.optim.SGD([*roles.parameters_of("policy"), *roles.parameters_of("value")], lr=0.1)
         before = [p.detach().clone() for p in optimiser.param_groups[0]["params"]]
-        figures = update(
+        figures = take_gradient_steps(
             roles, optimiser, made, kept, epochs=epochs, minibatch_count=1, max_grad_norm=1e9,
             generator=torch.Generator().manual_seed(0), **LOSS,
         )  # fmt: skip
@@ -221,7 +227,7 @@ def test_each_role_is_clipped_by_its_own_norm(world: World, fresh: Experience):
 
 
 def test_minibatches_divide_the_rows():
-    parts = minibatches(12, 3, torch.Generator().manual_seed(0))
+    parts = split_minibatches(12, 3, torch.Generator().manual_seed(0))
     assert [len(p) for p in parts] == [4, 4, 4]
     assert sorted(torch.cat(parts).tolist()) == list(range(12))
     assert torch.cat(parts).tolist() != list(range(12))
@@ -286,7 +292,7 @@ VALUES, SCORES = tensor([[1.0, 0.5], [1.0, float("nan")]]), tensor([2.0, 4.0])
 
 
 def by_hand(behind: Tensor | None = None, **changes: Any) -> tuple[Experience, dict[str, float]]:
-    return experience(BATCH, SCORES, OLD, REF, VALUES, behind, **(ESTIMATE | changes))
+    return assemble_experience(BATCH, SCORES, OLD, REF, VALUES, behind, **(ESTIMATE | changes))
 
 
 def test_experience_by_hand():
@@ -309,7 +315,7 @@ def test_experience_by_hand():
 def test_the_distance_of_sampler_and_learner_by_hand():
     """k3 of each token, and not of what stands behind a response: exp(−d) − 1 + d for d = 0.5, 0 and −1."""
     sampler = OLD + tensor([[0.5, 0.0], [-1.0, 7.0]])
-    _, figures = experience(replace(BATCH, logprobs_BT=sampler), SCORES, OLD, REF, VALUES, **ESTIMATE)
+    _, figures = assemble_experience(replace(BATCH, logprobs_BT=sampler), SCORES, OLD, REF, VALUES, **ESTIMATE)
     assert figures["sampler_kl"] == pytest.approx((0.1065307 + 0.0 + 0.7182818) / 3, abs=1e-6)
 
 
@@ -345,8 +351,8 @@ def test_whitened_rewards_keep_their_mean():
 
 
 def test_correlation_by_hand():
-    assert_close(correlation(tensor([1.0, 2.0, 3.0]), tensor([2.0, 1.0, 3.0])), tensor(0.5))
-    assert correlation(tensor([1.0, 1.0]), tensor([1.0, 2.0])) == 0
+    assert_close(pearson_r(tensor([1.0, 2.0, 3.0]), tensor([2.0, 1.0, 3.0])), tensor(0.5))
+    assert pearson_r(tensor([1.0, 1.0]), tensor([1.0, 2.0])) == 0
 
 
 def test_chunks_come_back_in_order():
@@ -357,9 +363,9 @@ def test_chunks_come_back_in_order():
         shapes.append(tuple(part.tokens_BS.shape))
         return part.response_BT * part.response_mask_BT
 
-    assert torch.equal(in_chunks(tokens, rollout, 2), rollout.response_BT * rollout.response_mask_BT)
+    assert torch.equal(compute_in_chunks(tokens, rollout, 2), rollout.response_BT * rollout.response_mask_BT)
     assert [s[0] for s in shapes] == [2, 2, 2, 2, 1]
     assert shapes[0][1] < rollout.tokens_BS.shape[1]  # short rows are read without the padding of long ones
-    assert torch.equal(in_chunks(lambda part: part.lengths_B, rollout, 4), rollout.lengths_B)
-    sizes = rollout.mask_BS.sum(-1)[torch.cat(list(by_length(rollout, 2)))]
+    assert torch.equal(compute_in_chunks(lambda part: part.lengths_B, rollout, 4), rollout.lengths_B)
+    sizes = rollout.mask_BS.sum(-1)[torch.cat(list(split_by_length(rollout, 2)))]
     assert sizes.tolist() == sorted(sizes.tolist())

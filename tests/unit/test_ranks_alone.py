@@ -19,7 +19,7 @@ from align.config.root import Config, plain
 from align.config.sft import SftConfig
 from align.config.training import check_ranks
 from align.core.errors import InputError
-from align.ranks import LAUNCHED, RankFailed, in_buckets
+from align.ranks import LAUNCHED, RankFailed, split_into_buckets
 from align.run import Base, Manifest, read_manifest
 from align.run.folder import Following
 from align.run.manifest import write_manifest
@@ -124,31 +124,40 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     ],
 )
 def test_what_an_error_of_a_message_means(text: str, late: bool | None):
-    found = ranks.lost(RuntimeError(text))
+    found = ranks.as_rank_lost(RuntimeError(text))
     assert (found and found.late) is late
-    assert ranks.lost(ValueError(text)) is None
+    assert ranks.as_rank_lost(ValueError(text)) is None
 
 
 def test_a_process_that_is_alone_does_nothing():
-    assert (ranks.rank(), ranks.world(), ranks.local_rank(), ranks.alone(), ranks.is_main()) == (0, 1, 0, True, True)
-    assert ranks.dealt([1, 2, 3]) == ranks.gathered([1, 2, 3], 3) == [1, 2, 3]
-    assert ranks.from_main("x") == "x"
-    assert ranks.of_all("x") == ["x"]
+    assert (ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.is_alone(), ranks.is_main()) == (
+        0,
+        1,
+        0,
+        True,
+        True,
+    )
+    assert ranks.own_share([1, 2, 3]) == ranks.gather_shares([1, 2, 3], 3) == [1, 2, 3]
+    assert ranks.broadcast("x") == "x"
+    assert ranks.gather_all("x") == ["x"]
     grad = torch.ones(2)
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = grad
     ranks.sum_gradients([parameter])
     assert parameter.grad is grad
     error = RuntimeError("Connection closed by peer")
-    assert ranks.cause(error) is error
-    assert ranks.speaks(RankFailed("x", 2))
-    ranks.at("nowhere")
-    ranks.join("cpu", 1.0)
-    ranks.leave()
+    assert ranks.find_cause(error) is error
+    assert ranks.prints_error(RankFailed("x", 2))
+    ranks.set_position("nowhere")
+    ranks.init_group("cpu", 1.0)
+    ranks.destroy_group()
 
 
 def test_no_torch_is_imported_for_ranks_that_there_are_not():
-    code = "import sys; from align import launch, ranks; ranks.meet(); ranks.join(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from align import ranks; from align.cli import launch; "
+        "ranks.connect(); ranks.init_group(); print('torch' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 
@@ -159,7 +168,7 @@ def test_half_an_environment_starts_no_ranks(given: dict[str, str], monkeypatch:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert ranks.launched() == 1
+    assert ranks.launched_world_size() == 1
 
 
 def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.MonkeyPatch):
@@ -175,7 +184,7 @@ def test_gradients_travel_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ranks, "BUCKET", 10)
     sizes = [(4, torch.float32), (4, torch.float32), (4, torch.float32), (2, torch.bfloat16), (30, torch.bfloat16)]
     made = [torch.zeros(size, dtype=dtype) for size, dtype in sizes]
-    found = list(in_buckets(made))
+    found = list(split_into_buckets(made))
     assert [[tensor.numel() for tensor in bucket] for bucket in found] == [[4, 4], [4], [2], [30]]
     assert [tensor.data_ptr() for bucket in found for tensor in bucket] == [tensor.data_ptr() for tensor in made]
 
@@ -203,12 +212,12 @@ def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
     for name, value in zip(LAUNCHED, ("0", "two", "0", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="WORLD_SIZE=two"):
-        ranks.launched()
+        ranks.launched_world_size()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("2", "-1", "x", ""):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(InputError, match="is no number from 0 to 1"):
-            ranks.launched()
+            ranks.launched_world_size()
 
 
 @pytest.mark.parametrize(

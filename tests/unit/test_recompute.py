@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.models.fastpath import llama
 from align.models.roles import TRAINABLE, CachedForward, Role, Roles
 from align.ppo.experience import Experience
-from align.ppo.update import Losses, accumulate
+from align.ppo.update import Losses, accumulate_gradients
 
 ROLLOUT, TEMPERATURE = ragged_rollout(), 0.8
 
@@ -54,7 +54,7 @@ def interrupted(roles: Roles, by_reward: bool) -> None:
 
 def gradients(roles: Roles, made: Experience, cached: CachedForward | None, micro_batch: int) -> dict[str, Tensor]:
     """What one minibatch adds to each role, as one vector a role; 0 where nothing arrived."""
-    accumulate(
+    accumulate_gradients(
         roles, made, cached, micro_batch=micro_batch, temperature=TEMPERATURE,
         losses=Losses(value_clip_range=0.3, kl_coef=0.5, kl_estimator="k3"),
     )  # fmt: skip

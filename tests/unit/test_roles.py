@@ -24,7 +24,7 @@ from align.models.adapters import save_adapter, with_new_adapter
 from align.models.backbone import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.lora import Lora
-from align.models.roles import Roles, adapter_in, last_real
+from align.models.roles import Roles, adapter_of, last_real_states
 from align.ops.losses import policy_loss, value_loss
 from align.reward.learned import LearnedReward, score_rows
 from align.rollout.engine import response_ids
@@ -289,7 +289,7 @@ def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
 def test_last_real_is_found_by_mask():
     hidden = torch.arange(12.0).view(2, 6, 1)
     mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
-    assert last_real(hidden, mask).tolist() == [[2.0], [11.0]]
+    assert last_real_states(hidden, mask).tolist() == [[2.0], [11.0]]
 
 
 def conversations() -> list[Conversation]:
@@ -386,6 +386,6 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
 
 def test_a_module_called_value_is_no_adapter():
     """Attention in BERT's line has one."""
-    assert adapter_in("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
-    assert adapter_in("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
-    assert adapter_in("base_model.model.layer.0.attention.self.value.base_layer.weight") is None
+    assert adapter_of("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
+    assert adapter_of("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
+    assert adapter_of("base_model.model.layer.0.attention.self.value.base_layer.weight") is None

@@ -18,8 +18,7 @@ from align.models.actor import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
+from align.ppo.experience import Estimator, assemble_experience
 from align.rollout.engine import response_ids, response_texts
 from align.rollout.hf import HfEngine, draw_tokens
 from align.rollout.randomness import row_seeds
@@ -201,7 +200,7 @@ def test_the_sampler_says_what_the_learner_finds(
 def sampler_kl(rollout: Rollout, learner_BT: Tensor) -> float:
     """As PPO logs it."""
     zero_B, zero_BT = torch.zeros(len(rollout.ended_B)), torch.zeros_like(learner_BT)
-    _, figures = experience(
+    _, figures = assemble_experience(
         rollout, zero_B, learner_BT, learner_BT, zero_BT, estimator=Estimator(), kl_coef=0.0, kl_estimator="k1",
         kl_in_reward=True,
     )  # fmt: skip

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from run_folders import INPUTS, config
 
-from align.cli.batch import Ended, table
+from align.cli.batch import JobResult, format_table
 from align.run import Run
 
 
-def done(name: str, **metrics: object) -> Ended:
+def done(name: str, **metrics: object) -> JobResult:
     with Run.open(config(Path("runs"), name), INPUTS, None, "tiny") as run:
         run.begin("a: 1\n")
         run.publish(metrics)
-    return Ended(0, run.folder.absolute())
+    return JobResult(0, run.folder.absolute())
 
 
 SWEPT = [{"+experiment": "a", "seed": str(n)} for n in range(4)]
@@ -30,10 +30,10 @@ def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_that_tell_jobs_apart_as_many_as_there_is_room_for():
     ended = [
         done("x", a_loss=1.23456, rows=7, win={"value": 0.5, "low": 0.1, "high": 1.0}, text="a", ok=True, width=12),
-        Ended(2, None),
+        JobResult(2, None),
         done("y", a_loss=2, rows=7, win={"value": 0.6, "low": 0.1, "high": 1.0}, text="b", ok=False, width=3, more=1),
     ]
-    assert table(SWEPT, ended).splitlines() == [
+    assert format_table(SWEPT, ended).splitlines() == [
         "more in each manifest.json: win",
         "experiment  seed  status      a_loss  width  folder",
         "a           0     done        1.235   12     runs/sft/x",
@@ -46,7 +46,7 @@ def test_figures_that_tell_jobs_apart_as_many_as_there_is_room_for():
 def test_two_figures_and_the_end_of_a_long_value_are_shown_in_any_case():
     ended = [done(name, loss=n, score=n, third=n) for n, name in enumerate("xy")]
     swept = [{"data.path": f"/a/folder/far/away/from/here/{n}.jsonl"} for n in range(2)]
-    assert table(swept, ended).splitlines() == [
+    assert format_table(swept, ended).splitlines() == [
         "more in each manifest.json: third",
         "data.path                         status  loss  score  folder",
         "…lder/far/away/from/here/0.jsonl  done    0     0      runs/sft/x",
@@ -64,28 +64,28 @@ def test_what_a_sweep_is_for_stands_in_front_of_counts_of_rows():
         "loss_before": 2.5,
         "train_rows": 9,
     }
-    ended = [done("x", **figures), Ended(2, None)]
-    head = table(SWEPT[:2], ended).splitlines()[1]
+    ended = [done("x", **figures), JobResult(2, None)]
+    head = format_table(SWEPT[:2], ended).splitlines()[1]
     assert head.split() == ["experiment", "seed", "status", "loss_after", "loss_before", "folder"]
 
 
 def test_no_password_is_shown():
     swept = [{"store.url": f"'postgresql://u:hunter{n}@h/x'"} for n in range(2)]
-    assert "hunter" not in table(swept, [Ended(2, None)])
+    assert "hunter" not in format_table(swept, [JobResult(2, None)])
 
 
 def test_one_done_job_shows_all_that_it_has():
-    assert table(SWEPT[:1], [done("x", rows=7)]).splitlines() == [
+    assert format_table(SWEPT[:1], [done("x", rows=7)]).splitlines() == [
         "experiment  seed  status  rows  folder",
         "a           0     done    7     runs/sft/x",
     ]
 
 
 def test_none_done_and_no_sweep_at_all(tmp_path: Path):
-    assert table(SWEPT[:2], [Ended(130, tmp_path / "gone")]).splitlines() == [
+    assert format_table(SWEPT[:2], [JobResult(130, tmp_path / "gone")]).splitlines() == [
         "experiment  seed  status       folder",
         "a           0     interrupted  gone",
         "a           1     not run",
     ]
-    assert table([{}], [Ended(137, None)]).splitlines() == ["status        folder", "failed (137)"]
-    assert table([{}], [Ended(3, None)]).splitlines()[1] == "done, gates not passed"
+    assert format_table([{}], [JobResult(137, None)]).splitlines() == ["status        folder", "failed (137)"]
+    assert format_table([{}], [JobResult(3, None)]).splitlines()[1] == "done, gates not passed"

@@ -12,7 +12,7 @@ from align import ranks
 from align.config.root import Config
 from align.core.errors import CorruptFile, InputError
 from align.models.adapter_files import files_of_adapter
-from align.ranks import Here
+from align.ranks import RankInfo
 from align.run import Input, Manifest, artifact_in
 from align.run.digests import HASHED, same_bytes
 from align.stages.worker_rank import StartedRun, compare_bytes
@@ -38,7 +38,7 @@ def begin(root: Path, adapter: Path) -> StartedRun:
 def test_every_rank_compares_the_adapter_that_it_loads(
     local_rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "_here", Here(local_rank, 8, local_rank, None))
+    monkeypatch.setattr(ranks, "_here", RankInfo(local_rank, 8, local_rank, None))
     adapter = published(tmp_path, "one") / "artifact"
     begun = begin(tmp_path, adapter)
     compare_bytes(begun)
@@ -55,7 +55,7 @@ def test_every_rank_compares_the_adapter_that_it_loads(
 
 
 def test_the_first_rank_of_a_machine_compares_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_here", Here(8, 16, 0, None))
+    monkeypatch.setattr(ranks, "_here", RankInfo(8, 16, 0, None))
     begun = begin(tmp_path, published(tmp_path, "one") / "artifact")
     with pytest.raises(InputError, match="rank 8 runs other code than rank 0"):
         compare_bytes(begun)

@@ -422,7 +422,7 @@ def collect_pair_opinions(
 ) -> tuple[Opinions, list[str]]:
     """Return the verdicts of a language model in both orders, and remarks on missing ones. The first rank asks it."""
     shown = [Pair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
-    verdicts = ranks.from_main(judge.compare(shown, store) if ranks.is_main() else [])
+    verdicts = ranks.broadcast(judge.compare(shown, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
     second = [by_case[pair.item.id, SECOND] for pair in pairs]
@@ -444,7 +444,7 @@ def collect_answer_opinions(
 ) -> tuple[Opinions, list[str]]:
     """Return the yes or no of a language model to each answer, and remarks on missing ones. The first rank asks it."""
     shown = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
-    verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
+    verdicts = ranks.broadcast(judge.grade(shown, store) if ranks.is_main() else [])
     opinions = Opinions(
         [verdict.verdict for verdict in verdicts],
         None,

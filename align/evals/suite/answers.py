@@ -439,7 +439,7 @@ def complete(
     ids = {key.id for each in wanted for key in each.keys}
     if not ids:
         return [[] for _ in wanted], Made(0, 0)
-    known: dict[str, Any] = ranks.from_main(store.found(ids) if ranks.is_main() else {})
+    known: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
     before = len(known)
     groups: dict[tuple[Any, ...], list[Wanted]] = {}
     for each in wanted:
@@ -561,8 +561,8 @@ def ask_endpoint(
             raise lost(endpoint, reply)
 
     if not ranks.is_main():
-        return ranks.from_main(({}, 0))
-    return ranks.from_main(answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch))
+        return ranks.broadcast(({}, 0))
+    return ranks.broadcast(answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch))
 
 
 def ask_server_greedily(

@@ -355,9 +355,9 @@ def share_batches(
     batches: Sequence[Sequence[Any]], compute: Callable[[Sequence[Any]], Sequence[Any]]
 ) -> Iterator[list[tuple[Any, Any]]]:
     """Yield batches with what is computed of them, as many at a time as there are ranks, which share the work."""
-    for first in range(0, len(batches), ranks.world()):
-        share = batches[first : first + ranks.world()]
-        results = ranks.gathered([compute(batch) for batch in ranks.dealt(share)], len(share))
+    for first in range(0, len(batches), ranks.world_size()):
+        share = batches[first : first + ranks.world_size()]
+        results = ranks.gather_shares([compute(batch) for batch in ranks.own_share(share)], len(share))
         yield [pair for batch, of in zip(share, results, strict=True) for pair in zip(batch, of, strict=True)]
 
 

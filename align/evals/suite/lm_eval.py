@@ -381,7 +381,7 @@ def score_by_lm_eval(
         by = f"lm-eval's {', '.join(dict.fromkeys(metrics.values()))}"
         return Scored(task.name, by, "exact" if shares else "measured", items, said, figures=figures)
 
-    (scored,) = ranks.from_main([score()] if ranks.is_main() else list[Scored]())
+    (scored,) = ranks.broadcast([score()] if ranks.is_main() else list[Scored]())
     return scored
 
 

@@ -25,7 +25,7 @@ from align.evals.suite.results import Scored
 from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
 from align.models.backbone import response_logprobs
-from align.models.chunks import in_chunks
+from align.models.chunks import compute_in_chunks
 from align.models.finite import diverged
 from align.ops.finite import not_finite
 from align.ops.intervals import grouped, mean, proportion
@@ -147,7 +147,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
         actors = load_actors(sampling, [policy, ref] if on_one_base else [system])
         with torch.no_grad(), actors[system.name].use() as model:
             there = rollout.to(next(model.parameters()).device)
-            logprobs[system.name] = in_chunks(
+            logprobs[system.name] = compute_in_chunks(
                 lambda part, model=model: response_logprobs(model, part, sampling.temperature)[0].sum(-1),
                 there,
                 MEASURED_AT_ONCE,

@@ -108,7 +108,7 @@ def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> tuple[Scored, S
             scored[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
         return scored
 
-    said = ranks.from_main(run_checks() if ranks.is_main() else {})
+    said = ranks.broadcast(run_checks() if ranks.is_main() else {})
     return Scored(task.task.name, "checks", "exact", task.items, said), warnings
 
 
@@ -171,7 +171,7 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAns
     if task.task.asks:
         return grade_answers(judge.with_question(task.task.asks), store, hides, task)
     pairs = {other: pair_answers(task, other, hides) for other in task.said if other != task.first}
-    verdicts = ranks.from_main(
+    verdicts = ranks.broadcast(
         {other: judge.compare(each, store) for other, each in pairs.items()} if ranks.is_main() else {}
     )
     errors = judge.describe_errors([verdict for each in verdicts.values() for verdict in each])
@@ -187,7 +187,7 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAn
         GradedAnswer(with_turns(prompt, answer), answer.text)
         for prompt, answer in zip(cycle(prompts), answers, strict=False)
     ]
-    verdicts = ranks.from_main(judge.grade(shown, store) if ranks.is_main() else [])
+    verdicts = ranks.broadcast(judge.grade(shown, store) if ranks.is_main() else [])
     graded = (
         replace(answer, score=verdict.verdict, p=verdict.p, error=verdict.error)
         for answer, verdict in zip(answers, verdicts, strict=True)
@@ -355,7 +355,7 @@ def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | No
         def run_checks(texts: Sequence[str]) -> list[float]:
             rows = zip(checks, texts, strict=True)
             scores = [check(text).score for check, text in rows if check] if ranks.is_main() else []
-            return ranks.from_main(scores)
+            return ranks.broadcast(scores)
 
         return ClosedScore(run_checks, 1.0)
     scorer = judge.scorer if judge else None

@@ -1,8 +1,7 @@
-"""Facts that hold of a correct PPO whatever the model: the maths alone, in numbers that are known.
+"""Checks of PPO's maths that need no model.
 
-Each anchor compares what a run computes with something known from elsewhere: a definition written out, numbers worked
-out by hand, an optimum in closed form. `on_model.py` has those on the user's own base. `stage=verify` shows them all;
-the tests break the code and see which one notices.
+Each anchor compares a result of the code that trains with a known one: a definition written out, numbers computed by
+hand, an optimum in closed form. `on_model.py` has the checks on the user's own base. `stage=verify` prints them all.
 """
 
 from __future__ import annotations
@@ -18,21 +17,19 @@ from align.ops.gae import gae, token_rewards
 from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
-from align.ppo.advantages import Estimator
-from align.ppo.experience import shaped_scores
+from align.ppo.experience import Estimator, shape_scores
 from align.ppo.update import Losses
-from align.ppo.verify.closed_form import Problem, solved
+from align.ppo.verify.closed_form import Problem, solve
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One fact and how well it holds.
+    """The result of one check.
 
     Attributes:
-        name: a word or two.
         claim: what must be true.
-        measured: how far it is from true.
-        tolerance: how far it may be.
+        measured: the deviation from it.
+        tolerance: the largest deviation that rounding explains.
     """
 
     name: str
@@ -42,36 +39,38 @@ class Anchor:
 
     @property
     def holds(self) -> bool:
-        return self.measured <= self.tolerance  # of NaN this is False
+        return self.measured <= self.tolerance  # False for NaN
 
 
-def maths() -> Iterator[Anchor]:
-    """The anchors that need no model."""
-    yield advantages_by_definition()
-    yield rewards_by_hand()
-    yield scores_by_hand()
-    yield losses_by_hand()
-    yield closed_form()
-    yield closed_form_without_critic()
+def check_maths() -> Iterator[Anchor]:
+    """Yield the anchors that need no model."""
+    yield check_gae()
+    yield check_rewards()
+    yield check_scores()
+    yield check_losses()
+    yield check_closed_form()
+    yield check_closed_form_of_rloo()
 
 
-def farthest(*pairs: tuple[Tensor, Tensor]) -> float:
-    """The largest difference between any two tensors of the same shape."""
-    return max(float((found - expected).abs().max()) for found, expected in pairs)
+def largest_difference(*pairs: tuple[Tensor, Tensor]) -> float:
+    """Return the largest absolute difference within any pair of tensors."""
+    return max(float((result - expected).abs().max()) for result, expected in pairs)
 
 
-def ragged(rows: int = 6, width: int = 7) -> tuple[Tensor, Tensor, Tensor]:
-    """Random rewards and values [B, T] with garbage outside a mask that has every length."""
+def make_ragged_batch(rows: int = 6, width: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random rewards and values [B, T] and their mask, which has every length. Outside it are large numbers."""
     g = torch.Generator().manual_seed(1)
     mask = torch.arange(width) < (torch.arange(rows) % width + 1)[:, None]
     rewards, values = torch.randn(2, rows, width, generator=g, dtype=torch.double)
     return torch.where(mask, rewards, 1e3), torch.where(mask, values, -1e3), mask
 
 
-def advantages_by_definition() -> Anchor:
-    """GAE against its sum, written out: A_t = Σ_k (γλ)^k (r_{t+k} + γ V_{t+k+1} − V_{t+k})."""
-    rewards, values, mask = ragged()
-    gamma, lam, worst = 0.9, 0.8, 0.0
+def check_gae() -> Anchor:
+    """Compare GAE with its definition, A_t = Σ_k (γλ)^k (r_{t+k} + γ V_{t+k+1} − V_{t+k})."""
+    rewards, values, mask = make_ragged_batch()
+    gamma = 0.9
+    lam = 0.8
+    worst = 0.0
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for b, length in enumerate(mask.sum(1).tolist()):
         after = [*values[b, :length].tolist(), 0.0]
@@ -86,49 +85,49 @@ def advantages_by_definition() -> Anchor:
     return Anchor("gae", "advantages and returns are the sums that define them, 0 behind the end", worst, 1e-9)
 
 
-def rewards_by_hand() -> Anchor:
-    """Two responses by hand: KL is a cost, the score is paid once, at the last token."""
+def check_rewards() -> Anchor:
+    """Compare the rewards of two responses with numbers computed by hand."""
     mask = torch.tensor([[True, True, False], [True, True, True]])
     policy = torch.tensor([[-1.0, -2.0, 9.0], [-0.5, -1.0, -3.0]], dtype=torch.double)
     reference = torch.tensor([[-1.5, -1.0, 7.0], [-0.5, -2.0, -1.0]], dtype=torch.double)
-    found = token_rewards(torch.tensor([2.0, -1.0]), kl_k1(policy, reference), mask, 0.1)
+    rewards = token_rewards(torch.tensor([2.0, -1.0]), kl_k1(policy, reference), mask, 0.1)
     expected = torch.tensor([[-0.05, 2.1, 0.0], [0.0, -0.1, -0.8]], dtype=torch.double)
-    off = farthest((found, expected))
+    off = largest_difference((rewards, expected))
     return Anchor("rewards", "−kl_coef·KL at each token, the score at the last", off, 1e-6)
 
 
-def scores_by_hand() -> Anchor:
-    """Raw scores of mean 1 and deviation 2: standardised, clipped to ± 1.5, scaled, a penalty for what was cut."""
+def check_scores() -> Anchor:
+    """Compare shaped scores with numbers computed by hand, from raw scores of mean 1 and deviation 2."""
     tokens = torch.ones(3, 2, dtype=torch.long)
-    cut = Rollout(tokens, tokens.bool(), 1, torch.tensor([True, False, True]))
-    raw, moments = torch.tensor([2.0, -1.0, 9.0], dtype=torch.double), Moments(4, 1.0, 16.0)
-    found = shaped_scores(raw, cut, moments, score_scale=0.4, score_clip=1.5, missing_eos_penalty=0.3)
-    off = farthest((found, torch.tensor([0.2, -0.7, 0.6], dtype=torch.double)))
+    rollout = Rollout(tokens, tokens.bool(), 1, torch.tensor([True, False, True]))
+    raw = torch.tensor([2.0, -1.0, 9.0], dtype=torch.double)
+    scores = shape_scores(raw, rollout, Moments(4, 1.0, 16.0), score_scale=0.4, score_clip=1.5, missing_eos_penalty=0.3)
+    off = largest_difference((scores, torch.tensor([0.2, -0.7, 0.6], dtype=torch.double)))
     return Anchor("scores", "(raw − mean) / std, clipped, scaled, less a penalty for no end", off, 1e-9)
 
 
-def losses_by_hand() -> Anchor:
-    """Ratios of 1.5 and 0.5 under gains and losses, of which two are clipped; values that ran away, of which one is."""
-    everywhere = torch.ones(1, 4, dtype=torch.bool)
-    ratio, gain = torch.tensor([[[1.5, 0.5, 1.5, 0.5]], [[1.0, -1.0, -1.0, 1.0]]], dtype=torch.double)
-    policy = policy_loss(ratio.log(), torch.zeros_like(ratio), gain, everywhere, 0.2, 4.0).loss
+def check_losses() -> Anchor:
+    """Compare the losses with numbers computed by hand: of four ratios two are clipped, of two values one."""
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    ratio, advantages = torch.tensor([[[1.5, 0.5, 1.5, 0.5]], [[1.0, -1.0, -1.0, 1.0]]], dtype=torch.double)
+    policy = policy_loss(ratio.log(), torch.zeros_like(ratio), advantages, mask, 0.2, 4.0).loss
     values, old, returns = torch.tensor([[[2.0, 0.9]], [[1.0, 1.0]], [[3.0, 0.0]]], dtype=torch.double)
-    value = value_loss(values, old, returns, everywhere[:, :2], 2.0, 0.2).loss
+    value = value_loss(values, old, returns, mask[:, :2], 2.0, 0.2).loss
     expected = torch.tensor([-(1.2 - 0.8 - 1.5 + 0.5) / 4, (1.8**2 + 0.9**2) / 4], dtype=torch.double)
-    off = farthest((torch.stack([policy, value]), expected))
+    off = largest_difference((torch.stack([policy, value]), expected))
     return Anchor("losses", "the smaller surrogate of two, the larger value error of two", off, 1e-9)
 
 
-def closed_form() -> Anchor:
-    """Every sequence of up to two tokens, and an optimum that is known; reached by the learner itself."""
+def check_closed_form() -> Anchor:
+    """Train PPO on all sequences of up to two tokens, and compare its objective with the optimum."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
-    off = abs(problem.optimum() - solved(problem).reached)
+    off = abs(problem.optimum() - solve(problem).reached)
     return Anchor("closed form", "PPO reaches the known optimum J* of an enumerable problem", off, 1e-3)
 
 
-def closed_form_without_critic() -> Anchor:
-    """The same by groups of answers, of which each is compared with the others."""
+def check_closed_form_of_rloo() -> Anchor:
+    """Do the same with RLOO."""
     problem = Problem(vocabulary=6, length=2, beta=0.5)
-    rloo, whole = Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)
-    off = abs(problem.optimum() - solved(problem, rloo, whole).reached)
+    reached = solve(problem, Estimator("rloo", 8), Losses(loss_mean="constant", longest=2)).reached
+    off = abs(problem.optimum() - reached)
     return Anchor("no critic", "so does RLOO", off, 1e-3)

@@ -1,7 +1,7 @@
-"""A problem small enough to enumerate, whose optimum is known.
+"""A problem small enough to enumerate, whose optimum PPO must reach.
 
-For a fixed reward r and a price β of KL the best policy is π* ∝ π_ref · exp(r / β), and it is worth J* = β · log Z with
-Z = Σ π_ref · exp(r / β) over all sequences (Ziegler et al., 2019; Korbak et al., 2022). PPO must get there.
+For a fixed reward r and a KL coefficient β, the optimal policy is π* ∝ π_ref · exp(r / β). Its objective is
+J* = β · log Z with Z = Σ π_ref · exp(r / β) over all sequences (Ziegler et al., 2019; Korbak et al., 2022).
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from torch import Tensor, nn
 
 from align.core.types import Rollout
 from align.models.roles import TRAINABLE, ForwardOutput
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
-from align.ppo.update import Losses, update
+from align.ppo.experience import Estimator, assemble_experience
+from align.ppo.update import Losses, take_gradient_steps
 
 STOP = 0  # ends a sequence, so that lengths differ
 PPO, CLIPPED = Estimator(), Losses()
 
 
 class Problem:
-    """Sequences of at most `length` tokens, a table of logits for every prefix, a reward for every whole sequence.
+    """All N sequences of at most `length` tokens, with a random reward for each and a random reference policy.
+
+    A policy is a table of logits [prefixes, vocabulary].
 
     Attributes:
         tokens: every sequence [N, length], padded with STOP.
-        mask: True on its tokens, the STOP that ends it included.
-        states: which row of a table each token is drawn from: the prefix before it.
-        reference: logits [prefixes, vocabulary].
+        mask: True on the tokens of each sequence, its first STOP included.
+        states: the row of a table that each token is drawn from, which is the number of the prefix before it.
+        reference: the reference policy.
         reward: [N].
     """
 
@@ -36,8 +37,8 @@ class Problem:
         g = torch.Generator().manual_seed(0)
         self.beta = beta
         grid = torch.cartesian_prod(*[torch.arange(vocabulary)] * length).view(-1, length)
-        self.tokens = torch.unique(torch.where(going_on(grid), grid, STOP), dim=0)
-        self.mask = going_on(self.tokens)
+        self.tokens = torch.unique(torch.where(mask_through_stop(grid), grid, STOP), dim=0)
+        self.mask = mask_through_stop(self.tokens)
         prefixes: dict[tuple[int, ...], int] = {}
         rows = self.tokens.tolist()
         states = [[prefixes.setdefault(tuple(row[:t]), len(prefixes)) for t in range(length)] for row in rows]
@@ -46,43 +47,45 @@ class Problem:
         self.reward = torch.randn(len(rows), generator=g)
 
     def logprobs(self, table: Tensor) -> Tensor:
-        """Of every token of every sequence [N, length], 0 behind its end."""
+        """Return the logprob of every token of every sequence [N, length], 0 after its end."""
         picked = table.log_softmax(-1)[self.states, self.tokens]
         return torch.where(self.mask, picked, torch.zeros_like(picked))
 
     def objective(self, table: Tensor) -> Tensor:
-        """J = E[r − β log π / π_ref], summed over all sequences in fp64."""
-        log_p, log_ref = (self.logprobs(t.double()).sum(1) for t in (table, self.reference))
+        """Return J = E[r − β log π / π_ref], summed over all sequences in fp64."""
+        log_p = self.logprobs(table.double()).sum(1)
+        log_ref = self.logprobs(self.reference.double()).sum(1)
         return (log_p.exp() * (self.reward - self.beta * (log_p - log_ref))).sum()
 
     def optimum(self) -> float:
-        """J*."""
+        """Return J*."""
         log_ref = self.logprobs(self.reference.double()).sum(1)
         return self.beta * float((log_ref + self.reward / self.beta).logsumexp(0))
 
     def rollout(self, rows: Tensor) -> Rollout:
-        """Sequences by their number, behind a prompt of one token that says nothing."""
+        """Return sequences by their numbers, each after a prompt of one arbitrary token."""
         prompt = torch.zeros(len(rows), 1, dtype=torch.long)
-        tokens, mask = self.tokens[rows], self.mask[rows]
-        whole = torch.cat([torch.ones_like(prompt).bool(), mask], 1)
-        return Rollout(torch.cat([prompt, tokens], 1), whole, 1, (tokens == STOP).any(1))
+        tokens = self.tokens[rows]
+        mask = torch.cat([torch.ones_like(prompt).bool(), self.mask[rows]], 1)
+        return Rollout(torch.cat([prompt, tokens], 1), mask, 1, (tokens == STOP).any(1))
 
-    def numbers(self, rollout: Rollout) -> Tensor:
-        """Which sequences a rollout has [B]."""
-        places = (self.reference.shape[1] ** torch.arange(self.tokens.shape[1])).flip(0)
-        known, width = (self.tokens * places).sum(1), rollout.response_BT.shape[1]
-        return torch.searchsorted(known, (rollout.response_BT * places[:width]).sum(1))
+    def sequence_numbers(self, rollout: Rollout) -> Tensor:
+        """Return the numbers of a rollout's sequences [B]."""
+        place_values = (self.reference.shape[1] ** torch.arange(self.tokens.shape[1])).flip(0)
+        codes = (self.tokens * place_values).sum(1)
+        width = rollout.response_BT.shape[1]
+        return torch.searchsorted(codes, (rollout.response_BT * place_values[:width]).sum(1))
 
 
-def going_on(tokens: Tensor) -> Tensor:
-    """True up to and including the first STOP of each row."""
+def mask_through_stop(tokens: Tensor) -> Tensor:
+    """Return a mask that is True up to and including the first STOP of each row."""
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[:, 1:] = (tokens[:, :-1] != STOP).cumprod(1).bool()
     return mask
 
 
-class Tables:
-    """Policy, reference and value as tables over prefixes, in the places of `align.models.roles.Roles`."""
+class TableRoles:
+    """Policy, reference and value as tables over prefixes, with the interface of `align.models.roles.Roles`."""
 
     value_backbone = "value"
     trainable = TRAINABLE
@@ -97,54 +100,74 @@ class Tables:
 
     def logprobs(self, role: str, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         table = self.policy if role == "policy" else self.problem.reference
-        numbers, width = self.problem.numbers(rollout), rollout.response_BT.shape[1]
+        numbers = self.problem.sequence_numbers(rollout)
         with torch.set_grad_enabled(train):
-            picked = self.problem.logprobs(table / temperature)[numbers][:, :width]
+            picked = self.problem.logprobs(table / temperature)[numbers][:, : rollout.response_BT.shape[1]]
         return ForwardOutput(picked, torch.zeros_like(picked).detach(), torch.empty(0))
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
-        states = self.problem.states[self.problem.numbers(rollout)][:, : rollout.response_BT.shape[1]]
+        states = self.problem.states[self.problem.sequence_numbers(rollout)][:, : rollout.response_BT.shape[1]]
         with torch.set_grad_enabled(train):
             return self.value[states]
 
-    def trains(self, role: str) -> None:
-        """Both always do."""
+    def require_gradients(self, role: str) -> None:
+        """Do nothing: both tables always train."""
 
 
-class Solved(NamedTuple):
-    """J of the reference, J that the learner reached, and its value of the first state, which at PPO's optimum is J*
-    too."""
+class Solution(NamedTuple):
+    """The result of PPO on a problem.
+
+    Attributes:
+        start: J of the reference.
+        reached: J of the trained policy.
+        entry: the trained value of the first state, which is J* too at the optimum.
+    """
 
     start: float
     reached: float
     entry: float
 
 
-def solved(
+def solve(
     problem: Problem, estimator: Estimator = PPO, losses: Losses = CLIPPED, *, updates: int = 300, batch: int = 512
-) -> Solved:
-    """The learner on the problem, by the very functions that train: `experience` and `update`. The price of KL is in
-    the reward, or where `losses` has it."""
+) -> Solution:
+    """Train on the problem by the functions of a run, `assemble_experience` and `take_gradient_steps`.
+
+    The KL penalty is in the reward, unless `losses` has a KL coefficient.
+    """
     g = torch.Generator().manual_seed(1)
-    tables: Any = Tables(problem)
+    tables: Any = TableRoles(problem)
+    tables.trainable = TRAINABLE if estimator.has_critic else TRAINABLE[:1]
     optimiser = torch.optim.Adam([tables.policy, tables.value], lr=0.05)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=updates)
     for _ in range(updates):
-        chances = problem.logprobs(tables.policy.detach()).sum(1).exp()
-        rows = torch.multinomial(chances, batch, replacement=True, generator=g)
+        probabilities = problem.logprobs(tables.policy.detach()).sum(1).exp()
+        rows = torch.multinomial(probabilities, batch, replacement=True, generator=g)
         rollout = problem.rollout(rows)
-        old, ref = (tables.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
-        values = tables.values(rollout) if estimator.has_critic else None
-        made, _ = experience(
-            rollout, problem.reward[rows], old, ref, values, estimator=estimator, kl_coef=problem.beta,
-            kl_estimator="k1", kl_in_reward=not losses.kl_coef,
-        )  # fmt: skip
-        tables.trainable = TRAINABLE if estimator.has_critic else TRAINABLE[:1]
-        update(
-            tables, optimiser, made, epochs=2, minibatch_count=1, max_grad_norm=100.0, generator=g, micro_batch=batch,
-            temperature=1.0, losses=losses,
-        )  # fmt: skip
+        experience, _ = assemble_experience(
+            rollout,
+            problem.reward[rows],
+            tables.logprobs("policy", rollout, 1.0).logprobs_BT,
+            tables.logprobs("reference", rollout, 1.0).logprobs_BT,
+            tables.values(rollout) if estimator.has_critic else None,
+            estimator=estimator,
+            kl_coef=problem.beta,
+            kl_estimator="k1",
+            kl_in_reward=not losses.kl_coef,
+        )
+        take_gradient_steps(
+            tables,
+            optimiser,
+            experience,
+            epochs=2,
+            minibatch_count=1,
+            max_grad_norm=100.0,
+            generator=g,
+            micro_batch=batch,
+            temperature=1.0,
+            losses=losses,
+        )
         decay.step()
     first = int(problem.states[0, 0])
     reached = problem.objective(tables.policy.detach())
-    return Solved(float(problem.objective(problem.reference)), float(reached), float(tables.value.detach()[first]))
+    return Solution(float(problem.objective(problem.reference)), float(reached), float(tables.value.detach()[first]))

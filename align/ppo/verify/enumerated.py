@@ -1,8 +1,8 @@
-"""What the gradient of an estimator is on average, exactly: by every batch that could be drawn.
+"""Compute the expected gradient of an estimator exactly, by enumerating every batch.
 
 On a problem that is small enough (`closed_form`), a batch of K answers to its one prompt is one of finitely many, each
-with a known chance. The mean of the gradients of all of them, which the functions that train give, is compared with the
-gradient of J, which is known in closed form. An unbiased estimator has that gradient times a positive number.
+with a known probability. The mean over all of them of the gradient that training would take is compared with the
+gradient of J. The mean gradient of an unbiased estimator is that gradient times a positive number.
 """
 
 from __future__ import annotations
@@ -16,115 +16,136 @@ from torch import Tensor
 
 from align.models.roles import ForwardOutput
 from align.ops.losses import loss_divisor
-from align.ppo.advantages import Estimator
-from align.ppo.experience import experience
-from align.ppo.update import Losses, policy_part
+from align.ppo.experience import Estimator, assemble_experience
+from align.ppo.update import Losses, compute_policy_loss
 from align.ppo.verify.anchors import Anchor
 from align.ppo.verify.closed_form import Problem
 
-LONGEST, SIZE = 2, 2
-"""Tokens of an answer; and answers of a batch."""
+LONGEST = 2
+"""Tokens of the longest answer."""
+SIZE = 2
+"""Answers of a batch."""
 
 
 class Choice(NamedTuple):
-    """An estimator and what is minimised, of which `kl_coef` of 1 stands for the problem's own price; and whether its
-    mean gradient is that of J."""
+    """An estimator and its losses.
+
+    Attributes:
+        losses: a `kl_coef` of 1 stands for the problem's own coefficient.
+        unbiased: whether the mean gradient must be that of J.
+    """
 
     estimator: Estimator
     losses: Losses
     unbiased: bool = False
 
 
-def choices(size: int) -> dict[str, Choice]:
-    """What is called how.
+def list_choices(size: int) -> dict[str, Choice]:
+    """Return the estimators by the names that are printed.
 
     Args:
         size: answers of a batch, which is one group.
     """
-    rloo, grpo, whole = Estimator("rloo", size), Estimator("grpo", size), Losses(loss_mean="constant", longest=LONGEST)
+    rloo = Estimator("rloo", size)
+    grpo = Estimator("grpo", size)
+    constant = Losses(loss_mean="constant", longest=LONGEST)
     return {
-        "rloo, constant": Choice(rloo, whole, unbiased=True),
-        "grpo without spread, constant": Choice(grpo._replace(scale="none"), whole, unbiased=True),
+        "rloo, constant": Choice(rloo, constant, unbiased=True),
+        "grpo without spread, constant": Choice(grpo._replace(scale="none"), constant, unbiased=True),
         "rloo, token": Choice(rloo, Losses()),
         "rloo, sequence": Choice(rloo, Losses(loss_mean="sequence")),
-        "grpo, constant": Choice(grpo, whole),
+        "grpo, constant": Choice(grpo, constant),
         "grpo, token": Choice(grpo, Losses()),
         "grpo, sequence": Choice(grpo, Losses(loss_mean="sequence")),
         "reinforce_pp, token": Choice(Estimator("reinforce_pp"), Losses()),
-        "rloo, constant, kl_in=loss by k2": Choice(rloo, whole._replace(kl_coef=1.0, kl_estimator="k2")),
-        "rloo, constant, kl_in=loss by k3": Choice(rloo, whole._replace(kl_coef=1.0, kl_estimator="k3")),
+        "rloo, constant, kl_in=loss by k2": Choice(rloo, constant._replace(kl_coef=1.0, kl_estimator="k2")),
+        "rloo, constant, kl_in=loss by k3": Choice(rloo, constant._replace(kl_coef=1.0, kl_estimator="k3")),
     }
 
 
 class Bias(NamedTuple):
-    """How the mean gradient differs from that of J.
+    """The difference between the mean gradient and that of J.
 
     Attributes:
-        angle: between the two, in degrees: the direction is wrong by so much, whatever the learning rate.
-        scale: its length along the gradient of J, as a multiple of it.
+        angle: between the two, in degrees. No learning rate makes up for it.
+        scale: the mean gradient's component along the gradient of J, relative to that gradient.
     """
 
     angle: float
     scale: float
 
 
-def problem() -> Problem:
-    """Three tokens, answers of one or two: seven of them."""
+def make_problem() -> Problem:
+    """Return a problem of three tokens and seven answers, of one or two tokens."""
     return Problem(vocabulary=3, length=LONGEST, beta=0.3)
 
 
-def mean_gradient(problem: Problem, table: Tensor, choice: Choice, size: int) -> Tensor:
-    """The gradient that is ascended, on average over all batches of `size` answers [prefixes, vocabulary], by the very
-    functions that train.
+def compute_mean_gradient(problem: Problem, table: Tensor, choice: Choice, size: int) -> Tensor:
+    """Return the mean gradient that training would ascend [prefixes, vocabulary], over all batches of `size` answers.
 
     Args:
         table: logits of the policy.
     """
     batches = torch.combinations(torch.arange(len(problem.tokens)), size, with_replacement=True)
-    chance = problem.logprobs(table.double()).sum(1).exp()
-    policy, total = table.clone().requires_grad_(True), torch.zeros((), dtype=torch.double)
+    probability = problem.logprobs(table.double()).sum(1).exp()
+    policy = table.clone().requires_grad_(True)
+    total = torch.zeros((), dtype=torch.double)
     losses = choice.losses._replace(kl_coef=problem.beta * choice.losses.kl_coef)
     for rows in batches:
-        rollout, logprobs = problem.rollout(rows), problem.logprobs(policy)[rows]
-        mask, reference = rollout.response_mask_BT, problem.logprobs(problem.reference)[rows]
-        logprobs, reference = logprobs[:, : mask.shape[1]], reference[:, : mask.shape[1]]
-        made, _ = experience(
-            rollout, problem.reward[rows], logprobs.detach(), reference, estimator=choice.estimator,
-            kl_coef=problem.beta, kl_estimator="k1", kl_in_reward=not losses.kl_coef,
-        )  # fmt: skip
-        output = ForwardOutput(logprobs, torch.zeros_like(reference), torch.empty(0))
-        loss = policy_part(output, made, loss_divisor(mask, losses.loss_mean, losses.longest), losses).loss
-        total = total - orders(rows) * chance[rows].prod() * loss.double()
+        rollout = problem.rollout(rows)
+        mask = rollout.response_mask_BT
+        width = mask.shape[1]
+        logprobs = problem.logprobs(policy)[rows][:, :width]
+        ref_logprobs = problem.logprobs(problem.reference)[rows][:, :width]
+        experience, _ = assemble_experience(
+            rollout,
+            problem.reward[rows],
+            logprobs.detach(),
+            ref_logprobs,
+            estimator=choice.estimator,
+            kl_coef=problem.beta,
+            kl_estimator="k1",
+            kl_in_reward=not losses.kl_coef,
+        )
+        output = ForwardOutput(logprobs, torch.zeros_like(ref_logprobs), torch.empty(0))
+        divisor = loss_divisor(mask, losses.loss_mean, losses.longest)
+        loss = compute_policy_loss(output, experience, divisor, losses).loss
+        total = total - count_orders(rows) * probability[rows].prod() * loss.double()
     return torch.autograd.grad(total, policy)[0].double()
 
 
-def orders(rows: Tensor) -> int:
-    """In how many orders these answers can be drawn."""
+def count_orders(rows: Tensor) -> int:
+    """Return the number of orders in which these answers can be drawn."""
     repeats = torch.unique(rows, return_counts=True)[1].tolist()
     return math.factorial(len(rows)) // math.prod(map(math.factorial, repeats))
 
 
-def bias_of(problem: Problem, table: Tensor, choice: Choice, size: int) -> Bias:
-    """Of a choice, where the policy's logits are `table`."""
+def measure_bias(problem: Problem, table: Tensor, choice: Choice, size: int) -> Bias:
+    """Return the bias of an estimator for the policy whose logits are `table`."""
     policy = table.clone().requires_grad_(True)
     exact = torch.autograd.grad(problem.objective(policy), policy)[0].double().flatten()
-    found = mean_gradient(problem, table, choice, size).flatten()
-    along = float(found @ exact / (exact @ exact))
-    aside = float((found - along * exact).norm() / exact.norm())
+    mean = compute_mean_gradient(problem, table, choice, size).flatten()
+    along = float(mean @ exact / (exact @ exact))
+    aside = float((mean - along * exact).norm() / exact.norm())
     return Bias(math.degrees(math.atan2(aside, along)), along)
 
 
-def biases(size: int = SIZE) -> dict[str, Bias]:
-    """Of every choice, at one policy that stands elsewhere than the reference, so that KL has a gradient too."""
-    found, g = problem(), torch.Generator().manual_seed(2)
-    table = found.reference + torch.randn(found.reference.shape, generator=g)
-    return {name: bias_of(found, table, choice, size) for name, choice in choices(size).items()}
+def measure_biases(size: int = SIZE) -> dict[str, Bias]:
+    """Return the bias of every estimator, for one policy that differs from the reference, so that KL has a gradient."""
+    problem = make_problem()
+    g = torch.Generator().manual_seed(2)
+    table = problem.reference + torch.randn(problem.reference.shape, generator=g)
+    return {name: measure_bias(problem, table, choice, size) for name, choice in list_choices(size).items()}
 
 
-def unbiased(found: dict[str, Bias], size: int = SIZE) -> Iterator[Anchor]:
-    """Those that should be unbiased, are: the angle is 0."""
-    for name, choice in choices(size).items():
+def check_unbiased(biases: dict[str, Bias], size: int = SIZE) -> Iterator[Anchor]:
+    """Yield an anchor for each estimator that must be unbiased: its angle is 0.
+
+    Args:
+        biases: result of `measure_biases`.
+    """
+    for name, choice in list_choices(size).items():
         if choice.unbiased:
-            off = found[name].angle if found[name].scale > 0 else math.inf
-            called = f"{choice.estimator.name} unbiased"
-            yield Anchor(called, f"{name}: the mean gradient over every batch is J's (degrees)", off, 1e-2)
+            off = biases[name].angle if biases[name].scale > 0 else math.inf
+            label = f"{choice.estimator.name} unbiased"
+            yield Anchor(label, f"{name}: the mean gradient over every batch is J's (degrees)", off, 1e-2)

@@ -1,7 +1,8 @@
-"""Facts that hold of a correct PPO, measured on the user's own model, settings and precision.
+"""Checks of PPO on the user's own model, settings and precision.
 
-What a run computes is compared with the same on a plain route (logits of one row at a time without padding, sums over
-tokens written out), with itself cut another way, and with identities that the first step must satisfy.
+The results of the code that trains are compared with a plain computation (logits of one row at a time without padding,
+sums over tokens written out), with the same batch cut into other micro-batches, and with identities that the first step
+must satisfy.
 """
 
 from __future__ import annotations
@@ -18,28 +19,26 @@ from torch import Tensor
 
 from align.core.types import Rollout
 from align.models.backbone import base_model
-from align.models.chunks import by_length
+from align.models.chunks import split_by_length
 from align.models.fastpath import without_fast_path
 from align.models.plain_path import decoder_of
 from align.models.roles import CachedForward, Roles
 from align.ops.advantages import EPSILON
 from align.ops.losses import value_loss
-from align.ppo.advantages import Estimator
-from align.ppo.experience import Experience, estimated, experience
-from align.ppo.update import Losses, accumulate, gradient_step
+from align.ppo.experience import Estimator, Experience, assemble_experience, compute_estimates
+from align.ppo.update import Losses, accumulate_gradients, gradient_step
 from align.ppo.verify.anchors import Anchor
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The user's own model in its roles, a batch that its policy sampled, and how they learn from it.
+    """The user's own model in its roles, a batch that its policy sampled, and the settings of training.
 
     Attributes:
         micro_batch: fewer rows than the batch has.
-        loose: True where it computes in less than fp32: identities then hold to its rounding alone.
-        experience_arguments: what `experience` takes.
-        losses: what is minimised.
-        bootstrap: whether responses that were cut are worth the value behind them.
+        loose: whether the model computes in less than fp32, so that tolerances are wider.
+        experience_arguments: arguments of `assemble_experience`.
+        bootstrap: whether the value after a response that was cut counts.
     """
 
     roles: Roles
@@ -53,50 +52,53 @@ class Setting:
 
     @property
     def scores_B(self) -> Tensor:
-        """Drawn at random: what the answers earn is of no account here."""
-        drawn = torch.randn(len(self.rollout.ended_B), generator=torch.Generator().manual_seed(0))
-        return drawn.to(self.rollout.tokens_BS.device)
+        """Random scores: the checks hold for any."""
+        scores_B = torch.randn(len(self.rollout.ended_B), generator=torch.Generator().manual_seed(0))
+        return scores_B.to(self.rollout.tokens_BS.device)
 
-    def experience(self, micro_batch: int | None = None) -> tuple[Experience, CachedForward | None]:
-        """The batch as the learner reads it; and the passes behind it, where they are kept."""
-        estimates, cached = estimated(
-            self.roles, self.rollout, temperature=self.temperature, micro_batch=micro_batch or self.micro_batch,
-            minibatches=1, bootstrap=self.bootstrap,
-        )  # fmt: skip
-        return experience(self.rollout, self.scores_B, *estimates, **self.experience_arguments)[0], cached
-
-    def gradients(
-        self, made: Experience, micro_batch: int, cached: CachedForward | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """What one minibatch adds to each role, as one vector a role; and its figures. Nothing is left behind."""
-        figures = accumulate(
-            self.roles, made, cached, micro_batch=micro_batch, temperature=self.temperature, losses=self.losses
+    def build_experience(self, micro_batch: int | None = None) -> tuple[Experience, CachedForward | None]:
+        """Return the batch as the learner reads it, and its forward passes if they are kept."""
+        estimates, cached = compute_estimates(
+            self.roles,
+            self.rollout,
+            temperature=self.temperature,
+            micro_batch=micro_batch or self.micro_batch,
+            minibatches=1,
+            bootstrap=self.bootstrap,
         )
-        return {role: taken(self.roles, role) for role in self.roles.trainable}, figures
+        return assemble_experience(self.rollout, self.scores_B, *estimates, **self.experience_arguments)[0], cached
+
+    def compute_gradients(
+        self, experience: Experience, micro_batch: int, cached: CachedForward | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the gradient of one minibatch as one vector a role, and its figures. Gradients are cleared."""
+        figures = accumulate_gradients(
+            self.roles, experience, cached, micro_batch=micro_batch, temperature=self.temperature, losses=self.losses
+        )
+        return {role: take_gradient(self.roles, role) for role in self.roles.trainable}, figures
 
     def without_fast_path(self) -> AbstractContextManager[None]:
-        """With transformers' and PEFT's own forwards, backward passes too: these may make layers again."""
+        """Use the forwards of transformers and PEFT, also during backward passes, which may recompute layers."""
         return without_fast_path(self.roles.model, self.roles.policy)
 
-    def within(self, exact: float, rounded: float) -> float:
-        """A tolerance."""
+    def tolerance(self, exact: float, rounded: float) -> float:
         return rounded if self.loose else exact
 
 
-def on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
-    """The anchors on the user's own model; without a critic, those of the policy alone."""
-    yield first_ratio(setting)
-    yield by_definition(setting)
-    yield first_gradient(setting)
+def check_on_model(setting: Setting, draw: Callable[[], Rollout]) -> Iterator[Anchor]:
+    """Yield the anchors on the user's own model; without a critic, those of the policy alone."""
+    yield check_ratio(setting)
+    yield check_experience(setting)
+    yield check_policy_gradient(setting)
     if "value" in setting.roles.trainable:
-        yield value_gradient(setting)
-    yield invariance(setting)
-    yield isolation(setting)
-    yield sampling(setting, draw)
+        yield check_value_gradient(setting)
+    yield check_invariance(setting)
+    yield check_isolation(setting)
+    yield check_sampling(setting, draw)
 
 
-def taken(roles: Roles, role: str) -> Tensor:
-    """A role's gradient as one vector; it is cleared."""
+def take_gradient(roles: Roles, role: str) -> Tensor:
+    """Return a role's gradient as one vector, and clear it."""
     parameters = roles.parameters_of(role)
     vector = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters])
     for parameter in parameters:
@@ -104,17 +106,17 @@ def taken(roles: Roles, role: str) -> Tensor:
     return vector
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖; NaN where nothing was expected, which no tolerance admits."""
-    return float((found - expected).norm() / expected.norm()) if expected.norm() > 0 else math.nan
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Return ‖result − expected‖ / ‖expected‖; NaN if `expected` is 0, which exceeds every tolerance."""
+    return float((result - expected).norm() / expected.norm()) if expected.norm() > 0 else math.nan
 
 
-# The plain route: transformers' own forward of one row, no padding, every logit.
+# The plain computation: transformers' own forward of one row, no padding, every logit.
 
 
 def plain_logprobs(setting: Setting, role: str, row: int, train: bool = False) -> Tensor:
-    """log p of a row's response tokens [T]."""
-    ids, length = tokens_of(setting.rollout, row)
+    """Return log p of a row's response tokens [T]."""
+    ids, length = response_ids_of(setting.rollout, row)
     with setting.roles.use(role, train) as model, torch.set_grad_enabled(train):
         logits = base_model(model)(input_ids=ids).logits[0, -length - 1 : -1].float()
         log_p = (logits / setting.temperature).log_softmax(-1)
@@ -122,8 +124,8 @@ def plain_logprobs(setting: Setting, role: str, row: int, train: bool = False) -
 
 
 def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
-    """V of the state before each of a row's response tokens, and of the one behind the last [T + 1]."""
-    ids, length = tokens_of(setting.rollout, row)
+    """Return V before each of a row's response tokens, and after the last one [T + 1]."""
+    ids, length = response_ids_of(setting.rollout, row)
     roles = setting.roles
     trained = train and roles.value_backbone == "value"
     assert roles.value_head is not None
@@ -134,210 +136,230 @@ def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
         return roles.value_head(states).squeeze(-1)
 
 
-def tokens_of(rollout: Rollout, row: int) -> tuple[Tensor, int]:
-    """A row's real tokens [1, S], and how many of them are its response."""
+def response_ids_of(rollout: Rollout, row: int) -> tuple[Tensor, int]:
+    """Return a row's real tokens [1, S], and the number of its response tokens."""
     return rollout.tokens_BS[row][rollout.mask_BS[row]][None], int(rollout.response_mask_BT[row].sum())
 
 
 class Targets(NamedTuple):
-    """What the batch teaches, token by token, all rows one after another [N]; returns where a critic learns them."""
+    """Old logprobs, advantages and returns of the tokens of all rows, one row after another [N]."""
 
-    old: Tensor
+    old_logprobs: Tensor
     advantages: Tensor
     returns: Tensor | None = None
 
 
-def targets(setting: Setting) -> Targets:
-    """From logprobs and values to advantages and returns, by their definitions, in fp64."""
-    rollout, given = setting.rollout, setting.experience_arguments
+def compute_targets(setting: Setting) -> Targets:
+    """Compute advantages and returns by their definitions, in fp64."""
+    rollout = setting.rollout
+    arguments = setting.experience_arguments
+    estimator: Estimator = arguments["estimator"]
     rows = range(len(rollout.ended_B))
-    old = [plain_logprobs(setting, "policy", b).double() for b in rows]
-    gaps = [a - plain_logprobs(setting, "reference", b).double() for b, a in enumerate(old)]
-    kl = [d if given["kl_estimator"] == "k1" else (-d).exp() - 1 + d for d in gaps]
-    rewards = [(-given["kl_coef"] if given["kl_in_reward"] else 0.0) * k for k in kl]
+    old_logprobs = [plain_logprobs(setting, "policy", b).double() for b in rows]
+    log_ratios = [old - plain_logprobs(setting, "reference", b).double() for b, old in enumerate(old_logprobs)]
+    kl = [ratio if arguments["kl_estimator"] == "k1" else (-ratio).exp() - 1 + ratio for ratio in log_ratios]
+    rewards = [(-arguments["kl_coef"] if arguments["kl_in_reward"] else 0.0) * of_row for of_row in kl]
     for row, score in zip(rewards, setting.scores_B.double(), strict=True):
         row[-1] += score
-    if given["whiten_rewards"]:
+    if arguments["whiten_rewards"]:
         every = torch.cat(rewards)
-        rewards = [(r - every.mean()) / every.std(unbiased=False) + every.mean() for r in rewards]
-    estimator: Estimator = given["estimator"]
+        rewards = [(row - every.mean()) / every.std(unbiased=False) + every.mean() for row in rewards]
     if not estimator.has_critic:
-        return Targets(torch.cat(old), torch.cat(without_critic(estimator, rewards)))
+        return Targets(torch.cat(old_logprobs), torch.cat(advantages_without_critic(estimator, rewards)))
     advantages, returns = [], []
-    for b, paid in enumerate(rewards):
+    for b, row in enumerate(rewards):
         values = plain_values(setting, b).double()
         values[-1] *= setting.bootstrap and not bool(rollout.ended_B[b])
-        surprise = paid + estimator.gamma * values[1:] - values[:-1]
-        advantages.append(faded(surprise, estimator.gamma * estimator.lam))
+        td_errors = row + estimator.gamma * values[1:] - values[:-1]
+        advantages.append(discounted_sums(td_errors, estimator.gamma * estimator.lam))
         returns.append(advantages[-1] + values[:-1])
-    return Targets(torch.cat(old), whitened(torch.cat(advantages)), torch.cat(returns))
+    return Targets(torch.cat(old_logprobs), whiten(torch.cat(advantages)), torch.cat(returns))
 
 
-def without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
-    """The advantages of each row's tokens, an answer compared with the others of its group one by one.
+def advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
+    """Return the advantages of each row's tokens, which compare each answer with the others of its group.
 
     Args:
         rewards: of each row's tokens.
     """
     size = estimator.group_size
-    earned = [float(paid.sum()) for paid in rewards]
-    groups = [earned[first : first + size] for first in range(0, len(earned), size)]
+    scores = [float(row.sum()) for row in rewards]
+    groups = [scores[first : first + size] for first in range(0, len(scores), size)]
     if estimator.name == "reinforce_pp":
-        ahead = [faded(paid, estimator.gamma) for paid in rewards]
+        to_go = [discounted_sums(row, estimator.gamma) for row in rewards]
         if size > 1:
-            ahead = [row - sum(groups[b // size]) / size for b, row in enumerate(ahead)]
-        return list(whitened(torch.cat(ahead)).split([len(row) for row in rewards]))
-    told = []
-    for b, reward in enumerate(earned):
+            to_go = [row - sum(groups[b // size]) / size for b, row in enumerate(to_go)]
+        return list(whiten(torch.cat(to_go)).split([len(row) for row in rewards]))
+    advantages = []
+    for b, score in enumerate(scores):
         group = groups[b // size]
         if estimator.name == "rloo":
             others = [other for k, other in enumerate(group) if k != b % size]
-            told.append(reward - sum(others) / len(others))
+            advantages.append(score - sum(others) / len(others))
             continue
-        spreads = {"group": group, "batch": earned}
+        spreads = {"group": group, "batch": scores}
         spread = statistics.stdev(spreads[estimator.scale]) + EPSILON if estimator.scale in spreads else 1.0
-        told.append((reward - sum(group) / size) / spread)
-    return [torch.full_like(paid, one) for paid, one in zip(rewards, told, strict=True)]
+        advantages.append((score - sum(group) / size) / spread)
+    return [torch.full_like(row, advantage) for row, advantage in zip(rewards, advantages, strict=True)]
 
 
-def faded(row: Tensor, factor: float) -> Tensor:
-    """Σ_k factor^(k−t) row_k from each t on [T]."""
-    gained = [sum(factor ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
-    return torch.stack([torch.as_tensor(each) for each in gained])
+def discounted_sums(row: Tensor, factor: float) -> Tensor:
+    """Return Σ_k factor^(k−t) row_k from each t on [T]."""
+    sums = [sum(factor ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
+    return torch.stack([torch.as_tensor(each) for each in sums])
 
 
-def whitened(every: Tensor) -> Tensor:
-    return (every - every.mean()) / every.std(unbiased=False)
+def whiten(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std(unbiased=False)
 
 
-# The anchors.
+# The checks.
 
 
-def first_ratio(setting: Setting) -> Anchor:
-    """Before the first step the policy is the one that sampled: no single token's logprob has moved."""
-    made, _ = setting.experience()
-    farthest = 0.0
-    for index in by_length(setting.rollout, setting.micro_batch):
-        part = made.rows(index)
+def check_ratio(setting: Setting) -> Anchor:
+    """Check that no token's logprob has moved before the first step, when the policy is the one that sampled."""
+    experience, _ = setting.build_experience()
+    largest = 0.0
+    for index in split_by_length(setting.rollout, setting.micro_batch):
+        part = experience.rows(index)
         output = setting.roles.logprobs("policy", part.rollout, setting.temperature, train=True)
-        farthest = max(farthest, float((output.logprobs_BT - part.old_logprobs_BT).detach().abs().max()))
-    _, figures = setting.gradients(made, setting.micro_batch)
-    off = max(farthest, abs(figures["ratio"] - 1), figures["clip_fraction"])
-    return Anchor("first ratio", "π/π_old is 1 at every token before the first step", off, setting.within(1e-5, 1e-3))
+        largest = max(largest, float((output.logprobs_BT - part.old_logprobs_BT).detach().abs().max()))
+    _, figures = setting.compute_gradients(experience, setting.micro_batch)
+    off = max(largest, abs(figures["ratio"] - 1), figures["clip_fraction"])
+    claim = "π/π_old is 1 at every token before the first step"
+    return Anchor("first ratio", claim, off, setting.tolerance(1e-5, 1e-3))
 
 
-def by_definition(setting: Setting) -> Anchor:
-    """What the learner reads is what the definitions give on plain logits: a swapped role, a wrong mask, position,
-    shift, sign or whitening shows."""
-    (made, _), mask = setting.experience(), setting.rollout.response_mask_BT
+def check_experience(setting: Setting) -> Anchor:
+    """Compare a batch of experience with the definitions on plain logits.
+
+    A swapped role or a wrong mask, position, shift, sign or whitening shows here.
+    """
+    experience, _ = setting.build_experience()
+    mask = setting.rollout.response_mask_BT
     with setting.without_fast_path():
-        expected = targets(setting)
-    pairs = [(made.old_logprobs_BT, expected.old), (made.advantages_BT, expected.advantages)]
-    if made.returns_BT is not None and expected.returns is not None:
-        pairs.append((made.returns_BT, expected.returns))
-    off = max(relative(found[mask].double(), right) for found, right in pairs)
+        expected = compute_targets(setting)
+    pairs = [
+        (experience.old_logprobs_BT, expected.old_logprobs),
+        (experience.advantages_BT, expected.advantages),
+    ]
+    if experience.returns_BT is not None and expected.returns is not None:
+        pairs.append((experience.returns_BT, expected.returns))
+    off = max(relative_error(result[mask].double(), right) for result, right in pairs)
     claim = "logprobs, advantages and returns are those of plain logits and of their definitions"
-    return Anchor("experience", claim, off, setting.within(1e-4, 0.1))
+    return Anchor("experience", claim, off, setting.tolerance(1e-4, 0.1))
 
 
-def first_gradient(setting: Setting) -> Anchor:
-    """Before the first step PPO's gradient is REINFORCE's with a baseline, −Σ w A ∇ log π, and that of the price of
-    KL where it is in the loss; w is 1 / tokens, or what `loss_mean` has in its place."""
-    roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
-    found = setting.gradients(made, setting.micro_batch)[0]["policy"]
-    losses, lengths = setting.losses, rollout.lengths_B.tolist()
+def check_policy_gradient(setting: Setting) -> Anchor:
+    """Compare PPO's gradient before the first step with that of REINFORCE with a baseline, −Σ w A ∇ log π.
+
+    The gradient of the KL term is added if it is in the loss. w is 1 / tokens, or the divisor of `loss_mean`.
+    """
+    roles = setting.roles
+    losses = setting.losses
+    experience, _ = setting.build_experience()
+    gradient = setting.compute_gradients(experience, setting.micro_batch)[0]["policy"]
+    lengths = setting.rollout.lengths_B.tolist()
     with setting.without_fast_path():
         for b, length in enumerate(lengths):
-            reference = plain_logprobs(setting, "reference", b)
-            log_p = plain_logprobs(setting, "policy", b, train=True)
-            gap = log_p - reference
-            price = losses.kl_coef * (gap.square() / 2 if losses.kl_estimator == "k2" else (-gap).exp() - 1 + gap)
-            whole = {
-                "token": sum(lengths), "sequence": len(lengths) * length, "constant": len(lengths) * losses.longest
-            }[losses.loss_mean]  # fmt: skip
-            roles.trains("policy")
-            ((price - made.advantages_BT[b, : len(log_p)] * log_p).sum() / whole).backward()
-    expected = taken(roles, "policy")
+            ref_logprobs = plain_logprobs(setting, "reference", b)
+            logprobs = plain_logprobs(setting, "policy", b, train=True)
+            log_ratio = logprobs - ref_logprobs
+            kl = log_ratio.square() / 2 if losses.kl_estimator == "k2" else (-log_ratio).exp() - 1 + log_ratio
+            divisors = {
+                "token": sum(lengths),
+                "sequence": len(lengths) * length,
+                "constant": len(lengths) * losses.longest,
+            }
+            roles.require_gradients("policy")
+            loss = (losses.kl_coef * kl - experience.advantages_BT[b, : len(logprobs)] * logprobs).sum()
+            (loss / divisors[losses.loss_mean]).backward()
+    expected = take_gradient(roles, "policy")
     claim = "the policy's first gradient is REINFORCE's with a baseline"
-    return Anchor("first gradient", claim, relative(found, expected), setting.within(1e-4, 0.2))
+    return Anchor("first gradient", claim, relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
 
-def value_gradient(setting: Setting) -> Anchor:
-    """Before the first step no value has moved, so none is clipped: its gradient is Σ (V − R) ∇V / n."""
-    roles, rollout, (made, _) = setting.roles, setting.rollout, setting.experience()
-    assert made.returns_BT is not None
-    found = setting.gradients(made, setting.micro_batch)[0]["value"]
-    count = float(rollout.response_mask_BT.sum())
+def check_value_gradient(setting: Setting) -> Anchor:
+    """Compare the value gradient before the first step, when no value is clipped, with Σ (V − R) ∇V / n."""
+    roles = setting.roles
+    experience, _ = setting.build_experience()
+    assert experience.returns_BT is not None
+    gradient = setting.compute_gradients(experience, setting.micro_batch)[0]["value"]
+    count = float(setting.rollout.response_mask_BT.sum())
     with setting.without_fast_path():
-        for b in range(len(rollout.ended_B)):
+        for b in range(len(setting.rollout.ended_B)):
             values = plain_values(setting, b, train=True)[:-1]
-            roles.trains("value")
-            (0.5 * (values - made.returns_BT[b, : len(values)]).square().sum() / count).backward()
-    expected = taken(roles, "value")
+            roles.require_gradients("value")
+            (0.5 * (values - experience.returns_BT[b, : len(values)]).square().sum() / count).backward()
+    expected = take_gradient(roles, "value")
     claim = "the value's first gradient is that of half the squared error"
-    return Anchor("value gradient", claim, relative(found, expected), setting.within(1e-4, 0.2))
+    return Anchor("value gradient", claim, relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
 
-def invariance(setting: Setting) -> Anchor:
-    """The gradient does not depend on how a minibatch is cut, padded or ordered, nor on whose passes are kept."""
-    made, _ = setting.experience()
-    whole = setting.gradients(made, setting.micro_batch)[0]
+def check_invariance(setting: Setting) -> Anchor:
+    """Check that neither micro-batches, padding and order of rows nor cached passes change a gradient."""
+    experience, _ = setting.build_experience()
+    gradients = setting.compute_gradients(experience, setting.micro_batch)[0]
     rows = len(setting.rollout.ended_B)
-    others = [setting.gradients(made.rows(torch.arange(rows - 1, -1, -1)), 1)[0]]  # alone, no row has any padding
-    kept, cached = setting.experience(rows)
-    others.append(setting.gradients(kept, rows, cached)[0])
-    worst = max(relative(other[role], whole[role]) for other in others for role in whole if whole[role].norm() > 0)
+    reversed_rows = experience.rows(torch.arange(rows - 1, -1, -1))
+    others = [setting.compute_gradients(reversed_rows, 1)[0]]  # rows of one micro-batch each have no padding
+    cached_experience, cached = setting.build_experience(rows)
+    others.append(setting.compute_gradients(cached_experience, rows, cached)[0])
+    worst = max(
+        relative_error(other[role], gradient)
+        for other in others
+        for role, gradient in gradients.items()
+        if gradient.norm() > 0
+    )
     claim = "micro-batch, padding, order of rows and passes that are kept change no gradient"
-    return Anchor("invariance", claim, worst, setting.within(1e-5, 0.2))
+    return Anchor("invariance", claim, worst, setting.tolerance(1e-5, 0.2))
 
 
-def isolation(setting: Setting) -> Anchor:
-    """The value loss reaches no weight of the policy, and two steps of all that trains leave the reference alone."""
-    roles, rollout = setting.roles, setting.rollout
+def check_isolation(setting: Setting) -> Anchor:
+    """Check that the value loss reaches no weight of the policy, and that training never moves the reference."""
+    roles = setting.roles
+    rollout = setting.rollout
     mask = rollout.response_mask_BT
-    leaked, unmoved = 0.0, False
+    leaked = 0.0
+    reached_nothing = False
     if "value" in roles.trainable:
         output = roles.logprobs("policy", rollout, setting.temperature, train=True)
         values = roles.values(rollout, train=True, policy_states_BTD=output.states_BTD)
         value_loss(values, values.detach(), torch.ones_like(values), mask, float(mask.sum())).loss.backward()
-        leaked = float(taken(roles, "policy").abs().sum())
-        unmoved = bool(taken(roles, "value").norm() == 0)  # then the value loss reached nothing at all
+        leaked = float(take_gradient(roles, "policy").abs().sum())
+        reached_nothing = bool(take_gradient(roles, "value").norm() == 0)
     before = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
-    kept = [p.detach().clone() for p in all_parameters(roles)]
-    optimiser = torch.optim.AdamW(all_parameters(roles), lr=1e-3)
-    made, _ = setting.experience()
+    parameters = [parameter for role in roles.trainable for parameter in roles.parameters_of(role)]
+    saved = [parameter.detach().clone() for parameter in parameters]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    experience, _ = setting.build_experience()
     for _ in range(2):
-        accumulate(roles, made, micro_batch=setting.micro_batch, temperature=setting.temperature, losses=setting.losses)
+        accumulate_gradients(
+            roles, experience, micro_batch=setting.micro_batch, temperature=setting.temperature, losses=setting.losses
+        )
         gradient_step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
-    put_back(roles, kept)
-    off = leaked + float((before - after).abs().max()) + float(unmoved)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.copy_(value)
+    off = leaked + float((before - after).abs().max()) + float(reached_nothing)
     claim = "the value loss reaches no policy weight, the reference never moves"
     return Anchor("isolation", claim if "value" in roles.trainable else "the reference never moves", off, 0.0)
 
 
-def sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
-    """Samples come from the distribution whose logprobs are used: over many tokens the mean of −log π is the mean
-    entropy. A hidden top-k, top-p, penalty or another temperature makes them likelier than that.
+def check_sampling(setting: Setting, draw: Callable[[], Rollout]) -> Anchor:
+    """Check that the mean of −log π over many sampled tokens is the mean entropy.
+
+    A hidden top-k, top-p, penalty or another temperature makes samples likelier than that.
 
     Args:
-        draw: one more batch of the policy's.
+        draw: samples one more batch from the policy.
     """
-    gaps: list[Tensor] = []
+    differences: list[Tensor] = []
     for _ in range(4):
         rollout = draw()
-        output, mask = setting.roles.logprobs("policy", rollout, setting.temperature), rollout.response_mask_BT
-        gaps.append((-output.logprobs_BT - output.entropy_BT)[mask])
-    gap = torch.cat(gaps).double()
-    z = float(gap.mean().abs() / (gap.std() / math.sqrt(len(gap))))
+        output = setting.roles.logprobs("policy", rollout, setting.temperature)
+        differences.append((-output.logprobs_BT - output.entropy_BT)[rollout.response_mask_BT])
+    difference = torch.cat(differences).double()
+    z = float(difference.mean().abs() / (difference.std() / math.sqrt(len(difference))))
     return Anchor("sampling", "samples come from the π whose logprobs are used (standard errors)", z, 4.5)
-
-
-def all_parameters(roles: Roles) -> list[Any]:
-    return [parameter for role in roles.trainable for parameter in roles.parameters_of(role)]
-
-
-@torch.no_grad()
-def put_back(roles: Roles, kept: Sequence[Tensor]) -> None:
-    for parameter, value in zip(all_parameters(roles), kept, strict=True):
-        parameter.copy_(value)
