@@ -91,7 +91,7 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
 
 def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        return refused(where, column, row.get(column) if value is None else value, problem, HELP)
+        return refused(f"{where}, {column}", row.get(column) if value is None else value, problem, HELP)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")

@@ -371,8 +371,9 @@ def label_in(data: Fields, column: str) -> str:
 def pair_of_texts(
     row: Row, prompt: Messages, chosen: str, rejected: str, margin: float | None, id: str = "", group: str = ""
 ) -> Preference:
-    answers = ((Message("assistant", text),) for text in (chosen, rejected))
-    return preference_of(row, prompt, *answers, margin, id, group)
+    chosen_turns = (Message("assistant", chosen),)
+    rejected_turns = (Message("assistant", rejected),)
+    return preference_of(row, prompt, chosen_turns, rejected_turns, margin, id, group)
 
 
 def preference_of(
