@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from align.core.types import Record
@@ -65,9 +65,9 @@ class Language:
         return Drop(f"language: {language}", f"{language} ({probability:.2f}), kept: {', '.join(self.keep)}")
 
 
-@cache
+@lru_cache(maxsize=2)
 def identifier(keep: tuple[str, ...]) -> Any:
-    """What tells these languages and the common ones apart; a second to load."""
+    """Load the model that tells these languages and the common ones apart. It takes a second and 82 MB."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     made = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
