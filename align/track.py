@@ -143,9 +143,9 @@ def turn_text(message: Mapping[str, Any]) -> str:
 
 
 def shortened(text: str, width: int = 60) -> str:
-    """On one line, with what it is too long by left out at the end."""
+    """Return a text on one line, cut to `width` characters. Erasure looks for this very form in logs and pages."""
     line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def line_of(row: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Run several command lines: those of `python -m align -`, and the jobs of a sweep (`-m`).
 
 Each line runs in a process of its own, which frees its memory. The process is a fork of one that has imported the
-modules of all stages, so that imports, seconds a stage, are paid once. With a build of torch for CUDA or ROCm, which
-does not support forks, each line starts a new process.
+modules of the stages that the lines run, so that imports, seconds a stage, are paid once. With a build of torch for
+CUDA or ROCm, which does not support forks, each line starts a new process.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def choose_start(stages: Iterable[str]) -> Start:
 
 
 def import_for_forks(stages: Iterable[str]) -> bool:
-    """Import the modules of these stages, and return whether this process can be forked; if not, import nothing."""
+    """Import the modules of these stages, and return whether this process can be forked; if not, import torch alone."""
     if not sys.platform.startswith("linux"):
         return False
     import torch

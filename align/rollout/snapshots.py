@@ -37,7 +37,7 @@ class SnapshotEngine:
         if not actor.base_alone:
             folder = snapshot(actor, self.base, self.snapshots)
             is_adapter = (folder / "adapter_config.json").is_file()
-            require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout.engine=hf.")
+            require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout=hf.")
         self.load_snapshot(actor, folder)
         before = self.digests.get(actor)
         self.digests[actor] = None if folder is None else folder.name

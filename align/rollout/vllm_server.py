@@ -272,7 +272,7 @@ class VllmServer:
         return InputError(self.setting, self.label, problem, remedy or self.remedy)
 
     def close(self, within_s: float = STOPPING_S) -> None:
-        """End it if it was started here. May be called again, and while other threads ask, which then fail."""
+        """End it if it was started here. May be called again, and while other threads ask, whose next requests fail."""
         self._closed = True
         if self.process is not None:
             self.process.stop(within_s)

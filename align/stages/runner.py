@@ -25,7 +25,7 @@ from align.config.rates import default_rate, find_size_class
 from align.config.root import PARTS, Config, plain, resolved, store_url
 from align.config.settings import changed
 from align.config.stages import STAGES
-from align.core.errors import AlignError, InputError, readable, require
+from align.core.errors import AlignError, InputError, readable
 from align.core.redaction import Formatter
 from align.core.types import Result
 from align.data.read.drops import tallied
@@ -96,9 +96,11 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
         raise InputError(field, ref, "is a reward model, and no policy", remedy)
     method = changed(config.method, name=start.method)
     if field == "init" and not artifact.whole:
-        remedy = "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=."
-        require(start.method != "full", "method", "full", f"{artifact.ref} is an adapter", remedy)
-        method = continue_settings(method, artifact)
+        if start.method != "full":
+            method = continue_settings(method, artifact)
+        elif config.stage.name != "sample":  # which trains nothing
+            remedy = "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=."
+            raise InputError("method", "full", f"{artifact.ref} is an adapter", remedy)
     system = artifact.manifest.config["data"].get("system") if artifact.manifest else None
     if config.data.system is None and system:  # what was taught under a system prompt is asked under it
         config = changed(config, data=changed(config.data, system=system))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from align.rollout.vllm_client import (
     VllmClient,
     VllmFailed,
     VllmGone,
+    direct_transport,
     request_headers,
     response_limit,
 )
@@ -254,3 +256,8 @@ def test_addresses(url: str, good: bool):
 def test_one_server_is_named_once_however_it_is_written():
     with pytest.raises(InputError, match="stands there twice"):
         RolloutConfig(engine="vllm", urls=["http://a:1", "http://a:1/"])
+
+
+@pytest.mark.parametrize("url", ["https://vllm.example.org", "HTTPS://vllm.example.org", "Https://vllm.example.org"])
+def test_certificates_are_verified_however_the_scheme_is_written(url: str):
+    assert direct_transport(url)._pool._ssl_context.verify_mode == ssl.CERT_REQUIRED  # pyright: ignore
