@@ -66,7 +66,7 @@ def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
     another text, cut or not, where its score is lower. Of equal scores the first drawn is the better.
 
     Args:
-        answers: in the order in which they were drawn, see `align.stages.best_of`.
+        answers: in the order in which they were drawn, see `align.stages.sample`.
         tools: the prompt has some.
     """
     if tools:

@@ -213,7 +213,7 @@ def read_condition(given: Any, field: str, home: Path) -> tuple[str, Check]:
         return read_bound(given, field)
     words, value_kind, check = KINDS[kind]
     value = given[kind]
-    is_value = value is value_kind if isinstance(value_kind, bool) else isinstance(value, str) and bool(value)
+    is_value = value == value_kind if isinstance(value_kind, bool) else isinstance(value, str) and bool(value)
     meaning = str(value_kind).lower() if isinstance(value_kind, bool) else value_kind
     require(
         {*given} == {kind} and is_value, field, dict(given), "is no such condition", f"Write {{{kind}: {meaning}}}."
@@ -396,7 +396,7 @@ def check_fresh(subject: Subject, value: bool) -> tuple[bool, str]:
 
 KINDS: Mapping[str, tuple[str, str | bool, Callable[..., tuple[bool, str]]]] = {
     "figure": ("", "KEY", check_bound),
-    "receipt": ("receipt of export={}", "adapter", check_receipt),
+    "receipt": ("receipt of export={}", "adapter|merged|gguf", check_receipt),
     "unseen": ("evaluated on what it never saw", True, check_unseen),
     "signature": ("signature by {}", "PUBLIC_KEY", check_signature),
     "verdict": ("verdict {}", "NAME", check_verdict),

@@ -60,11 +60,12 @@ def find_runs(
     for key in columns:
         path_of(index, COLUMNS, key, whole=True)
 
-    def is_met(value: str | None, number: int) -> bool:
-        return predicates[number](None if value is None else json.loads(value))
+    def is_met(pair: str, number: int) -> bool:
+        return predicates[number](json.loads(pair)[0])
 
     index.db.create_function("is_met", 2, is_met)
-    condition = " and ".join(f"is_met(record -> ?, {i})" for i in range(len(where))) or "1"
+    # Of two paths SQLite gives a JSON array, in which values keep their types.
+    condition = " and ".join(f"is_met(json_extract(record, ?, '$'), {i})" for i in range(len(where))) or "1"
     records = index.selected(condition, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
     if len(records) < limit and (records or not offset):
         return records, offset + len(records)
@@ -111,14 +112,15 @@ def predicate_of(field: str, wanted: Any) -> Callable[[Any], bool]:
 
 def holds(value: Any, sign: str, operand: Any) -> bool:
     """Return whether one value of a record compares so; for `!=`, whether it is equal."""
+    if sign not in COMPARISONS and isinstance(operand, str) and "*" in operand:
+        pattern = operand.replace("[", "[[]").replace("?", "[?]")
+        text = str(int(value)) if isinstance(value, bool) else str(value)
+        return isinstance(value, str | int | float) and fnmatchcase(text, pattern)
     if isinstance(operand, bool) or isinstance(value, bool):
         return value is operand
     if sign in COMPARISONS:
         kinds = str if isinstance(operand, str) else int | float
         return isinstance(value, kinds) and COMPARISONS[sign](value, operand)
-    if isinstance(operand, str) and "*" in operand:
-        pattern = operand.replace("[", "[[]").replace("?", "[?]")
-        return isinstance(value, str | int | float) and fnmatchcase(str(value), pattern)
     if isinstance(operand, int | float):  # a run may be called 7
         return value in (operand, str(operand))
     return value == operand

@@ -141,7 +141,8 @@ def remarks_in(connection: Connection, project: str, which: ColumnElement[bool])
     """Return the number of remarks, and the texts in them."""
     mine = select(remarks.c.content).where(remarks.c.project == project, which)
     contents = [json.loads(content) for content in connection.execute(mine).scalars()]
-    return len(contents), frozenset(text for content in contents for text in content.values())
+    texts = (text for content in contents for text in content.values() if isinstance(text, str) and text)
+    return len(contents), frozenset(texts)
 
 
 def erase(store: Store, found: About) -> None:

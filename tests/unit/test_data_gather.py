@@ -180,6 +180,16 @@ def test_a_damaged_account_is_told(tmp_path: Path) -> None:
         made.spool.account(part)
 
 
+def test_a_part_of_another_format_is_refused(tmp_path: Path):
+    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
+    made.run()
+    [part] = made.spool.parts()
+    path = part.with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(InputError, match="another version of align"):
+        gathering(tmp_path / "spool", tmp_path / "rows.jsonl").run()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -31,7 +31,7 @@ from align.data.read.records import Outcome, Read
 from align.data.sets.ids import id_of, question_id
 from align.data.sets.record_columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.source import Source
-from align.data.sets.spool import Spool
+from align.data.sets.spool import REMEDY, Spool
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -65,6 +65,8 @@ operators in it."""
 HASHES = "shingle_hashes"
 """The column of each text's shingles, which near-duplicates are compared by: to make them again would take
 longer than to read them."""
+PART_FORMAT = 2
+"""Of the account of a part. A run goes on from parts of this format alone."""
 UNDECIDED, SKIPPED = "dropped_undecided", "skipped_rows"
 """What counts pairs of which no answer is preferred, and rows that were refused, as for plain files."""
 
@@ -185,7 +187,7 @@ class Gathering:
                 if batch is not None:
                     yield batch
             self.account.counts[SKIPPED] = self.account.bad_rows.count
-            account.update(last=reading.last, **self.account.as_json())
+            account.update(last=reading.last, format=PART_FORMAT, **self.account.as_json())
 
         self.spool.write(self.name(part), batches(), self.schemas, account)
         self._reading = reading
@@ -316,8 +318,10 @@ class SourceAccount:
         """Add the account of the next part.
 
         Raises:
-            InputError: rows of it are refused, and are not to be left out.
+            InputError: another version of align wrote it, or rows of it are refused, and are not to be left out.
         """
+        problem = "was left by another version of align"
+        require(account.get("format") == PART_FORMAT, "checkpoints", self.source.name, problem, REMEDY)
         self.counts.update(account["counts"])
         self.licences.update(account["licences"])
         self.unread.add(account["unread"])
