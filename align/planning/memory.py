@@ -315,19 +315,20 @@ def predict_peak(
     longest: int,
     stage: Any,
     data: Any,
-    rollout: Any,
     method: Any,
     dtype: str,
     texts: int = 0,
     rewards: int = 0,
+    rollout: Any = None,
 ) -> dict[str, float]:
     """Return the memory that a run's tensors were predicted to take, in MiB, as a figure beside what they took. Returns
     nothing for a model whose sizes cannot be read.
 
     Args:
         longest: tokens of the longest row that it trains on; of PPO, of the longest prompt.
-        stage, data, rollout, method, dtype: see `workload_of`.
+        stage, data, method, dtype: see `workload_of`.
         texts: of a row; 0 for as many as the settings say.
+        rollout: of PPO, see `workload_of`.
     """
     init = run.inputs.get("init")
     try:

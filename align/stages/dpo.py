@@ -144,7 +144,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         **fitted.figures,
         **peak_memory(),
         **simulated_by(train_prefs),
-        **predict_peak(run, longest, config.stage, config.data, config.rollout, config.method, config.dtype),
+        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

@@ -121,15 +121,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         **fitted.figures,
         **peak_memory(),
         **simulated_by([record for record in train.records if isinstance(record, Preference)]),
-        **predict_peak(
-            run,
-            longest,
-            config.stage,
-            config.data,
-            config.rollout,
-            config.method,
-            config.dtype,
-        ),
+        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

@@ -72,7 +72,14 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
         peaks = {
             **peak_memory(),
             **predict_peak(
-                run, longest, config.stage, config.data, config.rollout, config.method, config.dtype, rewards=rewards
+                run,
+                longest,
+                config.stage,
+                config.data,
+                config.method,
+                config.dtype,
+                rewards=rewards,
+                rollout=config.rollout,
             ),
         }
         return build_result(trained, workers, settings, run.known_metrics, peaks)

@@ -67,7 +67,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     run.known_metrics = {
         **counts,
         "rankings": len(judged),
-        **predict_peak(run, longest, config.stage, config.data, config.rollout, config.method, config.dtype, texts),
+        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype, texts),
     }
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")

@@ -165,7 +165,7 @@ def run(
         **fitted.figures,
         **run.known_metrics,
         **peak_memory(),
-        **predict_peak(run, longest, config.stage, config.data, config.rollout, config.method, config.dtype),
+        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
     }
     return Result(metrics, (*describe_losses(metrics), fitted.said))
 
