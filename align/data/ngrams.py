@@ -21,11 +21,11 @@ def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
     return zip(*(tokens[i:] for i in range(n)), strict=False)
 
 
-def repetition(texts: Sequence[str], n: int = 3) -> float:
-    """Mean over texts of the share of a text's n-grams that it had already used, in [0, 1].
+def repetition(texts: Sequence[str]) -> float:
+    """Return the mean over texts of the share of a text's 3-grams that it had already used, in [0, 1].
 
-    Texts shorter than `n` words cannot repeat and are passed over; 0 where all are.
+    Texts shorter than three words cannot repeat and are passed over; 0 where all are.
     Source: `seq-rep-n` of Welleck et al. 2020, arXiv 1908.04319, on words.
     """
-    shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := list(ngrams(words(text), n)))]
+    shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := list(ngrams(words(text), 3)))]
     return float(np.mean(shares)) if shares else 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -67,7 +68,7 @@ def nearly_trained_on(
             if run.digest not in by_run:
                 try:
                     by_run[run.digest] = find_near_questions(trained_rows(run, store), questions, similarity)
-                except (AlignError, KeyError, OSError) as error:
+                except (AlignError, AttributeError, KeyError, OSError) as error:
                     by_run[run.digest] = {}
                     problem = f"cannot be read again ({str(error).splitlines()[0].removesuffix('.')})"
                     unknown.append(f"the rows of {run.ref} {problem}: which prompts come near them is not known")
@@ -81,22 +82,10 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
 
     Raises:
         AlignError: it cannot be read, or is not what it was.
-        KeyError: the manifest does not say where it is.
+        KeyError, AttributeError: the manifest does not say where it is.
     """
     data, stage, seed = manifest.config["data"], manifest.config["stage"], manifest.config["seed"]
-    source = DataSource(
-        data["name"],
-        data["path"],
-        part=data.get("part"),
-        held_out=data["held_out"],
-        limit=data.get("limit"),
-        eval_path=data.get("eval_path"),
-        system=data.get("system") or None,
-        hide_reasoning=data.get("reasoning") == "hide",
-        skips=data.get("on_bad_row") == "skip",
-        columns=data.get("columns") or {},
-        metadata=tuple(data.get("metadata") or ()),
-    )
+    source = DataSource.of(SimpleNamespace(**data))
     read = manifest.inputs["data"]
     if not read.project and data_record(source).digest != read.digest:
         raise AlignError(f"{read.path} has changed since")
@@ -104,7 +93,7 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
         return prompts(source, "train", seed)
     if manifest.stage not in ("reward", "dpo", "kto"):
         return documents(source, "train", seed)
-    simulated = data.get("allow_simulated", False)
+    simulated = data["allow_simulated"]
     if manifest.stage == "kto":
         return divided_judgements(source, store, read.project or "", simulated, stage["held_out"], seed)[0]
     pairs = read_pairs(source, store, read.project or "", simulated, seed)
@@ -122,7 +111,7 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     for texts in slices(text for row in rows for text in {spoken(row, SPEAKERS), spoken(row, USERS)}):
         alike = texts.filter(pa.array(prefilter.maybe(texts)))
         if len(alike):
-            near = hits(Index({"rows": alike}, threshold=similarity).without(prefilter.phrases), questions)
+            near = hits(Index([alike], threshold=similarity).without(prefilter.phrases), questions)
             for place, rule in zip(near.text.tolist(), near.rule.tolist(), strict=True):
                 found[place] = min(rule, found.get(place, rule))
     return {place: RULES[rule] for place, rule in sorted(found.items())}

@@ -39,12 +39,13 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
 from align.data.clean.quality import CountTokens
 from align.data.clean.steps import steps_of
+from align.data.dedup.evaluation_overlap import Matches
+from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import DOCUMENTS, FEEDBACK
 from align.data.read.files import share_read
-from align.data.sets.contamination import Evaluations, Leaks, drop_templated, leaks_of
+from align.data.sets.contamination import Evaluations, drop_templated, leaks_of
 from align.data.sets.duplicates import (
     NO_DUPLICATES,
-    Duplicates,
     clusters,
     copies,
     duplicate_labels,
@@ -183,12 +184,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     with nothing_to_go_on_from(run):
         draw = draws(rows.first_bits("content_id"), config.seed)
         given_away = evaluations.leaks(rows, funnel.kept)
-        without(funnel, "after_decontamination", given_away.rows, stage.contamination)
+        without(funnel, "after_decontamination", given_away.text, stage.contamination)
         duplicates = without_duplicates(rows, funnel, preference(funnel.source, ranks), stage, engine)
         funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
         test = divided(rows, funnel, duplicates, config)
         leaks = shared_sides(rows, funnel, test, stage)
-        without(funnel, "after_test_decontamination", leaks.rows, stage.contamination)
+        without(funnel, "after_test_decontamination", leaks.text, stage.contamination)
         mix = stage.mix
         size = np.ones(len(test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
         train = mixture(
@@ -245,18 +246,20 @@ def nothing_to_go_on_from(run: Run) -> Iterator[None]:
         raise
 
 
-def check_some(config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Leaks, leaks: Leaks) -> None:
+def check_some(
+    config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Matches, leaks: Matches
+) -> None:
     """Raise InputError if no row is left, or none to train on."""
     at = "stage.sources"
     given = ", ".join(funnel.names)
     removes = config.stage.contamination.action == "remove"
-    if removes and len(given_away.rows) and not any(funnel.steps["after_decontamination"]):
+    if removes and len(given_away.text) and not any(funnel.steps["after_decontamination"]):
         problem = "leave no row: all are like rows of stage.contamination.against"
         raise InputError(at, given, problem, "Write stage.contamination.action=report, and look at its report.")
     require(bool(funnel.kept.any()), at, given, "leave no row", "Look at the settings that leave rows out.")
     if config.data.held_out == 1 or train.times.any():
         return
-    if removes and len(leaks.rows) and not (funnel.kept & ~test).any():
+    if removes and len(leaks.text) and not (funnel.kept & ~test).any():
         problem = "leave no row to train on: all that could be are like rows to measure on"
         raise InputError(at, given, problem, "Write stage.contamination.test=false, or another data.held_out.")
     raise InputError(at, given, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
@@ -422,7 +425,7 @@ def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) 
     return test
 
 
-def shared_sides(rows: Rows, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Leaks:
+def shared_sides(rows: Rows, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Matches:
     """Find the rows to train on that give away rows to measure on."""
     measured = funnel.kept & test & stage.contamination.test
     near = stage.contamination.near

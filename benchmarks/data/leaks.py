@@ -26,8 +26,9 @@ import pyarrow as pa
 
 from align.core.types import Conversation, Message
 from align.data.chitchat import part_holding, records, turns
+from align.data.dedup.evaluation_overlap import RULES
 from align.data.read.content import DOCUMENTS
-from align.data.sets.contamination import Evaluations, leaks_in
+from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, read_set
 from align.data.sets.record_columns import columns_of, texts_of
 
@@ -151,8 +152,8 @@ def found_rows(evaluations: Evaluations, rows: Sequence[Conversation | str]) -> 
     found: dict[int, str] = {}
     for at in range(0, len(rows), 4096):
         batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, rows[at : at + 4096]))
-        leaks = leaks_in(evaluations.hits(texts_of(DOCUMENTS, batch), texts_of(DOCUMENTS, batch, "prompts")))
-        found |= {at + place: rule for place, rule in zip(leaks.rows.tolist(), leaks.rules, strict=True)}
+        leaks = evaluations.find(texts_of(DOCUMENTS, batch), texts_of(DOCUMENTS, batch, "prompts"))
+        found |= {at + text: RULES[rule] for text, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True)}
     return found
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.__main__ import main as main_of_align
-from align.data.dedup.near_duplicates import DuplicatePairs, find_near
+from align.data.dedup.near_duplicates import Duplicates, find_near
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import band_keys, normalised_digests, shingled
 
@@ -129,7 +129,7 @@ SETS: dict[str, Callable[[random.Random], Made]] = {
 }
 
 
-def find(texts: Sequence[str], shared_counts: bool) -> DuplicatePairs:
+def find(texts: Sequence[str], shared_counts: bool) -> Duplicates:
     array = pa.array(texts)
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets).T)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from align.core.types import Conversation, Message, Record
-from align.data.dedup.evaluation_overlap import COMMON, Tally
+from align.data.dedup.evaluation_overlap import COMMON, RULES, Tally
 from align.data.dedup.questions import EvaluationTexts
 from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
@@ -62,14 +62,14 @@ def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
 def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | None) -> None:
     rows = spooled(tmp_path, [chat("other", "thing"), row, chat("and", "another")])
     found = against([chat("unlike", "anything"), evaluation]).leaks(rows, np.ones(3, bool))
-    expected = ([1], [0], [1], [rule]) if rule else ([], [], [], [])
-    assert (found.rows.tolist(), found.sets.tolist(), found.where.tolist(), found.rules) == expected
+    expected = [[1], [0], [1], [RULES.index(rule)]] if rule else [[], [], [], []]
+    assert [column.tolist() for column in found] == expected
 
 
 def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("a b c d e f", "g h i j k l")])
     near = [chat("z b c d e f", "g h i j k l")]
-    assert against(near, None).leaks(rows, np.ones(1, bool)).rules == []
+    assert against(near, None).leaks(rows, np.ones(1, bool)).rule.tolist() == []
 
 
 @pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
@@ -79,7 +79,7 @@ def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sh
     rows = spooled(tmp_path, [*said, chat("What did it do?", LONG), *measured])
     held_out = np.arange(sharing + 4) > sharing
     found = leaks_of(rows, held_out, ~held_out, None)
-    assert found.rows.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
+    assert found.text.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
 
 
 @pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
@@ -94,21 +94,21 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
     held_out = np.arange(sharing + 1) >= sharing
     found = leaks_of(rows, held_out, ~held_out, None)
     leaked = sharing == COMMON or own == 7
-    assert found.rows.tolist() == ([sharing - 1] if leaked else [])
+    assert found.text.tolist() == ([sharing - 1] if leaked else [])
 
 
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
     wanted = np.array([False, True, False])
-    assert against([chat("x", LONG)]).leaks(rows, wanted).rows.tolist() == [1]
+    assert against([chat("x", LONG)]).leaks(rows, wanted).text.tolist() == [1]
 
 
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
     measured = np.array([True, False, False])
     found = leaks_of(rows, measured, ~measured, 0.7)
-    assert (found.rows.tolist(), found.where.tolist()) == ([2], [0])
-    assert leaks_of(rows, np.zeros(3, bool), ~measured, 0.7).rules == []
+    assert (found.text.tolist(), found.row.tolist()) == ([2], [0])
+    assert leaks_of(rows, np.zeros(3, bool), ~measured, 0.7).rule.tolist() == []
 
 
 def letters_of(number: int) -> str:
@@ -164,14 +164,12 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     assert {*expected.values()} == {"question", "ngram", "exact", *(["near"] if near else [])}
     assert any(many > COMMON for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values())
     whole = leaks_of(rows, measured, ~measured, near)
-    assert dict(zip(whole.rows.tolist(), whole.rules, strict=True)) == expected
+    assert {row: RULES[rule] for row, rule in zip(whole.text.tolist(), whole.rule.tolist(), strict=True)} == expected
     monkeypatch.setattr(contamination, "SLICE", 1000)
     monkeypatch.setattr(Tally, "LEAST", 100)
     assert len([*contamination.slices(rows, measured)]) > 9
     parts = leaks_of(rows, measured, ~measured, near)
-    assert whole.rules == parts.rules
-    for name in ("rows", "sets", "where"):
-        assert getattr(whole, name).tolist() == getattr(parts, name).tolist()
+    assert [column.tolist() for column in whole] == [column.tolist() for column in parts]
 
 
 def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_asked_about(tmp_path: Path) -> None:

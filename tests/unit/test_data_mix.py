@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.data.sets.mix import draws, mixed, mixture, over_caps, seen, shares
+from align.data.sets.mix import draws, mixture, over_caps, seen, shares
 
 
 def mix(counts: list[int], weights: list[float | None], size: int = 1, **how: object):
     source = np.repeat(np.arange(len(counts)), counts)
     ids = np.arange(len(source), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     names = [f"s{i}" for i in range(len(counts))]
-    found = mixed(source, np.full(len(source), size), draws(ids, 0), names, weights=weights, **how)  # type: ignore[arg-type]
+    every = np.ones(len(source), bool)
+    found = mixture(every, source, np.full(len(source), size), draws(ids, 0), names, weights=weights, **how)  # type: ignore[arg-type]
     return found, [int(found.times[source == i].sum()) for i in range(len(counts))]
 
 
@@ -80,7 +81,7 @@ def test_a_cap_leaves_the_first_rows_of_the_order():
 
 def test_shares_of_turns():
     source, size = np.array([0, 0, 0, 0, 1, 1]), np.array([10, 10, 10, 10, 4, 4])
-    found = mixed(source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5])
+    found = mixture(np.ones(6, bool), source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5])
     assert found.times.tolist() == [1, 0, 0, 0, 1, 1]
     assert found.got == pytest.approx((10 / 18, 8 / 18))
 
@@ -103,11 +104,10 @@ def test_another_source_changes_counts_and_no_order(counts: list[int], seed: int
 
     def seen_of(first: int, number: int) -> list[int]:
         inside = source < number
-        found = mixed(
-            source[inside], np.ones(int(inside.sum()), np.int64), draw[inside], [f"s{i}" for i in range(number)],
-            weights=weights[:number],
-        )  # fmt: skip
-        return np.flatnonzero((source[inside] == first) & (found.times > 0)).tolist()
+        sizes = np.ones(len(source), np.int64)
+        names = [f"s{i}" for i in range(number)]
+        found = mixture(inside, source, sizes, draw, names, weights=weights[:number])
+        return np.flatnonzero((source == first) & (found.times > 0)).tolist()
 
     fewer, more = sorted((set(seen_of(0, n)) for n in (len(counts) - 1, len(counts))), key=len)
     assert fewer <= more
@@ -126,7 +126,7 @@ def test_the_order_of_draw_goes_by_the_seed():
 def test_rows_that_are_not_inside_are_not_seen():
     inside, source = np.array([True, True, False, True]), np.array([0, 0, 1, 2])
     given = inside, source, np.ones(4, np.int64), np.arange(4, dtype=np.uint64), ["a", "b", "c"]
-    found = mixture(*given, weights=[None] * 3, total=None, repeat=1, temperature=None)
+    found = mixture(*given, weights=[None] * 3)
     assert found.times.tolist() == [1, 1, 0, 1]
     with pytest.raises(InputError, match=r"stage\.sources\.b=0\.2: has a weight, and none of its rows"):
-        mixture(*given, weights=[0.5, 0.2, 0.3], total=None, repeat=1, temperature=None)
+        mixture(*given, weights=[0.5, 0.2, 0.3])

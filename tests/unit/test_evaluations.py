@@ -17,6 +17,7 @@ from test_data_leaks import spooled
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Record
+from align.data.dedup.evaluation_overlap import NGRAM, RULES
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
 
@@ -69,8 +70,8 @@ def rules(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = Evaluations([read_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
     leaks = found.leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
-    by = dict(zip(leaks.rows.tolist(), leaks.rules, strict=True))
-    return [by.get(i, "") for i in range(len(records))]
+    by = dict(zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True))
+    return [RULES[by[i]] if i in by else "" for i in range(len(records))]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
         found = Evaluations([read_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
         spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
         leaks = found.leaks(spool, np.ones(2, bool))
-        assert (leaks.rows.tolist(), leaks.where.tolist(), leaks.rules) == ([1], [2], ["ngram"])
+        assert [column.tolist() for column in leaks] == [[1], [0], [2], [NGRAM]]
 
 
 def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
     leaks = Evaluations(read_sets(sets), 0.7).leaks(
         spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), np.ones(3, bool)
     )
-    assert (leaks.rows.tolist(), leaks.sets.tolist()) == ([0, 1], [0, 1])
+    assert (leaks.text.tolist(), leaks.evaluation.tolist()) == ([0, 1], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -228,9 +229,9 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     leaks = found.leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
     all_grams = set[tuple[str, ...]]().union(*(grams(said) for row in rows for said in texts_in(row)))
     expected = [i for i, said in enumerate(corpus) if grams(said) & all_grams]
-    assert leaks.rows.tolist() == expected == sorted(planted)
-    assert {*leaks.rules} == {"ngram"}
-    for row, where in zip(leaks.rows.tolist(), leaks.where.tolist(), strict=True):
+    assert leaks.text.tolist() == expected == sorted(planted)
+    assert {*leaks.rule.tolist()} == {NGRAM}
+    for row, where in zip(leaks.text.tolist(), leaks.row.tolist(), strict=True):
         shared = grams(corpus[row])
         first = next(i for i, one in enumerate(rows) if any(shared & grams(said) for said in texts_in(one)))
         assert where == first

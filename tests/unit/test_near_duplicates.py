@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import DuplicatePairs, find_exact, packs, sharing
+from align.data.dedup.near_duplicates import Duplicates, find_exact, packs, sharing
 from align.data.dedup.shingles import Rarity, Shingles, band_keys, normalised_digests, shingled
 
 START = "the quick brown fox jumps over the lazy dog while a small grey cat looks on from the old stone wall"
@@ -25,7 +25,7 @@ def runs_of(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> DuplicatePairs:
+def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Duplicates:
     array = pa.array(texts, pa.string())
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets, bands, rows).T)
@@ -57,7 +57,7 @@ def one_by_one(texts, order, threshold, bands, rows, may=lambda a, b: True) -> l
     return gone
 
 
-def rows_of(pairs: DuplicatePairs) -> list[tuple[int, int, float]]:
+def rows_of(pairs: Duplicates) -> list[tuple[int, int, float]]:
     return list(zip(pairs.dropped.tolist(), pairs.kept.tolist(), pairs.jaccard.tolist(), strict=True))
 
 

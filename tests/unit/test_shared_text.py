@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import DuplicatePairs, hash_sets, packs, sharing
+from align.data.dedup.near_duplicates import Duplicates, hash_sets, packs, sharing
 from align.data.dedup.numbers import number_hashes, numbers_and_operators
 from align.data.dedup.shingles import Shingles, band_keys, normalised_digests, shingled
 
@@ -39,7 +39,7 @@ def content_of(texts: Sequence[str]) -> np.ndarray:
     return normalised_digests(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
 
 
-def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> DuplicatePairs:
+def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> Duplicates:
     array = pa.array(texts, pa.string())
     sets = shingled(array)
     columns = np.ascontiguousarray(band_keys(sets).T)

@@ -18,7 +18,7 @@ anything else in common with evaluation texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,9 +43,10 @@ from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import Rarity, Shingles, jaccard, shingles_of
 from align.data.dedup.words import ODD, blocks, mixed, word_hashes
 
-EXACT, NGRAM, NEAR = range(3)
-RULES = ("exact", "ngram", "near")
-"""Their names, by number."""
+RULES = ("question", "exact", "ngram", "contained", "near", "changed")
+"""All rules, in the order in which they name a text that several hold for: these, those of
+`align.data.dedup.questions`, and `question`, the text asks what an evaluation text asks."""
+ASKED, EXACT, NGRAM, CONTAINED, NEAR, CHANGED = range(len(RULES))
 COMMON = 10
 """Rows that may share a run of `WIDTH` words with a row: what more of them share is a common phrase or boilerplate
 (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
@@ -57,17 +58,20 @@ Owned = tuple[ndarray, ndarray]
 """Hashes (uint64) and the numbers of the texts that have them (int32)."""
 
 
-class Hits(NamedTuple):
-    """One row a training text and evaluation set, by text and then by set."""
+class Matches(NamedTuple):
+    """Training texts, each with an evaluation row that it gives away.
+
+    Attributes:
+        text: the number of the training text, int64; of rows of a spool, that of the row.
+        evaluation: the number of the evaluation set, int64.
+        row: the number of the row in that set, from 0, int64.
+        rule: the place of the rule in `RULES`, int64.
+    """
 
     text: ndarray
-    """int64: which of the training texts."""
     evaluation: ndarray
-    """int64: which evaluation set, in the order of `Index.names`."""
     row: ndarray
-    """int64: the first text of that set that it is a hit of, by the first rule that holds for any."""
     rule: ndarray
-    """int64: `EXACT`, `NGRAM` or `NEAR`."""
 
 
 @dataclass(frozen=True)
@@ -119,45 +123,47 @@ class Index:
     A byte of their text takes some 5 bytes, and 7 while the index is made.
 
     Args:
-        evaluations: by name, the texts of each set. A row with several texts may give each.
+        evaluations: the texts of each set. A row with several texts may give each.
         width: words of a run, at least 3.
         threshold: of the Jaccard similarity, in (0, 1]; None if near-duplicates are not looked for.
+        rows: the row of each text of all sets, int64, ascending in each; None if each text is a row.
     """
 
-    def __init__(self, evaluations: Mapping[str, Texts], width: int = WIDTH, threshold: float | None = 0.7) -> None:
-        self.names = tuple(evaluations)
+    def __init__(
+        self,
+        evaluations: Sequence[Texts],
+        width: int = WIDTH,
+        threshold: float | None = 0.7,
+        rows: ndarray | None = None,
+    ) -> None:
         self.width = width
         self.threshold = threshold
-        counts = np.array([len(texts) for texts in evaluations.values()], np.int64)
+        counts = np.array([len(texts) for texts in evaluations], np.int64)
         self.evaluation = np.repeat(np.arange(len(counts)), counts)
-        self.row = ranges(0 * counts, counts)
+        self.row = ranges(0 * counts, counts) if rows is None else rows
         self.rarity = Rarity()
         at = 0
         short, grams = list[Owned](), list[Owned]()
-        values, sizes, numbers = [NO_HASHES], [NO_NUMBERS], [NO_HASHES]
-        for texts in evaluations.values():
+        sets, numbers = [Shingles.of_sizes(NO_HASHES, NO_NUMBERS)], [NO_HASHES]
+        for texts in evaluations:
             for part in iter_features(texts, width, threshold is not None):
                 short.append((part.short, (part.short_owners + at).astype(np.int32)))
                 grams.append((part.grams.values, (part.grams.owners + at).astype(np.int32)))
-                values.append(part.shingles.values)
-                sizes.append(part.shingles.sizes)
+                sets.append(part.shingles)
                 numbers.append(part.numbers)
                 self.rarity.add(part.shingles)
                 at += len(part.grams)
         self.short = index_hashes(short, self.evaluation)
         self.grams = index_hashes(grams, self.evaluation)
-        self.shingles = Shingles.of_sizes(np.concatenate(values), np.concatenate(sizes))
         self.numbers = np.concatenate(numbers)
-        del values
         marks = list[Owned]()
         at = 0
-        for count in map(len, sizes if threshold is not None else []):  # texts that are looked at together
-            offsets = self.shingles.offsets[at : at + count + 1]
-            some = Shingles(self.shingles.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        for some in sets if threshold is not None else ():  # texts that are looked at together
             mark, owner = self.rarity.marks(some, threshold or 0)
             marks.append((mark, (owner + at).astype(np.int32)))
-            at += count
+            at += len(some)
         self.marks = index_hashes(marks)
+        self.shingles = Shingles.of_sizes(*join_columns((some.values, some.sizes) for some in sets))
 
     def without(self, common: ndarray) -> Index:
         """Return the index less some of its runs of words: those that many training texts have are phrases, not leaks.
@@ -200,24 +206,25 @@ def index_hashes(parts: list[Owned], within: ndarray | None = None) -> HashTable
     return HashTable(values[first], owners[first])
 
 
-def hits(index: Index, texts: Texts) -> Hits:
-    """Return the training texts that are in evaluation sets."""
+def hits(index: Index, texts: Texts) -> Matches:
+    """Return the training texts that are in evaluation sets, by text and then by set. Each comes once a set: with the
+    first row by the first rule that holds for any."""
     found = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]  # text, evaluation text, rule
     at = 0
     for block in iter_features(texts, index.width, index.threshold is not None):
-        by_rule = (
-            index.short.find_pairs(block.short, block.short_owners),
-            index.grams.find_pairs(block.grams.values, block.grams.owners),
-            index.near(block),
-        )
-        found += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in enumerate(by_rule)]
+        by_rule = {
+            EXACT: index.short.find_pairs(block.short, block.short_owners),
+            NGRAM: index.grams.find_pairs(block.grams.values, block.grams.owners),
+            NEAR: index.near(block),
+        }
+        found += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in by_rule.items()]
         at += len(block.grams)
     text, owner, rule = join_columns(found)
     evaluation = index.evaluation[owner]
     order = np.lexsort((owner, rule, evaluation, text))
     text, evaluation, owner, rule = text[order], evaluation[order], owner[order], rule[order]
     first = is_new(text, evaluation)
-    return Hits(text[first], evaluation[first], index.row[owner[first]], rule[first])
+    return Matches(text[first], evaluation[first], index.row[owner[first]], rule[first])
 
 
 class Tally:

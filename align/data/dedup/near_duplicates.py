@@ -32,7 +32,7 @@ from align.data.dedup.arrays import (
     ranges,
     spans,
 )
-from align.data.dedup.shingles import HASH_BITS, Rarity, Shingles, count_common
+from align.data.dedup.shingles import BANDS, HASH_BITS, Rarity, Shingles, count_common
 from align.data.dedup.words import BLOCK_DOCUMENTS, ODD, mixed
 
 
@@ -99,7 +99,7 @@ class Memberships(NamedTuple):
         return count_shared(*sides, bits=32) > 0
 
 
-def sharing(place: ndarray, has: ndarray, column: Callable[[int], ndarray], bands: int) -> Groups:
+def sharing(place: ndarray, has: ndarray, column: Callable[[int], ndarray], bands: int = BANDS) -> Groups:
     """Return the groups of all bands. Documents that share several keys with the very same others are one group.
 
     Groups go by 64-bit hashes of their members: one of ten million is taken for another in one of 4·10⁵ data sets.
@@ -253,7 +253,7 @@ WHOLE = np.uint64(1 << 62)
 Sets = Callable[[ndarray], Shingles]
 
 
-class DuplicatePairs(NamedTuple):
+class Duplicates(NamedTuple):
     """One row a dropped document, in order of preference."""
 
     dropped: ndarray
@@ -261,12 +261,16 @@ class DuplicatePairs(NamedTuple):
     kept: ndarray
     """int64: the first kept document, in order of preference, that it is a duplicate of."""
     jaccard: ndarray
-    """float64: of the two."""
+    """float64: how alike the two are; 1 for copies."""
+    exact: ndarray
+    """bool: whether it is a copy."""
+
+    def renumbered(self, numbers: ndarray) -> Duplicates:
+        """Return the same of documents that have these numbers, int64 (N)."""
+        return self._replace(dropped=numbers[self.dropped], kept=numbers[self.kept])
 
 
-def find_exact(
-    digests: ndarray, order: ndarray, sources: ndarray | None = None, across: bool = False
-) -> DuplicatePairs:
+def find_exact(digests: ndarray, order: ndarray, sources: ndarray | None = None, across: bool = False) -> Duplicates:
     """Return the documents to drop, of N; each names the first one, in order of preference, that it is equal to.
 
     Args:
@@ -283,7 +287,8 @@ def find_exact(
         gone &= sources[ranked] != sources[kept]
     dropped, kept = ranked[gone], kept[gone]
     by_preference = np.lexsort((dropped, order[dropped]))
-    return DuplicatePairs(dropped[by_preference], kept[by_preference], np.ones(len(dropped)))
+    every = np.ones(len(dropped), bool)
+    return Duplicates(dropped[by_preference], kept[by_preference], every.astype(np.float64), every)
 
 
 def find_near(
@@ -292,13 +297,13 @@ def find_near(
     column: Callable[[int], ndarray],
     read: Sets,
     threshold: float = 0.7,
-    bands: int = 32,
+    bands: int = BANDS,
     sources: ndarray | None = None,
     across: bool = False,
     numbers: ndarray | None = None,
     content: ndarray | None = None,
     shared: ndarray | None = None,
-) -> DuplicatePairs:
+) -> Duplicates:
     """Return the documents to drop, of N.
 
     Args:
@@ -367,7 +372,8 @@ def find_near(
         greedy.decide(mark(places, group))
     kept, dropped, similarity = join_columns(greedy.pairs)
     order = np.argsort(dropped)
-    return DuplicatePairs(documents.index[dropped[order]], documents.index[kept[order]], similarity[order])
+    found = Duplicates(dropped[order], kept[order], similarity[order], np.zeros(len(order), bool))
+    return found.renumbered(documents.index)
 
 
 def hash_sets(sets: Shingles) -> ndarray:

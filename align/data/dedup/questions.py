@@ -5,7 +5,7 @@ A text gives a question away by one of these rules, beside those of `align.data.
 - `CONTAINED`: the whole question stands in it. Case, blanks, punctuation and prefixes such as `Q:` or `12.` do not
   count. A question that says little (`Who wrote Hamlet?`) must be a sentence or a line of the text, and one of everyday
   words (`Who are you?`) must be announced as a question there.
-- `RUN`: they share a run of as many words as the 5th percentile of the set's examples has, between 8 and 13 (Brown et
+- `NGRAM`: they share a run of as many words as the 5th percentile of the set's examples has, between 8 and 13 (Brown et
   al. 2020, arXiv 2005.14165, appendix C). A run under 13 words that many rows of the set share is a phrase of theirs.
 - `CHANGED`: the whole question stands in it but for one word that was changed, put in or left out: not a number, and
   not a word by which two questions of the set differ, as in `capital of France` and `capital of Spain`.
@@ -44,6 +44,7 @@ from align.data.dedup.arrays import (
     join_columns,
     ranges,
 )
+from align.data.dedup.evaluation_overlap import CHANGED, CONTAINED, NGRAM, Matches
 from align.data.dedup.shingles import shingled
 from align.data.dedup.words import blocks, bounds_of_words, mixed, plain
 
@@ -381,9 +382,6 @@ def strip_prefixes(block: WordBlock) -> tuple[ndarray, ndarray]:
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-CONTAINED, RUN, CHANGED = range(3)
-RULES = ("contained", "ngram", "changed")
-"""Their names, by number."""
 LEAST_WIDTH = 8
 WIDEST = 13
 PERCENTILE = 5
@@ -416,20 +414,6 @@ CHANGED_SAYS = 24
 CROWDED = 32
 """Questions of a set that may share a half before it is a template."""
 AT_ONCE = 1 << 15
-
-
-class Matches(NamedTuple):
-    """Texts, each with an evaluation text that it gives away.
-
-    Attributes:
-        text: int64, the number of the text.
-        owner: int64, the number of the evaluation text.
-        rule: int64.
-    """
-
-    text: ndarray
-    owner: ndarray
-    rule: ndarray
 
 
 class EvaluationTexts(NamedTuple):
@@ -505,9 +489,14 @@ def count_between(counts: ndarray, start: ndarray, end: ndarray) -> ndarray:
 
 
 class QuestionIndex:
-    """One evaluation set, to be asked for the training texts that give its questions away."""
+    """One evaluation set, to be asked for the training texts that give its questions away.
 
-    def __init__(self, given: EvaluationTexts) -> None:
+    Args:
+        number: of the set.
+    """
+
+    def __init__(self, given: EvaluationTexts, number: int) -> None:
+        self.number = number
         self.questions = questions = Questions(given.asked, given.asked_by)
         first, asked_by = questions.firsts()
         generic = np.zeros(len(questions.owner), bool)
@@ -531,7 +520,7 @@ class QuestionIndex:
         self._index_halves(first[asked_by <= GENERIC], given.asked)
 
     def _run_tables(self, given: EvaluationTexts) -> list[tuple[int, HashTable]]:
-        """Return runs of words, and of letters without blanks: their width, and who has them."""
+        """Return runs of words, and of letters without blanks: their width, and the first row that has each."""
         blocks = [*word_blocks(given.said)]
         counts = join(np.diff(block.first) for block in blocks)
         lengths = np.zeros(int(given.said_by.max(initial=-1)) + 1, np.int64)
@@ -552,7 +541,7 @@ class QuestionIndex:
                 at += len(block.first) - 1
             values, owners = join_columns(found)
             if (of_letters or width < WIDEST) and len(values):
-                tables.append((width, HashTable.sort(*select_owners(values, owners, given.said_by))))
+                tables.append((width, HashTable(*select_rows(values, given.said_by[owners]))))
         return tables
 
     def _index_halves(self, chosen: ndarray, given: pa.ChunkedArray) -> None:
@@ -595,23 +584,23 @@ class QuestionIndex:
         self._slots = distinct(np.concatenate(slots))
 
     def find(self, texts: Texts) -> Matches:
-        """Return the texts that give questions away. `owner` is a question's number for `CONTAINED` and `CHANGED`, and
-        the number of another text of the set for `RUN`."""
+        """Return the texts that give questions away."""
         parts = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]
         at = 0
         for block in word_blocks(texts):
             words, question = self._find_contained(block)
-            found = [(words, self.questions.owner[question], CONTAINED)]
+            found = [(words, self.questions.row[question], CONTAINED)]
             for width, table in self._runs:
                 starts = run_starts(block, width)
-                places, owner = table.find(block.runs(starts, starts + width))
-                found.append((starts[places], owner, RUN))
+                places, row = table.find(block.runs(starts, starts + width))
+                found.append((starts[places], row, NGRAM))
             words, question, position = self._find_changed(block)
             differs = ~held(self._slots, self.questions.offset[question] + position)
-            found.append((words[differs], self.questions.owner[question[differs]], CHANGED))
-            parts += [(block.text[words] + at, owner, np.full(len(words), rule)) for words, owner, rule in found]
+            found.append((words[differs], self.questions.row[question[differs]], CHANGED))
+            parts += [(block.text[words] + at, row, np.full(len(words), rule)) for words, row, rule in found]
             at += len(block.first) - 1
-        return Matches(*join_columns(parts))
+        text, row, rule = join_columns(parts)
+        return Matches(text, np.full(len(text), self.number), row, rule)
 
     def _find_contained(self, block: WordBlock) -> tuple[ndarray, ndarray]:
         """Return words at which questions stand, and these questions."""
@@ -733,14 +722,15 @@ def run_starts(block: WordBlock, width: int) -> ndarray:
     return ranges(block.first[:-1], counts)
 
 
-def select_owners(values: ndarray, owners: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
-    """Return each hash once with its first owner, without those that texts of more than `SHARED` rows have."""
-    order = np.lexsort((owners, values))
-    values, owners = values[order], owners[order]
+def select_rows(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
+    """Return each hash once, in ascending order, with the first row that has it, without those that more than `SHARED`
+    rows have."""
+    order = np.lexsort((rows, values))
+    values, rows = values[order], rows[order]
     new = is_new(values)
-    other = is_new(values, rows[owners])
+    other = is_new(values, rows)
     few = np.add.reduceat(other.astype(np.int64), np.flatnonzero(new)) <= SHARED
-    return values[new][few], owners[new][few]
+    return values[new][few], rows[new][few]
 
 
 LEAST_BAG = 6

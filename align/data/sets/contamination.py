@@ -5,65 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
-from align.data.dedup.arrays import NO_HASHES, NO_NUMBERS, distinct, held, join, join_columns
-from align.data.dedup.evaluation_overlap import COMMON, NEAR, RULES, SLICE, WIDTH, Index, Prefilter, hits
+from align.data.dedup.arrays import NO_HASHES, NO_NUMBERS, HashTable, distinct, held, join, join_columns
+from align.data.dedup.evaluation_overlap import ASKED, COMMON, NEAR, SLICE, WIDTH, Index, Matches, Prefilter, hits
 from align.data.dedup.near_duplicates import find_near, find_shared, sharing
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.questions import RULES as QUESTION_RULES
 from align.data.dedup.questions import EvaluationTexts, QuestionIndex, evaluation_keys, hash_asked, letter_runs
 from align.data.dedup.shingles import BANDS, Shingles, band_keys, hash_runs, normalised_digests, shingled
 from align.data.dedup.words import blocks, word_hashes
 from align.data.sets.spool import Rows, first_bits
 
-ASKED = "question"
-"""A rule of ours beside those of `align.data.dedup.evaluation_overlap`: the row asks what an evaluation row asks."""
 PART = 7
 """Words of a run, more than half of it, that make it a phrase if many rows share them. Rows of the test split share
 phrases with other rows; an evaluation set from elsewhere shares none, and the row of it that leaked most often stands
 in many rows."""
-ORDER = (ASKED, "exact", "ngram", "contained", "near", "changed")
-"""Rules, in the order in which they name a row that several hold for."""
-RANKS = np.array([ORDER.index(rule) for rule in RULES])
-QUESTION_RANKS = np.array([ORDER.index(rule) for rule in QUESTION_RULES])
 
 
-class Leaks(NamedTuple):
-    """Rows of a spool that were found, one entry a row.
-
-    Attributes:
-        rows: their numbers, int64, ascending.
-        sets: the number of the evaluation set of each.
-        where: the number of the row in that set, from 0.
-        rules: by which each was found.
-    """
-
-    rows: ndarray
-    sets: ndarray
-    where: ndarray
-    rules: list[str]
-
-
-Found = tuple[ndarray, ndarray, ndarray, ndarray]
-"""Rows, evaluation sets, rows there, and the rank of the rule (`ORDER`)."""
-
-
-def first_of(found: Sequence[Found]) -> Found:
-    """Return each row once: by what it asks, else by the first set, and in it by the first rule that holds for any."""
-    rows, sets, where, rank = join_columns([(NO_NUMBERS,) * 4, *found])
-    order = np.lexsort((where, rank, sets, rank > 0, rows))
-    order = order[np.diff(rows[order], prepend=-1) > 0]
-    return rows[order], sets[order], where[order], rank[order]
-
-
-def leaks_in(found: Sequence[Found]) -> Leaks:
-    rows, sets, where, rank = first_of(found)
-    return Leaks(rows, sets, where, [ORDER[i] for i in rank.tolist()])
+def first_matches(parts: Sequence[Matches]) -> Matches:
+    """Return each text once, in ascending order: by what it asks, else by the first set, and in it by the first rule
+    that holds for any."""
+    matches = Matches(*join_columns([(NO_NUMBERS,) * 4, *parts]))
+    order = np.lexsort((matches.row, matches.rule, matches.evaluation, matches.rule > ASKED, matches.text))
+    order = order[np.diff(matches.text[order], prepend=-1) > 0]
+    return Matches(*(column[order] for column in matches))
 
 
 class Evaluations:
@@ -76,77 +44,56 @@ class Evaluations:
     """
 
     def __init__(self, sets: Sequence[EvaluationTexts], near: float | None, phrases: ndarray | None = None) -> None:
-        index = Index({str(i): texts.said for i, texts in enumerate(sets)}, threshold=near)
+        by_text = join(texts.said_by for texts in sets)
+        index = Index([texts.said for texts in sets], threshold=near, rows=by_text)
         self.sets = sets
         self.questions = list[QuestionIndex]()
         if phrases is None:  # sets from elsewhere; rows that are held out say what other rows say too
             phrases = distinct(join((letter_runs(texts.said, index.width) for texts in sets), NO_HASHES))
-            self.questions = [*map(QuestionIndex, sets)]
+            self.questions = [*map(QuestionIndex, sets, range(len(sets)))]
         self.index = index.without(phrases)
         keys = [evaluation_keys(texts.asked) for texts in sets]
-        owner = np.repeat(np.arange(len(sets)), [len(own.key) for own in keys])
-        row = join(texts.asked_by[own.text] for texts, own in zip(sets, keys, strict=True))
-        self._keys, first = np.unique(join((own.key for own in keys), NO_HASHES), return_index=True)
-        self._key_set = owner[first]
-        self._key_row = row[first]
+        self.asked_set = np.repeat(np.arange(len(sets)), [len(own.key) for own in keys])
+        self.asked_row = join(texts.asked_by[own.text] for texts, own in zip(sets, keys, strict=True))
+        self.asked = HashTable(*np.unique(join((own.key for own in keys), NO_HASHES), return_index=True))
 
-    def leaks(self, rows: Rows, wanted: ndarray) -> Leaks:
-        """Return the rows among `wanted` (bool (N)) that give a set away."""
-        return leaks_in(self.found(rows, wanted))
-
-    def found(self, rows: Rows, wanted: ndarray) -> list[Found]:
-        found = list[Found]()
+    def leaks(self, rows: Rows, wanted: ndarray) -> Matches:
+        """Return the rows among `wanted` (bool (N)) that give a set away, each once, in ascending order."""
+        parts = list[Matches]()
         for numbers, said, asked in rows.texts(wanted, "both", "prompts") if self.sets else ():
-            places, sets, where, rank = first_of(self.hits(said, asked))
-            found.append((numbers[places], sets, where, rank))
-        return found
+            matches = self.find(said, asked)
+            parts.append(matches._replace(text=numbers[matches.text]))
+        return first_matches(parts)
 
-    def hits(self, said: pa.Array, asked: pa.Array) -> list[Found]:
-        """Return what some rows give away, by each rule that finds any.
+    def find(self, said: pa.Array, asked: pa.Array) -> Matches:
+        """Return what some rows give away, each row once.
 
         Args:
             said, asked: what each row says, and what it asks.
         """
-        alike = hits(self.index, said)
-        where = [
-            self.sets[i].said_by[row] for i, row in zip(alike.evaluation.tolist(), alike.row.tolist(), strict=True)
-        ]
-        found = [(alike.text, alike.evaluation, np.array(where, np.int64), RANKS[alike.rule])]
-        for number, questions in enumerate(self.questions):
-            text, owner, rule = questions.find(said)
-            rank = QUESTION_RANKS[rule]
-            is_run = rank == ORDER.index("ngram")
-            rows = np.zeros(len(owner), np.int64)
-            rows[is_run] = self.sets[number].said_by[owner[is_run]]
-            rows[~is_run] = self.sets[number].asked_by[owner[~is_run]]
-            found.append((text, np.full(len(owner), number), rows, rank))
-        if len(self._keys):
-            text, key = hash_asked(asked)
-            place = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-            same = self._keys[place] == key
-            place = place[same]
-            found.append((text[same], self._key_set[place], self._key_row[place], 0 * place))
-        return found
+        parts = [hits(self.index, said), *(questions.find(said) for questions in self.questions)]
+        text, key = hash_asked(asked)
+        places, keys = self.asked.find(key)
+        parts.append(Matches(text[places], self.asked_set[keys], self.asked_row[keys], np.full(len(keys), ASKED)))
+        return first_matches(parts)
 
 
-def leaks_of(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> Leaks:
+def leaks_of(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> Matches:
     """Return the rows to train on that give away rows to measure on (bool (N), both).
 
     The latter are looked for a slice at a time, so that memory does not go by how many they are, and only where a row
     to train on may be one that is found. So the time that this takes goes by the rows, and not by their square.
     """
-    found = list[Found]()
+    parts = list[Matches]()
     if measured.any():
         phrases, suspects = worth_asking(rows, measured, trained, near)
         phrases = np.union1d(phrases, templated_runs(rows, measured, trained, suspects, phrases))
         before = 0
         for texts in slices(rows, measured):
-            found += [
-                (numbers, sets, where + before, rank)
-                for numbers, sets, where, rank in Evaluations([texts], near, phrases).found(rows, suspects)
-            ]
+            matches = Evaluations([texts], near, phrases).leaks(rows, suspects)
+            parts.append(matches._replace(row=matches.row + before))
             before += len(texts.said)
-    return leaks_in(found)
+    return first_matches(parts)
 
 
 def worth_asking(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> tuple[ndarray, ndarray]:
@@ -231,7 +178,7 @@ def slices(rows: Rows, wanted: ndarray) -> Iterator[EvaluationTexts]:
 # that many rows share does not count, and numbers and operators have to be the same.
 
 
-def drop_templated(leaks: Leaks, rows: Rows, measured: ndarray, near: float, finds_all: bool) -> Leaks:
+def drop_templated(leaks: Matches, rows: Rows, measured: ndarray, near: float, finds_all: bool) -> Matches:
     """Return the leaks without rows that are near to rows to measure on by shared text only.
 
     Args:
@@ -240,8 +187,8 @@ def drop_templated(leaks: Leaks, rows: Rows, measured: ndarray, near: float, fin
         finds_all: whether MinHash finds all pairs that are so similar. If not, rows that are not made of shared text
             for the most part stay leaks.
     """
-    by_similarity = np.array([rule == RULES[NEAR] for rule in leaks.rules], bool)
-    suspects = leaks.rows[by_similarity]
+    by_similarity = leaks.rule == NEAR
+    suspects = leaks.text[by_similarity]
     if not len(suspects):
         return leaks
     compared = measured.copy()
@@ -249,7 +196,7 @@ def drop_templated(leaks: Leaks, rows: Rows, measured: ndarray, near: float, fin
     with TemporaryDirectory(dir=rows.folder, prefix="sides-") as folder:
         texts = ComparedTexts(Path(folder), rows, compared)
         places = np.arange(len(texts.numbers), dtype=np.int32)
-        groups = sharing(places, texts.sizes > 0, texts.keys.__getitem__, BANDS)
+        groups = sharing(places, texts.sizes > 0, texts.keys.__getitem__)
         shared = find_shared(groups, places, texts.sizes, texts.content, texts.read)
         is_measured = measured[texts.numbers]
         found = find_near(
@@ -266,9 +213,8 @@ def drop_templated(leaks: Leaks, rows: Rows, measured: ndarray, near: float, fin
         stay = texts.numbers[found.dropped]
         if not finds_all:
             stay = np.append(stay, texts.numbers[~texts.are_mostly(shared, near)])
-    kept = ~by_similarity | np.isin(leaks.rows, stay)
-    rules = [rule for rule, keep in zip(leaks.rules, kept.tolist(), strict=True) if keep]
-    return Leaks(leaks.rows[kept], leaks.sets[kept], leaks.where[kept], rules)
+    kept = ~by_similarity | np.isin(leaks.text, stay)
+    return Matches(*(column[kept] for column in leaks))
 
 
 class ComparedTexts:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy import ndarray
 
 from align.data.dedup.arrays import NO_NUMBERS, join_columns
-from align.data.dedup.near_duplicates import find_exact, find_near, find_shared, packs, sharing
-from align.data.dedup.shingles import BANDS, Shingles
+from align.data.dedup.near_duplicates import Duplicates, find_exact, find_near, find_shared, packs, sharing
+from align.data.dedup.shingles import Shingles
 from align.data.sets.gather import HASHES, band_name
 from align.data.sets.parallel import TaskRunner, embedded
 from align.data.sets.record_columns import whole
@@ -22,22 +22,6 @@ ALL = "all"
 ACROSS = "across"
 PACKS = 2
 """Of documents for each worker: one that is done early takes another."""
-
-
-class Duplicates(NamedTuple):
-    """One row a duplicate.
-
-    Attributes:
-        dropped: its number, int64.
-        kept: that of the row, which stays, that it is a duplicate of.
-        jaccard: how alike the two are; 1 for copies.
-        exact: whether it is a copy.
-    """
-
-    dropped: ndarray
-    kept: ndarray
-    jaccard: ndarray
-    exact: ndarray
 
 
 NO_DUPLICATES = Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
@@ -58,10 +42,8 @@ def copies(rows: Rows, kept: ndarray, order: ndarray, source: ndarray, among: st
     """
     numbers = np.flatnonzero(kept)
     digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
-    found = find_exact(
-        digests, order[numbers], sources=None if among == ALL else source[numbers], across=among == ACROSS
-    )
-    return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.ones(len(found.dropped), bool))
+    sources = None if among == ALL else source[numbers]
+    return find_exact(digests, order[numbers], sources, across=among == ACROSS).renumbered(numbers)
 
 
 def near_duplicates(
@@ -88,7 +70,7 @@ def near_duplicates(
         return compare(Compared(numbers, order[numbers], source[numbers]))
     sizes = rows.numbers("shingles")[numbers]
     places = np.arange(len(numbers), dtype=np.int32)
-    groups = sharing(places, sizes > 0, lambda band: rows.numbers(band_name(band))[numbers], BANDS)
+    groups = sharing(places, sizes > 0, lambda band: rows.numbers(band_name(band))[numbers])
     content = rows.first_bits("digest")[numbers]
     shared = find_shared(groups, places, sizes, content, partial(read_sets, rows, numbers))
     parts = [numbers[pack] for pack in packs(groups, sizes, PACKS * engine.workers)]
@@ -112,7 +94,7 @@ def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Du
     """Return the near-duplicates among documents of a spool in a folder, see `near_duplicates`."""
     rows = Rows(Spool(folder))
     numbers = some.number
-    found = find_near(
+    return find_near(
         some.order,
         rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
@@ -123,8 +105,7 @@ def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Du
         numbers=rows.numbers("numbers")[numbers],
         content=rows.first_bits("digest")[numbers] if some.shared is None else None,
         shared=some.shared,
-    )
-    return Duplicates(numbers[found.dropped], numbers[found.kept], found.jaccard, np.zeros(len(found.dropped), bool))
+    ).renumbered(numbers)
 
 
 def read_sets(rows: Rows, numbers: ndarray, few: ndarray) -> Shingles:

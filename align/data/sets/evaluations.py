@@ -29,7 +29,7 @@ from align.core.errors import InputError, require
 from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
 from align.data.dedup.words import word_counts
-from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
+from align.data.read.content import PREFERENCES, kind_of, split_names, strings
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
@@ -38,8 +38,6 @@ from align.data.sets.record_columns import columns_of, texts_of
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
-AT_ONCE, HEAVY = 4096, 32 * 2**20
-"""Rows that are read together at most, and characters of text from which on they are fewer."""
 NAMES: Mapping[str, Collection[str]] = {
     "question": split_names(
         "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
@@ -125,21 +123,30 @@ def read_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
 
 def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
     bad_rows = BadRows()
-    said = TextCollector()
-    asked = TextCollector()
-    rows = 0
-    for numbers, queries in iter_queries(given, field, bad_rows):
-        rows += len(numbers)
-        counts = iter(word_counts(pa.array([text for query in queries for text in query.alone], pa.string())).tolist())
-        for number, query in zip(numbers, queries, strict=True):
-            said.add([*query.said, *(text for text in query.alone if next(counts) > FEW)], number)
-            asked.add([*query.asked, *(form for text in query.asked for form in without_operators(text))], number)
-        said.settle()
-        asked.settle()
-    bad_rows.settle(given.path, rows)
-    require(rows > 0, field, given.path, "is empty", "Give at least one row.")
-    texts, questions = (pa.chunked_array(side.chunks, pa.string()) for side in (said, asked))
-    return EvaluationTexts(texts, questions, np.array(said.rows, np.int64), np.array(asked.rows, np.int64))
+    numbers = list[int]()
+    parts = list[Query | Record]()
+    for group in grouped_rows(given.path, field, bad_rows):
+        with bad_rows:
+            of_group = parts_of(group, given.columns)
+            parts += of_group
+            numbers += [group[-1].number - 1] * len(of_group)
+    bad_rows.settle(given.path, len(parts))
+    require(bool(parts), field, given.path, "is empty", "Give at least one row.")
+    queries = as_queries(parts)
+    said = [[*query.said, *query.alone] for query in queries]
+    asked = [[*query.asked, *(form for text in query.asked for form in without_operators(text))] for query in queries]
+    texts = as_column(said)
+    is_short = np.array(
+        [alone for query in queries for alone in [False] * len(query.said) + [True] * len(query.alone)], bool
+    )
+    kept = ~is_short | (word_counts(texts) > FEW)
+    said_by, asked_by = (np.repeat(np.array(numbers), [*map(len, several)]) for several in (said, asked))
+    return EvaluationTexts(texts.filter(pa.array(kept)), as_column(asked), said_by[kept], asked_by)
+
+
+def as_column(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:
+    """Return lists of texts, one behind the other."""
+    return pa.table({"text": pa.array([text for several in texts for text in several], pa.string())})["text"]
 
 
 def without_operators(question: str) -> list[str]:
@@ -148,45 +155,6 @@ def without_operators(question: str) -> list[str]:
     if not FORMULA.search(question):
         return []
     return [NOT_WORDS.sub(instead, question) for instead in ("", " ")]
-
-
-class TextCollector:
-    """Texts as they come in, and the row of each."""
-
-    def __init__(self) -> None:
-        self.rows = list[int]()
-        self.chunks = list[pa.Array]()
-        self.held = list[str]()
-
-    def add(self, texts: Sequence[str], row: int) -> None:
-        self.held += texts
-        self.rows += [row] * len(texts)
-
-    def settle(self) -> None:
-        self.chunks.append(pa.array(self.held, pa.string()))
-        self.held = []
-
-
-def iter_queries(given: EvaluationSet, field: str, bad_rows: BadRows) -> Iterator[tuple[list[int], list[Query]]]:
-    """Yield rows (from 0) and what each is looked for by, some at a time."""
-    numbers = list[int]()
-    held = list[Query | Record]()
-    size = 0
-    for group in grouped_rows(given.path, field, bad_rows):
-        found: Sequence[Query | Record] = ()
-        with bad_rows:
-            found = parts_of(group, given.columns)
-        for part in found:
-            numbers.append(group[-1].number - 1)
-            held.append(part)
-            size += sum(map(len, part.said if isinstance(part, Query) else texts(part)))
-        if len(held) >= AT_ONCE or size > HEAVY:
-            yield numbers, as_queries(held)
-            numbers = []
-            held = []
-            size = 0
-    if held:
-        yield numbers, as_queries(held)
 
 
 def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
@@ -200,16 +168,16 @@ def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Recor
     return queries
 
 
-def as_queries(held: Sequence[Query | Record]) -> list[Query]:
+def as_queries(parts: Sequence[Query | Record]) -> list[Query]:
     """Return records as what they are looked for by: all that they say, and what they ask."""
-    queries: dict[int, Query] = {i: part for i, part in enumerate(held) if isinstance(part, Query)}
-    records = {i: part for i, part in enumerate(held) if not isinstance(part, Query)}
+    queries: dict[int, Query] = {i: part for i, part in enumerate(parts) if isinstance(part, Query)}
+    records = {i: part for i, part in enumerate(parts) if not isinstance(part, Query)}
     for kind in {*map(kind_of, records.values())}:
         alike = [i for i, record in records.items() if kind_of(record) == kind]
         batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in alike]))
         both = zip(texts_of(kind, batch).to_pylist(), texts_of(kind, batch, "prompts").to_pylist(), strict=True)
         queries |= {i: Query([said], [], [asked]) for i, (said, asked) in zip(alike, both, strict=True)}
-    return [queries[i] for i in range(len(held))]
+    return [queries[i] for i in range(len(parts))]
 
 
 def is_columns(data: Mapping[str, Any]) -> bool:

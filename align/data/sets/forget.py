@@ -104,32 +104,29 @@ def going(found: DataSet, given: Any, standing: Standing) -> Masks:
     """
     if given != ERASED:
         wanted = {id.hex() for id in ids_in(given)}
-        return {
-            side: np.array(
-                [
-                    id in wanted
-                    for table in found.tables(side, ["content_id"])
-                    for id in table["content_id"].to_pylist()
-                ],
-                bool,
-            )
-            for side in SIDES
-        }
+        return masks_of(found, lambda id: id in wanted, "content_id")
     kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
     problem = "none of its sources is an annotation project"
     require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
     stand = {name: standing(kind) or () for name, kind in kinds.items()}
-    return {
-        side: np.array(
-            [
-                source in stand and int(id.partition(":")[0]) not in stand[source]
-                for table in found.tables(side, ["source", "id"])
-                for source, id in zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
-            ],
-            bool,
-        )
+
+    def is_gone(source: str, id: str) -> bool:
+        return source in stand and int(id.partition(":")[0]) not in stand[source]
+
+    return masks_of(found, is_gone, "source", "id")
+
+
+def masks_of(found: DataSet, goes: Callable[..., bool], *columns: str) -> Masks:
+    """Return which rows go, by what they have in some columns."""
+    rows = {
+        side: [
+            goes(*values)
+            for table in found.tables(side, columns)
+            for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
+        ]
         for side in SIDES
     }
+    return {side: np.array(going, bool) for side, going in rows.items()}
 
 
 def check_going(found: DataSet, given: Any, masks: Masks) -> None:

@@ -65,7 +65,7 @@ operators in it."""
 HASHES = "shingle_hashes"
 """The column of each text's shingles, which near-duplicates are compared by: to make them again would take
 longer than to read them."""
-PART_FORMAT = 2
+PART_FORMAT = 3
 """Of the account of a part. A run goes on from parts of this format alone."""
 UNDECIDED, SKIPPED = "dropped_undecided", "skipped_rows"
 """What counts pairs of which no answer is preferred, and rows that were refused, as for plain files."""

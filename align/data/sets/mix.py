@@ -7,16 +7,14 @@ and the other sources, more rows of a source are these and the next ones of that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
 from align.core.errors import InputError, require
 from align.data.dedup.arrays import join
-from align.data.dedup.words import ODD
-from align.data.dedup.words import mixed as scrambled
+from align.data.dedup.words import ODD, mixed
 
 SLACK = 1e-9
 """Of a share, that rounding may cost."""
@@ -49,7 +47,7 @@ def draws(ids: ndarray, seed: int) -> ndarray:
         uint64 (N).
     """
     start = np.array([seed], np.uint64) * ODD + np.uint64(0x632BE59BD9B4E019)
-    return scrambled(ids ^ scrambled(start))
+    return mixed(ids ^ mixed(start))
 
 
 def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
@@ -82,7 +80,8 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
     return tuple(rest * base / left if weight is None else weight for base, weight in zip(bases, weights, strict=True))
 
 
-def mixed(
+def mixture(
+    inside: ndarray,
     source: ndarray,
     size: ndarray,
     draw: ndarray,
@@ -93,21 +92,26 @@ def mixed(
     repeat: int = 1,
     temperature: float | None = None,
 ) -> Mixed:
-    """How often each row is seen.
+    """Return how often each row is seen.
 
     Without weights, a temperature and a total, every row is seen once. Otherwise the mixture has `total` units, or as
     many as there can be without seeing any row more than `repeat` times.
 
     Args:
+        inside: the rows that the mixture is made of, bool (N).
         source: the number of each row's source, int (N).
         size: the units that each row has, int64 (N): 1, its turns or its tokens.
         draw: see `draws`.
         names: of the sources.
 
     Raises:
-        InputError: the weights cannot be met without more repetition.
+        InputError: a source with a weight has no row inside, or the weights cannot be met without more repetition.
     """
-    orders = [drawn(source == number, draw) for number in range(len(names))]
+    orders = [drawn(inside & (source == number), draw) for number in range(len(names))]
+    for name, weight, rows in zip(names, weights, orders, strict=True):
+        problem = "has a weight, and none of its rows is left to train on"
+        remedy = "Look at its duplicates in the report of a run without weights, or leave it out."
+        require(not weight or len(rows) > 0, f"stage.sources.{name}", weight, problem, remedy)
     sizes = [int(size[rows].sum()) for rows in orders]
     times = np.zeros(len(source), np.int32)
     if total is None and temperature is None and all(weight is None for weight in weights):
@@ -120,50 +124,18 @@ def mixed(
     limit = int(np.argmin(room))
     if total is not None and room[limit] < total * (1 - SLACK):
         needed = asked[limit] * total
-        times = int(np.ceil(needed / max(sizes[limit], 1)))
+        times = int(np.ceil(needed / sizes[limit]))
         raise InputError(
             f"stage.sources.{names[limit]}",
             sizes[limit],
             f"is less than the {needed:.0f} that its share {asked[limit]:.3g} of {total:g} asks for",
-            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows."
-            if sizes[limit]
-            else "Give rows, or leave the source out.",
+            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows.",
         )
     wanted = total if total is not None else room[limit]
     for rows, share in zip(orders, asked, strict=True):
         times[rows] = seen(size[rows], share * wanted)
     got = [int((size[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
     return Mixed(times, asked, proportions(got), None if total is not None else limit)
-
-
-def mixture(
-    inside: ndarray,
-    source: ndarray,
-    size: ndarray,
-    draw: ndarray,
-    names: Sequence[str],
-    *,
-    weights: Sequence[float | None],
-    **how: Any,
-) -> Mixed:
-    """Return `mixed` of the rows `inside`, bool (N). `times` is of all N rows.
-
-    Args:
-        how: `total`, `repeat` and `temperature`, see `mixed`.
-
-    Raises:
-        InputError: a source with a weight has no row there; or as `mixed`.
-    """
-    numbers = np.flatnonzero(inside)
-    counts = np.bincount(source[numbers], minlength=len(names))
-    for name, weight, count in zip(names, weights, counts, strict=True):
-        problem = "has a weight, and none of its rows is left to train on"
-        remedy = "Look at its duplicates in the report of a run without weights, or leave it out."
-        require(not weight or count > 0, f"stage.sources.{name}", weight, problem, remedy)
-    found = mixed(source[numbers], size[numbers], draw[numbers], names, weights=weights, **how)
-    times = np.zeros(len(inside), np.int32)
-    times[numbers] = found.times
-    return replace(found, times=times)
 
 
 def drawn(rows: ndarray, draw: ndarray) -> ndarray:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy import ndarray
 
-from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall, json_text
-from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
+from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, json_text
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, turn_row
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -23,11 +23,11 @@ TURN = pa.struct(
         ("content", pa.string()),
         ("train", pa.bool_()),
         ("calls", pa.string()),
-        ("ids", pa.string()),
+        ("row", pa.string()),
     ]
 )
-"""Of a turn. `calls` is what it calls, as JSON, a line each, so that it is compared as a text is; `ids` is JSON too:
-the ids of these calls, or which call the result of a tool answers. Both are null mostly."""
+"""Of a turn. `calls` is what it calls, as JSON, a line each, so that it is compared as a text is; `row` is the JSON of
+the whole turn if it calls tools or is the result of one. Both are null mostly."""
 TURNS = pa.list_(TURN)
 SAID = pa.list_(pa.json_())
 """Turns of which some call tools, as rows write them: JSON objects, in which only those fields stand that say
@@ -90,7 +90,7 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
         [turn.content for turn in flat],
         [turn.trained for turn in flat],
         [calls_text(turn) if turn.tool_calls else None for turn in flat],
-        [ids_text(turn) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
+        [json_text(turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
     )
     arrays = [pa.array(field, type.type) for field, type in zip(fields, TURN, strict=True)]
     offsets = np.zeros(len(values) + 1, np.int32)
@@ -106,15 +106,6 @@ def calls_text(turn: Message) -> str:
     return "\n".join(
         json_text({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
     )
-
-
-def ids_text(turn: Message) -> str | None:
-    """Return what a turn's calls are named by, or which call it answers; None for nothing."""
-    if turn.role == "tool":
-        named = {name: value for name in ("tool_call_id", "name") if (value := getattr(turn, name))}
-        return json_text(named) if named else None
-    ids = [call.id for call in turn.tool_calls]
-    return json_text(ids) if any(ids) else None
 
 
 def tools_in(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
@@ -175,7 +166,7 @@ def messages_in(flat: pa.Array) -> list[Message]:
     if not pa.types.is_struct(flat.type):
         return list(map(turn_of, flat.to_pylist()))
     fields = {field.name: values for field, values in zip(flat.type, flat.flatten(), strict=True)}
-    if any(fields[name].null_count < len(flat) for name in ("calls", "ids") if name in fields):
+    if "row" in fields and fields["row"].null_count < len(flat):
         return list(map(turn_of, flat.to_pylist()))
     columns = [fields["role"], fields["content"]]
     if "train" in fields:
@@ -185,18 +176,10 @@ def messages_in(flat: pa.Array) -> list[Message]:
 
 def turn_of(turn: Mapping[str, Any] | str) -> Message:
     """Return a turn, from the fields of `TURN` or from the JSON of `SAID`."""
-    if isinstance(turn, str):
-        fields = json.loads(turn)
-        return replace(Message.of(fields), trained=fields.get("train") is not False)
-    calls = turn.get("calls")
-    named = json.loads(turn.get("ids") or "null")
-    message = Message(turn["role"], turn["content"], turn.get("train") is not False)
-    if calls is None:
-        return replace(message, **named) if named else message
-    parsed = [json.loads(line) for line in calls.split("\n")]
-    ids = named or [""] * len(parsed)
-    called = tuple(ToolCall.of(call["name"], call["arguments"], id) for call, id in zip(parsed, ids, strict=True))
-    return replace(message, tool_calls=called)
+    fields = {"row": turn} if isinstance(turn, str) else turn
+    if fields.get("row") is not None:
+        fields = json.loads(fields["row"])
+    return replace(Message.of(fields), trained=fields.get("train") is not False)
 
 
 def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:

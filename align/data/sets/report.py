@@ -13,9 +13,9 @@ from numpy import ndarray
 
 from align.core.types import Record
 from align.data.chat.training_view import Render, part
+from align.data.dedup.evaluation_overlap import RULES, Matches
+from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import PARTS, content_of, texts
-from align.data.sets.contamination import Leaks
-from align.data.sets.duplicates import Duplicates
 from align.data.sets.gather import SKIPPED, UNDECIDED
 from align.data.sets.mix import Funnel, Mixed
 from align.data.sets.score_cuts import examples
@@ -99,20 +99,20 @@ def account_of(
     return {"sources": listed, "limited_by": None if train.limit is None else sources[train.limit].name}
 
 
-def found_in(names: Sequence[str], leaks: Leaks) -> list[dict[str, Any]]:
+def found_in(names: Sequence[str], leaks: Matches) -> list[dict[str, Any]]:
     """Return of each evaluation set how many rows were found, by rule."""
-    rules = np.array(leaks.rules, object)
-    return [{"set": name, "hits": dict(Counter(rules[leaks.sets == i]))} for i, name in enumerate(names)]
+    rules = np.array(RULES, object)[leaks.rule]
+    return [{"set": name, "hits": dict(Counter(rules[leaks.evaluation == i]))} for i, name in enumerate(names)]
 
 
-def found_of(duplicates: Duplicates, given_away: Leaks, leaks: Leaks) -> dict[str, int]:
+def found_of(duplicates: Duplicates, given_away: Matches, leaks: Matches) -> dict[str, int]:
     """Return how many rows were found, whether or not they were left out."""
     exact = int(duplicates.exact.sum())
     return {
         "exact_duplicates": exact,
         "near_duplicates": len(duplicates.dropped) - exact,
-        "contaminated": len(given_away.rows),
-        "shared_with_test": len(leaks.rows),
+        "contaminated": len(given_away.text),
+        "shared_with_test": len(leaks.text),
     }
 
 
@@ -225,13 +225,13 @@ class Examples:
                 shown = [row["text"] for row in self.show(removed[:LOST])]
                 yield {"source": funnel.names[number], "step": step, "removed": of - left, "of": of, "examples": shown}
 
-    def leaked(self, leaks: Leaks, sets: Sequence[str]) -> list[dict[str, Any]]:
+    def leaked(self, leaks: Matches, sets: Sequence[str]) -> list[dict[str, Any]]:
         """Return of each evaluation set the first rows that give it away, as lines of `dropped.jsonl`."""
         lines = []
         for number, name in enumerate(sets):
-            places = np.flatnonzero(leaks.sets == number)[:LEAKED]
-            for place, row in zip(places, self.show(leaks.rows[places]), strict=True):
-                reason = f"{leaks.rules[place]}, row {int(leaks.where[place]) + 1} of {name}"
+            places = np.flatnonzero(leaks.evaluation == number)[:LEAKED]
+            for place, row in zip(places, self.show(leaks.text[places]), strict=True):
+                reason = f"{RULES[leaks.rule[place]]}, row {leaks.row[place] + 1} of {name}"
                 source = row["row"].rpartition(":")[0]
                 lines.append({"source": source, "step": "contamination", "reason": reason, **row})
         return lines
