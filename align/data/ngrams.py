@@ -17,7 +17,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """All runs of `n` tokens, in order; none where the text is shorter than `n`."""
+    """Yield all runs of `n` tokens, in order; none where the text is shorter than `n`."""
     return zip(*(tokens[i:] for i in range(n)), strict=False)
 
 

@@ -14,11 +14,10 @@ from align.annotate.store.preference_pairs import preferences, verdicts_of_peopl
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
-from align.data.read.columns import ColumnRules
+from align.data.read.columns import ColumnRules, recognised
 from align.data.read.content import FEEDBACK, PREFERENCES, with_answer
 from align.data.read.drops import BadRows
 from align.data.read.records import answers_of_file, grouped_rows, read_preferences
-from align.data.read.shapes import recognised
 from align.data.sets.published import data_set
 from align.data.sources import FILES, MANIFEST, DataSource, data_records, prepared
 from align.data.split import Judged, held_back, question_key, split_by_group, unasked

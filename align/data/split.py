@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+
 from align.core.errors import require
 from align.core.types import Conversation, Document, Feedback, Preference, Record
+from align.data.dedup.arrays import components
 from align.data.read.content import asked
 from align.data.read.drops import tally
 
@@ -18,13 +21,13 @@ IN_EVAL = "dropped_in_eval"
 
 
 def question(document: Document) -> Conversation | None:
-    """The conversation up to where an answer is due: the user's last turn, or the results of tools behind it; None for
-    plain text or where no user speaks."""
+    """Return the conversation up to where an answer is due: the user's last turn, or the results of tools behind it.
+    Returns None for plain text or where no user speaks."""
     return None if isinstance(document, str) else ending_with(document, ("user", "tool"))
 
 
 def ending_with(conversation: Conversation, roles: tuple[str, ...]) -> Conversation | None:
-    """The conversation up to the last turn of one of these roles; None where the user says nothing in it."""
+    """Return the conversation up to the last turn of one of these roles; None where the user says nothing in it."""
     messages = conversation.messages
     while messages and messages[-1].role not in roles:
         messages = messages[:-1]
@@ -60,8 +63,8 @@ def divided(documents: list[Document], held_out: float) -> tuple[list[Document],
 
 
 def held_back(keys: list[str], held_out: float) -> set[str]:
-    """The questions of a file that are measured on, by the keys of all that it asks: a key's first 32 bits are a number
-    in [0, 1), and the questions below `held_out` are held back."""
+    """Return the questions of a file that are measured on, by the keys of all that it asks: a key's first 32 bits are
+    a number in [0, 1), and the questions below `held_out` are held back."""
     shares = {key: int(key[:8], 16) / 2**32 for key in keys}
     least = min(shares.values()) if held_out > 0 and len(set(shares.values())) > 1 else -1.0
     return {key for key, share in shares.items() if share < held_out or share == least}
@@ -86,7 +89,7 @@ Judged = TypeVar("Judged", Preference, Feedback)
 
 
 def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple[list[Judged], list[Judged]]:
-    """Splits into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept. Answers
+    """Split into (train, test) so that neither a group nor a prompt has pairs on both sides; order is kept. Answers
     with a label have no group.
 
     Groups that share a prompt (one prompt ranked by two people, or listed twice) are joined; without a `group_id` the
@@ -103,20 +106,13 @@ def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple
     prompts = [
         hashlib.sha256(json.dumps([seed, *([m.role, m.content] for m in p.prompt)]).encode()).hexdigest() for p in prefs
     ]
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]  # halves the path for the next caller
-        return node
-
-    for pref, prompt in zip(prefs, prompts, strict=True):
-        if group := getattr(pref, "group_id", ""):
-            parent[root(("group", group))] = root(("prompt", prompt))
-    hash_of: dict[tuple[str, str], str] = {}
-    for prompt in prompts:
-        joined = root(("prompt", prompt))
-        hash_of[joined] = min(prompt, hash_of.get(joined, prompt))
+    groups = [f"group {getattr(pref, 'group_id', '') or prompt}" for pref, prompt in zip(prefs, prompts, strict=True)]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys([*prompts, *groups]))}
+    a, b = (np.array([numbers[name] for name in names], np.int64) for names in (prompts, groups))
+    joined = components(len(numbers), a, b)[a].tolist()
+    hash_of: dict[int, str] = {}
+    for unit, prompt in zip(joined, prompts, strict=True):
+        hash_of[unit] = min(prompt, hash_of.get(unit, prompt))
     what = "answers" if prefs and isinstance(prefs[0], Feedback) else "pairs"
     remedy = f"Gather more prompts, or give the test {what} in a file of their own."
     few = "too few prompts to split" if what == "answers" else "too few groups of pairs to split"
@@ -125,6 +121,6 @@ def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple
     size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
     test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
     sides: tuple[list[Judged], list[Judged]] = ([], [])
-    for pref, prompt in zip(prefs, prompts, strict=True):
-        sides[root(("prompt", prompt)) in test].append(pref)
+    for pref, unit in zip(prefs, joined, strict=True):
+        sides[unit in test].append(pref)
     return sides

@@ -25,7 +25,7 @@ from align.core.errors import InputError, require
 from align.core.files import open_text
 from align.core.types import Conversation, Result, Rollout
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
-from align.data.read.preferences import write_preferences
+from align.data.read.records import write_preferences
 from align.data.sources import DataSource, data_records
 from align.data.sources import prompts as read_prompts
 from align.evals.judges.identity import list_scorer_parts, scorer_title

@@ -21,12 +21,11 @@ from align.core.chain import canonical
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
 from align.data.read.messages import messages_of, refused
-from align.data.read.rows import checked_rows, name_of
-from align.data.read.text_formats import Cells
+from align.data.read.rows import Cells, checked_rows, name_of
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
-CELLS = Cells(frozenset({"answers", "expected"}), frozenset({"prompt"}), frozenset({"priority"}))
+CELLS = Cells(("answers", "expected"), ("prompt",), ("priority",))
 AT_ONCE = 200
 """Items in one transaction."""
 TOOLS = "calls tools, which the annotation page does not show: people would judge what they cannot see"

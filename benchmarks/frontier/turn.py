@@ -26,7 +26,7 @@ from runs import Runs, arguments, rounded, side_by_side
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences
 from align.core.types import Message
-from align.data.read.preferences import write_preferences
+from align.data.read.records import write_preferences
 from align.ops.intervals import mean
 from align.report.plots import axes, render
 from align.reward.rules import Sentiment

@@ -15,11 +15,11 @@ from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import ROLES, Conversation, Preference
+from align.data.read.columns import ANSWERS, COLUMNS
 from align.data.read.content import row_bytes
 from align.data.read.drops import BadRows
 from align.data.read.messages import CALLS, NOT_READ, NOT_READ_OF_ROWS, OFFERED, REASONING, SYSTEM, TRAINED
 from align.data.read.records import read_documents, read_preferences
-from align.data.read.shapes import ANSWERS, COLUMNS
 from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, prompts
 from align.models.adapter_files import adapter_config

@@ -9,7 +9,7 @@ import torch
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
-from align.data.read.documents import document_of
+from align.data.read.records import document_of
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.strip_reasoning import Judged
 from align.stages.sample import describe_best, score_answers

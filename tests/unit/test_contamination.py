@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import words
+from align.data.dedup import shingles
 from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, Index, hits
 
 WORDS = [f"w{chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(400)]
@@ -100,7 +100,7 @@ def test_every_set_is_named_once_by_its_first_row():
 
 
 def test_planted_texts_are_all_found_and_near_misses_are_not(monkeypatch):
-    monkeypatch.setattr(words, "BLOCK_BYTES", 5000)  # many blocks
+    monkeypatch.setattr(shingles, "BLOCK_BYTES", 5000)  # many blocks
     rng = np.random.default_rng(1)
     exams = {name: [" ".join(text_of(rng, many)) for many in rng.integers(1, 60, 60)] for name in ("a", "b")}
     texts, planted = [], {}

@@ -52,7 +52,7 @@ EXCEPTIONS = {
     "align.config.group_files:loaded": PARSES,
     "align.data.chitchat:records": SHIPPED,
     "align.data.chat.fixed_prompts:fixed_texts": SHIPPED,
-    "align.data.read.arrow:parquet_batches": "reads what align.data.read.files has opened by align.core.files",
+    "align.data.read.rows:parquet_batches": "reads what align.data.read.files has opened by align.core.files",
     "align.data.clean.pii:top_level_domains": SHIPPED,
     "align.data.chat.probe_pattern:main": STANDARD_INPUT,
     "align.data.chat.probe_template:main": STANDARD_INPUT,

@@ -72,7 +72,7 @@ EXCEPTIONS = {
     "align.__main__:open_standard_streams": DEVICE,
     "align.annotate.store.connections:alone": APPENDS,
     "align.annotate.store.connections:_prepare_file": CREATED,
-    "align.data.read.preferences:write_preferences": ARTIFACT,
+    "align.data.read.records:write_preferences": ARTIFACT,
     "align.data.sets.parallel:leave_mark": RUN,
     "align.data.sets.parallel:make_ahead": RUN,
     "align.data.sets.report:write": RUN,

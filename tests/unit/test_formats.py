@@ -22,8 +22,7 @@ from written import COLUMNS, PACKERS, TABLES, WRITERS, rows, write
 
 from align.core.errors import CorruptFile, InputError
 from align.data.read.files import DataFile, share_read
-from align.data.read.rows import checked_rows, placed_rows
-from align.data.read.text_formats import LONGEST
+from align.data.read.rows import LONGEST, checked_rows, placed_rows
 
 FLAT = [{"prompt": f'Frage {i}?\nÄ "b", c;\td', "completion": f"é{i}\U0001f600", "n": str(i)} for i in range(11)]
 NESTED = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
@@ -316,7 +315,7 @@ def test_a_row_that_is_wrong_ends_what_takes_none(tmp_path: Path) -> None:
 def test_a_value_may_lie_across_what_is_read_at_a_time(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.data.read.text_formats.CHUNK", size)
+    monkeypatch.setattr("align.data.read.rows.CHUNK", size)
     path = tmp_path / "d.json"
     for name in ("array.json", "indented.json", "held.json"):
         assert list(rows(write(tmp_path, name, NESTED).rename(path))) == numbered(NESTED)

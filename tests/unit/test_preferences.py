@@ -10,8 +10,7 @@ from record_reads import read_records
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Message, Preference
 from align.data.read.drops import BadRows, Drop, tallied
-from align.data.read.preferences import write_preferences
-from align.data.read.records import read_preferences
+from align.data.read.records import read_preferences, write_preferences
 from align.data.split import split_by_group
 
 

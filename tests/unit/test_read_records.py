@@ -12,11 +12,10 @@ from written import PACKERS, TABLES, WRITERS, write
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.read.columns import ColumnRules
+from align.data.read.columns import ColumnRules, shape_of
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import Read, read_documents, read_preferences
-from align.data.read.shapes import shape_of
 
 U, A = Message("user", "q"), Message("assistant", "a")
 B, S = Message("assistant", "b"), Message("system", "s")

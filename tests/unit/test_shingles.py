@@ -12,9 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.data.dedup import words
-from align.data.dedup.shingles import Shingles, band_keys, jaccard, normalised_digests, shingled
-from align.data.dedup.words import blocks, word_hashes
+from align.data.dedup import shingles
+from align.data.dedup.shingles import Shingles, band_keys, blocks, jaccard, normalised_digests, shingled, word_hashes
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.text(
@@ -146,10 +145,10 @@ def test_batches_types_and_slices_change_nothing(texts, data):
 def test_blocks_end_where_a_cache_is_full(monkeypatch):
     texts = ["a b c"] * 40 + ["d e f g" * 30] + ["", "h i j"]
     whole = shingled(pa.array(texts))
-    monkeypatch.setattr(words, "BLOCK_BYTES", 50)
+    monkeypatch.setattr(shingles, "BLOCK_BYTES", 50)
     assert max(len(starts) - 1 for _, starts in blocks(pa.array(texts))) == 10
     assert np.array_equal(shingled(pa.array(texts)).values, whole.values)
-    monkeypatch.setattr(words, "BLOCK_BYTES", 1 << 19)
+    monkeypatch.setattr(shingles, "BLOCK_BYTES", 1 << 19)
     assert [len(starts) - 1 for _, starts in blocks(pa.array(["a"] * 3000))] == [1024, 1024, 952]
 
 

@@ -17,8 +17,7 @@ from align.core.types import Conversation, Feedback, Message, Preference, Tool, 
 from align.data.pairs import encoded_pairs
 from align.data.read.content import content_of
 from align.data.read.drops import BadRows
-from align.data.read.preferences import write_preferences
-from align.data.read.records import read_documents, read_preferences
+from align.data.read.records import read_documents, read_preferences, write_preferences
 from align.data.sources import DataSource, prompts
 from align.data.split import question, question_key
 

@@ -5,7 +5,7 @@ special token. A chat of the server gives the tokens that `align.data.chat.encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -27,7 +27,7 @@ FIXED = ("role", "type")
 
 
 def tool_prompt_ids(tokenizer: Any, messages: Messages, tools: Tools = ()) -> list[int]:
-    """The chat as tokens, the header of the answer included.
+    """Return the chat as tokens, the header of the answer included.
 
     Raises:
         InputError: the template refuses it, or a name in it spells out a special token.
@@ -37,7 +37,7 @@ def tool_prompt_ids(tokenizer: Any, messages: Messages, tools: Tools = ()) -> li
 
 
 def written(tokenizer: Any, messages: Messages, tools: Tools | None, answer_due: bool) -> str:
-    """What the chat template writes. It is a program of the model's, and may raise anything.
+    """Return what the chat template writes. It is a program of the model's, and may raise anything.
 
     Raises:
         ValueError: it writes half a character.
@@ -64,7 +64,7 @@ def rendered(tokenizer: Any, messages: Messages, tools: Tools) -> str:
 
 
 def takes_tools(tokenizer: Any) -> bool:
-    """Whether the chat template writes tools into the prompt."""
+    """Return whether the chat template writes tools into the prompt."""
     asked = [{"role": "user", "content": "a"}]
     try:
         return rendered(tokenizer, asked, PROBE) != rendered(tokenizer, asked, ())
@@ -92,45 +92,43 @@ def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Ve
 
 
 def veiled_json(tokenizer: Any, value: Any) -> tuple[Any, Veil]:
-    """A JSON value with each text in it veiled, see `veiled_texts`; the keys of objects stay.
+    """Return a JSON value with each text in it veiled, see `veiled_texts`; the keys of objects stay.
 
     Raises:
         InputError: a key spells out a special token.
     """
-    texts, specials = list[str](), special_texts(tokenizer)
-    gather(value, texts, specials)
+    texts = list[str]()
+    specials = special_texts(tokenizer)
+
+    def collect(text: str) -> str:
+        texts.append(text)
+        return text
+
+    replace_texts(value, collect, specials)
     hidden, veil = veiled_texts(tokenizer, texts)
-    return (filled(value, iter(hidden), specials) if veil else value), veil
+    again = iter(hidden)
+    return (replace_texts(value, lambda text: next(again), specials) if veil else value), veil
 
 
-def gather(value: Any, texts: list[str], specials: Sequence[str]) -> None:
-    """Adds the texts of a JSON value, in order."""
+def replace_texts(value: Any, change: Callable[[str], str], specials: Sequence[str]) -> Any:
+    """Return a JSON value with each of its texts changed, in order. Words of `FIXED` fields stay.
+
+    Raises:
+        InputError: a key spells out one of the special tokens.
+    """
     if isinstance(value, str):
-        texts.append(value)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            found = next((special for special in specials if special in key), None)
-            require(found is None, "tools", key, "is a name with a special token in it", "Choose another name.")
-            if not fixed(key, inner, specials):
-                gather(inner, texts, specials)
-    elif isinstance(value, Sequence):
-        for inner in value:
-            gather(inner, texts, specials)
-
-
-def fixed(key: str, value: Any, specials: Sequence[str]) -> bool:
-    word = key in FIXED and isinstance(value, str) and value.isidentifier()
-    return word and not any(special in value for special in specials)
-
-
-def filled(value: Any, texts: Iterator[str], specials: Sequence[str]) -> Any:
-    """The value with these texts in place of its own, in the order of `gather`."""
-    if isinstance(value, str):
-        return next(texts)
+        return change(value)
     if isinstance(value, Mapping):
-        return {k: v if fixed(k, v, specials) else filled(v, texts, specials) for k, v in value.items()}
+        fields = dict[str, Any]()
+        for key, inner in value.items():
+            is_name = not any(special in key for special in specials)
+            require(is_name, "tools", key, "is a name with a special token in it", "Choose another name.")
+            is_word = key in FIXED and isinstance(inner, str) and inner.isidentifier()
+            stays = is_word and not any(special in inner for special in specials)
+            fields[key] = inner if stays else replace_texts(inner, change, specials)
+        return fields
     if isinstance(value, Sequence):
-        return [filled(inner, texts, specials) for inner in value]
+        return [replace_texts(inner, change, specials) for inner in value]
     return value
 
 
@@ -143,9 +141,8 @@ _kept: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
 
 
 def check_keeps(tokenizer: Any, conversation: Conversation) -> None:
-    """Raises:
-    InputError: the template leaves out something of a conversation with tools. Names the model, and what it is.
-    """
+    """Raise InputError if the template leaves out something of a conversation with tools: it names the model, and what
+    is left out."""
     if not conversation.uses_tools:
         return
     form = (tokenizer.chat_template, bool(conversation.tools), *map(form_of, conversation.messages))
@@ -168,7 +165,7 @@ def check_keeps(tokenizer: Any, conversation: Conversation) -> None:
 
 
 def form_of(turn: Message) -> tuple[Any, ...]:
-    """What a template may go by, whatever the turn says."""
+    """Return what a template may go by, whatever the turn says."""
     calls = tuple(len(call.id) for call in turn.tool_calls)
     return turn.role, bool(turn.content.strip()), calls, len(turn.tool_call_id), bool(turn.name)
 
@@ -217,7 +214,7 @@ def span_of_calls(
     behind_answer: str,
     specials: Sequence[str],
 ) -> Span | None:
-    """Where the assistant wrote turn `i`, its text, its calls, and the token that ends it; None where nobody can tell.
+    """Return where the assistant wrote turn `i`: its text, its calls, and the token that ends it. None if unknown.
 
     Args:
         render: a conversation as the template writes it; with `answer_due=True`, up to the header of an answer.
@@ -246,8 +243,8 @@ def span_of_calls(
 
 
 def end_of_calls(closing: str, behind_answer: str, specials: Sequence[str]) -> int:
-    """How many characters end a turn of calls: up to the special token that ends answers; else to the first one; else
-    all, without blanks.
+    """Return how many characters end a turn of calls: up to the special token that ends answers; else to the first one;
+    else all, without blanks.
 
     Args:
         closing: what the template writes behind the arguments of the last call, whether or not turns follow.
@@ -262,6 +259,6 @@ def end_of_calls(closing: str, behind_answer: str, specials: Sequence[str]) -> i
 
 
 def common_beginning(one: str, other: str) -> str:
-    """The longest text that both begin with."""
+    """Return the longest text that both begin with."""
     differs = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differs, min(len(one), len(other)))]

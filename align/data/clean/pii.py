@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.core.types import Record
@@ -323,37 +323,37 @@ def is_public(address: str) -> bool:
         return False
 
 
-FINDERS: Mapping[str, Finder] = {
-    "private_key": lambda text: find_keys(text, (PRIVATE_KEY,)),
-    "jwt": lambda text: find_keys(text, (JWT,)),
-    "api_key": find_keys,
-    "email": emails,
-    "iban": lambda text: (
-        (found.start(), end) for found in IBAN.finditer(text) if (end := iban_end(text, found.start()))
+class PersonalData(NamedTuple):
+    """How one kind of personal data is found.
+
+    Attributes:
+        find: yields where it stands in a text; None for telephone numbers, whose form is a region's.
+        digits: that it has at least.
+        sign: a text that it has.
+    """
+
+    find: Finder | None
+    digits: int = 0
+    sign: str = ""
+
+
+FINDERS: Mapping[str, PersonalData] = {
+    "private_key": PersonalData(lambda text: find_keys(text, (PRIVATE_KEY,)), sign="PRIVATE KEY"),
+    "jwt": PersonalData(lambda text: find_keys(text, (JWT,)), sign="eyJ"),
+    "api_key": PersonalData(find_keys),
+    "email": PersonalData(emails, sign="@"),
+    "iban": PersonalData(
+        lambda text: ((found.start(), end) for found in IBAN.finditer(text) if (end := iban_end(text, found.start()))),
+        digits=6,
     ),
-    "card": cards,
-    "ipv6": lambda text: checked(IPV6, text, is_public),
-    "ipv4": ipv4s,
-    "us_ssn": us_ssns,
+    "card": PersonalData(cards, digits=13),
+    "ipv6": PersonalData(lambda text: checked(IPV6, text, is_public), digits=1, sign=":"),
+    "ipv4": PersonalData(ipv4s, digits=4, sign="."),
+    "us_ssn": PersonalData(us_ssns, digits=9),
+    "phone": PersonalData(None, digits=7),
 }
-"""Kind → where it stands in a text. They are looked for in this order, each in what the ones before have left; behind
-them telephone numbers, whose form is a region's."""
-KINDS = (*FINDERS, "phone")
-DIGITS: Mapping[str, int] = {
-    "private_key": 0,
-    "jwt": 0,
-    "api_key": 0,
-    "email": 0,
-    "iban": 6,
-    "card": 13,
-    "ipv6": 1,
-    "ipv4": 4,
-    "us_ssn": 9,
-    "phone": 7,
-}
-"""Digits that a kind has at least."""
-SIGN: Mapping[str, str] = {"private_key": "PRIVATE KEY", "jwt": "eyJ", "email": "@", "ipv6": ":", "ipv4": "."}
-"""A text that a kind has."""
+"""Kind → how it is found. They are looked for in this order, each in what the ones before have left."""
+KINDS = (*FINDERS,)
 KEY_SIGNS = ("_", "-", "")
 HINTS = tuple(dict.fromkeys(hint for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY) for hint in shape.hints))
 KEY_HINTS = {
@@ -384,8 +384,8 @@ def possible(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
         return ()
     return tuple(
         kind
-        for kind in KINDS
-        if kind in kinds and digits >= DIGITS[kind] and SIGN.get(kind, "") in text and (has_key or kind != "api_key")
+        for kind, data in FINDERS.items()
+        if kind in kinds and digits >= data.digits and data.sign in text and (has_key or kind != "api_key")
     )
 
 
@@ -405,7 +405,8 @@ def masked(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], met: set
         before = text
         for kind in possible(text, kinds):
             parts, at = [], 0
-            spans = phones(text, regions) if kind == "phone" else FINDERS[kind](text)
+            find = FINDERS[kind].find
+            spans = find(text) if find else phones(text, regions)
             for start, end in apart(spans):
                 parts += [text[at:start], f"[{kind.upper()}]"]
                 at = end

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from numpy import ndarray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Texts: TypeAlias = "pa.Array | pa.ChunkedArray"
 """N strings, or large strings; null is the empty text."""

@@ -8,7 +8,7 @@ A training text is a hit of an evaluation text by one of three rules, the first 
   operators.
 
 Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`Rarity`) leaves few pairs. A
-text without words is never a hit. `align.data.dedup.words` says what a word is.
+text without words is never a hit. `align.data.dedup.shingles` says what a word is.
 
 Where one index cannot hold all evaluation texts, they are indexed a slice at a time, and a `Prefilter` tells which of
 very many training texts have anything in common with any of them. So training texts are read twice, however many slices
@@ -40,8 +40,7 @@ from align.data.dedup.arrays import (
     ranges,
 )
 from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import Rarity, Shingles, jaccard, shingles_of
-from align.data.dedup.words import ODD, blocks, mixed, word_hashes
+from align.data.dedup.shingles import ODD, Rarity, Shingles, blocks, jaccard, mixed, shingles_of, word_hashes
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
 """All rules, in the order in which they name a text that several hold for: these, those of

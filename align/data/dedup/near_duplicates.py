@@ -32,8 +32,7 @@ from align.data.dedup.arrays import (
     ranges,
     spans,
 )
-from align.data.dedup.shingles import BANDS, HASH_BITS, Rarity, Shingles, count_common
-from align.data.dedup.words import BLOCK_DOCUMENTS, ODD, mixed
+from align.data.dedup.shingles import BANDS, BLOCK_DOCUMENTS, HASH_BITS, ODD, Rarity, Shingles, count_common, mixed
 
 
 class Groups(NamedTuple):

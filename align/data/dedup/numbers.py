@@ -19,7 +19,7 @@ import pyarrow.compute
 from numpy import ndarray
 
 from align.data.dedup.arrays import NO_HASHES, Texts, join
-from align.data.dedup.words import ODD, blocks, mixed, word_hashes
+from align.data.dedup.shingles import ODD, blocks, mixed, word_hashes
 
 pc = pyarrow.compute
 

@@ -45,8 +45,7 @@ from align.data.dedup.arrays import (
     ranges,
 )
 from align.data.dedup.evaluation_overlap import CHANGED, CONTAINED, NGRAM, Matches
-from align.data.dedup.shingles import shingled
-from align.data.dedup.words import blocks, bounds_of_words, mixed, plain
+from align.data.dedup.shingles import blocks, bounds_of_words, mixed, plain, shingled
 
 PUNCTUATION = {
     **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()},  # full width
@@ -73,7 +72,7 @@ PUNCTUATION = {
 """Punctuation and operators of other scripts, and their kin in ASCII."""
 FOREIGN = re.compile(f"[{''.join(map(re.escape, PUNCTUATION))}]|(?![0-9])\\d")
 KEPT = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
-"""ASCII in lower case. Unlike `words.LOWER`, punctuation stays: it says where sentences end."""
+"""ASCII in lower case. Unlike `LOWER`, punctuation stays: it says where sentences end."""
 
 
 def byte_table(characters: str) -> ndarray:
@@ -209,7 +208,7 @@ def word_blocks(texts: Texts) -> Iterator[WordBlock]:
 
 
 def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
-    """Return the words of one block of `align.data.dedup.words.blocks`."""
+    """Return the words of one block of `align.data.dedup.shingles.blocks`."""
     is_letter = IS_WORD[data]
     inside = is_letter.copy()
     apostrophes = np.flatnonzero(data == ord("'"))
@@ -736,7 +735,7 @@ def select_rows(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
 LEAST_BAG = 6
 """Words of a question with choices, at least, for it to be known in any order of these."""
 SOUTHERN = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\\s]+")
-"""Thai, Lao, Khmer and Burmese: each letter is a word for `align.data.dedup.words`, and says little."""
+"""Thai, Lao, Khmer and Burmese: each letter is a word for `align.data.dedup.shingles`, and says little."""
 
 
 def letter_runs(texts: pa.ChunkedArray, width: int) -> ndarray:

@@ -1,6 +1,8 @@
-"""What becomes of each column of a row: it is read, put into the question, or kept as metadata. Nothing is dropped.
+"""The shapes that rows come in, and what becomes of each column: it is read, put into the question, or kept as
+metadata. Nothing is dropped.
 
-A row's shape says which columns are read (`align.data.read.shapes`). Of the others,
+One table (`Shape`) says which columns a shape needs, where its question and its answer stand, and which columns comment
+on it. Of the other columns of a row,
 
 - a column that changes the question (`CONTEXT`, `CHOICES`, `option_a` …) is written below the question, see
   `with_context`;
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -24,7 +27,7 @@ from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from align.core.errors import InputError
-from align.data.read.content import DOCUMENTS, PREFERENCES, split_names
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, split_names
 from align.data.read.messages import (
     HELPSTEER_TURN,
     HH_TURN,
@@ -38,36 +41,292 @@ from align.data.read.messages import (
     refused,
     says_nothing,
 )
-from align.data.read.rows import Row, placed_rows
-from align.data.read.shapes import (
-    ANSWER,
-    ANSWERS,
-    BESIDE_TURNS,
-    COLUMNS,
-    CONVERSATIONS,
-    FIXED,
-    HELPSTEER2,
-    HELPSTEER3,
-    JUDGED,
-    LABELLED,
-    QUESTIONS,
-    SCORED,
-    TEXT,
-    TREE,
-    TREE_MESSAGE,
-    USERS,
-    VERDICTS,
-    WINNERS,
-    Shape,
-    answers_beside,
-    ends_with_user,
-    find_judged_columns,
-    judged_columns_of,
-    question_column,
-    recognised,
-    speaker,
+from align.data.read.rows import CELLS, Row, check_values, placed_rows
+
+HELP = "docs/data-formats.md has every shape."
+LABEL = "label"
+"""The column that says whether an answer was wanted."""
+ANSWER = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
+"""A column that holds one of two answers: its stem, and its ending."""
+ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
+VERDICTS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
+"""Columns that say which answer is better. Of several the first counts, and the others are metadata."""
+WINNERS = ("winner_model_a", "winner_model_b")
+"""Columns of which one is 1, or none if neither answer is better."""
+
+
+QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
+"""Columns in which the question of a pair or of a ranking may stand. Of several the first counts that is not null."""
+
+
+class Shape(NamedTuple):
+    """What a row looks like.
+
+    Attributes:
+        name: for people.
+        kind: of the records that it makes, see `align.data.read.content.kind_of`.
+        needs: the columns that have to be there and not null.
+        answers: the columns of which one holds the answer; none if `needs` has it, or a question may stand alone.
+        asks: the columns in which its question may stand, of which the first counts that is not null; none if nothing
+            can be written below it.
+        comments: columns of published data sets that comment on the answers: metadata, however long they are.
+    """
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
+    comments: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """The column that the answer to a question is called by first."""
+        return (*self.answers, "completion")[0]
+
+
+HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"), asks=("prompt",))
+HELPSTEER3 = Shape(
+    "HelpSteer3",
+    PREFERENCES,
+    ("context", "response1", "response2", "overall_preference"),
+    asks=("context",),
+    comments=("individual_preference",),
 )
-from align.data.read.text_formats import CELLS, check_values
+HELPSTEER2 = Shape(
+    "HelpSteer2's preferences",
+    PREFERENCES,
+    ("prompt", "response_1", "response_2", "preference_strength"),
+    asks=("prompt",),
+    comments=split_names(
+        "preference_statement preference_elaboration three_most_similar_preferences all_preferences_unprocessed"
+    ),
+)
+RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"), asks=("prompt",))
+SCORED = Shape(
+    "completions with scores (UltraFeedback)",
+    PREFERENCES,
+    ("instruction", "completions"),
+    asks=QUESTIONS,
+    comments=("correct_answers", "incorrect_answers"),
+)
+ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), asks=QUESTIONS)
+PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), asks=QUESTIONS)
+JUDGED = Shape(
+    "two answers and a verdict", PREFERENCES, ("prompt", "response_a", "response_b", "winner"), asks=QUESTIONS
+)
+TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
+TREE_MESSAGE = Shape("a message of a tree (OASST)", DOCUMENTS, ("message_id", "parent_id", "role", "text"))
+TEXT = Shape("plain text", DOCUMENTS, ("text",))
+CONVERSATIONS = tuple(
+    Shape(name, DOCUMENTS, (column,), split_names(answers), asks=(column,))
+    for column, name, answers in (
+        ("messages", "messages (OpenAI)", ""),
+        ("conversations", "ShareGPT", ""),
+        ("prompt", "a prompt and its completion", "completion response chosen"),
+        ("instruction", "Alpaca", "output response"),
+        ("question", "a question and its answer", "answer response completion chosen"),
+        ("query", "a query and its response", "response answer completion chosen"),
+    )
+)
+"""Of several the first counts: data sets fill the columns of other rows with null."""
+CONVERSATION_COLUMNS = tuple(shape.needs[0] for shape in CONVERSATIONS)
+LABELLED = Shape("an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", LABEL), asks=CONVERSATION_COLUMNS)
+PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
+"""Shapes that are known by the columns that they need."""
+SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
+ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
+BESIDE_TURNS = ("completion", "response", "output", "answer")
+"""Columns in which the answer to a conversation may stand that ends with the user's turn."""
+USERS = ("user", "human", "prompter")
+COLUMNS = frozenset(
+    {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {*VERDICTS, *WINNERS}
+    | {"input", "history", "replies", *SYSTEM, *OFFERED}
+)
+"""Columns that hold what a row says; `label` does if it is one, see `read_label`."""
+
+
+def shape_of(row: Fields) -> str:
+    """Return what people call a row's shape; an empty text if it has none."""
+    shape = recognised(row)
+    return shape.name if shape else ""
+
+
+def recognised(row: Fields) -> Shape | None:
+    """Return the shape of a row by its columns; None if they are no shape's, or may be several's."""
+    if is_helpsteer(row):
+        return HELPSTEER
+    if is_tree(row):
+        return TREE
+    if is_tree_message(row):
+        return TREE_MESSAGE
+    there = tuple([name for name, value in row.items() if value is not None])
+    return shape_of_columns(there, read_label(row.get(LABEL)) is not None)
+
+
+@lru_cache(4096)
+def shape_of_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
+    """Return the shape of a row by its columns that are not null. Rows of a file have the same ones mostly.
+
+    Args:
+        labelled: `label` says yes or no.
+    """
+    there = {*names}
+    for shape in PAIR_SHAPES:
+        if there.issuperset(shape.needs):
+            return shape
+    if find_judged_columns(names) is not None:
+        return JUDGED
+    if "completions" in there and there.intersection(QUESTIONS):
+        return SCORED
+    if "chosen" in there or "rejected" in there:  # a pair that lacks its other answer would pass for one to imitate
+        return None
+    for shape in CONVERSATIONS:
+        if there.issuperset(shape.needs):
+            answered = bool(there.intersection(shape.answers)) or not shape.answers
+            if not answered and there & ANSWERS:  # the answer has a name that goes with another question's
+                return None
+            return LABELLED if labelled and answered else shape
+    return TEXT if "text" in there else None
+
+
+def is_helpsteer(row: Fields) -> bool:
+    """Return whether a row is one answer to a prompt with a rating of its helpfulness."""
+    return row.get("helpfulness") is not None and "prompt" in row and "response" in row
+
+
+def is_tree(row: Fields) -> bool:
+    """Return whether a row is a whole tree of messages."""
+    root = row if "replies" in row else row.get("prompt")
+    return isinstance(root, dict) and {"replies", "role", "text"} <= root.keys()
+
+
+def is_tree_message(row: Fields) -> bool:
+    """Return whether a row is one message of a tree, as OASST's flat files have them."""
+    named = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
+    return named and "role" in row and "text" in row
+
+
+class JudgedColumns(NamedTuple):
+    """The columns of two answers, in their order, and of the verdict on them.
+
+    Attributes:
+        endings: of the columns: a and b, 1 and 2, or 0 and 1.
+        verdict: one column, or `WINNERS`.
+    """
+
+    answers: tuple[str, str]
+    endings: tuple[str, str]
+    verdict: tuple[str, ...]
+
+
+@lru_cache(4096)
+def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
+    """Return the columns of two answers and of a verdict among the columns of a row that are not null; None if it has
+    no such columns."""
+    verdict = WINNERS if {*names}.issuperset(WINNERS) else (*(name for name in VERDICTS if name in names),)[:1]
+    if not verdict:
+        return None
+    by_parts = {match.groups(): name for name in names if (match := ANSWER.fullmatch(name.casefold()))}
+    stems = [stem for stem, _ in by_parts]
+    for (stem, ending), name in by_parts.items():
+        if stems.count(stem) != 2:  # one of many choices
+            continue
+        for first, second in ENDINGS:
+            if ending == first and (stem, second) in by_parts:
+                return JudgedColumns((name, by_parts[stem, second]), (first, second), verdict)
+    return None
+
+
+def judged_columns_of(row: Fields) -> JudgedColumns | None:
+    return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
+
+
+WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+
+def read_label(value: Any) -> bool | None:
+    """Return the label that a value writes: true or false, 1 or 0, yes or no, as a value or as text in any case.
+    Returns None for anything else."""
+    if isinstance(value, str):
+        return WORDS.get(value.strip().casefold())
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def label_error(row: Fields, remedy: str) -> InputError:
+    """Return the error of a row whose label cannot be read, or is about no answer.
+
+    Args:
+        remedy: how to keep the column as metadata, see `align.data.read.columns.ColumnRules`.
+    """
+    value = row[LABEL]
+    if read_label(value) is None:
+        problem = "is no label: true and false, yes and no, 1 and 0 are"
+        return refused(LABEL, value, problem, f"Correct it. {remedy}")
+    problem = "stands in a row without a question and its answer, so there is no answer that the label is about"
+    return refused(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
+
+
+def question_column(row: Fields, asks: Sequence[str] = QUESTIONS) -> str:
+    """Return the first of some columns that is not null, or the only one; empty if there is none."""
+    return next((name for name in asks if row.get(name) is not None), asks[0] if len(asks) == 1 else "")
+
+
+def speaker(turn: Fields) -> Any:
+    return turn.get("role", turn.get("from"))
+
+
+def ends_with_user(turns: Any) -> bool:
+    """Return whether a list of turns ends with one of the user's."""
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[-1], Mapping) and speaker(turns[-1]) in USERS
+
+
+def answers_beside(row: Fields, shape: Shape) -> list[str]:
+    """Return the columns that hold the answer to a conversation which ends with the user's turn, mostly none."""
+    if shape.kind == PREFERENCES:
+        return []
+    turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
+    return [name for name in BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
+
+
+def unclear(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
+    """Return the error of a row without a shape: it names the columns, the nearest shape, and what that lacks."""
+    columns = ", ".join(map(str, row)) or "(none)"
+    problem = "there is nothing to learn from among them"
+    return InputError("columns", columns, problem, nearest_shape(row, kinds) + remedy)
+
+
+def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
+    """Return the shape that needs least besides a row's columns, as a sentence; an empty text if no column is alike. A
+    column that few shapes have says more than one that many have."""
+    there = [name for name, value in row.items() if value is not None]
+    best = ""
+    most = 0.0
+    for shape in SHAPES:
+        wanted = columns_wanted(shape)
+        answered = any(name in there for name in shape.answers if name != "chosen")  # which half a pair has too
+        lacking = [name for name in wanted if name not in there and not (answered and name in shape.answers)]
+        alike = {name: get_close_matches(name, there, 1, 0.75) for name in lacking}
+        shares = [WEIGHTS[name] * (1 if name not in alike else 0.3 * len(alike[name])) for name in wanted]
+        score = sum(shares) / sum(WEIGHTS[name] for name in wanted)
+        if shape.kind in kinds and lacking and score > most:
+            needs = [f"`{name}`" + (f" (is it `{other[0]}`?)" if other else "") for name, other in alike.items()]
+            best = f"The nearest shape is {shape.name}, which also needs {' and '.join(needs)}. "
+            most = score
+    return best
+
+
+def columns_wanted(shape: Shape) -> tuple[str, ...]:
+    """Return the columns of a shape, of those for an answer the first."""
+    return (*shape.needs, *shape.answers[:1])
+
+
+WEIGHTS = {
+    name: 1 / count for name, count in Counter(name for shape in SHAPES for name in columns_wanted(shape)).items()
+}
+
 
 EVALUATED = "data.eval_path"
 """A file to which the settings of `data.path` apply too, and which may lack what that keeps as metadata."""
@@ -120,14 +379,6 @@ IDENTIFYING = frozenset(
     )
 )
 """Columns that are metadata however long their texts are."""
-COMMENTS: Mapping[Shape, Sequence[str]] = {
-    HELPSTEER2: split_names(
-        "preference_statement preference_elaboration three_most_similar_preferences all_preferences_unprocessed"
-    ),
-    HELPSTEER3: ["individual_preference"],
-    SCORED: ["correct_answers", "incorrect_answers"],
-}
-"""Columns of published data sets that comment on the answers: metadata too."""
 CHECKED_BY = frozenset(
     split_names(
         "answer answers expected reference references solution solutions target targets test tests check "
@@ -499,17 +750,11 @@ def by_letter(name: str) -> tuple[int, str]:
 
 def asking_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
     """Return the columns that hold a row's question: mostly one, and both answers of a pair if they repeat it."""
-    if shape in (TREE, TREE_MESSAGE, TEXT):
-        return ()
-    if shape is not None and shape.kind == PREFERENCES:
-        if shape in FIXED:
-            return shape.needs[:1]
-        named = question_column(row)
-        if named and not repeats_question(row, named):
-            return (named,)
-        return (*([named] if named else []), *sides_of(row))
-    names = (shape.needs[0] for shape in CONVERSATIONS if row.get(shape.needs[0]) is not None)
-    return (*islice(names, 1),)
+    asking = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.asks)
+    named = (asking,) if asking else ()
+    if shape is None or shape.kind != PREFERENCES or (asking and not repeats_question(row, asking)):
+        return named
+    return (*named, *sides_of(row))
 
 
 def sides_of(row: Fields) -> tuple[str, str]:
@@ -748,39 +993,31 @@ def columns_read(row: Fields, shape: Shape) -> frozenset[str]:
     """Return the columns that a row's reader reads, its context among them."""
     read = columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
     if below := context_columns(tuple(row)):
-        asking = shape.needs if shape is HELPSTEER3 else ()
-        read = (read | {*below}) - {name for name in below if name not in asking and holds_more(row[name])}
+        read = (read | {*below}) - {name for name in below if name not in shape.asks and holds_more(row[name])}
     if beside := answers_beside(row, shape):
         read |= {*beside}
-    if shape.kind == PREFERENCES and (named := question_column(row)) and repeats_question(row, named):
-        return read - {named}
-    return read
+    asking = question_column(row, shape.asks) if shape.kind == PREFERENCES else ""
+    return read - {asking} if asking and repeats_question(row, asking) else read
 
 
 @lru_cache(4096)
 def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
-    there = dict.fromkeys(names, True)
     if shape is TREE:
         return frozenset(("prompt", "replies", "role", "text", "deleted", *NOT_READ_OF_ROWS))
     if shape is TREE_MESSAGE:
         return frozenset((*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS))
-    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
-    if shape.kind == PREFERENCES:
-        asking = question_column(there)
-        read |= {*ABOUT_PAIRS}
-        if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
-            read |= {*columns.answers, *columns.verdict, *(("winner_tie",) if columns.verdict == WINNERS else ())}
-        else:
-            read |= {*shape.needs}
-        if shape not in FIXED:
-            read = (read - {*QUESTIONS}) | {asking}
-    elif shape is TEXT:
-        asking = "text"
-        read.add(asking)
+    asking = question_column(dict.fromkeys(names, True), shape.asks)
+    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names), asking}
+    if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
+        ties = ["winner_tie"] if columns.verdict == WINNERS else []
+        read |= {*ABOUT_PAIRS, *columns.answers, *columns.verdict, *ties}
+    elif shape.kind == PREFERENCES:
+        read |= {*ABOUT_PAIRS, *shape.needs} - {*QUESTIONS}
+    elif shape is LABELLED:
+        of = next(of for of in CONVERSATIONS if of.needs[0] == asking)
+        read |= {*of.answers, LABEL}
     else:
-        of = next((of for of in CONVERSATIONS if there.get(of.needs[0])), shape)
-        asking = of.needs[0]
-        read |= {*of.needs, *of.answers, *(("label",) if shape is LABELLED else ())}
+        read |= {*shape.needs, *shape.answers}
     return frozenset(read | ({"input", "history"} if asking == "instruction" else set()))
 
 
@@ -883,7 +1120,7 @@ def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> S
 @lru_cache(4096)
 def exempt_columns(names: tuple[str, ...], shape: Shape, asked: bool) -> frozenset[str]:
     """Return the names of columns whose texts are metadata however long they are, see `text_sizes`."""
-    exempt = {*IDENTIFYING, *COMMENTS.get(shape, ()), *(CHECKED_BY if asked else ())}
+    exempt = {*IDENTIFYING, *shape.comments, *(CHECKED_BY if asked else ())}
     if shape.kind == DOCUMENTS and "chosen" in names:  # of a pair, of which the better answer is imitated
         exempt.add("rejected")
     exempt |= {*context_columns(names)}  # written already, but for fields of their objects

@@ -14,7 +14,7 @@ from align.core.errors import InputError
 from align.core.types import ROLES, Message, Tool, ToolCall
 from align.data.chat.reasoning import reasoning_length, with_reasoning
 from align.data.read.content import split_names
-from align.data.read.text_formats import DECODER, KeyTwice, check_values
+from align.data.read.rows import DECODER, KeyTwice, check_values
 
 LEAVE_OUT = "Leave such rows out."
 MEDIA = split_names("images image image_url image_urls audio audios video videos")

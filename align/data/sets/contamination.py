@@ -15,8 +15,16 @@ from align.data.dedup.evaluation_overlap import ASKED, COMMON, NEAR, SLICE, WIDT
 from align.data.dedup.near_duplicates import find_near, find_shared, sharing
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.questions import EvaluationTexts, QuestionIndex, evaluation_keys, hash_asked, letter_runs
-from align.data.dedup.shingles import BANDS, Shingles, band_keys, hash_runs, normalised_digests, shingled
-from align.data.dedup.words import blocks, word_hashes
+from align.data.dedup.shingles import (
+    BANDS,
+    Shingles,
+    band_keys,
+    blocks,
+    hash_runs,
+    normalised_digests,
+    shingled,
+    word_hashes,
+)
 from align.data.sets.spool import Rows, first_bits
 
 PART = 7

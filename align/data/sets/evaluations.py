@@ -28,12 +28,12 @@ import pyarrow as pa
 from align.core.errors import InputError, require
 from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
-from align.data.dedup.words import word_counts
+from align.data.dedup.shingles import word_counts
+from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, recognised
 from align.data.read.content import PREFERENCES, kind_of, split_names, strings
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
-from align.data.read.shapes import RANKING, TREE, TREE_MESSAGE, recognised
 from align.data.sets.record_columns import columns_of, texts_of
 
 FIELD = "stage.contamination.against"

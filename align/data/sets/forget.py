@@ -45,6 +45,8 @@ KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STA
 """Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
 Masks = Mapping[str, ndarray]
 """Side → whether each of its rows goes, bool (N)."""
+Counts = Mapping[str, Counter[tuple[str, int, str]]]
+"""Side → source, row and content id → how often the row stands there: one that is repeated more than once."""
 Standing = Callable[[IdKind], Collection[int] | None]
 """The votes of a project that stand, see `align.data.sets.source.standing`; None where it was erased."""
 Facts = Callable[[pa.Table], Iterable[bool]]
@@ -72,7 +74,7 @@ class Forgetting:
 
 
 def ids_in(given: Any) -> frozenset[bytes]:
-    """The content ids of a setting: a list of them, one, or a file with one a line.
+    """Return the content ids of a setting: a list of them, one, or a file with one a line.
 
     Raises:
         InputError: one is none, or there is no such file.
@@ -145,12 +147,12 @@ def check_going(found: DataSet, given: Any, masks: Masks) -> None:
 
 
 def some(masks: Masks) -> bool:
-    """Whether any row goes."""
+    """Return whether any row goes."""
     return any(mask.any() for mask in masks.values())
 
 
 def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, Input]:
-    """What is to be forgotten, and the data set as an input of a run.
+    """Return what is to be forgotten, and the data set as an input of a run.
 
     Args:
         old: its folder.
@@ -180,19 +182,15 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
     Returns:
         what its `data.json` says.
     """
-    ids: dict[bool, set[str]] = {True: set(), False: set()}
-    lost: dict[str, Counter[str]] = {side: Counter() for side in SIDES}
-    left: dict[str, set[tuple[str, int, str]]] = {side: set() for side in SIDES}
-    gone: dict[str, set[tuple[str, int, str]]] = {side: set() for side in SIDES}
+    left: Counts = {side: Counter() for side in SIDES}
+    gone: Counts = {side: Counter() for side in SIDES}
     for side in SIDES:
         for mask, table in masked(found, side, masks[side], ["source", "row", "content_id"]):
-            columns = (mask.tolist(), *(table[name].to_pylist() for name in table.column_names))
-            for goes, source, row, id in zip(*columns, strict=True):
-                ids[goes].add(id)
-                if goes:
-                    lost[side].update({f"{source}:rows": 1, f"{source}:distinct": (source, row, id) not in gone[side]})
-                (gone if goes else left)[side].add((source, row, id))  # a row that is repeated is there more than once
-    heads = {id: secrets.token_hex(32) for id in ids[True] - ids[False]}  # what clusters are called instead
+            rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+            for goes, row in zip(mask.tolist(), rows, strict=True):
+                (gone if goes else left)[side][row] += 1
+    ids, kept_ids = ({id for rows in counts.values() for *_, id in rows} for counts in (gone, left))
+    heads = {id: secrets.token_hex(32) for id in ids - kept_ids}  # what clusters are called instead
     splits, shards = {}, {}
     for side in SIDES:
         writer = Shards(folder, side, int((~masks[side]).sum()))
@@ -204,10 +202,10 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
     count = sum(map(len, gone.values()))
     data = {
         **{key: value for key, value in found.data.items() if key not in ("lengths", "scores")},  # of all rows
-        "sources": [less(source, lost) for source in found.data["sources"]],
+        "sources": [without_gone(source, gone) for source in found.data["sources"]],
         "splits": splits,
         "root": root_of_sides(splits),
-        "ids_root": root_of(bytes.fromhex(id) for id in sorted(ids[False])),
+        "ids_root": root_of(bytes.fromhex(id) for id in sorted(kept_ids)),
         "shards": shards,
         "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
     }
@@ -249,18 +247,19 @@ def write_side(writer: Shards, found: DataSet, side: str, mask: ndarray, heads: 
             place += rows
 
 
-def less(source: Mapping[str, Any], lost: Mapping[str, Counter[str]]) -> dict[str, Any]:
-    """What is said of a source, without the rows that went."""
-    splits = {
-        side: {what: count - lost[side][f"{source['name']}:{what}"] for what, count in source["splits"][side].items()}
-        for side in SIDES
-    }
-    gone = sum(lost[side][f"{source['name']}:distinct"] for side in SIDES)
-    return {**source, "splits": splits, "forgotten": source.get("forgotten", 0) + gone}
+def without_gone(source: Mapping[str, Any], gone: Counts) -> dict[str, Any]:
+    """Return what is said of a source, without the rows that went."""
+    splits = dict[str, dict[str, int]]()
+    forgotten = source.get("forgotten", 0)
+    for side, before in source["splits"].items():
+        times = [count for (name, *_), count in gone[side].items() if name == source["name"]]
+        splits[side] = {"rows": before["rows"] - sum(times), "distinct": before["distinct"] - len(times)}
+        forgotten += len(times)
+    return {**source, "splits": splits, "forgotten": forgotten}
 
 
 def roots_before(data: Mapping[str, Any]) -> Iterator[str]:
-    """The roots that a data set replaces, the newest first."""
+    """Yield the roots that a data set replaces, the newest first."""
     while "replaces" in data:
         data = data["replaces"]
         yield data["root"]
@@ -288,7 +287,7 @@ def retire(artifact: Path, said: Mapping[str, Any]) -> None:
 
 @contextmanager
 def alone_on(old: Path) -> Iterator[None]:
-    """Holds a data set against other commands that forget rows of it: each would publish one that lacks its own rows
+    """Hold a data set against other commands that forget rows of it: each would publish one that lacks its own rows
     alone.
 
     Raises:

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from align.core.errors import InputError, require
 from align.data.dedup.arrays import join
-from align.data.dedup.words import ODD, mixed
+from align.data.dedup.shingles import ODD, mixed
 
 SLACK = 1e-9
 """Of a share, that rounding may cost."""
@@ -38,7 +38,7 @@ class Mixed:
 
 
 def draws(ids: ndarray, seed: int) -> ndarray:
-    """Where each row stands in its source's order of draw: the lower, the earlier.
+    """Return where each row stands in its source's order of draw: the lower, the earlier.
 
     Args:
         ids: the first 64 bits of each row's content id, uint64 (N).
@@ -51,7 +51,7 @@ def draws(ids: ndarray, seed: int) -> ndarray:
 
 
 def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
-    """The share of each source, adding up to 1.
+    """Return the share of each source, adding up to 1.
 
     Sources with a weight have it, and the others have what is left of 1 in proportion to their sizes; where all have
     one, these are proportions. With a temperature T and no weights, shares go by size^(1/T): 1 keeps the sizes, larger
@@ -139,13 +139,13 @@ def mixture(
 
 
 def drawn(rows: ndarray, draw: ndarray) -> ndarray:
-    """The numbers of some rows (bool (N)) in their order of draw."""
+    """Return the numbers of some rows (bool (N)) in their order of draw."""
     numbers = np.flatnonzero(rows)
     return numbers[np.lexsort((numbers, draw[numbers]))]
 
 
 def over_caps(kept: ndarray, source: ndarray, draw: ndarray, caps: Sequence[int | None]) -> ndarray:
-    """The numbers of the rows that are more than their source's cap: the last ones of its order of draw.
+    """Return the numbers of the rows that are more than their source's cap: the last ones of its order of draw.
 
     Args:
         kept: the rows that count, bool (N).
@@ -156,8 +156,8 @@ def over_caps(kept: ndarray, source: ndarray, draw: ndarray, caps: Sequence[int 
 
 
 def seen(sizes: ndarray, units: float) -> ndarray:
-    """How often each row is seen so that they come to so many units: all rows as often as goes, and the first ones once
-    more, up to the row that comes nearest.
+    """Return how often each row is seen so that they come to so many units: all rows as often as goes, and the first
+    ones once more, up to the row that comes nearest.
 
     Args:
         sizes: of the rows in their order of draw.
@@ -175,7 +175,7 @@ def seen(sizes: ndarray, units: float) -> ndarray:
 
 
 def proportions(units: Sequence[float]) -> tuple[float, ...]:
-    """The share of each in their sum."""
+    """Return the share of each in their sum."""
     whole = sum(units)
     return tuple(one / whole if whole else 0.0 for one in units)
 

@@ -17,12 +17,11 @@ from align.annotate.store.preference_pairs import preferences
 from align.core.chain import Head
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
-from align.data.read.columns import ColumnRules
+from align.data.read.columns import ColumnRules, shape_of
 from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME, files_of
 from align.data.read.records import Outcome, Read, read_outcomes, ready_rows
 from align.data.read.rows import placed_rows
-from align.data.read.shapes import shape_of
 from align.data.sets.ids import SHA256, IdKind, kind_under
 from align.data.sources import files_record, licence_of
 from align.run import HUB, Input, known_digest

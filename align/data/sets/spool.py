@@ -44,14 +44,14 @@ class Spool:
         self.folder = folder
 
     def parts(self, prefix: str = "") -> list[Path]:
-        """The whole parts whose names begin so, as the paths of their files without endings."""
+        """Return the whole parts whose names begin so, as the paths of their files without endings."""
         return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
 
     def account(self, part: Path) -> dict[str, Any]:
-        """What is known of a part beside its rows; under `batches` the sizes of its batches.
+        """Return what is known of a part beside its rows; under `batches` the sizes of its batches.
 
         Raises:
-            CorruptFile: nothing.
+            CorruptFile: the account is no JSON.
         """
         try:
             return json.loads(read_text(part.with_suffix(".json"), "checkpoints"))
@@ -61,7 +61,7 @@ class Spool:
     def write(
         self, name: str, batches: Iterator[pa.RecordBatch], groups: Sequence[pa.Schema], account: Mapping[str, Any]
     ) -> None:
-        """One part.
+        """Write one part.
 
         Args:
             groups: the columns of each file.
@@ -123,15 +123,12 @@ class Rows:
         return found
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(number of its first row, batch) in order, with these columns."""
-        for part, first, sizes in self.parts:
-            with self.opened(part, columns) as read_batch:
-                for i, size in enumerate(sizes):
-                    yield first, read_batch(i)
-                    first += size
+        """Yield (number of its first row, batch) in order, with these columns."""
+        for numbers, batch in self.where(np.ones(self.count, bool), columns):
+            yield int(numbers[0]), batch
 
     def where(self, wanted: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
-        """(numbers of its rows, batch) in order, of some rows (bool (N)); of batches without any, nothing is read."""
+        """Yield (numbers of its rows, batch) in order, of some rows (bool (N)). Batches without any are not read."""
         for part, first, sizes in self.parts:
             chosen = wanted[first : first + sum(sizes)]
             if not chosen.any():
@@ -173,20 +170,20 @@ class Rows:
             yield read_batch
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column of texts of all rows, each text that differs held once in a batch."""
+        """Return one column of texts of all rows, each text that differs held once in a batch."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
     def numbers(self, name: str) -> ndarray:
-        """One column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
+        """Return one column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
         return self.gathered([name], lambda batch: as_numpy(batch.column(name)))
 
     def first_bits(self, name: str) -> ndarray:
-        """The first 64 bits of each id in a column, uint64 (N)."""
+        """Return the first 64 bits of each id in a column, uint64 (N)."""
         return self.gathered([name], lambda batch: first_bits(as_numpy(batch.column(name))))
 
     def gathered(self, columns: Sequence[str], made: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
-        """What is made of each batch, one after another, without a second copy of it."""
+        """Return what is made of each batch, one after another, without a second copy of it."""
         found = np.zeros(0, np.int64)
         for first, batch in self.batches(columns):
             part = made(batch)
@@ -196,7 +193,7 @@ class Rows:
         return found
 
     def take(self, indexes: ndarray, columns: Sequence[str]) -> pa.Table:
-        """Some rows, in the order of `indexes`. Files are mapped: of a batch, what is not asked for is not read."""
+        """Return some rows, in the order of `indexes`. Files are mapped, so that other rows of a batch are not read."""
         order = np.argsort(indexes, kind="stable")
         wanted = indexes[order]
         found = []
@@ -217,7 +214,7 @@ class Rows:
         return table.combine_chunks()
 
     def records(self, numbers: ndarray) -> list[tuple[str, Record]]:
-        """Some rows as `source:row` and their records. Those without an id of their own have that name."""
+        """Return some rows as `source:row` and their records. Those without an id of their own have that name."""
         if not len(numbers):
             return []
         table = self.take(numbers, [*CONTENT[self.kind], "source", "row"])
@@ -227,7 +224,7 @@ class Rows:
 
 
 def first_bits(ids: ndarray) -> ndarray:
-    """The first 64 bits of ids, uint64 (N)."""
+    """Return the first 64 bits of ids, uint64 (N)."""
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from align.core.errors import InputError, require
 from align.core.spec import filled, flag, one_of, written
 from align.core.types import Conversation, Document, Message
-from align.data.read.documents import document_of
 from align.data.read.messages import with_default_system
+from align.data.read.records import document_of
 from align.data.read.rows import Row
 from align.data.split import question
 from align.evals.suite.harness import Completion, Harness, Requests, parsed_harness

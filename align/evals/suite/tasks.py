@@ -13,8 +13,8 @@ from align.core.aliases import NAME, NAMED
 from align.core.errors import InputError, require
 from align.core.spec import known, listed, one_of, whole, written
 from align.core.types import Conversation, Message
-from align.data.read.documents import document_of, row_text, shape_column
 from align.data.read.messages import with_default_system
+from align.data.read.records import document_of, row_text, shape_column
 from align.data.read.rows import Row, checked_rows
 from align.data.sources import files_record
 from align.data.split import question
