@@ -27,7 +27,7 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement, Store, configure
 from align.annotate.web.server import application
 from align.web.key_link import KeyAuthenticator
-from align.web.listening import listening
+from align.web.server import listening
 
 HERE = Path(__file__).resolve().parent
 PROJECT, KEY = "household", "k" * 32

@@ -69,7 +69,7 @@ def run_serve(run: Run, config: Config) -> Result:
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import application  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, key_in
-    from align.web.listening import serve
+    from align.web.server import serve
 
     stage: AnnotateConfig = config.stage
     url, others = origins(stage.host, stage.port, stage.url)

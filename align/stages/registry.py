@@ -330,7 +330,7 @@ def serve_page(config: Config) -> Iterator[str]:
     from align.registry.page.server import application  # Gradio takes seconds to import
     from align.registry.trace import read_votes
     from align.web.key_link import Anybody, KeyAuthenticator, key_in
-    from align.web.listening import serve
+    from align.web.server import serve
 
     stage, root = config.stage, root_of(config)
     url, others = origins(stage.host, stage.port, stage.url)

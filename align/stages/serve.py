@@ -33,7 +33,7 @@ from align.serve.startup import Opened, opened
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import Usage, Used, usage_beside, used_beside
 from align.stages.runner import Inputs
-from align.web.listening import listening, serve
+from align.web.server import listening, serve
 
 TENANT_COLUMNS = (
     "tenant",

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, cookie_parser
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.core.errors import StorageError
@@ -26,13 +28,11 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 KEY = "key"
-"""What the query of a link calls its key. It does not stay in the address."""
-Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
-"""Status, body and headers."""
+"""The parameter of a link that holds its key. It does not stay in the address."""
 
 
 class Visitor(Protocol):
-    """Whoever is known."""
+    """A visitor who is known."""
 
     @property
     def name(self) -> str: ...
@@ -42,21 +42,21 @@ V = TypeVar("V", bound=Visitor, covariant=True)
 
 
 class Authenticator(Protocol[V]):
-    """Find the visitor of a request."""
+    """Finds the visitor of a request."""
 
     def who(self, cookies: Mapping[str, str]) -> V | None: ...
 
-    def opened(self, query: str) -> str | None:
-        """The cookie that a link gives whoever opens it; None where it is no such link."""
+    def cookie_of_link(self, key: str) -> str | None:
+        """Return the cookie that a link with this key gives whoever opens it; None if it is no such link."""
         ...
 
-    def unauthenticated(self, path: str, query: str) -> Answer | None:
-        """What somebody unknown is told; None where they may have what they ask for."""
+    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
+        """Return the response to somebody unknown; None if they may have what they ask for."""
         ...
 
 
 class TooManyStreams(Exception):
-    """Somebody asks for an answer without an end who has as many as they may."""
+    """A visitor asks for an answer without an end who has as many as they may."""
 
 
 class AuthMiddleware:
@@ -64,7 +64,7 @@ class AuthMiddleware:
 
     Args:
         origins: under which browsers know the server, such as https://annotate.example.org.
-        check: of visitor, method, path and headers: what the request is answered instead; None where it may pass.
+        check: of visitor, method, path and headers: the response that refuses the request; None if it may pass.
         policy: the Content-Security-Policy of every answer.
         unused: parts of paths at which there is nothing for anybody.
         streams, streams_each: answers without an end that all visitors together, and one of them, may have at once,
@@ -76,15 +76,19 @@ class AuthMiddleware:
         app: ASGIApp,
         authenticator: Authenticator[Visitor],
         origins: Sequence[str],
-        check: Callable[[Any, str, str, Mapping[bytes, str]], Answer | None],
+        check: Callable[[Any, str, str, Headers], Response | None],
         *,
         policy: str,
         unused: Sequence[str] = (),
         streams: int,
         streams_each: int,
     ) -> None:
-        self.app, self.authenticator, self.check, self.unused = app, authenticator, check, unused
-        self.most_streams, self.most_each = streams, streams_each
+        self.app = app
+        self.authenticator = authenticator
+        self.check = check
+        self.unused = unused
+        self.most_streams = streams
+        self.most_each = streams_each
         self.origins = {urlsplit(origin).netloc: origin for origin in origins}
         self.headers = ((b"content-security-policy", policy.encode()), *HEADERS)
         self.streams: Counter[str] = Counter()
@@ -95,79 +99,74 @@ class AuthMiddleware:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            answer = await self._refused(scope)
-            if answer is None:
-                await self._answered(scope, receive, send)
-            else:
-                page = any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
-                await self._respond(send, *(in_words(*answer) if page else answer))
+            connection = HTTPConnection(scope)
+            response = await self._refuse(connection)
+            if response is None:
+                response = await self._pass_on(scope, receive, send)
+            elif response.status_code >= 400 and "text/html" in ",".join(connection.headers.getlist("accept")):
+                # for a person who typed an address into a browser
+                response = PlainTextResponse(json.loads(bytes(response.body))["problem"], response.status_code)
+            if response is not None:
+                response.raw_headers.extend(self.headers)
+                await response(scope, receive, send)
 
-    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The app's answer, with our headers; a stream only where another is still allowed."""
-        who, begun = scope["person"].name if scope["person"] else "", False
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """Send the app's answer, with our headers. Returns another one if it is a stream and no further one is
+        allowed."""
+        who = scope["person"].name if scope["person"] else ""
+        is_stream = False
 
-        async def sending(message: Any) -> None:
-            nonlocal begun
+        async def send_with_headers(message: Any) -> None:
+            nonlocal is_stream
             if message["type"] == "http.response.start":
                 headers = message.get("headers", [])
                 if any(name == b"content-type" and b"event-stream" in value for name, value in headers):
                     if self.streams[who] >= self.most_each or self.streams.total() >= self.most_streams:
                         raise TooManyStreams
                     self.streams[who] += 1
-                    begun = True
+                    is_stream = True
                 message = message | {"headers": [*headers, *self.headers]}
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, receive, send_with_headers)
         except TooManyStreams:
-            await self._respond(send, *refusal(429, "Close a page first: too many wait for something."))
-        except ClientDisconnect:  # in the middle of a form: nobody is there to be told
+            return refusal(429, "Close a page first: too many wait for something.")
+        except ClientDisconnect:  # in the middle of a form: nobody waits for an answer
             pass
         finally:
-            if begun:
+            if is_stream:
                 self.streams[who] -= 1
                 if self.streams[who] == 0:
                     del self.streams[who]
+        return None
 
-    async def _refused(self, scope: Scope) -> Answer | None:
-        """What the request is told in place of an answer; None where it may pass."""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        cookies = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
-        query, path = scope["query_string"].decode("latin-1"), scope["path"]
-        ours = self.origins.get(headers.get(b"host", ""))
-        if ours is None:
+    async def _refuse(self, request: HTTPConnection) -> Response | None:
+        """Return the response to a request that does not pass; None if it may."""
+        path = request.scope["path"]
+        origin = self.origins.get(request.headers.get("host", ""))
+        if origin is None:
             return refusal(421, "This server is known by another name.")
-        if headers.get(b"origin", ours) != ours:
+        if request.headers.get("origin", origin) != origin:
             return refusal(403, "Another page asks.")
         if any(part in path for part in self.unused):
             return refusal(404, "There is nothing here.")
-        cookie = self.authenticator.opened(query)
+        query = request.query_params
+        cookie = self.authenticator.cookie_of_link(query.get(KEY, ""))
         if cookie is not None:
-            rest = urlencode([pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != KEY])
-            where = f"/?{rest}" if rest else "/"
-            return 303, b"", [(b"location", where.encode()), (b"set-cookie", cookie.encode())]
+            rest = urlencode([pair for pair in query.multi_items() if pair[0] != KEY])
+            return RedirectResponse(f"/?{rest}" if rest else "/", 303, {"set-cookie": cookie})
         try:
-            person = await run_in_threadpool(self.authenticator.who, cookie_parser(cookies))
+            person = await run_in_threadpool(self.authenticator.who, request.cookies)
         except StorageError:
             return refusal(503, CANNOT_READ)  # and not why: it may be a stranger who asks
-        if person is None and (answer := self.authenticator.unauthenticated(path, query)) is not None:
-            return answer
-        scope["person"], scope["origin"] = person, ours
-        return self.check(person, scope["method"], path, headers)
-
-    async def _respond(self, send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
-        await send({"type": "http.response.body", "body": body})
+        if person is None and (response := self.authenticator.unauthenticated(path, query)) is not None:
+            return response
+        request.scope["person"] = person
+        request.scope["origin"] = origin
+        return self.check(person, request.scope["method"], path, request.headers)
 
 
-def refusal(status: int, problem: str) -> Answer:
+def refusal(status: int, problem: str) -> Response:
     content = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
-    return status, json.dumps(content).encode(), [(b"content-type", b"application/json")]
-
-
-def in_words(status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
-    """A refusal for whoever typed an address into a browser."""
-    if not body:
-        return status, body, headers
-    return status, json.loads(body)["problem"].encode(), [(b"content-type", b"text/plain; charset=utf-8")]
+    return JSONResponse(content, status)

@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
 from align.core.errors import InputError, require
-from align.web.fair_queue import FairQueue
+from align.web.throttle import FairQueue
 
 SHORTEST_PASSWORD = 12
 AT_ONCE, WAITING, PATIENCE_S = 2, 20, 10

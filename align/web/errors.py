@@ -15,12 +15,12 @@ CANNOT_READ = "The server cannot read its store."
 
 def explain_errors(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
     """Has an app answer errors of ours with these statuses, and a body that cannot be read with 422."""
-    app.add_exception_handler(RequestValidationError, invalid_body)
+    app.add_exception_handler(RequestValidationError, respond_to_invalid_body)
     for error, status in statuses.items():
-        app.add_exception_handler(error, explained(status))
+        app.add_exception_handler(error, respond_by(status))
 
 
-def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
+def respond_by(status: int) -> Callable[[Request, Exception], JSONResponse]:
     """An error of ours as JSON."""
 
     def answer(request: Request, error: Exception) -> JSONResponse:
@@ -32,7 +32,7 @@ def explained(status: int) -> Callable[[Request, Exception], JSONResponse]:
     return answer
 
 
-def invalid_body(_: Request, error: Exception) -> JSONResponse:
+def respond_to_invalid_body(_: Request, error: Exception) -> JSONResponse:
     """A body that is none, without its words: they may be what cannot be written."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]

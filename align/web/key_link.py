@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import parse_qs
+
+from starlette.responses import Response
 
 from align.core.errors import InputError, StorageError, require
 from align.core.files import read_text
 from align.core.outputs import refuse_foreign_file, replace_file
-from align.web.auth import KEY, Answer, Visitor, refusal
+from align.web.auth import Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
 KEY_TEXT = re.compile(rb"[\w-]{32}")
@@ -31,16 +32,18 @@ class KeyAuthenticator(Generic[V]):
 
     def __init__(self, key: str, person: V, cookie: str, attributes: str = "SameSite=Strict") -> None:
         require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
-        self.key, self.person, self.cookie, self.attributes = key, person, cookie, attributes
+        self.key = key
+        self.person = person
+        self.cookie = cookie
+        self.attributes = attributes
 
     def who(self, cookies: Mapping[str, str]) -> V | None:
         return self.person if self._fits(cookies.get(self.cookie, "")) else None
 
-    def opened(self, query: str) -> str | None:
-        given = parse_qs(query).get(KEY, [""])[0]
-        return f"{self.cookie}={given}; Path=/; HttpOnly; {self.attributes}" if self._fits(given) else None
+    def cookie_of_link(self, key: str) -> str | None:
+        return f"{self.cookie}={key}; Path=/; HttpOnly; {self.attributes}" if self._fits(key) else None
 
-    def unauthenticated(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
         return refusal(403, "Open the link that the server printed when it started.")
 
     def _fits(self, given: str) -> bool:
@@ -62,10 +65,10 @@ class Anybody:
     def who(self, cookies: Mapping[str, str]) -> Somebody | None:
         return self.visitor
 
-    def opened(self, query: str) -> str | None:
+    def cookie_of_link(self, key: str) -> str | None:
         return None
 
-    def unauthenticated(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
         return None
 
 

@@ -7,13 +7,15 @@ site cannot send, or one of our own forms, which comes with our own Origin.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
+from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts, Person
 from align.annotate.web.templating import WORDS
-from align.web.auth import Answer, Authenticator, AuthMiddleware, refusal
+from align.web.auth import Authenticator, AuthMiddleware, refusal
 from align.web.gradio_pages import POLICY, UNUSED
 
 BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
@@ -34,16 +36,15 @@ class AccountAuthenticator:
         session = cookies.get(self.cookie, "")
         return self.accounts.who(session) if session else None
 
-    def opened(self, query: str) -> str | None:
+    def cookie_of_link(self, key: str) -> str | None:
         return None
 
-    def unauthenticated(self, path: str, query: str) -> Answer | None:
+    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
         if path in ("/login", "/invite", "/align/app.css"):
             return None
         if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
-            project = parse_qs(query).get("project", [""])[0] if path == "/" else ""
-            where = f"/login?project={quote(project, safe='')}" if project else "/login"
-            return 303, b"", [(b"location", where.encode())]
+            project = query.get("project", "") if path == "/" else ""
+            return RedirectResponse(f"/login?project={quote(project, safe='')}" if project else "/login", 303)
         return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
@@ -60,7 +61,7 @@ def require_login(
     )
 
 
-def check(person: Person | None, method: str, path: str, headers: Mapping[bytes, str]) -> Answer | None:
+def check(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
     """Return the answer to a request that is refused. Returns None if it may pass."""
     if path.startswith(MANAGE) and not (person and manages(person)):
         return refusal(403, "This page is for reviewers and admins.")
@@ -73,22 +74,22 @@ def manages(person: Person) -> bool:
     return any(person.may(project, "reviewer") for project in person.roles)
 
 
-def request_problem(method: str, path: str, headers: Mapping[bytes, str]) -> str:
+def request_problem(method: str, path: str, headers: Headers) -> str:
     """What keeps a request from being one of our own pages'; empty where nothing does."""
     if method in ("GET", "HEAD"):
         return ""
-    sent, most = headers.get(b"content-type", ""), BODY_LIMIT
+    sent, most = headers.get("content-type", ""), BODY_LIMIT
     if path in FORMS:
         most = FORM_LIMIT
-        if not sent.startswith("application/x-www-form-urlencoded") or b"origin" not in headers:
+        if not sent.startswith("application/x-www-form-urlencoded") or "origin" not in headers:
             return "Send the form from its own page."
     elif path.startswith("/api/"):
-        if not sent.startswith("application/json") or b"x-align" not in headers:
+        if not sent.startswith("application/json") or "x-align" not in headers:
             return "Send JSON, with the header X-Align."
     elif path.startswith(f"{MANAGE}/gradio_api/queue/"):
-        if not sent.startswith("application/json") or b"origin" not in headers:
+        if not sent.startswith("application/json") or "origin" not in headers:
             return "Send JSON from the page itself."
     else:  # Gradio's own, such as uploads, which no page has a use for
         return "There is nothing here that could be changed."
-    length = headers.get(b"content-length", "") if b"transfer-encoding" not in headers else ""
+    length = headers.get("content-length", "") if "transfer-encoding" not in headers else ""
     return "" if length.isdigit() and int(length) <= most else f"Send at most {most} bytes, and say so."

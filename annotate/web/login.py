@@ -12,7 +12,7 @@ from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
 from align.annotate.web.templating import WORDS, render
 from align.core.errors import InputError, StorageError
 from align.web.credentials import Refused, session_cookie
-from align.web.fair_queue import Busy
+from align.web.throttle import Busy
 
 
 async def form_fields(request: Request) -> dict[str, str]:

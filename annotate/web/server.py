@@ -25,7 +25,7 @@ from align.web.auth import Authenticator
 from align.web.credentials import Refused
 from align.web.errors import explain_errors
 from align.web.gradio_pages import QUIET
-from align.web.listening import connection_limit
+from align.web.server import connection_limit
 
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/app.css"><script type="module" src="/align/rank.js"></script>"""

@@ -218,7 +218,7 @@ def test_half_a_character_is_refused_in_words_that_can_be_written(client, ask):
 
 
 def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
-    from align.web.listening import listening
+    from align.web.server import listening
 
     with listening("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

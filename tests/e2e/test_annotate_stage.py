@@ -253,7 +253,7 @@ def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_p
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         seen.append(client.get("/login").status_code)
 
-    monkeypatch.setattr("align.web.listening.serve", served)
+    monkeypatch.setattr("align.web.server.serve", served)
     asked(shop, "serve")
     assert seen == [200]
     assert "/?project=p" in shop.said

@@ -33,6 +33,6 @@ def test_votes_go_on_while_the_server_is_besieged_and_none_is_lost(store_url: st
     assert found["descriptors_used"] <= siege.DESCRIPTORS
     assert found["war"]["refused"] == []
     assert found["war"]["votes"] >= VOTES  # in less than two minutes, whatever else this machine does
-    of_connections = [line for line in found["log"].splitlines() if "align.web.connections" in line]
+    of_connections = [line for line in found["log"].splitlines() if "align.web.server" in line]
     assert 1 <= len(of_connections) <= 3  # said, and not once a connection
     assert "Traceback" not in found["log"]

@@ -18,9 +18,8 @@ import httpx
 import pytest
 from waiting import settles
 
-from align.web import connections
-from align.web.connections import Connections
-from align.web.listening import MOST, Server, connection_limit, listening
+from align.web import server as connections
+from align.web.server import MOST, Connections, Server, connection_limit, listening
 
 WAIT_S = 0.4
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -228,7 +227,7 @@ FULL = """
 import logging, os, resource, sys, threading, time
 sys.path[:0] = sys.argv[2:]
 from test_connections import app
-from align.web.listening import Server, listening, connection_limit
+from align.web.server import Server, listening, connection_limit
 
 logging.basicConfig(filename=sys.argv[1], force=True)
 listener = listening("127.0.0.1", 0)
@@ -287,7 +286,7 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
 
 def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
     program = (
-        "import resource, sys; from align.web.listening import connection_limit;"
+        "import resource, sys; from align.web.server import connection_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
         "print(connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

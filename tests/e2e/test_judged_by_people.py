@@ -147,7 +147,7 @@ def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatc
         client = TestClient(app, base_url=f"http://127.0.0.1:{port}")
         seen.append(client.get("/login").text)
 
-    monkeypatch.setattr("align.web.listening.serve", served)
+    monkeypatch.setattr("align.web.server.serve", served)
     words = shlex.split(line.partition(": ")[2])
     assert words[:3] == ["python", "-m", "align"]
     bench.run(words[3:])

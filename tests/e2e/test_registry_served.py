@@ -65,7 +65,7 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         client.get(f"/?key={key[0] if key else ''}")
         seen.append((stranger, client.get("/view/runs").status_code))
 
-    monkeypatch.setattr("align.web.listening.serve", served)
+    monkeypatch.setattr("align.web.server.serve", served)
     return seen
 
 

@@ -14,17 +14,17 @@ SERVED = """
 import sys
 from pathlib import Path
 from starlette.testclient import TestClient
-import align.web.listening
+import align.web.server
 from align.__main__ import main
 
 def serve(app, host, port, ready):
-    with align.web.listening.listening(host, 0), TestClient(app, base_url=f"http://{host}:{port}") as client:
+    with align.web.server.listening(host, 0), TestClient(app, base_url=f"http://{host}:{port}") as client:
         ready()
         key = (Path(sys.argv[1]) / "annotate.key").read_text()
         for path in (f"/?key={key}", "/manage/", "/api/projects", "/manage/figures.json?project=p"):
             assert client.get(path).status_code == 200, path
 
-align.web.listening.serve = serve
+align.web.server.serve = serve
 words = ("stage=annotate", "stage.action=serve", "stage.demo=true", "project=p", f"run.root={sys.argv[1]}")
 status = main(words)
 print("loaded", *sys.modules)

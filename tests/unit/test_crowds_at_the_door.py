@@ -16,7 +16,7 @@ from waiting import settles
 from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
 from align.core.errors import StorageError
 from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
-from align.web.fair_queue import Busy, FairQueue
+from align.web.throttle import Busy, FairQueue
 
 STRANGERS = 40
 

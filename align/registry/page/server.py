@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import gradio
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from align.core.errors import InputError, MissingArtifact, StorageError
@@ -35,9 +36,9 @@ from align.registry.page.views import (
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
-from align.web.auth import Answer, Authenticator, AuthMiddleware, Visitor, refusal
+from align.web.auth import Authenticator, AuthMiddleware, Visitor, refusal
 from align.web.gradio_pages import POLICY, QUIET, UNUSED
-from align.web.listening import connection_limit
+from align.web.server import connection_limit
 
 STATIC = Path(__file__).parent / "static"
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
@@ -108,7 +109,7 @@ def page() -> gradio.Blocks:
     return blocks
 
 
-def check(visitor: Visitor | None, method: str, path: str, headers: Mapping[bytes, str]) -> Answer | None:
+def check(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
     """The page reads, and nothing else."""
     return None if method in ("GET", "HEAD") else refusal(405, "There is nothing here that could be changed.")
 
