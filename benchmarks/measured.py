@@ -34,9 +34,8 @@ from align.ops.moments import Moments
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates, shape_scores
 from align.ppo.update import Losses as PolicyLosses
 from align.ppo.update import take_gradient_steps
-from align.rollout.engine import response_ids
+from align.rollout.engine import response_ids, row_seeds
 from align.rollout.hf import HfEngine
-from align.rollout.randomness import row_seeds
 from align.run import Base
 from align.trainers.common import Training, train
 from align.trainers.sft import sft_trainer

@@ -29,7 +29,7 @@ from align.core.spec import filled, known, number, whole
 from align.core.types import Conversation
 from align.data.chat.reasoning import with_reasoning
 from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
-from align.rollout.vllm_client import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
+from align.rollout.vllm_server import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
 from align.run import Input, json_digest
 from align.track import progress
 

@@ -53,8 +53,7 @@ from align.ppo.rollouts import (
 from align.ppo.settings import PpoSettings
 from align.ppo.update import check_first_ratio, lr_factor, take_gradient_steps
 from align.ppo.workers import Answers, Workers
-from align.rollout.engine import cut_answers
-from align.rollout.randomness import generator_for
+from align.rollout.engine import cut_answers, generator_for
 from align.rollout.strip_reasoning import empty_answers
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint

@@ -21,7 +21,7 @@ from align.ppo.checkpoint import PpoState
 from align.ppo.experience import shape_scores
 from align.ppo.settings import PpoSettings
 from align.ppo.workers import Answers, Workers, join_answers
-from align.rollout.randomness import generator_for
+from align.rollout.engine import generator_for
 from align.rollout.strip_reasoning import empty
 from align.track import Clock
 

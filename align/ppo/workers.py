@@ -20,9 +20,8 @@ from align.models.roles import Role, Roles
 from align.ops.moments import Moments
 from align.reward.combined import comparable, scored
 from align.reward.scorer import Scorer, check_finite
-from align.rollout.distributed import FirstRankEngine
-from align.rollout.engine import Engine, joined, response_texts
-from align.rollout.randomness import row_seeds
+from align.rollout.distributed import DistributedEngine
+from align.rollout.engine import Engine, joined, response_texts, row_seeds
 from align.rollout.strip_reasoning import Judged, whole
 from align.run import Base
 
@@ -118,6 +117,12 @@ class Workers:
         """
         return self.collect_answers(prompts, self.start_sampling(role, prompts, *where)())
 
+    @property
+    def server_ranks(self) -> DistributedEngine | None:
+        """The engine, if it asks servers from the first of several ranks."""
+        engine = self.engine
+        return engine if isinstance(engine, DistributedEngine) and engine.first_rank_only else None
+
     def start_sampling(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Callable[[], Rollout | None]:
         """Give the engine the role's present weights, and return the call that samples the tokens of `sample`.
 
@@ -128,7 +133,7 @@ class Workers:
         seeds = row_seeds(range(len(prompts)), self.seed, *where)
         with self.naming_role(role):
             self.engine.sync(actor)
-        generate = self.engine.drawn if isinstance(self.engine, FirstRankEngine) else self.engine.generate
+        generate = self.engine.generate if self.server_ranks is None else self.server_ranks.generate_here
 
         def sample_tokens() -> Rollout | None:
             with self.naming_role(role):
@@ -142,8 +147,8 @@ class Workers:
         Args:
             rollout: None on a rank that asks no server.
         """
-        if isinstance(self.engine, FirstRankEngine):
-            rollout = self.engine.shared(rollout)
+        if self.server_ranks is not None:
+            rollout = self.server_ranks.share(rollout)
         assert rollout is not None, "this engine samples on every rank"
         rollout = rollout.to(self.roles.device)
         texts = response_texts(rollout, self.tokenizer)

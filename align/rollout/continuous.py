@@ -10,19 +10,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, cat
 
 from align.core.errors import require
 from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.places import CHUNK, Piece
-from align.rollout.request_queue import Answer, RequestQueue
-from align.rollout.requests import Pending, Request, Stats, Token
-from align.rollout.sampling import next_tokens, prompt_tokens
-
-if TYPE_CHECKING:
-    import numpy as np
+from align.rollout.serving_engine import Completion, Request, ServingEngine, Stats, Token, next_tokens, prompt_tokens
 
 
 class PrefixCache:
@@ -83,7 +77,7 @@ class Running:
         last: the token that was drawn last.
     """
 
-    answer: Answer
+    answer: Completion
     slot: int
     blocks: list[bytes]
     read: int = 0
@@ -94,7 +88,7 @@ class Running:
 
     @property
     def request(self) -> Request:
-        return self.answer.pending.request
+        return self.answer.request
 
     @property
     def read_whole(self) -> bool:
@@ -106,27 +100,11 @@ class Running:
         prompt = self.request.prompt_ids
         if self.last is None:
             return Piece(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
-        return Piece(self.slot, self.request.adapter, (self.last,), len(prompt) + self.answer.made - 1)
-
-    def allowed(self) -> np.ndarray | None:
-        """What may come next. A grammar that fails ends its own request."""
-        try:
-            return self.answer.allowed()
-        except Exception as error:
-            self.answer.fail(error)
-            return None
-
-    def take(self, token: Token | None) -> None:
-        """The next token. What of the request's own fails on it ends the request."""
-        try:
-            self.answer.take(token)
-        except Exception as error:
-            self.answer.fail(error)
-        self.last = None if token is None else token.id
+        return Piece(self.slot, self.request.adapter, (self.last,), len(prompt) + self.answer.length - 1)
 
 
-class ContinuousBatch(RequestQueue):
-    """See the module, and `align.rollout.requests.ServingEngine`.
+class ContinuousBatch(ServingEngine):
+    """See the module, and `align.rollout.serving_engine.ServingEngine`.
 
     Args:
         decoder: nobody else uses it.
@@ -147,15 +125,15 @@ class ContinuousBatch(RequestQueue):
         self.prefixes = PrefixCache(CHUNK, prefix_bytes)
         self._running: list[Running] = []
         self._free = list(range(decoder.slots))[::-1]
-        self._held: list[tuple[Pending, int]] = []
+        self._held: list[tuple[Completion, int]] = []
         self._counts = {"steps": 0, "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
 
     def give_up(self, error: Exception) -> None:
         super().give_up(error)
-        held, self._held = self._held, []
-        for pending, _ in held:
-            self._release(pending.request)
-            Answer(pending).fail(error)
+        for answer, _ in self._held:
+            self._release(answer.request)
+            answer.fail(error)
+        self._held = []
         for running in self._running:
             running.answer.fail(error)
         self._leave()
@@ -166,7 +144,7 @@ class ContinuousBatch(RequestQueue):
 
     def step(self) -> bool:
         for running in self._running:
-            if running.answer.pending.aborted:
+            if running.answer.is_aborted:
                 running.answer.abort()
         self._leave()
         self._forget()
@@ -179,22 +157,21 @@ class ContinuousBatch(RequestQueue):
     def _admit(self) -> None:
         """Give free slots to those who wait. Those whom the bank has no room for are held, and tried again first.
         Others go by meanwhile, but not for ever."""
-        held, self._held = self._held, []
-        for pending, since in held:
-            if not (self._free and self._begun(pending)):
-                self._held.append((pending, since))
+        self._held = [
+            (answer, since) for answer, since in self._held if not (self._free and self._begin_or_end(answer))
+        ]
         while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
-            pending = self._next((running.request.tenant for running in self._running), len(self._free))
-            if pending is None:
+            answer = self._next((running.request.tenant for running in self._running), len(self._free))
+            if answer is None:
                 return
-            if not self._begun(pending):
-                self._held.append((pending, self._counts["steps"]))
+            if not self._begin_or_end(answer):
+                self._held.append((answer, self._counts["steps"]))
 
-    def _begun(self, pending: Pending) -> bool:
-        """Give a request a slot, or end it; False where the bank has no room for its adapter now."""
-        request, answer = pending.request, Answer(pending)
+    def _begin_or_end(self, answer: Completion) -> bool:
+        """Give a request a slot, or end it. Returns False if the bank has no room for its adapter now."""
+        request = answer.request
         in_use = {each for running in self._running if (each := running.request.adapter) is not None}
-        if pending.aborted:
+        if answer.is_aborted:
             answer.abort()
         elif not (request.adapter is None or request.adapter in in_use or self.decoder.bank.room(in_use)):
             return False
@@ -213,8 +190,8 @@ class ContinuousBatch(RequestQueue):
             self._begin(answer)
         return True
 
-    def _begin(self, answer: Answer) -> None:
-        request = answer.pending.request
+    def _begin(self, answer: Completion) -> None:
+        request = answer.request
         keys = (
             []
             if self.prefixes.most_bytes == 0
@@ -248,7 +225,7 @@ class ContinuousBatch(RequestQueue):
         on with the bits that they would have had."""
         self._counts["steps"] += 1
         for running in chosen:
-            running.answer.pending.begun = True
+            running.answer.has_begun = True
         try:
             states = self.decoder.step([running.piece for running in chosen])
         except Exception as error:
@@ -289,19 +266,21 @@ class ContinuousBatch(RequestQueue):
     def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
         """Draw the next token of each answer."""
         settings = [running.request.sampling for running in ready]
-        numbers, allowed = [running.answer.number for running in ready], [running.allowed() for running in ready]
+        numbers = [running.answer.number for running in ready]
+        allowed = [running.answer.allowed() for running in ready]
         drawn = next_tokens(logits_BV, settings, numbers, allowed)
         for running, token in zip(ready, drawn, strict=True):
             if running.answer.finished is None:
                 self._counts["generated_tokens"] += 1
-                running.take(token)
+                running.answer.take(token)
+                running.last = None if token is None else token.id
 
     def _leave(self) -> None:
         """Those who finished give up their slots."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
             if running.answer.finished in ("error", "abort"):  # nobody looked at what it left
-                self.decoder.clear(running.slot, running.read + running.answer.made)
+                self.decoder.clear(running.slot, running.read + running.answer.length)
             self._free.append(running.slot)
             self._release(running.request)
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """A byte, as SentencePiece writes one that no other piece holds."""
@@ -53,17 +54,8 @@ class TokenTexts:
         return {part["type"] for part in parts}
 
 
-def byte_letters() -> dict[str, int]:
-    """The letters by which byte-level BPE writes bytes (Radford et al., 2019): a printable byte by its own letter, each
-    other one by the next letter from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTES = byte_letters()
-
-
+BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""The letters by which byte-level BPE writes bytes (Radford et al., 2019)."""
 REPLACEMENT = "\ufffd"
 LONGEST = 8
 """Tokens that one character is waited for: UTF-8 has at most 4 bytes a character. Bytes that are none stay broken."""
@@ -158,8 +150,8 @@ def beginning_at_end(text: str, sought: str) -> int:
 
 
 class StopFinder:
-    """Whether an answer ends with a token, for the engine: see `align.rollout.requests.Request.ends`. It has a decoder
-    of its own, for it is called by the engine's thread."""
+    """Tells the engine whether an answer ends with a token, see `align.rollout.serving_engine.Request.ends`. It has a
+    decoder of its own, for it is called by the engine's thread."""
 
     def __init__(self, decoder: TextDecoder) -> None:
         self.decoder = decoder

@@ -15,20 +15,28 @@ from align.run import Base
 
 
 @dataclass
-class RankedEngine:
+class DistributedEngine:
     """An engine that samples with another one, at its temperature.
 
     Attributes:
         engine: of this rank.
         device: that rollouts lie on.
+        batch_size: rows that a rank decodes at once. Chunks of so many are dealt, and smaller ones if there would not
+            be one for each rank.
+        pad_id: fills the rectangle.
+        first_rank_only: the engine has servers, which batch by themselves: the first rank asks them for all prompts.
+            The engines of the other ranks are never asked, and have nothing.
     """
 
     engine: Engine
     device: torch.device
+    batch_size: int
+    pad_id: int
+    first_rank_only: bool = False
 
     @property
     def samples_here(self) -> bool:
-        return True
+        return ranks.is_main() or not self.first_rank_only
 
     @property
     def temperature(self) -> float:
@@ -50,23 +58,11 @@ class RankedEngine:
         if self.samples_here:
             self.engine.close()
 
-
-@dataclass
-class DistributedEngine(RankedEngine):
-    """Each rank samples its share of the prompts.
-
-    Attributes:
-        batch_size: rows that a rank decodes at once. Chunks of so many are dealt, and smaller ones where there would
-            not be one for each rank.
-        pad_id: fills the rectangle.
-    """
-
-    batch_size: int
-    pad_id: int
-
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
+        if self.first_rank_only:
+            return self.share(self.generate_here(prompts, actor, seeds))
         size = min(self.batch_size, -(-len(prompts) // ranks.world_size()))
         lengths = torch.tensor([len(p) for p in prompts])
         chunks: list[list[int]] = []
@@ -84,28 +80,14 @@ class DistributedEngine(RankedEngine):
         order = torch.tensor([row for rows, _ in parts for row in rows])
         return joined([each for _, each in parts], order, self.pad_id).to(self.device)
 
-
-@dataclass
-class FirstRankEngine(RankedEngine):
-    """An engine that has servers, which batch by themselves: the first rank asks them for all prompts. The engines of
-    the other ranks are never asked, and have nothing."""
-
-    @property
-    def samples_here(self) -> bool:
-        return ranks.is_main()
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
-    ) -> Rollout:
-        return self.shared(self.drawn(prompts, actor, seeds))
-
-    def drawn(
+    def generate_here(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout | None:
-        """Sample on the first rank, also in a thread. Returns None on the others; `shared` gives the rollout to all."""
+        """Sample everything on the first rank, also in a thread. Returns None on the others; `share` gives the rollout
+        to all."""
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
-    def shared(self, rollout: Rollout | None) -> Rollout:
+    def share(self, rollout: Rollout | None) -> Rollout:
         held = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
         assert held is not None, "the first rank has it"
         return held.to(self.device)

@@ -1,17 +1,20 @@
-"""What every rollout engine does: prompts and who answers them in, a `Rollout` out."""
+"""What every rollout engine does: prompts and who answers them in, a `Rollout` out; and the seeds that it draws by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from align.core.errors import LONE, NotFinite
+from align.core.errors import LONE, NotFinite, require
 from align.core.types import Rollout
 from align.models.actor import Actor
+from align.models.adapter_pool import snapshot
 from align.models.backbone import pad
 from align.models.finite import diverged
 from align.run import Base
@@ -35,7 +38,7 @@ class Engine(Protocol):
     """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
     checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used.
 
-    `align.rollout.registry.loaded_engine` loads one and closes it.
+    `align.rollout.registry.open_engine` loads one and closes it.
     """
 
     @property
@@ -181,3 +184,70 @@ def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     sampled = [widen(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
     logprobs = torch.cat(sampled)[inverse] if len(sampled) == len(parts) else None
     return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)
+
+
+class SnapshotEngine:
+    """The part of an engine with weights of its own that knows which snapshot of an actor's adapter answers.
+
+    Attributes:
+        name: of the engine, as `rollout.engine` has it.
+        base, snapshots: the base, and the folder of snapshots, once it is loaded.
+        digests: actor → digest of its snapshot; None for the base.
+    """
+
+    name: ClassVar[str]
+    base: Base
+    snapshots: Path
+    digests: dict[Actor, str | None]
+
+    def sync(self, actor: Actor) -> None:
+        """Answer from now on with this actor's weights as they stand.
+
+        Raises:
+            InputError: the actor is no plain adapter.
+        """
+        folder = None
+        if not actor.base_alone:
+            folder = snapshot(actor, self.base, self.snapshots)
+            is_adapter = (folder / "adapter_config.json").is_file()
+            require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout=hf.")
+        self.load_snapshot(actor, folder)
+        before = self.digests.get(actor)
+        self.digests[actor] = None if folder is None else folder.name
+        if before is not None and before not in self.digests.values():
+            self.drop_snapshot(before)
+
+    def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
+        """Get ready to answer by a snapshot, or by the base if `folder` is None."""
+        raise NotImplementedError
+
+    def drop_snapshot(self, digest: str) -> None:
+        raise NotImplementedError
+
+    def digests_of_rows(self, actor: Actor | Sequence[Actor], rows: int) -> list[str | None]:
+        """Return whose snapshot answers each row."""
+        actors = actor if isinstance(actor, Sequence) else [actor] * rows
+        for each in rows_by_actor(actor, rows):
+            if each not in self.digests:
+                self.sync(each)
+        return [self.digests[each] for each in actors]
+
+
+def place_seed(*where: Any) -> int:
+    """63 bits that belong to one place, such as `(seed, "rollout", update, row)`."""
+    return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
+
+
+def generator_for(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
+    """A generator for one place in a run, such as `(seed, "minibatches", update)`."""
+    return torch.Generator(device).manual_seed(place_seed(seed, *where))
+
+
+def row_seeds(rows: Iterable[Any], seed: int, *where: str | int) -> list[int]:
+    """A seed for each row that is sampled at one place in a run. What a row draws depends on its own seed, and so on no
+    other row: not on how many are sampled, in which order, or in which process.
+
+    Args:
+        rows: what tells the rows of that place apart, such as their numbers.
+    """
+    return [place_seed(seed, *where, row) for row in rows]

@@ -190,7 +190,7 @@ class HfEngine:
             chance_BT[held, t] = chance_of(drawn, chances).where(live, 1.0)
             stopped = live & torch.isin(drawn, stops)
             if ends:
-                stopped |= ended_by(ends, held, drawn, live)
+                stopped |= find_ended(ends, held, drawn, live)
             ended[held] |= stopped
             live = live & ~stopped
             going = int(live.sum())  # the one thing that the host waits for at each token
@@ -240,7 +240,7 @@ class HfEngine:
         return draw_tokens(chances_BV, uniform_B), chances_BV
 
 
-def ended_by(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
+def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
     """Which responses end with their new token [B]. Rows that ended before are told nothing.
 
     Args:

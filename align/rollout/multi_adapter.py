@@ -21,9 +21,8 @@ from align.models.fastpath.mixed import MixedDecoder
 from align.models.fastpath.weights import NotPlainError
 from align.models.load import context_length, load_base
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.engine import rollout_of
-from align.rollout.requests import Output, Request, SamplingParams, Token
-from align.rollout.snapshots import SnapshotEngine
+from align.rollout.engine import SnapshotEngine, rollout_of
+from align.rollout.serving_engine import Output, Request, SamplingParams, Token
 from align.run import Base
 
 ANY = 1 << 30

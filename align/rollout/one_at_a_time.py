@@ -15,17 +15,24 @@ from align.core.errors import require
 from align.models.adapter_pool import AdapterPool
 from align.models.plain_path import base_model
 from align.rollout.hf import evaluating, generate_by
-from align.rollout.request_queue import Answer, RequestQueue
-from align.rollout.requests import Listener, Pending, Request, Stats, Token
-from align.rollout.sampling import next_tokens, prompt_tokens
+from align.rollout.serving_engine import (
+    Completion,
+    Listener,
+    Request,
+    ServingEngine,
+    Stats,
+    Token,
+    next_tokens,
+    prompt_tokens,
+)
 
 
 class Over(Exception):
     """The answer has ended: `generate` is left by it."""
 
 
-class OneAtATime(RequestQueue):
-    """See the module, and `align.rollout.requests.ServingEngine`.
+class OneAtATime(ServingEngine):
+    """See the module, and `align.rollout.serving_engine.ServingEngine`.
 
     Args:
         model: the base.
@@ -36,12 +43,13 @@ class OneAtATime(RequestQueue):
 
     def __init__(self, model: Any, context: int, queue: int = 256, resident: int = 16) -> None:
         super().__init__(context, queue)
-        self.resident, self.pool = resident, AdapterPool(model)
+        self.resident = resident
+        self.pool = AdapterPool(model)
         self._used: OrderedDict[str, None] = OrderedDict()
-        self._answer: Answer | None = None
+        self._answer: Completion | None = None
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0}
 
-    def add(self, request: Request, listener: Listener) -> Pending:
+    def add(self, request: Request, listener: Listener) -> Completion:
         problem = "scores are given by models on the fast path alone"
         require(not request.scored, "model", (request.adapter or "base")[:12], problem, "Score it by stage=eval.")
         return super().add(request, listener)
@@ -49,10 +57,9 @@ class OneAtATime(RequestQueue):
     def step(self) -> bool:
         for digest in [digest for digest in self._used if digest not in self.known]:  # known no more: it makes room
             self._let_go(digest)
-        pending = self._next((), 1)
-        if pending is None:
+        answer = self._answer = self._next((), 1)
+        if answer is None:
             return False
-        self._answer = answer = Answer(pending)
         try:
             self._read_and_answer(answer)
         except Over:
@@ -61,7 +68,7 @@ class OneAtATime(RequestQueue):
             answer.fail(error)
         finally:
             self._answer = None
-            self._release(pending.request)
+            self._release(answer.request)
         return len(self._waiting) > 0
 
     def stats(self) -> Stats:
@@ -70,21 +77,23 @@ class OneAtATime(RequestQueue):
         return Stats(len(self._waiting), running, cached_tokens=0, resident=len(self._used), **counts)
 
     @torch.no_grad()
-    def _read_and_answer(self, answer: Answer) -> None:
-        request = answer.pending.request
+    def _read_and_answer(self, answer: Completion) -> None:
+        request = answer.request
         with self.pool.actor(self._on_model(request.adapter)).use() as model, evaluating(model):
-            tokens, answer.pending.begun = torch.tensor([request.prompt_ids], device=model.device), True
-            answer.begin(self._prompt(model, request), 0)
+            answer.has_begun = True
+            tokens = torch.tensor([request.prompt_ids], device=model.device)
+            answer.begin(self._prompt_logprobs(model, request))
             self._counts["prompt_tokens"] += len(request.prompt_ids)
             if answer.finished:
                 return
 
-            def drawn(logits_BV: Tensor, position: int) -> Tensor:
-                if answer.pending.aborted:
+            def draw(logits_BV: Tensor, position: int) -> Tensor:
+                if answer.is_aborted:
                     answer.abort()
+                allowed = [answer.allowed()]
+                if answer.finished:
                     raise Over
-                numbers, allowed = [answer.number], [answer.allowed()]
-                token = next_tokens(logits_BV.float().cpu(), [request.sampling], numbers, allowed)[0]
+                [token] = next_tokens(logits_BV.float().cpu(), [request.sampling], [answer.number], allowed)
                 self._counts["steps"] += 1
                 self._counts["generated_tokens"] += 1
                 answer.take(token)
@@ -94,11 +103,9 @@ class OneAtATime(RequestQueue):
                 return torch.tensor([token.id], device=logits_BV.device)
 
             ones = torch.ones_like(tokens, dtype=torch.bool)
-            generate_by(
-                model, tokens, ones, drawn, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens
-            )  # fmt: skip
+            generate_by(model, tokens, ones, draw, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens)
 
-    def _prompt(self, model: Any, request: Request) -> tuple[Token | None, ...] | None:
+    def _prompt_logprobs(self, model: Any, request: Request) -> tuple[Token | None, ...] | None:
         number = request.sampling.prompt_logprobs
         if number is None:
             return None
@@ -107,7 +114,7 @@ class OneAtATime(RequestQueue):
         return (None, *prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
 
     def _on_model(self, digest: str | None) -> str | None:
-        """Sees that an adapter is on the model; the one that was used least lately makes room."""
+        """Put an adapter on the model, unless it is; the one that was used least lately makes room."""
         if digest is None:
             return None
         if digest not in self._used:

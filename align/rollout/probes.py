@@ -82,7 +82,7 @@ def agreement(found: Logprobs, found_base: Logprobs, probes: Probes) -> Agreemen
     return Agreement(gap, share, float(np.sqrt((rest @ rest) / len(rest) / length)))
 
 
-def in_words(agreed: Agreement) -> str:
+def describe_agreement(agreed: Agreement) -> str:
     share = ""
     if CERTAIN * agreed.error <= SHARE:
         share = f"{agreed.share:.1%} ± {agreed.error:.1%} of the adapter is in force, "

@@ -18,22 +18,27 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.rollout.probes import Probes
-from align.rollout.request_queue import Answer, RequestQueue, check_room
-from align.rollout.requests import Listener, Pending, Request, Stats, Token
-from align.rollout.vllm_client import VllmFailed, completion_body, parse_logprobs, stream_choices
-from align.rollout.vllm_server import ServedAdapter, VllmServer, adapter_name
+from align.rollout.serving_engine import NAN, Completion, Listener, Request, ServingEngine, Stats, Token, check_room
+from align.rollout.vllm_server import (
+    ServedAdapter,
+    VllmFailed,
+    VllmServer,
+    adapter_name,
+    completion_body,
+    parse_logprobs,
+    stream_choices,
+)
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """How long a step waits for anything to happen."""
-NAN = float("nan")
 Prepare = Callable[[Path, str], ServedAdapter]
 """Folder and digest of an adapter → what vLLM is given of it. May raise."""
 
 
-class VllmEngine(RequestQueue):
-    """See `align.rollout.requests.ServingEngine`. The engine's thread runs an event loop while it steps.
+class VllmEngine(ServingEngine):
+    """See `align.rollout.serving_engine.ServingEngine`. The engine's thread runs an event loop while it steps.
 
     Args:
         server: up.
@@ -71,7 +76,7 @@ class VllmEngine(RequestQueue):
         self._loop = asyncio.new_event_loop()
         self._connection = server.client.connect()
         self._news = asyncio.Event()
-        self._tasks: dict[asyncio.Task[None], Answer] = {}
+        self._tasks: dict[asyncio.Task[None], Completion] = {}
         self._salt = secrets.token_bytes(16)
         self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0}
 
@@ -87,7 +92,7 @@ class VllmEngine(RequestQueue):
         """
         digest = super().register(folder, expected)
         with self._loading:
-            if digest in self._adapters and self.sound():
+            if digest in self._adapters and self.is_sound():
                 return digest
             try:
                 adapter = self._adapters[digest] = self.prepare(folder, digest)
@@ -122,7 +127,7 @@ class VllmEngine(RequestQueue):
 
     # Requests
 
-    def add(self, request: Request, listener: Listener) -> Pending:
+    def add(self, request: Request, listener: Listener) -> Completion:
         remedy = "Serve it without serve=vllm."
         require(not request.scored, "model", "reward", "gives scores, which vLLM is not asked for", remedy)
         has_source = request.grammar is None or request.grammar.source is not None
@@ -131,25 +136,24 @@ class VllmEngine(RequestQueue):
         if request.sampling.max_tokens == 0:  # vLLM makes a token all the same
             check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
         assert not request.sampling.processed_logprobs, "vLLM is started for the model's own logprobs"
-        pending = super().add(request, listener)
+        completion = super().add(request, listener)
         self._loop.call_soon_threadsafe(self._news.set)
-        return pending
+        return completion
 
-    def abort(self, pending: Pending) -> None:
-        super().abort(pending)
+    def abort(self, completion: Completion) -> None:
+        super().abort(completion)
         self._loop.call_soon_threadsafe(self._news.set)
 
-    def sound(self) -> bool:
+    def is_sound(self) -> bool:
         return self.server.process is not None and self.server.process.alive
 
     def step(self) -> bool:
         self._forget()
         while len(self._tasks) < self.slots:
-            running = (answer.pending.request.tenant for answer in self._tasks.values())
-            pending = self._next(running, self.slots - len(self._tasks))
-            if pending is None:
+            running = (answer.request.tenant for answer in self._tasks.values())
+            answer = self._next(running, self.slots - len(self._tasks))
+            if answer is None:
                 break
-            answer = Answer(pending)
             self._tasks[self._loop.create_task(self._complete(answer))] = answer
         if self._tasks:
             self._loop.run_until_complete(self._wait_for_news())
@@ -160,7 +164,7 @@ class VllmEngine(RequestQueue):
         super().give_up(error)
         for answer in self._tasks.values():
             answer.fail(error)
-            answer.pending.aborted = True
+            answer.is_aborted = True
 
     def stats(self) -> Stats:
         resident = len(self._adapters)
@@ -187,16 +191,16 @@ class VllmEngine(RequestQueue):
         await asyncio.wait([*self._tasks, news], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         self._news.clear()
         news.cancel()
-        aborted = [task for task, answer in self._tasks.items() if answer.pending.aborted]
+        aborted = [task for task, answer in self._tasks.items() if answer.is_aborted]
         for task in aborted:
             task.cancel()
         if aborted:
             await asyncio.wait(aborted)  # its connection is closed by then
         self._tasks = {task: answer for task, answer in self._tasks.items() if not task.done()}
 
-    async def _complete(self, answer: Answer) -> None:
-        request = answer.pending.request
-        answer.pending.begun = True
+    async def _complete(self, answer: Completion) -> None:
+        request = answer.request
+        answer.has_begun = True
         choices = stream_choices(self._connection, self._request_body(request))
         try:
             async for choice in choices:
@@ -213,19 +217,19 @@ class VllmEngine(RequestQueue):
             await choices.aclose()
             self._release(request)
 
-    def _take(self, answer: Answer, choice: dict[str, Any]) -> None:
+    def _take(self, answer: Completion, choice: dict[str, Any]) -> None:
         """Take a chunk of vLLM's: the prompt's logprobs if they were asked for, then new tokens."""
-        request = answer.pending.request
+        request = answer.request
         sampling = request.sampling
         logprobs = choice.get("logprobs")
         tokens = [] if logprobs is None else parse_logprobs(logprobs)
-        if not answer.read:
+        if not answer.has_read:
             prompt_logprobs = None
             if sampling.prompt_logprobs is not None:
                 size = len(request.prompt_ids)
                 prompt_logprobs = (None, *(as_token(*each, sampling.prompt_logprobs) for each in tokens[1:size]))
                 tokens = tokens[size:]
-            answer.begin(prompt_logprobs, 0)
+            answer.begin(prompt_logprobs)
         if logprobs is None:
             tokens = [(id, None, []) for id in choice["token_ids"]]
         for each in tokens:
@@ -236,7 +240,7 @@ class VllmEngine(RequestQueue):
         if answer.finished is None and choice["finish_reason"] == "stop":  # by a token that is none of ours
             answer.stop()
         if answer.finished is None and choice["finish_reason"] == "length":
-            problem = f"vLLM ended it after {answer.made} of {sampling.max_tokens} tokens"
+            problem = f"vLLM ended it after {answer.length} of {sampling.max_tokens} tokens"
             answer.fail(InputError("max_tokens", sampling.max_tokens, problem, "Lower it."))
 
     def _request_body(self, request: Request) -> dict[str, Any]:

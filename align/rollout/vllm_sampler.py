@@ -31,28 +31,25 @@ from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
 from align.models.load import DTYPES, name_of
 from align.models.plain_adapter import write_plain
-from align.rollout.engine import rollout_of
-from align.rollout.engine_process import VLLM, WITHIN, Servers, engine_version, required_interpreter, vllm_rank
+from align.rollout.engine import SnapshotEngine, rollout_of
+from align.rollout.engine_process import VLLM, WITHIN, engine_version, required_interpreter, vllm_rank
 from align.rollout.probes import Logprobs, Probes
-from align.rollout.requests import SamplingParams
-from align.rollout.snapshots import SnapshotEngine
-from align.rollout.vllm_client import (
+from align.rollout.serving_engine import SamplingParams
+from align.rollout.vllm_server import (
     COMPLETIONS,
     LOAD,
+    LOWEST,
     UNLOAD,
+    ServedAdapter,
     VllmFailed,
     VllmGone,
-    completion_body,
-    parse_logprobs,
-    refuse_other_forms,
-)
-from align.rollout.vllm_server import (
-    LOWEST,
-    ServedAdapter,
     VllmProcess,
     VllmServer,
     adaptable_layers,
     check_servable,
+    completion_body,
+    parse_logprobs,
+    refuse_other_forms,
     serve_arguments,
 )
 from align.run import Base
@@ -77,7 +74,11 @@ class VllmSampler(SnapshotEngine):
     Attributes:
         stop_ids, pad_id, max_new_tokens, temperature: as `align.rollout.hf.HfEngine` has them.
         batch_size: rows that a server decodes at once.
-        settings: of the servers.
+        settings: of the group `rollout`.
+        learner_device: on which NF4 is quantised.
+        adapter_rank: of the adapters that are expected; more room is made if one needs it.
+        context: tokens of a prompt and its answer.
+        run_folder: for adapters, which servers have to see, and for what those say that are started here.
         adapters: digest → the snapshot as servers have it.
     """
 
@@ -88,7 +89,11 @@ class VllmSampler(SnapshotEngine):
     temperature: float
     batch_size: int
     tokenizer: Any
-    settings: Servers
+    settings: Any
+    learner_device: torch.device
+    adapter_rank: int
+    context: int
+    run_folder: Path
     servers: list[VllmServer] = field(default_factory=list)
     digests: dict[Actor, str | None] = field(default_factory=dict)
     adapters: dict[str, ServedAdapter] = field(default_factory=dict)
@@ -99,31 +104,33 @@ class VllmSampler(SnapshotEngine):
         settings = self.settings
         learner_dtype = name_of(dtype)
         self.base = base
-        self.dtype = settings.dtype or learner_dtype
+        self.dtype = learner_dtype if settings.dtype == "auto" else settings.dtype
         self.coarser = max(self.dtype, learner_dtype, key=lambda name: WITHIN[name])
         self.layers = adaptable_layers(base)
-        self.rank = max(LOWEST, vllm_rank(settings.rank))
-        self.device = torch.device(settings.device)
-        self.rows = fixed_prompts(self.tokenizer, settings.context - 1)[-ROWS:]
+        self.rank = max(LOWEST, vllm_rank(self.adapter_rank))
+        self.device = self.learner_device
+        self.rows = fixed_prompts(self.tokenizer, self.context - 1)[-ROWS:]
         self.base_logprobs: Logprobs = ()
-        self.folder = settings.folder / base.digest[:16]
+        self.folder = self.run_folder / "vllm" / base.digest[:16]
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
         self.folder.mkdir(parents=True)
         self.snapshots = self.folder / "snapshots"
         if settings.urls:
             remedy = f"See to this server. {CONTINUES}"
-            self.servers = [VllmServer("rollout.urls", url, settings.start_s, remedy) for url in settings.urls]
+            urls = (url.rstrip("/") for url in settings.urls)
+            self.servers = [VllmServer("rollout.urls", url, settings.start_s, remedy) for url in urls]
         else:
             self.python = required_interpreter(VLLM, settings.python, "rollout.python")
             self.base_folder = Path(base.path)
             if method == "qlora":
-                device = torch.device(settings.device)
+                bases = self.run_folder.parent.parent / "bases"
+                vllm_dtype = DTYPES[self.dtype]
                 self.base_folder = dequantised_beside(
-                    settings.bases, base, named_base(base), dtype, DTYPES[self.dtype], device, self.tokenizer
+                    bases, base, named_base(base), dtype, vllm_dtype, self.learner_device, self.tokenizer
                 )
             version = engine_version(VLLM, self.python, "rollout.python")
             logs = [f"vllm-{number}.log" if number else "vllm.log" for number in range(settings.replicas)]
-            print(f"starting vLLM {version}; what it says is in {settings.logs}: {', '.join(logs)}", flush=True)
+            print(f"starting vLLM {version}; what it says is in {self.run_folder}: {', '.join(logs)}", flush=True)
             self.servers = [self._own_server(log) for log in logs]
         for server in self.servers:
             server.bring_up()
@@ -137,13 +144,11 @@ class VllmSampler(SnapshotEngine):
                 rank=self.rank,
                 adapters=ADAPTERS,
                 slots=self.batch_size,
-                context=self.settings.context,
+                context=self.context,
                 prefixes=False,
                 logprobs="processed_logprobs",
             )
-            return VllmProcess(
-                self.python, self.base_folder, [*arguments, *self.settings.words], self.settings.logs / log
-            )
+            return VllmProcess(self.python, self.base_folder, [*arguments, *self.settings.words], self.run_folder / log)
 
         remedy = f"Read {log} in the run's folder. {CONTINUES}"
         return VllmServer("rollout.python", f"{self.python} ({log})", self.settings.start_s, remedy, start)
@@ -251,7 +256,7 @@ class VllmSampler(SnapshotEngine):
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # of several bases this one is not the last
-                self.settings.folder.rmdir()
+                self.folder.parent.rmdir()
 
     # Answers
 

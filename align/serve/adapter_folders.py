@@ -59,28 +59,22 @@ class Version:
     Attributes:
         digest: sha256 over the two files that the adapter is read from, hex.
         folder: where they lie.
-        base: digest of the base that it is served on.
         scores: it is a reward model, which gives scores and no answers.
         alone: a reward model that was trained on answers without their reasoning.
     """
 
     digest: str
     folder: Path
-    base: str
     scores: bool = False
     alone: bool = False
 
 
-def version_of(artifact: Artifact, base: str) -> Version:
-    """An adapter as it stands.
-
-    Args:
-        base: digest of the base that it is served on.
-    """
+def version_of(artifact: Artifact) -> Version:
+    """Return the state of an adapter's weights."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
     scores = brings_scores(artifact.path)
     hides = scores and data.get("reasoning") == "hide"
-    return Version(adapter_digest(artifact.path), artifact.path.absolute(), base, scores, hides)
+    return Version(adapter_digest(artifact.path), artifact.path.absolute(), scores, hides)
 
 
 def origin_of(artifact: Artifact) -> Origin:
@@ -185,7 +179,7 @@ def loadable_version(
     try:
         artifact = artifact_in(folder, given)
         check_signed(artifact.path, signer, FIELD, given)
-        origin, version = origin_of(artifact), version_of(artifact, base)
+        origin, version = origin_of(artifact), version_of(artifact)
     except NotSigned as error:
         raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
     except (AlignError, OSError) as error:  # whose words hold paths of the server

@@ -16,8 +16,8 @@ from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import operator_log
 from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of, warn_if_stale
-from align.serve.model_names import Allowed, Arm, Hook, Portfolio
-from align.serve.startup import FIELD, arm_of, check_base, expanded
+from align.serve.model_names import Arm, Portfolio
+from align.serve.startup import FIELD, build_arm, check_base, expand_aliases
 
 AGAIN_S = 5.0
 """After so long it is tried again to follow what could not be followed."""
@@ -49,19 +49,15 @@ class Following:
             return found.st_mtime_ns, found.st_size
         return None
 
-    def look(self, ready: Hook, gone: Hook) -> None:
+    def look(self) -> None:
         """Let the names stand for what their aliases mean by now, if the log has changed. What cannot be followed is
-        said once, is tried again from time to time, and its name stays with what it stood for.
-
-        Args:
-            ready, gone: see `Portfolio.stand_for`.
-        """
+        logged once, is tried again from time to time, and its name stays with what it stood for."""
         stamp = self.stamp()
         if stamp == self._stamp and not (self._said and time.monotonic() >= self._again_at):
             return
         for name, arms in self.written.items():
             try:
-                self.follow(name, arms, ready, gone)
+                self.follow(name, arms)
                 self._said.pop(name, None)
             except Exception as error:  # whatever its files do to their readers: the server goes on
                 why = str(error) if isinstance(error, AlignError) else repr(error)
@@ -71,8 +67,8 @@ class Following:
                     operator_log.warning("%s", one_line(line))
         self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
 
-    def follow(self, name: str, written: Sequence[Written], ready: Hook, gone: Hook) -> None:
-        """One name.
+    def follow(self, name: str, written: Sequence[Written]) -> None:
+        """Let one name follow its alias.
 
         Raises:
             AlignError: what its alias means is gone, or does not go with the served base.
@@ -81,30 +77,26 @@ class Following:
         if not standing:
             return  # somebody took it away
         field, artifacts = f"{FIELD}.{name}", dict[str, Artifact]()
-        arms = expanded(written, self.root, field, artifacts)
+        arms = expand_aliases(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.check(field, ref, artifact)
-        versions = {ref: version_of(artifact, self.portfolio.base.digest) for ref, artifact in artifacts.items()}
+        versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
         now = [
-            arm_of(arm, name, self.written, versions, artifacts) if arm.ref in artifacts
+            build_arm(arm, name, self.written, versions, artifacts) if arm.ref in artifacts
             else self.other(field, arm, standing)
             for arm in arms
         ]  # fmt: skip
         if now != [*standing.values()]:
-            self.check_followers(field, name, len(now))
+            followers = ", ".join(self.portfolio.followers_of(name))
+            problem = f"shall stand for {len(now)} artifacts, and {followers} stands for it"
+            remedy = "Write the alias in place of the name."
+            require(len(now) == 1 or not followers, field, name, problem, remedy)
             self.check_kind(field, now, [*standing.values()])
             before = self.portfolio.describe(name)
-            self.portfolio.stand_for(name, now, ready, gone)
+            self.portfolio.stand_for(name, now)
             for ref, artifact in artifacts.items():
                 warn_if_stale(ref, artifact.path)
             operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), before)
-
-    def check_followers(self, field: str, name: str, arms: int) -> None:
-        """Raises InputError where other names stand for what this one stands for, and that shall be several things."""
-        named = self.portfolio.names(Allowed())
-        followers = [one.name for one in named if any(arm.follows == name for arm in one.arms)]
-        problem = f"shall stand for {arms} artifacts, and {', '.join(followers)} stands for it"
-        require(arms == 1 or not followers, field, name, problem, "Write the alias in place of the name.")
 
     def other(self, field: str, arm: Written, standing: Mapping[str, Arm]) -> Arm:
         """An arm that is no alias's: it stands as it stood, with its weight."""

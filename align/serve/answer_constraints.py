@@ -14,12 +14,10 @@ from typing import Any
 from llguidance import regex_to_lark
 
 from align.core.errors import InputError
-from align.rollout.requests import Grammar
-from align.serve.answers import CALL
+from align.rollout.serving_engine import Grammar
 from align.serve.errors import Refusal, as_refusal, invalid, unsupported
 from align.serve.grammars import BehindReasoning, Compiled, Constrained
-from align.serve.prompts import ChatFormat, Prompt
-from align.serve.schemas import ChatBody, Sampled, StructuredOutputs, Tool
+from align.serve.prompts import CALL, ChatBody, ChatFormat, Prompt, Sampled, StructuredOutputs, Tool
 
 LARGEST, DEEPEST, MOST_PROPERTIES, FINEST = 2**16, 100, 500, 1000
 """Of a schema: characters of its JSON, levels, properties in all, and the least common multiple of what it asks numbers
@@ -90,7 +88,7 @@ def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | Non
         for token in form.tokenizer.all_special_tokens:
             if token in rule.body:  # it would be text, and llguidance takes it for the token
                 raise invalid(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
-    grammar = compiled(form, constraint)
+    grammar = compile_constraint(form, constraint)
     source = constraint.compact
 
     def start_grammar(prompt: Prompt, most: int) -> Grammar:
@@ -114,8 +112,8 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
     if answer is not None and forced:
         raise invalid("response_format", "An answer that has to be a call of a tool has no other format.")
     begin, key, end = form.calls
-    rules = call_rules(called(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced)
-    whole = " ".join([*quoted(begin), "call", *quoted(end)])
+    rules = call_rules(find_called_tools(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced)
+    whole = " ".join([*quote_literal(begin), "call", *quote_literal(end)])
     if forced:
         return Constraint(whole, rules)
     if answer is not None:
@@ -123,7 +121,7 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
     if not begin or not any(tool.function.strict for tool in body.tools):
         return None
     # Text with calls in it: each begins where the text says so first.
-    behind = " ".join([*quoted(begin.removeprefix(CALL)), "call", *quoted(end)])
+    behind = " ".join([*quote_literal(begin.removeprefix(CALL)), "call", *quote_literal(end)])
     text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/", "tools")
     opening = Rule("opening[lazy]", f"/(?s:.*){CALL}/", "tools")
     return Constraint(f"(opening {behind})* TEXT", (text, opening, *rules), closes=False)
@@ -138,13 +136,13 @@ def answer_rule(body: Sampled) -> Rule | None:
     if wanted.type == "json_object":
         found.append(json_rule({"type": "object"}, "response_format"))
     if other is not None:
-        found += structured(other)
+        found += list_structured_rules(other)
     if len(found) > 1:
         raise invalid(found[1].param, "An answer has one format: ask for one of them.")
     return found[0] if found else None
 
 
-def structured(wanted: StructuredOutputs) -> Iterator[Rule]:
+def list_structured_rules(wanted: StructuredOutputs) -> Iterator[Rule]:
     """vLLM's ways to ask."""
     for name in ("grammar", "structural_tag"):
         if (wanted.model_extra or {}).get(name) is not None:
@@ -162,13 +160,13 @@ def structured(wanted: StructuredOutputs) -> Iterator[Rule]:
         yield json_rule({"type": "object"}, "structured_outputs.json_object")
     if wanted.regex is not None:
         pattern = regex_to_lark(wanted.regex, use_ascii="")
-        yield Rule("answer", f"/{one_line(pattern)}/", "structured_outputs.regex")
+        yield Rule("answer", f"/{escape_line_breaks(pattern)}/", "structured_outputs.regex")
     if wanted.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         yield Rule("answer", texts, "structured_outputs.choice")
 
 
-def called(body: ChatBody) -> list[tuple[int, Tool]]:
+def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
     """The tools of which one has to be called, by their place.
 
     Raises:
@@ -247,27 +245,27 @@ def coefficient(multiple: Any) -> int:
     return max(1, abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))))
 
 
-def quoted(text: str) -> list[str]:
+def quote_literal(text: str) -> list[str]:
     """A text as Lark has it, unless it is empty."""
     return [json.dumps(text, ensure_ascii=False)] if text else []
 
 
-def one_line(pattern: str) -> str:
+def escape_line_breaks(pattern: str) -> str:
     """A pattern without line breaks of its own, which end a rule."""
     return pattern.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def compiled(form: ChatFormat, constraint: Constraint) -> Compiled:
+def compile_constraint(form: ChatFormat, constraint: Constraint) -> Compiled:
     """Raises: Refusal: it is no grammar, or one that costs too much."""
     try:
         return form.grammars.compiled(constraint.lark)
     except InputError as error:
         raise as_refusal(error) from error
     except ValueError as error:
-        raise explained(str(error), constraint) from error
+        raise explain_failure(str(error), constraint) from error
 
 
-def explained(message: str, constraint: Constraint) -> Refusal:
+def explain_failure(message: str, constraint: Constraint) -> Refusal:
     """llguidance's message, and the parameter that it is about. It tells the line of the grammar, a rule of ours."""
     found = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
     line, words = (int(found[1]), found[2]) if found else (2, message)

@@ -1,41 +1,347 @@
-"""The application: what answers, and where."""
+"""The server: its parts and what runs beside the requests, its addresses, and its outermost layer, with authentication,
+the size of the body, headers, and the request log.
+
+Without a key file the server listens on the loopback interface, and a page of another site in a browser on this machine
+could ask it: other names of the host (DNS rebinding) and other origins are refused. With one, a request has a key.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import difflib
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as Http
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.serve.background_tasks import run_background_tasks
-from align.serve.errors import Refusal, fault, invalid
-from align.serve.middleware import ServerMiddleware
-from align.serve.routes import administration, api, listing
-from align.serve.service import Service
+from align.core.errors import InputError, readable
+from align.rollout.serving_engine import EngineThread, Output, Request, SamplingParams
+from align.serve import operator_log
+from align.serve.adapter_folders import warn_if_stale
+from align.serve.alias_watcher import Following
+from align.serve.answers import CLOSED, Call, Rewards, complete, headers_of, respond_whole
+from align.serve.errors import KeysUnreadable, Refusal, UnknownModel, UsageUnwritable, draining, fault, invalid
+from align.serve.model_names import Arm, Chosen, Portfolio, Version
+from align.serve.prompts import (
+    ChatBody,
+    CompletionBody,
+    ErrorBody,
+    Formats,
+    LoadAdapter,
+    RewardBody,
+    UnloadAdapter,
+    reward_prompts,
+)
+from align.serve.rate_limits import Limiter, ReadTurns, RefusalPacer
+from align.serve.request_log import Metrics, Record, RequestLog
+from align.serve.tenants import LOCAL, Keys, Tenant
+from align.web.auth import HEADERS
 
+log = logging.getLogger(__name__)
+PostedOutput = tuple[Call, int, Output]
+"""A call, the number of its answer, and what the engine says of it."""
+TRIES = 5
+"""How often a name is looked up whose weights are unloaded while we look."""
+LOOK_S = 1.0
+"""Seconds between two looks at the engine's thread."""
+KEYS_S = 0.4
+"""Seconds between two looks at the key file."""
+ALIASES_S = 0.5
+"""Seconds between two looks at the aliases."""
 UNREADABLE = "unreadable_body"
 ROUTING = {
     400: (UNREADABLE, "The body cannot be read. Send JSON in UTF-8."),
     404: ("not_found", "There is nothing at this address."),
     405: ("method_not_allowed", "This address takes another method."),
 }
-"""What is not routed, by its status: a code and a message."""
+"""Status → code and message of a request that is not routed."""
 CODES = {"too_long": "array_above_max_length", "string_too_long": "string_above_max_length"}
 """OpenAI's codes, by pydantic's types of errors."""
 STATIC = Path(__file__).parent / "static"
+WITHOUT_SECRETS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/rewards"})
+"""Paths that are logged without looking for a secret in them, which reads the whole environment."""
+OPEN = re.compile(r"/|/health|/ready|/static/[\w.-]+")
+"""Paths that anybody may ask for: they hold nothing of anybody's."""
+BODY_LIMIT = 1_000_000
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+NEEDS_ADMIN = "This needs the key of an administrator."
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request asks for what cannot be done, or its body cannot be read."},
+    401: {"description": "There is no key, or one that is not known."},
+    403: {"description": "The key does not allow it."},
+    404: {"description": "There is no such model, adapter, tenant or address."},
+    413: {"description": "The body is too large."},
+    421: {"description": "The server is known by another name."},
+    422: {"description": "The model came to values that are not finite."},
+    429: {"description": "A limit, a budget or the queue is used up for now."},
+    500: {"description": "The server made an error, which its log has."},
+    503: {"description": "The server is shutting down, or cannot count what is used."},
+}
+for _response in ERRORS.values():
+    _response["model"] = ErrorBody
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""The other form of an answer."""
+
+
+@dataclass
+class Service:
+    """The parts of a server.
+
+    Attributes:
+    format_of: tokenizer and template of a version; of the base for None.
+    vocabulary: rows of the base's embedding.
+    check: raises InputError if the engine cannot answer by the adapter in a folder.
+    created: when the server began, in seconds since 1970.
+    max_prompts, max_logprobs: that one request may ask for.
+    keys: None if whoever reaches the server may do everything.
+    following: the names that mean what an alias means.
+    ending: set once nothing new is taken.
+    stopped: is called when the engine has ended by itself, and clients were told.
+    answering: the calls that are under way.
+    loop: the event loop that answers.
+    posted: what the engine said and no call has yet.
+    is_woken: whether the loop is going to hand it over.
+    """
+
+    engine: EngineThread
+    portfolio: Portfolio
+    format_of: Formats
+    vocabulary: int
+    check: Callable[[Path], object]
+    created: int
+    log: RequestLog
+    metrics: Metrics
+    limiter: Limiter
+    max_prompts: int
+    max_logprobs: int
+    keys: Keys | None = None
+    following: Following | None = None
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    readers: ReadTurns = field(default_factory=ReadTurns)
+    stopped: Callable[[], object] = lambda: None
+    answering: set[Call] = field(default_factory=set)
+    loop: asyncio.AbstractEventLoop = field(init=False)
+    posted: list[PostedOutput] = field(default_factory=list)
+    is_woken: bool = False
+    totals: dict[str, int] = field(default_factory=lambda: {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0})
+
+    def __post_init__(self) -> None:
+        self.portfolio.ready = self.register
+        self.portfolio.gone = self.unregister
+
+    @property
+    def context(self) -> int:
+        return self.engine.engine.context
+
+    @property
+    def draining(self) -> bool:
+        return self.ending.is_set()
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.alive and not self.draining
+
+    @contextmanager
+    def choose(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Iterator[Chosen]:
+        """Choose the weights that answer; the record says which. They are there until the block ends, whatever is
+        unloaded.
+
+        Raises:
+            Refusal: there is no such model for them.
+        """
+        known = self.engine.engine.known
+        for _ in range(TRIES):
+            chosen = self.portfolio.choose(model, tenant, user)
+            try:
+                if chosen.version is not None:
+                    known.hold(chosen.version.digest)
+                break
+            except InputError:  # it was unloaded: the name stands for something else by now, or for nothing
+                continue
+        else:
+            log.error("the weights that '%s' stands for are not in the engine", model)
+            raise fault()
+        try:
+            record.asked = model
+            record.answered = chosen.name
+            record.arm = chosen.arm
+            record.base = self.portfolio.base.digest
+            record.adapter = chosen.version.digest if chosen.version else ""
+            yield chosen
+        finally:
+            if chosen.version is not None:
+                known.release(chosen.version.digest)
+
+    def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
+        """Let a name stand for the adapter in a folder.
+
+        Args:
+            who: asks for it, for the log.
+
+        Raises:
+            Refusal: the name is taken, and it is not asked to replace it.
+            InputError: see `align.serve.model_names.Portfolio.load`; or its tensors do not fit the base.
+        """
+        if self.portfolio.arms(name) and not replace:
+            message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
+            raise Refusal(400, message, param="lora_name", code="already_loaded")
+        version = self.portfolio.load(name, folder)
+        operator_log.info("%s loaded %s (%s)", who, name, version.digest[:12])
+        warn_if_stale(name, version.folder)
+        return version
+
+    def unload(self, name: str, who: str) -> None:
+        """Take a name away.
+
+        Raises:
+            Refusal, InputError: see `align.serve.model_names.Portfolio.unload`.
+        """
+        digests = ", ".join(self.portfolio.digest_of(arm.version)[:12] for arm in self.portfolio.arms(name))
+        self.portfolio.unload(name)
+        operator_log.info("%s unloaded %s (%s)", who, name, digests)
+
+    def register(self, version: Version) -> None:
+        self.check(version.folder)
+        self.format_of.forget(version)
+        self.format_of(version)
+        self.engine.engine.register(version.folder, version.digest)  # last: what fails after it would stay there
+
+    def unregister(self, version: Version) -> None:
+        self.engine.engine.unregister(version.digest)
+
+    def done(self, record: Record) -> None:
+        """Count and log a request that has ended."""
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += record.prompt_tokens
+        self.totals["completion_tokens"] += record.completion_tokens
+        self.metrics.observe(record)
+        self.log.write(record)
+
+    def post(self, call: Call, i: int, output: Output) -> None:
+        """Take what the engine says of answer `i` of a call, in the engine's thread. Waking a loop writes to a pipe: it
+        is done once for a step of the engine, and not once for each row of it."""
+        self.posted.append((call, i, output))
+        if not self.is_woken:
+            self.is_woken = True
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        """Hand outputs to their calls. What a client may receive is recorded before: once for all of them."""
+        self.is_woken = False  # before anything is taken out: what comes now wakes the loop again
+        letters = self.posted
+        self.posted = []
+        counts: dict[str, tuple[int, int]] = {}
+        for call, _, output in letters:
+            call.heard_tokens += len(output.tokens)
+            if call.record.stream and is_use(output):
+                counts[call.record.id] = call.begun_tokens(), call.heard_tokens
+        try:
+            if (usage := self.limiter.usage) is not None and counts:
+                usage.sent(counts)
+        except UsageUnwritable as error:
+            for call in {call for call, _, _ in letters}:
+                call.end(error)
+        else:
+            for call, i, output in letters:
+                call.inbox.put_nowait((i, output))
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing new, and wait for what is under way; what is not done in time is ended."""
+        self.ending.set()
+        until = asyncio.get_running_loop().time() + within_s
+        while self.answering and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+        for call in list(self.answering):
+            call.end(draining())
+        while self.answering and asyncio.get_running_loop().time() < until + LOOK_S:
+            await asyncio.sleep(0.02)
+
+
+def is_use(output: Output) -> bool:
+    """Return whether a client has something of an output: a tenant pays for no prompt that failed before that."""
+    return bool(output.tokens) or output.prompt_logprobs is not None or output.finish_reason in ("stop", "length")
+
+
+async def run_background_tasks(service: Service) -> None:
+    """Run until cancelled, in the event loop of the server."""
+    await asyncio.gather(watch_engine(service), watch_keys(service), watch_aliases(service))
+
+
+async def watch_engine(service: Service) -> None:
+    """End the calls and then the server when the engine has stopped, so that a supervisor starts the server again."""
+    while service.engine.alive:
+        await asyncio.sleep(LOOK_S)
+    operator_log.error("the engine has stopped: no request is answered any more")
+    for call in list(service.answering):
+        call.end(fault())
+    await asyncio.sleep(LOOK_S)
+    service.stopped()
+
+
+async def watch_aliases(service: Service) -> None:
+    """Update the names that follow aliases."""
+    while service.following is not None and not service.draining:
+        await asyncio.to_thread(service.following.look)
+        await asyncio.sleep(ALIASES_S)
+
+
+async def watch_keys(service: Service) -> None:
+    """End calls whose key was revoked, and warn about tenants' names that are not served."""
+    reads = 0
+    reported = set[str]()
+    while service.keys is not None:
+        with suppress(KeysUnreadable):  # `Keys` logs it
+            await asyncio.to_thread(service.keys.reload_if_changed)
+            for call in list(service.answering):
+                if not service.keys.holds(call.tenant.key):
+                    call.end(Refusal(401, "This key was revoked.", code="invalid_api_key"))
+            if reads != service.keys.reads:
+                reads = service.keys.reads
+                served = [*service.portfolio.names()]
+                lines = describe_unserved_names(service.keys.tenants.values(), served)
+                for line in lines:
+                    if line not in reported:
+                        operator_log.warning("%s", line)
+                reported = set(lines)
+        await asyncio.sleep(KEYS_S)
+
+
+def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) -> list[str]:
+    """Return a line for each tenant whose key allows names that are not served."""
+    lines = []
+    for tenant in tenants:
+        unserved = []
+        for name in sorted((tenant.allow or frozenset()) - set(served)):
+            close = difflib.get_close_matches(name, served, n=1)
+            unserved.append(f"{name} (did you mean {close[0]}?)" if close else name)
+        if unserved:
+            lines.append(f"tenant {tenant.name} may ask for what is not served: {', '.join(unserved)}")
+    return lines
 
 
 def application(service: Service, origins: Sequence[str]) -> ASGIApp:
-    """The server as an application.
+    """Build the server as an application.
 
     Args:
         origins: see `ServerMiddleware`.
@@ -43,51 +349,50 @@ def application(service: Service, origins: Sequence[str]) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.opened()
-        watching = asyncio.create_task(run_background_tasks(service))
+        service.loop = asyncio.get_running_loop()
+        tasks = asyncio.create_task(run_background_tasks(service))
         yield
-        watching.cancel()
+        tasks.cancel()
 
     app = FastAPI(title="align", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.include_router(listing(service))
-    app.include_router(api(service))
-    app.include_router(administration(service))
+    app.include_router(build_router(service))
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.add_api_route("/", chat_page, include_in_schema=False)
-    app.add_exception_handler(Refusal, refused)
-    app.add_exception_handler(RequestValidationError, misread)
-    app.add_exception_handler(HTTPException, not_routed)
-    app.add_exception_handler(Exception, failed)
+    app.add_api_route("/", send_chat_page, include_in_schema=False)
+    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond_to_error)
     return ServerMiddleware(app, service, origins)
 
 
-async def chat_page() -> Response:
+async def send_chat_page() -> Response:
     return FileResponse(STATIC / "index.html")
 
 
-async def refused(_: Http, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return error.response()
+async def respond_to_error(_: Http, error: Exception) -> Response:
+    """Answer a refusal, a body that is not what the API takes, what is not routed, or a fault of ours, which
+    `ServerMiddleware` logs."""
+    if isinstance(error, RequestValidationError):
+        return explain_body_error(error).response()
+    if isinstance(error, HTTPException):
+        code, message = ROUTING.get(error.status_code, (None, str(error.detail)))
+        response = Refusal(error.status_code, message, code=code).response()
+        response.headers.update(error.headers or {})
+        return response
+    return (error if isinstance(error, Refusal) else fault()).response()
 
 
-async def misread(_: Http, error: Exception) -> Response:
-    """A body that is not what the API takes. What was sent is not repeated."""
-    assert isinstance(error, RequestValidationError)
-    first = most_telling(error.errors())
-    where = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
-    if first["type"] == "json_invalid":
-        return invalid(None, "The body is no JSON.", UNREADABLE).response()
-    if not where and first["type"] in ("missing", "model_attributes_type", "dict_type"):
-        message = "The body is no JSON object. Send one, with Content-Type: application/json."
-        return invalid(None, message, UNREADABLE).response()
-    message = first["msg"][:1].upper() + first["msg"][1:]
-    return invalid(where or None, f"{where or 'The body'}: {message}.", CODES.get(first["type"])).response()
-
-
-def most_telling(errors: Sequence[Any]) -> Any:
-    """Return the first error. Of a field that takes several types, the one about the type that was sent."""
+def explain_body_error(error: RequestValidationError) -> Refusal:
+    """Return the refusal of a body that is not what the API takes. What was sent is not repeated."""
+    errors = error.errors()
+    # Of a field that takes several types, the error about the type that was sent.
     of_field = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
-    return next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
+    first = next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
+    param = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
+    if first["type"] == "json_invalid":
+        return invalid(None, "The body is no JSON.", UNREADABLE)
+    if not param and first["type"] in ("missing", "model_attributes_type", "dict_type"):
+        return invalid(None, "The body is no JSON object. Send one, with Content-Type: application/json.", UNREADABLE)
+    message = first["msg"][:1].upper() + first["msg"][1:]
+    return invalid(param or None, f"{param or 'The body'}: {message}.", CODES.get(first["type"]))
 
 
 def is_union_member(part: Any) -> bool:
@@ -95,15 +400,280 @@ def is_union_member(part: Any) -> bool:
     return isinstance(part, str) and (not part.isidentifier() or part in ("str", "int", "float", "bool"))
 
 
-async def failed(_: Http, error: Exception) -> Response:
-    """A fault of ours, which ServerMiddleware logs."""
-    return fault().response()
+class ClientGone(Exception):
+    """The client has gone before its request was read."""
 
 
-async def not_routed(_: Http, error: Exception) -> Response:
-    """A path or method that is not there, or a body that cannot be read."""
-    assert isinstance(error, HTTPException)
-    code, words = ROUTING.get(error.status_code, (None, str(error.detail)))
-    response = Refusal(error.status_code, words, code=code).response()
-    response.headers.update(error.headers or {})
-    return response
+class ServerMiddleware:
+    """See the module. The scope of a request that passes has its `tenant`, its `record`, and `streams`: the
+    `align.serve.service.EventStream` that is to answer it, if one is.
+
+    Args:
+        origins: under which browsers on this machine know the server; checked if there are no keys.
+        body_limit: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, origins: Sequence[str], body_limit: int = BODY_LIMIT) -> None:
+        self.app = app
+        self.service = service
+        self.body_limit = body_limit
+        self.pace = RefusalPacer(time.monotonic)
+        self.origins = {origin.lower() for origin in origins}
+        self.hosts = {urlsplit(origin).netloc for origin in self.origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._respond(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["path"] in WITHOUT_SECRETS else readable(scope["path"][:100])
+        record = Record(f"req-{secrets.token_hex(12)}", path)
+        scope["record"] = record
+        scope["streams"] = list[Any]()
+        is_counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == 429:
+                    with self.pace.hold(record.tenant) as wait, suppress(TimeoutError):
+                        if wait > 0:  # or the server ends
+                            await asyncio.wait_for(self.service.ending.wait(), wait)
+                record.status = record.status or message["status"]
+                headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
+                if record.tenant and is_counted:
+                    limits = self.service.limiter.headers(scope["tenant"])
+                    headers += [(name.encode(), value.encode()) for name, value in limits.items()]
+                message = {**message, "headers": [*headers, (b"x-request-id", record.id.encode())]}
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            scope["tenant"] = tenant = self._find_tenant(scope["path"], headers)
+            record.tenant = tenant.name if tenant else ""
+            receive_body = replay(await self._read_body(headers, receive), receive)
+            await self.app(scope, receive_body, send_with_headers)
+            for stream in scope["streams"]:
+                await stream.answer(send_with_headers)
+        except Refusal as refusal:
+            await refusal.response()(scope, receive, send_with_headers)
+        except ClientGone:
+            record.status = CLOSED
+        except Exception:
+            log.exception("%s failed", record.id)
+            if not record.status:
+                await fault().response()(scope, receive, send_with_headers)
+        finally:
+            record.seconds = record.elapsed()
+            if is_counted:
+                self.service.done(record)
+
+    def _find_tenant(self, path: str, headers: Headers) -> Tenant | None:
+        """Return who asks; None for somebody unknown at an open path.
+
+        Raises:
+            Refusal: they may not.
+        """
+        if self.service.keys is None:
+            if headers.get("host", "").lower() not in self.hosts:
+                raise Refusal(421, "This server is known by another name.")
+            if headers.get("origin", "").lower() not in {"", *self.origins}:
+                raise Refusal(403, "Another page asks.")
+            return LOCAL
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not key:
+            if OPEN.fullmatch(path):
+                return None
+            raise Refusal(401, "Send your key: Authorization: Bearer KEY.", code="missing_api_key")
+        tenant = self.service.keys.find_tenant(key.strip())
+        if tenant is None and not OPEN.fullmatch(path):
+            raise Refusal(401, "This key is not known here.", code="invalid_api_key")
+        return tenant
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        """Return the whole body, which is read before anything is done with it.
+
+        Raises:
+            Refusal: it is larger than it may be.
+            ClientGone: it was never sent whole.
+        """
+        length = headers.get("content-length", "0")
+        parts: list[bytes] = []
+        size = int(length) if length.isdigit() else 0
+        while size <= self.body_limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size = max(size, sum(map(len, parts)))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+        # uvicorn reads the rest, until its deadline: a client that is cut off while it sends reads no answer.
+        raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a channel of the body in one piece, then of whatever else is received: that the client has gone."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_next() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_next
+
+
+def build_router(service: Service) -> APIRouter:
+    router = APIRouter(responses=ERRORS)
+
+    # What a tenant may ask for, and what it has used
+
+    @router.get("/v1/models")
+    async def models(http: Http) -> Any:
+        names = service.portfolio.names(http.scope["tenant"])
+        return {"object": "list", "data": [describe_model(service, name, arms) for name, arms in names.items()]}
+
+    @router.get("/v1/models/{model:path}")
+    async def model(http: Http, model: str) -> Any:
+        names = service.portfolio.names(http.scope["tenant"])
+        if model not in names:
+            raise UnknownModel(model)
+        return describe_model(service, model, names[model])
+
+    @router.get("/v1/usage")
+    async def usage(http: Http, tenant: str | None = None) -> Any:
+        asks: Tenant = http.scope["tenant"]
+        counted = service.limiter.usage
+        if service.keys is None or counted is None:
+            raise Refusal(404, "This server has no key file, and counts nobody's usage.", code="not_found")
+        of = asks if tenant in (None, asks.name) else service.keys.tenants.get(tenant or "")
+        if of is not asks and not asks.admin:
+            raise Refusal(403, NEEDS_ADMIN, param="tenant", code="insufficient_permissions")
+        if of is None:
+            raise Refusal(404, "There is no such tenant.", param="tenant", code="not_found")
+        return await run_in_threadpool(service.limiter.as_json, of, counted)
+
+    # What a client asks a model for
+
+    @router.post("/v1/chat/completions", responses=STREAMED)
+    async def chat(http: Http, body: ChatBody) -> Response:
+        body.refuse_unsupported("echo", False, "is not supported here: use /v1/completions")
+        if body.top_logprobs and not body.logprobs:
+            raise invalid("top_logprobs", "It needs logprobs=true.")
+        return await complete(Call(service, http), body, "top_logprobs")
+
+    @router.post("/v1/completions", responses=STREAMED)
+    async def completions(http: Http, body: CompletionBody) -> Response:
+        body.refuse_unsupported("tools", [], "is not supported here: use /v1/chat/completions")
+        refuse_many_prompts(service, "prompt", body.prompt_count)
+        return await complete(Call(service, http), body, "logprobs")
+
+    @router.post("/v1/rewards")
+    async def rewards(http: Http, body: RewardBody) -> Response:
+        call = Call(service, http)
+        number = len(body.conversations)
+        refuse_many_prompts(service, "messages", number)
+        with call.admit(body.model, body.user, number, number, scores=True) as (chosen, _):
+            version = chosen.version
+            assert version is not None
+            prompts = await call.read(
+                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+            )
+            requests = [
+                Request(prompt.ids, SamplingParams(0), version.digest, call.tenant.name, scored=True)
+                for prompt in prompts
+            ]
+            call.begin(requests, sum(len(prompt.ids) for prompt in prompts), is_stream=False)
+            return await respond_whole(call, Rewards(call.record, number), headers_of(call))
+
+    # What those who run the server ask for
+
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load(http: Http, body: LoadAdapter) -> Response:
+        tenant = require_admin(http)
+        if not service.portfolio.roots:
+            message = "This server loads no adapters while it runs. Start it with stage.roots=[FOLDER]."
+            raise Refusal(403, message, param="lora_path", code="loading_disabled")
+        record = http.scope["record"]
+        record.asked = readable(body.lora_name)
+        try:
+            version = await run_in_threadpool(
+                service.load, body.lora_name, body.lora_path, body.load_inplace, tenant.name
+            )
+        except InputError as error:
+            message = f"'{body.lora_name}' was not loaded. {error.field}: {error.problem}. {error.remedy}"
+            raise invalid(error.field, message) from error
+        except Refusal:
+            raise
+        except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
+            log.warning("'%s' was not loaded", body.lora_name, exc_info=error)
+            problem = f"its files cannot be read as an adapter ({type(error).__name__})"
+            raise invalid("lora_path", f"'{body.lora_name}' was not loaded: {problem}.") from error
+        record.base = service.portfolio.base.digest
+        record.adapter = version.digest
+        message = f"Success: LoRA adapter '{body.lora_name}' added successfully."
+        return PlainTextResponse(message, headers={"x-align-adapter": version.digest})
+
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload(http: Http, body: UnloadAdapter) -> Response:
+        tenant = require_admin(http)
+        http.scope["record"].asked = readable(body.lora_name)
+        try:
+            await run_in_threadpool(service.unload, body.lora_name, tenant.name)
+        except InputError as error:
+            raise invalid(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    @router.get("/health")
+    async def health() -> Response:
+        alive = service.engine.alive
+        return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        status = "ready" if service.ready else "draining" if service.engine.alive else "the engine has stopped"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(http: Http) -> Response:
+        require_admin(http)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def require_admin(http: Http) -> Tenant:
+    tenant: Tenant = http.scope["tenant"]
+    if not tenant.admin:
+        raise Refusal(403, NEEDS_ADMIN, code="insufficient_permissions")
+    return tenant
+
+
+def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return a model as vLLM lists it; and the digests of what it stands for."""
+    shares = [
+        {"arm": arm.label, "weight": arm.weight, "adapter": arm.version.digest if arm.version else None} for arm in arms
+    ]
+    base_id = service.portfolio.base_id
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "align",
+        "root": name,
+        "parent": None if name == base_id else base_id,
+        "max_model_len": service.context,
+        "base": service.portfolio.base.digest,
+        "scores": any(arm.version is not None and arm.version.scores for arm in arms),
+        "adapter": shares[0]["adapter"] if len(arms) == 1 else None,
+        "arms": shares if len(arms) > 1 else None,
+    }
+
+
+def refuse_many_prompts(service: Service, param: str, prompts: int) -> None:
+    most = service.max_prompts
+    if prompts > most:
+        message = f"The request has {prompts} prompts, and may have {most} (stage.max_prompts). Send several requests."
+        raise invalid(param, message, "too_many_prompts")

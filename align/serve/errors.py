@@ -8,13 +8,11 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from align.core.errors import AlignError, InputError, readable
-from align.rollout.requests import QueueFull
-from align.serve.rate_limits import Limited
-from align.serve.usage import BudgetSpent, UsageUnwritable
 
-INVALID, SERVER = "invalid_request_error", "server_error"
-BUSY_S = 1
-"""Seconds after which somebody may try again whom a full queue has sent away."""
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+LATER_S = 10
+"""Seconds after which clients may try again what the server itself cannot do now."""
 
 
 class Refusal(AlignError):
@@ -27,11 +25,21 @@ class Refusal(AlignError):
     """
 
     def __init__(
-        self, status: int, message: str, *, type: str = INVALID, param: str | None = None, code: str | None = None,
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
         retry_after_s: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code = status, readable(message), type, param, code
+        self.status = status
+        self.message = readable(message)
+        self.type = type
+        self.param = param
+        self.code = code
         self.retry_after_s = retry_after_s
 
     @property
@@ -55,57 +63,64 @@ def invalid(param: str | None, message: str, code: str | None = None) -> Refusal
 
 
 def as_refusal(error: InputError) -> Refusal:
-    """An input error of ours for the client. The value is left out: it may be a prompt."""
+    """Return an input error of ours for the client. The value is left out: it may be a prompt."""
     message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
-    if isinstance(error, QueueFull):
-        message = "The server is busy: as many requests wait as may. Try again in a moment."
-        return Refusal(429, message, type="rate_limit_error", code="queue_full", retry_after_s=BUSY_S)
-    if isinstance(error, Limited):
-        wait, message = error.retry_after_s, f"{error.problem}. {error.remedy}"
-        kind, code = "rate_limit_error", "rate_limit_exceeded"
-        return Refusal(429, message, type=kind, param=error.field, code=code, retry_after_s=wait)
-    if isinstance(error, BudgetSpent):
-        return Refusal(429, str(error), type="insufficient_quota", param=error.field, code="insufficient_quota")
-    code = "context_length_exceeded" if error.field == "max_tokens" else None
-    return Refusal(400, message, param=error.field, code=code)
-
-
-def unknown_model(model: str) -> Refusal:
-    message = f"The model '{model[:120]}' does not exist, or you may not use it."
-    return Refusal(404, message, param="model", code="model_not_found")
+    return invalid(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
 
 
 def fault() -> Refusal:
-    """Something of ours went wrong; the log says what."""
+    """Return the refusal of a request on which something of ours went wrong; the log says what."""
     return Refusal(500, "The server had an error while it answered. Its log says more.", type=SERVER)
 
 
 def draining() -> Refusal:
     message = "The server is shutting down, and takes no new requests."
-    return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=10)
+    return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=LATER_S)
 
 
-def uncounted(error: UsageUnwritable) -> Refusal:
-    return Refusal(503, str(error), type=SERVER, retry_after_s=10)
+class UnknownModel(Refusal):
+    """The refusal of a name that is not there, or that this tenant may not use: one message for both, so that nobody
+    learns the names of others."""
+
+    def __init__(self, model: str) -> None:
+        message = f"The model '{model[:120]}' does not exist, or you may not use it."
+        super().__init__(404, message, param="model", code="model_not_found")
 
 
-def revoked() -> Refusal:
-    return Refusal(401, "This key was revoked.", code="invalid_api_key")
+class Limited(Refusal):
+    """The refusal of a tenant that asks too often."""
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        message = f"this limit of your key is used up for now. Try again in {math.ceil(retry_after_s)} s."
+        kind, code = "rate_limit_error", "rate_limit_exceeded"
+        super().__init__(429, message, type=kind, param=limit, code=code, retry_after_s=retry_after_s)
 
 
-def grammar_failed() -> Refusal:
-    """Return the refusal of a grammar that compiles and then costs too much at a step of an answer."""
-    message = (
-        "A step of this answer by its schema, pattern or tools costs more than a step may. Simplify it: fewer "
-        "alternatives, and no repeats of repeats."
-    )
-    return invalid(None, message, "invalid_grammar")
+class BudgetSpent(Refusal):
+    """The refusal of a request that may use more tokens than are left of its tenant's budget.
+
+    Attributes:
+        left: tokens.
+    """
+
+    def __init__(self, budget: int, left: int) -> None:
+        self.left = left
+        kind = "insufficient_quota"
+        problem = f"token_budget={budget}: {left:,} tokens of your key are left, fewer than this request may use"
+        remedy = "Lower max_tokens, or ask for a larger budget."
+        super().__init__(429, f"{problem}. {remedy}", type=kind, param="token_budget", code=kind)
 
 
-def not_finite(model: str) -> Refusal:
-    """No fault of the request, and another try comes to the same: no status at which clients try again."""
-    message = (
-        f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large for "
-        "the precision that it is served in. Ask another model, and tell whoever runs the server."
-    )
-    return Refusal(422, message, param="model", code="model_not_finite")
+class UsageUnwritable(Refusal):
+    """The refusal of whatever would be answered without being counted: the file of the usage cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=LATER_S)
+
+
+class KeysUnreadable(Refusal):
+    """The refusal of every request while the key file cannot be read; the server's log says why."""
+
+    def __init__(self) -> None:
+        message = "The server cannot read its keys. Try again later."
+        super().__init__(503, message, type=SERVER, retry_after_s=LATER_S)

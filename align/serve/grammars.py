@@ -215,7 +215,7 @@ class Compiled:
 
 
 class Constrained:
-    """An answer that follows a grammar: see `align.rollout.requests.Grammar`.
+    """An answer that follows a grammar: see `align.rollout.serving_engine.Grammar`.
 
     Args:
         rows: of the model's embedding, some of which may be no tokens.

@@ -1,32 +1,338 @@
-"""Prompts of requests: a chat by the model's template, or texts and token ids; and the sampling of their answers."""
+"""Bodies that clients send, and what is made of them: prompts by the model's template, texts and token ids, and the
+sampling of their answers.
+
+Bodies are those of OpenAI's chat completions and completions, and of vLLM's loading of adapters. A null is a default,
+as in OpenAI's API. A field that is not declared here is looked up in `NOT_SUPPORTED`; any other one changes no answer,
+and is ignored.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
 from align.core.errors import InputError, half_character
-from align.data.chat.encode import stop_token_ids
-from align.data.chat.reasoning import OPEN, with_reasoning
+from align.core.types import Conversation, Message
+from align.data.chat.encode import encode_judged, stop_token_ids
+from align.data.chat.reasoning import OPEN, answer_alone, with_reasoning, without_reasoning
 from align.data.chat.tokens import beginning_ids, text_ids
 from align.data.chat.tools import rendered, takes_tools, tool_prompt_ids
 from align.rollout.detokenize import TokenTexts
-from align.rollout.requests import SamplingParams
+from align.rollout.serving_engine import SamplingParams
 from align.run.weights import tokenizer_digest
 from align.serve.errors import Refusal, invalid, unsupported
 from align.serve.grammars import Grammars
 from align.serve.model_names import Version
-from align.serve.schemas import MOST_ANSWERS, ChatBody, ChatMessage, CompletionBody, Sampled
 
+MOST_ANSWERS = 128
+MOST_STOPS = 4
+LONGEST_STOP = 256
+MOST_LOGPROBS = 20
+SEEDS = 2**63
+FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
+"""Lists of prompts, of messages and of token ids. The first element that is wrong ends their reading: a body of a
+million wrong ones is refused at once."""
+AT_LEAST_ONE = Field(min_length=1)
+MOST_CHOICES = 1000
+RENAMED = "is deprecated and not supported: use structured_outputs"
+
+NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True, False),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "top_k": (-1, 0),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+"""Parameters of OpenAI's and vLLM's that would change an answer, and the values that change nothing."""
+ADVICE = {
+    "audio": "is not supported: models of text answer in text",
+    "best_of": "is not supported: ask for n answers",
+    "chat_template": "is not supported: the model's own template is used",
+    "chat_template_kwargs": "is not supported: arguments of the template are set in training",
+    "function_call": "is deprecated and not supported: use tool_choice",
+    "functions": "is deprecated and not supported: use tools",
+    "guided_choice": RENAMED,
+    "guided_grammar": RENAMED,
+    "guided_json": RENAMED,
+    "guided_regex": RENAMED,
+    "modalities": "is not supported: models of text answer in text",
+    "prompt_logprobs": "is not supported: use echo with logprobs, in /v1/completions",
+    "stop_token_ids": "is not supported: use stop",
+    "top_k": "is not supported: use top_p",
+}
+"""What a refusal says of some of these parameters."""
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_nulls(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
+class ErrorContent(BaseModel):
+    """What an error says."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error, in OpenAI's form."""
+
+    error: ErrorContent
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class JsonSchema(Body):
+    """Attributes:
+    strict: answers follow the schema whether it is set or not.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    of: dict[str, Any] = Field(alias="schema")
+    strict: bool = False
+
+
+class ResponseFormat(Body):
+    """https://platform.openai.com/docs/guides/structured-outputs"""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def has_a_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema needs json_schema")
+        return self
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of these."""
+
+    of: dict[str, Any] | str | None = Field(None, alias="json", description="A schema, or one as text.")
+    regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    choice: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=MOST_CHOICES)
+    ] | None = None  # fmt: skip
+    json_object: bool = False
+
+
+class Sampled(Body):
+    """What both APIs ask for."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=MOST_STOPS)
+        ]
+    ) = []  # fmt: skip
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    user: str | None = None
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    structured_outputs: StructuredOutputs | None = None
+    ignore_eos: bool = Field(False, description="vLLM's: no token ends the answer, for measuring.")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def constrains(self) -> bool:
+        """Return whether an answer may have to follow a grammar."""
+        return self.response_format.type != "text" or self.structured_outputs is not None
+
+    def refuse_unsupported(self, other: str, neutral: Any, advice: str) -> None:
+        """Raise Refusal if a field asks for what would change the answer, and is not done here.
+
+        Args:
+            other: a parameter of the other API, the value that changes nothing, and what the refusal says of it.
+        """
+        known = {**NOT_SUPPORTED, other: (neutral,)}
+        for name, value in (self.model_extra or {}).items():
+            if name in known and not any(same(value, each) for each in known[name]):
+                said = advice if name == other else ADVICE.get(name, "is not supported")
+                raise unsupported(name, f"The parameter '{name}' {said}.")
+
+
+def same(value: Any, neutral: Any) -> bool:
+    """Return whether two values are equal, and none is a truth value taken for a number."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str = "{}"
+
+
+class MessageToolCall(Body):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[dict[str, JsonValue]], SHORT] | None = None
+    tool_calls: Annotated[list[MessageToolCall], SHORT] = []
+    tool_call_id: str = ""
+    reasoning_content: str | None = None
+
+
+class Function(Body):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatBody(Sampled):
+    """https://platform.openai.com/docs/api-reference/chat/create"""
+
+    messages: Annotated[list[ChatMessage], SHORT] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, description="Deprecated name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Not given: as many as the context has room for.")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
+    tools: list[Tool] = Field([], max_length=128)
+    tool_choice: str | dict[str, JsonValue] = "auto"
+    parallel_tool_calls: bool = True
+
+    @property
+    def constrains(self) -> bool:
+        return super().constrains or (bool(self.tools) and self.tool_choice != "none")
+
+    @property
+    def prompt_count(self) -> int:
+        return 1
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of an answer; None for as many as there is room for."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives come with each token and its logprob; None for no logprobs."""
+        return self.top_logprobs if self.logprobs else None
+
+
+class CompletionBody(Sampled):
+    """https://platform.openai.com/docs/api-reference/completions/create"""
+
+    prompt: (
+        str | Annotated[list[str], FEW] | Annotated[list[int], IDS] | Annotated[list[Annotated[list[int], IDS]], FEW]
+    ) = Field("", description="Texts or token ids.")
+    max_tokens: int = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    echo: bool = False
+
+    @property
+    def prompt_count(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def most_tokens(self) -> int:
+        return self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        given: Any = self.prompt
+        return given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
+
+
+class RewardBody(Body):
+    """Conversations that each end with an answer, for a reward model."""
+
+    model: str
+    messages: (
+        Annotated[list[ChatMessage], SHORT, AT_LEAST_ONE]
+        | Annotated[list[Annotated[list[ChatMessage], SHORT]], FEW, AT_LEAST_ONE]
+    ) = Field(description="One conversation, or a list of them.")
+    user: str | None = None
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]]:
+        several = [each for each in self.messages if isinstance(each, list)]
+        return several or [[each for each in self.messages if isinstance(each, ChatMessage)]]
+
+
+class LoadAdapter(Body):
+    """vLLM's `/v1/load_lora_adapter`."""
+
+    lora_name: str = Field(min_length=1, max_length=64)
+    lora_path: str = Field(min_length=1, max_length=4096)
+    load_inplace: bool = Field(False, description="Replace what has this name.")
+
+
+class UnloadAdapter(Body):
+    lora_name: str = Field(min_length=1, max_length=64)
+
+
+CALL = "<tool_call>"
+CALLED = "</tool_call>"
 WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
 """A call of a tool f, as templates write it."""
 
@@ -73,12 +379,12 @@ class ChatFormat:
         return Grammars(self.tokenizer, self.stop_ids)
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether the header of the answer opens its reasoning."""
+        """Return whether the header of the answer opens its reasoning."""
         return self.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith(OPEN)
 
 
 class Formats:
-    """Tokenizers with their templates: one for all adapters that have equal ones, for as long as anybody holds a
+    """Tokenizers with their templates: one for all adapters that have equal ones, for as long as a request holds a
     version of these adapters.
 
     Args:
@@ -125,7 +431,7 @@ class Prompt:
 
 
 def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
-    """The chat as its template writes it.
+    """Write the chat by its template.
 
     Raises:
         Refusal: a message or a tool is not taken by this model, or by this server.
@@ -142,7 +448,7 @@ def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
 
 
 def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
-    """The tools that are offered.
+    """Return the tools that are offered.
 
     Raises:
         Refusal: they cannot be, or a call is demanded and there are none.
@@ -157,7 +463,7 @@ def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
 
 
 def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
-    """A message as chat templates read it: its text whole, reasoning in front of it, arguments of calls as objects.
+    """Return a message as chat templates read it: its text whole, reasoning in front of it, arguments as objects.
 
     Raises:
         Refusal: it holds what is no text, or nothing.
@@ -186,7 +492,7 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
 
 
 def text_of(content: Any, where: str) -> str | None:
-    """The text of a content, whose parts are lines."""
+    """Return the text of a content, whose parts are lines."""
     if content is None or isinstance(content, str):
         return content
     texts = []
@@ -202,7 +508,7 @@ def text_of(content: Any, where: str) -> str | None:
 
 
 def arguments_of(written: str) -> Any:
-    """The arguments of a call as an object, which templates write as JSON of their own; as text where they are none."""
+    """Return the arguments of a call as an object, which templates write as JSON; as text if they are no object."""
     try:
         found = json.loads(written)
     except (ValueError, RecursionError):
@@ -210,15 +516,18 @@ def arguments_of(written: str) -> Any:
     return found if isinstance(found, dict) else written
 
 
-def completion_prompts(form: ChatFormat, body: CompletionBody, vocabulary: int) -> list[Prompt]:
-    """The texts or tokens to go on with. A text is content: special tokens that it spells out are text.
+def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
+    """Return the chat as its template writes it, or the texts or tokens to go on with. A text is content: special
+    tokens that it spells out are text.
 
     Args:
         vocabulary: rows of the base's embedding.
 
     Raises:
-        Refusal: there is none, there are too many, or an id is no token.
+        Refusal: there is none, there are too many, or an id is no token; or see `chat_prompt`.
     """
+    if isinstance(body, ChatBody):
+        return [chat_prompt(form, body)]
     prompts = body.prompts
     if len(prompts) * body.n > MOST_ANSWERS:
         raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
@@ -237,44 +546,79 @@ def completion_prompts(form: ChatFormat, body: CompletionBody, vocabulary: int) 
     return found
 
 
-def samplings(
-    form: ChatFormat, body: Sampled, prompt: Prompt, most: int | None, context: int,
-    logprobs: int | None = None, prompt_logprobs: int | None = None, left: int | None = None,
-) -> list[SamplingParams]:  # fmt: skip
-    """How each of the `n` answers to a prompt is drawn.
+def choose_sampling(
+    form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt, context: int, left: int | None
+) -> SamplingParams:
+    """Return how the first answer to a prompt is drawn.
 
     Args:
-        most: tokens of an answer; None for as many as there is room for.
-        left: where `most` is None, as many as the tenant has left; None for as many as it likes.
+        context: tokens of a prompt and its answer together, at most.
+        left: tokens of an answer that the tenant has left, if the request does not say; None if nothing bounds it.
 
     Raises:
         Refusal: the prompt leaves no room for an answer.
     """
     room = context - len(prompt.ids)
+    most = body.most_tokens
     if room < (1 if most is None else most):
         message = f"The context is {context} tokens. The prompt has {len(prompt.ids)}"
         message += "." if most is None else f", and {most} are asked for."
         given = "messages" if isinstance(body, ChatBody) else "prompt"
         raise Refusal(400, message, param="max_tokens" if room > 0 else given, code="context_length_exceeded")
-    seed = secrets.randbits(63) if body.seed is None else body.seed
-    most = min(room, left or room) if most is None else most
-    return [
-        SamplingParams(
-            max_tokens=most, temperature=body.temperature, top_p=body.top_p,
-            seed=derived_seed(seed, i), stop_ids=() if body.ignore_eos else form.stop_ids, logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
-        for i in range(body.n)
-    ]  # fmt: skip
+    return SamplingParams(
+        max_tokens=min(room, left or room) if most is None else most,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        stop_ids=() if body.ignore_eos else form.stop_ids,
+        logprobs=body.alternatives,
+        prompt_logprobs=body.alternatives if isinstance(body, CompletionBody) and body.echo else None,
+    )
 
 
-def derived_seed(seed: int, i: int) -> int:
-    """The seed of answer `i`: of the first the request's own, so that it is the answer that one alone would be."""
+def derive_seed(seed: int, i: int) -> int:
+    """Return the seed of answer `i`. The first has the request's own: it is the answer that one alone would be."""
     if i == 0:
         return seed
     return int.from_bytes(sha256(f"{seed}:{i}".encode()).digest()[:8], "big", signed=True)
 
 
-def finite(logprob: float) -> float:
-    """A logprob as JSON has it: OpenAI writes -9999 where it is too low to say."""
-    return logprob if math.isfinite(logprob) else -9999.0
+def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int) -> list[Prompt]:
+    """Return each conversation as the reward model read those of its training.
+
+    Args:
+        alone: it was trained on answers without their reasoning.
+        context: tokens that the base reads.
+
+    Raises:
+        Refusal: a conversation ends with no answer, holds what is no text, or is too long.
+    """
+    found, several = [], len(body.conversations) > 1 or isinstance(body.messages[0], list)
+    for i, messages in enumerate(body.conversations):
+        where = f"messages.{i}" if several else "messages"
+        read = tuple(as_judged(message, f"{where}.{j}") for j, message in enumerate(messages))
+        if len(read) < 2 or read[-1].role != "assistant":
+            raise invalid(where, "A conversation ends with the answer that is scored, behind what it answers.")
+        before, answer = (without_reasoning(read[:-1]), answer_alone(read[-1].content)) if alone else (
+            read[:-1], read[-1].content
+        )  # fmt: skip
+        try:
+            ids = encode_judged(form.tokenizer, Conversation(before), answer, True, form.stop_ids)
+        except InputError as error:
+            raise invalid(where, f"{error.problem}. {error.remedy}") from error
+        if len(ids) > context:
+            raise invalid(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
+        found.append(Prompt(tuple(ids)))
+    return found
+
+
+def as_judged(message: ChatMessage, where: str) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    if role == "tool" or message.tool_calls:
+        raise unsupported(where, "Reward models read no tools.")
+    text = text_of(message.content, f"{where}.content")
+    if not text:
+        raise invalid(f"{where}.content", "A message needs content.")
+    if role == "assistant" and message.reasoning_content:
+        text = with_reasoning(text, message.reasoning_content)
+    return Message(role, text)

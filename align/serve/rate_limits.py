@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -12,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
-from align.core.errors import InputError, require
 from align.serve import operator_log
+from align.serve.errors import BudgetSpent, Limited, UsageUnwritable, invalid
 from align.serve.tenants import Tenant
-from align.serve.usage import BudgetSpent, Usage, UsageUnwritable
+from align.serve.usage import Usage
 
 MINUTE_S = 60.0
 CONCURRENCY_RETRY_S = 1.0
@@ -33,17 +32,17 @@ CONCURRENT_READS = 4
 """Prompts of one tenant that are tokenised at once."""
 
 
-class Limited(InputError):
-    """The tenant asks too often. Status 429.
+@dataclass(frozen=True, slots=True)
+class LimitStatus:
+    """How a tenant stands with a limit by the minute.
 
     Attributes:
-        retry_after_s: seconds until it may ask again.
+        reset_s: seconds until all of it is there again.
     """
 
-    def __init__(self, limit: str, value: int, retry_after_s: float) -> None:
-        self.retry_after_s = retry_after_s
-        wait = f"Try again in {math.ceil(retry_after_s)} s."
-        super().__init__(limit, value, "this limit of your key is used up for now", wait)
+    limit: int
+    remaining: int
+    reset_s: float
 
 
 @dataclass(slots=True)
@@ -54,18 +53,20 @@ class Bucket:
     the average stays what it is, and a request without max_tokens is not refused for good.
 
     Attributes:
+        rate: what a minute allows.
         level: what is in it, at `at`; below 0 for a debt.
         at: seconds by the clock.
     """
 
+    rate: int
     level: float
     at: float
 
-    def wait(self, amount: float, per_minute: int, now: float) -> float:
-        """Seconds until so much may be taken; 0 for now."""
-        self.level = min(per_minute, self.level + (now - self.at) * per_minute / MINUTE_S)
+    def wait(self, amount: float, now: float) -> float:
+        """Return the seconds until so much may be taken; 0 for now."""
+        self.level = min(self.rate, self.level + (now - self.at) * self.rate / MINUTE_S)
         self.at = now
-        return max(0.0, (min(amount, per_minute) - self.level) * MINUTE_S / per_minute)
+        return max(0.0, (min(amount, self.rate) - self.level) * MINUTE_S / self.rate)
 
 
 @dataclass(slots=True)
@@ -80,19 +81,6 @@ class TenantLoad:
     buckets: dict[str, Bucket] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class LimitStatus:
-    """How a tenant stands with a limit by the minute.
-
-    Attributes:
-        reset_s: seconds until all of it is there again.
-    """
-
-    limit: int
-    remaining: int
-    reset_s: float
-
-
 class Limiter:
     """Lets requests in by the limits and the budget of their tenants, and counts what they used (`align.serve.usage`).
 
@@ -101,7 +89,7 @@ class Limiter:
     Args:
         clock: seconds that run evenly.
         concurrency: answers that a tenant has at once if its own limits do not say; None for any number.
-        usage: None where nobody has a budget.
+        usage: None if no tenant has a budget.
 
     Attributes:
         unsettled: what requests used that could not be written down yet.
@@ -112,13 +100,13 @@ class Limiter:
         self.concurrency = concurrency
         self.usage = usage
         self.unsettled: dict[str, tuple[int, int]] = {}
-        self._spent: dict[str, int | None] = {}
-        self._loads: dict[str, TenantLoad] = {}
+        self._warned_budgets: dict[str, int | None] = {}
+        self._loads = defaultdict[str, TenantLoad](TenantLoad)
         self._lock = Lock()
 
     @contextmanager
     def enter(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
-        """For as long as a request is under way. It is asked before anything is made of the prompt, whose tokens are
+        """Let a request in for as long as the block lasts, before its prompt is tokenised: the prompt's tokens are
         charged once they are known.
 
         Args:
@@ -128,22 +116,37 @@ class Limiter:
 
         Raises:
             Limited, BudgetSpent: the tenant may not have it now. Nothing is charged then.
-            InputError: it asks for more answers than the tenant may ever have at once.
+            Refusal: it asks for more answers than the tenant may ever have at once.
             UsageUnwritable: what it used could not be counted. It is, as soon as it can be.
         """
-        most = self._most_at_once(tenant)
-        limit = "concurrency" if tenant.limits.concurrency is not None else "stage.max_answers"
-        problem = f"asks for {answers} answers at once, and your key may have {most} ({limit})"
-        require(most is None or answers <= most, "n", answers, problem, "Ask for fewer at once.")
-        self._take(tenant, answers, least)
+        own = tenant.limits.concurrency
+        most, limit = (self.concurrency, "stage.max_answers") if own is None else (own, "concurrency")
+        if most is not None and answers > most:
+            problem = f"Asks for {answers} answers at once, and your key may have {most} ({limit})"
+            raise invalid("n", f"{problem}. Ask for fewer at once.")
+        with self._lock:
+            load = self._loads[tenant.name]
+            if most is not None and load.running + answers > most:
+                raise Limited("concurrency", CONCURRENCY_RETRY_S)
+            buckets, now = self._buckets(tenant)
+            amounts = {"requests_per_minute": 1, "tokens_per_minute": least}
+            waits = {name: bucket.wait(amounts[name], now) for name, bucket in buckets.items()}
+            longest = max(waits, key=lambda name: waits[name], default="")  # after it all of them let it pass
+            if waits.get(longest, 0) > 0:
+                raise Limited(longest, waits[longest])
+            if "requests_per_minute" in buckets:
+                buckets["requests_per_minute"].level -= 1
+            load.running += answers
         charge = Charge(self, tenant, request_id)
         try:
             if (left := self.left(tenant)) is not None and left < least:
-                with self.log_spent_budget(tenant):
-                    raise BudgetSpent(tenant.limits.token_budget or 0, left)
+                raise self._warn_once(tenant, BudgetSpent(tenant.limits.token_budget or 0, left))
             yield charge
         finally:
-            self._give_back(tenant, answers, max(0, charge.charged - sum(charge.used)))
+            with self._lock:
+                load.running -= answers
+                if (bucket := load.buckets.get("tokens_per_minute")) is not None:
+                    bucket.level += max(0, charge.charged - sum(charge.used))  # `wait` cuts off what is too much
             if self.usage is not None and charge.reserved:
                 try:
                     self.usage.settle(request_id, *charge.used)
@@ -151,119 +154,101 @@ class Limiter:
                     self.unsettled[request_id] = charge.used
                     raise
 
-    def take_tokens(self, tenant: Tenant, tokens: int) -> None:
-        """Take what a request may use at most, prompt and answers. What it did not use is given back at its end.
-
-        Raises:
-            Limited: the minute has not so many left. The request itself stays charged: it was read.
-        """
+    def reserve(self, charge: Charge, tokens: int) -> None:
+        """Take what a request may use at most, see `Charge.reserve`. What it did not use is given back at its end."""
+        tenant = charge.tenant
         with self._lock:
-            load, now = self._loads[tenant.name], self.clock()
-            buckets = self._buckets(load, tenant, now)
-            if (rate := tenant.limits.tokens_per_minute) is not None:
-                bucket = buckets["tokens_per_minute"]
-                if (wait := bucket.wait(tokens, rate, now)) > 0:
-                    raise Limited("tokens_per_minute", rate, wait)
+            buckets, now = self._buckets(tenant)
+            if (bucket := buckets.get("tokens_per_minute")) is not None:
+                if (wait := bucket.wait(tokens, now)) > 0:
+                    raise Limited("tokens_per_minute", wait)
                 bucket.level -= tokens
+        charge.charged = tokens
+        if self.usage is not None:
+            for late, used in list(self.unsettled.items()):
+                self.usage.settle(late, *used)
+                del self.unsettled[late]
+            try:
+                self.usage.reserve(tenant, charge.request_id, tokens)
+            except BudgetSpent as error:
+                raise self._warn_once(tenant, error) from None
+            charge.reserved = True
 
     def running(self, tenant: str) -> int:
-        """Answers of a tenant that are under way."""
+        """Return how many answers of a tenant are under way."""
         with self._lock:
             return self._loads[tenant].running if tenant in self._loads else 0
 
     def status_of(self, tenant: Tenant) -> dict[str, LimitStatus]:
-        """How a tenant stands with each of its limits by the minute."""
+        """Return how a tenant stands with each of its limits by the minute."""
         with self._lock:
-            now = self.clock()
-            buckets = self._buckets(self._loads.setdefault(tenant.name, TenantLoad()), tenant, now)
-            found = {}
-            for name, rate in minute_limits(tenant).items():
-                reset_s = buckets[name].wait(rate, rate, now)
-                found[name] = LimitStatus(rate, max(0, int(buckets[name].level)), reset_s)
-            return found
+            buckets, now = self._buckets(tenant)
+            waits = {name: bucket.wait(bucket.rate, now) for name, bucket in buckets.items()}
+            return {
+                name: LimitStatus(bucket.rate, max(0, int(bucket.level)), waits[name])
+                for name, bucket in buckets.items()
+            }
 
-    def _most_at_once(self, tenant: Tenant) -> int | None:
-        own = tenant.limits.concurrency
-        return self.concurrency if own is None else own
-
-    def _take(self, tenant: Tenant, answers: int, least: int) -> None:
-        most, amounts = self._most_at_once(tenant), {"requests_per_minute": 1, "tokens_per_minute": least}
-        with self._lock:
-            now, load = self.clock(), self._loads.setdefault(tenant.name, TenantLoad())
-            if most is not None and load.running + answers > most:
-                raise Limited("concurrency", most, CONCURRENCY_RETRY_S)
-            buckets = self._buckets(load, tenant, now)
-            waits = {name: buckets[name].wait(amounts[name], rate, now) for name, rate in minute_limits(tenant).items()}
-            for name, wait in waits.items():
-                if wait > 0 and wait == max(waits.values()):  # after the longest all of them let it pass
-                    raise Limited(name, minute_limits(tenant)[name], wait)
-            if "requests_per_minute" in buckets:
-                buckets["requests_per_minute"].level -= 1
-            load.running += answers
-
-    def _buckets(self, load: TenantLoad, tenant: Tenant, now: float) -> dict[str, Bucket]:
-        """Those of the limits that a tenant has now. One that was lifted has none, and begins anew if it comes back."""
-        load.buckets = {
-            name: load.buckets.get(name) or Bucket(rate, now) for name, rate in minute_limits(tenant).items()
-        }  # fmt: skip
-        return load.buckets
-
-    def _give_back(self, tenant: Tenant, answers: int, tokens: int) -> None:
-        with self._lock:
-            load = self._loads[tenant.name]
-            load.running -= answers
-            if (bucket := load.buckets.get("tokens_per_minute")) is not None:
-                bucket.level += tokens  # above what it holds, `wait` cuts it off
+    def _buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
+        """Return the buckets of the limits that a tenant has now, and the time. One that was lifted has none, and
+        begins anew if it comes back."""
+        load = self._loads[tenant.name]
+        now = self.clock()
+        rates = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
+        buckets = {
+            name: load.buckets.get(name) or Bucket(rate, rate, now) for name, rate in rates.items() if rate is not None
+        }
+        for name, bucket in buckets.items():
+            bucket.rate = rates[name]
+        load.buckets = buckets
+        return buckets, now
 
     def left(self, tenant: Tenant) -> int | None:
-        """Tokens that are left of a budget; None for no end of them."""
+        """Return the tokens that are left of a budget; None if there is no budget."""
         budget = tenant.limits.token_budget
         if self.usage is None or budget is None:
             return None
         return self.usage.used(tenant.name).left_of(budget)
 
     def as_json(self, tenant: Tenant, usage: Usage) -> dict[str, Any]:
-        """What a tenant has used, its limits, and what is left of them."""
-        used, limits = usage.used(tenant.name), asdict(tenant.limits)
+        """Return what a tenant has used, its limits, and what is left of them."""
+        used = usage.used(tenant.name)
+        limits = asdict(tenant.limits)
         left: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
         if tenant.limits.concurrency is not None:
             left["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
         if tenant.limits.token_budget is not None:
             left["token_budget"] = used.left_of(tenant.limits.token_budget)
         return {
-            "object": "usage", "tenant": tenant.name, "requests": used.requests,
-            "prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens,
-            "total_tokens": used.tokens, "reserved_tokens": used.reserved, "limits": limits,
+            "object": "usage",
+            "tenant": tenant.name,
+            "requests": used.requests,
+            "prompt_tokens": used.prompt_tokens,
+            "completion_tokens": used.completion_tokens,
+            "total_tokens": used.tokens,
+            "reserved_tokens": used.reserved,
+            "limits": limits,
             "remaining": {name: left.get(name) for name in limits},
-        }  # fmt: skip
+        }
 
     def headers(self, tenant: Tenant) -> dict[str, str]:
-        """How a tenant stands with its limits by the minute, as OpenAI's clients read it."""
-        found = {}
-        for name, each in self.status_of(tenant).items():
+        """Return how a tenant stands with its limits by the minute, as OpenAI's clients read it."""
+        headers = {}
+        for name, status in self.status_of(tenant).items():
             kind = name.partition("_")[0]
-            found[f"x-ratelimit-limit-{kind}"] = str(each.limit)
-            found[f"x-ratelimit-remaining-{kind}"] = str(each.remaining)
-            found[f"x-ratelimit-reset-{kind}"] = duration(each.reset_s)
-        return found
+            headers[f"x-ratelimit-limit-{kind}"] = str(status.limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(status.remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = duration(status.reset_s)
+        return headers
 
-    @contextmanager
-    def log_spent_budget(self, tenant: Tenant) -> Iterator[None]:
-        """Log that a request was refused for its tenant's budget, the first time that one is."""
-        try:
-            yield
-        except BudgetSpent as error:
-            if self._spent.get(tenant.name) != (budget := tenant.limits.token_budget):
-                self._spent[tenant.name] = budget
-                message = "tenant %s has %s of its %s tokens left: a request was refused"
-                operator_log.warning(message, tenant.name, f"{error.left:,}", f"{budget:,}")
-            raise
-
-
-def minute_limits(tenant: Tenant) -> dict[str, int]:
-    """The limits by the minute that a tenant has."""
-    found = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
-    return {name: rate for name, rate in found.items() if rate is not None}
+    def _warn_once(self, tenant: Tenant, error: BudgetSpent) -> BudgetSpent:
+        """Tell the operator of the first request that a budget refuses. Returns the error."""
+        budget = tenant.limits.token_budget
+        if self._warned_budgets.get(tenant.name) != budget:
+            self._warned_budgets[tenant.name] = budget
+            message = "tenant %s has %s of its %s tokens left: a request was refused"
+            operator_log.warning(message, tenant.name, f"{error.left:,}", f"{budget:,}")
+        return error
 
 
 @dataclass(slots=True)
@@ -284,37 +269,28 @@ class Charge:
     used: tuple[int, int] = (0, 0)
 
     def room(self, prompt_tokens: int, answers: int) -> int | None:
-        """How long an answer may be by what the tenant has left, in tokens and at least 1; None for as long as it
-        likes. A minute that never holds the prompt is no bound: its debt is paid afterwards."""
+        """Return how long an answer may be by what the tenant has left, in tokens and at least 1; None if nothing
+        bounds it. A minute that never holds the prompt is no bound: its debt is paid afterwards."""
         left = list[int]()
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
         if minute is not None and prompt_tokens < minute.limit:
             left.append(minute.remaining)
-        budget = self.limiter.left(self.tenant)
-        left += [] if budget is None else [budget]
+        if (budget := self.limiter.left(self.tenant)) is not None:
+            left.append(budget)
         return max(1, (min(left) - prompt_tokens) // answers) if left else None
 
     def reserve(self, tokens: int) -> None:
-        """Set aside what it may use at most, prompts and answers.
+        """Set aside what the request may use at most, prompts and answers.
 
         Raises:
-            Limited, BudgetSpent: the tenant has not so many left.
+            Limited, BudgetSpent: the tenant has not so many left. The request itself stays charged: it was read.
             UsageUnwritable: they could not be counted.
         """
-        limiter = self.limiter
-        limiter.take_tokens(self.tenant, tokens)
-        self.charged = tokens
-        if limiter.usage is not None:
-            for late, used in list(limiter.unsettled.items()):
-                limiter.usage.settle(late, *used)
-                del limiter.unsettled[late]
-            with limiter.log_spent_budget(self.tenant):
-                limiter.usage.reserve(self.tenant, self.request_id, tokens)
-            self.reserved = True
+        self.limiter.reserve(self, tokens)
 
 
 def duration(seconds: float) -> str:
-    """A duration as OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`.
+    """Write a duration as OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`.
 
     https://platform.openai.com/docs/guides/rate-limits
     """
@@ -326,8 +302,8 @@ def duration(seconds: float) -> str:
 
 
 class RefusalPacer:
-    """When a refusal may leave. It takes a millisecond, but a client that asks again at once, whatever it is told, asks
-    as fast as it is refused.
+    """The pace of refusals. One takes a millisecond, but a client that asks again at once, whatever the answer says,
+    asks as fast as it is refused.
 
     The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. If so
     many connections ask that the wait would be longer than the longest one, it is drawn from the upper half of that:
@@ -344,7 +320,7 @@ class RefusalPacer:
 
     @contextmanager
     def hold(self, tenant: str) -> Iterator[float]:
-        """Around the wait of a refusal: the seconds until it may leave, 0 where too many wait already. It counts."""
+        """Count a refusal that waits. Yields the seconds until it may leave, 0 if too many wait already."""
         full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
         self._held[tenant] += 1
         try:
@@ -355,7 +331,7 @@ class RefusalPacer:
                 del self._held[tenant]
 
     def wait(self, tenant: str) -> float:
-        """See `hold`."""
+        """Return the seconds until a refusal may leave."""
         now, slack = self.clock(), REFUSAL_BURST / REFUSALS_PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S
         if due > now + slack + LONGEST_HOLD_S:
@@ -365,11 +341,12 @@ class RefusalPacer:
 
 
 class ReadTurns:
-    """Who may have a prompt read now: a tenant has so many at once, and no other's prompt waits for hundreds of its."""
+    """Turns to have a prompt tokenised: a tenant has so many at once, and no other's prompt waits for hundreds of
+    its."""
 
     def __init__(self, at_once: int = CONCURRENT_READS) -> None:
         self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(at_once))
 
     def turn(self, tenant: str) -> asyncio.Semaphore:
-        """To hold while a prompt is read."""
+        """Return what to hold while a prompt is tokenised."""
         return self._turns[tenant]

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
+from time import monotonic, process_time
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from align.rollout.requests import Stats
+from align.rollout.serving_engine import Stats
 from align.serve.model_names import Arm
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+UNLOGGED = {"logged": False}
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Record:
         arm: label of the chosen arm; empty for a name with one arm.
         cached_tokens: prompt tokens that came from the prefix cache.
         first_token_s, seconds: since the last byte of the request's head.
+        began: by the clock that runs evenly.
     """
 
     id: str
@@ -63,16 +67,11 @@ class Record:
     status: int = 0
     first_token_s: float | None = None
     seconds: float = 0.0
+    began: float = field(default_factory=monotonic, metadata=UNLOGGED)
 
-
-class Stopwatch:
-    """Seconds since its creation."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._began = clock, clock()
-
-    def __call__(self) -> float:
-        return self._clock() - self._began
+    def elapsed(self) -> float:
+        """Return the seconds since the request came."""
+        return monotonic() - self.began
 
 
 class JsonLinesLog:
@@ -101,7 +100,7 @@ class RequestLog(JsonLinesLog):
     """A line for each request."""
 
     def write(self, record: Record) -> None:
-        values = {each.name: getattr(record, each.name) for each in fields(record)}
+        values = {each.name: getattr(record, each.name) for each in fields(record) if not each.metadata}
         self.append({name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()})
 
 
@@ -147,7 +146,7 @@ class EngineCollector(Collector):
         )
         yield CounterMetricFamily("align_engine_generated_tokens", "Tokens that were drawn.", stats.generated_tokens)
         yield CounterMetricFamily("align_engine_cpu_seconds", "Processor time of the engine's thread.", self.cpu_s())
-        yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", time.process_time())
+        yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", process_time())
 
 
 def label(name: str, known: set[str]) -> str:

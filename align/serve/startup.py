@@ -33,7 +33,7 @@ class Opened:
     following: Mapping[str, Sequence[Written]]
 
 
-def opened(
+def open_portfolio(
     written: Mapping[str, Sequence[Written]],
     root: Path,
     *,
@@ -43,19 +43,18 @@ def opened(
     roots: Sequence[Path] = (),
     signer: PublicKey | None = None,
 ) -> Opened:
-    """What the names of a command line stand for.
+    """Resolve what the names of a command line stand for.
 
-    An adapter that says nothing of its base is taken as one of the served base: whoever starts the server vouches for
-    it.
+    An adapter that does not record its base is taken as one of the served base: the operator vouches for it.
 
     Args:
         written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads. An alias
             stands for all that it means.
         root: the folder of runs.
-        path, revision: of `model=`, where one is given; otherwise the base is that of the adapters.
-        method: `auto` for that of the adapters; the base as it is where there are none.
+        path, revision: of `model=`, if one is given; otherwise the base is that of the adapters.
+        method: `auto` for that of the adapters; the base as it is if there are none.
         roots: the folders from which adapters may be loaded later.
-        signer: has to have signed every adapter, and the base where there is none; None where nobody has to.
+        signer: has to have signed every adapter, or the base if there is none; None if nothing has to be signed.
 
     Raises:
         MissingArtifact: nothing is there; the message names the command that makes it.
@@ -65,7 +64,7 @@ def opened(
     """
     following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
     meant: dict[str, Artifact] = {}
-    written = {name: expanded(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
+    written = {name: expand_aliases(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
     refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
@@ -78,19 +77,21 @@ def opened(
         artifacts[ref] = meant[ref] if ref in meant else resolve(ref, root, digest, field)
         check_signed(artifacts[ref].path, signer, field, ref)
         check_adapter(artifacts[ref].path, field, ref)
-        base = base or named_base(artifacts[ref], field)
+        base = base or find_named_base(artifacts[ref], field)
     if base is None:
         ref = next(iter(artifacts))
-        id, _ = said_of_base(artifacts[ref].path)
+        id, _ = read_exported_base(artifacts[ref].path)
         problem = f"was trained on {id}, which is on no hub" if id else "does not say which base it was trained on"
         raise InputError(f"{FIELD}.{refs[ref]}", ref, problem, "Add model=hub model.path=FOLDER of that base.")
     origins = {ref: origin_of(artifact) for ref, artifact in artifacts.items()}
-    method = shared_method(origins, refs, method)
+    method = find_shared_method(origins, refs, method)
     for ref, origin in origins.items():
         remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
         check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
-    versions = {ref: version_of(artifact, base.digest) for ref, artifact in artifacts.items()}
-    names = {name: [arm_of(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()}
+    versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
+    names = {
+        name: [build_arm(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()
+    }
     return Opened(Portfolio(base, method, names, roots, signer), artifacts, following)
 
 
@@ -98,50 +99,52 @@ def is_alias(arm: Written) -> bool:
     return arm.ref.startswith(SIGN)
 
 
-def expanded(arms: Sequence[Written], root: Path, field: str, found: dict[str, Artifact]) -> tuple[Written, ...]:
-    """The arms of a name, an alias among them in place of which stand those that it means, with its weight.
+def expand_aliases(
+    arms: Sequence[Written], root: Path, field: str, artifacts: dict[str, Artifact]
+) -> tuple[Written, ...]:
+    """Return the arms of a name. In place of an alias stand the arms that it means, with its weight.
 
     Args:
-        found: is told the artifact of each of those.
+        artifacts: the artifact of each of those is added.
     """
-    said: list[Written] = []
+    expanded: list[Written] = []
     for arm in arms:
         if not is_alias(arm):
-            said.append(arm)
+            expanded.append(arm)
             continue
         change = meaning(arm.ref, root, field)
         total = sum(meant.weight for meant in change.arms)
         for meant in change.arms:
             ref = f"{arm.ref} {meant.ref}"  # the users of an arm stay with it while the weights change
-            found[ref] = artifact_of(meant, change, arm.ref, root, field)
-            said.append(Written(ref, arm.weight * meant.weight / total))
-    return tuple(said)
+            artifacts[ref] = artifact_of(meant, change, arm.ref, root, field)
+            expanded.append(Written(ref, arm.weight * meant.weight / total))
+    return tuple(expanded)
 
 
 def check_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) -> None:
-    """Raises InputError where an adapter was trained on another base than the served one."""
+    """Raise InputError if an adapter was trained on another base than the served one."""
     problem = f"was trained on another base ({(origin.base or '')[:12]}) than {base.id} ({base.digest[:12]})"
     require(origin.base in (None, base.digest), field, ref, problem, remedy)
 
 
-def named_base(artifact: Artifact, field: str) -> Base | None:
-    """The base that an adapter's run recorded, or that the folder of its export names; None where nothing does, or it
-    is a folder of somebody's, which no name finds."""
+def find_named_base(artifact: Artifact, field: str) -> Base | None:
+    """Return the base that an adapter's run recorded, or that the folder of its export names. Returns None if neither
+    does, or if it is a folder of another machine."""
     if artifact.base is not None:
         return base_of(artifact, field)
-    id, revision = said_of_base(artifact.path)
+    id, revision = read_exported_base(artifact.path)
     return find_base(id, revision or None) if revision or id in BUILT_IN else None
 
 
-def said_of_base(folder: Path) -> tuple[str, str]:
-    """What stage=export wrote of a base: its id, and its revision on the hub; empty where there is none."""
-    about = folder / ABOUT
-    said = json_object(about, ABOUT, "Export it again.") if about.is_file() else {}
-    return str(said.get("id") or ""), str(said.get("revision") or "")
+def read_exported_base(folder: Path) -> tuple[str, str]:
+    """Return the id and the hub's revision of a base, as stage=export wrote them; empty if it did not."""
+    path = folder / ABOUT
+    content = json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
+    return str(content.get("id") or ""), str(content.get("revision") or "")
 
 
 def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
-    """Whether an arm is another name of the command line.
+    """Return whether an arm is another name of the command line.
 
     Raises:
         InputError: that name follows others itself.
@@ -155,8 +158,8 @@ def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -
     return True
 
 
-def shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given: str) -> str:
-    """The method that all adapters were trained with, which says how their base is kept.
+def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given: str) -> str:
+    """Return the method that all adapters were trained with, which says how their base is kept.
 
     Args:
         names: reference → its name, for messages.
@@ -181,14 +184,14 @@ def shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given
     return wanted
 
 
-def arm_of(
+def build_arm(
     arm: Written,
     name: str,
     written: Mapping[str, Sequence[Written]],
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
-    """What one reference of a name stands for, by a label that shows no path."""
+    """Return what one reference of a name stands for, by a label that shows no path."""
     if follows(arm, name, written):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:

@@ -23,7 +23,7 @@ from align.core.files import has_file
 from align.core.outputs import replace_file
 from align.run import json_object
 from align.serve import operator_log
-from align.serve.model_names import Allowed
+from align.serve.errors import KeysUnreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Attributes:
-    admin: whether it may load and unload adapters.
-    key: sha256 of the key that it came with, hex; empty where there are none.
+    """A tenant: who asks, and what it may do.
+
+    Attributes:
+        admin: whether it may load and unload adapters.
+        allow: the names of models that it may ask for; None for all.
+        key: sha256 of the key that it came with, hex; empty if there are no keys.
     """
 
     name: str
     admin: bool = False
     limits: Limits = field(default_factory=Limits)
-    allowed: Allowed = field(default_factory=Allowed)
+    allow: frozenset[str] | None = None
     key: str = field(default="", compare=False, repr=False)
 
 
@@ -67,10 +70,6 @@ LONGEST = 200
 """Characters of a key that is looked at."""
 ALL = "all"
 REMEDY = "Restore it, or make a new one with stage.action=key."
-
-
-class KeysUnreadable(AlignError):
-    """The key file cannot be read, so that every request is refused. Status 503; the reason is in the server's log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +116,7 @@ class Keys:
     """The tenants of a key file, reloaded when the file changes. Safe to share between threads.
 
     Attributes:
+        tenants: by their names, as the file was last read.
         reads: how often the file was read.
 
     Raises:
@@ -124,7 +124,8 @@ class Keys:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.reads = path, 0
+        self.path = path
+        self.reads = 0
         self._lock = Lock()
         self._state: tuple[int, ...] | None = None
         self._unreadable = False
@@ -151,7 +152,7 @@ class Keys:
                 if not self._unreadable:
                     operator_log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
                 self._unreadable, self._state = True, None
-                raise KeysUnreadable("The server cannot read its keys. Try again later.") from error
+                raise KeysUnreadable from error
             if self._unreadable:
                 operator_log.warning("the key file can be read again")
             self._unreadable = False
@@ -164,14 +165,12 @@ class Keys:
         """
         return key in self._by_hash
 
-    @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """Name → tenant, as the file was last read."""
-        return self._by_name
-
     def _set_tenants(self, tenants: Mapping[str, TenantKeys], state: tuple[int, ...]) -> None:
-        self._by_hash, self._state = index_by_key(tenants), state
-        self._by_name = {name: entry.tenant for name, entry in tenants.items()}
+        self._by_hash = {
+            key.sha256: replace(entry.tenant, key=key.sha256) for entry in tenants.values() for key in entry.keys
+        }
+        self._state = state
+        self.tenants = {name: entry.tenant for name, entry in tenants.items()}
         self.reads += 1
 
 
@@ -208,7 +207,7 @@ def change_tenant(
         entry = known or TenantKeys(Tenant(name), (), now)
         tenant = entry.tenant
         if allow is not None or "allow" in lift:
-            tenant = replace(tenant, allowed=Allowed(None if allow is None else frozenset(allow)))
+            tenant = replace(tenant, allow=None if allow is None else frozenset(allow))
         lifted: dict[str, Any] = {limit: None for limit in lift if limit != "allow"}
         tenant = replace(tenant, limits=replace(tenant.limits, **lifted, **given))
         tenant = tenant if admin is None else replace(tenant, admin=admin)
@@ -256,16 +255,16 @@ def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
     )
     if not whole:
         raise ValueError(name)
-    allowed = Allowed(None if allow is None else frozenset(allow))
-    return TenantKeys(Tenant(name, values["admin"], Limits(**limits), allowed), keys, str(values["created_at"]))
+    tenant = Tenant(name, values["admin"], Limits(**limits), None if allow is None else frozenset(allow))
+    return TenantKeys(tenant, keys, str(values["created_at"]))
 
 
 def to_json(entry: TenantKeys) -> dict[str, Any]:
-    tenant, names = entry.tenant, entry.tenant.allowed.names
+    tenant = entry.tenant
     return {
         "keys": [asdict(key) for key in entry.keys],
         "admin": tenant.admin,
-        "allow": None if names is None else sorted(names),
+        "allow": None if tenant.allow is None else sorted(tenant.allow),
         "limits": asdict(tenant.limits),
         "created_at": entry.created_at,
     }
@@ -297,10 +296,6 @@ def change_key_file(path: Path) -> Iterator[dict[str, TenantKeys]]:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise StorageError("stage.keys", str(path), problem, "Make it writable, or choose another file.") from error
-
-
-def index_by_key(tenants: Mapping[str, TenantKeys]) -> Mapping[str, Tenant]:
-    return {key.sha256: replace(entry.tenant, key=key.sha256) for entry in tenants.values() for key in entry.keys}
 
 
 def hash_key(key: str) -> str:

@@ -31,8 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from align.core.errors import AlignError, InputError, StorageError
+from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_database
+from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Tenant
 
 PATIENCE_S = 0.5
@@ -62,19 +63,6 @@ RECORD = """
 UPDATE reservations SET prompt_tokens = max(prompt_tokens, ?), completion_tokens = max(completion_tokens, ?)
 WHERE request = ?
 """
-
-
-class UsageUnwritable(AlignError):
-    """The file cannot be written, and nothing is answered that nobody would count. Status 503."""
-
-
-class BudgetSpent(InputError):
-    """The request may use more tokens than are left. Status 429, of OpenAI's kind `insufficient_quota`."""
-
-    def __init__(self, budget: int, left: int) -> None:
-        self.left = left
-        problem = f"{left:,} tokens of your key are left, fewer than this request may use"
-        super().__init__("token_budget", budget, problem, "Lower max_tokens, or ask for a larger budget.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +140,7 @@ class Usage:
             BudgetSpent: fewer are left.
         """
         with self._transaction() as db:
-            budget, used = tenant.limits.token_budget, used_by(db, tenant.name)
+            budget, used = tenant.limits.token_budget, read_used(db, tenant.name)
             if budget is not None and tokens > (left := used.left_of(budget)):
                 raise BudgetSpent(budget, left)
             row = (request_id, tenant.name, self.server, tokens)
@@ -171,12 +159,12 @@ class Usage:
         """Count what a request used, once. Returns whether it was reserved, and so was counted now."""
         with self._transaction() as db:
             db.execute(RECORD, (prompt_tokens, completion_tokens, request_id))
-            return settled(db, request_id)
+            return settle_reservation(db, request_id)
 
     def used(self, tenant: str) -> Used:
         """What a tenant has used, and what is set aside for it."""
         with self._transaction() as db:
-            return used_by(db, tenant)
+            return read_used(db, tenant)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -186,7 +174,7 @@ class Usage:
                 yield self._db
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise UsageUnwritable("The server cannot count usage. Try again later.") from error
+                raise UsageUnwritable from error
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -194,7 +182,7 @@ class Usage:
     def _settle_of_the_dead(self, db: sqlite3.Connection) -> None:
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and is_dead(self._lock_file(server)):
-                settled(db, request)
+                settle_reservation(db, request)
         for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 16}{LOCK}"):
             if file != self._lock_file(self.server) and is_dead(file):
                 file.unlink()
@@ -209,7 +197,7 @@ def usage_beside(keys: Path) -> Path:
     return keys.with_name(f"{keys.name}.usage.db")
 
 
-def used_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
+def read_usage_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
     """What tenants of a key file have used; nothing where no server has counted yet.
 
     Raises:
@@ -252,14 +240,14 @@ def is_dead(file: Path) -> bool:
         os.close(held)
 
 
-def settled(db: sqlite3.Connection, request_id: str) -> bool:
+def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
     """Move a reservation to the total; whether there was one."""
     found = db.execute(SETTLE, (request_id,)).rowcount == 1
     db.execute("DELETE FROM reservations WHERE request = ?", (request_id,))
     return found
 
 
-def used_by(db: sqlite3.Connection, tenant: str) -> Used:
+def read_used(db: sqlite3.Connection, tenant: str) -> Used:
     total = db.execute("SELECT requests, prompt_tokens, completion_tokens FROM totals WHERE tenant = ?", (tenant,))
     requests, prompt, completion = total.fetchone() or (0, 0, 0)
     reserved = db.execute("SELECT coalesce(sum(tokens), 0) FROM reservations WHERE tenant = ?", (tenant,)).fetchone()

@@ -804,8 +804,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
     from align.models.load import context_length, describe
-    from align.rollout.engine import cut_answers
-    from align.rollout.randomness import place_seed
+    from align.rollout.engine import cut_answers, place_seed
     from align.rollout.strip_reasoning import empty_answers
 
     policy, ref = find_policy_and_start(run, config)

@@ -155,8 +155,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     """Put several answers to each prompt into the annotation store."""
     from align.models.adapter_pool import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
-    from align.rollout.engine import divergence_as_input_error, response_texts
-    from align.rollout.randomness import row_seeds
+    from align.rollout.engine import divergence_as_input_error, response_texts, row_seeds
     from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import empty, parted_texts, sample_row
 
@@ -314,8 +313,7 @@ class RankedSampling:
 
     def answer(self, rows: Sequence[tuple[int, int]], seed: int, *where: str) -> tuple[Rollout, Judged]:
         """Return the answers of these rows, each the number of a prompt and of an answer to it."""
-        from align.rollout.engine import response_texts
-        from align.rollout.randomness import row_seeds
+        from align.rollout.engine import response_texts, row_seeds
 
         asked = [self.prompts[i] for i, _ in rows]
         seeds = row_seeds(rows, seed, *where)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.config.root import Config
 from align.config.serve import ServeConfig
@@ -20,20 +20,21 @@ from align.core.errors import AlignError, require
 from align.core.files import user_path
 from align.core.types import Result
 from align.models.start import label
-from align.rollout.requests import ServingEngine
 from align.run import Input, Run
 from align.run.signing import public_key
 from align.run.weights import brings_scores
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
 from align.serve.alias_watcher import Following
-from align.serve.model_names import Allowed
 from align.serve.rate_limits import Limiter
-from align.serve.startup import Opened, opened
+from align.serve.startup import Opened, open_portfolio
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
-from align.serve.usage import Usage, Used, usage_beside, used_beside
+from align.serve.usage import Usage, Used, read_usage_beside, usage_beside
 from align.stages.runner import Inputs
 from align.web.server import listening, serve
+
+if TYPE_CHECKING:
+    from align.rollout.serving_engine import ServingEngine
 
 TENANT_COLUMNS = (
     "tenant",
@@ -58,7 +59,7 @@ def inputs(config: Config) -> Inputs:
     if stage.keys is not None:
         read_key_file(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
     signer = None if config.export.verify is None else public_key(config.export.verify, "export.verify")
-    found = opened(
+    found = open_portfolio(
         parsed_aliases(stage.adapters, "stage.adapters"), config.run.folder,
         path=config.model.path, revision=config.model.revision, method=config.method.name,
         roots=[user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
@@ -85,9 +86,8 @@ def run(run: Run, config: Config, found: Opened) -> Result:
 
     with serving(run, config, found) as (service, why):
         portfolio = found.portfolio
-        names = [named.name for named in portfolio.names(Allowed())[1:]]
         lines = [
-            *(f"model {name}: {portfolio.describe(name)}" for name in names),
+            *(f"model {name}: {portfolio.describe(name)}" for name in [*portfolio.names()][1:]),
             f"engine: {why}",
             *describe_access(found, stage),
             f"ready after {time.monotonic() - began:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
@@ -114,10 +114,10 @@ def run(run: Run, config: Config, found: Opened) -> Result:
 def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]]:
     """The parts of a server, its engine at work; and which engine that is, and why."""
     from align.models.load import load_tokenizer
-    from align.rollout.request_queue import EngineThread
+    from align.rollout.serving_engine import EngineThread
+    from align.serve.app import Service
     from align.serve.prompts import ChatFormat, Formats
     from align.serve.request_log import AdapterLog, Metrics, RequestLog
-    from align.serve.service import Service
 
     stage, portfolio = config.stage, found.portfolio
     keys = None if stage.keys is None else user_path(stage.keys, "stage.keys")
@@ -134,7 +134,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
             formats(version)
         thread, log = EngineThread(ready.engine), RequestLog(run.folder / "requests.jsonl")
         changes = AdapterLog(run.folder / "adapters.jsonl")
-        portfolio.tell(changes.write)
+        portfolio.report_changes(changes.write)
         usage = None if keys is None else Usage(usage_beside(keys))
         thread.start()
         try:
@@ -397,14 +397,14 @@ def listed(config: Config) -> Iterable[str]:
     remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
     require(stage.tenant in (None, *tenants), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
     shown = [entry for name, entry in sorted(tenants.items()) if stage.tenant in (None, name)]
-    return format_tenant_table(shown, used_beside(keys, [entry.tenant.name for entry in shown]))
+    return format_tenant_table(shown, read_usage_beside(keys, [entry.tenant.name for entry in shown]))
 
 
 def describe_tenant(entry: TenantKeys) -> str:
     """Return a tenant's rights, limits and keys in one line."""
     tenant = entry.tenant
-    names = tenant.allowed.names
-    parts = ["every name" if names is None else "names " + (", ".join(sorted(names)) or "(none)")]
+    allow = tenant.allow
+    parts = ["every name" if allow is None else "names " + (", ".join(sorted(allow)) or "(none)")]
     limits = {field.name: getattr(tenant.limits, field.name) for field in fields(Limits)}
     parts += [f"{name} {value:,}" for name, value in limits.items() if value is not None]
     if tenant.admin:
@@ -428,8 +428,8 @@ def format_tenant_table(entries: Sequence[TenantKeys], used: Mapping[str, Used])
 def tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
     tenant = entry.tenant
     limits = tenant.limits
-    names = tenant.allowed.names
-    allowed = "every name" if names is None else ", ".join(sorted(names)) or "nothing"
+    allow = tenant.allow
+    allowed = "every name" if allow is None else ", ".join(sorted(allow)) or "nothing"
     figures = (
         limits.requests_per_minute,
         limits.tokens_per_minute,

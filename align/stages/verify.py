@@ -105,8 +105,7 @@ def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
     """Return a function that samples a number of the policy's answers to each prompt, each time with new draws."""
-    from align.rollout.engine import divergence_as_input_error
-    from align.rollout.randomness import row_seeds
+    from align.rollout.engine import divergence_as_input_error, row_seeds
 
     times = itertools.count(1)
     actor = roles.actor("policy")

@@ -26,7 +26,7 @@ from align import ranks
 from align.data.chat.encode import IGNORED
 from align.models.sharded import is_sharded, optimiser_in_shards, optimiser_whole, read_weights, weights
 from align.ranks import LAUNCHED
-from align.rollout.randomness import generator_for, place_seed
+from align.rollout.engine import generator_for, place_seed
 
 POOL = 50
 """Batches whose rows are sorted by length together, at the most; a quarter of all batches where there are fewer."""

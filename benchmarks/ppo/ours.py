@@ -27,8 +27,8 @@ from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates
 from align.ppo.update import Losses, take_gradient_steps
+from align.rollout.engine import row_seeds
 from align.rollout.hf import HfEngine
-from align.rollout.randomness import row_seeds
 from align.track import peak_rss_mb
 
 

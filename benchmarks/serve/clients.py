@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from common import FIRST_ID, LAST_ID, quantile
 
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.requests import Output, Request, SamplingParams
+from align.rollout.serving_engine import Output, Request, SamplingParams
 
 PROMPT, ANSWER = (10, 60), (20, 60)
 """Tokens, from and below."""

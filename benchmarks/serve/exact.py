@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from align.models.fastpath.mixed import MixedDecoder
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.requests import Output, Request, SamplingParams, Token
+from align.rollout.serving_engine import Output, Request, SamplingParams, Token
 from align.run import Base
 
 HERE = Path(__file__).resolve().parent

@@ -26,7 +26,7 @@ from work import RESULT, result_of
 
 from align.models.base import find_base
 from align.models.load import load_tokenizer, skeleton
-from align.rollout.requests import Output, Request, SamplingParams
+from align.rollout.serving_engine import Output, Request, SamplingParams
 from align.run import Base
 
 HERE = Path(__file__).resolve().parent

@@ -90,13 +90,13 @@ class SnapshotEngine:
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SnapshotEngine]:
     """Those that stages were given."""
     made: list[SnapshotEngine] = []
-    engine_of: Any = registry.engine_of
+    build_engine: Any = registry.build_engine
 
     def of_its_own(*arguments: Any) -> SnapshotEngine:
-        made.append(SnapshotEngine(engine_of(*arguments), tmp_path / "snapshots"))
+        made.append(SnapshotEngine(build_engine(*arguments), tmp_path / "snapshots"))
         return made[-1]
 
-    monkeypatch.setattr(registry, "engine_of", of_its_own)
+    monkeypatch.setattr(registry, "build_engine", of_its_own)
     return made
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from processes import Forks
 from serving import Server, serving
 
-from align.serve.schemas import NOT_SUPPORTED, ChatBody, CompletionBody
+from align.serve.prompts import NOT_SUPPORTED, ChatBody, CompletionBody
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 20), st.sampled_from([2**63, -(2**63), 10**30, 0.5, 1e308, -0.0]),

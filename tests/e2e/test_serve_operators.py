@@ -180,7 +180,7 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
 
 
 DIES = """
-from align.rollout.request_queue import EngineThread
+from align.rollout.serving_engine import EngineThread
 
 def dies(self):
     with self._changed:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from align.models.fastpath import without_fast_path
 from align.models.fastpath.mixed import MixedDecoder
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.requests import Output, Pending, Request, SamplingParams, ServingEngine, Token
+from align.rollout.serving_engine import Completion, Output, Request, SamplingParams, ServingEngine, Token
 
 SIZES = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -111,7 +111,7 @@ def asked(engine: ServingEngine, request: Request) -> Heard:
     return heard
 
 
-def added(engine: ServingEngine, request: Request) -> tuple[Pending, Heard]:
+def added(engine: ServingEngine, request: Request) -> tuple[Completion, Heard]:
     heard = Heard()
     return engine.add(request, heard), heard
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from align.core.errors import InputError
+from align.serve.errors import BudgetSpent, Refusal
 from align.serve.rate_limits import Limiter, duration
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import BudgetSpent, Usage
+from align.serve.usage import Usage
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Limit
 
 def test_what_is_refused_leaves_nothing_behind(accounting: Limiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=20, concurrency=2)
-    with pytest.raises(InputError), accounting.enter(acme, 3, 1, "many"):
+    with pytest.raises(Refusal), accounting.enter(acme, 3, 1, "many"):
         pass
     with pytest.raises(BudgetSpent), accounting.enter(acme, 1, 21, "early"):
         pass

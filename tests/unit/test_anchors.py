@@ -45,8 +45,8 @@ from align.ppo.verify.on_model import (
     check_sampling,
     check_value_gradient,
 )
+from align.rollout.engine import row_seeds
 from align.rollout.hf import HfEngine
-from align.rollout.randomness import row_seeds
 
 MODULES = (
     align.ops.gae, align.ops.losses, align.ppo.experience, align.ppo.verify.anchors, align.ppo.verify.closed_form,

@@ -23,7 +23,7 @@ from align.models.base import find_base
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine
-from align.rollout.requests import Request, SamplingParams
+from align.rollout.serving_engine import Request, SamplingParams
 from align.run import Base
 
 SEEDS = range(len(PROMPTS))

@@ -23,7 +23,7 @@ from align.data.chat.encode import (
     stop_token_ids,
 )
 from align.data.chat.template import CHATML, use_template
-from align.rollout.registry import engine_of
+from align.rollout.registry import build_engine
 
 
 def talk(*turns: str, system: str | None = None) -> Conversation:
@@ -275,8 +275,7 @@ def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
     rollout = RolloutConfig()
 
     def stops(listed: int | None) -> tuple[int, ...]:
-        sizes = rollout.max_new_tokens, rollout.temperature, rollout.batch_size
-        engine: Any = engine_of(rollout.engine, tokenizer, SimpleNamespace(eos_token_id=listed), *sizes)
+        engine: Any = build_engine(rollout, tokenizer, SimpleNamespace(eos_token_id=listed))
         return engine.stop_ids
 
     assert stops(None) == (tokenizer.eos_token_id,)

@@ -16,8 +16,7 @@ from align.core.errors import CorruptFile, InputError
 from align.models.fastpath.places import CHUNK
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.request_queue import EngineThread
-from align.rollout.requests import QueueFull, Request, ServingEngine
+from align.rollout.serving_engine import EngineThread, QueueFull, Request, ServingEngine
 
 CONFIG = FAMILIES["llama"]
 ENGINES: dict[str, Callable[..., ServingEngine]] = {
@@ -232,18 +231,18 @@ def test_aborted_before_its_turn_and_while_it_runs(make: Callable[..., ServingEn
 def test_a_prompt_has_begun_once_it_is_read_and_not_while_it_waits():
     made = engine(CONFIG, slots=2, prefill_tokens=CHUNK)
     reads, next_one, waits = (made.add(Request(prompt(CHUNK + 1), sampled(3)), lambda output: None) for _ in range(3))
-    assert not reads.begun
+    assert not reads.has_begun
     made.step()
-    assert (reads.begun, next_one.begun, waits.begun) == (True, False, False)
+    assert (reads.has_begun, next_one.has_begun, waits.has_begun) == (True, False, False)
     for _ in range(3):
         made.step()
-    assert (next_one.begun, waits.begun) == (True, False)
+    assert (next_one.has_begun, waits.has_begun) == (True, False)
     finish(made)
-    assert waits.begun
+    assert waits.has_begun
     alone = OneAtATime(base_model(CONFIG), 512)
     first, second = (alone.add(Request(prompt(5), sampled(3)), lambda output: None) for _ in range(2))
     alone.step()
-    assert (first.begun, second.begun) == (True, False)
+    assert (first.has_begun, second.has_begun) == (True, False)
 
 
 class AbortsAfterThree(Heard):

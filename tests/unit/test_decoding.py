@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from align.models.base import FOLDER
 from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
-from align.rollout.requests import Output, Token
+from align.rollout.serving_engine import Output, Token
 from align.serve.answers import TextAnswers
-from align.serve.prompts import ChatFormat, Prompt
+from align.serve.prompts import ChatFormat, CompletionBody, Prompt
 from align.serve.request_log import Record
 
 POCKET = AutoTokenizer.from_pretrained(FOLDER)
@@ -101,7 +101,8 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_blank(stripping: Any):
     assert stripping.decode(ids[1:2]) == "cat"
     assert "".join(deltas(ids[1:], tokenizer=stripping, before=ids[:1])) == " cat sat"
     prompts = [Prompt(tuple(ids[:1]), "the")]
-    answers = TextAnswers(ChatFormat(stripping, ()), prompts, Record("req-1", "/"), 1, (), True, None, False)
+    body = CompletionBody(model="m", echo=True)
+    answers = TextAnswers(ChatFormat(stripping, ()), prompts, Record("req-1", "/"), body)
     for i, id in enumerate(ids[1:]):
         list(answers.take(0, Output((Token(id, 0.0),), "length" if i == len(ids) - 2 else None)))
     assert answers.whole()["choices"][0]["text"] == "the cat sat"

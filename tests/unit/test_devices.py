@@ -21,7 +21,7 @@ from align.models.load import ALLOCATOR, choose_device
 from align.ops.gae import gae
 from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.requests import Request
+from align.rollout.serving_engine import Request
 from align.trainers.callbacks import unpaged
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,8 +22,9 @@ from align.run.weights import adapter_digest
 from align.serve import alias_watcher
 from align.serve.adapter_folders import Version
 from align.serve.alias_watcher import Following
-from align.serve.model_names import Allowed, UnknownModel
-from align.serve.startup import opened
+from align.serve.errors import UnknownModel
+from align.serve.startup import open_portfolio
+from align.serve.tenants import LOCAL
 
 SERVED: dict[str, Any] = {
     "chat": "@production", "half": {"chat": 1, "base": 1}, "mixed": {"@production": 3, "fixed": 1}, "fixed": "sft:a",
@@ -83,14 +84,16 @@ class Home:
         append(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 
     def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
-        found = opened(parsed_aliases(served, "stage.adapters"), self.root, **more)
+        found = open_portfolio(parsed_aliases(served, "stage.adapters"), self.root, **more)
         self.portfolio, self.engine = found.portfolio, Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
+        self.portfolio.ready = self.engine.ready
+        self.portfolio.gone = self.engine.gone
         self.names = Following(self.root, found.following, self.portfolio, dtypes)
 
     def look(self) -> None:
-        self.names.look(self.engine.ready, self.engine.gone)
+        self.names.look()
         assert self.engine.there == {*self.portfolio.versions()}  # nothing is missing, and nothing is left
 
     def means(self, name: str = "chat") -> list[tuple[str, float]]:
@@ -121,9 +124,11 @@ def test_each_change_is_followed(home: Home) -> None:
 
 
 def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> None:
-    found = opened(parsed_aliases(SERVED, "stage.adapters"), home.root)
+    found = open_portfolio(parsed_aliases(SERVED, "stage.adapters"), home.root)
     home.promote("b")
     home.portfolio = found.portfolio
+    home.portfolio.ready = home.engine.ready
+    home.portfolio.gone = home.engine.gone
     home.names = Following(home.root, found.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]
@@ -159,11 +164,11 @@ def test_a_run_that_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_somebody_took_away_stays_away(home: Home, caplog: pytest.LogCaptureFixture) -> None:
     home.begin({"chat": "@production", "fixed": "sft:a"})
-    home.portfolio.unload("chat", home.engine.gone)
+    home.portfolio.unload("chat")
     home.promote("b")
     home.look()
     with pytest.raises(UnknownModel):
-        home.portfolio.choose("chat", "t", Allowed(), None)
+        home.portfolio.choose("chat", LOCAL, None)
     assert caplog.messages == []
 
 
@@ -217,7 +222,7 @@ def test_a_name_that_follows_another_keeps_nothing_of_it(home: Home) -> None:
     home.promote("b")
     home.look()
     arms = home.portfolio.arms("lone")
-    home.portfolio.stand_for("lone", [arms[0].__class__("x", "x", None)], home.engine.ready, home.engine.gone)
+    home.portfolio.stand_for("lone", [arms[0].__class__("x", "x", None)])
     assert home.engine.there == {home.digest("b")}
 
 

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.rollout.detokenize import TokenTexts
-from align.rollout.requests import Grammar
+from align.rollout.serving_engine import Grammar
 from align.serve.answer_constraints import grammars_for
 from align.serve.errors import Refusal
-from align.serve.prompts import ChatFormat, Prompt
-from align.serve.schemas import ChatBody
+from align.serve.prompts import ChatBody, ChatFormat, Prompt
 
 PADDING = 64  # rows of the embedding that are no tokens
 

@@ -14,21 +14,22 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from align.config.groups import RolloutConfig, is_address
 from align.core.errors import InputError, NotFinite
-from align.rollout.vllm_client import (
+from align.rollout.vllm_sampler import VllmSampler
+from align.rollout.vllm_server import (
     KEY,
     TOKEN_BYTES,
     VllmClient,
     VllmFailed,
     VllmGone,
+    VllmServer,
     direct_transport,
     request_headers,
     response_limit,
 )
-from align.rollout.vllm_sampler import VllmSampler
-from align.rollout.vllm_server import VllmServer
 
 STOP, VOCABULARY, LIMIT = 2, 10, 4
 
@@ -175,7 +176,8 @@ def test_of_several_servers_the_log_tells_which():
 
 
 def sampler(url: str = "http://x:1") -> VllmSampler:
-    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, SimpleNamespace(urls=(url,), start_s=1.0))  # pyright: ignore
+    settings = SimpleNamespace(urls=(url,), start_s=1.0)
+    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, settings, torch.device("cpu"), 16, 64, Path())
     made.vocabulary = VOCABULARY
     made.servers = [running_server(url)]
     return made

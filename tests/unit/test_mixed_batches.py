@@ -16,7 +16,7 @@ from align.models import bank
 from align.models.fastpath import exact, mixed
 from align.models.fastpath.exact import TILE, blocks_agree, cancelling, padded_rows, rows_agree
 from align.models.fastpath.places import CHUNK, Piece
-from align.rollout.requests import Request
+from align.rollout.serving_engine import Request
 from align.stages.serve import describe_batches
 
 LENGTHS = (1, 2, 5, 31, 63, 64, 65, 100, 128, 129, 150)

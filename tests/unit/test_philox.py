@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, tensor
 
 from align.ops.philox import philox, uniforms, uniforms_of
-from align.rollout.randomness import row_seeds
+from align.rollout.engine import row_seeds
 
 # Known answers of Random123 1.14 (Salmon et al.), philox4x32, 10 rounds: counter, key, words.
 KNOWN = [

@@ -13,13 +13,14 @@ from served_adapters import METHOD, exported
 
 from align.core.errors import InputError
 from align.run import Base
-from align.serve.model_names import Allowed, Arm, Chosen, Portfolio, UnknownModel, Version, public_id, sticky
-
-ALL = Allowed()
+from align.serve.adapter_folders import Version
+from align.serve.errors import Refusal, UnknownModel
+from align.serve.model_names import Arm, Chosen, Portfolio, public_id, sticky
+from align.serve.tenants import Tenant
 
 
 def version(digit: str) -> Version:
-    return Version(digit * 64, Path("/adapters", digit), BASE.digest)
+    return Version(digit * 64, Path("/adapters", digit))
 
 
 A, B, ALIKE = version("a"), version("b"), replace(version("a"), digest="a" * 20 + "b" * 44)
@@ -33,8 +34,10 @@ def one(name: str, weights: Version | None) -> list[Arm]:
     return [Arm(name, name, weights)]
 
 
-def choose(found: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allowed: Allowed = ALL) -> Chosen:
-    return found.choose(model, tenant, allowed, user)
+def choose(
+    found: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allow: frozenset[str] | None = None
+) -> Chosen:
+    return found.choose(model, Tenant(tenant, allow=allow), user)
 
 
 def test_a_name_its_digest_and_the_base() -> None:
@@ -57,22 +60,24 @@ def test_a_name_its_digest_and_the_base() -> None:
 )  # fmt: skip
 def test_what_is_not_there_and_what_is_another_tenants_are_answered_alike_and_never_by_the_base(model: str) -> None:
     found = portfolio(support=one("support", A), secret=one("secret", B))
-    allowed = Allowed(frozenset({"support", "tiny"}))
+    allow = frozenset({"support", "tiny"})
     with pytest.raises(UnknownModel) as caught:
-        choose(found, model, allowed=allowed)
+        choose(found, model, allow=allow)
     with pytest.raises(UnknownModel) as unknown:
-        choose(found, "unheard", allowed=allowed)
-    assert (caught.value.field, caught.value.problem, caught.value.remedy) == (
-        unknown.value.field, unknown.value.problem, unknown.value.remedy,
-    )  # fmt: skip
+        choose(found, "unheard", allow=allow)
+    assert (caught.value.message[:11], caught.value.message[-40:]) == (
+        unknown.value.message[:11],
+        unknown.value.message[-40:],
+    )
+    assert {**caught.value.body["error"], "message": ""} == {**unknown.value.body["error"], "message": ""}
 
 
 def test_the_base_is_a_name_like_another_where_names_are_listed() -> None:
     found = portfolio(support=one("support", A))
     with pytest.raises(UnknownModel):
-        choose(found, "tiny", allowed=Allowed(frozenset({"support"})))
-    assert [named.name for named in found.names(Allowed(frozenset({"support"})))] == ["support"]
-    assert [(named.name, named.parent) for named in found.names(ALL)] == [("tiny", None), ("support", "tiny")]
+        choose(found, "tiny", allow=frozenset({"support"}))
+    assert [*found.names(Tenant("t", allow=frozenset({"support"})))] == ["support"]
+    assert [*found.names(Tenant("t"))] == ["tiny", "support"]
 
 
 def test_a_digest_that_begins_like_two_names_none() -> None:
@@ -131,37 +136,42 @@ def served(tmp_path: Path) -> Portfolio:
 
 
 def test_a_request_keeps_the_version_that_it_was_resolved_to(served: Portfolio) -> None:
-    events: list[tuple[str, str]] = []
-    first = served.load("support", "one", lambda v: events.append(("ready", v.digest)))
+    events = record_events(served)
+    first = served.load("support", "one")
     held = choose(served, "support")
-    second = served.load("support", "two", lambda v: events.append(("ready", v.digest)), gone_to(events))
+    second = served.load("support", "two")
     assert (held.version, choose(served, "support").version) == (first, second)
     assert first.digest != second.digest
     with pytest.raises(UnknownModel):
         choose(served, f"support@sha256:{first.digest}")
-    served.unload("support", gone_to(events))
+    served.unload("support")
     assert held.version == first
     with pytest.raises(UnknownModel):
         choose(served, "support")
-    with pytest.raises(UnknownModel):
+    with pytest.raises(Refusal) as caught:
         served.unload("support")
+    assert (caught.value.status, caught.value.param) == (404, "lora_name")
     ready, gone = "ready", "gone"
     assert events == [(ready, first.digest), (ready, second.digest), (gone, first.digest), (gone, second.digest)]
 
 
-def gone_to(events: list[tuple[str, str]]):
-    return lambda version: events.append(("gone", version.digest))
+def record_events(found: Portfolio) -> list[tuple[str, str]]:
+    events: list[tuple[str, str]] = []
+    found.ready = lambda version: events.append(("ready", version.digest))
+    found.gone = lambda version: events.append(("gone", version.digest))
+    return events
 
 
 def test_weights_that_another_name_stands_for_are_not_gone(served: Portfolio) -> None:
-    events: list[tuple[str, str]] = []
     served.load("a", "one")
     served.load("b", "one")
-    served.unload("a", gone_to(events))
+    events = record_events(served)
+    served.unload("a")
     assert events == []
-    served.load("b", "one", gone=gone_to(events))  # the same again
-    assert events == []
-    served.unload("b", gone_to(events))
+    served.load("b", "one")  # the same again
+    assert [what for what, _ in events] == ["ready"]
+    events.clear()
+    served.unload("b")
     assert len(events) == 1
 
 
@@ -171,9 +181,10 @@ def test_what_cannot_be_made_ready_leaves_the_name_as_it_was(served: Portfolio) 
     def broken(_: Version) -> None:
         raise InputError("adapter", "x", "is broken", "Train it again.")
 
+    served.ready = broken
     for name in ("support", "new"):
         with pytest.raises(InputError, match="is broken"):
-            served.load(name, "two", broken)
+            served.load(name, "two")
     assert choose(served, "support").version == first
     assert set(served.versions()) == {first.digest}
 

@@ -28,7 +28,7 @@ from align.ppo.update import (
     split_minibatches,
     take_gradient_steps,
 )
-from align.rollout.randomness import generator_for
+from align.rollout.engine import generator_for
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.8

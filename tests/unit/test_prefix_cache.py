@@ -8,7 +8,7 @@ import torch
 from many_adapters import FAMILIES, adapters, engine, prompt, run, sampled
 
 from align.rollout.continuous import PrefixCache
-from align.rollout.requests import Request
+from align.rollout.serving_engine import Request
 
 CONFIG = FAMILIES["llama"]
 

@@ -27,9 +27,8 @@ from align.models.lora import Lora
 from align.models.roles import Roles, adapter_of, last_real_states
 from align.ops.losses import policy_loss, value_loss
 from align.reward.learned import LearnedReward, score_rows
-from align.rollout.engine import response_ids
+from align.rollout.engine import response_ids, row_seeds
 from align.rollout.hf import HfEngine
-from align.rollout.randomness import row_seeds
 from align.trainers import common
 from align.trainers.common import Training
 from align.trainers.reward import Ranking, copy_adapter_weights, reward_trainer, score_head

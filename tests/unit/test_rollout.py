@@ -19,9 +19,8 @@ from align.models.architectures import FAST, Route
 from align.models.backbone import pad, response_logprobs
 from align.ops.philox import uniforms
 from align.ppo.experience import Estimator, assemble_experience
-from align.rollout.engine import response_ids, response_texts
+from align.rollout.engine import response_ids, response_texts, row_seeds
 from align.rollout.hf import HfEngine, draw_tokens
-from align.rollout.randomness import row_seeds
 
 PAD, EOS = 0, 2
 PROMPTS = [[1, 40, 41, 42, 43, 44, 45], [1, 50], [1, 60, 61, 62], [1, 50], [1, 70, 71]]

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.ops.philox import uniforms
-from align.rollout.requests import SamplingParams, Token
-from align.rollout.sampling import drawn_numbers, next_tokens, nucleus, prompt_tokens
+from align.rollout.serving_engine import SamplingParams, Token, draw_numbers, next_tokens, nucleus, prompt_tokens
 
 V = 100
 
@@ -111,10 +110,10 @@ def test_a_row_without_a_distribution_is_none_of_the_others(bad: float):
 
 
 def test_numbers_are_of_the_seed_and_the_position():
-    numbers = drawn_numbers(sampled(20, seed=-5))
+    numbers = draw_numbers(sampled(20, seed=-5))
     assert numbers == uniforms(torch.tensor([-5]), 20)[0].tolist()
-    assert drawn_numbers(sampled(5, seed=-5)) == numbers[:5]
-    assert drawn_numbers(sampled(20, temperature=0)) == []
+    assert draw_numbers(sampled(5, seed=-5)) == numbers[:5]
+    assert draw_numbers(sampled(20, temperature=0)) == []
 
 
 def test_a_prompts_tokens_are_told_by_the_place_before():

@@ -11,8 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.serve.adapter_folders import Version
+from align.serve.answers import percent_encode
 from align.serve.prompts import ChatFormat, Formats
-from align.serve.routes import percent_encode
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def version(tokenizer: Any, folder: Path, template: str = "") -> Version:
     tokenizer.save_pretrained(folder)
     if template:
         (folder / "chat_template.jinja").write_text(template)
-    return Version(folder.name, folder, "base")
+    return Version(folder.name, folder)
 
 
 def test_a_tokenizer_goes_with_the_last_version_that_reads_it(formats: Formats, tiny_tokenizer: Any, tmp_path: Path):
@@ -55,7 +55,7 @@ def test_other_templates_are_other_formats_and_one_is_read_anew(formats: Formats
 
 
 def test_an_adapter_without_a_tokenizer_speaks_as_the_base(formats: Formats, tmp_path: Path):
-    assert formats(Version("a", tmp_path, "base")) is formats(None)
+    assert formats(Version("a", tmp_path)) is formats(None)
 
 
 def test_the_label_of_any_arm_stands_in_a_header():

@@ -14,11 +14,11 @@ from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, private_key, public_key, sign
 from align.serve.adapter_folders import NotLoadable
-from align.serve.model_names import Allowed
-from align.serve.startup import Opened, opened
+from align.serve.startup import Opened, open_portfolio
+from align.serve.tenants import Tenant
 
 POCKET = find_base()
-ALL = Allowed()
+TENANT = Tenant("t")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def served(root: Path, adapters: Any, **more: Any) -> Opened:
-    return opened(parsed_aliases(adapters, "stage.adapters"), root, **more)
+    return open_portfolio(parsed_aliases(adapters, "stage.adapters"), root, **more)
 
 
 def labels(found: Opened) -> dict[str, list[str]]:
-    return {named.name: [arm.label for arm in named.arms] for named in found.portfolio.names(ALL)}
+    return {name: [arm.label for arm in arms] for name, arms in found.portfolio.names(TENANT).items()}
 
 
 def test_names_and_what_they_are_divided_into(root: Path) -> None:
@@ -56,12 +56,12 @@ def test_names_and_what_they_are_divided_into(root: Path) -> None:
     }  # fmt: skip
     portfolio = found.portfolio
     assert (portfolio.base, portfolio.method, set(found.artifacts)) == (POCKET, "qlora", {"sft:a", "sft:b"})
-    first = portfolio.choose("support", "t", ALL, None).version
+    first = portfolio.choose("support", TENANT, None).version
     assert first is not None
     assert first.folder == (root / "sft" / "a" / "artifact").absolute()
-    assert portfolio.choose("also", "t", ALL, None).version == first
-    assert portfolio.choose("plain", "t", ALL, None).version is None
-    assert {portfolio.choose("chat", "t", ALL, str(u)).arm for u in range(60)} == {"support", "sft:b", "base"}
+    assert portfolio.choose("also", TENANT, None).version == first
+    assert portfolio.choose("plain", TENANT, None).version is None
+    assert {portfolio.choose("chat", TENANT, str(u)).arm for u in range(60)} == {"support", "sft:b", "base"}
 
 
 def test_latest_is_the_newest_on_the_base_of_the_others(root: Path) -> None:
@@ -86,13 +86,13 @@ def test_a_path_is_told_to_nobody(root: Path) -> None:
 def test_an_export_alone_names_its_base(root: Path) -> None:
     found = served(root.parent / "nothing", {"support": str(root.parent / "export-of-pocket")})
     assert (found.portfolio.base, found.portfolio.method) == (POCKET, "qlora")
-    assert found.portfolio.choose("support", "t", ALL, None).version is not None
+    assert found.portfolio.choose("support", TENANT, None).version is not None
 
 
 def test_whoever_starts_the_server_vouches_for_what_says_nothing(root: Path) -> None:
     stranger = str(root.parent / "stranger")
     found = served(root, {"theirs": stranger}, path="pocket", method="lora")
-    assert found.portfolio.choose("theirs", "t", ALL, None).version is not None
+    assert found.portfolio.choose("theirs", TENANT, None).version is not None
     assert served(root, {"theirs": stranger, "ours": "sft:a"}).portfolio.method == "qlora"
 
 

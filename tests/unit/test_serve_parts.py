@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.chat.reasoning import OPEN, parted
-from align.serve.answers import Part, PartedAnswer, joined
+from align.serve.answers import Part, PartedAnswer, join_parts
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 PIECES = (OPEN, "</think>", "<tool_call>", "</tool_call>", CALL, '[{"name":"f"}]', " ", "\n", "a", "<", "{", "😀")
@@ -24,11 +24,11 @@ def parts(text: str, cuts: list[int] = [], **more: Any) -> list[tuple[str, str]]
         at = cut
     found += answer.take(text[at:], last=True)
     bare = [Part(kind, f"{call.name}{call.arguments}") if call else Part(kind, said) for kind, said, call in found]
-    return [(part.kind, part.text) for part in (bare if "call" in {p.kind for p in bare} else joined(bare))]
+    return [(part.kind, part.text) for part in (bare if "call" in {p.kind for p in bare} else join_parts(bare))]
 
 
 def merged(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(kind, text) for kind, text, _ in joined([Part(*each) for each in found if each[0] != "call"])]
+    return [(kind, text) for kind, text, _ in join_parts([Part(*each) for each in found if each[0] != "call"])]
 
 
 @settings(max_examples=600, deadline=None)

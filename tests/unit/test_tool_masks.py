@@ -27,8 +27,7 @@ from align.data.chat.template import CHATML
 from align.models.base import FOLDER
 from align.serve.answers import PartedAnswer
 from align.serve.errors import Refusal
-from align.serve.prompts import ChatFormat, chat_prompt
-from align.serve.schemas import ChatBody
+from align.serve.prompts import ChatBody, ChatFormat, chat_prompt
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 

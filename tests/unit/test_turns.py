@@ -8,7 +8,7 @@ import pytest
 from many_adapters import FAMILIES, adapters, added, asked, engine, prompt, sampled
 
 from align.rollout import continuous
-from align.rollout.requests import QueueFull, Request, ServingEngine
+from align.rollout.serving_engine import QueueFull, Request, ServingEngine
 
 CONFIG = FAMILIES["llama"]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import StorageError
+from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import BudgetSpent, Usage, UsageUnwritable, Used, usage_beside
+from align.serve.usage import Usage, Used, usage_beside
 
 ROOT = Path(__file__).resolve().parents[2]
 ACME = Tenant("acme")

@@ -22,13 +22,13 @@ from align.models.base import find_base
 from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.probes import Probes, agreement
-from align.rollout.requests import QueueFull, Request, SamplingParams
-from align.rollout.vllm_client import iter_events
+from align.rollout.serving_engine import QueueFull, Request, SamplingParams
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_server import (
     VllmProcess,
     VllmServer,
     adapter_name,
+    iter_events,
     process_environment,
     serve_arguments,
 )
@@ -318,10 +318,10 @@ def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
             assert run(engine, [greedy(None)])[0].reason == "length"
         else:
             for _ in range(50):
-                if not engine.sound():
+                if not engine.is_sound():
                     break
                 time.sleep(0.1)
-            assert not engine.sound()
+            assert not engine.is_sound()
 
 
 def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -36,8 +36,7 @@ from align.models.backbone import answered
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
 from align.report.figure_text import counted
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Question
-from align.rollout.engine import Engine, divergence_as_input_error, greedily, response_ids, response_text
-from align.rollout.randomness import place_seed
+from align.rollout.engine import Engine, divergence_as_input_error, greedily, place_seed, response_ids, response_text
 from align.rollout.strip_reasoning import parted_texts
 from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
