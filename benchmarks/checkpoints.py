@@ -31,8 +31,8 @@ from transformers import CONFIG_MAPPING
 
 from align.models.architectures import TABLE, Route, deciding_settings, proven_types, refusal_of
 from align.models.fastpath import use_fast_path
+from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
-from align.models.fastpath.weights import NotPlainError
 from align.models.load import load_base
 from align.run import Base, model_digest
 
@@ -132,11 +132,11 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain_nf4(folder: Path, route: Route) -> str:
     """Return why `method=qlora` does not work, or what it leaves unquantised. Returns an empty text if it works."""
-    import align.models.plain_path as plain_path
+    from align.models import forward
 
     base = Base("small", str(folder), None, model_digest(folder))
-    table_lookup = plain_path.route
-    plain_path.route = lambda config: route  # the table of this very run is not written yet
+    table_lookup = forward.route
+    forward.route = lambda config: route  # the table of this very run is not written yet
     try:
         model = load_base(base, "qlora", CPU, torch.float32)
         oracle_answers = asked_of(model)
@@ -145,7 +145,7 @@ def explain_nf4(folder: Path, route: Route) -> str:
     except Exception as error:
         return told(error)
     finally:
-        plain_path.route = table_lookup
+        forward.route = table_lookup
     counts = {True: 0, False: 0}
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for module in model.modules():

@@ -20,15 +20,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
 from align.data.chat.encode import Encoded
 from align.export.merged import merge
-from align.models.actor import ModelActor
+from align.models.actors import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, deciding_settings
-from align.models.backbone import answered, hidden_states, pad, picked_logprobs
 from align.models.base import pocket_folder
 from align.models.fastpath import use_fast_path
+from align.models.forward import decoder_of, hidden_states, pad, picked_logprobs, rollout_from_answers
 from align.models.load import load_tokenizer
 from align.models.lora import Lora
-from align.models.plain_path import decoder_of
 from align.models.roles import Roles
 from align.ops.moments import Moments
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates, shape_scores
@@ -196,7 +195,9 @@ def on_route(folder: Path, route: Route) -> Any:
 @torch.no_grad()
 def gap_of(model: Any, asked: Asked) -> float:
     """How far our logprobs, entropies and states lie from transformers', in the layout of PPO."""
-    rollout = answered(asked.prompts, [r[len(p) :] for r, p in zip(asked.rows, asked.prompts, strict=True)], PAD, CPU)
+    rollout = rollout_from_answers(
+        asked.prompts, [r[len(p) :] for r, p in zip(asked.rows, asked.prompts, strict=True)], PAD, CPU
+    )
     worst = 0.0
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
     logprobs, entropies, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)

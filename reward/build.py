@@ -12,11 +12,10 @@ from align.core.functions import load_function
 from align.data.chat.encode import end_of_turn, stop_token_ids
 from align.data.chat.template import use_template
 from align.models.adapters import attach
-from align.models.backbone import hidden_size
-from align.models.base import base_of
+from align.models.base import base_of, choose_method
+from align.models.forward import hidden_size
 from align.models.load import load_base, load_tokenizer, own_tokenizer
 from align.models.roles import Roles, linear_head, score_weight
-from align.models.start import method_of
 from align.reward.check import Checks
 from align.reward.combined import Ensemble, Sum
 from align.reward.function import FIELD, Function
@@ -82,7 +81,7 @@ def build_beside_policy(
 def on_its_own_base(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
     """A reward model with a base of its own: it reads text, by its own template and tokenizer."""
     base = base_of(artifact, "reward.ref")
-    method = method_of(artifact, "auto", "reward.ref")
+    method = choose_method(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
     head = linear_head(score_weight(artifact.path, hidden_size(model))).to(device)
     tokenizer = own_tokenizer(artifact, base)

@@ -14,7 +14,7 @@ from typing import Any
 from align.core.errors import InputError, require
 from align.core.functions import defined, load_function, source_of
 from align.core.types import Conversation
-from align.models.start import same_method
+from align.models.base import check_same_method
 from align.reward.check import Checks
 from align.reward.checkers import checks_of
 from align.reward.checkers.checked import AllowCode, code_permission
@@ -99,7 +99,7 @@ def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifa
     if artifact.whole or made_by != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
     if policy is not None and base is not None and on_base([artifact], base):
-        same_method(artifact, field, policy, method)
+        check_same_method(artifact, field, policy, method)
     return artifact
 
 

@@ -13,8 +13,7 @@ from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Rollout
 from align.data.chat.encode import encode_judged
-from align.models.backbone import hidden_states, pad
-from align.models.chunks import compute_in_chunks
+from align.models.forward import compute_in_chunks, hidden_states, pad
 from align.models.load import context_length
 from align.models.roles import Roles, last_real_states
 

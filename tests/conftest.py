@@ -86,7 +86,7 @@ def one_thread() -> None:
     """Tiny tensors gain nothing from threads, and figures repeat only with a fixed number of them."""
     import torch
 
-    from align.models.memory import keep_few_kernels
+    from align.models.cpu_memory import keep_few_kernels
 
     torch.set_num_threads(1)
     keep_few_kernels()  # as a command does; here many tests would make theirs before one does
@@ -97,14 +97,14 @@ def frozen() -> None:
     """What is there by now (torch, transformers and all that they keep) stays: collecting garbage, which is done on
     purpose wherever a model has to go, passes it over and takes milliseconds instead of a third of a second. What the
     module before left is collected, and its memory goes back to the system, which a command keeps for its next step."""
-    from align.models.memory import hand_back_freed_memory
+    from align.models.cpu_memory import return_freed_memory
 
     gc.collect()
-    hand_back_freed_memory()
+    return_freed_memory()
     if resident_bytes() > SEARCHED["resident"] + (200 << 20):  # what was frozen may be garbage by now
         gc.unfreeze()
         gc.collect()
-        hand_back_freed_memory()
+        return_freed_memory()
         SEARCHED["resident"] = resident_bytes()
     gc.freeze()
 

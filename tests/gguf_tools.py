@@ -15,7 +15,7 @@ from align.export.converters import converters_in
 from align.export.gguf import Source, gguf_bases, write_gguf
 from align.export.trained import Trained
 from align.models.base import builtin_folder
-from align.models.dequantised import DEQUANTISED, dequantised
+from align.models.dequantised import DEQUANTISED, dequantise
 from align.models.load import in_fp32, load_base
 from align.run import Base, model_digest
 
@@ -44,7 +44,7 @@ def source_of(trained: Trained, into: str = DEQUANTISED) -> Source:
     def load() -> Any:
         if into == DEQUANTISED:
             model = load_base(trained.base, "qlora", trained.device, trained.dtype)
-            return dequantised(model, torch.float32)
+            return dequantise(model, torch.float32)
         return in_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
 
     return Source(BASE, into, load, Path(trained.base.path), trained.tokenizer, converters_in(None))

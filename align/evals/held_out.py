@@ -17,9 +17,8 @@ from align.data.chat.encode import IGNORED, Encoded
 from align.data.pairs import Pair
 from align.data.split import question_key
 from align.evals.text import join_turns
-from align.models.backbone import answered, pad, picked_logprobs, response_logprobs
-from align.models.chunks import compute_in_chunks
-from align.models.finite import diverged
+from align.models.finite_checks import diverged
+from align.models.forward import compute_in_chunks, pad, picked_logprobs, response_logprobs, rollout_from_answers
 from align.models.sharded import is_sharded
 from align.ops.auc import auc
 from align.ops.intervals import Interval, grouped, proportion, ratio
@@ -109,7 +108,7 @@ def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool
     if not rows:
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
-    rollout = answered([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
+    rollout = rollout_from_answers([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
     each = compute_in_chunks(
         lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE
     ).cpu()

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.export.bases import check_base
 from align.export.trained import Trained
-from align.models.adapter_files import (
+from align.models.adapters import (
     CONFIG_FILE,
     RETRAIN,
     Factors,
@@ -17,8 +17,7 @@ from align.models.adapter_files import (
 )
 from align.models.base import named_base
 from align.models.load import check_added_tokens, load_tokenizer, save_tokenizer
-from align.models.lowering import initial_factors
-from align.models.plain_adapter import write_plain
+from align.models.plain_lora import initial_factors, write_plain
 from align.run import read_json, write_json
 
 
@@ -40,7 +39,8 @@ def write_adapter(
         base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
             since PEFT warns at keys of `adapter_config.json` that it does not know.
         beside: the base's folder, see `align.models.load.save_tokenizer`.
-        initial: see `align.models.lowering`; needed where `init_lora_weights` is one of `REPEATABLE`.
+        initial: see `align.models.plain_lora.convert_to_plain`; needed where `init_lora_weights` is one of
+            `REPEATABLE`.
 
     Raises:
         CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from align.core.errors import InputError
 from align.export.trained import Trained
 from align.models.base import named_base
-from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside, dequantised_name
+from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside, dequantised_name
 from align.run.weights import local_base_name
 
 
@@ -40,7 +40,7 @@ def plain_base(trained: Trained, into: str) -> PreTrainedModel:
         into: `nf4-dequantised`, or `original`: as it was published.
     """
     if into == DEQUANTISED:
-        return dequantised(trained.load(trained.method), torch.float32)
+        return dequantise(trained.load(trained.method), torch.float32)
     return trained.load("lora")
 
 

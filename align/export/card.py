@@ -25,7 +25,7 @@ from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
 from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, Check, cells, gap_in
 from align.export.trained import Trained
-from align.models.adapter_files import adapter_config
+from align.models.adapters import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of

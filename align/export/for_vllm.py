@@ -14,7 +14,7 @@ from align.core.errors import CorruptFile
 from align.data.chat.fixed_prompts import fixed_prompts
 from align.export.adapter import write_adapter
 from align.export.engines import free_memory, logits_of, picked
-from align.models.adapter_pool import AdapterPool
+from align.models.actors import AdapterPool
 from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
 from align.models.load import context_length, in_fp32, load_base

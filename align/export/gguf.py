@@ -27,7 +27,7 @@ from align.export.bases import plain_base
 from align.export.converters import convert_adapter, convert_model, digest_of
 from align.export.engines import free_memory
 from align.export.trained import Trained
-from align.models.adapter_files import WEIGHTS_FILE
+from align.models.adapters import WEIGHTS_FILE
 from align.models.base import named_base
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import not_finite

@@ -21,8 +21,7 @@ from align.core.errors import InputError
 from align.export.bases import check_base
 from align.export.engines import set_pad
 from align.export.trained import Trained
-from align.models.adapter_files import WEIGHTS_FILE, Adapter, files_of_adapter, read_adapter
-from align.models.adapters import tensors_of
+from align.models.adapters import WEIGHTS_FILE, Adapter, adapter_state_dict, files_of_adapter, read_adapter
 from align.models.dequantised import (
     DEQUANTISED,
     cast_weights,
@@ -31,7 +30,7 @@ from align.models.dequantised import (
     refuse_repacked,
 )
 from align.models.load import save_tokenizer, skeleton
-from align.models.lowering import MERGEABLE, check_initial, check_plain
+from align.models.plain_lora import check_initial, check_plain
 from align.run import Base, model_files, write_json
 from align.run.digests import same_bytes
 from align.run.weights import header
@@ -57,7 +56,7 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
         RuntimeError: bitsandbytes has repacked the base's weights, which dequantise to garbage.
     """
     found = read_adapter(adapter)
-    check_plain(found, MERGEABLE)
+    check_plain(found, will_merge=True)
     check_initial(getattr(model, "is_loaded_in_4bit", False), found.config)
     _check_mergeable(model, found)
     dtype = dtype or model.dtype
@@ -167,7 +166,7 @@ def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:
         wrapped = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
-    placed = tensors_of(wrapped, "default").keys()
-    if strangers := sorted(found.shapes.keys() ^ placed):
+    placed = adapter_state_dict(wrapped, "default").keys()
+    if strangers := sorted(found.tensors.keys() ^ placed):
         raise InputError(WEIGHTS_FILE, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
     return wrapped

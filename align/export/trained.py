@@ -19,8 +19,8 @@ from align.export.engines import VERSION, Asked, choices_of, free_memory, logits
 from align.export.receipt_rows import ALONE, Bound, Check
 from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
 from align.models.adapters import attach
+from align.models.base import frozen_method
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
-from align.models.start import frozen_as
 from align.ops.divergence import Divergence, pooled_divergence
 from align.rollout.engine_process import TRANSFORMERS
 from align.run import Base
@@ -97,7 +97,7 @@ def trained_model(
         CorruptFile, InputError: base or adapter do not load, or do not fit each other.
     """
     load = load_classifier if scores else load_base
-    model = in_fp32(load(base, frozen_as(method), device, dtype))
+    model = in_fp32(load(base, frozen_method(method), device, dtype))
     if adapter is not None:
         model = attach(model, adapter, "policy", alone=True)
     asked, own = questions(tokenizer, context_length(model), scores)

@@ -1,42 +1,228 @@
-"""LoRA adapters on a model: made, put there with their tensors checked, saved in PEFT's own format."""
+"""LoRA adapters: read and checked on disk, put on a model, saved in PEFT's own format."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND as ALL_LINEAR
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from align.core.errors import CorruptFile
-from align.models.adapter_files import (
-    CONFIG_FILE,
-    SCORE_KEY,
-    WEIGHTS_FILE,
-    adapter_config,
-    files_of_adapter,
-    read_tensors,
-    some,
-)
+from align.core.errors import CorruptFile, InputError
+from align.core.files import check_folder, check_readable, has_file
 from align.models.base import loadable_name
 from align.models.fastpath import use_fast_path
-from align.models.finite import RESTORE
+from align.models.finite_checks import RESTORE, check_tensors
 from align.models.lora import Lora, LoraLike
-from align.run import Base, out_of_memory, write_json
+from align.run import Base, json_object, out_of_memory, write_json
 from align.run.digests import same_bytes
+from align.run.weights import SCORE_KEY
 
-READ_BY = "cpu"
-"""Else PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move to that afterwards.
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+RETRAIN = "Restore it from a copy, or train again with resume=never."
+
+Factors = tuple[Tensor, Tensor]
+"""`lora_A` [rank, in features] and `lora_B` [out features, rank] of one module."""
+
+OTHER_FORWARD = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "megatron_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Settings of PEFT under which an adapter is more than a product added to a layer: active from some token on, drawn at
+random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+"""These initialisations take their share out of the base's weights, and PEFT takes it again whenever such an adapter is
+loaded: on the untouched base, or beside another adapter, it is another model."""
+
+LOADING_DEVICE = "cpu"
+"""Without it PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move afterwards.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on disk, its files read and checked.
+
+    Attributes:
+        config: `adapter_config.json` as it stands.
+        tensors: by the keys of the file.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def factors(self) -> dict[str, Factors]:
+        """`lora_A` and `lora_B` of each adapted module."""
+        matches = [(key, match) for key in self.tensors if (match := LORA_KEY.fullmatch(key)) and match["side"] == "A"]
+        return {
+            match["module"]: (self.tensors[key], self.tensors[key.replace(".lora_A.", ".lora_B.")])
+            for key, match in matches
+        }
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each adapted module."""
+        return {module: len(a) for module, (a, _) in self.factors.items()}
+
+    @property
+    def has_score_head(self) -> bool:
+        """True for the adapter of a reward model."""
+        return SCORE_KEY in self.tensors
+
+
+def files_of_adapter(folder: Path) -> list[Path]:
+    """Return the two files of an adapter, as far as they exist."""
+    return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
+
+
+def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
+    """Return the PEFT configuration of a LoRA adapter.
+
+    Args:
+        field: what the user calls it.
+        alone: neither another adapter nor the base by itself will be used on the model that it is put on.
+
+    Raises:
+        CorruptFile: it is missing, or not JSON.
+        InputError: it is not LoRA; LoRA with another forward; or it changes the base and is not alone.
+    """
+    check_folder(folder, field, RETRAIN)
+    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
+
+    def refuse(problem: str, remedy: str) -> InputError:
+        return InputError(field, str(folder), problem, remedy)
+
+    peft_type = config.get("peft_type")
+    if peft_type != "LORA":
+        raise refuse(f"its peft_type is {peft_type!r}, and only LORA is read", "Train it as LoRA.")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and not alone:
+        problem = f"init_lora_weights={init} changed the base, which other adapters and the base by itself share here"
+        raise refuse(problem, "Lower it to plain LoRA by stage=export, and name that folder.")
+    # A key of a newer PEFT may change the forward if it is switched on; a number or a name alone is inert.
+    newer = config.keys() - LoraConfig.__dataclass_fields__.keys()
+    for key in sorted({*OTHER_FORWARD, *(key for key in newer if isinstance(config[key], bool | list | dict))}):
+        if config.get(key) not in (None, False, [], {}, ""):
+            problem = f"its adapter_config.json says {key}={config[key]!r}, which is not computed here"
+            raise refuse(problem, "Train it as plain LoRA.")
+    return config
+
+
+def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
+    """Return the tensors of a saved adapter.
+
+    Args:
+        field: what the user calls it.
+
+    Raises:
+        CorruptFile: the file is missing, truncated or not safetensors, or a value is not finite.
+    """
+    path = folder / WEIGHTS_FILE
+    remedy = "Restore the file, or train the adapter again."
+    if not has_file(path, field, remedy):
+        pickled = ", and the pickle beside it is not read" if (folder / "adapter_model.bin").is_file() else ""
+        raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
+    check_readable(path, field, remedy)
+    try:
+        with same_bytes(files_of_adapter(folder), field, str(folder)):
+            tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile(field, str(path), f"cannot be read ({str(error).splitlines()[0][:120]})", remedy) from error
+    check_tensors(tensors.items(), field, str(path), RESTORE)
+    return tensors
+
+
+def read_adapter(folder: Path, field: str = "adapter", alone: bool = True) -> Adapter:
+    """Read both files of an adapter and check that they fit each other.
+
+    Raises:
+        CorruptFile, InputError: see `adapter_config` and `read_tensors`; or a `lora_A` lacks its `lora_B` or has
+            another rank, or the ranks are not those of the configuration.
+    """
+    config = adapter_config(folder, field, alone)
+    adapter = Adapter(config, read_tensors(folder, field))
+
+    def refuse(problem: str) -> CorruptFile:
+        return CorruptFile(WEIGHTS_FILE, str(folder), problem, RETRAIN)
+
+    if not adapter.tensors:
+        raise refuse("holds no tensors")
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in adapter.tensors.items():
+        if match := LORA_KEY.fullmatch(key):
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+    for module, pair in sides.items():
+        if pair.keys() != {"A", "B"}:
+            raise refuse(f"{module} has lora_{''.join(pair)} alone")
+        if pair["A"].shape[0] != pair["B"].shape[1]:
+            raise refuse(f"the two sides of {module} have ranks {pair['A'].shape[0]} and {pair['B'].shape[1]}")
+    ranks = set(adapter.ranks.values())
+    if not config.get("rank_pattern") and ranks - {config.get("r")}:
+        raise refuse(f"holds ranks {sorted(ranks)} where {CONFIG_FILE} says r={config.get('r')}")
+    return adapter
+
+
+def check_targets(config: Mapping[str, Any], adapted: Collection[str], modules: Collection[str]) -> None:
+    """Check that a file has the modules that its configuration names, and no others.
+
+    PEFT ignores the others, and leaves missing ones as the base has them.
+
+    Args:
+        adapted: modules that the file has tensors of.
+        modules: of the base, that can be adapted.
+
+    Raises:
+        InputError: naming the modules.
+    """
+    targets = config.get("target_modules")
+    if targets is None or str(targets).lower() == ALL_LINEAR:  # PEFT finds out which these are
+        return
+    keys = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "target_parameters")
+    peft_config = SimpleNamespace(target_modules=targets, **{key: config.get(key) for key in keys})
+    targeted = {module for module in {*adapted, *modules} if check_target_module_exists(peft_config, module)}
+    displayed = targets if isinstance(targets, str) else abbreviate(sorted(map(str, targets)))
+    if extra := sorted(set(adapted) - targeted):
+        problem = f"leaves out {abbreviate(extra)}, and {WEIGHTS_FILE} has their tensors: PEFT would pass over them"
+        raise InputError("target_modules", displayed, problem, f"Name them in {CONFIG_FILE}, or remove the tensors.")
+    if missing := sorted(targeted - set(adapted)):
+        problem = f"names {abbreviate(missing)}, and {WEIGHTS_FILE} has no tensors of theirs"
+        raise InputError("target_modules", displayed, problem, f"Leave them out in {CONFIG_FILE}, or train it again.")
+
+
+def adaptable_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules of a base that PEFT can adapt."""
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first three names of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def with_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
-    """The model wrapped with a fresh adapter that changes nothing yet (`lora_B` is zero).
+    """Wrap a model with a fresh adapter that changes nothing yet (`lora_B` is zero).
 
     Args:
         classifier: the `score` head is trained beside it.
@@ -46,18 +232,18 @@ def with_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False
     return wrapped  # pyright: ignore[reportReturnType]
 
 
-def tensors_of(model: PeftModel, adapter: str) -> dict[str, Tensor]:
-    """One adapter's tensors under the names that PEFT saves.
+def adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Return one adapter's tensors under the names that PEFT saves.
 
-    Embeddings are left out: no adapter of ours trains them, and by default PEFT asks the hub for the base's
-    `config.json`, by the id that the adapter names, to learn whether their number was changed. Nothing calls out here.
+    Embeddings are left out: no adapter here trains them, and by default PEFT asks the hub for the base's `config.json`
+    to learn whether their number was changed.
     """
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """The base by itself. What trains stays as it is, which PEFT's own `disable_adapter` would change."""
+    """Disable all adapters. What trains stays as it is, which PEFT's own `disable_adapter` would change."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     before = [layer._disable_adapters for layer in layers]
     try:
@@ -73,27 +259,26 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base so that
     PEFT's auto classes find it (see `loadable_name`).
 
-    (`save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.)
+    PEFT's `save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = tensors_of(model, adapter)
+    tensors = adapter_state_dict(model, adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors would leave it to its owner alone
-    config = model.peft_config[adapter].to_dict()
-    config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[adapter].to_dict().items()}
     config |= {"base_model_name_or_path": loadable_name(base), "revision": base.revision, "inference_mode": True}
-    config["task_type"] = getattr(config.get("task_type"), "value", config.get("task_type"))
-    config["peft_type"] = getattr(config.get("peft_type"), "value", config.get("peft_type"))
+    for key in ("task_type", "peft_type"):
+        config[key] = getattr(config.get(key), "value", config.get(key))
     write_json(folder / CONFIG_FILE, config)
 
 
 def attach(
     model: Any, folder: Path, name: str, trainable: bool = False, scored: bool = False, alone: bool = False
 ) -> PeftModel:
-    """Put a saved adapter on the model under `name`. One that is refused leaves the model as it was.
+    """Put a saved adapter on the model under `name`. If that fails, the model stays as it was.
 
     Args:
-        scored: it is a reward model's, whose `score` head is read elsewhere. PEFT passes over tensors that it finds no
+        scored: it is a reward model's, whose `score` head is read elsewhere. PEFT ignores tensors that it finds no
             place for; any other such tensor is an error here.
         alone: see `adapter_config`.
 
@@ -104,52 +289,53 @@ def attach(
     """
     field = "reward.ref" if scored else "adapter"
     adapter_config(folder, field, alone)
-    given = read_tensors(folder, field)
+    keys = read_tensors(folder, field).keys()
     try:
         with same_bytes(files_of_adapter(folder), field, str(folder)):
-            return attached(model, folder, name, given.keys(), trainable, field)
+            wrapped = load_with_peft(model, folder, name, trainable, field)
+            # A trainer's checkpoints are written by PEFT, which asks the hub for a base that is not found by this name.
+            base: Any = wrapped.get_base_model()
+            wrapped.peft_config[name].base_model_name_or_path = base.config.name_or_path
+            use_fast_path(wrapped)
+            placed = adapter_state_dict(wrapped, name).keys() | ({SCORE_KEY} if scored else set())
+            if unplaced := sorted(keys - placed):
+                problem = f"has tensors that this model has no place for ({abbreviate(unplaced)})"
+                remedy = "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
+                raise CorruptFile(field, str(folder), problem, remedy)
+            if missing := sorted(placed - keys - {SCORE_KEY}):  # PEFT leaves them as initialised, without a warning
+                problem = f"lacks tensors that its adapter_config.json speaks of ({abbreviate(missing)})"
+                raise CorruptFile(field, str(folder), problem, RESTORE)
+            return wrapped
     except BaseException:
         detach(model, name)
         raise
 
 
-def attached(model: Any, folder: Path, name: str, given: Collection[str], trainable: bool, field: str) -> PeftModel:
-    """See `attach`; what fails leaves the model as PEFT left it."""
-    scored = field == "reward.ref"
+def load_with_peft(model: Any, folder: Path, name: str, trainable: bool, field: str) -> PeftModel:
+    """Load an adapter by PEFT.
+
+    Raises:
+        CorruptFile: PEFT refuses it.
+    """
     try:
         if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), name, is_trainable=trainable, torch_device=READ_BY)
-        else:
-            model = PeftModel.from_pretrained(
-                model, str(folder), adapter_name=name, is_trainable=trainable, torch_device=READ_BY
-            )
-    except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
+            model.load_adapter(str(folder), name, is_trainable=trainable, torch_device=LOADING_DEVICE)
+            return model
+        return PeftModel.from_pretrained(
+            model, str(folder), adapter_name=name, is_trainable=trainable, torch_device=LOADING_DEVICE
+        )
+    except Exception as error:  # a wrong value in adapter_config.json may raise anything
         if out_of_memory(error):
             raise
-        raise CorruptFile(
-            field, str(folder), f"does not fit this base ({type(error).__name__}: {what_differs(str(error))})",
-            "Use the base that it was trained on.",
-        ) from error  # fmt: skip
-    # The trainers' checkpoints are written by PEFT, which asks the hub for a base that it does not find by this name.
-    base: Any = model.get_base_model()
-    model.peft_config[name].base_model_name_or_path = base.config.name_or_path
-    use_fast_path(model)
-    placed = tensors_of(model, name).keys() | ({SCORE_KEY} if scored else set())
-    if strangers := sorted(set(given) - placed):
-        raise CorruptFile(
-            field, str(folder), f"has tensors that this model has no place for ({some(strangers)})",
-            "A reward model is no policy: name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo.",
-        )  # fmt: skip
-    if absent := sorted(placed - set(given) - {SCORE_KEY}):  # PEFT leaves them as they were made, and says nothing
-        raise CorruptFile(
-            field, str(folder), f"lacks tensors that its adapter_config.json speaks of ({some(absent)})", RESTORE
-        )
-    return model
+        lines = [line.strip() for line in str(error).splitlines()] or [""]
+        reason = next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]
+        problem = f"does not fit this base ({type(error).__name__}: {reason})"
+        raise CorruptFile(field, str(folder), problem, "Use the base that it was trained on.") from error
 
 
 def detach(model: Any, name: str) -> None:
-    """Take an adapter off a model, or what there is of it; off a model that is no `PeftModel`, all that PEFT put into
-    it."""
+    """Remove an adapter from a model, or what PEFT has placed of it. From a model that is no `PeftModel`, remove all
+    that PEFT put into it."""
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             model.delete_adapter(name)
@@ -163,9 +349,3 @@ def detach(model: Any, name: str) -> None:
                 setattr(parent, child, module.get_base_layer())
             elif isinstance(module, AuxiliaryTrainingWrapper):
                 setattr(parent, child, module.original_module)
-
-
-def what_differs(message: str) -> str:
-    """The line of PyTorch's complaint about a state dict that names a tensor."""
-    lines = [line.strip() for line in message.splitlines()] or [""]
-    return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]

@@ -1,26 +1,26 @@
-"""Which way each architecture goes: the fast path, the plain path, or none. Imports no torch.
+"""The path of each architecture: the fast path, the plain path, or none. Imports no torch.
 
-`architectures.json` is what `benchmarks/architectures.py` measured on a small model of every causal type that
-transformers builds. A type or a configuration that is not in it is never taken for proven: it goes the plain way and is
-asked at load (`align.models.probe`).
+`architectures.json` holds what `benchmarks/architectures.py` measured on a small model of every causal type that
+transformers builds. A type or a configuration that is not in it takes the plain path and is probed at load
+(`align.models.probe`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.errors import InputError
+from align.core.errors import require
 
 TABLE = Path(__file__).resolve().parent / "architectures.json"
 SIZES = re.compile(r"(^|\.)(head_dim|n_inner|num_key_value_heads|unpadded_vocab_size|n_group|topk_group)$")
 """Sizes that may be left to be derived from others; every other size is a number, and no number is looked at."""
-UNTOLD = re.compile(
+IRRELEVANT = re.compile(
     r"(^|\.)(.*_token_ids?|.*_token_index|vocabulary_map|.*dropout.*|.*_pdrop|dropout_p|.*layerdrop|initializer.*|init_.*"
     r"|architectures|dtype|torch_dtype|transformers_version|_name_or_path|name_or_path|id2label|label2id|num_labels"
     r"|output_router_logits|output_hidden_states|output_attentions|return_dict|problem_type|use_cache|_attn_implementation.*|auto_map"
@@ -28,11 +28,11 @@ UNTOLD = re.compile(
     r"|task_specific_params|finetuning_task|_commit_hash)$"
 )
 """Vocabulary, token ids, dropout, initialisation, what classifiers and other senses have, and records of how a model
-was saved: what text it makes of text does not hang on them."""
+was saved: the text that a model generates does not depend on them."""
 
 
 class Route(NamedTuple):
-    """How a model is computed.
+    """The way to compute a model.
 
     Attributes:
         fast: hidden states and head apart, a cache that is reserved once, short forwards on a CPU. Otherwise logits are
@@ -52,7 +52,7 @@ class Route(NamedTuple):
 
     @property
     def halves(self) -> bool:
-        """Whether hidden states and head apart make the logits: then a cache alone keeps a model from the fast path."""
+        """True if hidden states and head apart make the logits. Then a cache alone keeps a model from the fast path."""
         return self.fast or (self.proven and self.why.startswith("the reserved cache"))
 
 
@@ -60,9 +60,13 @@ FAST = Route(True, True, True)
 
 
 @cache
+def parse_table() -> dict[str, Any]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
 def proven_types() -> dict[str, Any]:
-    """What was measured: model type → path, cause, and the settings it was proven with."""
-    return json.loads(TABLE.read_text(encoding="utf-8"))["types"]
+    """Return model type → path, cause, and the settings that were measured."""
+    return parse_table()["types"]
 
 
 FP32_ALONE = ("xlstm",)
@@ -78,20 +82,9 @@ def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    if model_type in FP32_ALONE and dtype != "float32":
-        problem = f"its type {model_type} computes in float32 alone, and the computation is in {dtype}"
-        raise InputError("model.path", id, problem, "Add dtype=float32.")
-
-
-@cache
-def proven_checkpoints() -> dict[str, list[dict[str, Any]]]:
-    """Return model type → rows of measured configurations of published checkpoints (`benchmarks/checkpoints.py`)."""
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in table.get("checkpoints", {}).values():
-        if row["path"] in ("fast", "plain"):
-            found.setdefault(row["type"], []).append(row)
-    return found
+    problem = f"its type {model_type} computes in float32 alone, and the computation is in {dtype}"
+    fits = model_type not in FP32_ALONE or dtype == "float32"
+    require(fits, "model.path", id, problem, "Add dtype=float32.")
 
 
 def refuse(config: Mapping[str, Any], id: str) -> None:
@@ -102,11 +95,10 @@ def refuse(config: Mapping[str, Any], id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    if cause := refusal_of(model_type):
-        raise InputError(
-            "model.path", id, f"its type {model_type} cannot be trained here: {cause}",
-            "Use a causal language model of another type; docs/architectures.md lists them.",
-        )  # fmt: skip
+    cause = refusal_of(model_type)
+    problem = f"its type {model_type} cannot be trained here: {cause}"
+    remedy = "Use a causal language model of another type; docs/architectures.md lists them."
+    require(not cause, "model.path", id, problem, remedy)
 
 
 def refusal_of(model_type: str) -> str:
@@ -124,48 +116,50 @@ def route(config: Any) -> Route:
     row = proven_types().get(config.model_type)
     if row is None or row["path"] == "refused":
         return Route(False, False, False, f"type {config.model_type} is not among those that were proven", False)
-    given = deciding_settings(config)
-    for measured in proven_checkpoints().get(config.model_type, ()):
-        if measured["settings"] == given:
+    settings = deciding_settings(config)
+    for measured in parse_table().get("checkpoints", {}).values():
+        is_supported = measured["path"] in ("fast", "plain")
+        if is_supported and measured["type"] == config.model_type and measured["settings"] == settings:
             return Route(measured["path"] == "fast", measured["padding"], measured["packing"], measured["cause"])
     if row["path"] == "unbuilt":
         return Route(False, False, False, f"type {config.model_type} was not measured ({row['cause']})", False)
-    base = row["settings"]
-    differs = {k: given.get(k, "a number") for k in base.keys() | given.keys() if given.get(k) != base.get(k)}
-    for change in ({}, *row.get("variants", ())):
-        if change == differs:
-            return Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
-    listed = ", ".join(f"{k}={v}" for k, v in sorted(differs.items())[:3])
+    proven = row["settings"]
+    differences = {
+        key: settings.get(key, "a number")
+        for key in proven.keys() | settings.keys()
+        if settings.get(key) != proven.get(key)
+    }
+    if differences in ({}, *row.get("variants", ())):
+        return Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
+    listed = ", ".join(f"{key}={value}" for key, value in sorted(differences.items())[:3])
     return Route(False, False, False, f"type {config.model_type} was not proven with {listed}", False)
 
 
 def deciding_settings(config: Any) -> dict[str, Any]:
-    """What of a configuration decides how a model computes: flags, names, and what is left out, but no number.
+    """Return the settings of a configuration that decide how a model computes: flags, names, and omitted ones, but no
+    number.
 
-    Of a list of names, which of them occur: layers of each kind were proven, whatever their number and order.
+    A list of names counts as the set of them: layers of each kind were proven, whatever their number and order. A
+    setting that the configuration's class does not have is ignored, as transformers ignores it.
     """
-    return dict(sorted(flat(config.to_dict(), known(config)).items()))
-
-
-def known(config: Any) -> frozenset[str]:
-    """The settings that a configuration's class has: others in a `config.json` are read by nobody."""
+    values = config.to_dict()
     if is_dataclass(config):
-        return frozenset(f.name for f in fields(config)) | {"rope_parameters"}
-    return frozenset(type(config)().to_dict())
+        names = {field.name for field in fields(config)} | {"rope_parameters"}
+    else:
+        names = type(config)().to_dict().keys()
+    values = {name: value for name, value in values.items() if name in names}
+    return dict(sorted(iter_settings(values)))
 
 
-def flat(values: Mapping[str, Any], names: frozenset[str] | None, above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def iter_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        path = f"{above}{name}"
-        if (names is not None and name not in names) or UNTOLD.search(path) or SIZES.search(path):
+        path = f"{prefix}{name}"
+        if IRRELEVANT.search(path) or SIZES.search(path):
             continue
         if isinstance(value, Mapping):
-            found |= flat(value, None, f"{path}.")
+            yield from iter_settings(value, f"{path}.")
         elif isinstance(value, list | tuple):
-            kinds = sorted({v for v in value if isinstance(v, str)})
-            if kinds:
-                found[path] = "+".join(kinds)
+            if kinds := sorted({kind for kind in value if isinstance(kind, str)}):
+                yield path, "+".join(kinds)
         elif value is None or isinstance(value, bool | str):
-            found[path] = value
-    return found
+            yield path, value

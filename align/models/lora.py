@@ -1,5 +1,4 @@
-"""How a fresh LoRA adapter is made: on which layers, of what rank and scale (Hu et al., 2021). Imports no torch until a
-model is there."""
+"""The configuration of a fresh LoRA adapter (Hu et al., 2021). Imports no torch until a model is given."""
 
 from __future__ import annotations
 
@@ -16,16 +15,27 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 STATE_SPACE = ("falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h")
-NO_LORA = {name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE} | {
-    "deepseek_v4": ["o_a_proj"], "llama4": ["router"], "llama4_text": ["router"], "phimoe": ["router"]
-}  # fmt: skip
+NO_LORA = {
+    **{name: ["out_proj", "conv1d", "dt_proj"] for name in STATE_SPACE},
+    "deepseek_v4": ["o_a_proj"],
+    "llama4": ["router"],
+    "llama4_text": ["router"],
+    "phimoe": ["router"],
+}
 """Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
 an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
 more than a matrix: several in one, a router that gives several tensors."""
-OF_A_RUN = (
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "peft_type", "peft_version",
-    "revision", "runtime_config", "task_type",
-)  # fmt: skip
+RUN_KEYS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "init_lora_weights",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
 """Keys of a saved configuration that say where and how the adapter was made, and not what it computes."""
 
 
@@ -51,37 +61,40 @@ class Lora:
     dora: bool = False
 
     @classmethod
-    def of(cls, settings: Any) -> Lora:
-        """Return a fresh adapter of the settings of the group `method`, whose targets are a list of names, or one word
-        for all linear layers."""
+    def from_settings(cls, settings: Any) -> Lora:
+        """Read the settings of the group `method`, whose targets are a list of names, or one word for all linear
+        layers."""
         targets = () if isinstance(settings.targets, str) else tuple(settings.targets)
         return cls(settings.r, settings.alpha, settings.dropout, targets, settings.rslora, settings.dora)
 
     def config(self, model: Any, classifier: bool = False) -> LoraConfig:
-        """PEFT's configuration of it on a model. `SEQ_CLS` makes PEFT train and save the `score` head beside it.
+        """Return its PEFT configuration on a model. `SEQ_CLS` makes PEFT train and save the `score` head beside it.
 
         Raises:
             InputError: a name is that of no layer that can bear an adapter.
         """
         from peft import LoraConfig, TaskType
 
-        none = NO_LORA.get(getattr(getattr(model, "config", None), "model_type", ""), [])
-        check_targets(model, self.targets, none)
+        excluded = NO_LORA.get(getattr(getattr(model, "config", None), "model_type", ""), [])
+        check_target_names(model, self.targets, excluded)
         return LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
             target_modules=list(self.targets) or "all-linear",
-            exclude_modules=none or None,
+            exclude_modules=excluded or None,
             task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LoraLike:
-    """A fresh adapter of the shape of another one, whoever made that: a reward model starts from the weights of the
-    supervised adapter.
+    """A fresh adapter of the shape of a saved one: a reward model starts from the weights of the supervised adapter.
 
     Attributes:
-        saved: the other's `adapter_config.json`.
+        saved: the `adapter_config.json` of the other one.
     """
 
     saved: Mapping[str, Any]
@@ -89,42 +102,44 @@ class LoraLike:
     def config(self, model: Any, classifier: bool = False) -> LoraConfig:
         from peft import LoraConfig, TaskType
 
-        known = LoraConfig.__dataclass_fields__.keys() - set(OF_A_RUN)
-        kept = {key: value for key, value in self.saved.items() if key in known and value is not None}
-        kind = TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM
-        return LoraConfig(**kept, task_type=kind)
+        keys = LoraConfig.__dataclass_fields__.keys() - RUN_KEYS
+        shape = {key: value for key, value in self.saved.items() if key in keys and value is not None}
+        return LoraConfig(**shape, task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM)
 
 
-def settings_in(folder: Path) -> dict[str, Any]:
-    """What a saved adapter was made with, by the names of the group `method`.
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a saved adapter, by the names of the group `method`.
 
     Raises:
         CorruptFile: its configuration cannot be read.
     """
     saved = json_object(folder / ADAPTER_CONFIG, "init", "Train or download the adapter again.")
-    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}
     targets = saved.get("target_modules")
     return {
-        **{ours: saved.get(theirs) for ours, theirs in names.items()},
+        "r": saved.get("r"),
+        "alpha": saved.get("lora_alpha"),
+        "dropout": saved.get("lora_dropout"),
+        "rslora": saved.get("use_rslora"),
+        "dora": saved.get("use_dora"),
         "targets": sorted(map(str, targets)) if isinstance(targets, list) else targets,
     }
 
 
-def check_targets(model: Any, targets: tuple[str, ...], none: list[str]) -> None:
-    """Raises: InputError: a name is that of no linear layer, or of one that bears no adapter.
+def check_target_names(model: Any, targets: tuple[str, ...], excluded: list[str]) -> None:
+    """Raise InputError for a name that is not that of a linear layer, or of one that cannot have an adapter.
 
     Args:
-        none: the names of layers that bear none.
+        excluded: the names of layers that cannot have one.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)))
-    # Of a layer that has an adapter already the base is its own, and the factors are none.
+    # A layer that has an adapter already is its base; the factors do not count.
     linear = {n.removesuffix(".base_layer") for n, layer in layers if layer is not head and ".lora_" not in n}
-    can = sorted({name.rpartition(".")[2] for name in linear} - set(none) - {"score"})
+    possible = sorted({name.rpartition(".")[2] for name in linear} - set(excluded) - {"score"})
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear) or target in none:
+        if not any(name == target or name.endswith(f".{target}") for name in linear) or target in excluded:
             problem = "is no linear layer of this model that can bear an adapter (the head bears none)"
-            raise InputError("method.targets", target, problem, f"It has: {', '.join(can)}.")
+            raise InputError("method.targets", target, problem, f"It has: {', '.join(possible)}.")

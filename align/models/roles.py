@@ -24,11 +24,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.core.errors import CorruptFile
 from align.core.types import Rollout
-from align.models.adapter_files import SCORE_KEY, read_tensors
-from align.models.adapters import attach, save_adapter
-from align.models.backbone import base_model, hidden_size, hidden_states, read_response, states_before
+from align.models.adapters import SCORE_KEY, attach, read_tensors, save_adapter
 from align.models.fastpath import use_fast_path
-from align.models.fastpath.lora import require_known
+from align.models.fastpath.linear import require_known_adapters
+from align.models.forward import base_model, hidden_size, hidden_states, read_response, states_before
 from align.models.lora import Lora
 from align.run import Base
 from align.run.weights import VALUE_HEAD_FILE
@@ -107,9 +106,8 @@ class Roles:
         self.score_heads = []
         for member, folder in enumerate(rewards):
             self.model = attach(self.model, folder, reward_name(member), scored=True)
-            self.score_heads.append(
-                linear_head(score_weight(folder, hidden_size(base))).to(self.device).requires_grad_(False)
-            )
+            head = linear_head(score_weight(folder, hidden_size(base)))
+            self.score_heads.append(head.to(self.device).requires_grad_(False))
         if value_backbone == "own":
             if start := rewards[0] if rewards else init:
                 self.model = attach(self.model, start, "value", trainable=True, scored=bool(rewards))
@@ -119,8 +117,9 @@ class Roles:
         self.value_backbone = {"own": "value", "policy": "policy", "frozen": frozen, "none": ""}[value_backbone]
         self.trainable = TRAINABLE if self.value_backbone else TRAINABLE[:1]
         self.reference_is_base = init is None
-        zeros_1D = torch.zeros(1, hidden_size(self.model))
-        self.value_head = linear_head(zeros_1D).to(self.device) if self.value_backbone else None
+        self.value_head = None
+        if self.value_backbone:
+            self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(self.device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -177,7 +176,7 @@ class Roles:
         """Activate a role's adapter. PEFT's `set_adapter` takes 16 ms for it at 30 layers."""
         base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
-            require_known([role], getattr(self.model, "peft_config", ()))
+            require_known_adapters([role], getattr(self.model, "peft_config", ()))
         for layer in self._layers:
             layer._active_adapter = [role]
             layer._disable_adapters = base_alone
@@ -217,7 +216,7 @@ class Roles:
         states = policy_states_BTD if self.value_backbone == "policy" else None
         if states is None:
             with self.use(self.value_backbone, trained) as model, torch.set_grad_enabled(trained):
-                states = states_before(model, rollout)
+                states = states_before(hidden_states(model, rollout.tokens_BS, rollout.mask_BS), rollout)
         self.value_head.requires_grad_(train)
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
@@ -266,18 +265,19 @@ class Roles:
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True
 
-    def save_policy(self, folder: Path, base: Base, dtype: torch.dtype) -> None:
-        """Save the adapter in PEFT's format, or the whole model in `dtype`."""
-        if self.policy is None:
-            save_adapter(self.model, folder, base, "policy")
-        else:
-            self.policy.to(dtype).save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
+    def save(self, role: Role, folder: Path, base: Base, dtype: torch.dtype | None = None) -> None:
+        """Save a role's adapter in PEFT's format, or the whole policy, in `dtype` if one is given."""
+        if role != "policy" or self.policy is None:
+            save_adapter(self.model, folder, base, role)
+            return
+        policy: Any = self.policy if dtype is None else self.policy.to(dtype)
+        policy.save_pretrained(str(folder))
 
     def save_critic(self, folder: Path, base: Base) -> None:
         """Save the value role: its adapter in PEFT's format if it has one, and `value_head.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.value_backbone == "value":
-            save_adapter(self.model, folder, base, "value")
+            self.save("value", folder, base)
         assert self.value_head is not None, "there is no value role"
         save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
         (folder / VALUE_HEAD_FILE).chmod(0o644)
@@ -289,7 +289,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class RoleActor:
-    """A role as an `align.models.actor.Actor`."""
+    """A role as an `align.models.actors.Actor`."""
 
     roles: Roles
     role: Role
@@ -302,10 +302,7 @@ class RoleActor:
         return self.roles.use(self.role)
 
     def save(self, folder: Path, base: Base) -> None:
-        if self.role == "policy" and self.roles.policy is not None:
-            self.roles.policy.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
-        else:
-            save_adapter(self.roles.model, folder, base, self.role)
+        self.roles.save(self.role, folder, base)
 
 
 def adapter_of(name: str) -> str | None:
@@ -331,12 +328,12 @@ def score_weight(folder: Path, width: int) -> Tensor:
         CorruptFile: there is no head, or it has another shape.
     """
     weight = read_tensors(folder, "reward.ref").get(SCORE_KEY)
-    if weight is None:
-        raise CorruptFile("reward.ref", str(folder), "has no score head", "Train it with stage=reward.")
-    if weight.shape != (1, width):
+    if weight is not None and weight.shape == (1, width):
+        return weight
+    problem = "has no score head"
+    if weight is not None:
         problem = f"its score head is {list(weight.shape)}, and one score of this base needs [1, {width}]"
-        raise CorruptFile("reward.ref", str(folder), problem, "Train it with stage=reward.")
-    return weight
+    raise CorruptFile("reward.ref", str(folder), problem, "Train it with stage=reward.")
 
 
 def linear_head(weight_OD: Tensor) -> nn.Linear:

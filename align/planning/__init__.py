@@ -1,1 +1,1 @@
-"""What a run will take, said before anything is loaded: memory by role and phase, cards, disk, time."""
+"""Predict what a run takes before anything is loaded: memory by role and phase, graphics cards, disk, time."""

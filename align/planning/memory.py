@@ -1,31 +1,250 @@
-"""The memory that a workload takes, by role and phase, from the shapes alone. Pure; imports no torch."""
+"""Predict the memory that a workload takes, by role and phase, and what it leaves on disk, from the shapes alone.
+Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from align import ranks
 from align.core.errors import InputError
+from align.data.chat.encode import prompt_room
+from align.models.lora import Lora
 from align.planning.shapes import Linear, Shape, shape_of
-from align.planning.workload import Footprint, Part, Phase, Workload, workload_of
 from align.run import Run
 from align.track import device_in_use
 
-LONGEST, KEPT = 512, 1 << 30
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+"""Optimiser → bytes for each weight that it trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The largest work of a stage at once: every row as long as allowed.
+
+    Attributes:
+        stage: `sft`, `full`, `reward`, `ppo`, `dpo` or `kto`.
+        method: `qlora`, `lora` or `full`.
+        dtype: of the computation.
+        cuda: on a GPU, where nothing takes the fast path of a CPU.
+        micro_batch: rows that go through the model at once; pairs, or rankings.
+        step: rows of an optimiser step.
+        texts: that a row has: a pair two, a ranking as many as it has answers.
+        prompt, length: tokens of a prompt, and of a whole row.
+        rank, targets, dora, dropout: of an adapter.
+        recompute: activations are computed again in the backward pass.
+        moments: bytes of the optimiser for each trained weight.
+        reference: a copy of the adapter that trains is kept as it starts.
+        from_adapter: it starts from an adapter, which is kept beside it as reference.
+        packing: several texts share a row.
+        value_backbone: of PPO, `own`, `policy` or `frozen`; `none` where its estimator has no critic.
+        rewards: reward models on the policy's base.
+        rollout_rows: answers that are generated together.
+        whole_batch: PPO's batch is one minibatch.
+        keeps_best: the best policy's weights are kept aside.
+        bank: rollouts come from a copy of the base.
+        ranks: processes that a run is dealt to.
+        remote: servers sample, whose memory is their own.
+    """
+
+    stage: str
+    method: str
+    dtype: str
+    cuda: bool
+    micro_batch: int
+    length: int
+    step: int = 0
+    texts: int = 1
+    rank: int = 16
+    prompt: int = 0
+    targets: tuple[str, ...] = ()
+    dora: bool = False
+    dropout: float = 0.0
+    recompute: bool = False
+    moments: int = 8
+    reference: bool = False
+    from_adapter: bool = False
+    packing: bool = False
+    value_backbone: str = "own"
+    rewards: int = 0
+    rollout_rows: int = 0
+    whole_batch: bool = False
+    keeps_best: bool = False
+    bank: bool = False
+    ranks: int = 1
+    remote: bool = False
+
+    @property
+    def lora(self) -> Lora:
+        """A fresh adapter of this size."""
+        return Lora(self.rank, 2 * self.rank, self.dropout, self.targets, dora=self.dora)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the computation."""
+        return SIZES[self.dtype]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.micro_batch * self.texts * self.length
+
+    @property
+    def accumulates(self) -> bool:
+        """Return whether a rank has several micro-batches of an optimiser step."""
+        return self.step > self.micro_batch * self.ranks
+
+    @property
+    def one_pass(self) -> bool:
+        """Return whether PPO learns from the same pass that estimated."""
+        return self.whole_batch and self.step <= self.micro_batch
+
+    @property
+    def answer(self) -> int:
+        """Tokens of an answer."""
+        return self.length - self.prompt
+
+
+def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool, rewards: int, cuda: bool) -> Workload:
+    """Return the largest work of a stage at once.
+
+    Args:
+        config: of the run. The method is decided, and not `auto`.
+        context: of the model, in tokens.
+        rewards: reward models on the base.
+        cuda: whether it runs on a GPU.
+    """
+    stage = config.stage
+    method = config.method
+    rollout = config.rollout
+    lora = Lora.from_settings(method)
+    checkpointing = stage.gradient_checkpointing
+    work = Workload(
+        stage.name,
+        method.name,
+        ("bfloat16" if cuda else "float32") if config.dtype == "auto" else config.dtype,
+        cuda,
+        stage.micro_batch,
+        min(config.data.max_length, context),
+        step=stage.batch_size,
+        rank=lora.r,
+        targets=lora.targets,
+        dora=lora.dora,
+        from_adapter=from_adapter,
+        recompute=cuda if checkpointing == "auto" else checkpointing == "true",
+        rewards=rewards,
+        ranks=ranks,
+    )
+    if stage.name == "ppo":
+        prompt = prompt_room(context, config.data.max_length, rollout.max_new_tokens)
+        step = stage.batch_size // stage.minibatches
+        together = max(stage.batch_size, stage.normalise_on, stage.eval_prompts if stage.eval_every else 0)
+        return replace(
+            work,
+            micro_batch=min(stage.micro_batch, step),
+            step=step,
+            prompt=prompt,
+            length=prompt + rollout.max_new_tokens,
+            value_backbone=stage.value_backbone if stage.has_critic else "none",
+            rollout_rows=min(rollout.batch_size, together),
+            whole_batch=stage.minibatches == 1,
+            bank=rollout.engine == "bank",
+            remote=rollout.engine == "vllm",
+            keeps_best=bool(stage.eval_every) and stage.publish == "best",
+        )
+    optimiser = ("paged_adamw_8bit" if cuda else "adamw") if stage.optimiser == "auto" else stage.optimiser
+    is_supervised = stage.name in ("sft", "full")
+    texts = {"dpo": 2, "reward": getattr(stage, "answers", 2)}
+    return replace(
+        work,
+        texts=texts.get(stage.name, 1),
+        reference=stage.name == "kto" or getattr(stage, "has_reference", False),
+        moments=MOMENTS[optimiser],
+        packing=is_supervised and stage.packing,
+        dropout=lora.dropout if is_supervised and method.name != "full" else 0.0,
+    )
+
+
+def full_rows(count: int, length: int) -> list[list[int]]:
+    """Return rows of token ids that differ from the first one on, or, beyond a hundred rows, from the second: a common
+    beginning is computed once, and a plan is of rows that share nothing."""
+    return [[1 + i % 100, *[1 + i // 100] * (length - 1)] for i in range(count)]
+
+
+class Part(NamedTuple):
+    """A use of memory.
+
+    Attributes:
+        role: `base`, `policy`, `reference`, `value`, `reward`; or `work`, which is freed after the phase.
+    """
+
+    role: str
+    what: str
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a step, with what lives in it besides the permanent parts."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> float:
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The memory of a workload.
+
+    Attributes:
+        always: the permanent parts.
+        phases: in their order.
+    """
+
+    always: tuple[Part, ...]
+    phases: tuple[Phase, ...]
+
+    @property
+    def standing(self) -> float:
+        """Bytes that always live."""
+        return sum(part.bytes for part in self.always)
+
+    @property
+    def peak(self) -> float:
+        """Bytes that live in the phase that takes the most."""
+        return self.standing + self.largest.bytes
+
+    @property
+    def largest(self) -> Phase:
+        """The phase that takes the most."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    def at(self, name: str) -> float:
+        """Bytes that live in a phase of that name."""
+        return self.standing + next(phase.bytes for phase in self.phases if phase.name == name)
+
+
+LONGEST = 512
+KEPT = 1 << 30
 """As in `align.models.fastpath.llama`."""
-ROWS, LOGITS = 128, 1 << 20
+ROWS = 128
+LOGITS = 1 << 20
 """As in `align.ops.logprobs`."""
-TILE, TILE_TOKENS = 32_768, 4096
+TILE = 32_768
+TILE_TOKENS = 4096
 """Columns and rows of logits that TRL's losses hold at once."""
 COPY = 1 << 30
-"""As in `align.models.fastpath.decoding`."""
+"""As in `align.models.fastpath.decoder`."""
 FP32 = 4
 
 
 class Pass(NamedTuple):
-    """What one pass with a gradient takes.
+    """The memory of one pass with a gradient.
 
     Attributes:
         kept: bytes from the forward pass to the backward pass.
@@ -36,41 +255,21 @@ class Pass(NamedTuple):
     backward: float
 
 
-def is_fast(shape: Shape, work: Workload, autocast: bool = False) -> bool:
-    """Whether a pass with a gradient takes the fast path of a CPU.
-
-    Args:
-        autocast: fp32 weights are computed with in fewer bits.
-    """
-    if work.cuda or not shape.llama or work.dtype == "float16" or autocast:
-        return False
-    return not work.dropout and not work.packing
-
-
-def keeps_attention(shape: Shape, work: Workload) -> bool:
-    """Return whether the fast path keeps the weights of attention. Otherwise attention goes row by row."""
-    layers = 1 if work.recompute else shape.layers
-    weights = work.tokens * work.length * shape.heads * layers * work.size
-    return work.length <= LONGEST and weights <= KEPT
-
-
 def samples_fast(shape: Shape, work: Workload) -> bool:
-    """Whether a rollout does: it does where prompts are short enough, for there is no gradient."""
+    """Return whether a rollout takes the fast path: prompts must be short enough, and there is no gradient."""
     autocast = work.method == "full" and work.dtype != "float32"
     return not work.cuda and shape.llama and work.prompt <= LONGEST and not autocast
 
 
-def pass_of(shape: Shape, work: Workload, trained: bool = False) -> Pass:
-    """A pass of a micro-batch with a gradient.
+def pass_with_gradient(shape: Shape, work: Workload, trained: bool = False) -> Pass:
+    """Return the memory of a micro-batch's pass with a gradient.
 
     Args:
-        trained: every weight is, and there is no adapter.
+        trained: every weight trains, and there is no adapter.
     """
     autocast = trained and work.dtype != "float32"
-    if is_fast(shape, work, autocast):
-        layer, backward = fast_layer(shape, work, trained), fast_backward(shape, work)
-    else:
-        layer, backward = plain_layer(shape, work, trained), plain_backward(shape, work)
+    covered = shape.llama and work.dtype != "float16" and not (autocast or work.dropout or work.packing)
+    layer, backward = (fast_layer if covered and not work.cuda else plain_layer)(shape, work, trained)
     stream = work.tokens * shape.width * (FP32 if autocast else work.size)
     beside = 2 * stream + (work.size * (shape.linear_weights + shape.vocabulary * shape.width) if autocast else 0)
     if work.recompute:
@@ -78,91 +277,82 @@ def pass_of(shape: Shape, work: Workload, trained: bool = False) -> Pass:
     return Pass(shape.layers * layer + beside, backward)
 
 
-def fast_layer(shape: Shape, work: Workload, trained: bool) -> float:
-    """What the fast path keeps of a layer: its input and that of its MLP, queries, keys, values and what they read, the
-    two halves of the gated unit, each input through A, and the weights of attention if it keeps them."""
-    inside, shared = shape.heads * shape.head, shape.groups * shape.head
-    low = 0 if trained else work.rank * len([m for m in shape.linears if bears(m, work)])
-    numbers = 2 * shape.width + 2 * inside + 2 * shared + 2 * shape.mlp + low
-    if keeps_attention(shape, work):
-        return work.tokens * work.size * (numbers + shape.heads * work.length)
-    return work.tokens * (work.size * numbers + FP32 * shape.heads)  # a normaliser for each query
+def adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Linear]:
+    """Return the linear layers that have an adapter."""
+    return [linear for linear in shape.linears if not trained and (not work.targets or linear.name in work.targets)]
 
 
-def fast_backward(shape: Shape, work: Workload) -> float:
-    """What its backward pass makes in a layer: in the MLP, or in attention."""
-    inside = shape.heads * shape.head
-    mlp = 4 * shape.mlp + shape.width
-    weights = 2 * shape.heads * work.length if keeps_attention(shape, work) else 4 * inside
-    attention = weights + 4 * inside + 2 * shape.width
-    return work.tokens * work.size * max(mlp, attention) + shape.largest * work.size
+def fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
+    """Return what the fast path keeps of a layer, and what its backward pass makes there.
+
+    It keeps its input and that of its MLP, queries, keys, values and what they read, the two halves of the gated unit,
+    each input through A, and the weights of attention unless attention goes row by row. The backward pass has its peak
+    in the MLP or in attention.
+    """
+    low = work.rank * len(adapted_layers(shape, work, trained))
+    numbers = 2 * (shape.width + shape.queries + shape.keys + shape.mlp) + low
+    weights = work.tokens * work.length * shape.heads * (1 if work.recompute else shape.layers) * work.size
+    if work.length <= LONGEST and weights <= KEPT:
+        kept = work.tokens * work.size * (numbers + shape.heads * work.length)
+        attention = 2 * shape.heads * work.length
+    else:
+        kept = work.tokens * (work.size * numbers + FP32 * shape.heads)  # a normaliser for each query
+        attention = 4 * shape.queries
+    attention += 4 * shape.queries + 2 * shape.width
+    backward = work.tokens * work.size * max(4 * shape.mlp + shape.width, attention) + shape.largest * work.size
+    return kept, backward
 
 
-def plain_layer(shape: Shape, work: Workload, trained: bool) -> float:
-    """What transformers' modules keep of a layer."""
-    size, inside, shared = work.size, shape.heads * shape.head, shape.groups * shape.head
+def plain_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
+    """Return what transformers' modules keep of a layer, and what their backward pass makes there."""
+    size = work.size
     norms = 2 * shape.width * (FP32 + size)  # what goes in, in fp32, and what comes out
     if trained:  # its weight has a gradient too; autocast gives each product an input of its own
         norms = 2 * shape.width * 2 * FP32 + size * shape.width * (5 if size < FP32 else 2)
-    attention = size * (2 * inside + 2 * shared) + FP32 * shape.heads
-    mlp = size * 4 * shape.mlp
-    return work.tokens * (norms + attention + mlp + (0 if trained else factor_inputs(shape, work)))
+    attention = size * 2 * (shape.queries + shape.keys) + FP32 * shape.heads
+    # For the factors of adapters, on a GPU PEFT widens the input of each layer; with dropout each has its own input.
+    adapted = adapted_layers(shape, work, trained)
+    own = FP32 + 1 if work.dropout else FP32 if work.cuda and size < FP32 else 0
+    factors = own * sum(linear.inputs for linear in adapted)
+    factors += work.rank * len(adapted) * (FP32 if work.cuda else size)
+    kept = work.tokens * (norms + attention + size * 4 * shape.mlp + factors)
+    backward = work.tokens * max(5 * shape.width * FP32, 3 * shape.mlp * size) + shape.largest * size
+    return kept, backward
 
 
-def factor_inputs(shape: Shape, work: Workload) -> float:
-    """Bytes a token and layer that are kept for the factors of adapters: on a GPU PEFT widens the input of each layer
-    to fp32; with dropout each has an input of its own."""
-    bear = [m for m in shape.linears if bears(m, work)]
-    inputs, low = sum(m.inputs for m in bear), work.rank * len(bear)
-    own = 0.0
-    if work.cuda and work.size < FP32:
-        own = FP32 * inputs
-    if work.dropout:
-        own = (FP32 + 1) * inputs
-    return own + low * (FP32 if work.cuda else work.size)
-
-
-def plain_backward(shape: Shape, work: Workload) -> float:
-    """What their backward pass makes in a layer."""
-    norm, mlp = 5 * shape.width * FP32, 3 * shape.mlp * work.size
-    return work.tokens * max(norm, mlp) + shape.largest * work.size
-
-
-def fast_rollout(shape: Shape, work: Workload) -> tuple[float, float]:
-    """What the fast path makes beside keys and values: as it reads all prompts at once, and for each token: the weights
-    anew, side by side."""
-    size, inside, shared = work.size, shape.heads * shape.head, shape.groups * shape.head
-    tokens = work.rollout_rows * work.prompt
-    mlp = size * (4 * shape.mlp + 3 * shape.width + 2 * inside + shared) + FP32 * shared * (size < FP32)
-    attention = 2 * FP32 * shape.heads * work.prompt + size * (4 * inside + 3 * shared + shape.width)
-    copy = size * shape.linear_weights
-    if copy > COPY:
-        copy = 0
-    logits = 3 * FP32 * work.rollout_rows * shape.vocabulary
-    return tokens * max(mlp, attention), copy + logits
-
-
-def plain_rollout(shape: Shape, work: Workload) -> tuple[float, float]:
-    """The same of transformers' modules."""
-    tokens = work.rollout_rows * work.prompt
-    logits = 3 * FP32 * work.rollout_rows * shape.vocabulary
-    return tokens * work.size * (3 * shape.mlp + 4 * shape.width), logits + shape.largest * work.size
-
-
-def bears(linear: Linear, work: Workload) -> bool:
-    return not work.targets or linear.name in work.targets
+def rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
+    """Yield keys and values of all answers that are generated together, and the larger of reading all prompts at once
+    and of a token each, with the weights side by side on the fast path."""
+    size = work.size
+    fast = samples_fast(shape, work)
+    cached = work.rollout_rows * work.length * shape.layers * shape.keys
+    yield Part("policy", "keys and values", cached * ((FP32 if fast else size) + size))
+    if fast:
+        mlp = size * (4 * shape.mlp + 3 * shape.width + 2 * shape.queries + shape.keys)
+        mlp += FP32 * shape.keys * (size < FP32)
+        attention = 2 * FP32 * shape.heads * work.prompt + size * (4 * shape.queries + 3 * shape.keys + shape.width)
+        copy = size * shape.linear_weights
+        weights = copy if copy <= COPY else 0
+        a_token = max(mlp, attention)
+    else:
+        a_token = size * (3 * shape.mlp + 4 * shape.width)
+        weights = shape.largest * size
+    prompts = work.rollout_rows * work.prompt * a_token
+    tokens = 3 * FP32 * work.rollout_rows * shape.vocabulary + weights
+    yield Part("work", "reading prompts" if prompts > tokens else "a token each", max(prompts, tokens))
 
 
 def own_logits(shape: Shape, tokens: int, trained: bool = False) -> float:
-    """A chunk of logits of ours: themselves, their softmax, and a product of the two; twice as much where autograd has
-    to lead to the head."""
+    """Return the bytes of a chunk of our logits: themselves, their softmax, and a product of the two; twice as much if
+    the head trains."""
     rows = min(tokens, max(ROWS, LOGITS // shape.vocabulary))
     return (6 if trained else 3) * FP32 * rows * shape.vocabulary
 
 
 def trl_logits(shape: Shape, work: Workload) -> float:
-    """A tile of logits of TRL's: a buffer, and on a CPU, which has no fused kernel, seven more in fp32. The head of a
-    model in shards is not read by itself: all logits, their copy in fp32, its softmax and its gradient."""
+    """Return the bytes of a tile of TRL's logits: a buffer, and on a CPU, which has no fused kernel, seven more in
+    fp32. The
+    head of a model in shards is not read by itself: all logits, their copy in fp32, its softmax and its gradient."""
     if work.method == "full" and work.ranks > 1:
         return work.tokens * shape.vocabulary * (work.size + 3 * FP32)
     rows = min(work.tokens, TILE_TOKENS)
@@ -178,14 +368,12 @@ ADAM = 8
 
 
 def footprint(shape: Shape, work: Workload) -> Footprint:
-    """What a workload takes on a base of this shape, on each of its ranks."""
-    if work.stage == "ppo":
-        return of_ppo(shape, work)
-    return of_trainer(shape, work)
+    """Predict the memory of a workload on a base of this shape, on each of its ranks."""
+    return (ppo_footprint if work.stage == "ppo" else trainer_footprint)(shape, work)
 
 
 def base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float:
-    """A base in memory.
+    """Return the bytes of a base.
 
     Args:
         method: `full` keeps it in fp32.
@@ -199,63 +387,61 @@ def base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float
 
 
 def adapter_bytes(shape: Shape, work: Workload) -> int:
-    """One adapter in fp32."""
+    """Return the bytes of one adapter in fp32."""
     return FP32 * shape.adapter_weights(work.rank, work.targets, work.dora)
 
 
-def of_trainer(shape: Shape, work: Workload) -> Footprint:
-    """SFT, reward, DPO and KTO: what trains is the base itself, or one adapter of it."""
-    whole, ranks = work.method == "full", work.ranks
-    head = shape.width * FP32 if work.stage == "reward" else 0
+def trainer_footprint(shape: Shape, work: Workload) -> Footprint:
+    """Predict SFT, reward, DPO and KTO: the base itself trains, or one adapter of it."""
+    whole = work.method == "full"
+    adapter = adapter_bytes(shape, work)
     base = base_bytes(shape, work.method, work.size, work.stage != "reward")
-    trained = base if whole else adapter_bytes(shape, work) + head
-    share = ranks if whole else 1  # FSDP2 divides what trains; a frozen base lies on every rank
+    trained = base if whole else adapter + shape.width * FP32 * (work.stage == "reward")
+    share = work.ranks if whole else 1  # FSDP2 divides what trains; a frozen base lies on every rank
     always = [Part("base", "weights", base / share)]
     if not whole:
         always.append(Part("policy", "adapter", trained))
     if work.reference:
-        always.append(Part("reference", "adapter", adapter_bytes(shape, work)))
+        always.append(Part("reference", "adapter", adapter))
     always.append(Part("policy", "moments", trained / FP32 * work.moments / share))
-    one = pass_of(shape, work, whole)
+    kept, backward = pass_with_gradient(shape, work, whole)
     if work.stage == "reward":
         logits = 0.0
     elif work.stage == "sft" and not work.cuda and not whole and shape.llama:
         logits = own_logits(shape, work.tokens)
     else:
         logits = trl_logits(shape, work)
-    trained_gradients = Part("policy", "gradients", trained / share)
-    update = [
-        Part("policy", "gradients", trained_gradients.bytes if work.accumulates else 0.0),
-        Part("work", "activations", one.kept),
-    ]
-    if logits > one.backward:
-        update.append(Part("work", "logits", logits))
-    else:
-        update.append(Part("work", "backward pass", one.backward))
+    gradients = Part("policy", "gradients", trained / share)
+    update = (
+        gradients._replace(bytes=gradients.bytes if work.accumulates else 0.0),
+        Part("work", "activations", kept),
+        Part("work", "logits" if logits > backward else "backward pass", max(logits, backward)),
+    )
     step = Part("work", "optimiser's own", optimiser_bytes(shape, whole))
-    return Footprint(tuple(always), (Phase("update", tuple(update)), Phase("optimiser", (trained_gradients, step))))
+    return Footprint(tuple(always), (Phase("update", update), Phase("optimiser", (gradients, step))))
 
 
 def optimiser_bytes(shape: Shape, whole: bool) -> float:
-    """What AdamW makes for the largest of its weights; beside adapters, nothing to speak of."""
+    """Return the bytes that AdamW makes for the largest of its weights; those of adapters are negligible."""
     return 2.0 * FP32 * max(shape.embeddings, shape.largest) * whole
 
 
-def of_ppo(shape: Shape, work: Workload) -> Footprint:
-    whole, adapter, head = work.method == "full", adapter_bytes(shape, work), shape.width * FP32
+def ppo_footprint(shape: Shape, work: Workload) -> Footprint:
+    whole = work.method == "full"
+    adapter = adapter_bytes(shape, work)
     policy = base_bytes(shape, "full", FP32) if whole else float(adapter)
-    frozen = base_bytes(shape, "lora" if whole else work.method, work.size)
     value = value_bytes(shape, work)
     always = [
-        Part("base", "weights", frozen), Part("policy", "weights" if whole else "adapter", policy),
+        Part("base", "weights", base_bytes(shape, "lora" if whole else work.method, work.size)),
+        Part("policy", "weights" if whole else "adapter", policy),
         Part("policy", "moments", ADAM / FP32 * policy),
-    ]  # fmt: skip
+    ]
     if value:
         always += [Part("value", "adapter and head", value), Part("value", "moments", ADAM / FP32 * value)]
     if work.from_adapter and not whole:
         always.append(Part("reference", "adapter", adapter))
     if work.rewards:
-        always.append(Part("reward", "adapters and heads", work.rewards * (adapter + head)))
+        always.append(Part("reward", "adapters and heads", work.rewards * (adapter + shape.width * FP32)))
     if work.keeps_best and not work.cuda:  # it lies on the CPU
         always.append(Part("policy", "best so far", policy))
     if work.bank:
@@ -264,89 +450,92 @@ def of_ppo(shape: Shape, work: Workload) -> Footprint:
 
 
 def value_bytes(shape: Shape, work: Workload) -> float:
-    """What the value role trains, in fp32."""
+    """Return the bytes of the trained weights of the value role, in fp32."""
     if work.value_backbone == "none":
         return 0.0
     return (adapter_bytes(shape, work) if work.value_backbone == "own" else 0.0) + shape.width * FP32
 
 
 def ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:
-    """Args: policy, value: bytes of what trains in each role."""
+    """Yield the phases of an update.
+
+    Args:
+        policy, value: bytes of the trained weights of each role.
+    """
     whole = work.method == "full"
+    has_adapter = work.value_backbone == "own"
     if not work.remote:
         yield Phase("rollout", tuple(rollout_parts(shape, work)))
-    own, other = pass_of(shape, work, whole), pass_of(shape, work)
-    chunk = own_logits(shape, work.micro_batch * work.answer, whole)
-    one_more = other.kept if work.one_pass and work.value_backbone == "own" else 0.0
-    graph = own.kept + one_more if work.one_pass else 0.0
-    reading = Part("work", "a pass without gradients", max(chunk, other.backward))
-    yield Phase("estimate", (Part("work", "activations", graph), reading) if graph else (reading,))
-    first = (
-        Part("policy", "gradients", policy * work.accumulates), Part("value", "gradients", value * work.accumulates),
-        Part("work", "activations", own.kept),
-        Part("work", "logits" if chunk > own.backward else "backward pass", max(chunk, own.backward)),
-    )  # fmt: skip
-    second = (
-        Part("policy", "gradients", policy), Part("value", "gradients", value * work.accumulates),
-        Part("work", "activations", other.kept), Part("work", "backward pass", other.backward),
-    )  # fmt: skip
-    phases = [Phase("update", first)]
-    if work.value_backbone == "own":
-        phases.append(Phase("update", second))
+    own = pass_with_gradient(shape, work, whole)
+    other = pass_with_gradient(shape, work)
+    logits = own_logits(shape, work.micro_batch * work.answer, whole)
+    reading = Part("work", "a pass without gradients", max(logits, other.backward))
+    policy_gradients = Part("policy", "gradients", policy)
+    value_gradients = Part("value", "gradients", value)
+    kept_value_gradients = value_gradients._replace(bytes=value * work.accumulates)
+    other_backward = Part("work", "backward pass", other.backward)
     if work.one_pass:
-        phases = [Phase("update", (*second[:2], Part("work", "activations", graph), second[3]))]
-    yield max(phases, key=lambda phase: phase.bytes)
+        graph = Part("work", "activations", own.kept + (other.kept if has_adapter else 0.0))
+        yield Phase("estimate", (graph, reading) if graph.bytes else (reading,))
+        yield Phase("update", (policy_gradients, kept_value_gradients, graph, other_backward))
+    else:
+        yield Phase("estimate", (reading,))
+        of_policy = (
+            policy_gradients._replace(bytes=policy * work.accumulates),
+            kept_value_gradients,
+            Part("work", "activations", own.kept),
+            Part("work", "logits" if logits > own.backward else "backward pass", max(logits, own.backward)),
+        )
+        of_value = (
+            policy_gradients,
+            kept_value_gradients,
+            Part("work", "activations", other.kept),
+            other_backward,
+        )
+        phases = [Phase("update", parts) for parts in ((of_policy, of_value) if has_adapter else (of_policy,))]
+        yield max(phases, key=lambda phase: phase.bytes)
     step = Part("work", "optimiser's own", optimiser_bytes(shape, whole))
-    yield Phase("optimiser", (Part("policy", "gradients", policy), Part("value", "gradients", value), step))
+    yield Phase("optimiser", (policy_gradients, value_gradients, step))
 
 
-def rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
-    """Keys and values of all answers that are generated together; and the most of the passes that fill them."""
-    fast = samples_fast(shape, work)
-    keys = FP32 if fast else work.size
-    columns = work.rollout_rows * work.length
-    yield Part("policy", "keys and values", columns * shape.layers * shape.groups * shape.head * (keys + work.size))
-    prompts, tokens = (fast_rollout if fast else plain_rollout)(shape, work)
-    yield Part("work", "reading prompts" if prompts > tokens else "a token each", max(prompts, tokens))
-
-
-def predict_peak(
-    run: Run,
-    longest: int,
-    stage: Any,
-    data: Any,
-    method: Any,
-    dtype: str,
-    texts: int = 0,
-    rewards: int = 0,
-    rollout: Any = None,
-) -> dict[str, float]:
-    """Return the memory that a run's tensors were predicted to take, in MiB, as a figure beside what they took. Returns
-    nothing for a model whose sizes cannot be read.
+def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: int = 0) -> dict[str, float]:
+    """Return the memory that a run's tensors were predicted to take, in MiB, as a figure beside the measured one.
+    Returns nothing for a model whose sizes cannot be read.
 
     Args:
         longest: tokens of the longest row that it trains on; of PPO, of the longest prompt.
-        stage, data, method, dtype: see `workload_of`.
+        config: of the run.
         texts: of a row; 0 for as many as the settings say.
-        rollout: of PPO, see `workload_of`.
     """
     init = run.inputs.get("init")
     try:
         shape = shape_of(run.base)
     except InputError:
         return {}
-    work = workload_of(
-        stage,
-        data,
-        rollout,
-        method,
-        dtype,
+    work = build_workload(
+        config,
         shape.context,
         ranks=ranks.world_size(),
         from_adapter=init is not None and init.whole is False,
         rewards=rewards,
         cuda=device_in_use() == "cuda",
     )
-    work = replace(work, length=longest + work.answer if work.prompt else longest, texts=texts or work.texts)
-    work = replace(work, prompt=longest if work.prompt else 0)
+    lengths = {"prompt": longest, "length": longest + work.answer} if work.prompt else {"length": longest}
+    work = replace(work, texts=texts or work.texts, **lengths)
     return {"predicted_peak_mb": round(footprint(shape, work).peak / 2**20, 1)}
+
+
+def disk_bytes(shape: Shape, work: Workload) -> tuple[float, float]:
+    """Return the bytes of one checkpoint, and of what is published: adapters in fp32 with their moments; whole
+    models."""
+    head = 4 * shape.width
+    adapter = float(adapter_bytes(shape, work))
+    if work.stage == "ppo":
+        policy = 4.0 * shape.weights if work.method == "full" else adapter
+        value = value_bytes(shape, work)
+        kept = (policy + value) * (1 + ADAM / 4) + policy * work.keeps_best
+        return kept, (work.size * float(shape.weights) if work.method == "full" else adapter) + value
+    if work.method == "full":
+        return (4.0 + work.moments) * shape.weights, work.size * float(shape.weights)
+    trained = adapter + head * (work.stage == "reward")
+    return trained * (1 + work.moments / 4), trained

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from align.core.errors import CorruptFile
 from align.core.files import read_text
-from align.models.finite import check_tensors
+from align.models.finite_checks import check_tensors
 from align.models.roles import TRAINABLE, Roles
 from align.ops.moments import Moments
 from align.run import write_json

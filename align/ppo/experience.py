@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.core.types import Rollout
-from align.models.chunks import compute_in_chunks, compute_several_in_chunks
+from align.models.forward import compute_in_chunks, compute_several_in_chunks
 from align.models.roles import CachedForward, Roles
 from align.ops.advantages import group_relative, leave_one_out, less_group_mean
 from align.ops.gae import gae, token_rewards

@@ -24,7 +24,7 @@ from align.annotate.store import Candidate
 from align.core.errors import require
 from align.core.types import Conversation, Result
 from align.data.ngrams import repetition
-from align.models.backbone import base_model
+from align.models.forward import base_model
 from align.models.roles import CachedForward
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments

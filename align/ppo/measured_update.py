@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from align.models.adapters import save_adapter, with_new_adapter
-from align.models.chunks import compute_in_chunks
+from align.models.base import frozen_method
+from align.models.forward import compute_in_chunks
 from align.models.load import DTYPES, load_base, load_classifier
 from align.models.roles import Roles
-from align.models.start import frozen_as
-from align.planning.live import watch_live_bytes
-from align.planning.workload import Workload, full_rows
+from align.planning.live_bytes import watch_live_bytes
+from align.planning.memory import Workload, full_rows
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates
 from align.ppo.update import Losses, accumulate_gradients, gradient_step
 from align.ppo.workers import build_roles
@@ -37,14 +37,14 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
         wanted = [("init", load_base)] if work.from_adapter else []
         wanted += [("reward", load_classifier)] if work.rewards else []
         for name, load in wanted:
-            model = load(base, frozen_as(work.method), device, dtype)
+            model = load(base, frozen_method(work.method), device, dtype)
             save_adapter(with_new_adapter(model, work.lora, name == "reward"), Path(folder, name), base)
         roles = build_roles(
             base,
             Path(folder, "init") if work.from_adapter else None,
             [Path(folder, "reward")] * work.rewards,
             method=work.method,
-            frozen=frozen_as(work.method),
+            frozen=frozen_method(work.method),
             fresh=work.lora,
             value_backbone=work.value_backbone,
             device=device,

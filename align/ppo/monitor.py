@@ -12,7 +12,7 @@ from torch import Tensor, tensor
 from align.annotate.store import Candidate, storable
 from align.core.types import Conversation, Rollout
 from align.data.ngrams import repetition, words
-from align.models.chunks import compute_in_chunks
+from align.models.forward import compute_in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
 from align.ppo.checkpoint import Best

@@ -14,7 +14,7 @@ from align import ranks
 from align.core.errors import InputError, require
 from align.core.types import Rollout
 from align.data.chat.encode import Prompt
-from align.models.chunks import compute_in_chunks
+from align.models.forward import compute_in_chunks
 from align.ops.advantages import equal_groups
 from align.ops.masking import masked_mean
 from align.ppo.checkpoint import PpoState

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from align import ranks
 from align.core.errors import InputError, require
-from align.models.chunks import split_by_length
-from align.models.finite import where
+from align.models.finite_checks import describe_non_finite
+from align.models.forward import split_by_length
 from align.models.roles import CachedForward, ForwardOutput, Roles
 from align.ops.kl import ESTIMATORS
 from align.ops.losses import Loss, kl_loss, loss_divisor, loss_weights, policy_loss, value_loss
@@ -157,11 +157,11 @@ def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> d
     }
     for role in roles.trainable:
         if not math.isfinite(norm := norms[f"{role}_grad_norm"]):
+            parameters = describe_non_finite(roles.named_parameters_of(role))
             raise InputError(
                 "stage.lr",
                 optimiser.param_groups[0]["lr"],
-                f"{role}_grad_norm is {norm}{where(roles.named_parameters_of(role))}: the run has diverged, and no "
-                "step was taken",
+                f"{role}_grad_norm is {norm}{parameters}: the run has diverged, and no step was taken",
                 "Lower stage.lr, stage.value_lr or stage.max_grad_norm, raise stage.kl_coef, or use dtype=float32.",
             )
     optimiser.step()

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, cat
 
 from align.core.errors import require
-from align.models.fastpath.mixed import MixedDecoder
-from align.models.fastpath.places import CHUNK, Piece
+from align.models.fastpath.mixed import CHUNK, MixedDecoder, Piece
 from align.rollout.serving_engine import Completion, Request, ServingEngine, Stats, Token, next_tokens, prompt_tokens
 
 
@@ -173,7 +172,7 @@ class ContinuousBatch(ServingEngine):
         in_use = {each for running in self._running if (each := running.request.adapter) is not None}
         if answer.is_aborted:
             answer.abort()
-        elif not (request.adapter is None or request.adapter in in_use or self.decoder.bank.room(in_use)):
+        elif not (request.adapter is None or request.adapter in in_use or self.decoder.bank.has_room(in_use)):
             return False
         try:
             if not answer.finished and request.adapter is not None and request.adapter not in self.decoder.bank:
@@ -248,7 +247,7 @@ class ContinuousBatch(ServingEngine):
         request, start = running.request, running.read
         running.read += len(states_ND)
         if start // CHUNK < len(running.blocks):
-            self.prefixes.put(running.blocks[start // CHUNK], self.decoder.block(running.slot, start))
+            self.prefixes.put(running.blocks[start // CHUNK], self.decoder.copy_block(running.slot, start))
         number = request.sampling.prompt_logprobs
         if number is not None:
             before = states_ND if running.before is None else cat((running.before, states_ND))

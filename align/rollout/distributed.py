@@ -9,7 +9,7 @@ import torch
 
 from align import ranks
 from align.core.types import Rollout
-from align.models.actor import Actor
+from align.models.actors import Actor
 from align.rollout.engine import Engine, joined, rows_by_actor
 from align.run import Base
 

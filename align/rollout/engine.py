@@ -13,10 +13,9 @@ from torch import Tensor
 
 from align.core.errors import LONE, NotFinite, require
 from align.core.types import Rollout
-from align.models.actor import Actor
-from align.models.adapter_pool import snapshot
-from align.models.backbone import pad
-from align.models.finite import diverged
+from align.models.actors import Actor, snapshot
+from align.models.finite_checks import diverged
+from align.models.forward import pad
 from align.run import Base
 
 
@@ -26,7 +25,7 @@ def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> 
 
     Args:
         model_name: as the user knows it.
-        lr, dtype: see `align.models.finite.diverged`.
+        lr, dtype: see `align.models.finite_checks.diverged`.
     """
     try:
         yield
@@ -60,7 +59,7 @@ class Engine(Protocol):
     def sync(self, actor: Actor) -> None:
         """Answer from now on with this actor's weights as they stand. The caller calls it before an actor speaks, and
         again once the actor has learned. An engine with weights of its own takes a snapshot
-        (`align.models.adapter_pool.snapshot`) where they changed, and lets go of the one before; an engine that samples
+        (`align.models.actors.snapshot`) where they changed, and lets go of the one before; an engine that samples
         from the actor's own model has nothing to do."""
         ...
 

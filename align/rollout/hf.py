@@ -22,10 +22,9 @@ from transformers import (
 
 from align.core.errors import NotFinite
 from align.core.types import Rollout
-from align.models.actor import Actor
-from align.models.backbone import lm_head, pad
-from align.models.fastpath.cache import ReservedCache
-from align.models.plain_path import base_model, decoder_of, route_of, without_settings
+from align.models.actors import Actor
+from align.models.fastpath.decoder import ReservedCache
+from align.models.forward import base_model, decoder_of, lm_head, pad, route_of, without_generation_config
 from align.ops.philox import chance_of, draw_tokens, uniforms
 from align.rollout.engine import joined, rows_by_actor
 from align.run import Base
@@ -79,7 +78,7 @@ def generate_by(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
     )
     told = RowEnds(ends, stop_ids, tokens_BP.shape[1])
-    with without_settings(base):
+    with without_generation_config(base):
         whole = base.generate(
             tokens_BP, attention_mask=mask_BP.long(), generation_config=plain,
             logits_processor=LogitsProcessorList([DrawnToken(draw, tokens_BP.shape[1])]),

@@ -15,10 +15,10 @@ import torch
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.models.actor import Actor
-from align.models.dequantised import dequantised
+from align.models.actors import Actor
+from align.models.dequantised import dequantise
+from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
-from align.models.fastpath.weights import NotPlainError
 from align.models.load import context_length, load_base
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.engine import SnapshotEngine, rollout_of
@@ -56,7 +56,7 @@ class BankEngine(SnapshotEngine):
         model = load_base(base, method, torch.device("cpu"), dtype)
         context = context_length(model)
         if method == "qlora":
-            model = dequantised(model, dtype)
+            model = dequantise(model, dtype)
         try:
             decoder = MixedDecoder(model, self.batch_size, context, self.resident, self.max_rank)
         except NotPlainError as error:

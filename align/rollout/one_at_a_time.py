@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from align.core.errors import require
-from align.models.adapter_pool import AdapterPool
-from align.models.plain_path import base_model
+from align.models.actors import AdapterPool
+from align.models.forward import base_model
 from align.rollout.hf import evaluating, generate_by
 from align.rollout.serving_engine import (
     Completion,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from align.core.types import Conversation, Rollout
 from align.data.chat.encode import Prompt, encode_judged, prompt_length, stop_token_ids
 from align.data.chat.reasoning import OPEN, parted, without_reasoning
-from align.models.backbone import answered
+from align.models.forward import rollout_from_answers
 from align.rollout.engine import response_ids
 
 
@@ -88,7 +88,7 @@ def answers_alone(
         judged.append(asked.answered(text))
         before.append(begins)
         after.append(answers)
-    made = answered(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
+    made = rollout_from_answers(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
     return Judged(judged, replace(made, ended_B=rollout.ended_B), reasoning)
 
 

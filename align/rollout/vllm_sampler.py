@@ -23,14 +23,13 @@ import torch
 from align.core.errors import InputError, NotFinite, require
 from align.core.types import Rollout
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.models.actor import Actor
-from align.models.adapter_files import adapter_config
+from align.models.actors import Actor
 from align.models.adapters import without_adapters
-from align.models.backbone import picked_logprobs
 from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
+from align.models.forward import picked_logprobs
 from align.models.load import DTYPES, name_of
-from align.models.plain_adapter import write_plain
+from align.models.plain_lora import write_plain
 from align.rollout.engine import SnapshotEngine, rollout_of
 from align.rollout.engine_process import VLLM, WITHIN, engine_version, required_interpreter, vllm_rank
 from align.rollout.probes import Logprobs, Probes
@@ -171,7 +170,6 @@ class VllmSampler(SnapshotEngine):
 
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
         if folder is not None and folder.name not in self.adapters:
-            adapter_config(folder)
             rank = check_servable(folder, None, self.layers)
             name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may ask the same server
             with publish(self.folder / name) as part:

@@ -690,13 +690,13 @@ def adaptable_layers(base: Base) -> list[str]:
     Raises:
         InputError: its modules cannot be built.
     """
-    from align.models.adapter_files import adaptable
+    from align.models.adapters import adaptable_modules
     from align.models.load import skeleton
 
     model = skeleton(base)
     require(model is not None, "model", base.id, "its modules cannot be built without its weights", "Serve it merged.")
     left_out = {model.get_input_embeddings(), model.get_output_embeddings()}
-    return [name for name in adaptable(model) if model.get_submodule(name) not in left_out]
+    return [name for name in adaptable_modules(model) if model.get_submodule(name) not in left_out]
 
 
 def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> int:
@@ -709,17 +709,16 @@ def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> i
     Raises:
         CorruptFile, InputError: it cannot.
     """
-    from align.models.adapter_files import adapter_config, check_targets, read_adapter
-    from align.models.lowering import check_plain
+    from align.models.adapters import check_targets, read_adapter
+    from align.models.plain_lora import check_plain
 
-    config = adapter_config(folder)
-    adapter = read_adapter(folder)
+    adapter = read_adapter(folder, alone=False)
     check_plain(adapter)
-    require(not adapter.scores, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
+    require(not adapter.has_score_head, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
     other = next((name for name in adapter.ranks if name not in layers), None)
     problem = "is no linear layer of the base but its head, and vLLM makes room for adapters on these"
     require(other is None, "target_modules", other, problem, "Serve it merged: export=merged.")
-    check_targets(config, adapter.ranks, layers)
+    check_targets(adapter.config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
     room = vllm_rank(rank) if most is None else most
     problem = f"is over {most}, the rank that vLLM made room for"

@@ -1,5 +1,5 @@
 """What a folder with an adapter says of itself, and whether it may be loaded. Imports no torch: whether its tensors are
-what they should be is found by `align.models.adapter_files`."""
+what they should be is found by `align.models.adapters`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.errors import AlignError, InputError, require
-from align.models.start import trained_with
+from align.models.base import trained_method
 from align.report.figure_text import one_line
 from align.run import Artifact, artifact_in, json_object
 from align.run.receipt import RECEIPT
@@ -84,7 +84,7 @@ def origin_of(artifact: Artifact) -> Origin:
         CorruptFile: such a file is no JSON object.
     """
     if artifact.base is not None:
-        return Origin(artifact.base.digest, trained_with(artifact))
+        return Origin(artifact.base.digest, trained_method(artifact))
     said, remedy = {}, "Export it again."
     for name in (ABOUT, RECEIPT):
         path = artifact.path / name

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from align.core.aliases import NAME, NAMED
 from align.core.errors import require
-from align.models.base import BUILT_IN
-from align.models.start import BASE
+from align.models.base import BASE, BUILT_IN
 from align.run import Base
 from align.run.alias_log import SIGN
 from align.run.signing import PublicKey

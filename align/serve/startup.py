@@ -8,8 +8,7 @@ from pathlib import Path
 
 from align.core.aliases import Arm as Written
 from align.core.errors import InputError, require
-from align.models.base import BUILT_IN, base_of, find_base
-from align.models.start import BASE
+from align.models.base import BASE, BUILT_IN, base_of, find_base
 from align.run import Artifact, Base, json_object, resolve
 from align.run.alias_log import SIGN
 from align.run.artifacts import artifact_of, meaning

@@ -318,7 +318,7 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
     """
     from align.evals.judges.identity import scorer_title
     from align.evals.row_scores import load_loss, load_reward
-    from align.models.finite import diverged
+    from align.models.finite_checks import diverged
     from align.models.load import choose_device, choose_dtype
 
     settings: ScoreConfig = config.stage.score

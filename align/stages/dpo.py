@@ -16,14 +16,14 @@ from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, divided_preferences, encoded_sides, pairs_records
 from align.data.sources import DataSource
+from align.models.base import label
 from align.models.lora import Lora
-from align.models.start import label
 from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Run
 from align.stages.runner import Inputs, find_start, load_training_start, open_tracker
 from align.track import peak_memory
-from align.trainers.available import check_trainer
+from align.trainers import check_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     from align.models.adapters import save_adapter
     from align.models.load import describe, save_tokenizer
     from align.trainers.common import fit, load_referenced_policy
-    from align.trainers.dpo import dpo_trainer, figures_of
+    from align.trainers.dpo import dpo_trainer, figure_names
 
     stage: DpoConfig = config.stage
     base = run.base
@@ -88,7 +88,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         base,
         config.method.name,
         artifact,
-        Lora.of(config.method),
+        Lora.from_settings(config.method),
         config.seed,
         device,
         dtype,
@@ -128,8 +128,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         lambda step: loss(measure_logprobs(step), at_start),
         device=device,
         dtype=dtype,
-        track=partial(open_tracker, run),
-        figures=figures_of(stage.loss),
+        track=open_tracker,
+        figures=figure_names(stage.loss),
     )
 
     at_end = measure_logprobs(fitted.published_step)
@@ -144,13 +144,13 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         **fitted.figures,
         **peak_memory(),
         **simulated_by(train_prefs),
-        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
+        **predict_peak(run, longest, config),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
     log_odds = stage.beta if stage.loss == "sigmoid" else None  # the other losses say nothing of probabilities
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, log_odds=log_odds)
-    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.said))
+    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.summary))
 
 
 def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:

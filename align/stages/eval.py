@@ -122,8 +122,7 @@ from align.evals.suite.tasks import (
     task_record,
 )
 from align.evals.text import QUOTED_LETTERS
-from align.models.base import base_of
-from align.models.start import adapter_folder, as_artifact, find, label, started_from
+from align.models.base import adapter_folder, as_artifact, base_of, find_artifact, find_reference, label
 from align.report import in_words
 from align.report.figure_text import counted
 from align.reward.checkers.checked import code_permission
@@ -199,8 +198,8 @@ def inputs(config: Config) -> Inputs:
         config = changed(config, method=changed(config.method, name="full"))
     root = config.run.folder
     named = config.init != Config().init or artifact.manifest is None
-    asked = find(config.init, root, config.model.path, config.model.revision, "init") if named else None
-    reference = started_from(artifact, asked, root)
+    asked = find_artifact(config.init, root, config.model.path, config.model.revision, "init") if named else None
+    reference = find_reference(artifact, asked, root)
     data = data_records(DataSource.of(config.data))
     judge = reward_inputs(reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)

@@ -29,7 +29,7 @@ from align.export.receipt_rows import (
     require_asked,
     require_passed,
 )
-from align.models.start import adapter_folder, label
+from align.models.base import adapter_folder, label
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, Run, json_digest, write_json
 from align.run.atomic import publish
@@ -158,16 +158,16 @@ def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
     """
 
     from align.export.merged import check_untied
-    from align.models.adapter_files import adapter_config, read_adapter
-    from align.models.lowering import MERGEABLE, check_initial, check_plain
+    from align.models.adapters import read_adapter
+    from align.models.plain_lora import check_initial, check_plain
 
-    found, kinds = read_adapter(artifact.path), kinds_of(config.export.name, artifact)
-    check_plain(found, () if {"adapter", "gguf"} & set(kinds) else MERGEABLE)
-    check_initial(config.method.name == "qlora", found.config)
-    adapter_config(artifact.path, "artifact", alone=True)  # `attach` asks it too, with the base in memory
+    adapter = read_adapter(artifact.path, "artifact")
+    kinds = kinds_of(config.export.name, artifact)
+    check_plain(adapter, will_merge=not {"adapter", "gguf"} & set(kinds))
+    check_initial(config.method.name == "qlora", adapter.config)
     if "merged" in kinds:
-        check_untied(base, found)
-    return found.scores
+        check_untied(base, adapter)
+    return adapter.has_score_head
 
 
 def engines_of(config: Config) -> dict[str, str]:

@@ -75,7 +75,15 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     write_labelled(run.folder, tokenizer, train.rows)
     held_out_for(stage.eval_every, len(test.rows), "stage.held_out")
     model = load_referenced_policy(
-        base, config.method.name, artifact, Lora.of(config.method), config.seed, device, dtype, stage.name, True
+        base,
+        config.method.name,
+        artifact,
+        Lora.from_settings(config.method),
+        config.seed,
+        device,
+        dtype,
+        stage.name,
+        True,
     )
 
     measured_rows = pair_held_out(train.rows, test.rows, max_length)
@@ -106,7 +114,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         lambda step: loss(measure_logprobs(step)),
         device=device,
         dtype=dtype,
-        track=partial(open_tracker, run),
+        track=open_tracker,
         figures=FIGURES,
     )
 
@@ -121,12 +129,12 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         **fitted.figures,
         **peak_memory(),
         **simulated_by([record for record in train.records if isinstance(record, Preference)]),
-        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
+        **predict_peak(run, longest, config),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
     lines = [f"held out: {key} {in_words(figures[key])}" for key in ("accuracy", "auc") if key in figures]
-    return Result(metrics, (lines[0] if lines else ONE_LABEL, fitted.said))
+    return Result(metrics, (lines[0] if lines else ONE_LABEL, fitted.summary))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,11 @@ from align.config.training import check_ranks
 from align.core.errors import MissingArtifact
 from align.core.files import user_path
 from align.models.architectures import refuse
-from align.models.base import BUILT_IN, find_base
-from align.models.lora import settings_in
-from align.models.start import BASE, adapter_folder, method_of
-from align.planning.disk import disk_bytes
+from align.models.base import BASE, BUILT_IN, adapter_folder, choose_method, find_base
+from align.models.lora import saved_settings
 from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, room_on
-from align.planning.memory import footprint
+from align.planning.memory import Footprint, Workload, build_workload, disk_bytes, footprint
 from align.planning.shapes import Shape, shape_of
-from align.planning.workload import Footprint, Workload, workload_of
 from align.reward.inputs import leaves
 from align.run import Artifact, Base, hub_config, model_config, resolve
 
@@ -51,12 +48,8 @@ class PlannedStart:
 
     def workload(self, shape: Shape, cuda: bool) -> Workload:
         config = self.config
-        return workload_of(
-            config.stage,
-            config.data,
-            config.rollout,
-            config.method,
-            config.dtype,
+        return build_workload(
+            config,
             shape.context,
             ranks=(config.devices or 1) if ranks.is_alone() else ranks.world_size(),
             from_adapter=self.from_adapter,
@@ -109,13 +102,13 @@ def find_planned_start(config: Config) -> PlannedStart:
             what = "an adapter of the settings of method=" if from_adapter else "the base itself"
             notes.append(f"init={config.init} is not there yet: planned from {what}")
     else:
-        name = method_of(artifact, config.method.name, "init")
+        name = choose_method(artifact, config.method.name, "init")
         from_adapter = adapter_folder(artifact) is not None
         base = locate_base(config) if config.model.path else (artifact.base or locate_base(config))
         base = replace(base, path=str(artifact.path)) if artifact.whole else base
     method = changed(config.method, name=name)
     if artifact is not None and from_adapter:
-        saved = settings_in(artifact.path)
+        saved = saved_settings(artifact.path)
         sizes = {key: saved[key] for key, kind in (("r", int), ("targets", list)) if isinstance(saved[key], kind)}
         method = changed(method, **sizes)
     config = changed(config, method=method)
@@ -192,7 +185,7 @@ def beside(start: PlannedStart, work: Workload, found: Footprint) -> Iterator[st
         from align.trainers.measured_steps import measure_steps
 
         training = replace(
-            Training.of(config.stage, config.seed),
+            Training.from_settings(config.stage, config.seed),
             gradient_checkpointing="true" if work.recompute else "false",
             lr=0.0,
             warmup=0.0,

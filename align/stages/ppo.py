@@ -16,8 +16,8 @@ from align.core.types import Conversation, Result
 from align.data.chat.encode import encode_prompts, prompt_room
 from align.data.sources import DataSource, data_records, divided_prompts
 from align.data.sources import prompts as read_prompts
+from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.models.start import adapter_folder, frozen_as, label
 from align.planning.memory import predict_peak
 from align.report.figure_text import counted
 from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
@@ -71,16 +71,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
         rewards = len(on_base(models_of(run.inputs), run.base))
         peaks = {
             **peak_memory(),
-            **predict_peak(
-                run,
-                longest,
-                config.stage,
-                config.data,
-                config.method,
-                config.dtype,
-                rewards=rewards,
-                rollout=config.rollout,
-            ),
+            **predict_peak(run, longest, config, rewards=rewards),
         }
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
@@ -188,7 +179,7 @@ def load_workers(
         run,
         config.rollout,
         base,
-        frozen_as(config.method.name),
+        frozen_method(config.method.name),
         dtype,
         device,
         tokenizer,
@@ -211,8 +202,8 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
         adapter_folder(artifact),
         [model.path for model in on_base(models, base)],
         method=config.method.name,
-        frozen=frozen_as(config.method.name),
-        fresh=Lora.of(config.method),
+        frozen=frozen_method(config.method.name),
+        fresh=Lora.from_settings(config.method),
         value_backbone=stage.value_backbone if stage.has_critic else "none",
         device=device,
         dtype=choose_dtype(config.dtype, device),
@@ -260,7 +251,7 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) 
         workers.restore_policy(trained.state.best.weights)
     if not ranks.is_main():
         return
-    workers.roles.save_policy(run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
+    workers.roles.save("policy", run.artifact, run.base, choose_dtype(config.dtype, choose_device(config.device)))
     if config.stage.has_critic:
         workers.roles.save_critic(run.artifact / "value", run.base)
     save_tokenizer(workers.tokenizer, run.artifact)

@@ -16,8 +16,8 @@ from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, divided_preferences, encoded_sides
+from align.models.base import adapter_folder
 from align.models.lora import Lora, LoraLike
-from align.models.start import adapter_folder
 from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Input, Run, json_digest
@@ -44,18 +44,17 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     from torch.nn.functional import logsigmoid
 
     from align.evals.held_out import held_out_figures, simulated_by, write_held_out_pairs
-    from align.models.adapter_files import SCORE_KEY, adapter_config, read_tensors
-    from align.models.adapters import save_adapter, with_new_adapter
+    from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
     from align.models.load import load_classifier, save_tokenizer
     from align.trainers.common import fit
-    from align.trainers.reward import FIGURES, copy_adapter_weights, rankings, reward_trainer
+    from align.trainers.reward import FIGURES, copy_adapter_weights, group_rankings, reward_trainer
 
     stage: RewardStageConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = stop_token_ids(tokenizer)
     train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
-    judged = rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
+    judged = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     of = "" if len(judged) == len(train) else f" of {len(judged)} rankings"
     print(
         f"{len(train)} pairs{of} to train on, {len(test)} pairs held out; "
@@ -67,14 +66,14 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     run.known_metrics = {
         **counts,
         "rankings": len(judged),
-        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype, texts),
+        **predict_peak(run, longest, config, texts),
     }
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
-    lora = LoraLike(adapter_config(adapter, "init")) if adapter else Lora.of(config.method)
+    lora = LoraLike(adapter_config(adapter, "init")) if adapter else Lora.from_settings(config.method)
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
     model = with_new_adapter(model, lora, classifier=True)
@@ -99,7 +98,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         lambda step: loss(measure(step)),
         device=device,
         dtype=dtype,
-        track=partial(open_tracker, run),
+        track=open_tracker,
         figures=FIGURES,
     )
 
@@ -123,7 +122,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         notes.append(f"{metrics['prioritised']} items ordered by how unsure it is of them")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
     figures = ", ".join(f"{name} {in_words(value)}" for name, value in metrics.items() if isinstance(value, dict))
-    return Result(metrics, (*notes, f"held out: {figures}", fitted.said))
+    return Result(metrics, (*notes, f"held out: {figures}", fitted.summary))
 
 
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
@@ -149,7 +148,7 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype
     """
     import torch
 
-    from align.models.finite import diverged
+    from align.models.finite_checks import diverged
     from align.ops.finite import not_finite
     from align.reward.learned import score_rows
     from align.trainers.reward import score_head

@@ -35,8 +35,8 @@ from align.data.trained_ids import name_rows, write_ids
 from align.mirrors import Artifact as MirroredArtifact
 from align.mirrors import Guarded, Watched, require_installed
 from align.mirrors import opened as open_mirror
-from align.models.lora import settings_in
-from align.models.start import start_from
+from align.models.base import start_from
+from align.models.lora import saved_settings
 from align.report import too_few
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Artifact, Base, Input, Run, artifact_in, verify_outputs
@@ -114,7 +114,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
     Raises:
         InputError: the command line asks for other settings than the adapter has.
     """
-    saved = settings_in(adapter.path)
+    saved = saved_settings(adapter.path)
     why = f"{adapter.ref} is an adapter already, and goes on as it is"
     method.refuse_others(saved, why, "Drop it, or start from a whole model.")
     settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
@@ -344,7 +344,7 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> Result:
             result: Result = load_stage(config.stage.name).run(run, config, *rows)
         result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
-            from align.models.finite import check_published
+            from align.models.finite_checks import check_published
 
             check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
         page.finished(result.metrics, computed_on(config))

@@ -29,8 +29,8 @@ from align.data.read.records import write_preferences
 from align.data.sources import DataSource, data_records
 from align.data.sources import prompts as read_prompts
 from align.evals.judges.identity import list_scorer_parts, scorer_title
+from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.models.start import adapter_folder, frozen_as, label
 from align.report.figure_text import counted, in_words
 from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Input, Run, write_json, write_text
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.evals.best_of import Tally
-    from align.models.actor import Actor
+    from align.models.actors import Actor
     from align.reward.scorer import Scorer
     from align.rollout.engine import Engine
     from align.rollout.strip_reasoning import Judged
@@ -64,7 +64,7 @@ CALIBRATED_ON = 64
 """Prompts whose answers bring the learned members of an ensemble or a sum to one scale."""
 GOLD = "gold."
 """The beginning of the names of the inputs of the reward that measures."""
-PRELOAD = ("align.models.adapter_pool", "align.rollout.registry")
+PRELOAD = ("align.models.actors", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
@@ -153,7 +153,7 @@ def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
 
 def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     """Put several answers to each prompt into the annotation store."""
-    from align.models.adapter_pool import AdapterPool
+    from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
     from align.rollout.engine import divergence_as_input_error, response_texts, row_seeds
     from align.rollout.registry import open_engine
@@ -387,7 +387,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     base = run.base
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    frozen = frozen_as(config.method.name)
+    frozen = frozen_method(config.method.name)
     policy, tokenizer = load_start(run, config)
     reward = reward_spec(config.reward)
     models = models_of(run.inputs)
@@ -399,7 +399,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         [model.path for model in on_base(models, base)],
         method=frozen,
         frozen=frozen,
-        fresh=Lora.of(config.method),
+        fresh=Lora.from_settings(config.method),
         value_backbone="none",
         device=device,
         dtype=dtype,

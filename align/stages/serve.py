@@ -19,7 +19,7 @@ from align.core.aliases import parsed_aliases
 from align.core.errors import AlignError, require
 from align.core.files import user_path
 from align.core.types import Result
-from align.models.start import label
+from align.models.base import label
 from align.run import Input, Run
 from align.run.signing import public_key
 from align.run.weights import brings_scores
@@ -191,13 +191,13 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     """
     import torch
 
-    from align.models.adapter_files import adaptable, adapter_config, check_targets, read_adapter
-    from align.models.bank import lowered
-    from align.models.dequantised import dequantised
+    from align.models.adapters import adaptable_modules, check_targets, read_adapter
+    from align.models.base import frozen_method
+    from align.models.dequantised import dequantise
+    from align.models.fastpath.adapter_bank import load_for_bank
+    from align.models.fastpath.decoder import NotPlainError
     from align.models.fastpath.mixed import MixedDecoder
-    from align.models.fastpath.weights import NotPlainError
     from align.models.load import choose_device, choose_dtype, load_base
-    from align.models.start import frozen_as
     from align.rollout.continuous import ContinuousBatch
     from align.rollout.one_at_a_time import OneAtATime
 
@@ -205,9 +205,9 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     method = found.portfolio.method
     device = choose_device(config.device)
     dtype = choose_dtype(trained_in(config, found), device)
-    model: Any = load_base(found.portfolio.base, frozen_as(method), device, dtype)
+    model: Any = load_base(found.portfolio.base, frozen_method(method), device, dtype)
     if method == "qlora":
-        model = dequantised(model, torch.float32)
+        model = dequantise(model, torch.float32)
     context = served_context(model, stage)
     known = model.get_input_embeddings().weight.shape[0], model.generation_config
     why = "the model is on a GPU, where batches were never measured"
@@ -220,15 +220,16 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
         else:
             prefix_bytes = stage.prefix_cache_mb * 2**20
             batch = ContinuousBatch(decoder, context, stage.queue, prefix_bytes, reserve=reserved_slots(stage))
-            check = partial(lowered, sites=decoder.bank.sites, max_rank=rank)
+            check = partial(load_for_bank, sites=decoder.bank.sites, max_rank=rank)
             yield Ready(batch, check, describe_batches(stage, decoder.exact), *known)
             return
-    layers = adaptable(model)
+    layers = adaptable_modules(model)
 
     def check_adapter(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
         require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
-        check_targets(adapter_config(folder), read_adapter(folder).ranks, layers)
+        adapter = read_adapter(folder, alone=False)
+        check_targets(adapter.config, adapter.ranks, layers)
 
     engine = OneAtATime(model, context, stage.queue, stage.resident)
     yield Ready(engine, check_adapter, f"one request at a time: {why}", *known)

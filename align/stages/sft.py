@@ -17,9 +17,8 @@ from align.data.chat.encode import Encoding, encode
 from align.data.chat.template import use_template
 from align.data.chat.training_view import write_rows
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
-from align.models.base import find_base
+from align.models.base import BASE, adapter_folder, find_base, label
 from align.models.lora import Lora
-from align.models.start import BASE, adapter_folder, label
 from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Input, Run
@@ -66,7 +65,7 @@ def run(
 ) -> Result:
     from align.evals.held_out import held_out_loss
     from align.models.adapters import save_adapter
-    from align.models.finite import diverged
+    from align.models.finite_checks import diverged
     from align.models.load import (
         check_packing,
         choose_device,
@@ -123,7 +122,9 @@ def run(
     shards = config.method.name == "full" and not ranks.is_alone()
     model = load_in_shards(base, device, dtype) if shards else load_base(base, config.method.name, device, dtype)
     if config.method.name != "full":
-        model = put_trained_adapter(model, adapter_folder(init) if init else None, Lora.of(config.method), config.seed)
+        model = put_trained_adapter(
+            model, adapter_folder(init) if init else None, Lora.from_settings(config.method), config.seed
+        )
 
     def measure(steps: int) -> HeldOutLoss:
         """Return the loss on the held-out rows after so many steps of training."""
@@ -145,7 +146,7 @@ def run(
         lambda step: measure(step).mean,
         device=device,
         dtype=dtype,
-        track=partial(open_tracker, run),
+        track=open_tracker,
         figures=FIGURES,
     )
     figures: dict[str, Any] = {}
@@ -165,9 +166,9 @@ def run(
         **fitted.figures,
         **run.known_metrics,
         **peak_memory(),
-        **predict_peak(run, longest, config.stage, config.data, config.method, config.dtype),
+        **predict_peak(run, longest, config),
     }
-    return Result(metrics, (*describe_losses(metrics), fitted.said))
+    return Result(metrics, (*describe_losses(metrics), fitted.summary))
 
 
 def describe_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:

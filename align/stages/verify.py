@@ -15,7 +15,7 @@ from align.core.errors import AlignError
 from align.core.types import Result, Rollout
 from align.data.chat.template import use_template
 from align.data.chat.tokens import text_ids
-from align.models.start import BASE, frozen_as, label
+from align.models.base import BASE, frozen_method, label
 from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
@@ -77,7 +77,7 @@ def run(run: Run, config: Config) -> Result:
         run,
         config.rollout,
         base,
-        frozen_as(config.method.name),
+        frozen_method(config.method.name),
         dtype,
         device,
         tokenizer,

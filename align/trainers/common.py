@@ -1,8 +1,8 @@
-"""What TRL's trainers share here: settings, one way to fit a model, fp32 adapters, one metrics stream, checkpoints that
+"""Training by TRL's trainers: settings, one way to fit a model, adapters in fp32, one metrics stream, checkpoints that
 can be trusted.
 
-A further trainer of TRL's is a file beside this one: a class mixed with `Dealt`, a function that builds it from
-our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of what it logs.
+A further trainer of TRL's is a file beside this one: a class mixed with `MultiRankTrainer`, a function that builds it
+from our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of what it logs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -22,29 +22,29 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.training_args import ParallelMode
 
 from align import ranks
-from align.core.errors import require
+from align.core.errors import InputError, require
 from align.models.adapters import attach, with_new_adapter
-from align.models.finite import check_tensors
+from align.models.base import adapter_folder
+from align.models.finite_checks import check_tensors, describe_non_finite, diverged
+from align.models.forward import route_of
 from align.models.load import choose_checkpointing, load_base
 from align.models.lora import Lora
-from align.models.plain_path import route_of
 from align.models.sharded import is_sharded
-from align.models.start import adapter_folder
 from align.run import Artifact, Base, Run
-from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, step_of
+from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, sealed, step_of
 from align.track import Progress, Tracker, progress
-from align.trainers.callbacks import ANEW, Evaluation, Measuring, NanGuard, state_in, trained_in
-from align.trainers.dealt import counted_as_one
+from align.trainers.multi_rank import as_single_process
 
 datasets.disable_progress_bars()
 
 CHECKPOINTS = 2
-"""So many are kept; one of them is the best where that is published."""
+"""The number of checkpoints that are kept. One of them is the best if that is published."""
+RETRY = "Remove it and run the same command again."
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a trainer trains: the settings that SFT, reward, DPO and KTO share, by the names of their configurations.
+    """The settings of a trainer: those that SFT, reward, DPO and KTO share, by the names of their configurations.
 
     Attributes:
         max_steps: ends before the epochs do; None where they decide.
@@ -70,20 +70,22 @@ class Training:
     adam_beta2: float = 0.999
 
     @classmethod
-    def of(cls, settings: Any, seed: int) -> Training:
-        """From whatever has settings of these names; those that it lacks keep their defaults."""
-        names = (f.name for f in fields(cls) if f.name != "seed")
-        return cls(seed=seed, **{name: getattr(settings, name) for name in names if hasattr(settings, name)})
+    def from_settings(cls, settings: Any, seed: int) -> Training:
+        """Read the settings of a stage. Settings that it lacks have their defaults."""
+        names = [field.name for field in fields(cls) if hasattr(settings, field.name)]
+        values: dict[str, Any] = {name: getattr(settings, name) for name in names}
+        return cls(**values | {"seed": seed})
 
     def steps(self, rows: int) -> int:
-        """Optimiser steps of a whole run over so many rows."""
+        """Return the optimiser steps of a whole run over so many rows."""
         return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
     def arguments(
         self, output: Path, device: torch.device, dtype: torch.dtype, steps: int, shards: bool = False
     ) -> dict[str, Any]:
-        """The keyword arguments that TRL's configs have in common; every precision switch is said aloud, for TRL's own
-        defaults differ from transformers'.
+        """Return the keyword arguments that TRL's configs have in common.
+
+        Every precision switch is explicit, because TRL's defaults differ from transformers'.
 
         Args:
             steps: of the whole run.
@@ -127,7 +129,7 @@ class Training:
 
 
 def choose_optimiser(requested: str, device: torch.device, shards: bool = False) -> str:
-    """The name that transformers has for an optimiser.
+    """Return transformers' name of an optimiser.
 
     Args:
         requested: `auto` takes the one that needs the least of a GPU's memory, and plain AdamW elsewhere.
@@ -138,39 +140,27 @@ def choose_optimiser(requested: str, device: torch.device, shards: bool = False)
     """
     least = "paged_adamw_8bit" if device.type == "cuda" and not shards else "adamw"
     chosen = least if requested == "auto" else requested
-    require(
-        not shards or chosen == "adamw", "stage.optimiser", requested,
-        "updates whole weights, of which each rank has a part", "Use adamw, or leave it out.",
-    )  # fmt: skip
-    require(
-        device.type == "cuda" or "8bit" not in chosen, "stage.optimiser", requested,
-        "keeps its moments in 8 bits by a kernel for cuda", "Use adamw, or leave it out.",
-    )  # fmt: skip
+    problem = "updates whole weights, of which each rank has a part"
+    remedy = "Use adamw, or leave it out."
+    require(not shards or chosen == "adamw", "stage.optimiser", requested, problem, remedy)
+    problem = "keeps its moments in 8 bits by a kernel for cuda"
+    require(device.type == "cuda" or "8bit" not in chosen, "stage.optimiser", requested, problem, remedy)
     return "adamw_torch" if chosen == "adamw" else chosen
 
 
-@dataclass(frozen=True, slots=True)
-class FitResult:
-    """What training came to.
+class FitResult(NamedTuple):
+    """The result of training.
 
     Attributes:
-        steps: of the optimiser, in the whole run.
         published_step: the step whose weights the model has now.
-        ended_by: the setting that ended training: `epochs`, `max_steps` or `patience`.
-        trained_weights: how many weights were trained.
-        said: which step is published and why training ended, in words; empty where nothing was measured on the way.
+        figures: for the manifest: `steps` of the whole run, `published_step`, the setting that ended training
+            (`epochs`, `max_steps` or `patience`), and the number of trained weights.
+        summary: which step is published and why training ended; empty if the held-out loss was not measured on the way.
     """
 
-    steps: int
     published_step: int
-    ended_by: str
-    trained_weights: int
-    said: str
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """For the manifest."""
-        return {key: getattr(self, key) for key in ("steps", "published_step", "ended_by", "trained_weights")}
+    figures: dict[str, Any]
+    summary: str
 
 
 def fit(
@@ -184,7 +174,7 @@ def fit(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    track: Callable[[int], AbstractContextManager[Tracker]],
+    track: Callable[[Run, int], AbstractContextManager[Tracker]],
     figures: Mapping[str, str],
 ) -> FitResult:
     """Train `model` in place, from the run's newest checkpoint if there is one, with its metrics and its progress. In
@@ -192,59 +182,63 @@ def fit(
 
     Args:
         make: builds the trainer around `model`, given the keyword arguments that TRL's configs have in common.
-        settings: of the stage: those of `Training`, those of `Measuring.by`, and `log_every`, the steps between rows
-            of `metrics.jsonl`.
+        settings: of the stage: those of `Training`, `eval_every`, `publish`, `patience`, and `log_every`, the steps
+            between rows of `metrics.jsonl`.
         rows: of an epoch.
-        held_out_loss: see `Measuring.loss`.
+        held_out_loss: see `HeldOutEvaluation`.
         track: opens the run's metrics stream after a step.
         figures: the trainer's name of a figure → ours.
     """
-    training = Training.of(settings, seed)
-    measuring = Measuring.by(held_out_loss, settings)
+    training = Training.from_settings(settings, seed)
+    evaluation = HeldOutEvaluation(held_out_loss, settings.eval_every, settings.publish, settings.patience)
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
-    checkpoint = newest_checkpoint(run, whole=measuring.whole)
+    checkpoint = newest_checkpoint(run, whole=evaluation.can_resume_from)
     done = step_of(checkpoint)
-    ended = done >= steps or (checkpoint is not None and measuring.exhausted(state_in(checkpoint)))
-    with track(done) as stream, progress(run.manifest.stage, steps, done) as bar:
-        evaluation = Evaluation(measuring)
+    ended = done >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
+    with track(run, done) as stream, progress(run.manifest.stage, steps, done) as bar:
         reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
-        callbacks = evaluation, reporter
+        callbacks = (evaluation, reporter)
         trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)
-    state = trainer.state
-    published = measuring.published(state)
+    taken = trainer.state.global_step
+    published = evaluation.published_step(trainer.state)
     ranks.barrier()  # the first rank has written the last checkpoint, and removed others
-    if published != state.global_step:
-        put_back(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
-    ended_by = "patience" if state.global_step < steps else "max_steps" if training.max_steps else "epochs"
-    return FitResult(state.global_step, published, ended_by, trained, measuring.in_words(state, steps))
+    if published != taken:
+        load_weights(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
+    ended_by = "patience" if taken < steps else "max_steps" if training.max_steps else "epochs"
+    fitted = {"steps": taken, "published_step": published, "ended_by": ended_by, "trained_weights": trained}
+    return FitResult(published, fitted, evaluation.describe(trainer.state, steps))
 
 
 def train(
-    make: Callable[[], Trainer], model: nn.Module, *callbacks: TrainerCallback,
-    checkpoint: Path | None = None, ended: bool = False,
-) -> tuple[Trainer, int]:  # fmt: skip
-    """Build the trainer around `model` and train, quietly and in fp32, from `checkpoint` where there is one.
+    make: Callable[[], Trainer],
+    model: nn.Module,
+    *callbacks: TrainerCallback,
+    checkpoint: Path | None = None,
+    ended: bool = False,
+) -> tuple[Trainer, int]:
+    """Build the trainer around `model` and train, without TRL's output and in fp32, from `checkpoint` if there is one.
 
     Args:
         ended: training had ended at `checkpoint`, whose weights are the result. A Trainer would take one more step: it
-            looks behind a step whether that was the last.
+            checks after a step whether that was the last.
 
     Returns:
         the trainer, in whose state training ended, and the number of trained weights.
     """
-    start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantised(model)}
-    with configuration_kept(model):
-        with counted_as_one():
+    # TRL rounds the weights of a quantised model's adapter as it is built.
+    quantised = getattr(model, "is_loaded_in_4bit", False)
+    start = {name: p.detach().clone() for name, p in trainable_parameters(model).items() if quantised}
+    with keep_configurations(model):
+        with as_single_process():
             trainer = make()
         trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
-        guard = NanGuard("bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else "float32")
-        for callback in (*callbacks, guard):
+        for callback in (*callbacks, FiniteGuard()):
             trainer.add_callback(callback)
-        trained = trainable_in_fp32(model, start)
+        trained = cast_trainable_to_fp32(model, start)
         if checkpoint and ended:
-            put_back(trainer, checkpoint)
-            trainer.state = state_in(checkpoint)
+            load_weights(trainer, checkpoint)
+            trainer.state = load_state(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer, trained
@@ -274,17 +268,18 @@ def build_trainer(
 
 
 @contextmanager
-def configuration_kept(model: nn.Module) -> Iterator[None]:
-    """A trainer writes what it trains with into the model's configuration (no cache, the tokenizer's pad and end
-    tokens). Afterwards the model says of itself what it said before: a whole model is published with it."""
-    held = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
-    kept = [(config, dict(vars(config))) for config in {id(c): c for c in held if hasattr(c, "to_dict")}.values()]
+def keep_configurations(model: nn.Module) -> Iterator[None]:
+    """Restore a model's configurations after the block. A trainer writes what it trains with into them (no cache, the
+    tokenizer's pad and end tokens), and a whole model is published with them."""
+    found = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
+    configs = {id(config): config for config in found if hasattr(config, "to_dict")}.values()
+    kept = [(config, dict(vars(config))) for config in configs]
     try:
         yield
     finally:
-        for config, said in kept:
+        for config, values in kept:
             vars(config).clear()
-            vars(config).update(said)
+            vars(config).update(values)
 
 
 def put_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed: int) -> Any:
@@ -321,13 +316,12 @@ def load_referenced_policy(
         InputError: TRL would read other logits than the model's.
     """
     model = load_base(base, method, device, dtype)
-    trl_name = stage.upper()
     problem = f"type {model.config.model_type} has logits that are more than a head on hidden states"
-    remedy = "Use stage=reward and stage=ppo."
-    require(route_of(model).halves, "stage", stage, f"{problem}, which TRL's {trl_name} reads", remedy)
+    problem += f", which TRL's {stage.upper()} reads"
+    require(route_of(model).halves, "stage", stage, problem, "Use stage=reward and stage=ppo.")
     model = put_trained_adapter(model, adapter_folder(start), lora, seed)
+    size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
     if has_reference:
-        size = sum(p.numel() * p.element_size() for p in trained_in(model).values())
         print(
             f"the start is kept as the reference: a second adapter of {size / 1e6:,.1f} MB, and a second pass over "
             "each batch"
@@ -337,7 +331,7 @@ def load_referenced_policy(
     return model
 
 
-def put_back(trainer: Trainer, checkpoint: Path) -> None:
+def load_weights(trainer: Trainer, checkpoint: Path) -> None:
     """Give the trainer's model the weights that it had at `checkpoint`.
 
     Raises:
@@ -345,40 +339,192 @@ def put_back(trainer: Trainer, checkpoint: Path) -> None:
     """
     trainer._load_from_checkpoint(str(checkpoint))
     assert isinstance(trainer.model, nn.Module)
-    check_tensors(trained_in(trainer.model).items(), "checkpoint", checkpoint.name, ANEW)
+    check_tensors(trainable_parameters(trainer.model).items(), "checkpoint", checkpoint.name, RETRY)
 
 
-def quantised(model: nn.Module) -> bool:
-    return bool(getattr(model, "is_loaded_in_4bit", False))
+def load_state(checkpoint: Path) -> TrainerState:
+    """Return the Trainer's state at a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
-def trainable_in_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int:
-    """Cast every trainable weight to fp32, give it back its value in `start`, and return how many there are.
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int:
+    """Cast every trainable weight to fp32, restore its value in `start`, and return how many there are.
 
     TRL casts them to bf16 on a 4-bit base as the trainer is built. Small updates then vanish (at lr 1e-5 only 8 % of
     `lora_A` moved in 20 steps), and an adapter that was copied in starts rounded.
     """
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trainable = trainable_parameters(model)
     assert trainable, "nothing is trainable"
     for name, parameter in trainable.items():
-        parameter.data = start[name].float() if name in start else parameter.data.float()
-    return sum(p.numel() for p in trainable.values())
+        parameter.data = start.get(name, parameter.data).float()
+    return sum(parameter.numel() for parameter in trainable.values())
+
+
+class HeldOutEvaluation(TrainerCallback):
+    """Measures the held-out loss while training, and ends training if no lower loss comes.
+
+    The result lies in the Trainer's own state (`best_metric`, `best_global_step`), which every checkpoint holds. The
+    best weights are a checkpoint of their own, written at the step that was measured: there is no other copy of them.
+
+    Args:
+        loss: the held-out loss of the model as it is, given the number of steps that it has taken. Raises InputError if
+            it is not a number.
+        every: steps between two measurements; the last step is measured too. None: nothing is measured.
+        publish: `best` or `last`.
+        patience: measurements in a row without a lower loss after which training ends; None: never.
+
+    Attributes:
+        losses: step → held-out loss, of those that this process measured.
+    """
+
+    def __init__(
+        self, loss: Callable[[int], float], every: int | None = None, publish: str = "last", patience: int | None = None
+    ) -> None:
+        self.loss = loss
+        self.every = every
+        self.publish = publish
+        self.patience = patience
+        self.losses: dict[int, float] = {}
+
+    def published_step(self, state: TrainerState) -> int:
+        """Return the step whose weights a run in this state would publish."""
+        return (state.best_global_step if self.publish == "best" else None) or state.global_step
+
+    def is_exhausted(self, state: TrainerState) -> bool:
+        """Return whether patience has run out."""
+        if not (self.every and self.patience and state.best_global_step):
+            return False
+        return state.global_step // self.every - state.best_global_step // self.every >= self.patience
+
+    def can_resume_from(self, checkpoint: Path) -> bool:
+        """Return whether a checkpoint is sealed, and that of the weights that it would publish too."""
+        if not sealed(checkpoint):
+            return False
+        best = beside(checkpoint, self.published_step(load_state(checkpoint)))
+        return best == checkpoint or sealed(best)
+
+    def describe(self, state: TrainerState, planned: int) -> str:
+        """Describe which step is published and why training ended. Returns an empty text if nothing was measured.
+
+        Args:
+            planned: steps that training would have had.
+        """
+        if not self.every:
+            return ""
+        which = "the lowest held-out loss" if self.publish == "best" else "the last"
+        text = f"step {self.published_step(state)} is published, {which}"
+        if state.global_step < planned:
+            text += f"; training ended at step {state.global_step} of {planned}, "
+            text += f"after {self.patience} measurements without a lower one"
+        return text
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        step = state.global_step
+        if not self.every or (step % self.every and step < state.max_steps):
+            return
+        # Training goes on as without it: with the same random state, and in its own mode, by which TRL files figures.
+        with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
+            loss = self.losses[step] = self.loss(step)
+        model.train()
+        if state.best_metric is None or loss < state.best_metric:
+            state.best_metric = loss
+            state.best_global_step = step
+            control.should_save |= self.publish == "best"
+        elif self.is_exhausted(state):
+            control.should_training_stop = control.should_save = True
+
+
+class FiniteGuard(TrainerCallback):
+    """Stops training if a loss or a gradient is not finite, before the step is taken, and refuses to start from a
+    checkpoint that is not.
+
+    Under `fp16` a scaled gradient may overflow: the scaler then takes no step and scales less. There the loss decides.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.global_step:
+            unmark_paged(optimizer)
+            tensors = {**trainable_parameters(model), **dict(iter_optimiser_state(optimizer))}
+            check_tensors(tensors.items(), "checkpoint", f"checkpoint-{state.global_step}", RETRY)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        gradients = [p.grad for p in trainable_parameters(model).values() if p.grad is not None]
+        if not args.fp16 and not math.isfinite(float(nn.utils.get_total_norm(gradients))):
+            raise self.error(state.global_step + 1, "the gradient is not finite", args, model)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if name in (logs or {}) and not math.isfinite(logs[name]):
+                raise self.error(state.global_step, f"{name} is {logs[name]}", args, model)
+
+    def error(self, step: int, problem: str, args: TrainingArguments, model: nn.Module) -> InputError:
+        dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        problem = f"step {step}: {problem}{describe_non_finite(trainable_parameters(model))}: the run has diverged"
+        return diverged(problem, args.learning_rate, dtype)
+
+
+def unmark_paged(optimiser: Any) -> None:
+    """Take the mark of pageable memory from moments that lie in a device's own memory.
+
+    A checkpoint of bitsandbytes' paged optimisers carries the mark, and a moment that is read straight to the device
+    keeps it: the library would ask CUDA to move pages that do not exist, and end the process.
+    """
+    for _, moment in iter_optimiser_state(optimiser):
+        if moment.device.type == "cuda" and getattr(moment, "is_paged", False):
+            moment.is_paged = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def iter_optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that an optimiser keeps, with a name for messages."""
+    inner = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
+    for index, moments in enumerate(inner.state.values()):
+        for name, value in moments.items():
+            if isinstance(value, Tensor):
+                yield f"the optimiser's {name} of parameter {index}", value
 
 
 class Reporter(TrainerCallback):
-    """Carries what a Trainer logs to the run's one metrics stream, and seals each checkpoint with its hashes; then the
-    old ones go.
+    """Writes what a Trainer logs to the run's metrics stream, seals each checkpoint with its hashes, and then removes
+    old ones.
 
     Args:
-        every: how many steps between rows of `metrics.jsonl`.
+        every: the number of steps between rows of `metrics.jsonl`.
         names: the Trainer's name of a figure → ours; the first two are shown beside the progress bar.
         evaluation: has the held-out loss of a step that is to be logged.
     """
 
     def __init__(
-        self, track: Tracker, bar: Progress, every: int, names: Mapping[str, str], evaluation: Evaluation
+        self, track: Tracker, bar: Progress, every: int, names: Mapping[str, str], evaluation: HeldOutEvaluation
     ) -> None:
-        self.track, self.bar, self.every, self.names, self.evaluation = track, bar, every, names, evaluation
+        self.track = track
+        self.bar = bar
+        self.every = every
+        self.names = names
+        self.evaluation = evaluation
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -386,21 +532,23 @@ class Reporter(TrainerCallback):
         figures = {ours: logs[theirs] for theirs, ours in self.names.items() if theirs in (logs or {})}
         if not figures:
             return
-        step, losses = state.global_step, self.evaluation.losses
+        step = state.global_step
+        losses = self.evaluation.losses
         shown = dict(list(figures.items())[:2])
         if losses:
             shown["held_out_loss"] = losses[max(losses)]
-        measured = {"held_out_loss": losses[step]} if step in losses else {}
-        self.track.log_step(step, figures | measured)
-        if measured or step % self.every == 0 or step in (1, state.max_steps):  # a short run has a beginning too
-            self.track.log(step, figures | measured)
-        self.bar.advance(step, **shown)  # whoever watches finds the row
+        if step in losses:
+            figures["held_out_loss"] = losses[step]
+        self.track.log_step(step, figures)
+        if step in losses or step % self.every == 0 or step in (1, state.max_steps):  # a short run has a beginning too
+            self.track.log(step, figures)
+        self.bar.advance(step, **shown)  # after the row, which whoever watches the bar may read
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not ranks.is_main():
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card of no export
+        for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card
             (folder / foreign).unlink(missing_ok=True)
         seal(folder)
-        remove_old(folder.parent, CHECKPOINTS, beside(folder, self.evaluation.measuring.published(state)))
+        remove_old(folder.parent, CHECKPOINTS, beside(folder, self.evaluation.published_step(state)))

@@ -1,4 +1,4 @@
-"""KTO on TRL's KTOTrainer, fed with our own tokens; the reference is a frozen copy of the adapter on the same base."""
+"""KTO on TRL's KTOTrainer, with our own tokens. The reference is a frozen copy of the adapter on the same base."""
 
 from __future__ import annotations
 
@@ -13,50 +13,60 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from align.data.pairs import Labelled, other_answers
 from align.trainers.common import build_trainer
-from align.trainers.dealt import DealtTokenRows
-from align.trainers.dpo import padded_answers
+from align.trainers.dpo import pad_answers
+from align.trainers.multi_rank import TokenRowsTrainer
 
 FIGURES = {
-    "loss": "loss", "kl": "kl", "rewards/margins": "margin", "rewards/chosen": "wanted_reward",
-    "rewards/rejected": "unwanted_reward", "grad_norm": "grad_norm", "learning_rate": "lr",
-}  # fmt: skip
+    "loss": "loss",
+    "kl": "kl",
+    "rewards/margins": "margin",
+    "rewards/chosen": "wanted_reward",
+    "rewards/rejected": "unwanted_reward",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+}
+"""TRL's name of a figure → ours."""
 
 
 def kto_trainer(
-    model: Any, tokenizer: Any, rows: Sequence[Labelled], arguments: dict[str, Any],
-    *, beta: float, desirable_weight: float, undesirable_weight: float, max_length: int,
-) -> KTOTrainer:  # fmt: skip
-    """The loss of KTO on the adapter `default` of `model`, which has a second adapter from here on: `ref`, what it
-    started from.
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Labelled],
+    arguments: dict[str, Any],
+    *,
+    max_length: int,
+    **settings: float,
+) -> KTOTrainer:
+    """Build the trainer of KTO on the adapter `default` of `model`. It adds a second adapter: `ref`, a copy of the
+    start.
 
     Args:
         max_length: tokens of a prompt with an answer to another one; more are cut.
+        settings: `beta`, `desirable_weight` and `undesirable_weight`.
     """
     dataset = Dataset.from_dict({"place": list(range(len(rows))), "length": [len(row.ids) for row in rows]})
-    settings = KTOConfig(
-        **arguments, max_length=None, beta=beta, desirable_weight=desirable_weight,
-        undesirable_weight=undesirable_weight, disable_dropout=True, router_aux_loss_coef=0.0,
-    )  # fmt: skip
-    collate = partial(collated_answers, rows=rows, filler=tokenizer.pad_token_id, max_length=max_length)
-    return build_trainer(LabelTrainer, model, settings, dataset, tokenizer, collate)
+    config = KTOConfig(**arguments, **settings, max_length=None, disable_dropout=True, router_aux_loss_coef=0.0)  # pyright: ignore
+    collate = partial(collate_answers, rows=rows, filler=tokenizer.pad_token_id, max_length=max_length)
+    return build_trainer(LabelTrainer, model, config, dataset, tokenizer, collate)
 
 
-class LabelTrainer(DealtTokenRows, KTOTrainer):
-    """TRL's trainer on token rows of ours, in our order. TRL fixes beforehand which rows share a batch, for each needs
-    an answer to another prompt there; here the batch itself decides that, see `other_answers`."""
+class LabelTrainer(TokenRowsTrainer, KTOTrainer):
+    """TRL's trainer on our token rows, in our order. TRL decides beforehand which rows share a batch, because each
+    needs an answer to another prompt there; here `other_answers` finds one for any batch."""
 
 
-def collated_answers(
+def collate_answers(
     batch: Sequence[dict[str, Any]], rows: Sequence[Labelled], filler: int, max_length: int
 ) -> dict[str, Tensor]:
-    """A batch of N answers [N, S], padded on the right, with their labels; and under `KL_…` each prompt with an answer
-    to another one."""
-    places = [one["place"] for one in batch]
-    here = [rows[place] for place in places]
+    """Return a batch of N answers [N, S], padded on the right, with their labels; and under `KL_…` each prompt with an
+    answer to another one."""
+    places = [entry["place"] for entry in batch]
+    labelled = [rows[place] for place in places]
+    starts = [row.start for row in labelled]
     others = other_answers(places, rows)
-    mixed = [(row.prompt + other)[:max_length] for row, other in zip(here, others, strict=True)]
-    starts = [row.start for row in here]
+    mixed = [(row.prompt + other)[:max_length] for row, other in zip(labelled, others, strict=True)]
     return {
-        **padded_answers([row.ids for row in here], starts, filler), **padded_answers(mixed, starts, filler, "KL_"),
-        "label": tensor([row.wanted for row in here]),
-    }  # fmt: skip
+        **pad_answers([row.ids for row in labelled], starts, filler),
+        **pad_answers(mixed, starts, filler, "KL_"),
+        "label": tensor([row.wanted for row in labelled]),
+    }

@@ -1,4 +1,4 @@
-"""Two worst-case optimiser steps of a trainer, done for real, and the bytes of tensors that were alive in them."""
+"""Run two worst-case optimiser steps of a trainer and count the bytes of tensors that are alive in them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from align.data.chat.encode import Encoded
 from align.data.pairs import Labelled, Pair
 from align.models.adapters import with_new_adapter
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
-from align.planning.live import watch_live_bytes
-from align.planning.workload import Workload, full_rows
+from align.planning.live_bytes import watch_live_bytes
+from align.planning.memory import Workload, full_rows
 from align.run import Base
 from align.trainers.common import Training, train
 from align.trainers.dpo import dpo_trainer
@@ -77,19 +77,12 @@ def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training
         return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
     if work.stage == "kto":
         labelled = [Labelled(row, start, i % 2 == 0) for i, row in enumerate(rows)]
-        return kto_trainer(
-            model,
-            tokenizer,
-            labelled,
-            arguments,
-            beta=0.1,
-            desirable_weight=1.0,
-            undesirable_weight=1.0,
-            max_length=work.length,
-        )
+        weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+        return kto_trainer(model, tokenizer, labelled, arguments, beta=0.1, max_length=work.length, **weights)
     if work.stage == "reward":
         pairs_of_each = [(0, i) for i in range(1, work.texts)]
-        judged = [Ranking(rows[i::count], pairs_of_each) for i in range(count)]
-        return reward_trainer(model, tokenizer, judged, arguments)
+        return reward_trainer(
+            model, tokenizer, [Ranking(rows[i::count], pairs_of_each) for i in range(count)], arguments
+        )
     encoded = [Encoded(row, row) for row in rows]
     return sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)

@@ -1,4 +1,4 @@
-"""Supervised instruction tuning on TRL's SFTTrainer, fed with our own tokens and labels."""
+"""Supervised instruction tuning on TRL's SFTTrainer, with our own tokens and labels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat.encode import IGNORED, Encoded
-from align.models.backbone import lm_head
-from align.models.plain_path import decoder_of, route_of
+from align.models.forward import decoder_of, lm_head, route_of
 from align.models.sharded import is_sharded
 from align.ops.logprobs import linear_predictions
 from align.trainers.common import build_trainer
-from align.trainers.dealt import Dealt
+from align.trainers.multi_rank import MultiRankTrainer
 
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
 
@@ -27,7 +26,7 @@ FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mea
 def sft_trainer(
     model: Any, tokenizer: Any, rows: Sequence[Encoded], arguments: dict[str, Any], *, max_length: int, packing: bool
 ) -> SFTTrainer:
-    """Cross-entropy on the labels of `rows`.
+    """Build the trainer of cross-entropy on the labels of `rows`.
 
     Packing concatenates rows up to `max_length`; positions restart and attention stays inside each row.
     """
@@ -39,11 +38,11 @@ def sft_trainer(
         eos_token=None,
         router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
     )
-    kind = RowTrainer if route_of(model).halves else OwnLogits
-    return build_trainer(kind, model, settings, dataset_of(rows), tokenizer)
+    kind = RowTrainer if route_of(model).halves else OwnLogitsTrainer
+    return build_trainer(kind, model, settings, to_dataset(rows), tokenizer)
 
 
-class RowTrainer(Dealt, SFTTrainer):
+class RowTrainer(MultiRankTrainer, SFTTrainer):
     """TRL's trainer with its rows in our order, and on a CPU with a loss that reads the trained tokens alone.
 
     Where there is no Triton, TRL's fused loss scores every position, those of prompts and of padding too, computes all
@@ -82,16 +81,17 @@ def find_frozen_head(model: Any) -> Tensor | None:
     return head.weight if head.weight.device.type == "cpu" else None
 
 
-class OwnLogits(RowTrainer):
-    """With the loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which are not every
-    model's."""
+class OwnLogitsTrainer(RowTrainer):
+    """The trainer with the loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which
+    not every model has."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
         targets = inputs["labels"][:, 1:]
-        logits_BSV, picked = outputs.logits[:, :-1], targets != IGNORED
+        picked = targets != IGNORED
+        logits_BSV = outputs.logits[:, :-1]
         loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch, device=loss.device)
         loss = loss / count.clamp_min(1)
@@ -100,16 +100,10 @@ class OwnLogits(RowTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def dataset_of(rows: Sequence[Encoded]) -> Dataset:
-    """Rows as the trainer reads them."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [r.input_ids for r in rows],
-            "labels": [r.labels for r in rows],
-        }
-    )
+def to_dataset(rows: Sequence[Encoded]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
 def packed_rows(rows: Sequence[Encoded], max_length: int) -> Dataset:
-    """Rows as the trainer will pack them, to know beforehand how many steps that makes."""
-    return pack_dataset(dataset_of(rows), max_length, "bfd")
+    """Return rows as the trainer will pack them, to know the number of steps beforehand."""
+    return pack_dataset(to_dataset(rows), max_length, "bfd")

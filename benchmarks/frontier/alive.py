@@ -2,8 +2,8 @@
 
     python benchmarks/frontier/alive.py FILE stage=ppo …
 
-Bytes are counted as tensors are made and freed (`align.planning.live`), so neighbours on the machine and what imports
-take do not change them. Counting takes time: give it a short run.
+Bytes are counted as tensors are made and freed (`align.planning.live_bytes`), so neighbours on the machine and what
+imports take do not change them. Counting takes time: give it a short run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from align.__main__ import main
-from align.planning.live import LiveBytes
+from align.planning.live_bytes import LiveBytes
 
 if __name__ == "__main__":
     file, *words = sys.argv[1:]

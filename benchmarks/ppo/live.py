@@ -19,7 +19,7 @@ from typing import Any
 from ours import roles_on, updates
 from work import RESULT, Work, result_of
 
-from align.planning.live import LiveBytes
+from align.planning.live_bytes import LiveBytes
 from align.track import peak_rss_mb
 
 HERE = Path(__file__).resolve().parent

@@ -21,8 +21,8 @@ from work import RESULT, Work, result_of
 
 from align.core.types import Rollout
 from align.models.adapters import with_new_adapter
-from align.models.backbone import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.base import find_base
+from align.models.forward import hidden_size, hidden_states, response_logprobs, states_before
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import linear_head
@@ -62,9 +62,9 @@ def apart(work: Work) -> None:
         hidden_states(reward, rows.tokens_BS, rows.mask_BS)
         response_logprobs(reference, rows, 1.0)
         response_logprobs(policy, rows, 1.0)
-        states_before(value, rows)
+        states_before(hidden_states(value, rows.tokens_BS, rows.mask_BS), rows)
     response_logprobs(policy, rows, 1.0)[0].sum().backward()
-    head(states_before(value, rows).float()).sum().backward()
+    head(states_before(hidden_states(value, rows.tokens_BS, rows.mask_BS), rows).float()).sum().backward()
 
 
 def measured(what: str, work: Work) -> float:

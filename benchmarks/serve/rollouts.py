@@ -22,7 +22,7 @@ from clients import requests
 from common import PPO, Record, bases, median, options, random_adapters, table
 from work import Work, result_of
 
-from align.models.adapter_pool import AdapterPool
+from align.models.actors import AdapterPool
 from align.models.load import load_base, load_tokenizer
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine

@@ -22,9 +22,9 @@ from common import FIRST_ID, LAST_ID, MANY_RANKS, Record, bases, decoder_on, med
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from align.models.backbone import lm_head
-from align.models.fastpath.cache import ReservedCache
-from align.models.fastpath.places import Piece
+from align.models.fastpath.decoder import ReservedCache
+from align.models.fastpath.mixed import Piece
+from align.models.forward import lm_head
 from align.models.load import load_base
 from align.rollout.hf import next_states
 from align.run import Base

@@ -31,7 +31,7 @@ def load(work: Work) -> tuple[Any, Any]:
 
 def fit(model: Any, tokenizer: Any, rows: list[Row], work: Work, lr: float) -> StepClock:
     settings = SftConfig(lr=lr, batch_size=work.batch, micro_batch=work.micro_batch, warmup=work.warmup)
-    training = Training.of(settings, work.seed)
+    training = Training.from_settings(settings, work.seed)
     encoded = [Encoded(row["input_ids"], row["labels"]) for row in rows]
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:

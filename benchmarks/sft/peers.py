@@ -22,7 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from work import Row, StepClock, Work, read_works, run_contestant
 
-from align.models.memory import keep_freed_memory
+from align.models.cpu_memory import keep_freed_memory
 
 
 def common_arguments(work: Work, folder: str, rows: int, lr: float) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.core.types import Rollout
-from align.models.actor import Actor, ModelActor
-from align.models.adapter_pool import AdapterPool, snapshot
+from align.models.actors import Actor, AdapterPool, ModelActor, snapshot
 from align.models.load import load_base
 from align.rollout import registry
 from align.rollout.hf import HfEngine

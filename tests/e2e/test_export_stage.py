@@ -14,7 +14,7 @@ from workshop import EVERY_RUN, SFT, Workshop, files
 
 from align.export.converters import HF, LORA
 from align.models import load
-from align.models.adapter_files import WEIGHTS_FILE
+from align.models.adapters import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
 from align.run.receipt import RECEIPT
 

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from workshop import SFT, Workshop
 
 from align.export.reward import fixed_conversations, judged
-from align.models.adapter_files import WEIGHTS_FILE
-from align.models.adapters import attach
+from align.models.adapters import WEIGHTS_FILE, attach
 from align.models.load import in_fp32, load_base, own_tokenizer
 from align.models.roles import linear_head, score_weight
 from align.reward.learned import score_rows

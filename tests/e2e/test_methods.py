@@ -10,7 +10,7 @@ import torch
 from searched import settle
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
-from align.models.adapter_files import read_tensors
+from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 

@@ -14,7 +14,7 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.annotate.store import Store
-from align.models.adapter_files import read_tensors
+from align.models.adapters import read_tensors
 from align.ppo.monitor import rank_answers
 from align.run import read_manifest
 from align.track import read_rows

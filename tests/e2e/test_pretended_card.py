@@ -13,7 +13,7 @@ import torch
 from pretended_card import CARD, MixedDevices, OnCard, pretended_card
 
 from align.__main__ import main
-from align.models import backbone, roles
+from align.models import forward, roles
 from align.run import read_manifest
 from align.stages import preload
 from align.track import read_rows
@@ -143,7 +143,7 @@ def test_the_card_refuses_what_cuda_refuses_and_nothing_else(card: None):
 @pytest.mark.parametrize(
     ("module", "name", "forgets"),
     [
-        (backbone, "scattered", lambda values, mask: torch.zeros(mask.shape).masked_scatter(mask, values)),
+        (forward, "scatter_tokens", lambda values, mask: torch.zeros(mask.shape).masked_scatter(mask, values)),
         (roles, "last_real_states", lambda hidden, mask: hidden[torch.arange(len(mask)), mask.sum(-1).cpu() - 1].cpu()),
     ],
 )

@@ -32,16 +32,16 @@ SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.
 READS_NOTHING = "from align.models import sharded\nsharded.load_base = None"
 NOTES_SEEDS = """
 import torch
-from align.trainers.dealt import Dealt
+from align.trainers.multi_rank import MultiRankTrainer
 
-share = Dealt.share
+share = MultiRankTrainer.compute_share
 
 def noted(self, *given):
     with open({path!r}, "a") as file:
         print(torch.initial_seed(), file=file)
     return share(self, *given)
 
-Dealt.share = noted
+MultiRankTrainer.compute_share = noted
 """
 VOTES = ("data.allow_simulated=true", "stage.held_out=0.3")
 

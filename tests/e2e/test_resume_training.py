@@ -18,8 +18,7 @@ from align.run import file_digest, read_manifest
 from align.run.checkpoints import step_of
 from align.track import read_rows
 from align.trainers import common
-from align.trainers.callbacks import Measuring
-from align.trainers.common import Reporter
+from align.trainers.common import HeldOutEvaluation, Reporter
 
 disable_caching()  # a continued run packs and maps its rows by itself
 
@@ -247,17 +246,17 @@ BEST, LAST = 8, 12
 """The step with the lowest held-out loss, and the step at which patience has run out."""
 
 
-def rising_loss(loss: Callable[[int], float], settings: Any) -> Measuring:
-    """A measurement of the real held-out loss plus a term that is 0 at step BEST and grows away from it, so that the
-    curve turns there on every processor."""
-    return Measuring(
-        lambda step: loss(step) + 100 * abs(step - BEST), settings.eval_every, settings.publish, settings.patience
-    )
+def rising_evaluation(
+    loss: Callable[[int], float], every: int | None, publish: str, patience: int | None
+) -> HeldOutEvaluation:
+    """Return a measurement of the real held-out loss plus a term that is 0 at step BEST and grows away from it, so that
+    the curve turns there on every processor."""
+    return HeldOutEvaluation(lambda step: loss(step) + 100 * abs(step - BEST), every, publish, patience)
 
 
 @pytest.fixture
 def rising_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Measuring, "by", rising_loss)
+    monkeypatch.setattr(common, "HeldOutEvaluation", rising_evaluation)
 
 
 def run_until_it_rises(stages: Callable[..., Stage], kind: str) -> Stage:
@@ -322,10 +321,10 @@ def test_whoever_is_measured_trains_on_as_if_nobody_had_asked(
     alone, asked = stages(kind, "alone"), stages(kind, "asked", "stage.eval_every=1")
     assert alone.run() == 0
 
-    def drawing(loss: Callable[[int], float], settings: Any) -> Measuring:
-        return Measuring(lambda step: loss(step) + 0 * float(torch.rand(1)), settings.eval_every)
+    def drawing(loss: Callable[[int], float], *settings: Any) -> HeldOutEvaluation:
+        return HeldOutEvaluation(lambda step: loss(step) + 0 * float(torch.rand(1)), *settings)
 
-    monkeypatch.setattr(Measuring, "by", drawing)
+    monkeypatch.setattr(common, "HeldOutEvaluation", drawing)
     assert asked.run() == 0
     rows = [read_rows(stage.folder / "metrics.jsonl") for stage in (alone, asked)]
     assert asked.losses().keys() == {row["step"] for row in rows[0]}

@@ -15,7 +15,7 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_judged, stop_token_ids
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base
-from align.models.dequantised import DEQUANTISED, dequantised
+from align.models.dequantised import DEQUANTISED, dequantise
 from align.models.load import describe, load_base, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.reward.learned import score_rows
@@ -34,7 +34,7 @@ def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_p
     write_json(made / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
     ids = load_tokenizer(base)("Hello there, how are you today? I am fine.", add_special_tokens=False)["input_ids"]
     plain = load_base(base, "lora", cpu, torch.float32)
-    nf4 = dequantised(load_base(base, "qlora", cpu, torch.float32), torch.float32)
+    nf4 = dequantise(load_base(base, "qlora", cpu, torch.float32), torch.float32)
     expected = {"pocket": logprobs(nf4, ids)}
     expected["one"] = logprobs(attach(nf4, made / "one", "one"), ids)
     other = logprobs(attach(plain, made / "one", "one"), ids)

@@ -19,7 +19,7 @@ from align.config.schemas import all_schemas
 from align.core.types import Conversation
 from align.data.split import question_key
 from align.evals.suite.samples import read_samples, summarise
-from align.models.adapter_files import read_tensors
+from align.models.adapters import read_tensors
 from align.report.figure_labels import scarce
 from align.run import Manifest, read_manifest
 from align.track import read_rows

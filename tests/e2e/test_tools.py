@@ -18,7 +18,7 @@ from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
 from align.data.sets.published import data_set
 from align.data.split import question
-from align.models.base import FOLDER
+from align.models.base import POCKET_FOLDER
 from align.run import read_manifest
 from align.serve.answers import PartedAnswer
 from align.track import read_rows
@@ -76,12 +76,12 @@ def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> No
 
 def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
     loaded: Any = load_dataset(str(made / "artifact"), cache_dir=str(tmp_path))["train"]
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER)
     arguments = SFTConfig(
         str(tmp_path / "trl"), max_steps=1, per_device_train_batch_size=2, assistant_only_loss=True, use_cpu=True,
         report_to=[], save_strategy="no", max_length=None,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER)
     trainer = SFTTrainer(model, arguments, train_dataset=loaded, processing_class=tokenizer)
     theirs: Any = trainer.train_dataset
     for ours, row in zip(data_set(made / "artifact").records("train"), theirs, strict=True):
@@ -134,8 +134,8 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     shown = (folder / "trained_on.jsonl").read_text()
     assert "tool_call" in shown
     tokenizer = AutoTokenizer.from_pretrained(folder / "artifact")
-    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(FOLDER).chat_template
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(FOLDER), str(folder / "artifact"))
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(POCKET_FOLDER).chat_template
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POCKET_FOLDER), str(folder / "artifact"))
     documents = [one for one in read_documents(shop.data / "calls.jsonl") if isinstance(one, Conversation)]
     asked = [question(one) for one in documents]
     for place, prompt in zip(PLACES, asked, strict=False):

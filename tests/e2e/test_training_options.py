@@ -11,7 +11,7 @@ import torch
 from workshop import PPO, Workshop
 
 from align.config.root import Config, plain
-from align.models.adapter_files import read_tensors
+from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
 

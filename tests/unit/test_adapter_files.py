@@ -16,8 +16,15 @@ from safetensors.torch import load_file, save_file
 from tiny_roles import World, make_world
 
 from align.core.errors import CorruptFile, InputError
-from align.models.adapter_files import CHANGES_BASE, SCORE_KEY, WEIGHTS_FILE, adapter_config
-from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.adapters import (
+    CHANGES_BASE,
+    SCORE_KEY,
+    WEIGHTS_FILE,
+    adapter_config,
+    attach,
+    save_adapter,
+    with_new_adapter,
+)
 from align.models.lora import Lora
 from align.models.roles import Roles
 

@@ -18,12 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Rollout
-from align.models import adapter_pool as pool_module
-from align.models.actor import Actor, ModelActor
-from align.models.adapter_files import WEIGHTS_FILE
-from align.models.adapter_pool import AdapterPool, snapshot
-from align.models.adapters import save_adapter
-from align.models.backbone import response_logprobs
+from align.models import actors as pool_module
+from align.models.actors import Actor, AdapterPool, ModelActor, snapshot
+from align.models.adapters import WEIGHTS_FILE, save_adapter
+from align.models.forward import response_logprobs
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.rollout.engine import response_ids, rows_by_actor

@@ -271,10 +271,12 @@ def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.
         read = logprobs(self, role, rollout, temperature, train)
         if not train:
             return read
-        from align.models.backbone import states_before
+        from align.models.forward import hidden_states, states_before
 
         with self.use(role, train):
-            return read._replace(states_BTD=states_before(self.model, rollout))
+            return read._replace(
+                states_BTD=states_before(hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS), rollout)
+            )
 
     monkeypatch.setattr(Roles, "logprobs", undetached)
     assert not anchor("isolation", world, "policy").holds

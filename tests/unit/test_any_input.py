@@ -22,8 +22,8 @@ from align.data.read.messages import CALLS, NOT_READ, NOT_READ_OF_ROWS, OFFERED,
 from align.data.read.records import read_documents, read_preferences
 from align.data.sets.ids import id_of
 from align.data.sources import DataSource, divided_documents, prompts
-from align.models.adapter_files import adapter_config
-from align.models.lora import settings_in
+from align.models.adapters import adapter_config
+from align.models.lora import saved_settings
 from align.run import model_config, read_manifest
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -156,7 +156,7 @@ def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
                                           "schema_version", "metrics", "times", "published")),
         ("adapter_config.json", adapter_config, ("peft_type", "r", "lora_alpha", "target_modules", "use_dora",
                                                  "init_lora_weights", "layer_replication", "rank_pattern")),
-        ("adapter_config.json", settings_in, ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")),
+        ("adapter_config.json", saved_settings, ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")),
         ("config.json", model_config, ("model_type", "num_hidden_layers", "quantization_config", "text_config",
                                        "transformers_weights", "vocab_size", "quantization")),
     ],

@@ -15,11 +15,11 @@ from torch.testing import assert_close
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.models import architectures, backbone, plain_path
-from align.models.actor import ModelActor
+from align.models import architectures, forward
+from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
-from align.models.backbone import answered, hidden_states, picked_logprobs, response_logprobs
 from align.models.base import base_in
+from align.models.forward import hidden_states, picked_logprobs, response_logprobs, rollout_from_answers
 from align.models.load import load_base
 from align.rollout.hf import HfEngine
 from align.run import Base, model_digest
@@ -50,7 +50,7 @@ def saved(folder: Path, model_type: str, **changes: Any) -> Base:
 
 
 def cut(rows: list[list[int]], prompts: list[list[int]]) -> Rollout:
-    return answered(prompts, [r[len(p) :] for r, p in zip(rows, prompts, strict=True)], 0, CPU)
+    return rollout_from_answers(prompts, [r[len(p) :] for r, p in zip(rows, prompts, strict=True)], 0, CPU)
 
 
 def test_the_document_is_the_table():
@@ -133,7 +133,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 ):
     base = saved(tmp_path, "llama", **{key: UNPROVEN[key]})
     model = load_base(base, "lora", CPU, FP32)
-    assert not plain_path.route_of(model).fast
+    assert not forward.route_of(model).fast
     assert "the plain path" in capsys.readouterr().out
     asked = asked_of(oracle(tmp_path))
     assert gap_of(model, asked) < 1e-3
@@ -146,7 +146,7 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
     monkeypatch.setattr(architectures, "proven_types", dict)
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
-    assert plain_path.route_of(model)[:3] == (False, False, False)
+    assert forward.route_of(model)[:3] == (False, False, False)
     asked = asked_of(oracle(tmp_path))
     assert gap_of(model, asked) < 1e-3
     assert greedy(oracle(tmp_path), sampled(model, asked), asked)
@@ -164,7 +164,7 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
     """A type on the fast path by mistake: its head is more than a head."""
     base = saved(tmp_path, "falcon_h1")
     wrong = FAST._replace(proven=False)
-    monkeypatch.setattr(plain_path, "route", lambda config: wrong)
+    monkeypatch.setattr(forward, "route", lambda config: wrong)
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 
@@ -172,9 +172,9 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
 def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The table does not compare them: a scale that the fast path read wrongly is seen where the model loads."""
     base = saved(tmp_path, "granite", logits_scaling=3.0)
-    assert plain_path.route_of(load_base(base, "lora", CPU, FP32)) == FAST
-    whole = backbone.lm_head
-    monkeypatch.setattr(backbone, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
+    assert forward.route_of(load_base(base, "lora", CPU, FP32)) == FAST
+    whole = forward.lm_head
+    monkeypatch.setattr(forward, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 

@@ -15,28 +15,30 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.core.errors import CorruptFile, InputError
-from align.models import bank as bank_module
-from align.models.bank import UNIT, Bank, Lowered, Site, lowered, plan_of
+from align.models.adapters import Adapter
+from align.models.fastpath import adapter_bank as bank_module
+from align.models.fastpath.adapter_bank import UNIT, Bank, Site, load_for_bank, plan_products
 
 SITES = (Site(("q", "k"), 24, (32, 16)), Site(("down",), 40, (24,)))
 RANKS = {"a": 16, "b": 5, "c": 40, "d": 64, "e": 16, "f": 20}
 
 
-def pieces(name: str) -> Lowered:
+def pieces(name: str) -> Adapter:
     draw = torch.Generator().manual_seed(ord(name))
     rank = RANKS[name]
     modules = [(m, site.inputs, out) for site in SITES for m, out in zip(site.modules, site.outputs, strict=True)]
     mine = modules if name != "e" else [each for each in modules if each[0] != "k"]
-    drawn = {
-        m: (torch.randn(rank, i, generator=draw), torch.randn(out, rank, generator=draw)) for m, i, out in mine
-    }  # fmt: skip
-    return Lowered(rank, drawn)
+    tensors = {}
+    for module, inputs, out in mine:
+        tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=draw)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, rank, generator=draw)
+    return Adapter({"r": rank}, tensors)
 
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's name stands for what is in it."""
-    monkeypatch.setattr(bank_module, "lowered", lambda folder, sites, rank: pieces(folder.name))
+    monkeypatch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: pieces(folder.name))
 
 
 def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
 
 def check(bank: Bank, adapters: list[str | None]) -> None:
     """What a step adds to rows of these adapters."""
-    order, plan = plan_of(adapters, bank)
+    order, plan = plan_products(adapters, bank)
     assert sorted(order) == list(range(len(adapters)))
     for number, site in enumerate(SITES):
         x_BI = torch.randn(len(adapters), site.inputs, generator=torch.Generator().manual_seed(number))
@@ -70,7 +72,7 @@ names = st.sampled_from([None, *RANKS])
 def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: int):
     """Steps of any rows, with adapters coming and going between them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "lowered", lambda folder, sites, rank: pieces(folder.name))
+        patch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: pieces(folder.name))
         bank = Bank(SITES, resident, 64, torch.float32)
         for rows in steps:
             wanted = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
@@ -87,14 +89,14 @@ def test_the_adapter_used_least_lately_makes_room(named: None):
         bank.put(name, Path(name), set())
     bank.put("c", Path("c"), {"b"})  # in use, and so it stays
     assert list(bank.units) == ["b", "c"]
-    assert bank.room({"b"})
-    assert not bank.room({"b", "c"})
+    assert bank.has_room({"b"})
+    assert not bank.has_room({"b", "c"})
 
 
 def test_an_adapter_that_fails_while_it_is_written_leaves_its_room(named: None, monkeypatch: pytest.MonkeyPatch):
     bank = Bank(SITES, 2, 64, torch.float32)
     free = sorted(bank._free)
-    monkeypatch.setattr(bank_module, "copied", lambda *a: 1 / 0)
+    monkeypatch.setattr(bank_module, "pad", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bank.put("d", Path("d"), set())
     assert not bank.units
@@ -115,8 +117,8 @@ SITES_OF_LLAMA = tuple(
 
 def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     for folder, kind in zip(adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
-        found = lowered(folder, SITES_OF_LLAMA, 64)
-        assert found.rank == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
+        found = load_for_bank(folder, SITES_OF_LLAMA, 64)
+        assert found.config["r"] == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     [
         ({"use_dora": True}, "use_dora", "refuse DoRA"),
         ({"r": 80}, "r", r"is over stage\.max_rank=64"),
-        ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "no lora_A or lora_B"),
+        ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "is no LoRA weight"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save", "whole modules"),
         ({"bias": "lora_only"}, "bias", "biases"),
     ],
@@ -132,7 +134,7 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
 def test_what_cannot_stand_in_a_bank_is_refused(kind: dict, field: str, problem: str, tmp_path: Path):
     folder = adapter(FAMILIES["llama, every bias"], tmp_path / "a", **kind)
     with pytest.raises(InputError, match=problem) as caught:
-        lowered(folder, SITES_OF_LLAMA, 64)
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
     assert caught.value.field == field
 
 
@@ -142,7 +144,7 @@ def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
     tensors = load_file(path)
     save_file({key.replace("model.layers.0.self_attn.q_proj", "lm_head"): t for key, t in tensors.items()}, path)
     with pytest.raises(InputError, match=r"target_modules=lm_head: is no linear layer of this base's"):
-        lowered(folder, SITES_OF_LLAMA, 64)
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
 
 
 @pytest.mark.parametrize(
@@ -160,25 +162,25 @@ def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, pr
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(InputError, match=problem) as caught:
-        lowered(folder, SITES_OF_LLAMA, 64)
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
     assert caught.value.field == "target_modules"
 
 
 def test_modules_that_the_configuration_names_and_the_file_lacks_are_refused(tmp_path: Path):
     folder = adapter(FAMILIES["llama"], tmp_path / "a", target_modules=["q_proj", "v_proj"])
-    lowered(folder, SITES_OF_LLAMA, 64)
+    load_for_bank(folder, SITES_OF_LLAMA, 64)
     path = folder / "adapter_model.safetensors"
     save_file({key: t for key, t in load_file(path).items() if "layers.1.self_attn.v_proj" not in key}, path)
     with pytest.raises(
         InputError, match=r"target_modules=q_proj, v_proj: names model\.layers\.1\.self_attn\.v_proj, and"
     ):
-        lowered(folder, SITES_OF_LLAMA, 64)
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
 
 
 def test_another_models_adapter_is_refused(tmp_path: Path):
     config = type(FAMILIES["llama"])(**{**FAMILIES["llama"].to_dict(), "intermediate_size": 128})
     with pytest.raises(InputError, match="64 by 128: this base has 64 by 192"):
-        lowered(adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
+        load_for_bank(adapter(config, tmp_path / "a"), SITES_OF_LLAMA, 64)
 
 
 @pytest.mark.parametrize("how", ["nan", "cut", "half"])
@@ -195,7 +197,7 @@ def test_spoilt_files_are_refused(how: str, tmp_path: Path):
     else:
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptFile):
-        lowered(folder, SITES_OF_LLAMA, 64)
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
 
 
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
@@ -203,4 +205,4 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path):
     for text in ("[]", "{", json.dumps({"peft_type": "IA3"})):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(InputError):
-            lowered(folder, SITES_OF_LLAMA, 64)
+            load_for_bank(folder, SITES_OF_LLAMA, 64)

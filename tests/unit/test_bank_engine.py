@@ -15,11 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.models.actor import ModelActor
-from align.models.adapter_pool import AdapterPool
+from align.models.actors import AdapterPool, ModelActor
 from align.models.adapters import with_new_adapter
-from align.models.backbone import response_logprobs
 from align.models.base import find_base
+from align.models.forward import response_logprobs
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine

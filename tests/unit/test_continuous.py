@@ -13,7 +13,7 @@ import pytest
 from many_adapters import FAMILIES, Heard, adapter, adapters, added, asked, base_model, engine, prompt, run, sampled
 
 from align.core.errors import CorruptFile, InputError
-from align.models.fastpath.places import CHUNK
+from align.models.fastpath.mixed import CHUNK
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.serving_engine import EngineThread, QueueFull, Request, ServingEngine

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 from transformers import AutoTokenizer
 
-from align.models.base import FOLDER
+from align.models.base import POCKET_FOLDER
 from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
 from align.rollout.serving_engine import Output, Token
 from align.serve.answers import TextAnswers
 from align.serve.prompts import ChatFormat, CompletionBody, Prompt
 from align.serve.request_log import Record
 
-POCKET = AutoTokenizer.from_pretrained(FOLDER)
+POCKET = AutoTokenizer.from_pretrained(POCKET_FOLDER)
 LETTERS = st.text(st.sampled_from("ab <|end>é€😀👩‍👩‍👧\n\t"), max_size=24)
 
 
@@ -46,7 +46,7 @@ def test_a_tokenizer_that_decodes_in_its_own_way_does():
         def _decode(self, *args: Any, **more: Any) -> str:
             return super()._decode(*args, **more).upper()
 
-    assert "".join(deltas(ids_of("quiet words"), tokenizer=Loud.from_pretrained(FOLDER))) == "QUIET WORDS"
+    assert "".join(deltas(ids_of("quiet words"), tokenizer=Loud.from_pretrained(POCKET_FOLDER))) == "QUIET WORDS"
 
 
 @settings(max_examples=300, deadline=None)
@@ -90,7 +90,7 @@ def test_a_character_that_never_ends_is_left_out():
 @pytest.fixture(scope="module")
 def stripping() -> Any:
     """As Llama 2's: what is decoded loses its first blank."""
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER)
     kinds = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(list(kinds))
     return tokenizer

@@ -22,7 +22,7 @@ from align.ops.gae import gae
 from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.serving_engine import Request
-from align.trainers.callbacks import unpaged
+from align.trainers.common import unmark_paged
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKES = {
@@ -31,26 +31,26 @@ MAKES = {
 }  # fmt: skip
 ON_THE_CPU = {
     "align/models/fastpath": "taken by models on a CPU alone (`use_fast_path`)",
-    "align/models/bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
-    "align/models/memory.py": "a CPU's pages",
+    "align/models/fastpath/adapter_bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
+    "align/models/cpu_memory.py": "a CPU's pages",
     "align/ppo/verify": "arithmetic that is checked by itself, and indices, which CUDA takes from the host",
     "align/rollout/sampling.py": "logits come from engines on a CPU, or are moved there (`OneAtATime`)",
     "align/rollout/engine_process.py": "logits that an engine's process sends as arrays",
     "reward/rules.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/check.py": "no model: whoever asks for scores moves them (`Workers.score`)",
-    "align/trainers/dealt.py: epoch_order": "numbers of rows, which become a list",
+    "align/trainers/multi_rank.py: epoch_order": "numbers of rows, which become a list",
     "align/ppo/rollouts.py: prompt_indices": "numbers of prompts, which become a list",
     "align/ppo/update.py: split_minibatches": "numbers of rows, by a generator of the CPU; they are indices",
-    "align/models/backbone.py: pad": "rows of ids on their way; every caller moves them to its model",
-    "align/models/backbone.py: answered": "moved in the line behind it",
+    "align/models/forward.py: pad": "rows of ids on their way; every caller moves them to its model",
+    "align/models/forward.py: rollout_from_answers": "moved in the line behind it",
     "align/models/roles.py: __init__": "the weight of a head, which `.to(device)` moves with it",
     "align/models/probe.py: random_rows": "moved to the embedding's device behind the draw",
-    "align/trainers/reward.py: collated_rankings": "a collator's batch: the trainer moves it",
+    "align/trainers/reward.py: collate_rankings": "a collator's batch: the trainer moves it",
     "align/rollout/hf.py: generate": "lengths, orders and draws of all rows: indices, and `_batch` moves the draws",
     "align/rollout/engine.py: rollout_of": "of engines with own models; who learns moves it (`Rollout.to`)",
     "align/rollout/distributed.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
-    "align/trainers/kto.py: collated_answers": "a collator's batch: the trainer moves it",
+    "align/trainers/kto.py: collate_answers": "a collator's batch: the trainer moves it",
     "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
     "align/export/engines.py: picked": "beside logits on the CPU (`logits_of`)",
@@ -164,7 +164,7 @@ def test_moments_on_a_card_are_not_paged():
         moments: dict[str, Tensor] = {"state1": there, "state2": here}
         for moment in moments.values():
             moment.is_paged = True  # pyright: ignore[reportAttributeAccessIssue]
-        unpaged(SimpleNamespace(state={0: moments}))
+        unmark_paged(SimpleNamespace(state={0: moments}))
         assert [getattr(m, "is_paged", None) for m in (there, here)] == [False, True]
 
 

@@ -15,6 +15,7 @@ from peft import PeftModel
 from test_trainers import arguments
 from transformers import TrainerCallback
 
+from align import trainers
 from align.__main__ import main
 from align.config.compose import check, compose_raw
 from align.config.identity import identifying
@@ -24,7 +25,7 @@ from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length
 from align.data.pairs import Pair
 from align.evals.held_out import pair_logprobs
-from align.models.actor import ModelActor
+from align.models.actors import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
@@ -33,9 +34,8 @@ from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import check_answers
 from align.track import read_rows
-from align.trainers import available
 from align.trainers.common import train
-from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
+from align.trainers.dpo import REFERENCE, collate_pairs, dpo_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -100,7 +100,7 @@ def gaps(model: Any, by_token: bool = False) -> torch.Tensor:
 
 def test_answers_alone_are_scored():
     rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS[:2]]
-    batch = collated_pairs(rows, 0)
+    batch = collate_pairs(rows, 0)
     assert batch["input_ids"].tolist() == [
         [1, 40, 41, 50, 51, 2], [1, 42, 50, 2, 0, 0], [1, 40, 41, 60, 2, 0], [1, 42, 60, 61, 62, 2]
     ]  # fmt: skip
@@ -233,7 +233,7 @@ def test_a_setting_spelled_out_at_its_default_makes_no_other_run():
 def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(available, "EXPERIMENTAL", {"orpo": "gone"})
+    monkeypatch.setattr(trainers, "EXPERIMENTAL", {"orpo": "gone"})
     assert main(["stage=dpo", "stage.loss=orpo", f"init={tiny_model}", "data=jsonl", "data.path=no.jsonl"]) == 2
     said = capfd.readouterr().err
     assert f"stage.loss=orpo: is trained by trl.experimental.gone, which TRL {version('trl')} does not have" in said

@@ -13,7 +13,7 @@ from tiny_roles import World, make_world
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
-from align.models.chunks import compute_in_chunks
+from align.models.forward import compute_in_chunks
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.ops.advantages import equal_groups, group_relative, leave_one_out, less_group_mean

@@ -9,18 +9,18 @@ import pytest
 from run_folders import published
 
 from align.core.errors import MissingArtifact
-from align.models.start import as_recorded
+from align.models.base import find_recorded_artifact
 from align.run import artifact_in
 
 
 def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     recorded = artifact_in(published(root, "s"), "sft:s").as_input()
-    assert as_recorded(recorded, root).path == root / "sft" / "s" / "artifact"
+    assert find_recorded_artifact(recorded, root).path == root / "sft" / "s" / "artifact"
     (root / "sft" / "s").rename(root / "sft" / "renamed")
-    assert as_recorded(recorded, root).path == root / "sft" / "renamed" / "artifact"
+    assert find_recorded_artifact(recorded, root).path == root / "sft" / "renamed" / "artifact"
     root.rename(tmp_path / "moved")
-    assert as_recorded(recorded, tmp_path / "moved").digest == recorded.digest
+    assert find_recorded_artifact(recorded, tmp_path / "moved").digest == recorded.digest
 
 
 def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "sft" / "s")
     published(tmp_path, "s", weights="trained again")
     with pytest.raises(MissingArtifact, match="is gone, or was changed") as error:
-        as_recorded(recorded, tmp_path)
+        find_recorded_artifact(recorded, tmp_path)
     assert (error.value.field, error.value.value) == ("init", "sft:s")
 
 
@@ -36,7 +36,7 @@ def test_a_bare_folder_is_held_to_its_digest_too(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_text("a")
     recorded = artifact_in(tmp_path, str(tmp_path)).as_input()
-    assert as_recorded(recorded, tmp_path).digest == recorded.digest
+    assert find_recorded_artifact(recorded, tmp_path).digest == recorded.digest
     (tmp_path / "adapter_model.safetensors").write_text("b")
     with pytest.raises(MissingArtifact, match="is gone, or was changed"):
-        as_recorded(recorded, tmp_path)
+        find_recorded_artifact(recorded, tmp_path)

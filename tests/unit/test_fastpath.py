@@ -22,9 +22,9 @@ from transformers import (
 
 from align.core.types import Rollout
 from align.models.adapters import with_new_adapter
-from align.models.backbone import base_model, hidden_states, response_logprobs
-from align.models.fastpath import decoding, llama, lora, use_fast_path
-from align.models.fastpath.cache import ReservedCache
+from align.models.fastpath import decoder, linear, llama, use_fast_path
+from align.models.fastpath.decoder import ReservedCache
+from align.models.forward import base_model, hidden_states, response_logprobs
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine, next_states
 
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The short passes that are made."""
     made: list[str] = []
-    for name in ("whole_rows", "one_token"):
+    for name in ("compute_rows", "decode_one_token"):
         real = getattr(llama, name)
         monkeypatch.setattr(llama, name, lambda *a, real=real, name=name: made.append(name) or real(*a))
     return made
@@ -90,7 +90,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llama, "suits", lambda *a: False)  # its layers alone
+    monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # its layers alone
     model = with_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     assert all("lora_" in name for name in outcome(model)[1])
@@ -122,7 +122,7 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
         parameter.data += 0.1 * torch.randn_like(parameter)
     use_fast_path(model)
     target, x = model.base_model.model[0], torch.randn(3, 8)
-    assert target.forward.__func__ is lora.forward
+    assert target.forward.__func__ is linear.lora_forward
     low = {
         n: x @ target.lora_A[n].weight.T @ target.lora_B[n].weight.T * target.scaling[n] for n in ("default", "other")
     }
@@ -164,7 +164,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
     assert_same(model)
-    assert passes == ["whole_rows"] * 2
+    assert passes == ["compute_rows"] * 2
     with torch.no_grad(), model.disable_adapter():
         short = response_logprobs(model, ragged_rollout(), 1.0)[0]
         assert_close(short, response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
@@ -174,7 +174,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
     whole = ragged_rollout()
     full = Rollout(whole.tokens_BS.clamp_min(6), torch.ones_like(whole.mask_BS), whole.prompt_width, whole.ended_B)
     assert_same(made(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
-    assert passes == ["whole_rows"] * 2
+    assert passes == ["compute_rows"] * 2
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -183,12 +183,12 @@ def test_a_decoder_under_each_method(world: World, method: str, passes: list[str
     shake(model)
     passes.clear()  # the load's own probe
     assert_same(model)
-    assert passes == ["whole_rows"] * 2
+    assert passes == ["compute_rows"] * 2
 
 
 def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pytest.MonkeyPatch):
-    model, layers, real = made(FAMILIES["llama, grouped keys"]), [], llama.heads
-    monkeypatch.setattr(llama, "heads", lambda *given: layers.append(1) or real(*given))
+    model, layers, real = made(FAMILIES["llama, grouped keys"]), [], llama.causal_attention
+    monkeypatch.setattr(llama, "causal_attention", lambda *given: layers.append(1) or real(*given))
     once, gradients = outcome(model)
     assert len(layers) == 2
     for layer in base_model(model).get_decoder().layers:
@@ -197,7 +197,7 @@ def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pyte
     assert len(layers) == 2 + 4  # forward, and once more in the backward pass
     assert torch.equal(logprobs, once)
     assert all(torch.equal(gradients[name], again[name]) for name in gradients)
-    assert passes == ["whole_rows"] * 2
+    assert passes == ["compute_rows"] * 2
 
 
 def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
@@ -273,7 +273,7 @@ def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
 def test_every_weight_may_train(family: str, passes: list[str]):
     model = made(FAMILIES[family]).unload().requires_grad_()
     assert_same(model)
-    assert passes == ["whole_rows"] * 2
+    assert passes == ["compute_rows"] * 2
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
 
 
@@ -283,13 +283,13 @@ def test_every_weight_may_train(family: str, passes: list[str]):
 @pytest.fixture(params=["copied", "as they are"])
 def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are copied for a rollout, and weights that would be too many."""
-    monkeypatch.setattr(decoding, "COPY", 1 << 30 if request.param == "copied" else 0)
+    monkeypatch.setattr(decoder, "MAX_COPY", 1 << 30 if request.param == "copied" else 0)
 
 
 def test_rollouts_are_the_same_either_way(model: Any, passes: list[str], copies: None):
     fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
-    assert passes[0] == "whole_rows"
-    assert set(passes[1:]) == {"one_token"}
+    assert passes[0] == "compute_rows"
+    assert set(passes[1:]) == {"decode_one_token"}
     slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
     assert torch.equal(fast.mask_BS, slow.mask_BS)
@@ -301,7 +301,7 @@ def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list
     shake(model)
     use_fast_path(model)
     fast = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(model), range(len(PROMPTS)))
-    assert "one_token" in passes
+    assert "decode_one_token" in passes
     slow = HfEngine(STOPS, PAD, 12).generate(PROMPTS, AsItStands(fat(model)), range(len(PROMPTS)))
     assert torch.equal(fast.tokens_BS, slow.tokens_BS)
 
@@ -335,7 +335,7 @@ def test_a_row_too_long_to_keep_its_attention_is_read_by_row(passes: list[str], 
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
         short = base_model(model).get_decoder()(**call).last_hidden_state
-        assert passes == ["whole_rows"]
+        assert passes == ["compute_rows"]
         assert len(by_row) == LAYERS
         long = base_model(fat(model)).get_decoder()(**call).last_hidden_state
     assert_close(short, long, atol=2e-5, rtol=1e-5)
@@ -385,7 +385,7 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
     assert not passes
     with torch.no_grad():
         response_logprobs(model, ragged_rollout(), 1.0)
-    assert passes == ["whole_rows"]
+    assert passes == ["compute_rows"]
 
 
 def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.MonkeyPatch, passes: list[str]):

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from align.models.fastpath.attention import causal_attention, causal_attention_by_row
 from align.models.fastpath.layers import (
-    Again,
     LowRank,
     Matrix,
-    at_least_fp32,
-    projected,
+    Recompute,
+    apply_matrices,
+    causal_attention,
+    causal_attention_by_row,
     rms_norm,
-    rotated,
+    rotate,
     swiglu,
+    to_fp32,
 )
 from align.models.fastpath.packed import PackedIndex
 from align.ops import linear as linear_module
@@ -46,8 +47,8 @@ def test_rotated():
     x, angles = wanted(random(5, 3, 8))[0], random(5, 4, seed=1)
     cos, sin = (torch.cat([f(angles)] * 2, -1) for f in (torch.cos, torch.sin))
     pairs = torch.view_as_complex(torch.stack((x[..., :4], x[..., 4:]), -1)) * torch.exp(1j * angles)[:, None]
-    assert_close(rotated(x, cos, sin), torch.cat((pairs.real, pairs.imag), -1))
-    assert gradcheck(lambda x: rotated(x, cos, sin), (x,))
+    assert_close(rotate(x, cos, sin), torch.cat((pairs.real, pairs.imag), -1))
+    assert gradcheck(lambda x: rotate(x, cos, sin), (x,))
 
 
 def test_swiglu():
@@ -71,7 +72,7 @@ def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
 
     def outputs(x: Tensor, *trained: Tensor) -> tuple[Tensor, ...]:
         y = x * 1.0
-        return projected(y, matrices(*trained), Again(torch.neg, (-y.detach(),)) if again else None)
+        return apply_matrices(y, matrices(*trained), Recompute(torch.neg, (-y.detach(),)) if again else None)
 
     a, b, c, d, weight, bias = trained
     expected = (
@@ -83,13 +84,13 @@ def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
         assert_close(found, right)
     assert gradcheck(outputs, (x, *trained))
     with torch.no_grad():
-        for found, right in zip(projected(x, matrices(*trained)), expected, strict=True):
+        for found, right in zip(apply_matrices(x, matrices(*trained)), expected, strict=True):
             assert_close(found, right)
 
 
 def test_what_is_frozen_gets_no_gradient():
     x, a, b = random(5, 8), random(2, 8), wanted(random(6, 2))[0]
-    (out,) = projected(x, [Matrix(random(6, 8, seed=3).to, (6, 8), low=LowRank(a, b, 1.0))])
+    (out,) = apply_matrices(x, [Matrix(random(6, 8, seed=3).to, (6, 8), low=LowRank(a, b, 1.0))])
     out.sum().backward()
     assert b.grad is not None
     assert a.grad is None
@@ -100,7 +101,7 @@ def test_a_backward_pass_leaves_nothing_of_what_was_kept_for_it():
     y = wanted(random(5, 8))[0] * 1.0
     kept = -y.detach()
     seen = weakref.ref(kept)
-    (out,) = projected(y, [Matrix(random(6, 8).to, (6, 8))], Again(torch.neg, (kept,)))
+    (out,) = apply_matrices(y, [Matrix(random(6, 8).to, (6, 8))], Recompute(torch.neg, (kept,)))
     del kept
     assert seen() is not None
     out.sum().backward()
@@ -131,7 +132,7 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: f
 def test_attention(mask: Tensor, groups: int):
     count = int(mask.sum())
     q, k, v = wanted(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
-    places = PackedIndex.of(mask)
+    places = PackedIndex.build(mask)
     with torch.no_grad():
         expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention(q, k, v, places, 0.3), expected)
@@ -143,7 +144,7 @@ def test_attention(mask: Tensor, groups: int):
 def test_attention_by_row(mask: Tensor, groups: int):
     count = int(mask.sum())
     q, k, v = wanted(random(count, 4, 6), random(count, groups, 6, seed=1), random(count, groups, 6, seed=2))
-    places = PackedIndex.of(mask)
+    places = PackedIndex.build(mask)
     with torch.no_grad():
         expected = one_by_one(q, k, v, mask.sum(1).tolist(), 0.3)
         assert_close(causal_attention_by_row(q, k, v, places, 0.3), expected)
@@ -151,7 +152,7 @@ def test_attention_by_row(mask: Tensor, groups: int):
 
 
 def test_attention_by_row_reads_strided_inputs():
-    places = PackedIndex.of(RAGGED)
+    places = PackedIndex.build(RAGGED)
     inputs = [random(int(RAGGED.sum()), 6, 4, seed=seed).transpose(1, 2) for seed in (0, 1, 2)]
     expected = causal_attention(*inputs, places, 0.3)
     assert_close(causal_attention_by_row(*inputs, places, 0.3), expected)
@@ -159,7 +160,7 @@ def test_attention_by_row_reads_strided_inputs():
 
 def test_attention_in_bf16_is_that_of_the_fused_kernel_up_to_rounding():
     q, k, v = (random(4 * 9, h, 16, seed=h, dtype=torch.bfloat16).requires_grad_() for h in (6, 2, 2))
-    found = causal_attention(q, k, v, PackedIndex.of(torch.ones(4, 9, dtype=torch.bool)), 0.25)
+    found = causal_attention(q, k, v, PackedIndex.build(torch.ones(4, 9, dtype=torch.bool)), 0.25)
     rows = (t.view(4, 9, -1, 16).transpose(1, 2).double() for t in (q, k, v))
     expected = nn.functional.scaled_dot_product_attention(*rows, is_causal=True, scale=0.25, enable_gqa=True)
     assert_close(found.double(), expected.transpose(1, 2).reshape(36, 6, 16), atol=0.02, rtol=0.02)
@@ -174,7 +175,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def plain_rms_norm(x: Tensor) -> Tensor:
-    wide = at_least_fp32(x)
+    wide = to_fp32(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
@@ -186,11 +187,11 @@ def plain_rotated(x: Tensor) -> Tensor:
 ANGLES = torch.arange(64)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03]).repeat(2)
 COS = ANGLES.cos()
 SIN = ANGLES.sin()
-ROWS_OF_16 = PackedIndex.of(torch.ones(4, 16, dtype=torch.bool))
+ROWS_OF_16 = PackedIndex.build(torch.ones(4, 16, dtype=torch.bool))
 PIECES = {
     "attention": (lambda *x: causal_attention(*x, ROWS_OF_16, 0.3), plain_attention, 3),
     "rms_norm": (lambda x: rms_norm(x, torch.ones(8, dtype=x.dtype), 1e-6), plain_rms_norm, 1),
-    "rotated": (lambda x: rotated(x, COS.to(x.dtype), SIN.to(x.dtype)), plain_rotated, 1),
+    "rotated": (lambda x: rotate(x, COS.to(x.dtype), SIN.to(x.dtype)), plain_rotated, 1),
     "swiglu": (swiglu, lambda gate, up: nn.functional.silu(gate) * up, 2),
 }
 
@@ -217,12 +218,12 @@ def test_the_gradients_err_no_more_than_autograds(piece: str, dtype: torch.dtype
 
 
 def test_places_go_there_and_back():
-    places, x = PackedIndex.of(RAGGED), random(8, 2, 3)
+    places, x = PackedIndex.build(RAGGED), random(8, 2, 3)
     assert torch.equal(places.rectangle(x)[RAGGED], x)
     assert not places.rectangle(x)[~RAGGED].any()
     assert torch.equal(places.real(torch.arange(18).view(3, 6)), torch.arange(18).view(3, 6)[RAGGED])
-    assert torch.equal(places.flat(places.grouped(x, 2), 2), x)
-    assert places.grouped(x, 2).shape == (6, 4, 3)
+    assert torch.equal(places.from_groups(places.to_groups(x, 2), 2), x)
+    assert places.to_groups(x, 2).shape == (6, 4, 3)
 
 
 # Products.

@@ -106,10 +106,9 @@ EXCEPTIONS = {
     "align.models.adapters:save_adapter": NEW,
     "align.models.dequantised:dequantised_beside": NEW,
     "align.models.load:save_tokenizer": NEW,
-    "align.models.plain_adapter:write_plain": NEW,
+    "align.models.plain_lora:write_plain": NEW,
     "align.models.roles:save": NEW,
     "align.models.roles:save_critic": NEW,
-    "align.models.roles:save_policy": NEW,
     "align.models.sharded:save_whole": NEW,
     "align.models.base:write_snapshot": SCRATCH,
     "align.ppo.checkpoint:save_state": NEW,
@@ -184,7 +183,7 @@ EXCEPTIONS = {
     "align.track:__init__": RUN,
     "align.track:append": RUN,
     "align.trainers.common:on_save": NEW,
-    "align.trainers.dealt:_save_optimizer_and_scheduler": NEW,
+    "align.trainers.multi_rank:_save_optimizer_and_scheduler": NEW,
 }
 
 

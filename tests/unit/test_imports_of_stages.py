@@ -47,7 +47,7 @@ heavy = sorted({{"transformers", "peft", "bitsandbytes"}} & sys.modules.keys())
 for module in pkgutil.walk_packages(align.models.__path__, "align.models."):
     importlib.import_module(module.name)
 changed = [name for name, identity in before.items() if id(vars(torch).get(name)) != identity]
-walked = "align.models.fastpath.lora" in sys.modules
+walked = "align.models.fastpath.linear" in sys.modules
 torch.__class__ = types.ModuleType
 
 failed = {{}}

@@ -36,7 +36,7 @@ from align.ops.losses import kto_loss, kto_reference
 from align.run import read_manifest
 from align.track import read_rows
 from align.trainers.common import train
-from align.trainers.kto import collated_answers, kto_trainer
+from align.trainers.kto import collate_answers, kto_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -77,7 +77,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     rows = [ROWS[place] for place in places]
     moved(model, seed)
     moved(other, seed)
-    batch = collated_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
+    batch = collate_answers([{"place": place} for place in places], ROWS, tiny_tokenizer.pad_token_id, LONGEST)
     loss = trainer.compute_loss(model.train(), batch)
     loss.backward()
     others = [rows[i - 1].ids[rows[i - 1].start :] for i in range(4)]
@@ -119,7 +119,7 @@ def test_each_row_gets_the_answer_of_the_one_before_it_that_has_another_prompt()
 
 def test_a_batch_holds_both_pairings_and_cuts_what_grew_too_long():
     rows = [Labelled([1, 40, 41, 50], 3, True), Labelled([1, 42, 60, 61, 62], 2, False)]
-    batch = collated_answers([{"place": 0}, {"place": 1}], rows, 0, 5)
+    batch = collate_answers([{"place": 0}, {"place": 1}], rows, 0, 5)
     assert batch["input_ids"].tolist() == [[1, 40, 41, 50, 0], [1, 42, 60, 61, 62]]
     assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]
     assert batch["KL_input_ids"].tolist() == [[1, 40, 41, 60, 61], [1, 42, 50, 0, 0]]

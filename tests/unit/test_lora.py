@@ -12,9 +12,8 @@ from tiny_roles import CPU, FP32, World, make_world
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.errors import InputError
-from align.models.adapter_files import adapter_config, read_tensors
-from align.models.adapters import attach, save_adapter, with_new_adapter
-from align.models.backbone import answered, hidden_states, response_logprobs
+from align.models.adapters import adapter_config, attach, read_tensors, save_adapter, with_new_adapter
+from align.models.forward import hidden_states, response_logprobs, rollout_from_answers
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora, LoraLike
 from align.models.roles import Roles
@@ -109,7 +108,7 @@ def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbon
     """Policy and reference say what the adapter says; a step on the policy moves its tensors alone, all of them."""
     method, folder, model = saved
     roles = Roles(world.load(method), folder, [], Lora(4, 8), backbone)
-    rollout = answered(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
+    rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
     expected = response_logprobs(model, rollout, 1.0)[0]
     for role in ("policy", "reference"):
         torch.testing.assert_close(roles.logprobs(role, rollout, 1.0).logprobs_BT, expected)
@@ -119,7 +118,7 @@ def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbon
     optimiser.step()
     moved = {name for name, p in roles.model.named_parameters() if name in before and not torch.equal(p, before[name])}
     assert moved == {name for name in before if ".policy" in name}
-    roles.save_policy(folder.parent / "policy", world.base, FP32)
+    roles.save("policy", folder.parent / "policy", world.base, FP32)
     assert read_tensors(folder.parent / "policy").keys() == read_tensors(folder).keys()
 
 
@@ -127,7 +126,7 @@ def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbon
 def test_roles_that_start_from_nothing(world: World, kind: str) -> None:
     roles = Roles(world.load("qlora"), None, [], OPTIONS[kind])
     assert {name for name in roles.named_parameters_of("policy") if "magnitude" in name} or not OPTIONS[kind].dora
-    rollout = answered(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
+    rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
     own, ref = (roles.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
     torch.testing.assert_close(own, ref)  # a fresh adapter changes nothing
     base = load_base(world.base, "qlora", CPU, FP32)

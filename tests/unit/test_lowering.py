@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from align.core.errors import InputError
 from align.export.merged import merge
-from align.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, factors_in, read_adapter
-from align.models.lowering import initial_factors, lower
+from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
+from align.models.plain_lora import convert_to_plain, initial_factors
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 KINDS = [
@@ -110,9 +110,10 @@ def test_a_scale_that_is_too_large_is_refused(base: Path, tmp_path: Path):
 
 def test_factors_stay_in_fp32_whatever_they_came_in(base: Path, tmp_path: Path):
     """In bf16 a scale of 3/8 would round every weight anew."""
-    config = read_adapter(made(base, tmp_path / "source")).config
-    factors = {m: (a.bfloat16(), b.bfloat16()) for m, (a, b) in factors_in(tmp_path / "source").items()}
-    _, lowered = lower({**config, "lora_alpha": 3, "r": 8}, factors)
-    for module, (a, b) in lowered.items():
+    adapter = read_adapter(made(base, tmp_path / "source"))
+    tensors = {key: tensor.bfloat16() for key, tensor in adapter.tensors.items()}
+    adapter = Adapter({**adapter.config, "lora_alpha": 3, "r": 8}, tensors)
+    factors = adapter.factors
+    for module, (a, b) in convert_to_plain(adapter).factors.items():
         assert a.dtype == b.dtype == torch.float32
         assert torch.equal(b, factors[module][1].float() * (3 / 4))  # the rank is the matrices', not the config's

@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from align.models.memory import KERNEL_CACHES
+from align.models.cpu_memory import KERNEL_CACHES
 
 GLIBC = "import ctypes; assert ctypes.CDLL(None).mallinfo2"
 KERNELS = """
 import ctypes, os, torch
-from align.models.memory import keep_few_kernels
+from align.models.cpu_memory import keep_few_kernels
 
 class Mallinfo2(ctypes.Structure):
     _fields_ = [(n, ctypes.c_size_t) for n in "arena o s h hblkhd u f uordblks fordblks keepcost".split()]
@@ -67,5 +67,7 @@ def test_kernels_of_shapes_gone_by_are_not_kept() -> None:
 
 
 def test_the_users_own_cache_size_stands() -> None:
-    script = "import os; from align.models.memory import *; keep_few_kernels(); print(*map(os.getenv, KERNEL_CACHES))"
+    script = (
+        "import os; from align.models.cpu_memory import *; keep_few_kernels(); print(*map(os.getenv, KERNEL_CACHES))"
+    )
     assert measured(script, ONEDNN_PRIMITIVE_CACHE_CAPACITY="512") == "512 64"

@@ -19,7 +19,7 @@ from transformers import (
 
 from align.core.errors import InputError
 from align.export.merged import check_untied, merge, tied_in
-from align.models.adapter_files import WEIGHTS_FILE, read_adapter
+from align.models.adapters import WEIGHTS_FILE, read_adapter
 from align.run import Base
 
 

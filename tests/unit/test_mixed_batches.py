@@ -12,10 +12,9 @@ from many_adapters import FAMILIES, adapters, added, asked, base_model, engine, 
 from torch.testing import assert_close
 
 from align.config.serve import ServeConfig
-from align.models import bank
-from align.models.fastpath import exact, mixed
-from align.models.fastpath.exact import TILE, blocks_agree, cancelling, padded_rows, rows_agree
-from align.models.fastpath.places import CHUNK, Piece
+from align.models.fastpath import adapter_bank, exact, mixed
+from align.models.fastpath.exact import TILE, blocks_agree, cancelling_pairs, padded_rows, rows_agree
+from align.models.fastpath.mixed import CHUNK, Piece
 from align.rollout.serving_engine import Request
 from align.stages.serve import describe_batches
 
@@ -100,7 +99,7 @@ def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest
 @pytest.mark.parametrize("family", ["llama", "llama, one key for all"])
 def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """With fewer, a library shares one among its threads, and adds in another order."""
-    for module in (exact, mixed, bank):
+    for module in (exact, mixed, adapter_bank):
         monkeypatch.setattr(module, "least_batch", lambda: 5)
     compare_with_alone(family, torch.float32, 1, tmp_path, 8)
     config = FAMILIES[family]
@@ -126,7 +125,7 @@ def test_a_step_has_rows_for_its_products():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_another_order_of_addition_shows(dtype: torch.dtype):
     """In bf16 a sum's own size hides its last bits; sums of pairs that cancel are nothing else."""
-    x, weight = cancelling(4, 130, 50, dtype)
+    x, weight = cancelling_pairs(4, 130, 50, dtype)
     products = x.float()[:, None] * weight.float()
     sums = []
     for order in (torch.arange(130), torch.randperm(130, generator=torch.Generator().manual_seed(1))):

@@ -26,7 +26,7 @@ from align.data.read.rows import checked_rows
 from align.data.sets.forget import ids_in
 from align.evals.judges.llm_judge import read_template
 from align.evals.judges.report import read_report
-from align.models.adapter_files import adapter_config, read_adapter, read_tensors
+from align.models.adapters import adapter_config, read_adapter, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.registry.gates import read_gates, read_verdict

@@ -26,7 +26,7 @@ from align.annotate.store import Store
 from align.core.errors import InputError
 from align.core.outputs import atomic_file, replace_file
 from align.export.converters import HF, LORA, unpack
-from align.models.base import converted
+from align.models.base import convert_gguf
 from align.registry.comparison import note_sweep
 from align.registry.garbage import LOG, Piece, write_to_log
 from align.registry.index import INDEX, Index
@@ -117,7 +117,7 @@ def convert_smollm2(path: Path) -> None:
     gguf = path.parent / ".model.gguf"
     gguf.write_bytes(b"")
     try:
-        converted(gguf, path.parent)
+        convert_gguf(gguf, path.parent)
     except ValueError as error:
         if isinstance(error, InputError):
             raise  # the other comes later: transformers reads no empty GGUF

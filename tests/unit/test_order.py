@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from align.trainers.dealt import EpochSampler, epoch_order
+from align.trainers.multi_rank import EpochSampler, epoch_order
 
 
 def lengths(rows: int) -> list[int]:

@@ -15,15 +15,14 @@ from trl.trainer import utils
 
 from align.models.adapters import with_new_adapter
 from align.models.base import find_base
-from align.models.fastpath import decoding, llama
+from align.models.fastpath import decoder, llama
 from align.models.lora import Lora
 from align.ops import logprobs
 from align.planning import memory
 from align.planning.gpus import GPUS, changes, changes_to_fit, room_on
-from align.planning.live import LiveBytes
-from align.planning.memory import base_bytes, footprint
+from align.planning.live_bytes import LiveBytes
+from align.planning.memory import Workload, base_bytes, footprint
 from align.planning.shapes import built_shape, llama_shape, shape_of
-from align.planning.workload import Workload
 from align.ppo.measured_update import measure_update
 from align.run import Base
 from align.trainers.common import Training
@@ -80,7 +79,7 @@ def test_the_numbers_of_other_rooms_are_theirs() -> None:
     assert (memory.TILE, memory.TILE_TOKENS) == (
         utils._CHUNKED_LOGPROB_CHUNK_SIZE, chunked_logprob.TOKEN_CHUNK_SIZE
     )  # fmt: skip
-    assert memory.COPY == decoding.COPY
+    assert memory.COPY == decoder.MAX_COPY
 
 
 @pytest.mark.parametrize(

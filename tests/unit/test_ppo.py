@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.models.chunks import compute_in_chunks, split_by_length
+from align.models.forward import compute_in_chunks, split_by_length
 from align.models.roles import Roles
 from align.ppo.experience import Estimator, Experience, assemble_experience, compute_estimates, pearson_r
 from align.ppo.rollouts import prompt_indices

@@ -22,7 +22,7 @@ from align.models.load import load_base
 from align.models.lora import Lora
 from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 from align.trainers.common import train
-from align.trainers.dpo import REFERENCE, collated_pairs, dpo_trainer
+from align.trainers.dpo import REFERENCE, collate_pairs, dpo_trainer
 
 CPU = torch.device("cpu")
 BETA = 0.7
@@ -94,7 +94,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     moved(model, 5)
     moved(other, 5)
     rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS]
-    loss = trainer.compute_loss(model.train(), collated_pairs(rows, tiny_tokenizer.pad_token_id))
+    loss = trainer.compute_loss(model.train(), collate_pairs(rows, tiny_tokenizer.pad_token_id))
     loss.backward()
     wanted = expected(name, other, start, PAIRS)
     wanted.backward()

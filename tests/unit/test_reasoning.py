@@ -27,7 +27,7 @@ from align.data.chat.encode import (
 from align.data.chat.reasoning import answer_alone, parted, with_reasoning
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, documents, prepared, prompts
-from align.models.backbone import answered
+from align.models.forward import rollout_from_answers
 from align.rollout.engine import response_texts
 from align.rollout.strip_reasoning import answers_alone
 
@@ -183,7 +183,7 @@ def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: st
         tokenizer(text, add_special_tokens=False)["input_ids"] + ([stops[-1]] if end else [])
         for text, end in zip(said, ended, strict=True)
     ]
-    rollout = answered([p.input_ids for p in prompts], ids, tokenizer.pad_token_id, torch.device("cpu"))
+    rollout = rollout_from_answers([p.input_ids for p in prompts], ids, tokenizer.pad_token_id, torch.device("cpu"))
     rollout = type(rollout)(rollout.tokens_BS, rollout.mask_BS, rollout.prompt_width, torch.tensor(ended))
     found = answers_alone(prompts, response_texts(rollout, tokenizer), rollout, tokenizer, stops)
     texts, judged = [c.messages[-1].content for c in found.conversations], found.rollout
@@ -206,7 +206,7 @@ def test_a_judge_reads_no_reasoning_of_earlier_turns(name: str) -> None:
     asked, alone = Conversation(turns, "c"), Conversation((turns[0], Message("assistant", "One."), turns[2]), "c")
     prompt = Prompt(asked, prompt_ids(tokenizer, asked))
     ids = [*tokenizer("Two.", add_special_tokens=False)["input_ids"], stops[-1]]
-    rollout = answered([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
+    rollout = rollout_from_answers([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
     found = answers_alone([prompt], ["Two."], rollout, tokenizer, stops)
     assert found.conversations == [alone.answered("Two.")]
     (row,) = [t[m].tolist() for t, m in zip(found.rollout.tokens_BS, found.rollout.mask_BS, strict=True)]

@@ -28,8 +28,8 @@ from align.export.receipt_rows import (
     require_passed,
 )
 from align.export.trained import Trained, trained_model
-from align.models.adapter_files import WEIGHTS_FILE
-from align.models.dequantised import DEQUANTISED, dequantised, dequantised_beside
+from align.models.adapters import WEIGHTS_FILE
+from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence, pooled_divergence
 from align.run import Base, model_digest
@@ -300,7 +300,7 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(trained: T
     assert json.loads((folder / "base.json").read_text())["kind"] == "nf4-dequantised"
     assert weights.stat().st_mode & 0o777 == 0o644
     held = load_file(weights)
-    plain = dict(dequantised(load(Path(base.path)), torch.bfloat16).named_parameters())
+    plain = dict(dequantise(load(Path(base.path)), torch.bfloat16).named_parameters())
     assert all(torch.equal(held[name], plain[name]) for name in held)
     save_file({n: t + 1 for n, t in held.items()}, weights, {"format": "pt"})
     with pytest.raises(CorruptFile, match="not those that were written"):

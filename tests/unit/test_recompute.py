@@ -78,7 +78,7 @@ def passes(roles: Roles) -> list[bool]:
 def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
     world: World, monkeypatch: pytest.MonkeyPatch, backbone: str, by_reward: bool, cached: bool
 ):
-    monkeypatch.setattr(llama, "suits", lambda *a: False)
+    monkeypatch.setattr(llama, "covers_call", lambda *a: False)
     kept, again = world.roles(backbone=backbone), world.roles(backbone=backbone)
     assert again.quantised_layers() == 14
     made, micro_batch = experience(kept), 6 if cached else 4

@@ -21,7 +21,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
 from align.data.chat.template import CHATML
-from align.models.backbone import answered
+from align.models.forward import rollout_from_answers
 from align.models.load import load_classifier, load_tokenizer
 from align.reward.build import build_beside_policy, same_template
 from align.reward.scorer import Scorer
@@ -57,7 +57,7 @@ def sampled(tokenizer: Any, *ends: int) -> Rollout:
     prompts: list[Prompt] = encode_prompts(tokenizer, ASKED, 200)[0]
     said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SAID]
     rows = [[*ids, end] for ids, end in zip(said, ends, strict=True)]
-    return answered([p.input_ids for p in prompts], rows, tokenizer.pad_token_id, CPU)
+    return rollout_from_answers([p.input_ids for p in prompts], rows, tokenizer.pad_token_id, CPU)
 
 
 def classified(world: World, rows: list[list[int]]) -> Tensor:

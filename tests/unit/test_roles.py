@@ -19,9 +19,8 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import encode_judged
-from align.models.adapter_files import SCORE_KEY, WEIGHTS_FILE
-from align.models.adapters import save_adapter, with_new_adapter
-from align.models.backbone import response_logprobs
+from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
+from align.models.forward import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles, adapter_of, last_real_states

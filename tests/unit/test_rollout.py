@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from align.core.types import Rollout
-from align.models.actor import ModelActor
+from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
-from align.models.backbone import pad, response_logprobs
+from align.models.forward import pad, response_logprobs
 from align.ops.philox import uniforms
 from align.ppo.experience import Estimator, assemble_experience
 from align.rollout.engine import response_ids, response_texts, row_seeds

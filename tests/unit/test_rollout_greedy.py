@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from align.models.actor import ModelActor
+from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
 from align.rollout import hf
 from align.rollout.engine import response_ids

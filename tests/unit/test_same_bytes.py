@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 from align.core.errors import CorruptFile
 from align.data.read.rows import checked_rows
 from align.data.sources import files_record
-from align.models.adapter_files import WEIGHTS_FILE, read_tensors
-from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.adapters import WEIGHTS_FILE, attach, read_tensors, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora

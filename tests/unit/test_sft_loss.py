@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from align.data.chat.encode import IGNORED, Encoded
 from align.models.adapters import with_new_adapter
-from align.models.backbone import base_model
 from align.models.base import find_base
 from align.models.fastpath import without_fast_path
+from align.models.forward import base_model
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.trainers import sft

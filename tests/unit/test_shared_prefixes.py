@@ -14,10 +14,10 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from align.core.types import Rollout
-from align.models.backbone import answered
 from align.models.fastpath import llama, packed
-from align.models.fastpath.attention import causal_attention, causal_attention_by_row
+from align.models.fastpath.layers import causal_attention, causal_attention_by_row
 from align.models.fastpath.packed import LEAST_SHARED, PackedIndex
+from align.models.forward import rollout_from_answers
 from align.rollout.hf import HfEngine
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def prefixes(tokens: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("seed", range(200))
 def test_tokens_with_the_same_before_them_are_one(seed: int):
     tokens, mask = drawn(seed)
-    places, found = PackedIndex.of(mask, tokens), prefixes(tokens, mask)
+    places, found = PackedIndex.build(mask, tokens), prefixes(tokens, mask)
     real = len(found)
     saved = real - len(set(found))
     if places.shared is None:
@@ -56,18 +56,21 @@ def test_tokens_with_the_same_before_them_are_one(seed: int):
     assert torch.equal(places.rectangle(x)[mask], x[of])
     assert not places.rectangle(x)[~mask].any()
     assert torch.equal(places.real(places.rectangle(x[:, 0, 0])), x[:, 0, 0])
-    assert torch.equal(places.flat(places.grouped(x, 2), 2), x)
-    y = random(*places.grouped(x, 2).shape, seed=1)
-    assert_close((places.grouped(x, 2) * y).sum(), (x * places.flat_summed(y, 2)).sum())
-    assert_close((places.grouped_once(x, 2) * y).sum(), (x * places.flat(y, 2)).sum())
+    assert torch.equal(places.reduce(places.from_groups(places.to_groups(places.expand(x), 2), 2)), x)
+    grouped = places.to_groups(places.expand(x), 2)
+    y = random(*grouped.shape, seed=1)
+    flat = places.from_groups(y, 2)
+    assert_close((grouped * y).sum(), (x * places.reduce_by_sum(flat)).sum())
+    grouped_once = places.to_groups(places.expand_once(x), 2)
+    assert_close((grouped_once * y).sum(), (x * places.reduce(flat)).sum())
 
 
 def test_what_differs_in_anything_that_is_told_is_not_shared():
     mask = torch.ones(2, 4, dtype=torch.bool)
     ids = torch.tensor([[7, 7, 7, 1], [7, 7, 7, 2]])
-    assert PackedIndex.of(mask).shared is None
-    assert PackedIndex.of(mask, ids, torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]])).shared is None
-    shared = PackedIndex.of(mask, ids, torch.tensor([[0, 1, 2, 3], [0, 1, 5, 6]])).shared
+    assert PackedIndex.build(mask).shared is None
+    assert PackedIndex.build(mask, ids, torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]])).shared is None
+    shared = PackedIndex.build(mask, ids, torch.tensor([[0, 1, 2, 3], [0, 1, 5, 6]])).shared
     assert shared is not None
     assert len(shared.first_N) == 6  # two tokens of eight
 
@@ -76,7 +79,7 @@ def test_what_differs_in_anything_that_is_told_is_not_shared():
 @pytest.mark.parametrize("groups", [1, 2])
 def test_attention_over_shared_rows(seed: int, groups: int):
     tokens, mask = drawn(seed)
-    places = PackedIndex.of(mask, tokens)
+    places = PackedIndex.build(mask, tokens)
     assert places.shared is not None, "this seed tests nothing"
     of, first = places.shared
     shapes = ((4, 6), (groups, 6), (groups, 6))
@@ -96,14 +99,14 @@ def grouped_rollout() -> Rollout:
     """Four answers to each of two prompts, one of which begins as the other does; one answer is a prefix of another."""
     prompts = [[11, 12, 13, 14, 15]] * 4 + [[11, 12, 13, 21, 22, 23, 24]] * 4
     answers = [[31], [31, 32, 33], [34, 35, 36, 37], [31, 32], [41, 42], [43], [41, 42], [44, 45, 46, 47, 48]]
-    return answered(prompts, answers, PAD, CPU)
+    return rollout_from_answers(prompts, answers, PAD, CPU)
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens that go through each layer."""
-    counts, real = list[int](), llama.heads
-    monkeypatch.setattr(llama, "heads", lambda *given: counts.append(len(given[2])) or real(*given))
+    counts, real = list[int](), llama.causal_attention
+    monkeypatch.setattr(llama, "causal_attention", lambda *given: counts.append(len(given[0])) or real(*given))
     return counts
 
 
@@ -159,7 +162,7 @@ def test_in_bf16_many_rows_that_share_add_their_gradients_up_as_well_as_rows_by_
 ):
     """Equal answers: every token is shared by all rows, and each row adds to its gradient."""
     model, rows = made(FAMILIES[family]), 400
-    same = answered([[11, 12, 13]] * rows, [[31, 32, 33]] * rows, PAD, CPU)
+    same = rollout_from_answers([[11, 12, 13]] * rows, [[31, 32, 33]] * rows, PAD, CPU)
     exact = outcome(model, same)[1]
     model.bfloat16()
     shared = outcome(model, same)[1]
@@ -181,7 +184,7 @@ def test_under_several_threads_a_gradient_has_the_same_bits_each_time():
     torch.set_num_threads(2)
     try:
         ids = torch.cat([torch.arange(60).expand(16, -1), torch.arange(320).view(16, 20) + 100], 1)
-        places = packed.PackedIndex.of(torch.ones_like(ids, dtype=torch.bool), ids)
+        places = packed.PackedIndex.build(torch.ones_like(ids, dtype=torch.bool), ids)
         assert places.shared is not None
         given, found = random(16, 80, 256, dtype=torch.float32), set[bytes]()
         for _ in range(50):

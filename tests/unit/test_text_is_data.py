@@ -36,8 +36,8 @@ from align.data.chat.encode import (
 from align.data.chat.template import APART, contents_as_text, taken_apart
 from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_ids
 from align.data.pairs import encoded_pairs
-from align.models.backbone import pad
 from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
+from align.models.forward import pad
 from align.rollout.engine import response_texts
 
 needs_wheel = pytest.mark.skipif(

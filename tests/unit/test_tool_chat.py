@@ -12,7 +12,7 @@ from align.core.types import Conversation
 from align.data.chat.encode import prompt_ids
 from align.data.chat.tokens import special_ids
 from align.data.chat.tools import takes_tools, tool_prompt_ids
-from align.models.base import FOLDER
+from align.models.base import POCKET_FOLDER
 
 TOOLS = (
     {"type": "function", "function": {
@@ -27,7 +27,7 @@ def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
         [{"role": "system", "content": "s<eos> <|end|>"}, {"role": "user", "content": "<|user|> <bos"}],
         [{"role": "user", "content": "s"}, {"role": "assistant", "content": "<|"}, {"role": "user", "content": "|>"}],
     )
-    for reader in (AutoTokenizer.from_pretrained(FOLDER), tiny_tokenizer):
+    for reader in (AutoTokenizer.from_pretrained(POCKET_FOLDER), tiny_tokenizer):
         for chat in chats:
             assert tool_prompt_ids(reader, chat) == prompt_ids(reader, Conversation.of(chat))
 
@@ -81,4 +81,4 @@ def test_what_cannot_be_rendered_is_named(tool_tokenizer: Any):
 def test_whether_a_template_takes_tools(tool_tokenizer: Any, tiny_tokenizer: Any):
     assert takes_tools(tool_tokenizer)
     assert not takes_tools(tiny_tokenizer)
-    assert takes_tools(AutoTokenizer.from_pretrained(FOLDER))
+    assert takes_tools(AutoTokenizer.from_pretrained(POCKET_FOLDER))

@@ -24,7 +24,7 @@ from align.data.chat.encode import (
     stop_token_ids,
 )
 from align.data.chat.template import CHATML
-from align.models.base import FOLDER
+from align.models.base import POCKET_FOLDER
 from align.serve.answers import PartedAnswer
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatBody, ChatFormat, chat_prompt
@@ -145,7 +145,7 @@ BESIDE = talk(ASK, calling(call(1, city="Oslo"), text="Let me look."), result(1,
 def tokenizer_of(name: str) -> Any:
     templates = {"qwen": QWEN, "llama": LLAMA31, "mistral": MISTRAL_TOOLS, "chatml": CHATML}
     if name == "pocket":
-        return AutoTokenizer.from_pretrained(FOLDER)
+        return AutoTokenizer.from_pretrained(POCKET_FOLDER)
     eos = {"qwen": "<|im_end|>", "llama": "<|eot_id|>", "mistral": "</s>", "chatml": "<|endoftext|>"}[name]
     return make_tokenizer(templates[name], eos, WORDS)
 

@@ -19,8 +19,7 @@ from align.core.errors import InputError
 from align.data.chat.encode import encode
 from align.data.pairs import Pair
 from align.data.read.records import read_documents
-from align.models.adapter_files import SCORE_KEY, read_tensors
-from align.models.adapters import save_adapter, with_new_adapter
+from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
@@ -29,12 +28,12 @@ from align.trainers import common
 from align.trainers.common import Training, train
 from align.trainers.reward import (
     Ranking,
-    collated_rankings,
+    collate_rankings,
     copy_adapter_weights,
+    group_rankings,
     mean_judgements,
     pair_gaps,
     ranking_loss,
-    rankings,
     reward_trainer,
     score_head,
 )
@@ -120,7 +119,7 @@ def test_small_steps_are_not_lost_on_a_4bit_base(base: Any, tiny_tokenizer: Any,
 
 def test_nothing_to_train_is_a_fault() -> None:
     with pytest.raises(AssertionError, match="nothing is trainable"):
-        common.trainable_in_fp32(nn.Linear(2, 2).requires_grad_(False), {})
+        common.cast_trainable_to_fp32(nn.Linear(2, 2).requires_grad_(False), {})
 
 
 def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
@@ -142,7 +141,7 @@ def test_an_adapter_starts_from_its_own_values_not_from_rounded_ones(
 )  # fmt: skip
 def test_steps_of_a_run(rows: int, batch: int, epochs: float, limit: int | None, steps: int) -> None:
     given = SimpleNamespace(**SETTINGS | {"batch_size": batch, "epochs": epochs, "max_steps": limit})
-    assert Training.of(given, 0).steps(rows) == steps
+    assert Training.from_settings(given, 0).steps(rows) == steps
 
 
 def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
@@ -219,10 +218,10 @@ def test_a_reward_model_starts_from_the_sft_adapter(
 
 def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
+    found = group_rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
     assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
     rows = [{"texts": r.texts, "pairs": r.pairs} for r in found]
-    batch = collated_rankings(rows, filler=3, judgements=mean_judgements(found))
+    batch = collate_rankings(rows, filler=3, judgements=mean_judgements(found))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
@@ -232,10 +231,10 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
 def test_several_judgements_of_one_item_are_one_example() -> None:
     """Two people agree on a above b, and a third does not; one also ranked another item: 4 judgements on 2 rows."""
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = rankings([("x", Pair(a, b)), ("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(a, b))])
+    found = group_rankings([("x", Pair(a, b)), ("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(a, b))])
     assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
     assert mean_judgements(found) == 2
-    batch = collated_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
+    batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
     assert float(ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 

@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.core.errors import InputError
-from align.models.actor import ModelActor
+from align.models.actors import ModelActor
 from align.models.adapters import attach
-from align.models.backbone import response_logprobs
 from align.models.fastpath import use_fast_path, without_fast_path
+from align.models.forward import base_model, response_logprobs
 from align.models.lora import Lora
-from align.models.plain_path import base_model
 from align.models.roles import Roles
 from align.rollout.hf import HfEngine
 

@@ -16,7 +16,7 @@ from model_folders import INDEX, SINGLE, Trap, copied, found
 from safetensors.torch import load_file, save_file
 
 from align.core.errors import CorruptFile, InputError
-from align.models.adapter_files import WEIGHTS_FILE
+from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.run import Base, artifact_in, model_files

@@ -11,7 +11,7 @@ from run_folders import BASE, published
 from align import ranks
 from align.config.root import Config
 from align.core.errors import CorruptFile, InputError
-from align.models.adapter_files import files_of_adapter
+from align.models.adapters import files_of_adapter
 from align.ranks import RankInfo
 from align.run import Input, Manifest, artifact_in
 from align.run.digests import HASHED, same_bytes

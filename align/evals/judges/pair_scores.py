@@ -14,7 +14,7 @@ from align.core.types import Rollout
 from align.evals.held_out import write_held_out_pairs
 from align.evals.judges.report import Opinions, PairExample
 from align.evals.stats import win_rate
-from align.models.finite import diverged
+from align.models.finite_checks import diverged
 from align.report.figure_text import counted
 from align.reward.build import build, on_its_own_base
 from align.reward.combined import comparable

@@ -30,9 +30,8 @@ from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages
 from align.evals.suite.results import Said
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import JUDGED, Item, Task, Tasks
-from align.models.actor import Actor, ModelActor
-from align.models.adapter_pool import AdapterPool
-from align.models.backbone import answered
+from align.models.actors import Actor, AdapterPool, ModelActor
+from align.models.forward import rollout_from_answers
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
 from align.report.figure_text import counted
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Question
@@ -673,5 +672,5 @@ def build_rollout(pad: int, turns: Sequence[Turn]) -> Rollout:
     """
     prompts = [turn.asked.prompt for turn in turns if turn.asked is not None]
     answers = [turn.answer for turn in turns if turn.answer is not None]
-    rollout = answered(prompts, [answer.ids for answer in answers], pad, "cpu")
+    rollout = rollout_from_answers(prompts, [answer.ids for answer in answers], pad, "cpu")
     return replace(rollout, ended_B=rollout.ended_B.new_tensor([answer.ended for answer in answers]))

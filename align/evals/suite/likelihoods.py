@@ -40,13 +40,11 @@ from align.evals.suite.probes import BY, CHOICE, NORMS, Choices, Probe, bits_per
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item, Task, Tasks
-from align.models import plain_path
-from align.models.actor import Actor
-from align.models.backbone import hidden_states, lm_head, pad
+from align.models.actors import Actor
 from align.models.fastpath.llama import attention_by_width
-from align.models.finite import diverged
+from align.models.finite_checks import diverged
+from align.models.forward import hidden_states, lm_head, pad, route_of, states_and_logits
 from align.models.load import context_length, describe
-from align.models.plain_path import route_of
 from align.ops.logprobs import rows_for
 from align.report.figure_text import counted
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Weighed
@@ -134,7 +132,7 @@ def picked_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS
             states = hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]]
         head = lm_head(model)
     else:
-        _, logits_NV, places_N = plain_path.states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        _, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         states, head = logits_NV[places_N.argsort()], torch.nn.Identity()
     chunk = rows_for(head(states[:1]).shape[-1], states.device)
     found = list[tuple[Tensor, Tensor]]()

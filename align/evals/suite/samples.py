@@ -24,9 +24,8 @@ from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
 from align.evals.suite.results import Scored
 from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
-from align.models.backbone import response_logprobs
-from align.models.chunks import compute_in_chunks
-from align.models.finite import diverged
+from align.models.finite_checks import diverged
+from align.models.forward import compute_in_chunks, response_logprobs
 from align.ops.finite import not_finite
 from align.ops.intervals import grouped, mean, proportion
 

@@ -17,8 +17,7 @@ from align.data.read.rows import checked_rows
 from align.data.sources import files_record
 from align.evals.endpoint import Endpoint, parsed_endpoint
 from align.evals.suite.tasks import Item
-from align.models.base import base_of
-from align.models.start import BASE, as_artifact, find, method_of
+from align.models.base import BASE, as_artifact, base_of, choose_method, find_artifact
 from align.report.figure_text import counted
 from align.run import Artifact, Base, Input
 
@@ -130,10 +129,10 @@ def opened_systems(
 
 def of_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
     field = f"{FIELD}.{name}"
-    artifact = find(ref, root, None, None, field)
+    artifact = find_artifact(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
     require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
-    kept = "lora" if artifact.whole else method_of(artifact, method, field)
+    kept = "lora" if artifact.whole else choose_method(artifact, method, field)
     said = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
     return System(name, ref, artifact, base_of(artifact, field, *said), kept, artifact.as_input())
 
@@ -144,7 +143,7 @@ def base_alone(name: str, others: Sequence[System], path: str | None, revision: 
     if path is None and (like is None or like.base is None):
         raise InputError(f"{FIELD}.{name}", BASE, "is the base of no adapter here", "Add model=.")
     if path is not None:
-        artifact = find(BASE, Path(), path, revision, f"{FIELD}.{name}")
+        artifact = find_artifact(BASE, Path(), path, revision, f"{FIELD}.{name}")
     else:
         assert like is not None  # so that there is one
         assert like.base is not None

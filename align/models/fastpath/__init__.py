@@ -12,43 +12,52 @@ from types import MethodType
 
 from torch import nn
 
-from align.models.fastpath import linear, llama, lora
-from align.models.plain_path import route_of
+from align.models.fastpath.linear import (
+    check_adapters_before_forward,
+    is_linear,
+    is_lora,
+    linear_forward,
+    lora_forward,
+)
+from align.models.fastpath.llama import is_llama, llama_forward
+from align.models.forward import route_of
 
 __all__ = ["leave_fast_path", "use_fast_path", "without_fast_path"]
 
 
 def use_fast_path(model: nn.Module) -> None:
     """Give every linear layer of a model, every plain LoRA layer, and a Llama-like decoder in it, the fast forward.
-    Adapters that come later are served too. The decoder of a model on the plain path stays as it is, and so does a
-    model on another device than a CPU: nobody has measured the fast path there. On every path a LoRA layer refuses an
-    adapter that the model does not have."""
-    for module in filter(lora.is_lora, model.modules()):
-        lora.refuse_unknown(module, model.peft_config)  # pyright: ignore[reportArgumentType]
+
+    Adapters that are added later take it too. A decoder on the plain path keeps its forward, and so does a model that
+    is not on a CPU, where the fast path was never measured. On every path a LoRA layer refuses an adapter that the
+    model does not have.
+    """
+    for module in filter(is_lora, model.modules()):
+        check_adapters_before_forward(module, model.peft_config)  # pyright: ignore[reportArgumentType]
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
-    kinds = [(linear, linear.is_linear), (lora, lora.is_lora)]
+    forwards = [(is_linear, linear_forward), (is_lora, lora_forward)]
     if route_of(model).fast:
-        kinds.append((llama, llama.is_llama))
+        forwards.append((is_llama, llama_forward))
     for module in model.modules():
-        for kind, served in kinds:
-            if served(module):
-                module.forward = MethodType(kind.forward, module)
+        for covers, forward in forwards:
+            if covers(module):
+                module.forward = MethodType(forward, module)
 
 
 @contextmanager
 def without_fast_path(*models: nn.Module | None) -> Iterator[None]:
-    """With the forwards that these models came with."""
-    taken = [one for model in models if model is not None for one in leave_fast_path(model)]
+    """Restore the original forwards of models within the block."""
+    removed = [pair for model in models if model is not None for pair in leave_fast_path(model)]
     try:
         yield
     finally:
-        for module, forward in taken:
+        for module, forward in removed:
             module.forward = forward
 
 
 def leave_fast_path(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
-    """Give a model the forwards that it came with; returns those that it had."""
-    ours = {linear.forward, lora.forward, llama.forward}
+    """Restore the original forwards of a model. Returns the modules and the forwards that they had."""
+    ours = {linear_forward, lora_forward, llama_forward}
     replaced = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) in ours]
     return [(module, vars(module).pop("forward")) for module in replaced]

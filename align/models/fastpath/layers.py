@@ -7,25 +7,21 @@ gradient and costs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import silu
 
 from align.ops.linear import linear
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / √(mean x² + eps) · weight over the last dimension, in fp32, rounded once (Zhang and Sennrich, 2019)."""
-    return RmsNorm.apply(x, weight_D, eps)  # pyright: ignore[reportReturnType]
+    from align.models.fastpath.packed import PackedIndex
 
 
 class RmsNorm(torch.autograd.Function):
-    """`rms_norm` as autograd takes it."""
+    """x / √(mean x² + eps) · weight over the last dimension, in fp32, rounded once (Zhang and Sennrich, 2019)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -36,7 +32,8 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D = ctx.saved_tensors
-        wide, given = at_least_fp32(x), at_least_fp32(grads[0]) * weight_D
+        wide = to_fp32(x)
+        given = to_fp32(grads[0]) * weight_D
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + ctx.eps)
         unit = wide * inverse
         on_weight = None
@@ -46,22 +43,20 @@ class RmsNorm(torch.autograd.Function):
         return given.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), on_weight, None
 
 
-def at_least_fp32(x: Tensor) -> Tensor:
-    """In fp32 at least."""
+rms_norm: Callable[[Tensor, Tensor, float], Tensor] = RmsNorm.apply
+
+
+def to_fp32(x: Tensor) -> Tensor:
+    """Widen a tensor to at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def rotated(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Each head turned by its token's position: the pairs (i, i + D/2) by the angle of i (Su et al., RoFormer, 2021).
+class Rotate(torch.autograd.Function):
+    """Turn each head x [N, H, D] by its token's position: the pairs (i, i + D/2) by the angle of i (Su et al.,
+    RoFormer, 2021).
 
-    Args:
-        cos_ND, sin_ND: of the angles, the second half repeats the first.
+    The second half of cos and sin [N, D] repeats the first. The inverse turns the other way.
     """
-    return Rotated.apply(x_NHD, cos_ND, sin_ND)  # pyright: ignore[reportReturnType]
-
-
-class Rotated(torch.autograd.Function):
-    """`rotated` as autograd takes it: its inverse turns the other way."""
 
     @staticmethod
     def forward(ctx: Any, x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
@@ -74,6 +69,9 @@ class Rotated(torch.autograd.Function):
         return turn(grads[0], cos_ND, sin_ND, -1.0), None, None
 
 
+rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = Rotate.apply
+
+
 def turn(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, sign: float) -> Tensor:
     half = x_NHD.shape[-1] // 2
     out = x_NHD * cos_ND[:, None]
@@ -83,13 +81,8 @@ def turn(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, sign: float) -> Tensor:
     return out
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up (Shazeer, 2020)."""
-    return SwiGlu.apply(gate, up)  # pyright: ignore[reportReturnType]
-
-
 class SwiGlu(torch.autograd.Function):
-    """`swiglu` as autograd takes it."""
+    """silu(gate) · up (Shazeer, 2020)."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -102,8 +95,11 @@ class SwiGlu(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * silu(gate)
 
 
+swiglu: Callable[[Tensor, Tensor], Tensor] = SwiGlu.apply
+
+
 class LowRank(NamedTuple):
-    """What is added to a matrix: s · B A (Hu et al., LoRA, 2021), with A [r, in] and B [out, r]."""
+    """The product that is added to a matrix: s · B A (Hu et al., LoRA, 2021), with A [r, in] and B [out, r]."""
 
     a: Tensor
     b: Tensor
@@ -127,93 +123,201 @@ class Matrix(NamedTuple):
     trained: Tensor | None = None
 
 
-class Again(NamedTuple):
-    """How to make a tensor once more: cheaper than keeping it for a backward pass, where what it is made of is kept
-    anyhow."""
+class Recompute(NamedTuple):
+    """A function that computes a tensor once more in a backward pass, and its inputs, which are kept anyhow."""
 
-    made: Callable[..., Tensor]
-    of: tuple[Tensor, ...]
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
 
 
-def projected(x_NI: Tensor, matrices: Sequence[Matrix], again: Again | None = None) -> tuple[Tensor, ...]:
-    """x through several matrices that read the same input: one [N, out] each.
+def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recompute | None = None) -> tuple[Tensor, ...]:
+    """Multiply x by several matrices that read the same input. Returns one [N, out] for each.
 
-    The low-rank product is taken in the dtype of x and added by the product itself; A and B get their gradients in
+    The low-rank product is computed in the dtype of x and added by the product itself; A and B get their gradients in
     their own dtype.
 
     Args:
-        again: makes x in the backward pass; it is not kept then.
+        recompute: makes x in the backward pass; it is not kept then.
     """
     if not torch.is_grad_enabled():
-        return project(x_NI, matrices)[0]
+        return multiply(x_NI, matrices)[0]
     factors = [t for m in matrices for t in (m.trained, m.bias, *(m.low[:2] if m.low else (None, None)))]
-    return Projected.apply(x_NI, tuple(matrices), again, *factors)  # pyright: ignore[reportReturnType]
+    return ApplyMatrices.apply(x_NI, tuple(matrices), recompute, *factors)  # pyright: ignore[reportReturnType]
 
 
-def project(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """`projected` without a gradient; and x through all A, side by side [N, Σ r]."""
+def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return the products of `apply_matrices`, and x through all A, side by side [N, Σ r]."""
     outputs = tuple(linear(x_NI, m.weight(x_NI.dtype), m.bias) for m in matrices)
     adapted = [(out, m.low) for out, m in zip(outputs, matrices, strict=True) if m.low]
     if not adapted:
         return outputs, None
-    x_through_a = linear(x_NI, stacked([low for _, low in adapted], x_NI.dtype))
-    first = 0
-    for out, low in adapted:
-        last = first + len(low.a)
-        out.addmm_(x_through_a[:, first:last], low.b.to(x_NI.dtype).t(), alpha=low.scaling)
-        first = last
+    x_through_a = linear(x_NI, stack_a([low for _, low in adapted], x_NI.dtype))
+    lows = x_through_a.split([len(low.a) for _, low in adapted], 1)
+    for (out, low), x_low in zip(adapted, lows, strict=True):
+        out.addmm_(x_low, low.b.to(x_NI.dtype).t(), alpha=low.scaling)
     return outputs, x_through_a
 
 
-def stacked(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
-    """All A, one below the other."""
+def stack_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
+    """Return all A, one below the other."""
     return (lows[0].a if len(lows) == 1 else torch.cat([low.a for low in lows])).to(dtype)
 
 
-class Projected(torch.autograd.Function):
-    """`projected` as autograd takes it. Behind its three arguments come W, bias, A and B of each matrix, None where
-    there is none; a W that is given is one that trains."""
+class ApplyMatrices(torch.autograd.Function):
+    """The autograd function of `apply_matrices`. Its three arguments are followed by W, bias, A and B of each matrix:
+    None for a missing one, and for a W that does not train."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, matrices: tuple[Matrix, ...], again: Again | None, *factors: Tensor | None
+        ctx: Any, x: Tensor, matrices: tuple[Matrix, ...], recompute: Recompute | None, *factors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        outputs, x_through_a = project(x, matrices)
-        ctx.weights, ctx.scalings = zip(*((m.weight, m.low.scaling if m.low else 0.0) for m in matrices), strict=True)
-        ctx.made, ctx.dtype, ctx.factors = again and again.made, x.dtype, len(factors)
-        ctx.save_for_backward(x_through_a, *factors, *(again.of if again else (x,)))
+        outputs, x_through_a = multiply(x, matrices)
+        ctx.weights = [m.weight for m in matrices]
+        ctx.scalings = [m.low.scaling if m.low else 0.0 for m in matrices]
+        ctx.recompute = recompute and recompute.function
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(x_through_a, *factors, *(recompute.inputs if recompute else (x,)))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_through_a, *kept = ctx.saved_tensors
-        factors, (x, *more) = kept[: ctx.factors], kept[ctx.factors :]
-        (x_wanted, _, _, *wanted), dtype = ctx.needs_input_grad, ctx.dtype
-        if ctx.made and any((*wanted[::4], *wanted[2::4])):
-            x = ctx.made(x, *more)
-        on_x = [
-            linear(on_out, weight(dtype).t()) for on_out, weight in zip(grads, ctx.weights, strict=True) if x_wanted
-        ]
-        on_factors: list[Tensor | None] = [None] * len(factors)
+        x_needed, _, _, *needed = ctx.needs_input_grad
+        factors = kept[: len(needed)]
+        x, *more = kept[len(needed) :]
+        if ctx.recompute and any((*needed[::4], *needed[2::4])):
+            x = ctx.recompute(x, *more)
+        on_x: Any = None
+        others: list[Tensor] = []
+        if x_needed:
+            products = (linear(grad, weight(ctx.dtype).t()) for grad, weight in zip(grads, ctx.weights, strict=True))
+            on_x, *others = products
+        on_factors: list[Tensor | None] = []
         first = 0
-        for i, (on_out, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
+        for i, (grad, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
             a, b = factors[4 * i + 2 : 4 * i + 4]
-            weight_wanted, bias_wanted, a_wanted, b_wanted = wanted[4 * i : 4 * i + 4]
-            if weight_wanted:
-                on_factors[4 * i] = linear(on_out.t(), x.t())
-            if bias_wanted:
-                on_factors[4 * i + 1] = on_out.sum(0)
+            weight_needed, bias_needed, a_needed, b_needed = needed[4 * i : 4 * i + 4]
+            on_factors.append(linear(grad.t(), x.t()) if weight_needed else None)
+            on_factors.append(grad.sum(0) if bias_needed else None)
             if a is None:
+                on_factors += (None, None)
                 continue
-            on_low = (on_out @ b.to(dtype)).mul_(scaling)
-            if x_wanted:
-                on_x[0].addmm_(on_low, a.to(dtype))
-            if a_wanted:
-                on_factors[4 * i + 2] = (on_low.t() @ x).to(a.dtype)
-            if b_wanted:
-                low = x_through_a[:, first : first + len(a)]
-                on_factors[4 * i + 3] = (on_out.t() @ low).mul_(scaling).to(b.dtype)
+            on_low = (grad @ b.to(ctx.dtype)).mul_(scaling)
+            if x_needed:
+                on_x.addmm_(on_low, a.to(ctx.dtype))
+            on_factors.append((on_low.t() @ x).to(a.dtype) if a_needed else None)
+            low = x_through_a[:, first : first + len(a)]
+            on_factors.append((grad.t() @ low).mul_(scaling).to(b.dtype) if b_needed else None)
             first += len(a)
-        for more in on_x[1:]:
-            on_x[0].add_(more)
-        return on_x[0] if on_x else None, None, None, *on_factors
+        for other in others:
+            on_x.add_(other)
+        return on_x, None, None, *on_factors
+
+
+class Causal(torch.autograd.Function):
+    """Causal attention over rows of different length: what every token reads of itself and those before it in its row,
+    [N, H, D].
+
+        softmax(s · Q_h K_gᵀ, each token to itself and those before it) V_g
+
+    (Vaswani et al., 2017; a key for several queries, Ainslie et al., GQA, 2023.) torch's fused kernel for CPUs is made
+    for long rows: at 16 rows of 68 tokens in bf16, forward and backward take it 11 ms a layer and these plain products
+    2. Weights are computed in fp32 and kept in the dtype of the values, in which they are multiplied with them, as the
+    fused kernel does.
+
+    Its arguments are queries [N, H, D]; keys and values [N, G, D], a group for H / G heads; the index of
+    the tokens; and the scale, usually D^−½.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, index: PackedIndex, scale: float) -> Tensor:
+        groups = k_NGD.shape[1]
+        columns = index.longest
+        q, k, v = (index.to_groups(index.expand(x), groups) for x in (q_NHD, k_NGD, v_NGD))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        future = q.new_full((columns, columns), float("-inf"), dtype=wide).triu_(1).repeat(q.shape[1] // columns, 1)
+        scores = torch.baddbmm(future, q.to(wide), k.to(wide).transpose(1, 2), alpha=scale)
+        weights = scores.softmax(-1).to(v.dtype)
+        ctx.save_for_backward(q_NHD, k_NGD, v_NGD, weights)
+        ctx.index = index
+        ctx.scale = scale
+        return index.reduce(index.from_groups(torch.bmm(weights, v), q_NHD.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_NHD, k_NGD, v_NGD, weights = ctx.saved_tensors
+        index = ctx.index
+        groups = k_NGD.shape[1]
+        q, k, v = (index.to_groups(index.expand(x), groups) for x in (q_NHD, k_NGD, v_NGD))
+        # Of a token in several rows, one row's output was taken.
+        grad = index.to_groups(index.expand_once(grads[0]), groups)
+        on_v = torch.bmm(weights.transpose(1, 2), grad)
+        on_weights = torch.bmm(grad, v.transpose(1, 2))
+        on_scores = torch.ops.aten._softmax_backward_data(on_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+        on_q = torch.bmm(on_scores, k)
+        on_k = torch.bmm(on_scores.transpose(1, 2), q)
+        return (
+            index.reduce(index.from_groups(on_q, q_NHD.shape[1])),
+            index.reduce_by_sum(index.from_groups(on_k, groups)),
+            index.reduce_by_sum(index.from_groups(on_v, groups)),
+            None,
+            None,
+        )
+
+
+class CausalByRow(torch.autograd.Function):
+    """`Causal` computed one row at a time, by torch's fused kernel, which keeps no weights.
+
+    Memory grows with the length of a row instead of its square, and no padding is computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, index: PackedIndex, scale: float) -> Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        rows = [kernel(*row, 0.0, True, scale=scale) for row in split_rows(q_NHD, k_NGD, v_NGD, index)]
+        out_NHD = index.reduce(torch.cat([out[0].transpose(0, 1) for out, _ in rows]))
+        # The projection behind it keeps the output too: expanded again, it takes no memory of its own.
+        ctx.save_for_backward(q_NHD, k_NGD, v_NGD, out_NHD, *(normaliser for _, normaliser in rows))
+        ctx.index = index
+        ctx.scale = scale
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_NHD, k_NGD, v_NGD, out_NHD, *normalisers = ctx.saved_tensors
+        index = ctx.index
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        lengths = [length for length in index.lengths() if length]
+        out_rows, grad_rows = (
+            [row.transpose(0, 1)[None] for row in x_AHD.split(lengths)]
+            for x_AHD in (index.expand(out_NHD), index.expand_once(grads[0]))
+        )
+        row_grads = [
+            kernel(grad, *row, out, normaliser, 0.0, True, scale=ctx.scale)
+            for row, out, grad, normaliser in zip(
+                split_rows(q_NHD, k_NGD, v_NGD, index), out_rows, grad_rows, normalisers, strict=True
+            )
+        ]
+        on_q, on_k, on_v = (
+            torch.cat([grad[0].transpose(0, 1) for grad in row]) for row in zip(*row_grads, strict=True)
+        )
+        on_k, on_v = (on_x.unflatten(1, (k_NGD.shape[1], -1)).sum(2) for on_x in (on_k, on_v))
+        return index.reduce(on_q), index.reduce_by_sum(on_k), index.reduce_by_sum(on_v), None, None
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, "PackedIndex", float], Tensor]
+causal_attention: Attention = Causal.apply
+causal_attention_by_row: Attention = CausalByRow.apply
+
+
+def split_rows(
+    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, index: PackedIndex
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield queries, keys and values of each row that has a token, [1, H, S, D] each, a key for every query."""
+    lengths = [length for length in index.lengths() if length]
+    queries_per_key = q_NHD.shape[1] // k_NGD.shape[1]
+    # The kernel reads a last dimension with a stride of 1, and does not check it.
+    q_rows, k_rows, v_rows = (index.expand(x).contiguous().split(lengths) for x in (q_NHD, k_NGD, v_NGD))
+    for q, k, v in zip(q_rows, k_rows, v_rows, strict=True):
+        k, v = (x.repeat_interleave(queries_per_key, 1) for x in (k, v))
+        yield q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None]

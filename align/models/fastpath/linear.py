@@ -1,25 +1,104 @@
-"""Linear layers in fp32 on a CPU, by the library that is quick at them (`align.ops.linear`)."""
+"""Linear and LoRA layers with fewer operations.
+
+In fp32 on a CPU a linear layer goes through the library that is quick at it (`align.ops.linear`). PEFT's forward is
+made for every variant of LoRA: in bf16 it casts the input of each layer to the adapter's fp32, scales in a pass, adds
+in a pass, and casts back. Here the low-rank product is computed in the dtype of the input and added by the product
+itself. The adapter stays in fp32, and so does its gradient.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear, Linear4bit
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from align.models.fastpath.layers import Matrix, projected
+from align.core.errors import InputError
+from align.models.fastpath.layers import Matrix, apply_matrices
 
 
 def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def forward(self: Any, x: Tensor) -> Tensor:
-    """W x + b."""
+def linear_forward(self: Any, x: Tensor) -> Tensor:
+    """Return W x + b."""
     weight = self.weight
     if not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled(x.device.type):
         return nn.Linear.forward(self, x)
     trained = weight if weight.requires_grad else None
     matrix = Matrix(weight.to, (self.out_features, self.in_features), self.bias, trained=trained)
-    flat = projected(x.flatten(0, -2), (matrix,))[0]
-    return flat.unflatten(0, x.shape[:-1])
+    return apply_matrices(x.flatten(0, -2), (matrix,))[0].unflatten(0, x.shape[:-1])
+
+
+def is_lora(module: nn.Module) -> bool:
+    return type(module) in (Linear, Linear4bit) and not getattr(module, "fan_in_fan_out", False)
+
+
+def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return W x + Σ s · B A x over the active adapters."""
+    active = active_adapters(self)
+    # In fp16 the adapter's gradient would be too small for its dtype: PEFT's forward computes it in fp32.
+    is_half = x.dtype == torch.float16 and torch.is_grad_enabled()
+    if args or kwargs or is_half or active is None:
+        return type(self).forward(self, x, *args, **kwargs)
+    result = self.base_layer(x)
+    for name in active:
+        a = self.lora_A[name].weight.to(x.dtype)
+        b = self.lora_B[name].weight.to(result.dtype)
+        low = linear(x, a).to(result.dtype).flatten(0, -2)
+        flat = result.flatten(0, -2)
+        add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_
+        result = add(flat, low, b.t(), alpha=self.scaling[name]).view_as(result)
+    return result
+
+
+def check_adapters_before_forward(layer: Any, known: Collection[str]) -> None:
+    """Let a layer check its active adapters before each forward, PEFT's own or another.
+
+    Args:
+        known: the model's `peft_config`, which grows and shrinks with it. Not every adapter is on every layer.
+    """
+    if "known_adapters" not in vars(layer):
+        layer.register_forward_pre_hook(check_active_adapters)
+    layer.known_adapters = known
+
+
+def check_active_adapters(layer: Any, inputs: Any = None) -> None:
+    """Raise InputError if an active adapter is unknown."""
+    known = vars(layer).get("known_adapters")
+    if known is not None and not (layer.merged or layer.disable_adapters):
+        require_known_adapters(layer.active_adapters, known)
+
+
+def require_known_adapters(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise InputError for an adapter that the model does not have. PEFT's layers ignore its name, and the base would
+    answer in its place."""
+    for name in names:
+        if name not in known:
+            problem = f"the model has no adapter of this name, only {', '.join(sorted(known)) or 'its base'}"
+            raise InputError("adapter", name, problem, "Name one of these, or attach it to the model first.")
+
+
+def active_adapters(layer: Any) -> list[str] | None:
+    """Return the adapters that are active on a layer. Returns None if one of them is more than LoRA (a variant, a bias,
+    dropout) or is merged into the weight.
+
+    Raises:
+        InputError: see `require_known_adapters`.
+    """
+    if layer.merged:
+        return None
+    if layer.disable_adapters:
+        return []
+    check_active_adapters(layer)
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    for name in active:
+        dropout = layer.lora_dropout[name]
+        drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and layer.training
+        if drops or name in layer.lora_variant or layer.lora_B[name].bias is not None:
+            return None
+    return active

@@ -1,6 +1,6 @@
-"""A Llama-like decoder for tokens of many requests, each with its own adapter, its own length, its own place.
+"""A Llama-like decoder for tokens of many requests, each with its own adapter, length and slot of the cache.
 
-Chunks of prompts and the next tokens of answers go through the layers side by side. What a token becomes does not
+Chunks of prompts and the next tokens of answers go through the layers side by side. The result of a token does not
 depend on its neighbours, to the bit: its products have shapes that agree (`align.models.fastpath.exact`), a prompt is
 cut in chunks at the same places always, and attention sees as many columns as its own request asks for.
 """
@@ -8,230 +8,336 @@ cut in chunks at the same places always, and attention sees as many columns as i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import pad, silu
 
-from align.models.bank import BLOCKS, UNIT, Bank, Pass, Site, plan_of
-from align.models.fastpath.exact import Product, at_least, blocks_agree, least_batch, padded_rows, product
-from align.models.fastpath.layers import Matrix, turn
+from align.models.cpu_memory import reserve_zeros, return_freed_memory
+from align.models.fastpath.adapter_bank import BLOCKS, UNIT, Bank, BlockedProduct, Site, plan_products
+from align.models.fastpath.decoder import (
+    Decoder,
+    Layer,
+    Matrices,
+    NotPlainError,
+    concatenate_biases,
+    read_decoder,
+)
+from align.models.fastpath.exact import Product, at_least, blocks_agree, least_batch, padded_rows, prepare_product
 from align.models.fastpath.llama import is_llama
-from align.models.fastpath.places import CHUNK, Piece, Places, inverse, places_of
-from align.models.fastpath.weights import NotPlainError, read_decoder
-from align.models.memory import hand_back_freed_memory, untouched
-from align.models.plain_path import base_model, decoder_of, route_of
+from align.models.forward import base_model, decoder_of, route_of
+
+CHUNK = 64
+"""Tokens of a prompt that are read at once."""
+COLUMNS = 32
+"""Columns by which what attention sees grows."""
 
 
-class Layer(NamedTuple):
-    """One layer, its weights laid out; a site's number is 4 · layer + 0 … 3, in this order."""
+class Piece(NamedTuple):
+    """The part of a request in a step: the next token of its answer, or a chunk of its prompt.
 
-    norm: Tensor
-    qkv: Product
-    qk_norms: tuple[Tensor, Tensor] | None
-    o: Product
-    mlp_norm: Tensor
-    gate_up: Product
-    down: Product
+    Attributes:
+        slot: of the cache.
+        adapter: digest; None for the base by itself.
+        ids: 1 to `CHUNK` tokens.
+        start: position of the first, which is the number of tokens in the slot; of a chunk, a multiple of `CHUNK`.
+    """
+
+    slot: int
+    adapter: str | None
+    ids: Sequence[int]
+    start: int
+
+
+class Stretch(NamedTuple):
+    """Tokens that attention takes together: the next tokens of answers whose slots stand side by side and that see as
+    many columns; or a chunk of a prompt.
+
+    Attributes:
+        rows: of the tokens by slot.
+        slots: of the cache.
+        columns: the number that is seen.
+        bias: 0, and -∞ where a token does not see a column: [B · G, 1, columns], or [H / G · N, columns] of a chunk.
+        chunk: whether it is one.
+    """
+
+    rows: slice
+    slots: slice
+    columns: int
+    bias: Tensor
+    chunk: bool
+
+
+class Places(NamedTuple):
+    """The places of a step's tokens in the cache, in the order of their slots, answers before chunks.
+
+    Attributes:
+        rows: of the step [N].
+        slots, columns: of the cache [N].
+        back: the place of each row of the step in this order [P].
+        stretches: in this order.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    columns: Tensor
+    back: Tensor
+    stretches: list[Stretch]
 
 
 class MixedDecoder:
     """The base, laid out for serving, with a bank of adapters and a cache of `slots` rows.
 
     Args:
-        model: the base with plain weights; it is consumed, for its weights are laid out anew and given up one by one.
+        model: the base with plain weights; it is consumed, for its weights are laid out anew and freed one by one.
         slots: requests at once.
         columns: tokens of a prompt and its answer together, at most.
         resident, max_rank: of the bank.
 
     Raises:
-        NotPlainError: the model is none that this computes.
+        NotPlainError: the model has another forward than this one.
     """
 
+    @torch.no_grad()
     def __init__(self, model: Any, slots: int, columns: int, resident: int, max_rank: int) -> None:
-        base, decoder = base_model(model), decoder_of(model)
-        refuse_others(base, decoder)
+        base = base_model(model)
+        decoder = decoder_of(model)
+        check_plain_decoder(base, decoder)
         read = read_decoder(decoder)
-        self.eps, self.head, self.scale = read.eps, read.head, read.scale
-        self.embedding, self.norm = decoder.embed_tokens.weight.detach(), read.norm.detach()
-        self.dtype, self.slots, self.columns = self.embedding.dtype, slots, -(-columns // CHUNK) * CHUNK
-        self.cos, self.sin = angles(decoder, self.columns)
-        self.bank = Bank(sites_of(decoder, read.layers), resident, max_rank, self.dtype)
-        known: dict[tuple[int, int], bool] = {}
-        self.layers = []
+        self.embedding = decoder.embed_tokens.weight
+        self.dtype = self.embedding.dtype
+        self.slots = slots
+        self.columns = -(-columns // CHUNK) * CHUNK
+        self.cos, self.sin = rotary_tables(decoder, self.columns)
+        self.bank = Bank(list_sites(read.layers), resident, max_rank, self.dtype)
+        agree: dict[tuple[int, int], bool] = {}
+        prepare = partial(concatenate, dtype=self.dtype, agree=agree)
+        layers = []
         for module, layer in zip(decoder.layers, read.layers, strict=True):
-            groups = [side_by_side(ms, self.dtype, known) for ms in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-            norms = layer.qk_norms and (layer.qk_norms[0].detach(), layer.qk_norms[1].detach())
-            qkv, o, gate_up, down = groups
-            self.layers.append(Layer(layer.norm.detach(), qkv, norms, o, layer.mlp_norm.detach(), gate_up, down))
-            give_up(module)
+            layers.append(layer.convert(prepare))
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):  # its weight is laid out elsewhere
+                    linear.weight.data = linear.weight.data.new_empty(0)
+        self.decoder: Decoder[Product] = read._replace(layers=layers)  # pyright: ignore
         head = base.get_output_embeddings()
-        self.lm_head = product(head.weight.detach(), head.bias, known)
-        self.free = all(known.values())
+        self.lm_head = prepare_product(head.weight, head.bias, agree)
+        self.free = all(agree.values())
         self.groups = decoder.config.num_key_value_heads
         self.heads = decoder.config.num_attention_heads
-        shape = (slots * self.groups, self.columns, self.head)
-        self.keys = [untouched(shape, torch.float32) for _ in self.layers]
-        self.values = [untouched(shape, torch.float32) for _ in self.layers]
-        self.exact = self._exact()
-        hand_back_freed_memory()
-
-    def _exact(self) -> bool:
-        """Whether the machine's products of the bank's shapes agree."""
-        a = {(s.inputs, UNIT * len(s.outputs)) for s in self.bank.sites}
-        b = {(UNIT, out) for s in self.bank.sites for out in s.outputs}
-        return all(blocks_agree(i, o, BLOCKS, self.dtype) for i, o in (a | b))
+        shape = (slots, self.groups, self.columns, read.head)
+        self.keys = [reserve_zeros(shape, torch.float32) for _ in layers]
+        self.values = [reserve_zeros(shape, torch.float32) for _ in layers]
+        sites = self.bank.sites
+        shapes = {(site.inputs, UNIT * len(site.outputs)) for site in sites}
+        shapes |= {(UNIT, out) for site in sites for out in site.outputs}
+        self.exact = all(blocks_agree(inputs, outputs, BLOCKS, self.dtype) for inputs, outputs in shapes)
+        return_freed_memory()
 
     @torch.inference_mode()
     def step(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Pieces of different requests through the layers; their keys and values join the cache. Returns the last
-        hidden states of each piece [N, D]."""
+        """Compute pieces of different requests; their keys and values join the cache. Returns the last hidden states of
+        each piece [N, D]."""
         tokens = [(id, piece.start + i, piece.adapter) for piece in pieces for i, id in enumerate(piece.ids)]
-        order, plan = plan_of([adapter for _, _, adapter in tokens], self.bank)
+        order, products = plan_products([adapter for _, _, adapter in tokens], self.bank)
         order += order[:1] * (padded_rows(len(order), self.free) - len(order))
         x_PD = self.embedding[torch.tensor([tokens[i][0] for i in order])]
-        at = torch.tensor([tokens[i][1] for i in order])
-        cos_PD, sin_PD = self.cos[at], self.sin[at]
-        places = places_of(pieces, order, self.heads, self.groups, self.columns)
-        for number, layer in enumerate(self.layers):
-            x_PD = self._layer(number, layer, x_PD, cos_PD, sin_PD, plan, places)
-        states = self._normed(x_PD, self.norm)[inverse(order, len(tokens))]
+        positions_P = torch.tensor([tokens[i][1] for i in order])
+        rotary = self.cos[positions_P], self.sin[positions_P]
+        places = self._find_places(pieces, order)
+        for number, layer in enumerate(self.decoder.layers):
+            x_PD = self._compute_layer(number, layer, x_PD, rotary, products, places)
+        states = self.decoder.normalise(x_PD, self.decoder.norm)[rows_of_tokens(order, len(tokens))]
         return list(states.split([len(piece.ids) for piece in pieces]))
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
-        """Of states that steps gave: [N, V], fp32."""
+        """Return the logits [N, V] of states that steps gave, in fp32."""
         count = len(states_ND)
         filled = torch.cat([states_ND, states_ND[:1].expand(padded_rows(count, self.free) - count, -1)])
         return self.lm_head(filled)[:count].float()
 
-    def _layer(
-        self, number: int, layer: Layer, x_PD: Tensor, cos_PD: Tensor, sin_PD: Tensor, plan: list[Pass], places: Places
-    ) -> Tensor:
-        add, first = self.bank.add_step, 4 * number
-        normed = self._normed(x_PD, layer.norm)
-        qkv = layer.qkv(normed)
-        add(first, normed, qkv, plan)
-        q, k, v = self._heads(qkv, layer, cos_PD, sin_PD)
-        seen_PD = self._attention(number, q, k, v, places)
-        out = layer.o(seen_PD)
-        add(first + 1, seen_PD, out, plan)
-        x_PD = out.add_(x_PD)
-        normed = self._normed(x_PD, layer.mlp_norm)
-        gate_up = layer.gate_up(normed)
-        add(first + 2, normed, gate_up, plan)
-        gate, up = gate_up.chunk(2, 1)
-        inner = silu(gate).mul_(up)
-        out = layer.down(inner)
-        add(first + 3, inner, out, plan)
-        return out.add_(x_PD)
+    def _find_places(self, pieces: Sequence[Piece], order: Sequence[int]) -> Places:
+        """Find the places of a step's tokens.
 
-    def _attention(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: Places) -> Tensor:
-        """What each token reads of its own slot, itself included: [P, H · D]."""
-        keys, values = self.keys[number], self.values[number]
-        q, k, v = (t.flatten(1).index_select(0, places.by_slot).float() for t in (q_PHD, k_PGD, v_PGD))
-        for cache, new in ((keys, k), (values, v)):
-            cache.view(-1, self.head).index_copy_(0, places.columns, new.view(-1, self.head))
-        each, seen = self.heads // self.groups, []  # each key serves so many queries
-        least = least_batch()
-        for stretch in places.stretches:
-            asked, slots = q[stretch.rows], stretch.slots
-            if stretch.chunk:  # all tokens read one slot: [G, H / G · N, D]
-                asked = asked.view(-1, self.groups, each, self.head).permute(1, 2, 0, 3).flatten(1, 2)
+        Args:
+            order: the token in each row of the step, tokens counted piece by piece.
+        """
+        first = [0, *accumulate(len(piece.ids) for piece in pieces)]
+        by_slot = sorted(range(len(pieces)), key=lambda i: (len(pieces[i].ids) > 1, pieces[i].slot))
+        # Answers in runs whose slots stand side by side and that see as many columns; each chunk by itself.
+        runs: list[list[Piece]] = []
+        for piece in (pieces[i] for i in by_slot):
+            last = runs[-1][-1] if runs else None
+            if (
+                last is not None
+                and len(piece.ids) == 1
+                and piece.slot == last.slot + 1
+                and seen_columns(piece, self.columns) == seen_columns(last, self.columns)
+            ):
+                runs[-1].append(piece)
             else:
-                asked = asked.view(-1, each, self.head)
-            k, v = keys[slots, : stretch.columns], values[slots, : stretch.columns]
-            count, barred = len(asked), stretch.barred
+                runs.append([piece])
+        stretches = []
+        begin = 0
+        for run in runs:
+            rows = slice(begin, begin + sum(len(piece.ids) for piece in run))
+            begin = rows.stop
+            slots = slice(run[0].slot, run[-1].slot + 1)
+            if len(run[0].ids) > 1:
+                start = run[0].start
+                future = torch.full((CHUNK, CHUNK), float("-inf")).triu_(1)[: len(run[0].ids)]
+                bias = pad(future, (start, 0)).repeat(self.heads // self.groups, 1)
+                stretches.append(Stretch(rows, slots, start + CHUNK, bias, True))
+            else:
+                columns = seen_columns(run[0], self.columns)
+                seen = torch.arange(columns) <= torch.tensor([piece.start for piece in run])[:, None]
+                bias = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+                stretches.append(Stretch(rows, slots, columns, bias.repeat_interleave(self.groups, 0)[:, None], False))
+        tokens = [token for i in by_slot for token in range(first[i], first[i + 1])]
+        place = {token: i for i, token in enumerate(tokens)}
+        return Places(
+            rows_of_tokens(order, len(tokens))[torch.tensor(tokens)],
+            torch.tensor([pieces[i].slot for i in by_slot for _ in pieces[i].ids]),
+            torch.tensor([pieces[i].start + offset for i in by_slot for offset in range(len(pieces[i].ids))]),
+            torch.tensor([place[token] for token in order]),
+            stretches,
+        )
+
+    def _compute_layer(
+        self,
+        number: int,
+        layer: Layer[Product],
+        x_PD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        products: list[BlockedProduct],
+        places: Places,
+    ) -> Tensor:
+        def multiply(site: int, x: Tensor) -> Tensor:
+            out = layer.matrices[site](x)
+            self.bank.add_step(4 * number + site, x, out, products)
+            return out
+
+        qkv = multiply(0, self.decoder.normalise(x_PD, layer.norm))
+        q, k, v = self.decoder.split_heads(layer, qkv, self.groups, *rotary)
+        x_PD = multiply(1, self._attend(number, q, k, v, places)).add_(x_PD)
+        gate, up = multiply(2, self.decoder.normalise(x_PD, layer.mlp_norm)).chunk(2, 1)
+        return multiply(3, silu(gate).mul_(up)).add_(x_PD)
+
+    def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: Places) -> Tensor:
+        """Return what each token reads of its own slot, itself included: [P, H · D]."""
+        keys = self.keys[number]
+        values = self.values[number]
+        width = q_PHD.shape[-1]
+        q, k, v = (t.index_select(0, places.rows).float() for t in (q_PHD, k_PGD, v_PGD))
+        keys[places.slots, :, places.columns] = k
+        values[places.slots, :, places.columns] = v
+        queries_per_key = self.heads // self.groups
+        least = least_batch()
+        attended = []
+        for stretch in places.stretches:
+            queries = q[stretch.rows]
+            if stretch.chunk:  # all tokens read one slot: [G, H / G · N, D]
+                queries = queries.view(-1, self.groups, queries_per_key, width).permute(1, 2, 0, 3).flatten(1, 2)
+            else:
+                queries = queries.view(-1, queries_per_key, width)
+            k, v = (cache[stretch.slots, :, : stretch.columns].flatten(0, 1) for cache in (keys, values))
+            bias = stretch.bias
+            count = len(queries)
             if not stretch.chunk and count < least:
-                asked, k, v, barred = (at_least(x, least) for x in (asked, k, v, barred))
-            scores = torch.baddbmm(barred, asked, k.transpose(1, 2), alpha=self.scale)
+                queries, k, v, bias = (at_least(x, least) for x in (queries, k, v, bias))
+            scores = torch.baddbmm(bias, queries, k.transpose(1, 2), alpha=self.decoder.scale)
             read = torch.bmm(scores.softmax(-1), v)[:count]
             if stretch.chunk:
-                read = read.view(self.groups, each, -1, self.head).permute(2, 0, 1, 3)
-            seen.append(read.reshape(-1, self.heads * self.head))
-        seen = seen[0] if len(seen) == 1 else torch.cat(seen)
-        return seen.index_select(0, places.back).to(self.dtype)
-
-    def _heads(self, qkv: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values [N, heads, D], turned by their positions."""
-        heads, groups = qkv.unflatten(1, (-1, self.head)), self.groups
-        qk, v = heads[:, :-groups], heads[:, -groups:]
-        if layer.qk_norms is not None:
-            parts = zip((qk[:, :-groups], qk[:, -groups:]), layer.qk_norms, strict=True)
-            qk = torch.cat([self._normed(part, weight) for part, weight in parts], 1)
-        qk = turn(qk, cos, sin, 1.0)
-        return qk[:, :-groups], qk[:, -groups:], v
-
-    def _normed(self, x: Tensor, weight_D: Tensor) -> Tensor:
-        return rms_norm(x, weight_D.shape, weight_D, self.eps)
+                read = read.view(self.groups, queries_per_key, -1, width).permute(2, 0, 1, 3)
+            attended.append(read.reshape(-1, self.heads * width))
+        return torch.cat(attended).index_select(0, places.back).to(self.dtype)
 
     def clear(self, slot: int, columns: int) -> None:
-        """Forget a slot's first columns: what is no number there would spread, though nobody is to see it."""
+        """Clear a slot's first columns: a value that is not finite would spread, although no token sees it."""
         for cache in (*self.keys, *self.values):
-            cache[slot * self.groups : (slot + 1) * self.groups, :columns] = 0.0
+            cache[slot, :, :columns] = 0.0
 
-    def block(self, slot: int, start: int) -> Tensor:
-        """A copy of the keys and values of a whole chunk: [layers, 2, G, CHUNK, D]."""
-        at = (slice(slot * self.groups, (slot + 1) * self.groups), slice(start, start + CHUNK))
-        return torch.stack([torch.stack((k[at], v[at])) for k, v in zip(self.keys, self.values, strict=True)])
+    def copy_block(self, slot: int, start: int) -> Tensor:
+        """Return a copy of the keys and values of a whole chunk: [layers, 2, G, CHUNK, D]."""
+        chunk = (slot, slice(None), slice(start, start + CHUNK))
+        return torch.stack([torch.stack((k[chunk], v[chunk])) for k, v in zip(self.keys, self.values, strict=True)])
 
     def put_block(self, slot: int, start: int, block: Tensor) -> None:
-        """What `block` gave, into a slot."""
-        at = (slice(slot * self.groups, (slot + 1) * self.groups), slice(start, start + CHUNK))
-        for k, v, (kept_k, kept_v) in zip(self.keys, self.values, block, strict=True):
-            k[at], v[at] = kept_k, kept_v
+        """Write the result of `copy_block` into a slot."""
+        chunk = (slot, slice(None), slice(start, start + CHUNK))
+        for k, v, (block_k, block_v) in zip(self.keys, self.values, block, strict=True):
+            k[chunk] = block_k
+            v[chunk] = block_v
 
 
-def refuse_others(base: Any, decoder: Any) -> None:
-    """Raises: NotPlainError: see `MixedDecoder`."""
-    config, head = base.config.get_text_config(), base.get_output_embeddings()
+def seen_columns(piece: Piece, most: int) -> int:
+    """Return the number of columns that the next token of an answer sees.
+
+    It depends on the request alone and grows in ever larger steps, so that answers of similar length see as many and go
+    together.
+
+    Args:
+        most: columns of a slot.
+    """
+    blocks = -(-(piece.start + 1) // COLUMNS)
+    step = 1 << max(0, blocks.bit_length() - 3)
+    return min(-(-blocks // step) * step * COLUMNS, most)
+
+
+def rows_of_tokens(order: Sequence[int], count: int) -> Tensor:
+    """Return the row of each of `count` tokens, the first one of a token in several rows."""
+    row_of = {token: row for row, token in reversed(list(enumerate(order)))}
+    return torch.tensor([row_of[token] for token in range(count)])
+
+
+def check_plain_decoder(base: Any, decoder: Any) -> None:
+    """Raise NotPlainError for a model that `MixedDecoder` does not compute."""
+    config = base.config.get_text_config()
     scaled = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    if not (route_of(base).fast and is_llama(decoder)) or type(head) is not nn.Linear or any(scaled):
+    if not (route_of(base).fast and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
         raise NotPlainError
-    if decoder.embed_tokens.weight.device.type != "cpu":
+    if any(scaled) or decoder.embed_tokens.weight.device.type != "cpu":
         raise NotPlainError
 
 
-def angles(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position [columns, D].
+def rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of each position [columns, D].
 
     Raises:
-        NotPlainError: those of a position depend on how long a row is.
+        NotPlainError: those of a position depend on the length of the row.
     """
     x = decoder.embed_tokens.weight[:1]
-    whole = [t[0] for t in decoder.rotary_emb(x, position_ids=torch.arange(columns)[None])]
-    short = [t[0] for t in decoder.rotary_emb(x, position_ids=torch.arange(CHUNK)[None])]
+    whole, short = (
+        [t[0] for t in decoder.rotary_emb(x, position_ids=torch.arange(length)[None])] for length in (columns, CHUNK)
+    )
     if not all(torch.equal(a[:CHUNK], b) for a, b in zip(whole, short, strict=True)):
         raise NotPlainError
     return whole[0], whole[1]
 
 
-def sites_of(decoder: Any, layers: Sequence[Any]) -> list[Site]:
-    """The sites of all layers, four each, named as an adapter's file names them."""
+def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
+    """Return the sites of all layers, four each, with the names of an adapter's file."""
     names = (
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
-        ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
-    )  # fmt: skip
-    found = []
-    for number, layer in enumerate(layers):
-        for mine, matrices in zip(names, (layer.qkv, layer.o, layer.gate_up, layer.down), strict=True):
-            modules = tuple(f"model.layers.{number}.{name}" for name in mine)
-            found.append(Site(modules, matrices[0].shape[1], tuple(m.shape[0] for m in matrices)))
-    return found
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.o_proj",),
+        ("mlp.gate_proj", "mlp.up_proj"),
+        ("mlp.down_proj",),
+    )
+    return [
+        Site(
+            tuple(f"model.layers.{number}.{name}" for name in modules),
+            matrices[0].shape[1],
+            tuple(matrix.shape[0] for matrix in matrices),
+        )
+        for number, layer in enumerate(layers)
+        for modules, matrices in zip(names, layer.matrices, strict=True)
+    ]
 
 
-def side_by_side(matrices: Sequence[Matrix], dtype: torch.dtype, known: dict[tuple[int, int], bool]) -> Product:
-    """Matrices that read the same input, as one."""
-    weight = torch.cat([m.weight(dtype).detach() for m in matrices])
-    if all(m.bias is None for m in matrices):
-        return product(weight, None, known)
-    biases = [torch.zeros(m.shape[0], dtype=dtype) if m.bias is None else m.bias.detach() for m in matrices]
-    return product(weight, torch.cat(biases), known)
-
-
-def give_up(layer: nn.Module) -> None:
-    """Let go of a layer's matrices: they are laid out elsewhere by now."""
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.data = module.weight.data.new_empty(0)
+def concatenate(matrices: Matrices, dtype: torch.dtype, agree: dict[tuple[int, int], bool]) -> Product:
+    """Join matrices that read the same input."""
+    weight = torch.cat([m.weight(dtype) for m in matrices])
+    return prepare_product(weight, concatenate_biases(matrices, dtype), agree)

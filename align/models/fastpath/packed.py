@@ -1,4 +1,4 @@
-"""Where the real tokens of a ragged batch stand, and which of them are the same."""
+"""The index of a packed batch: the places of its real tokens, and which of them are the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ and what was read, which takes a few hundredths of a pass."""
 
 
 class PackedIndex(NamedTuple):
-    """Where the N tokens that are computed stand: in the rectangle [B, W] that they came in, where padding may be
+    """The places of the N tokens that are computed: in the rectangle [B, W] that they came in, where padding may be
     anywhere, and in the rectangle [B, S] of the same rows pushed to the left, S being the longest.
 
     N is the number A of real tokens, or smaller: rows that begin alike share the tokens that they begin with.
@@ -21,26 +21,26 @@ class PackedIndex(NamedTuple):
     Attributes:
         mask_BW: True on real tokens.
         longest: S.
-        given_A, pushed_A: row · W + column and row · S + column of each real token; None where no row has any padding.
-        shared: None where every real token is computed.
+        given_A, pushed_A: row · W + column and row · S + column of each real token; None if no row has any padding.
+        shared: None if every real token is computed.
     """
 
     mask_BW: Tensor
     longest: int
     given_A: Tensor | None
     pushed_A: Tensor | None
-    shared: Shared | None = None
+    shared: SharedPrefixes | None = None
 
     @classmethod
-    def of(cls, mask_BW: Tensor, *inputs_BW: Tensor) -> PackedIndex:
-        """The index of a batch.
+    def build(cls, mask_BW: Tensor, *inputs_BW: Tensor) -> PackedIndex:
+        """Index a batch.
 
         Args:
-            inputs_BW: all that a token is computed from, besides those before it in its row: ids and positions. Where
-                none are given, nothing is shared.
+            inputs_BW: all that a token is computed from, besides those before it in its row: ids and positions. Without
+                them nothing is shared.
         """
         if bool(mask_BW.all()):
-            shared = Shared.of(mask_BW, *inputs_BW) if inputs_BW else None
+            shared = SharedPrefixes.find(mask_BW, *inputs_BW) if inputs_BW else None
             return cls(mask_BW, mask_BW.shape[1], None, None, shared)
         longest = int(mask_BW.sum(-1).max())
         given_A = mask_BW.flatten().nonzero().squeeze(-1)
@@ -50,41 +50,25 @@ class PackedIndex(NamedTuple):
         if inputs_BW:
             left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_A, True)
             moved = (x.new_zeros(left.shape).index_copy_(0, pushed_A, x.flatten()[given_A]) for x in inputs_BW)
-            shared = Shared.of(*(x.view(-1, longest) for x in (left, *moved)))
+            shared = SharedPrefixes.find(*(x.view(-1, longest) for x in (left, *moved)))
         return cls(mask_BW, longest, given_A, pushed_A, shared)
 
     def real(self, x_BW: Tensor) -> Tensor:
-        """What stands at the tokens that are computed [N]."""
-        x_A = x_BW.reshape(-1) if self.given_A is None else x_BW.reshape(-1)[self.given_A]
-        return x_A if self.shared is None else x_A[self.shared.first_N]
+        """Return the values at the tokens that are computed [N]."""
+        x_A = x_BW.reshape(-1)
+        return self.reduce(x_A if self.given_A is None else x_A[self.given_A])
 
     def lengths(self) -> list[int]:
         """Return the number of real tokens of each row."""
         return self.mask_BW.sum(-1).tolist()
 
     def rectangle(self, x_ND: Tensor) -> Tensor:
-        """N tokens in every place that they have [B, W, …], 0 on padding."""
+        """Return N tokens in every place that they have [B, W, …], 0 on padding."""
         x_AD = self.expand(x_ND)
         shape = (*self.mask_BW.shape, *x_AD.shape[1:])
         if self.given_A is None:
             return x_AD.view(shape)
         return x_AD.new_zeros(self.mask_BW.numel(), *x_AD.shape[1:]).index_copy(0, self.given_A, x_AD).view(shape)
-
-    def grouped(self, x_NHD: Tensor, groups: int) -> Tensor:
-        """[N, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
-        return self._pushed(self.expand(x_NHD), groups)
-
-    def grouped_once(self, x_NHD: Tensor, groups: int) -> Tensor:
-        """The same with each token in one of its places, 0 in the others."""
-        return self._pushed(self.expand_once(x_NHD), groups)
-
-    def flat(self, x: Tensor, heads: int) -> Tensor:
-        """The inverse of `grouped`, and the transpose of `grouped_once`: [N, H, D]."""
-        return self.reduce(self._flat(x, heads))
-
-    def flat_summed(self, x: Tensor, heads: int) -> Tensor:
-        """The transpose of `grouped`: the sum over all places of a token."""
-        return self.reduce_by_sum(self._flat(x, heads))
 
     def expand(self, x_ND: Tensor) -> Tensor:
         """Return the N tokens at each of the A places, row by row."""
@@ -108,21 +92,23 @@ class PackedIndex(NamedTuple):
         zeros = x_AD.new_zeros(len(self.shared.first_N), *x_AD.shape[1:])
         return zeros.index_add_(0, self.shared.of_A, x_AD)
 
-    def _pushed(self, x_AHD: Tensor, groups: int) -> Tensor:
+    def to_groups(self, x_AHD: Tensor, groups: int) -> Tensor:
+        """Return [A, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
         rows, (heads, width) = len(self.mask_BW), x_AHD.shape[1:]
         if self.pushed_A is not None:
             x_AHD = x_AHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_A, x_AHD)
         x = x_AHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
         return x.reshape(rows * groups, -1, width)
 
-    def _flat(self, x: Tensor, heads: int) -> Tensor:
+    def from_groups(self, x: Tensor, heads: int) -> Tensor:
+        """Return the inverse of `to_groups`: [A, H, D]."""
         rows, width = len(self.mask_BW), x.shape[-1]
         x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
         x_AHD = x.reshape(rows * self.longest, heads, width)
         return x_AHD if self.pushed_A is None else x_AHD[self.pushed_A]
 
 
-class Shared(NamedTuple):
+class SharedPrefixes(NamedTuple):
     """The tokens of rows that begin alike. What a token becomes depends on itself and those before it, so rows are one
     row up to where they part.
 
@@ -135,8 +121,8 @@ class Shared(NamedTuple):
     first_N: Tensor
 
     @classmethod
-    def of(cls, mask_BS: Tensor, *inputs_BS: Tensor) -> Shared | None:
-        """Which tokens are the same; None where sharing them would save less than `LEAST_SHARED`.
+    def find(cls, mask_BS: Tensor, *inputs_BS: Tensor) -> SharedPrefixes | None:
+        """Find the tokens that are the same. Returns None if sharing them would save less than `LEAST_SHARED`.
 
         Args:
             mask_BS: of rows that are pushed to the left.

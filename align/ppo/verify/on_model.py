@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from align.core.types import Rollout
-from align.models.backbone import base_model
-from align.models.chunks import split_by_length
 from align.models.fastpath import without_fast_path
-from align.models.plain_path import decoder_of
+from align.models.forward import base_model, decoder_of, split_by_length
 from align.models.roles import CachedForward, Roles
 from align.ops.advantages import EPSILON
 from align.ops.losses import value_loss

@@ -1,4 +1,4 @@
-"""Nothing that is not finite is read or published: one check for files, one for what is in memory, and their words."""
+"""Checks that nothing that is not finite is read or published, in files and in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESTORE = "Restore it from a copy, download it again, or train it again with a l
 
 
 def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
-    """Look at every tensor of a safetensors file, one after another.
+    """Check every tensor of a safetensors file, one after another.
 
     Args:
         field, displayed: what the user calls it.
@@ -45,14 +45,14 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
 
 
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
-    """Raises: CorruptFile: one of them holds nan or infinity."""
+    """Raise CorruptFile if a tensor holds nan or infinity."""
     if found := first_not_finite(tensors):
         name, count = found
         raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
 def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None, dtype: str) -> None:
-    """What a run is about to publish.
+    """Check the files and figures that a run is about to publish.
 
     Args:
         lr, dtype: see `diverged`.
@@ -65,14 +65,15 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
             check_file(path, "artifact", str(path.relative_to(artifact)))
         except CorruptFile as error:
             raise diverged(f"in the end {error.problem}: nothing is published", lr, dtype) from error
-    for name, value in numbers_in(metrics):
+    for name, value in iter_figures(metrics):
         if isinstance(value, float) and not math.isfinite(value):
             raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
 
 
-def where(parameters: Mapping[str, nn.Parameter]) -> str:
-    """The first tensor among parameters and then their gradients that is not finite, in words; else the greatest of
-    those whose squares are not, so that a norm or a product of theirs overflows; empty where there is none."""
+def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
+    """Describe the first tensor among parameters and then their gradients that is not finite; else the greatest of
+    those whose squares are not, so that a norm or a product of theirs overflows. Returns an empty text if all are
+    finite."""
     gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
     tensors = [*parameters.items(), *gradients]
     if found := first_not_finite(tensors):
@@ -82,26 +83,24 @@ def where(parameters: Mapping[str, nn.Parameter]) -> str:
     return f" ({greatest} reaches {most[greatest]:.1e})" if greatest and most[greatest] ** 2 > FP32_MOST else ""
 
 
-def numbers_in(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every figure of a tree, with the names that lead to it."""
+def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every figure of a tree, with the names that lead to it."""
     for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from numbers_in(value, f"{path}{name}.")
-        elif isinstance(value, list | tuple):
-            yield from numbers_in({str(i): v for i, v in enumerate(value)}, f"{path}{name}.")
+        children = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(children, Mapping):
+            yield from iter_figures(children, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 
 
 def diverged(problem: str, lr: float | None, dtype: str) -> InputError:
-    """That finite weights came to numbers that are none, with the setting to change.
+    """Return the error of finite weights whose results are not finite, with the setting to change.
 
     Args:
-        lr: that the run trains with; None where nothing trains.
+        lr: that the run trains with; None if nothing trains.
         dtype: as the user gave it.
     """
     if lr is None:
         remedy = "Use dtype=float32; if it stays so, what was loaded has diverged: train it with a lower stage.lr."
         return InputError("dtype", dtype, problem, remedy)
-    remedy = "Lower stage.lr or stage.max_grad_norm, or use dtype=float32."
-    return InputError("stage.lr", lr, problem, remedy)
+    return InputError("stage.lr", lr, problem, "Lower stage.lr or stage.max_grad_norm, or use dtype=float32.")

@@ -1,7 +1,7 @@
-"""TRL's trainers on several ranks: an optimiser step's micro-batches are dealt to them, and their gradients are summed.
+"""TRL's trainers on several ranks: each rank computes its share of a step's micro-batches, and gradients are summed.
 
-Every rank runs the loop of one process over the same batches, and computes those that are its own. A trainer believes
-that it is alone, so that rows, steps, token counts, an epoch's short last step and checkpoints are those of one
+Every rank runs the loop of one process over the same batches, and computes those that are its own. A trainer takes its
+process for the only one, so that rows, steps, token counts, an epoch's short last step and checkpoints are those of one
 process, whatever the number of ranks. The order of rows is a function of (seed, epoch): a run that was cut short in any
 epoch goes on with the rows that were next.
 """
@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -24,7 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from align import ranks
 from align.data.chat.encode import IGNORED
-from align.models.sharded import is_sharded, optimiser_in_shards, optimiser_whole, read_weights, weights
+from align.models.sharded import gather_optimiser, gather_weights, is_sharded, read_weights, shard_optimiser
 from align.ranks import LAUNCHED
 from align.rollout.engine import generator_for, place_seed
 
@@ -33,7 +33,7 @@ POOL = 50
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
-    """Every row once, rows of like length next to each other, so that little padding is computed.
+    """Return every row once, rows of similar length next to each other, so that little padding is computed.
 
     Rows are shuffled, sorted by length within pools, and cut into batches, which are shuffled again. The batch with the
     longest row comes first, so that what does not fit into memory shows at once. Rows that fill no batch come last, and
@@ -43,23 +43,28 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
         batch_size: rows of an optimiser step.
     """
     generator = generator_for(torch.device("cpu"), seed, "rows", epoch)
-    rows, length = torch.randperm(len(lengths), generator=generator), torch.tensor(lengths)
-    whole = len(rows) // batch_size
-    rows, rest = rows[: whole * batch_size], rows[whole * batch_size :]
-    pools = rows.split(batch_size * max(1, min(whole // 4, POOL))) if whole else ()
+    length = torch.tensor(lengths)
+    rows = torch.randperm(len(lengths), generator=generator)
+    count = len(rows) // batch_size
+    rows, rest = rows[: count * batch_size], rows[count * batch_size :]
+    pools = rows.split(batch_size * max(1, min(count // 4, POOL))) if count else ()
     batches = [batch for pool in pools for batch in pool[length[pool].argsort(stable=True)].split(batch_size)]
-    shuffled = [batches[number] for number in torch.randperm(whole, generator=generator).tolist()]
-    first = max(range(whole), key=lambda number: int(length[shuffled[number]].max()), default=0)
-    ordered = (*shuffled[first : first + 1], *shuffled[:first], *shuffled[first + 1 :], rest)
-    return [row for batch in ordered for row in batch.tolist()]
+    batches = [batches[number] for number in torch.randperm(count, generator=generator).tolist()]
+    if batches:
+        longest = max(range(count), key=lambda number: int(length[batches[number]].max()))
+        batches.insert(0, batches.pop(longest))
+    return [row for batch in (*batches, rest) for row in batch.tolist()]
 
 
 class EpochSampler(Sampler[int]):
-    """The rows of one epoch after another. accelerate's data loader tells which (`set_epoch`) before it asks for them,
-    in a run that is continued too."""
+    """The rows of one epoch after another. accelerate's data loader calls `set_epoch` before it reads them, in a run
+    that is continued too."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -71,33 +76,21 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
 
-TOLD = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""What accelerate counts processes by."""
+WORLD_SIZES = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""The variables by which accelerate counts processes."""
 
 
 @contextmanager
-def counted_as_one() -> Iterator[None]:
-    """A trainer that is built inside takes this process for the only one."""
-    held = {} if ranks.is_alone() else {name: os.environ.pop(name) for name in TOLD if name in os.environ}
+def as_single_process() -> Iterator[None]:
+    """Let a trainer that is built inside take this process for the only one."""
+    removed = {} if ranks.is_alone() else {n: os.environ.pop(n) for n in WORLD_SIZES if n in os.environ}
     try:
         yield
     finally:
-        os.environ |= held
+        os.environ |= removed
 
 
-class Share(NamedTuple):
-    """What a rank found for one micro-batch.
-
-    Attributes:
-        loss: its part of the step's.
-        figures: that TRL averages over micro-batches.
-    """
-
-    loss: Tensor
-    figures: dict[str, list[float]]
-
-
-class Dealt(Trainer):
+class MultiRankTrainer(Trainer):
     """The mixin of every trainer here.
 
     Rows are read in the order of `EpochSampler`. transformers' own sampler by length draws from torch's global
@@ -111,46 +104,49 @@ class Dealt(Trainer):
     _metrics: Any  # of TRL's trainers: mode → figure → one number a micro-batch
 
     def __init__(self, *given: Any, args: Any, **more: Any) -> None:
-        self.seen, self.shares = 0, list[Share]()  # micro-batches of this step; of them this rank's
+        self.micro_batches = 0  # of this step so far
+        self.results: list[tuple[Tensor, dict[str, list[float]]]] = []  # loss and figures of this rank's among them
         super().__init__(*given, args=args, **more)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The gradient and the loss of one micro-batch. On several ranks the last one of a step brings both for all."""
+        """Compute the gradient and the loss of one micro-batch. On several ranks the last one of a step returns the sum
+        of all, added in the order of one process, and logs its figures."""
         if ranks.is_alone():
             return super().training_step(model, inputs, num_items_in_batch)
-        place, last = self.seen, self.accelerator.sync_gradients
-        self.seen += 1
-        mine = place % ranks.world_size() == ranks.rank()
-        if mine:
+        place = self.micro_batches
+        is_last = self.accelerator.sync_gradients
+        self.micro_batches += 1
+        if place % ranks.world_size() == ranks.rank():
             # A function of the place: a run that is continued on several ranks draws the same dropout.
             torch.manual_seed(place_seed(self.args.seed, "dropout", self.state.global_step, place))
-            self.shares.append(self.share(model, inputs, num_items_in_batch))
-        if not last:
-            return torch.zeros((), device=self.args.device)
+            self.results.append(self.compute_share(model, inputs, num_items_in_batch))
+        loss = torch.zeros((), device=self.args.device)
+        if not is_last:
+            return loss
         if not is_sharded(model):
             ranks.sum_gradients(p for p in model.parameters() if p.requires_grad)
-        elif (
-            ranks.rank() >= self.seen % ranks.world_size() > 0
-        ):  # none is left for this rank, and all take a pass at once
-            nothing = torch.full_like(inputs["labels"], IGNORED)
-            self.share(model, {**inputs, "labels": nothing}, num_items_in_batch)
-        found, self.seen, self.shares = ranks.gather_shares(self.shares, self.seen), 0, []
-        return self.of_step(found)
-
-    def share(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Share:
-        kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        loss = super().training_step(model, inputs, items)
-        found, self._metrics["train"] = self._metrics["train"], kept
-        return Share(loss.cpu(), dict(found))
-
-    def of_step(self, shares: Sequence[Share]) -> Tensor:
-        """The loss of all micro-batches, added in the order of one process, which would log these figures."""
-        loss = torch.zeros((), device=self.args.device)
-        for share in shares:
-            loss += share.loss.to(loss.device)
-            for name, values in share.figures.items():
+        elif ranks.rank() >= self.micro_batches % ranks.world_size() > 0:
+            # No micro-batch is left for this rank, and all ranks run a pass at once.
+            ignored = torch.full_like(inputs["labels"], IGNORED)
+            self.compute_share(model, {**inputs, "labels": ignored}, num_items_in_batch)
+        for share, figures in ranks.gather_shares(self.results, self.micro_batches):
+            loss += share.to(loss.device)
+            for name, values in figures.items():
                 self._metrics["train"][name] += values
+        self.micro_batches = 0
+        self.results = []
         return loss
+
+    def compute_share(
+        self, model: nn.Module, inputs: dict[str, Any], items: Any
+    ) -> tuple[Tensor, dict[str, list[float]]]:
+        """Return the share of one micro-batch in the loss, and the figures that TRL averages over micro-batches."""
+        logged = self._metrics["train"]
+        self._metrics["train"] = defaultdict(list)
+        loss = super().training_step(model, inputs, items)
+        figures = dict(self._metrics["train"])
+        self._metrics["train"] = logged
+        return loss.cpu(), figures
 
     # Checkpoints: the first rank writes them, as one process does. Each reads them.
 
@@ -158,17 +154,15 @@ class Dealt(Trainer):
         if ranks.is_main():
             super()._save_checkpoint(*given, **more)
         elif is_sharded(self.model):
-            weights(self.model)
-            optimiser_whole(self.optimizer.state_dict())
+            gather_weights(self.model)
+            gather_optimiser(self.optimizer.state_dict())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if is_sharded(self.model):
-            state_dict = weights(self.model)
-        super()._save(output_dir, state_dict)
+        super()._save(output_dir, gather_weights(self.model) if is_sharded(self.model) else state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if is_sharded(self.model):
-            torch.save(optimiser_whole(self.optimizer.state_dict()), Path(output_dir, OPTIMIZER_NAME))
+            torch.save(gather_optimiser(self.optimizer.state_dict()), Path(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
         else:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -183,30 +177,28 @@ class Dealt(Trainer):
         if checkpoint is None or not is_sharded(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        kept, schedule = (
+        moments, schedule = (
             torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(optimiser_in_shards(kept, parameters))
+        self.optimizer.load_state_dict(shard_optimiser(moments, parameters))
         self.lr_scheduler.load_state_dict(schedule)
 
     # Rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        # The tokens of a row's longest text if it holds several.
+        lengths = rows["length"] if "length" in rows.column_names else map(len, rows["input_ids"])
         step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSampler(self.row_lengths(rows), step, self.args.seed)
+        return EpochSampler(list(lengths), step, self.args.seed)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL writes one beside the checkpoints, of a model that it cannot name. They are the run's own."""
-
-    def row_lengths(self, rows: Any) -> list[int]:
-        """How many tokens each row has; that of its longest text where it holds several."""
-        return list(rows["length"]) if "length" in rows.column_names else [len(ids) for ids in rows["input_ids"]]
+        """Write none: TRL's lies beside the checkpoints, of a model that it cannot name."""
 
 
-class DealtTokenRows(Dealt):
+class TokenRowsTrainer(MultiRankTrainer):
     """The mixin of trainers whose rows are tokens already, or name such rows."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

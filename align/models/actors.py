@@ -1,0 +1,203 @@
+"""Actors: a model and the adapter on it that answers prompts; and a pool of adapters on one base."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, Protocol
+
+from peft import PeftModel
+
+from align.core.errors import CorruptFile, InputError
+from align.models.adapters import attach, detach, save_adapter
+from align.models.fastpath.linear import require_known_adapters
+from align.run import Base
+from align.run.atomic import moved, scratch_folder, unwritable
+from align.run.weights import adapter_digest, published_digest
+
+
+class Actor(Protocol):
+    """A source of answers to prompts: an adapter on a model, a role of PPO, or a whole model."""
+
+    @property
+    def base_alone(self) -> bool:
+        """Return whether it is the base itself, which has no weights of its own to save."""
+        ...
+
+    def use(self) -> AbstractContextManager[Any]:
+        """Activate it and return its model.
+
+        Raises:
+            InputError: the model has no such adapter.
+        """
+        ...
+
+    def save(self, folder: Path, base: Base) -> None:
+        """Save its own weights for an engine in another process: an adapter in PEFT's format, or a whole model.
+
+        A base alone has none. If ranks share the weights, every rank must call it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ModelActor:
+    """A model, and the adapter on it that answers; None for the base alone."""
+
+    model: Any
+    adapter: str | None = None
+
+    @property
+    def base_alone(self) -> bool:
+        return self.adapter is None
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        """Activate the adapter for sampling and logprobs, without gradients.
+
+        Raises:
+            InputError: the model has no such adapter.
+        """
+        if self.adapter is not None:
+            require_known_adapters([self.adapter], getattr(self.model, "peft_config", ()))
+            self.model.set_adapter(self.adapter, inference_mode=True)
+        if self.adapter is not None or not isinstance(self.model, PeftModel):
+            yield self.model
+            return
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:  # PEFT lets the active adapter train after this block
+            self.model.set_requires_grad(self.model.active_adapters, False)
+
+    def save(self, folder: Path, base: Base) -> None:
+        assert self.adapter is not None, "a base alone has no weights of its own"
+        save_adapter(self.model, folder, base, self.adapter)
+
+
+def snapshot(actor: Actor, base: Base, into: Path) -> Path:
+    """Save an actor's present weights to a folder under `into` that has their digest as name. Weights that were saved
+    before are not written again. The folder appears complete or not at all, also if several processes write it at once.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with scratch_folder(into / "snapshot") as part, unwritable(into):
+        actor.save(part, base)
+        digest = published_digest(part)
+        assert digest, "nothing was saved that could be loaded again"
+        handle = os.open(into, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if published_digest(into / digest) != digest:  # it is missing, or a crash cut its files
+                moved(part, into / digest)
+        finally:
+            os.close(handle)  # which unlocks it too
+    return into / digest
+
+
+class AdapterPool:
+    """Immutable adapters on one base, each row answered by the one that it chooses.
+
+    An adapter is known by the digest of its two files alone: one that is trained again under the same name is another
+    one here. One actor is used at a time: a thread waits in `use` until the other has left it.
+
+    Args:
+        base: a causal language model; nothing of it trains.
+        alone: one adapter will be used, and never the base by itself. It may then be of a kind that changes the base
+            (see `align.models.adapters.adapter_config`).
+
+    Attributes:
+        model: the base with the adapters on it.
+    """
+
+    def __init__(self, base: Any, alone: bool = False) -> None:
+        self.model = base
+        self.alone = alone
+        self.lock = RLock()
+        self._digests: set[str] = set()
+
+    def add(self, folder: Path) -> str:
+        """Load the adapter in a folder, unless it is loaded already. Returns its digest.
+
+        Raises:
+            CorruptFile, InputError: see `align.models.adapters.attach`; or the files changed while they were read. The
+                pool is then as before.
+            ValueError: this base was promised to another adapter alone.
+        """
+        with self.lock:
+            digest = adapter_digest(folder)
+            if digest in self._digests:
+                return digest
+            if self.alone and self._digests:
+                raise ValueError("this base was promised to one adapter alone")
+            self.model = attach(self.model, folder, digest, alone=self.alone)
+            self._digests.add(digest)
+            if adapter_digest(folder) != digest:
+                self.remove(digest)
+                problem = "changed while it was read"
+                raise CorruptFile("adapter", str(folder), problem, "Wait until it is written whole.")
+            return digest
+
+    def remove(self, digest: str) -> None:
+        """Unload an adapter once it is not in use.
+
+        Raises:
+            InputError: it is not loaded.
+        """
+        with self.lock:
+            self.check_loaded(digest)
+            assert isinstance(self.model, PeftModel)
+            self._digests.remove(digest)
+            if self._digests:
+                detach(self.model, digest)
+            else:
+                self.model = self.model.unload()  # PEFT cannot do without an adapter
+
+    def actor(self, digest: str | None = None) -> Actor:
+        """Return the adapter of this digest; the base by itself without one.
+
+        Raises:
+            InputError: it is not loaded.
+            ValueError: the base by itself would be used beside an adapter that may have changed it.
+        """
+        self.check_loaded(digest)
+        return PoolActor(self, digest)
+
+    def check_loaded(self, digest: str | None) -> None:
+        """Raise InputError or ValueError, see `actor`."""
+        if digest is None:
+            if self.alone and self._digests:
+                raise ValueError("the base by itself is not asked beside an adapter that may have changed it")
+        elif digest not in self._digests:
+            loaded = ", ".join(sorted(known[:12] for known in self._digests)) or "none"
+            raise InputError("adapter", digest, "is not loaded", f"Name one that is: {loaded}.")
+
+
+@dataclass(frozen=True)
+class PoolActor:
+    """An adapter of a pool, or its base, as an `Actor`."""
+
+    pool: AdapterPool
+    digest: str | None
+
+    @property
+    def base_alone(self) -> bool:
+        return self.digest is None
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        with self.pool.lock:
+            self.pool.check_loaded(self.digest)
+            with ModelActor(self.pool.model, self.digest).use() as model:
+                yield model
+
+    def save(self, folder: Path, base: Base) -> None:
+        with self.pool.lock:
+            self.pool.check_loaded(self.digest)
+            ModelActor(self.pool.model, self.digest).save(folder, base)

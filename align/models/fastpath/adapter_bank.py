@@ -1,0 +1,258 @@
+"""A bank of adapters: plain LoRA, cut into units of 16 ranks, side by side in one tensor a matrix.
+
+Rows of different adapters go through one batched product: x of each row through its own A, then through its own B
+(Chen et al., Punica, 2023; Sheng et al., S-LoRA, 2023). The product reads units that stand side by side, so those in
+use are kept at the front.
+
+A row's bits do not depend on its neighbours. Products are of blocks of 4 or 8 rows of one adapter, and of as many
+blocks as there are threads at least: for these shapes a row comes out the same beside any other
+(`align.models.fastpath.exact` checks the machine).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from align.core.errors import require
+from align.models.adapters import Adapter, check_targets, read_adapter
+from align.models.cpu_memory import reserve_zeros
+from align.models.fastpath.exact import least_batch
+from align.models.plain_lora import check_plain, convert_to_plain
+from align.run.weights import SCORE_KEY
+
+UNIT = 16
+"""Ranks of a unit. An adapter of another rank is filled up with zeros."""
+BLOCKS = (4, 8)
+"""Rows of a block."""
+
+
+class Site(NamedTuple):
+    """Matrices of one layer that read the same input.
+
+    Attributes:
+        modules: their names, as an adapter's file has them.
+        inputs, outputs: features in, and out of each.
+    """
+
+    modules: tuple[str, ...]
+    inputs: int
+    outputs: tuple[int, ...]
+
+
+class BlockedProduct(NamedTuple):
+    """One batched product of a step.
+
+    Attributes:
+        units: the units that are read, side by side; a single one serves all blocks.
+        blocks: the number of blocks of rows.
+        gather: the row of the step at each place of the blocks [blocks · rows of a block].
+        sums: rows that something is added to, side by side, and the place in the blocks of each; an adapter of several
+            units is in several sums.
+    """
+
+    units: slice
+    blocks: int
+    gather: Tensor
+    sums: Sequence[tuple[slice, Tensor]]
+
+
+class Bank:
+    """Adapters in memory; the least recently used ones make room.
+
+    Args:
+        sites: in the order of the pass.
+        resident: adapters at most.
+        max_rank: of an adapter.
+        dtype: of the weights; the model's.
+
+    Attributes:
+        units: the units of each adapter, by its digest.
+        heads: the score heads of those that are reward models, fp32 [D].
+    """
+
+    def __init__(self, sites: Sequence[Site], resident: int, max_rank: int, dtype: torch.dtype) -> None:
+        self.sites = tuple(sites)
+        self.resident = resident
+        self.max_rank = max_rank
+        units = resident * -(-max_rank // UNIT)
+        self.a = [reserve_zeros((units, site.inputs, UNIT * len(site.outputs)), dtype) for site in self.sites]
+        self.b = [[reserve_zeros((units, UNIT, out), dtype) for out in site.outputs] for site in self.sites]
+        self.units: OrderedDict[str, list[int]] = OrderedDict()
+        self.heads: dict[str, Tensor] = {}
+        self._free = list(range(units))[::-1]
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.units
+
+    def has_room(self, in_use: set[str]) -> bool:
+        """Return whether another adapter fits beside those that are in use."""
+        return len(in_use) < self.resident
+
+    def put(self, digest: str, folder: Path, in_use: set[str]) -> None:
+        """Load an adapter; one that is loaded already counts as used again.
+
+        Raises:
+            CorruptFile, InputError: see `load_for_bank`.
+        """
+        if digest not in self.units:
+            adapter = load_for_bank(folder, self.sites, self.max_rank)
+            while len(self.units) >= self.resident:
+                self.remove(next(each for each in self.units if each not in in_use))
+            self.units[digest] = [self._free.pop() for _ in range(-(-adapter.config["r"] // UNIT))]
+            if adapter.has_score_head:
+                self.heads[digest] = adapter.tensors[SCORE_KEY].squeeze(0)
+            try:
+                self._write(self.units[digest], adapter)
+            except BaseException:
+                self.remove(digest)
+                raise
+        self.units.move_to_end(digest)
+
+    def remove(self, digest: str) -> None:
+        self._free += self.units.pop(digest)
+        self.heads.pop(digest, None)
+
+    def _write(self, units: Sequence[int], adapter: Adapter) -> None:
+        factors = adapter.factors
+        rank = UNIT * len(units)
+        for site, a, bs in zip(self.sites, self.a, self.b, strict=True):
+            for j, module in enumerate(site.modules):
+                empty = torch.zeros(0, site.inputs), torch.zeros(site.outputs[j], 0)
+                low_a, low_b = factors.get(module, empty)
+                low_a = pad(low_a, (0, 0, 0, rank - len(low_a))).view(len(units), UNIT, -1)
+                low_b = pad(low_b, (0, rank - low_b.shape[1])).T.reshape(len(units), UNIT, -1)
+                a[units, :, UNIT * j : UNIT * (j + 1)] = low_a.mT.to(a.dtype)
+                bs[j][units] = low_b.to(a.dtype)
+
+    def bring_to_front(self, digests: Sequence[str]) -> list[list[str]]:
+        """Move the units of these adapters to the front: the first of each, then the second of those that have one, and
+        so on.
+
+        Returns:
+            the adapters of each of these stretches, in the order of their units.
+        """
+        first = 0
+        stretches = []
+        for k in range(max((len(self.units[digest]) for digest in digests), default=0)):
+            owners = [digest for digest in digests if len(self.units[digest]) > k]
+            places = range(first, first + len(owners))
+            at_front = {self.units[digest][k] for digest in owners}
+            away = [digest for digest in owners if self.units[digest][k] not in places]
+            for digest, place in zip(away, (place for place in places if place not in at_front), strict=True):
+                self._swap(self.units[digest][k], place)
+            stretches.append(sorted(owners, key=lambda digest: self.units[digest][k]))
+            first = places.stop
+        return stretches
+
+    def _swap(self, one: int, other: int) -> None:
+        for tensor in (*self.a, *(b for bs in self.b for b in bs)):
+            kept = tensor[other].clone()
+            tensor[other] = tensor[one]
+            tensor[one] = kept
+        swapped = {one: other, other: one}
+        for units in (self._free, *self.units.values()):
+            units[:] = [swapped.get(unit, unit) for unit in units]
+
+    def add_step(self, number: int, x_PI: Tensor, out_PO: Tensor, products: Sequence[BlockedProduct]) -> None:
+        """Add what each row's adapter adds at a site, in place.
+
+        Args:
+            number: of the site.
+            x_PI, out_PO: the site's input and output, rows in the order of `plan_products`.
+        """
+        site = self.sites[number]
+        outs = out_PO.split(site.outputs, 1)
+        for product in products:
+            x = x_PI.index_select(0, product.gather).view(product.blocks, -1, site.inputs)
+            lows = torch.bmm(x, self.a[number][product.units].expand(product.blocks, -1, -1)).split(UNIT, 2)
+            for low, b, out, width in zip(lows, self.b[number], outs, site.outputs, strict=True):
+                added = torch.bmm(low, b[product.units].expand(product.blocks, -1, -1)).view(-1, width)
+                for rows, places in product.sums:
+                    out[rows].add_(added.index_select(0, places))
+
+
+def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter:
+    """Read an adapter as plain LoRA that fits a bank.
+
+    Raises:
+        CorruptFile: its files are truncated, or hold values that are not finite, or do not fit the model.
+        InputError: it is more than LoRA, of a higher rank, or on modules that the bank has no place for.
+    """
+    adapter = read_adapter(folder, alone=False)
+    check_plain(adapter)
+    plain = convert_to_plain(adapter)
+    rank = plain.config["r"]
+    require(rank <= max_rank, "r", rank, f"is over stage.max_rank={max_rank}", "Raise stage.max_rank.")
+    known = {m: (site.inputs, out) for site in sites for m, out in zip(site.modules, site.outputs, strict=True)}
+    other_base = "Serve it on the base that it was trained on."
+    for module, (a, b) in plain.factors.items():
+        problem = "is no linear layer of this base's attention or MLP"
+        remedy = "Serve it merged (export=merged), or by serve=vllm."
+        require(module in known, "target_modules", module, problem, remedy)
+        inputs, outputs = known[module]
+        problem = f"this base has {outputs} by {inputs}"
+        fits = (a.shape[1], len(b)) == (inputs, outputs)
+        require(fits, module, f"{len(b)} by {a.shape[1]}", problem, other_base)
+    check_targets(adapter.config, plain.factors, known)
+    if plain.has_score_head:
+        shape = tuple(plain.tensors[SCORE_KEY].shape)
+        require(shape == (1, sites[0].inputs), "score", shape, "is no head of this base", other_base)
+    return plain
+
+
+def plan_products(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list[BlockedProduct]]:
+    """Plan how rows of these adapters go through the bank together.
+
+    Rows that share an adapter stand in one block of up to 8. Further rows of an adapter go through its units in blocks
+    of their own, and so do all rows if fewer units are used than a product has at least.
+
+    Returns:
+        the order in which rows have to stand, and the products.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, digest in enumerate(adapters):
+        if digest is not None:
+            rows.setdefault(digest, []).append(row)
+    stretches = bank.bring_to_front(list(rows))
+    size = BLOCKS[0] if max(map(len, rows.values()), default=0) <= BLOCKS[0] else BLOCKS[1]
+    enough = len(rows) > 1 and sum(len(bank.units[digest]) for digest in rows) >= least_batch()
+    together = {digest: (own_rows[:size] if enough else []) for digest, own_rows in rows.items()}
+    order = [row for digest in sorted(rows, key=lambda digest: -len(bank.units[digest])) for row in together[digest]]
+    place = {row: i for i, row in enumerate(order)}
+    products: list[BlockedProduct] = []
+    if order:
+        blocks = [[place[row] for row in together[digest]] for owners in stretches for digest in owners]
+        first = 0
+        sums = []
+        for owners in stretches:
+            places = {
+                place[row]: size * (first + i) + j
+                for i, digest in enumerate(owners)
+                for j, row in enumerate(together[digest])
+            }
+            sums.append((slice(0, len(places)), torch.tensor([places[row] for row in range(len(places))])))
+            first += len(owners)
+        products.append(BlockedProduct(slice(0, len(blocks)), *fill_blocks(blocks, size), sums))
+    for digest, own_rows in rows.items():
+        if alone := own_rows[len(together[digest]) :]:
+            begin = len(order)
+            order += alone
+            blocks = [list(range(i, min(i + size, len(order)))) for i in range(begin, len(order), size)]
+            sums = [(slice(begin, len(order)), torch.arange(len(alone)))]
+            filled = fill_blocks(blocks, size)
+            products += [BlockedProduct(slice(unit, unit + 1), *filled, sums) for unit in bank.units[digest]]
+    return order + [row for row, digest in enumerate(adapters) if digest is None], products
+
+
+def fill_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
+    """Fill blocks up to their size, and their number to the least of a product. Returns the number and the rows."""
+    full = [block + block[:1] * (size - len(block)) for block in blocks]
+    full += [full[0]] * (least_batch() - len(full))
+    return len(full), torch.tensor([row for block in full for row in block])

@@ -1,0 +1,277 @@
+"""The weights of a Llama-like decoder, its key-value cache, and the pass of one new token a row.
+
+transformers' dynamic cache concatenates at every token, which copies all that is there and asks the allocator for a
+larger piece each time. The cache here is reserved once, for a number of columns that is known beforehand.
+docs/decisions.md has the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+from transformers.cache_utils import Cache, DynamicLayer
+
+from align.models.fastpath.layers import LowRank, Matrix, stack_a, turn
+from align.models.fastpath.linear import active_adapters, is_lora
+from align.ops.linear import linear, packed
+
+MAX_COPY = 1 << 30
+"""Bytes that a copy of the weights may take."""
+
+M = TypeVar("M")
+N = TypeVar("N")
+
+
+class Layer(NamedTuple, Generic[M]):
+    """One layer: the weights of its norms, and the matrices that read the same input, in one form or another."""
+
+    norm: Tensor
+    qkv: M
+    qk_norms: tuple[Tensor, Tensor] | None
+    o: M
+    mlp_norm: Tensor
+    gate_up: M
+    down: M
+
+    @property
+    def matrices(self) -> tuple[M, M, M, M]:
+        return self.qkv, self.o, self.gate_up, self.down
+
+    def convert(self, function: Callable[[M], N]) -> Layer[N]:
+        """Return the layer with its matrices in another form."""
+        qkv, o, gate_up, down = map(function, self.matrices)
+        return Layer(self.norm, qkv, self.qk_norms, o, self.mlp_norm, gate_up, down)
+
+
+class Decoder(NamedTuple, Generic[M]):
+    """A decoder's weights with the active adapters.
+
+    Attributes:
+        norm: the weight of the last norm.
+        eps: of every norm.
+        head: width of a head.
+        scale: of the products of queries and keys.
+    """
+
+    layers: Sequence[Layer[M]]
+    norm: Tensor
+    eps: float
+    head: int
+    scale: float
+
+    def normalise(self, x: Tensor, weight_D: Tensor) -> Tensor:
+        return rms_norm(x, weight_D.shape, weight_D, self.eps)
+
+    def split_heads(
+        self, layer: Layer[M], qkv: Tensor, groups: int, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [N, heads, D], turned by their positions."""
+        heads = qkv.unflatten(1, (-1, self.head))
+        qk = heads[:, :-groups]
+        v = heads[:, -groups:]
+        if layer.qk_norms is not None:
+            parts = zip((qk[:, :-groups], qk[:, -groups:]), layer.qk_norms, strict=True)
+            qk = torch.cat([self.normalise(part, weight) for part, weight in parts], 1)
+        qk = turn(qk, cos, sin, 1.0)
+        return qk[:, :-groups], qk[:, -groups:], v
+
+
+Matrices = tuple[Matrix, ...]
+"""Matrices that read the same input."""
+
+
+class NotPlainError(Exception):
+    """A module computes what only the model's own forward knows."""
+
+
+def read_decoder(model: Any) -> Decoder[Matrices]:
+    """Read the weights of a Llama-like decoder from the modules of transformers and PEFT.
+
+    Raises:
+        NotPlainError: several adapters are active at once, there is dropout or a sliding window, or the unit is not
+            SwiGLU.
+    """
+    config = model.config
+    windowed = getattr(config, "sliding_window", None) is not None
+    if windowed and set(getattr(config, "layer_types", None) or ()) != {"full_attention"}:
+        raise NotPlainError
+    if config.hidden_act != "silu" or (model.training and config.attention_dropout):
+        raise NotPlainError
+    layers = tuple(map(read_layer, model.layers))
+    attention = model.layers[0].self_attn
+    return Decoder(layers, model.norm.weight, config.rms_norm_eps, attention.head_dim, attention.scaling)
+
+
+def read_layer(layer: Any) -> Layer[Matrices]:
+    attention = layer.self_attn
+    mlp = layer.mlp
+    return Layer(
+        norm=layer.input_layernorm.weight,
+        qkv=tuple(map(read_matrix, (attention.q_proj, attention.k_proj, attention.v_proj))),
+        qk_norms=(attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
+        o=(read_matrix(attention.o_proj),),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=(read_matrix(mlp.gate_proj), read_matrix(mlp.up_proj)),
+        down=(read_matrix(mlp.down_proj),),
+    )
+
+
+def read_matrix(module: Any) -> Matrix:
+    """Return a linear layer with the adapter that is active on it."""
+    layer = module
+    low = None
+    if is_lora(module):
+        layer = module.base_layer
+        active = active_adapters(module)
+        if active is None or len(active) > 1:
+            raise NotPlainError
+        for name in active:
+            low = LowRank(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+    shape = (layer.out_features, layer.in_features)
+    if type(layer) is Linear4bit:
+        return Matrix(partial(dequantise, layer), shape, layer.bias, low)
+    if type(layer) is nn.Linear:
+        return Matrix(layer.weight.to, shape, layer.bias, low, layer.weight if layer.weight.requires_grad else None)
+    raise NotPlainError
+
+
+def dequantise(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a 4-bit layer."""
+    weight: Any = layer.weight
+    return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+
+
+def concatenate_biases(matrices: Matrices, dtype: torch.dtype) -> Tensor | None:
+    """Return the biases of matrices side by side, zeros for one without. Returns None if none has any."""
+    if all(m.bias is None for m in matrices):
+        return None
+    return torch.cat([torch.zeros(m.shape[0], dtype=dtype) if m.bias is None else m.bias for m in matrices])
+
+
+class ReservedLayer(DynamicLayer):
+    """Keys and values [B, heads, columns so far, D] of one layer, as the front of a buffer."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.used = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.device = key_states.device
+        self.is_initialized = True
+        self._keys, self._values = (
+            states.new_empty(*states.shape[:2], self.columns, states.shape[3]) for states in (key_states, value_states)
+        )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        first = self.used
+        self.used += key_states.shape[2]
+        self._keys[:, :, first : self.used] = key_states
+        self._values[:, :, first : self.used] = value_states
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows; the buffer stays where it is."""
+        for buffer in (self._keys, self._values):
+            buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
+        self._keys = self._keys[: len(indices)]
+        self._values = self._values[: len(indices)]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        self.keys = self._keys[:, :, : self.used]
+        self.values = self._values[:, :, : self.used]
+        return self.keys, self.values
+
+
+class ReservedCache(Cache):
+    """An empty cache with room for `columns` tokens a row.
+
+    Attributes:
+        decoder: the weights, ready for many tokens, if the short forward filled the cache: they do not change while it
+            is in use. None if it is empty, or the model's own forward filled it.
+    """
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(layer_class_to_replicate=partial(ReservedLayer, columns))  # pyright: ignore[reportArgumentType]
+        self.decoder: Decoder[StackedMatrices] | None = None
+
+
+class StackedMatrices(NamedTuple):
+    """Matrices that read the same input, as one.
+
+    Attributes:
+        weight: of all, one below the other, laid out for oneDNN; None if a copy would be too large.
+        bias: likewise.
+        a: the A of all, one below the other [Σ r, in]; None if nothing is added.
+        b: s · Bᵀ of each, fp32, on the diagonal of [Σ r, Σ out].
+    """
+
+    matrices: Matrices
+    weight: Tensor | None
+    bias: Tensor | None
+    a: Tensor | None
+    b: Tensor | None
+
+    @classmethod
+    def stack(cls, matrices: Matrices, dtype: torch.dtype, rows: int, copied: bool) -> StackedMatrices:
+        weight = packed(torch.cat([m.weight(dtype) for m in matrices]), rows) if copied else None
+        bias = concatenate_biases(matrices, dtype)
+        lows = [m.low for m in matrices if m.low]
+        if not lows:
+            return cls(matrices, weight, bias, None, None)
+        diagonal = [(m.low.b * m.low.scaling).t().float() if m.low else torch.zeros(0, m.shape[0]) for m in matrices]
+        return cls(matrices, weight, bias, stack_a(lows, dtype), torch.block_diag(*diagonal))
+
+    def __call__(self, x_BI: Tensor) -> Tensor:
+        """Return the outputs of all, side by side [B, Σ out]."""
+        if self.weight is not None:
+            out = linear(x_BI, self.weight, self.bias)
+        else:
+            out = torch.cat([linear(x_BI, m.weight(x_BI.dtype), m.bias) for m in self.matrices], 1)
+        return out if self.a is None or self.b is None else out.add_(linear(x_BI, self.a).float() @ self.b)
+
+
+def stack_decoder(decoder: Decoder[Matrices], dtype: torch.dtype, rows: int) -> Decoder[StackedMatrices]:
+    """Return a decoder for many tokens of so many rows: weights copied side by side, dequantised if they are quantised,
+    and adapters stacked, scaled, and in the dtype of the activations."""
+    weights = sum(m.shape[0] * m.shape[1] for layer in decoder.layers for ms in layer.matrices for m in ms)
+    copied = weights * dtype.itemsize <= MAX_COPY
+    stack = partial(StackedMatrices.stack, dtype=dtype, rows=rows, copied=copied)
+    return decoder._replace(layers=[layer.convert(stack) for layer in decoder.layers])  # pyright: ignore
+
+
+def decode_one_token(
+    self: Any,
+    decoder: Decoder[StackedMatrices],
+    ids_B1: Tensor,
+    mask_BS: Tensor,
+    positions_B1: Tensor,
+    cache: ReservedCache,
+) -> Tensor:
+    """Return hidden states [B, 1, D] of one new token a row, which joins the cache and reads what is in it."""
+    x_BD = self.embed_tokens(ids_B1[:, 0])
+    cos_BD, sin_BD = (t[0] for t in self.rotary_emb(x_BD, position_ids=positions_B1.T))
+    first_layer: Any = cache.layers[0]
+    groups = first_layer.keys.shape[1]
+    bias = torch.zeros(mask_BS.shape).masked_fill_(~mask_BS, float("-inf")).repeat_interleave(groups, 0)[:, None]
+    for number, layer in enumerate(decoder.layers):
+        qkv = layer.qkv(decoder.normalise(x_BD, layer.norm))
+        q, k, v = decoder.split_heads(layer, qkv, groups, cos_BD, sin_BD)
+        keys, values = (t.flatten(0, 1) for t in cache.update(k[:, :, None], v[:, :, None], number))
+        queries = q.float().reshape(len(keys), -1, decoder.head)
+        scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=decoder.scale)
+        attended = torch.bmm(scores.softmax(-1).to(values.dtype), values)
+        x_BD = layer.o(attended.view(len(x_BD), -1)).add_(x_BD)
+        gate, up = layer.gate_up(decoder.normalise(x_BD, layer.mlp_norm)).chunk(2, 1)
+        x_BD = layer.down(silu(gate).mul_(up)).add_(x_BD)
+    return decoder.normalise(x_BD, decoder.norm)[:, None]

@@ -1,0 +1,258 @@
+"""Forward passes of a causal language model: hidden states, logits, and logprobs of chosen tokens.
+
+On the fast path hidden states and logits are computed apart: the backbone makes the former, the head the latter. For
+architectures whose logits are more than a head on hidden states, or whose rows change with the padding beside them,
+there is the plain path: the model's own forward, on rows as it would get them alone. Rows of one length are computed
+together, without padding, mask or positions. It is slower, and right for every causal model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+
+from align import ranks
+from align.core.types import Rollout
+from align.models.architectures import FAST, Route, route
+from align.ops.logprobs import linear_logprobs, token_logprobs
+
+
+def base_model(model: Any) -> Any:
+    """Return the transformers model inside a PEFT wrapper, or the model itself. Its adapters stay active."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the module that makes a model's hidden states.
+
+    `get_decoder` returns some models whole, and the head of one that calls it `decoder`.
+    """
+    base = base_model(model)
+    decoder = base.get_decoder()
+    if isinstance(decoder, nn.Linear):
+        return base.base_model
+    return decoder.model if getattr(decoder, "lm_head", None) is not None else decoder
+
+
+def route_of(model: Any) -> Route:
+    """Return how a model is computed. The answer is kept with the model."""
+    base = base_model(model)
+    if "align_route" not in vars(base):
+        config = getattr(base, "config", None)
+        base.align_route = route(config) if hasattr(config, "model_type") else FAST
+    return base.align_route
+
+
+def hidden_size(model: Any) -> int:
+    """Return the width D of hidden states."""
+    return int(base_model(model).config.get_text_config().hidden_size)
+
+
+def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield rows that go through a model together: all of them if padding changes nothing, else those of one length.
+
+    Yields:
+        the places of their tokens [R, L] in the rectangle read row by row, and the inputs of the model.
+    """
+    places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
+    if route_of(model).padding:
+        positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
+        yield places_BS, {"input_ids": tokens_BS, "attention_mask": mask_BS.long(), "position_ids": positions}
+        return
+    lengths_B = mask_BS.sum(-1)
+    for length in lengths_B.unique():
+        rows = lengths_B == length
+        places_RL = places_BS[rows][mask_BS[rows]].view(int(rows.sum()), -1)
+        yield places_RL, {"input_ids": tokens_BS.flatten()[places_RL]}
+
+
+def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tensor:
+    """Return hidden states of groups of rows as one rectangle [B, S, D], 0 where no token was computed."""
+    first = groups[0][1]
+    if first.shape[:2] == mask_BS.shape:
+        return first
+    hidden = first.new_zeros(mask_BS.numel(), first.shape[-1])
+    for places_RL, states_RLD in groups:
+        hidden = hidden.index_copy(0, places_RL.flatten(), states_RLD.flatten(0, 1))
+    return hidden.view(*mask_BS.shape, -1)
+
+
+def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return the decoder's last hidden states [B, S, D], without logits. Positions count real tokens."""
+    decoder = decoder_of(model)
+    groups = group_rows(model, tokens_BS, mask_BS)
+    states = [(places, decoder(**inputs, use_cache=False).last_hidden_state) for places, inputs in groups]
+    return join_rows(states, mask_BS)
+
+
+def states_and_logits(
+    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one pass of the model's own forward.
+
+    Args:
+        picked_BS: real tokens, none of them a row's first.
+
+    Returns:
+        the decoder's last hidden states [B, S, D]; the logits that each picked token is predicted by [N, V], one group
+        of rows after another; and the places of those tokens in the rectangle read row by row [N].
+    """
+    captured: list[Tensor] = []
+    hook = decoder_of(model).register_forward_hook(
+        lambda _module, _inputs, out: captured.append(out[0] if isinstance(out, tuple) else out.last_hidden_state)
+    )
+    states, logits, places = [], [], []
+    try:
+        for places_RL, inputs in group_rows(model, tokens_BS, mask_BS):
+            out = base_model(model)(**inputs, use_cache=False).logits
+            picked = picked_BS.flatten()[places_RL][:, 1:]
+            logits.append(out[:, :-1][picked])
+            places.append(places_RL[:, 1:][picked])
+            states.append((places_RL, captured[-1]))
+    finally:
+        hook.remove()
+    return join_rows(states, mask_BS), torch.cat(logits), torch.cat(places)
+
+
+@contextmanager
+def without_generation_config(model: Any) -> Iterator[None]:
+    """Set aside a checkpoint's generation settings, which `generate` would use as defaults."""
+    config = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = config
+
+
+def lm_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states to logits, with what some architectures do after the projection: Gemma 2
+    caps, Cohere and Granite scale."""
+    base = base_model(model)
+    head = base.get_output_embeddings()
+    config = base.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if cap is None and scale == 1.0:
+        return head
+
+    def logits(hidden: Tensor) -> Tensor:
+        scaled = head(hidden) * scale
+        return scaled if cap is None else torch.tanh(scaled / cap) * cap
+
+    return logits
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+    """Return rows of ids as one int64 tensor [B, S], padded on the right unless `left`."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    side = "left" if left else "right"
+    return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+
+def rollout_from_answers(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int, device: Any
+) -> Rollout:
+    """Return the rollout of given answers to prompts, as if they had been sampled."""
+    sides = ((prompts, True), (answers, False))
+    tokens = torch.cat([pad(rows, filler, left) for rows, left in sides], 1)
+    mask = torch.cat([pad([[1] * len(row) for row in rows], 0, left) for rows, left in sides], 1).bool()
+    ended = torch.ones(len(prompts), dtype=torch.bool)
+    return Rollout(tokens.to(device), mask.to(device), max(map(len, prompts)), ended.to(device))
+
+
+def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return values at their places in the rectangle, 0 elsewhere. Gradients flow through."""
+    return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
+
+
+def states_before(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
+    """Return the hidden state that each response token is predicted from [B, T, D]."""
+    # The state at column S−1 predicts column S: the response's predictors start one column before it.
+    return hidden_BSD[:, rollout.prompt_width - 1 : -1]
+
+
+def picked_logprobs(
+    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p of each picked token given the real tokens before it in its row, under the active adapter.
+
+    On the fast path logits are made for picked tokens only, a chunk at a time. Under autocast a frozen head is computed
+    as one that trains: the logprobs that a policy is trained on must be rounded as those that it is compared with.
+
+    Args:
+        picked_BS: real tokens, none of them a row's first.
+
+    Returns:
+        logprobs and entropies [N], row by row; the hidden states of all tokens [B, S, D].
+    """
+    if not route_of(model).fast:
+        hidden, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda logits: logits, temperature)
+        order = places_N.argsort()
+        return picked[order], entropy[order], hidden
+    hidden = hidden_states(model, tokens_BS, mask_BS)
+    states_ND = hidden[:, :-1][picked_BS[:, 1:]]
+    targets_N = tokens_BS[picked_BS]
+    head = lm_head(model)
+    simple = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    if simple and not torch.is_autocast_enabled(states_ND.device.type):
+        return *linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden
+    return *token_logprobs(states_ND, targets_N, head, temperature), hidden
+
+
+def read_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p of each response token under the active adapter, and the entropies: two [B, T], 0 outside the
+    response mask; and the states that they are predicted from [B, T, D]."""
+    picked_BS = rollout.mask_BS.clone()
+    picked_BS[:, : rollout.prompt_width] = False
+    picked, entropy, hidden = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
+    mask_BT = rollout.response_mask_BT
+    return scatter_tokens(picked, mask_BT), scatter_tokens(entropy, mask_BT), states_before(hidden, rollout)
+
+
+def response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the logprobs and entropies of `read_response`."""
+    return read_response(model, rollout, temperature)[:2]
+
+
+def split_by_length(rollout: Rollout, size: int) -> list[Tensor]:
+    """Return row indices in chunks of at most `size`, rows of similar length together."""
+    return list(torch.argsort(rollout.mask_BS.sum(-1), stable=True).split(size))
+
+
+def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int) -> Tensor:
+    """Return `function` of a rollout, computed `size` rows at a time, in the rows' own order.
+
+    Rows of similar length make a chunk, which has little padding. Each rank computes its share of the chunks, and all
+    ranks get the whole result.
+
+    Args:
+        function: rollout → one number a row [B], or one a response token [B, T].
+    """
+    return compute_several_in_chunks(lambda part: (function(part),), rollout, size)[0]
+
+
+def compute_several_in_chunks(
+    function: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int
+) -> tuple[Tensor, ...]:
+    """Do the same for a function that returns several such tensors."""
+    width = rollout.response_mask_BT.shape[1]
+    indices = split_by_length(rollout, size)
+    chunks = [function(rollout.rows(index)) for index in ranks.own_share(indices)]
+    if not ranks.is_alone():
+        on_cpu = [tuple(x.detach().cpu().clone() for x in chunk) for chunk in chunks]
+        gathered = ranks.gather_shares(on_cpu, len(indices))
+        chunks = [tuple(x.to(rollout.tokens_BS.device) for x in chunk) for chunk in gathered]
+    order = torch.argsort(torch.cat(indices))
+
+    def pad_to_width(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, width - x.shape[1])) if x.dim() == 2 else x
+
+    return tuple(torch.cat([pad_to_width(x) for x in parts])[order] for parts in zip(*chunks, strict=True))

@@ -1,0 +1,224 @@
+"""Convert an adapter to plain LoRA: one rank, no scale, nothing but the two matrices of each module.
+
+Engines ignore settings that they do not read. Measured on a small Llama, as the largest logprob difference from PEFT in
+nats: llama.cpp's converter takes rsLoRA's scale for alpha / r (5.94) and reads no rank and alpha patterns (4.18);
+SGLang's source does the same of both. So the scale goes into `lora_B`, every rank is filled up with zeros to the
+largest, and alpha is the rank: whichever rule an engine has, it multiplies by one. What plain LoRA cannot express is
+refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+
+from align.core.errors import InputError, require
+from align.models.adapters import (
+    CHANGES_BASE,
+    CONFIG_FILE,
+    LORA_KEY,
+    SCORE_KEY,
+    WEIGHTS_FILE,
+    Adapter,
+    Factors,
+    read_adapter,
+)
+from align.run import write_json
+from align.run.weights import local_base_name
+
+REPEATABLE = ("pissa", "olora")
+"""Initialisations that take a share out of the base's weights which a factorisation of these gives again."""
+MERGE = "Export it merged: export=merged."
+READ_BY_ENGINES = (
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+)
+"""Keys that decide which function the adapter computes."""
+TRAINING_ONLY = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "megatron_core",
+    "parent_library",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "velora_config",
+)
+"""Keys that record how it was trained, or are written anew."""
+SCORE_MODULES = ("classifier", "score")
+"""The names under which PEFT saves the head of a sequence classifier."""
+MERGEABLE = {
+    "modules_to_save": "whole modules travel with it: vLLM refuses them, llama.cpp's converter stops at them",
+    "use_dora": "vLLM and SGLang refuse DoRA, llama.cpp's converter stops at its magnitudes",
+    "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
+    "target_parameters": "no engine is known to read it, and without it the adapter is another model",
+}
+"""Keys of what no engine serves as an adapter, and a merge can take, with the reason."""
+
+
+def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
+    """Refuse what engines would read wrongly or not at all. The head of a reward model may travel with its adapter.
+
+    Args:
+        will_merge: the adapter is merged into its base, which can take more than engines serve.
+
+    Raises:
+        InputError: naming the key, its value and why.
+    """
+    config = adapter.config
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.startswith(CHANGES_BASE) and init not in REPEATABLE:
+        problem = "it changed the base's own weights by what nobody can find again: on the base it is another model"
+        remedy = (
+            "Convert it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=true."
+        )
+        raise InputError("init_lora_weights", init, problem, remedy)
+    harmless = {*READ_BY_ENGINES, *TRAINING_ONLY} - MERGEABLE.keys()
+    for key in sorted(config.keys() - harmless - (MERGEABLE.keys() if will_merge else set())):
+        value = config[key]
+        is_head = key == "modules_to_save" and adapter.has_score_head and set(value or ()) <= set(SCORE_MODULES)
+        if value not in (None, False, "none", [], {}) and not is_head:
+            remedy = MERGE if key in READ_BY_ENGINES else "Train it as plain LoRA."
+            raise InputError(key, value, MERGEABLE.get(key, MERGEABLE["target_parameters"]), remedy)
+    for key in () if will_merge else adapter.tensors:
+        require(bool(LORA_KEY.fullmatch(key)) or key == SCORE_KEY, WEIGHTS_FILE, key, "is no LoRA weight", MERGE)
+
+
+def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = None) -> Adapter:
+    """Return the same function of the same base as plain LoRA in fp32: all factors of one rank, scaled by 1.
+
+    Args:
+        initial: what the initialisation took out of the base's weights, by module, from `initial_factors`: it is put
+            back, at the cost of as many ranks again.
+    """
+    config = adapter.config
+    scaled = {}
+    for module, (a, b) in adapter.factors.items():
+        factors = (a.float(), b.float() * lora_scale(config, module, len(a)))
+        if initial is not None:  # W - s·B₀A₀ + s·BA, as W + [s·B, -s·B₀][A; A₀]
+            a0, b0 = (side.float().to(a.device) for side in initial[module])
+            b0 = -lora_scale(config, module, len(a0)) * b0
+            factors = (torch.cat((factors[0], a0)), torch.cat((factors[1], b0), dim=1))
+        scaled[module] = factors
+    rank = max(len(a) for a, _ in scaled.values())
+    plain: dict[str, Any] = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0}
+    plain |= {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    if isinstance(config.get("target_modules"), str):  # an expression, which engines take for a list or a name
+        plain |= {"target_modules": sorted(scaled), "exclude_modules": None}
+        plain |= {"layers_to_transform": None, "layers_pattern": None}
+    tensors = {}
+    for module, (a, b) in scaled.items():
+        missing = rank - len(a)
+        for side, x in (
+            ("A", torch.nn.functional.pad(a, (0, 0, 0, missing))),
+            ("B", torch.nn.functional.pad(b, (0, missing))),
+        ):
+            tensors[f"base_model.model.{module}.lora_{side}.weight"] = x.contiguous()
+    if adapter.has_score_head:
+        tensors[SCORE_KEY] = adapter.tensors[SCORE_KEY].float()
+        plain["modules_to_save"] = ["score"]
+    return Adapter({**config, **plain}, tensors)
+
+
+def lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return the factor of B·A of a module in PEFT: alpha / r, or alpha / √r (rsLoRA: Kalajdzievski, 2023)."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
+    """Return what the adapter's initialisation took out of the base's weights. Returns None if it took nothing.
+
+    PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) start from a factorisation of each weight and leave the rest
+    in the base: PEFT does so again whenever such an adapter is loaded.
+
+    Args:
+        model: the base, freshly loaded. It is consumed.
+
+    Raises:
+        InputError: the base is quantised, so that what is left of each weight was quantised anew.
+    """
+    if config.get("init_lora_weights") not in REPEATABLE:
+        return None
+    check_initial(getattr(model, "is_loaded_in_4bit", False), config)
+    known = {
+        key: value for key, value in config.items() if value is not None and key in LoraConfig.__dataclass_fields__
+    }
+    factors = {}
+    for name, layer in get_peft_model(model, LoraConfig(**known)).named_modules():
+        if isinstance(layer, LoraLayer) and layer.lora_A:
+            lora: Any = layer
+            sides = (side["default"].weight.detach() for side in (lora.lora_A, lora.lora_B))
+            factors[name.removeprefix("base_model.model.")] = tuple(sides)
+    return factors
+
+
+def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
+    """Raise InputError if the adapter's initialisation took a share out of a quantised base, whose rest is unknown."""
+    init = config.get("init_lora_weights")
+    if init in REPEATABLE and quantised:
+        problem = "it took a share out of a quantised base, whose rest was quantised anew: nothing undoes that"
+        raise InputError("init_lora_weights", init, problem, "Train with init_lora_weights=true, or with method=lora.")
+
+
+def write_plain(
+    folder: Path, source: Path, base: Mapping[str, str], initial: Mapping[str, Factors] | None = None
+) -> None:
+    """Write an adapter as plain LoRA in fp32, a reward model's head beside it, with the configuration that engines
+    read: in a fixed order, the base by name and revision.
+
+    Args:
+        folder: an empty one, of `align.run.atomic.publish`.
+        source: a PEFT adapter's folder.
+        base: `id`, `revision` and `digest` of the model the adapter was trained on.
+        initial: see `convert_to_plain`; needed where `init_lora_weights` is one of `REPEATABLE`.
+
+    Raises:
+        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`; or a scaled factor is
+            not finite.
+    """
+    adapter = read_adapter(source)
+    check_plain(adapter)
+    plain = convert_to_plain(adapter, initial)
+    for key, tensor in plain.tensors.items():
+        remedy = "Train with a smaller lora_alpha."
+        require(bool(tensor.isfinite().all()), WEIGHTS_FILE, key, "its scale makes nan or infinity of it", remedy)
+    save_file({key: tensor.cpu() for key, tensor in plain.tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    config = {key: plain.config[key] for key in READ_BY_ENGINES if key in plain.config}
+    targets = config.get("target_modules")
+    config |= {
+        "base_model_name_or_path": local_base_name(base),
+        "revision": base.get("revision") or None,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
+    }
+    write_json(folder / CONFIG_FILE, config)
