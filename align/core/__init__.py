@@ -1,1 +1,1 @@
-"""What every package shares: errors, records, files, secrets and hash chains."""
+"""Code that every package shares: errors, records, files, secrets and hash chains."""

@@ -1,8 +1,8 @@
-"""An append-only chain of hashes over salted digests. Pure: it knows no table and no file.
+"""An append-only hash chain over salted digests, without I/O.
 
 Link `n` is hashed together with the hash of link `n - 1`, so that altering, reordering or removing one breaks every
-hash after it. A cut *tail* breaks nothing inside the chain: it shows only against a head noted elsewhere (Schneier and
-Kelsey, "Secure Audit Logs", 1999, section 3).
+hash after it. A cut *tail* breaks nothing inside the chain: only a head that was stored elsewhere reveals it (Schneier
+and Kelsey, "Secure Audit Logs", 1999, section 3).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from align.core.errors import CorruptFile
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 GENESIS = "0" * 64
-"""What stands where the first link would name its predecessor's hash."""
+"""The `prev_hash` of the first link."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How far a chain had grown.
+    """The end of a chain at one time.
 
     Attributes:
-        seq: number of the last link, 0 before the first.
+        seq: number of the last link; 0 for an empty chain.
         hash: that link's hash, 64 hex digits.
     """
 
@@ -34,10 +34,13 @@ class Head:
 
 
 class Link(Protocol):
-    """A row of a table, or of a file: 1, 2, 3, … without gaps."""
+    """A row of a table or a file that is part of a chain."""
 
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """Number of the row: 1, 2, 3, … without gaps."""
+        ...
+
     @property
     def prev_hash(self) -> str:
         """Hash of link `seq - 1`, or `GENESIS`."""
@@ -50,38 +53,40 @@ class Link(Protocol):
 
     @property
     def hashed(self) -> Sequence[Any]:
-        """All that it holds but the two hashes, `seq` among it, in an order that never changes."""
+        """Every field but the two hashes, `seq` among them, in an order that never changes."""
         ...
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, ASCII."""
+    """Return the canonical JSON text of a value: keys sorted, no spaces, ASCII."""
     return ENCODER.encode(value)
 
 
 def salted_digest(salt: str, content: Any) -> str:
-    """`sha256` over the canonical JSON of `[salt, content]`, 64 hex digits."""
+    """Return the `sha256` of the canonical JSON of `[salt, content]`, 64 hex digits."""
     return hashlib.sha256(canonical([salt, content]).encode()).hexdigest()
 
 
 def link_hash(hashed: Sequence[Any], prev_hash: str) -> str:
-    """`sha256` over the canonical JSON of a link's fields and, last, its predecessor's hash."""
+    """Return the `sha256` of the canonical JSON of a link's fields and, last, its predecessor's hash."""
     return hashlib.sha256(canonical([*hashed, prev_hash]).encode()).hexdigest()
 
 
 def advance(head: Head, link: Link, field: str, remedy: str) -> Head:
-    """The head after `link`, which should follow `head`.
+    """Check that `link` follows `head`, and return the new head.
 
     Args:
         field, remedy: of the error.
 
     Raises:
-        CorruptFile: it is not the next one, does not name its predecessor, or is not what was hashed; `value` is its
-            seq.
+        CorruptFile: the link has another number, another predecessor or another hash. The error's `value` is the
+            number of the altered or missing row.
     """
-    seq, problem = link.seq, ""
+    seq = link.seq
+    problem = ""
     if link.seq != head.seq + 1:
-        seq, problem = head.seq + 1, f"the row is missing (seq {link.seq} follows seq {head.seq})"
+        seq = head.seq + 1
+        problem = f"the row is missing (seq {link.seq} follows seq {head.seq})"
     elif link.prev_hash != head.hash:
         problem = "the row does not follow the one before it"
     elif link_hash(link.hashed, link.prev_hash) != link.hash:

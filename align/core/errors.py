@@ -1,4 +1,4 @@
-"""What can go wrong, in a handful of types.
+"""The exceptions that this package raises, and checks that raise them.
 
 Every error that a user can cause names the *field*, its *value*, the *problem* and the *remedy*, and carries
 the exit status that `python -m align` ends with: 2 for the user's input, 1 for a fault of ours.
@@ -12,27 +12,25 @@ from typing import Any
 from align.core.redaction import URL_FIELDS, redacted, secret_url
 
 NOT_PASSED = 3
-"""The exit status of an evaluation in which a gate is not passed, and of a replay that differs: no error."""
+"""The exit status of an evaluation in which a gate is not passed, and of a replay that differs. It is not an error."""
 
 LONE = re.compile("[\ud800-\udfff]")
 
 
 class AlignError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Base class of all exceptions that this package raises on purpose."""
 
     exit_status = 1
 
 
 class InputError(AlignError, ValueError):
-    """A value that the user gave cannot be used.
+    """A value from the user that cannot be used. Secrets in it are masked, and lone surrogates are escaped.
 
     Args:
         field: the configuration key, file or column at fault, as the user would write it.
-        value: what was found there.
-        problem: what is wrong with it, as a clause without a full stop.
-        remedy: what to do about it, as a sentence.
-
-    None of them keeps a secret that it was given, nor half a character that no file can be written with.
+        value: the value of the field.
+        problem: the fact that is wrong with it, as a clause without a full stop.
+        remedy: the change to make, as a sentence.
     """
 
     exit_status = 2
@@ -47,35 +45,37 @@ class InputError(AlignError, ValueError):
 
 
 def readable(text: str) -> str:
-    """`text` as people and files can have it: secrets masked, lone surrogates spelled out."""
+    """Return a text with secrets masked and lone surrogates escaped, which can be printed and written to a file."""
     return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
 def half_character(text: str) -> str | None:
-    """The first lone surrogate of a text, as `U+D800`: half a character, which no file, database or tokenizer takes.
-    None where there is none."""
-    found = LONE.search(text)
-    return f"U+{ord(found[0]):04X}" if found else None
+    """Return the first lone surrogate of a text, as `U+D800`, or None.
+
+    A lone surrogate is half a character, which no file, database or tokenizer accepts.
+    """
+    match = LONE.search(text)
+    return f"U+{ord(match[0]):04X}" if match else None
 
 
 class MissingArtifact(InputError, FileNotFoundError):
-    """A reference such as `sft:latest` names nothing on disk."""
+    """A file, or an artifact of a reference such as `sft:latest`, that does not exist."""
 
 
 class CorruptFile(InputError):
-    """A file is there but cannot be trusted: truncated, tampered with, or not what its name says."""
+    """A file that exists and cannot be trusted: truncated, altered, or of another kind than its name says."""
 
 
 class RunBusy(InputError):
-    """Another process holds the run's folder."""
+    """A run whose folder another process has locked."""
 
 
 class RunConflict(InputError):
-    """The run's folder belongs to another configuration."""
+    """A run whose folder belongs to another configuration."""
 
 
 class StorageError(InputError, OSError):
-    """A folder cannot be written or the disk is full."""
+    """A folder that cannot be written, or a full disk."""
 
 
 def require(condition: bool, field: str, value: Any, problem: str, remedy: str) -> None:
@@ -85,10 +85,10 @@ def require(condition: bool, field: str, value: Any, problem: str, remedy: str) 
 
 
 def require_schema_version(version: Any, expected: int, field: str, value: Any, remedy: str) -> None:
-    """Raise `InputError` unless a file or a store has the one version that this align reads."""
+    """Raise `InputError` unless a file or a store has the version that this version of align reads."""
     problem = f"has schema_version {version}, and this version of align reads {expected}"
     require(type(version) is int and version == expected, field, value, problem, remedy)
 
 
 class NotFinite(ArithmeticError):
-    """The model has no distribution to draw from: its logits are nan or infinite."""
+    """Logits that are nan or infinite, so that there is no distribution to sample from."""

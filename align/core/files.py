@@ -1,8 +1,8 @@
-"""Reading files that users and strangers hand us: regular files only, of a bounded size, with errors that name them.
+"""Read files from users and strangers: regular files only, of a bounded size, with errors that name them.
 
-A FIFO, a socket or a device would make a reader wait, or never end. A path is therefore looked at before it is opened,
-opened without waiting (`O_NONBLOCK`), and looked at again by its descriptor, in case something else took its place in
-between. Symbolic links are followed. Floor 0: everything that reads a file imports this module, and it imports errors.
+A FIFO, a socket or a device would make a reader wait, or never end. A path is therefore checked before it is opened,
+opened without waiting (`O_NONBLOCK`), and checked again by its descriptor, in case something else took its place in
+between. Symbolic links are followed. All code that reads a file imports this module.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MIB = 2**20
 DEFAULT_MAX_FILE_MB = 512
 """The default of `run.max_file_mb`. The largest tokenizer.json of a published model has about 35 MB."""
 MAX_FOLDERS = 200
-"""The most folders that a path may go through: making them one inside the other recurses."""
+"""The most folders that a path may go through: creating nested folders recurses."""
 MAX_PATH = 4096
 """PATH_MAX of Linux, in bytes, with the zero at its end."""
 MAX_PART = 255
 """NAME_MAX of Linux file systems, in bytes."""
 CHUNK = 2**20
 READ_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".safetensors")
-"""Endings of the files that transformers and PEFT open in a folder that they are given."""
+"""Endings of the files that transformers and PEFT open in a model's folder."""
 LOADED_WHOLE = (
     "*config.json",
     "*.index.json",
@@ -75,22 +75,22 @@ SIZE_LIMIT = SizeLimit(DEFAULT_MAX_FILE_MB)
 
 
 class NotRegularFile(OSError):
-    """A path leads to something else than a regular file."""
+    """A path that leads to something other than a regular file."""
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(errno.EINVAL, problem, str(path))
 
 
-def user_path(given: str | Path, field: str) -> Path:
-    """Return a path as the user means it, with `~` expanded.
+def user_path(written_path: str | Path, field: str) -> Path:
+    """Return a path that the user wrote, with `~` expanded.
 
     Args:
-        field: what the user calls it.
+        field: the setting that names the path, for errors.
 
     Raises:
         InputError: `~name` names no user of this machine, or the text cannot be a path.
     """
-    text = str(given)
+    text = str(written_path)
     remedy = "Give a shorter path."
     try:
         path = Path(text).expanduser()
@@ -114,7 +114,7 @@ def user_path(given: str | Path, field: str) -> Path:
 
 
 def shorten(text: str) -> str:
-    """Return a text for a message: its beginning and its end if it is long."""
+    """Return a text for a message: only its beginning and its end if it is long."""
     return text if len(text) <= 120 else f"{text[:60]}…{text[-30:]}"
 
 
@@ -165,7 +165,7 @@ def open_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict",
 
 
 def problem_of(error: OSError | ValueError) -> str:
-    """Say in a clause why a file cannot be read."""
+    """Return a clause that says why a file cannot be read."""
     if isinstance(error, NotRegularFile):
         return str(error.strerror)
     if isinstance(error, UnicodeError):
@@ -181,7 +181,7 @@ def problem_of(error: OSError | ValueError) -> str:
 
 
 def unreadable(error: OSError | ValueError, path: Path, field: str, remedy: str) -> InputError:
-    """Return the error of a file that cannot be read, as the user's own."""
+    """Return the `InputError` for a file that cannot be read: `MissingArtifact` or `CorruptFile`."""
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     kind = MissingArtifact if missing else CorruptFile
     return kind(field, shorten(str(path)), problem_of(error), remedy)
@@ -189,10 +189,10 @@ def unreadable(error: OSError | ValueError, path: Path, field: str, remedy: str)
 
 @contextmanager
 def explain_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
-    """Raise as the user's own error what the system says of a file that the block reads.
+    """Turn each OSError of the block, which reads a file, into an `InputError`.
 
     Args:
-        field: what the user calls the file.
+        field: the setting that names the file.
     """
     try:
         yield
@@ -206,7 +206,7 @@ def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
     """Return True if a path leads to a regular file, and False if nothing has that name.
 
     Raises:
-        InputError: it leads to something else, or nowhere.
+        InputError: the path leads to something else, or is a link to nowhere.
     """
     try:
         refuse_irregular(path, os.stat(path).st_mode)
@@ -256,8 +256,8 @@ def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:
     """Return the bytes of a file.
 
     Args:
-        field: what the user calls the file.
-        remedy: what to do where it cannot be read, as a sentence.
+        field: the setting that names the file.
+        remedy: the sentence of an error that says what to do.
 
     Raises:
         MissingArtifact: there is no such file.

@@ -1,4 +1,4 @@
-"""A user's own function, named as `package.module:name`: found, and asked for with its errors told as theirs."""
+"""Load a user's own function, named as `package.module:name`, and turn exceptions of user code into input errors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from typing import Any
 from align.core.errors import InputError
 
 LIBRARIES = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
-"""What many functions are made of, and tells none from another."""
+"""Folders of code that many functions share, so that it does not identify one."""
 REMEDY = "Put it into the working folder or install it, and check that it imports."
 
 
 @contextmanager
-def theirs(field: str, name: str, problem: str, remedy: str, *through: type[BaseException]) -> Iterator[None]:
-    """Code of the user's: whatever it raises is its fault, `sys.exit` among it, which would end the run as if it were
-    done. Ctrl-C alone is the user's wish.
+def theirs(field: str, name: str, problem: str, remedy: str, *passed_on: type[BaseException]) -> Iterator[None]:
+    """Turn every exception of the block, which runs code of the user's, into an `InputError`.
+
+    That includes SystemExit, which would end the run as if it were done. KeyboardInterrupt is passed on.
 
     Args:
-        problem: with `{error}` in it.
-        through: errors that are none of theirs, and go on as they are.
+        problem: the clause of the error, with `{error}` in it.
+        passed_on: exceptions that are not the user's fault.
     """
     try:
         yield
-    except (KeyboardInterrupt, *through):
+    except (KeyboardInterrupt, *passed_on):
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
@@ -38,63 +39,59 @@ def theirs(field: str, name: str, problem: str, remedy: str, *through: type[Base
 
 
 def load_function(spec: str, field: str) -> Callable[..., Any]:
-    """The function that `package.module:name` names, found as Python finds modules, the working folder included.
+    """Import the function that `package.module:name` names. The working folder is on the search path.
 
     Args:
-        field: where the user named it, for errors.
+        field: the setting that names it, for errors.
 
     Raises:
         InputError: there is no such module or no such function, or importing it fails.
     """
     module_name, _, name = spec.partition(":")
     module = imported(spec, field)
-    with theirs(field, spec, f"{module_name} cannot be asked for {name} ({{error}})", REMEDY):
-        function = getattr(module, name, None)  # which a module may compute
+    with theirs(field, spec, f"{name} of {module_name} cannot be read ({{error}})", REMEDY):
+        function = getattr(module, name, None)  # a module may compute it
     if not callable(function):
-        found = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
-        raise InputError(
-            field, spec, f"{module_name} has no function {name}", f"It has: {', '.join(found) or 'no functions'}."
-        )
+        names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
+        problem = f"{module_name} has no function {name}"
+        raise InputError(field, spec, problem, f"It has: {', '.join(names) or 'no functions'}.")
     return function
 
 
 def imported(spec: str, field: str) -> ModuleType:
-    """The module that `package.module:name` names.
-
-    Raises:
-        InputError: importing it fails.
-    """
     module_name = spec.partition(":")[0]
     with theirs(field, spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
         return importlib.import_module(module_name)
 
 
 def defined(function: Callable[..., Any]) -> list[tuple[Path, str]]:
-    """Where a function is defined, whichever module names it, and where those are that it is made of: what it wraps,
-    what a `partial` binds, what it closes over. `(file, name there)` of each that is no library's."""
-    found: dict[tuple[Path, str], None] = {}
-    todo, seen = [function], set[int]()
-    while todo:
-        one = todo.pop(0)
-        if id(one) in seen:
+    """Return (file, qualified name) of a function's definition, and of the functions that it is built from: those that
+    it wraps, binds by `partial` or closes over. Functions of libraries are left out."""
+    definitions: dict[tuple[Path, str], None] = {}
+    queue: list[Any] = [function]
+    visited = set[int]()
+    while queue:
+        target = queue.pop(0)
+        if id(target) in visited:
             continue
-        seen.add(id(one))
-        if isinstance(one, partial):
-            todo += [one.func, *filter(callable, (*one.args, *one.keywords.values()))]
+        visited.add(id(target))
+        if isinstance(target, partial):
+            queue += [target.func, *filter(callable, (*target.args, *target.keywords.values()))]
             continue
-        inner = one if hasattr(one, "__qualname__") else type(one)  # an object that can be called
-        if (file := file_of(inner)) and (one is function or not LIBRARIES & set(file.parents)):
-            found[file, inner.__qualname__] = None
-        bound = [getattr(one, "__wrapped__", None), getattr(one, "__func__", None)]
-        with suppress(ValueError):  # a cell that nothing was put into yet
-            bound += [cell.cell_contents for cell in getattr(one, "__closure__", None) or ()]
-        todo += filter(callable, bound)
-    named = [place for place in found if "<locals>" not in place[1]]
-    return named or list(found)  # what a decorator makes has one name for all that it was put on
+        definition: Any = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
+        if (file := file_of(definition)) and (target is function or not LIBRARIES & set(file.parents)):
+            definitions[file, definition.__qualname__] = None
+        bound = [getattr(target, "__wrapped__", None), getattr(target, "__func__", None)]
+        with suppress(ValueError):  # a cell that is still empty
+            bound += [cell.cell_contents for cell in getattr(target, "__closure__", None) or ()]
+        queue += filter(callable, bound)
+    # All functions that one decorator returns have the same name, `decorator.<locals>.wrapper`.
+    named = [definition for definition in definitions if "<locals>" not in definition[1]]
+    return named or list(definitions)
 
 
 def file_of(function: Any) -> Path | None:
-    """The source file of a function or a class; None of a built-in."""
+    """Return the source file of a function or a class, or None for a built-in."""
     try:
         file = inspect.getsourcefile(function)
     except TypeError:
@@ -103,7 +100,7 @@ def file_of(function: Any) -> Path | None:
 
 
 def source_of(spec: str, field: str) -> Path | None:
-    """The file of the module that `package.module:name` names; None where there is none, as for a built-in.
+    """Return the file of the module that `package.module:name` names, or None for a built-in module.
 
     Raises:
         InputError: importing it fails.

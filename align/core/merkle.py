@@ -1,7 +1,7 @@
-"""A Merkle tree over a sequence of leaves: one root that changes with any leaf, and with their order or number.
+"""A Merkle tree over a sequence of leaves, without I/O: its root changes with any leaf, their order and their number.
 
-Hashes are SHA-256; leaves and nodes are told apart by a byte in front (RFC 9162, section 2.1.1), so that no leaf can
-pass for a node. Pure: it knows no table and no file.
+Hashes are SHA-256. A byte in front tells leaves and nodes apart (RFC 9162, section 2.1.1), so that no leaf can pass for
+a node.
 """
 
 from __future__ import annotations
@@ -9,27 +9,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-LEAF, NODE = b"\x00", b"\x01"
+LEAF = b"\x00"
+NODE = b"\x01"
 EMPTY = hashlib.sha256(b"").digest()
-"""The root of no leaves."""
+"""The root of a tree without leaves."""
 
 
 class Tree:
-    """Leaves are added one by one; memory grows with the logarithm of their number."""
+    """A tree to which leaves are added one by one. Memory grows with the logarithm of their number."""
 
     def __init__(self) -> None:
         self.size = 0
         self._full: list[bytes] = []  # roots of full subtrees, the largest first: one for each 1 bit of `size`
 
     def add(self, leaf: bytes) -> None:
-        """Append a leaf."""
         self.extend((leaf,))
 
     def extend(self, leaves: Iterable[bytes]) -> None:
         """Append leaves in their order."""
-        sha256, full, count = hashlib.sha256, self._full, self.size  # there are millions of leaves
+        sha256 = hashlib.sha256  # local names, because there are millions of leaves
+        full = self._full
+        count = self.size
         for leaf in leaves:
-            node, size = sha256(LEAF + leaf).digest(), count
+            node = sha256(LEAF + leaf).digest()
+            size = count
             while size & 1:  # as adding 1 to a binary number carries
                 node = sha256(NODE + full.pop() + node).digest()
                 size >>= 1
@@ -38,28 +41,28 @@ class Tree:
         self.size = count
 
     def root(self) -> str:
-        """The root of what was added so far, 64 hex digits."""
+        """Return the root of the leaves so far, 64 hex digits."""
         if not self._full:
             return EMPTY.hex()
         *larger, node = self._full
-        for left in reversed(larger):
-            node = hashlib.sha256(NODE + left + node).digest()
+        for left_root in reversed(larger):
+            node = hashlib.sha256(NODE + left_root + node).digest()
         return node.hex()
 
 
 def root_of(leaves: Iterable[bytes]) -> str:
-    """The root of all these leaves, 64 hex digits."""
+    """Return the root of all these leaves, 64 hex digits."""
     tree = Tree()
     tree.extend(leaves)
     return tree.root()
 
 
 def path_of(leaves: Sequence[bytes], place: int) -> list[bytes]:
-    """What proves that a leaf is in the tree: the roots of the subtrees beside its way up, the lowest first (RFC 9162,
-    section 2.1.3.1).
+    """Return the inclusion proof of a leaf: the roots of the sibling subtrees on its way up, the lowest first (RFC
+    9162, section 2.1.3.1).
 
     Args:
-        place: of the leaf, from 0.
+        place: index of the leaf, from 0.
 
     Raises:
         ValueError: there is no such leaf.
@@ -69,22 +72,32 @@ def path_of(leaves: Sequence[bytes], place: int) -> list[bytes]:
     if len(leaves) == 1:
         return []
     middle = 1 << (len(leaves) - 1).bit_length() - 1
-    left, right = leaves[:middle], leaves[middle:]
+    first_half = leaves[:middle]
+    second_half = leaves[middle:]
     if place < middle:
-        return [*path_of(left, place), bytes.fromhex(root_of(right))]
-    return [*path_of(right, place - middle), bytes.fromhex(root_of(left))]
+        return [*path_of(first_half, place), bytes.fromhex(root_of(second_half))]
+    return [*path_of(second_half, place - middle), bytes.fromhex(root_of(first_half))]
 
 
 def root_through(leaf: bytes, place: int, size: int, path: Sequence[bytes]) -> str | None:
-    """The root of a tree of so many leaves, of which one and its path are known (RFC 9162, section 2.1.3.2); None where
-    the path is not one of such a leaf. A leaf is in a tree if this is the tree's root."""
+    """Return the root that an inclusion proof leads to, 64 hex digits (RFC 9162, section 2.1.3.2). The proof holds if
+    this is the tree's root. Returns None if the proof does not fit such a leaf.
+
+    Args:
+        place: index of the leaf, from 0.
+        size: number of leaves of the tree.
+        path: the proof, see `path_of`.
+    """
     if not 0 <= place < size:
         return None
-    node, last, above = hashlib.sha256(LEAF + leaf).digest(), size - 1, iter(path)
+    node = hashlib.sha256(LEAF + leaf).digest()
+    last = size - 1
+    siblings = iter(path)
     while last:
-        if place & 1 or place < last:  # the last one of an odd number goes up as it is
-            if (beside := next(above, None)) is None:
+        if place & 1 or place < last:  # the last node of an odd number goes up as it is
+            if (sibling := next(siblings, None)) is None:
                 return None
-            node = hashlib.sha256(NODE + (beside + node if place & 1 else node + beside)).digest()
-        place, last = place >> 1, last >> 1
-    return node.hex() if next(above, None) is None else None
+            node = hashlib.sha256(NODE + (sibling + node if place & 1 else node + sibling)).digest()
+        place >>= 1
+        last >>= 1
+    return node.hex() if next(siblings, None) is None else None

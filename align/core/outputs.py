@@ -1,10 +1,9 @@
-"""Writing files where a user may have put something else: never half, never through a link, and never in the place of
-what align did not make.
+"""Write files atomically, without following links, and without replacing files that align did not write.
 
-`atomic_file` and `replace_file` write. `refuse_foreign_file`, `refuse_foreign_database` and
-`refuse_foreign_folder` come first wherever a setting, the command line or the environment names the path.
-`tests/unit/test_file_writes.py` lists every other call that writes, each with its reason. Floor 0: everything that
-writes a file imports this module.
+`atomic_file` and `replace_file` write. `refuse_foreign_file`, `refuse_foreign_database` and `refuse_foreign_folder`
+are called first if a setting, the command line or the environment names the path.
+`tests/unit/test_file_writes.py` lists every other call that writes, each with its reason. All code that writes a file
+imports this module.
 """
 
 from __future__ import annotations
@@ -168,7 +167,7 @@ def read_schema_names(path: Path) -> set[str]:
 
 
 def seal_folder(folder: Path) -> None:
-    """Note the sha256 of every file in a folder, which tells it from the folders of others."""
+    """Write the sha256 of every file in a folder into it, which marks the folder as align's."""
     replace_file(folder / FOLDER_SEAL, json.dumps(digests_of(folder), indent=2, sort_keys=True).encode())
 
 
@@ -189,7 +188,8 @@ def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder, by name; what is no file has none. Python's caches are left out."""
+    """Return the sha256 of every file in a folder, by name; empty for links and special files. Python's caches are left
+    out."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         is_cache = path.suffix == ".pyc" and path.parent.name == "__pycache__"
@@ -205,7 +205,7 @@ def digests_of(folder: Path) -> dict[str, str]:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a file so that its name is free, and return its new name, which nothing had."""
-    place = path.with_name(f"{path.name}.{uuid4().hex[:8]}.aside")
-    os.rename(path, place)
-    return place
+    """Rename a file to a name that is free, and return the new name."""
+    new_path = path.with_name(f"{path.name}.{uuid4().hex[:8]}.aside")
+    os.rename(path, new_path)
+    return new_path

@@ -1,8 +1,8 @@
 """Hide secrets: passwords in URLs, keys and tokens.
 
-A `Secret` is a string whose text is its masked form, so that printing, joining, hashing or pickling it gives `***`;
-`value_of` alone returns the value. In addition, all output for people (errors, logs, tracebacks, the diff of a
-checkout) passes through `redacted`, which masks the shapes in `KEY_SHAPES` and the values of this process's secrets.
+A `Secret` is a string whose text is its masked form, so that printing, joining, hashing or pickling it gives `***`.
+Only `value_of` returns the value. In addition, all output for people (errors, logs, tracebacks, the diff of a checkout)
+passes through `redacted`, which masks the shapes in `SHAPES` and the values of this process's secrets.
 """
 
 from __future__ import annotations
@@ -35,89 +35,89 @@ class KeyShape(NamedTuple):
     source: str
 
 
-def shape(issuer: str, hints: str, pattern: str, source: str) -> KeyShape:
+def build_shape(issuer: str, hints: str, pattern: str, source: str) -> KeyShape:
     return KeyShape(issuer, tuple(hints.split()), re.compile(rf"(?<![A-Za-z0-9_]){pattern}", re.ASCII), source)
 
 
 KEY_SHAPES = (
-    shape(
+    build_shape(
         "AWS",
         "AKIA ASIA",
         r"(A[KS]IA)[A-Z0-9]{16}(?![A-Za-z0-9])",
         "docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html",
     ),
-    shape(
+    build_shape(
         "GitHub",
         "ghp_ gho_ ghu_ ghs_ ghr_",
         r"(gh[pousr]_)[A-Za-z0-9]{36,255}(?![A-Za-z0-9_])",
         "docs.github.com/en/authentication, About authentication to GitHub, token formats",
     ),
-    shape(
+    build_shape(
         "GitHub",
         "github_pat_",
         r"(github_pat_)[A-Za-z0-9_]{40,255}(?![A-Za-z0-9_])",
         "docs.github.com/en/authentication, About authentication to GitHub, token formats",
     ),
-    shape(
+    build_shape(
         "GitLab",
         "glpat- gldt- glrt- glptt- glsoat- glcbt- glft- glimt- glagent- gloas- glffct-",
         r"(gl(?:pat|dt|rt|ptt|soat|cbt|ft|imt|agent|oas|ffct)-)[A-Za-z0-9_.\-]{20,128}(?![A-Za-z0-9_])",
         "docs.gitlab.com/security/tokens, token prefixes",
     ),
-    shape(
+    build_shape(
         "Slack",
         "xoxb- xoxp- xoxa- xoxr- xoxs- xoxe. xoxe- xapp-",
         r"(xox[bpars]-|xoxe[.\-](?:xox[bp]-)?|xapp-)[A-Za-z0-9\-]{20,255}(?![A-Za-z0-9])",
         "docs.slack.dev/authentication/tokens",
     ),
-    shape(
+    build_shape(
         "Slack",
         "hooks.slack.com",
         r"(hooks\.slack\.com/(?:services|workflows|triggers)/)[A-Za-z0-9/]{20,128}",
         "docs.slack.dev/messaging/sending-messages-using-incoming-webhooks",
     ),
-    shape(
+    build_shape(
         "Google", "AIza", r"(AIza)[A-Za-z0-9_\-]{35}(?![A-Za-z0-9_\-])", "cloud.google.com/docs/authentication/api-keys"
     ),
-    shape(
+    build_shape(
         "Google",
         "GOCSPX- ya29.",
         r"(GOCSPX-|ya29\.)[A-Za-z0-9_.\-]{20,512}",
         "developers.google.com/identity/protocols/oauth2",
     ),
-    shape(
+    build_shape(
         "Stripe",
         "sk_live_ sk_test_ rk_live_ rk_test_ whsec_",
         r"([sr]k_(?:live|test)_|whsec_)[A-Za-z0-9+/]{16,255}(?![A-Za-z0-9])",
         "docs.stripe.com/keys",
     ),
-    shape(
+    build_shape(
         "Anthropic",
         "sk-ant-",
         r"(sk-ant-)[A-Za-z0-9_\-]{32,255}(?![A-Za-z0-9_])",
         "docs.anthropic.com/en/api, console.anthropic.com",
     ),
-    shape(
+    build_shape(
         "OpenAI",
         "sk-",
         r"(sk-(?:proj-|svcacct-|admin-))[A-Za-z0-9_\-]{32,255}(?![A-Za-z0-9_])",
         "platform.openai.com/docs/api-reference/authentication",
     ),
-    shape(
+    build_shape(
         "OpenAI",
         "sk-",
         r"(sk-)[A-Za-z0-9]{32,64}(?![A-Za-z0-9_\-])",
         "platform.openai.com/docs/api-reference/authentication",
     ),
-    shape(
+    build_shape(
         "Hugging Face",
         "hf_ api_org_",
         r"(hf_|api_org_)[A-Za-z0-9]{30,64}(?![A-Za-z0-9_])",
         "huggingface.co/docs/hub/security-tokens",
     ),
-    shape("npm", "npm_", r"(npm_)[A-Za-z0-9]{36}(?![A-Za-z0-9_])", "docs.npmjs.com/about-access-tokens"),
-    shape("PyPI", "pypi-AgE", r"(pypi-AgE)[A-Za-z0-9_\-]{50,512}", "pypi.org/help/#apitoken"),
-    shape(
+    build_shape("npm", "npm_", r"(npm_)[A-Za-z0-9]{36}(?![A-Za-z0-9_])", "docs.npmjs.com/about-access-tokens"),
+    build_shape("PyPI", "pypi-AgE", r"(pypi-AgE)[A-Za-z0-9_\-]{50,512}", "pypi.org/help/#apitoken"),
+    build_shape(
         "SendGrid",
         "SG.",
         r"(SG\.)[A-Za-z0-9_\-]{16,32}\.[A-Za-z0-9_\-]{16,64}(?![A-Za-z0-9_\-])",
@@ -148,9 +148,9 @@ VARIED = 8
 
 def find_keys(text: str, shapes: tuple[KeyShape, ...] = KEY_SHAPES) -> Iterator[tuple[int, int]]:
     """Yield where keys of these shapes begin and end in a text, by shape. Placeholders do not count."""
-    for one in shapes:
-        if any(hint in text for hint in one.hints):
-            for match in one.pattern.finditer(text):
+    for shape in shapes:
+        if any(hint in text for hint in shape.hints):
+            for match in shape.pattern.finditer(text):
                 if len(set(text[match.end(1) : match.end()])) >= VARIED:
                     yield match.span()
 
@@ -160,18 +160,31 @@ URL_FIELDS = ("store.url",)
 """Settings that hold a URL with a password in it."""
 STORE_URL = "ALIGN_STORE_URL"
 PLAIN = (
-    "application_name", "cache", "charset", "connect_timeout", "dbname", "driver", "host", "mode", "options", "port",
-    "sslmode", "target_session_attrs", "timeout", "uri", "user",
-)  # fmt: skip
-"""Parameters of a database's URL that hold no secret. Of all others the values are hidden: each driver has its own."""
+    "application_name",
+    "cache",
+    "charset",
+    "connect_timeout",
+    "dbname",
+    "driver",
+    "host",
+    "mode",
+    "options",
+    "port",
+    "sslmode",
+    "target_session_attrs",
+    "timeout",
+    "uri",
+    "user",
+)
+"""Parameters of a database's URL that hold no secret. The values of all others are hidden: each driver has its own."""
 
-# A password may hold anything but blanks where nobody encoded it, so it is taken to reach to the last @; digits in
-# front of a path are a port. Every run is bounded: a line of a megabyte must not take a minute.
+# A password that was not encoded may hold anything but blanks, so it is taken to reach to the last @; digits in front
+# of a path are a port. Every run is bounded: a line of a megabyte must not take a minute.
 SHAPES = (
     re.compile(
         r"""(\b[A-Za-z][\w+.\-]{0,30}://[^\s:/@?#'"]{0,256}:)(?!\d+(?:[/?#\s'"]|$))(?=[^\s'"@]{0,1024}+@)[^\s'"]{0,1024}(?=@)"""
     ),
-    re.compile(r"""(\bhttps?://)[^\s/@?#'"]{1,1024}(?=@)"""),  # here a token is often the user
+    re.compile(r"""(\bhttps?://)[^\s/@?#'"]{1,1024}(?=@)"""),  # a token is often the user name
     re.compile(
         r"""([?&;](?:[\w.\-]{0,64}(?:password|passwd|pwd|token|secret|signature|credential|api_?key)|key|sig|auth)=)"""
         r"""[^&#;\s'"<>]+""",
@@ -191,7 +204,7 @@ SECRET_NAMES = (
     r"credentials?|(?:api|auth|access|bearer|refresh|session|hf|id)[_\-]?token)"
 )
 SECRET_KEY = re.compile(rf"(?:{SECRET_NAMES}|token|authorization)", re.IGNORECASE)
-"""Keys of a mapping whose value is a secret, whatever it looks like. `eos_token` and `api_key_env` are none."""
+"""Keys of a mapping whose values are secrets of any form. `eos_token` and `api_key_env` are none."""
 SHAPES += (
     re.compile(
         rf"""((?<![\w\-]){SECRET_NAMES}["']?\s*[:=]\s*["']?)(?!\*\*\*)[^\s"',;}}\]&<>]{{1,1024}}""", re.IGNORECASE
@@ -199,29 +212,28 @@ SHAPES += (
 )
 NAMED_SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET)$")
 SHORTEST = 6
-"""Characters below which a value is a word like another, and only its place tells."""
+"""Least number of characters of a value that is masked everywhere: a shorter one may be an ordinary word."""
 
 LONG = 8
-"""The same for what the environment calls a key: many a one is switched with a word."""
+"""The same for values of the environment, where a variable called KEY may hold a word such as `enabled`."""
 
-_given: set[str] = set()
+_secret_values: set[str] = set()
 
 
 class Secret(str):
-    """Text that shows itself masked. Two that hide different values behind one mask are equal: the place is what tells
-    one from another, never the secret.
+    """A string that displays masked. Two secrets with the same display are equal, even if their values differ.
 
     Args:
-        value: what is hidden.
-        display: what everybody sees.
+        value: the hidden value.
+        display: the text of the string.
     """
 
     _value: str
 
     def __new__(cls, value: str, display: str = MASK) -> Secret:
-        made = super().__new__(cls, display)
-        made._value = value
-        return made
+        secret = super().__new__(cls, display)
+        secret._value = value
+        return secret
 
     def __copy__(self) -> Secret:
         return self
@@ -230,16 +242,17 @@ class Secret(str):
         return self
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (str(self),)  # a pickle is a file like another
+        return str, (str(self),)  # a pickle must not hold the value
 
 
 def value_of(text: str) -> str:
-    """What a secret hides; any other text as it is. To be asked for where the value is used, and nowhere before."""
+    """Return the hidden value of a `Secret`, and any other text as it is. Call it only where the value is used."""
     return text._value if isinstance(text, Secret) else text
 
 
 def secret_url(url: str) -> str:
-    """A URL of a database whose text has `***` for its password; the same where it has none."""
+    """Return the URL of a database as a `Secret` that displays `***` for its password. A URL without one is returned
+    as it is."""
     if isinstance(url, Secret):
         return url
     match = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
@@ -250,13 +263,13 @@ def secret_url(url: str) -> str:
             remember(value, match[1] + url[match.end() :])
         display = masked(match[1] + MASK + url[match.end() :])
     else:
-        display = masked(url) if "://" in url else MASK  # what is no URL says not where its password is
+        display = masked(url) if "://" in url else MASK  # the password may be anywhere in a text that is no URL
     display = without_parameters(display, url)
     return url if display == url else Secret(url, display)
 
 
 def without_parameters(display: str, url: str) -> str:
-    """What is shown of a URL with `***` for the value of each parameter that is not known to be harmless."""
+    """Return the display of a URL with `***` for the value of each parameter that is not in `PLAIN`."""
     front, mark, query = display.partition("?")
     for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
         if name.lower() not in PLAIN:
@@ -267,45 +280,48 @@ def without_parameters(display: str, url: str) -> str:
 
 
 def tells_its_host(url: str) -> bool:
-    """Whether the @ that ends a URL's password is the only one where it matters: behind another, half of a password
-    passes for a host."""
-    rest = url.partition("://")[2]
-    return rest.startswith("/") or (rest.count("@") < 2 and "@" not in rest.partition("?")[2])
+    """Return whether a URL has no @ besides the one that ends its password. With another one, a driver may take half of
+    the password for the host."""
+    address = url.partition("://")[2]
+    return address.startswith("/") or (address.count("@") < 2 and "@" not in address.partition("?")[2])
 
 
 def remember(value: str, around: str = "") -> None:
-    """Have `redacted` mask a value wherever it stands: not one that is a common word, or that its own surroundings
-    show."""
+    """Let `redacted` mask a value everywhere, unless it is too short.
+
+    Args:
+        around: text that is displayed beside the value. A value that occurs in it is not masked everywhere.
+    """
     if len(value) >= SHORTEST and value not in around:
-        _given.add(value)
+        _secret_values.add(value)
 
 
 def masked(text: str) -> str:
-    """`text` with `***` wherever something has the shape of a secret. It depends on nothing else: the same text gives
-    the same in any process, so that it may be part of an identity."""
+    """Return a text with `***` in place of everything that matches `SHAPES`. The result depends on the text alone, so
+    that it may be part of a run's identity."""
     for shape in SHAPES:
         text = shape.sub(rf"\g<1>{MASK}", text)
     return text
 
 
 def redacted(text: str) -> str:
-    """`text`, for people to read, with `***` for the shapes of secrets and for the values that this process knows."""
-    named = {os.environ[name] for name in os.environ if names_secret(name)}
-    named = {value for value in named if len(value) >= LONG}
-    for value in sorted(_given | named, key=len, reverse=True):
+    """Return a text for people, with `***` for the shapes of secrets and for the secret values of this process."""
+    of_environment = {os.environ[name] for name in os.environ if names_secret(name)}
+    long_values = {value for value in of_environment if len(value) >= LONG}
+    for value in sorted(_secret_values | long_values, key=len, reverse=True):
         text = text.replace(value, MASK)
     return masked(text)
 
 
 @lru_cache(maxsize=1024)
 def names_secret(variable: str) -> bool:
-    """Whether a variable of the environment holds a secret. It is asked of every one for every error."""
+    """Return whether a variable of the environment holds a secret. Cached, because every error checks all variables."""
     return NAMED_SECRET.search(variable) is not None
 
 
 def masked_tree(value: Any, mask: Callable[[str], str] = masked) -> Any:
-    """Return nested mappings and lists with every text in them masked, and the whole value of each key whose name says
-    that it is a secret."""
+    """Return nested mappings and lists with every text masked, and the whole value of each key that `SECRET_KEY`
+    matches."""
     if isinstance(value, Mapping):
         return {
             key: masked_secret(inner) if SECRET_KEY.fullmatch(str(key)) else masked_tree(inner, mask)
@@ -317,8 +333,8 @@ def masked_tree(value: Any, mask: Callable[[str], str] = masked) -> Any:
 
 
 def masked_secret(value: Any) -> Any:
-    """Return the mask in place of a secret, which is masked from now on wherever else it would be shown. Nothing, a
-    truth value and an empty text stay as they are."""
+    """Return the mask in place of a secret, and let `redacted` mask the secret from now on. None, booleans and empty
+    texts are returned as they are."""
     if value is None or value == "" or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
@@ -331,8 +347,8 @@ def masked_secret(value: Any) -> Any:
 
 
 def unmarked(value: Any) -> Any:
-    """Nested mappings and lists without the mask of a URL: `user:***@host` as `user@host`. A database is the same one
-    whether its password came with the URL or from somewhere else."""
+    """Return nested mappings and lists with `user:***@host` as `user@host`: a database is the same one if its password
+    comes from elsewhere than its URL."""
     if isinstance(value, Mapping):
         return {key: unmarked(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -341,18 +357,18 @@ def unmarked(value: Any) -> Any:
 
 
 def masked_argument(argument: str) -> str:
-    """`key=value` of a command line, as others may read it."""
+    """Return `key=value` of a command line with secrets masked."""
     key, equals, value = argument.partition("=")
     return f"{key}={secret_url(value)}" if equals and key in URL_FIELDS else masked(argument)
 
 
 class Formatter(logging.Formatter):
-    """Formats a log record, its traceback included, and masks what is secret in it."""
+    """A formatter of log records and their tracebacks that masks secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python prints of an error that nobody handled, masked."""
+    """Print the traceback of an unhandled exception with secrets masked."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))

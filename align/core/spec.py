@@ -1,5 +1,4 @@
-"""Reading the mappings that describe tasks, checks and gates: each value is refused by name before anything is
-generated."""
+"""Parse the mappings that describe tasks, checks and gates, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -12,15 +11,14 @@ from align.core.errors import InputError, half_character, require
 
 
 def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
-    """The mapping, with every needed key and none that is unknown.
+    """Return a mapping whose keys were checked.
 
     Raises:
-        InputError: as it says.
+        InputError: it is no mapping, lacks a needed key, or has an unknown one.
     """
     names = (*needed, *optional)
-    require(
-        isinstance(spec, Mapping), field, spec, "is no mapping", f"Write {{{', '.join(f'{n}: …' for n in names)}}}."
-    )
+    remedy = f"Write {{{', '.join(f'{name}: …' for name in names)}}}."
+    require(isinstance(spec, Mapping), field, spec, "is no mapping", remedy)
     for key in spec:
         require(key in names, f"{field}.{key}", spec[key], "is not a key here", f"The keys are {', '.join(names)}.")
     for name in needed:
@@ -29,54 +27,48 @@ def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] 
 
 
 def text(spec: Mapping[str, Any], field: str, name: str, default: str = "") -> str:
-    """A text that is not blank; `default` where the key is not there."""
+    """Return the text of a key, which must not be blank, or the default if the key is missing."""
     return filled(spec[name], f"{field}.{name}") if name in spec else default
 
 
 def filled(value: Any, field: str) -> str:
-    """A text that is not blank. Numbers are taken as written, for YAML reads `answer: 42` as a number."""
+    """Return a text that is not blank. A number becomes text, because YAML reads `answer: 42` as a number."""
     require(not isinstance(value, bool), field, value, "is true or false, not text", "Quote it.")
     require(value == value, field, value, "is no number", "Write what is meant, or leave the row out.")
-    made = str(value) if isinstance(value, int | float) else value
-    require(isinstance(made, str), field, value, "is no text", "Write a text in quotes.")
-    require(bool(made.strip()), field, made, "is blank", "Write the text that is meant.")
-    half = half_character(made)
-    require(half is None, field, made, f"has half a character ({half})", "Write the whole character.")
-    return made
+    text = str(value) if isinstance(value, int | float) else value
+    require(isinstance(text, str), field, value, "is no text", "Write a text in quotes.")
+    require(bool(text.strip()), field, text, "is blank", "Write the text that is meant.")
+    surrogate = half_character(text)
+    require(surrogate is None, field, text, f"has half a character ({surrogate})", "Write the whole character.")
+    return text
 
 
 def texts(spec: Mapping[str, Any], field: str, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """A text or a list of them, as a tuple."""
+    """Return the text or the list of texts of a key, as a tuple."""
     if name not in spec:
         return default
-    given = spec[name] if isinstance(spec[name], list | tuple) else [spec[name]]
-    require(bool(given), f"{field}.{name}", given, "is empty", "Write at least one text.")
-    return tuple(filled(each, f"{field}.{name}[{i}]") for i, each in enumerate(given))
+    values = spec[name] if isinstance(spec[name], list | tuple) else [spec[name]]
+    require(bool(values), f"{field}.{name}", values, "is empty", "Write at least one text.")
+    return tuple(filled(value, f"{field}.{name}[{i}]") for i, value in enumerate(values))
 
 
 def flag(spec: Mapping[str, Any], field: str, name: str, default: bool) -> bool:
-    given = spec.get(name, default)
-    require(isinstance(given, bool), f"{field}.{name}", given, "is neither true nor false", "Write true or false.")
-    return given
+    value = spec.get(name, default)
+    require(isinstance(value, bool), f"{field}.{name}", value, "is neither true nor false", "Write true or false.")
+    return value
 
 
 def number(
     spec: Mapping[str, Any], field: str, name: str, default: float | None, least: float, most: float = float("inf")
 ) -> float:
-    """A number within bounds. Without a default it is needed."""
-    given = spec.get(name, default)
-    require(
-        isinstance(given, int | float) and not isinstance(given, bool), f"{field}.{name}", given, "is no number",
-        f"Write a number from {least:g}.",
-    )  # fmt: skip
-    require(
-        least <= given <= most,
-        f"{field}.{name}",
-        given,
-        "is out of bounds",
-        f"Write a number from {least:g} to {most:g}.",
-    )
-    return given
+    """Return the number of a key, checked to be in bounds. Without a default the key is needed."""
+    field = f"{field}.{name}"
+    value = spec.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number, field, value, "is no number", f"Write a number from {least:g}.")
+    remedy = f"Write a number from {least:g} to {most:g}."
+    require(least <= value <= most, field, value, "is out of bounds", remedy)
+    return value
 
 
 def whole(
@@ -87,33 +79,39 @@ def whole(
     least: int = 0,
     most: float = 10**9,
 ) -> int:
-    """A whole number within bounds; JSON may have it as 3.0."""
-    given = number(spec, field, name, default, least, most)
-    require(given == int(given), f"{field}.{name}", given, "is no whole number", "Write a whole number.")
-    return int(given)
+    """Return the whole number of a key, checked to be in bounds. JSON may write it as 3.0."""
+    value = number(spec, field, name, default, least, most)
+    require(value == int(value), f"{field}.{name}", value, "is no whole number", "Write a whole number.")
+    return int(value)
 
 
 def one_of(spec: Mapping[str, Any], field: str, name: str, choices: Sequence[str], default: str | None = None) -> str:
-    given = spec.get(name, default)
-    if not isinstance(given, str) or given not in choices:
-        raise InputError(f"{field}.{name}", given, "is none of the choices", f"The choices are {', '.join(choices)}.")
-    return given
+    value = spec.get(name, default)
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{field}.{name}", value, "is none of the choices", f"The choices are {', '.join(choices)}.")
+    return value
 
 
-def listed(given: Any, field: str, help: str) -> list[tuple[str, Any]]:
-    """The values of a list, each with its field. Raises: InputError: it is no list."""
-    require(isinstance(given, list | tuple), field, given, "is no list", help)
-    return [(f"{field}[{i}]", value) for i, value in enumerate(given)]
+def listed(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
+    """Return the values of a list, each with its field, such as `stage.gates[0]`.
+
+    Raises:
+        InputError: it is no list.
+    """
+    require(isinstance(values, list | tuple), field, values, "is no list", help)
+    return [(f"{field}[{i}]", value) for i, value in enumerate(values)]
 
 
 def written(value: Any) -> Any:
-    """The value that a text writes as JSON; itself where it is none."""
+    """Return the value of a JSON text. Returns any other text as it is, and None for an empty one."""
     with suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value
     return value or None
 
 
-def quoted(found: Sequence[str], joined_by: str = "or") -> str:
-    """`"a", "b" or "c"`."""
-    marked = [f'"{each}"' for each in found]
-    return marked[0] if len(marked) == 1 else f"{', '.join(marked[:-1])} {joined_by} {marked[-1]}"
+def quoted(words: Sequence[str], joined_by: str = "or") -> str:
+    """Return `"a", "b" or "c"`."""
+    quotations = [f'"{word}"' for word in words]
+    if len(quotations) == 1:
+        return quotations[0]
+    return f"{', '.join(quotations[:-1])} {joined_by} {quotations[-1]}"

@@ -1,4 +1,4 @@
-"""The records that travel between rooms: frozen, checked where they are born, trusted afterwards.
+"""The records that packages exchange. They are frozen, and checked when they are created.
 
 Shape suffixes are those of CONTRIBUTING.md: `B` batch, `S` prompt + response, `P` prompt, `T` response, `V` vocabulary.
 This module imports no torch: tensors are only named, their shapes read through `.shape`.
@@ -18,22 +18,22 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def json_text(value: Any) -> str:
-    """A JSON value as chat templates write it: keys in their order, a space behind commas and colons.
+    """Return a value as JSON in the form of chat templates: keys in their order, a space behind commas and colons.
 
     Raises:
-        ValueError: it is, or holds, what JSON has not (NaN, an infinite number).
+        ValueError: the value holds NaN or an infinite number, which JSON does not have.
     """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool that the assistant calls.
+    """A call of a tool by the assistant.
 
     Attributes:
         name: of the tool.
         arguments: a JSON object, as `json_text` writes it; see `of`.
-        id: that a result names; empty where nobody gave one.
+        id: the id by which a result names the call; empty if it has none.
     """
 
     name: str
@@ -49,15 +49,17 @@ class ToolCall:
 
     @classmethod
     def of(cls, name: str, arguments: Mapping[str, Any], id: str = "") -> ToolCall:
-        """Raises: ValueError: JSON has no such arguments."""
+        """Create a call from its arguments as a mapping.
+
+        Raises:
+            ValueError: JSON cannot represent the arguments.
+        """
         return cls(name, json_text(dict(arguments)), id)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form that chat templates read: arguments are an object, and not its text."""
-        given = {"id": self.id} if self.id else {}
-        return {
-            **given, "type": "function", "function": {"name": self.name, "arguments": json.loads(self.arguments)}
-        }  # fmt: skip
+        """Return the form that chat templates read, in which arguments are an object and not its text."""
+        id = {"id": self.id} if self.id else {}
+        return {**id, "type": "function", "function": {"name": self.name, "arguments": json.loads(self.arguments)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Tool:
     """A tool that is offered to the assistant.
 
     Attributes:
-        name: that calls have.
+        name: the name that calls use.
         schema: `{"type": "function", "function": {name, description, parameters, …}}`, as `json_text` writes it.
     """
 
@@ -74,22 +76,27 @@ class Tool:
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> Tool:
-        """From OpenAI's form, or from its `function` alone. Names stand in the order in which servers write them, whose
-        requests pass through a schema of their own: a model reads when it is asked what it read in training.
+        """Create a tool from OpenAI's form, or from its `function` alone.
+
+        Keys are put in the order in which servers write them, so that the model reads the same text in training and
+        behind a server.
 
         Raises:
-            ValueError: it names no function.
+            ValueError: the schema names no function.
         """
         function = schema.get("function", schema)
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
             raise ValueError("a tool has no name")
         first = {key: function[key] for key in ("name", "description", "parameters", "strict") if key in function}
-        typed = {"type"} if function is schema else set()  # OpenAI's flat form: `type` is said once, outside
-        said = {key: value for key, value in {**first, **function}.items() if value is not None and key not in typed}
-        beside = {key: value for key, value in schema.items() if key not in ("type", "function")}
-        beside = beside if function is not schema else {}
-        return cls(name, json_text({"type": "function", "function": said, **beside}))
+        members = {**first, **function}
+        extra = {}
+        if function is schema:  # OpenAI's flat form, whose `type` is written outside
+            members.pop("type", None)
+        else:
+            extra = {key: value for key, value in schema.items() if key not in ("type", "function")}
+        declared = {key: value for key, value in members.items() if value is not None}
+        return cls(name, json_text({"type": "function", "function": declared, **extra}))
 
     def as_dict(self) -> dict[str, Any]:
         return json.loads(self.schema)
@@ -102,10 +109,10 @@ class Message:
     Attributes:
         role: `system`, `user`, `assistant` or `tool`.
         content: the text, without any template around it; of a `tool` turn, what the tool returned.
-        trained: False for an assistant's turn that is read and not imitated.
-        tool_calls: what the assistant calls in this turn, behind the text.
-        tool_call_id: of a `tool` turn, the id of the call that it answers; empty where nobody gave one.
-        name: of a `tool` turn, the tool; empty where nobody gave one.
+        trained: False for an assistant's turn that takes no part in the loss.
+        tool_calls: calls of the assistant in this turn, after the text.
+        tool_call_id: of a `tool` turn, the id of the call that it answers; empty if unknown.
+        name: of a `tool` turn, the tool; empty if unknown.
     """
 
     role: str
@@ -127,25 +134,26 @@ class Message:
 
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> Message:
-        """The inverse of `as_dict`."""
+        """Create a message from the form of `as_dict`."""
         calls = tuple(
             ToolCall.of(call["function"]["name"], call["function"]["arguments"], call.get("id", ""))
             for call in message.get("tool_calls") or ()
         )
-        id, name = message.get("tool_call_id", ""), message.get("name", "") if message["role"] == "tool" else ""
+        name = message.get("name", "") if message["role"] == "tool" else ""
+        id = message.get("tool_call_id", "")
         return cls(message["role"], message["content"], tool_calls=calls, tool_call_id=id, name=name)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form that transformers and TRL read: `{role, content}`, and of calls and results what there is. What is
-        trained on is no part of it."""
-        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        """Return the form that transformers and TRL read: `{role, content}`, with calls and ids if there are any.
+        `trained` is not part of it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
-            made["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
         if self.name:
-            made["name"] = self.name
+            message["name"] = self.name
         if self.tool_call_id:
-            made["tool_call_id"] = self.tool_call_id
-        return made
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +162,10 @@ class Conversation:
 
     Attributes:
         messages: at least one message.
-        id: stable within its data set; goes into samples and lineage.
-        tools: what the assistant may call.
-        row: the columns of its row that the prompt is not made of, such as `answer`, as JSON; empty where there are
-            none. What checks an answer reads them, and no model does: they are no part of what the conversation says,
-            so neither its digests nor data sets nor the annotation store have them.
+        id: stable within its data set; written to samples and lineage.
+        tools: tools that the assistant may call.
+        row: the other columns of its row, such as `answer`, as JSON; empty if there is no other. Checks of answers
+            read them, and models do not, so neither digests nor data sets nor the annotation store include them.
     """
 
     messages: tuple[Message, ...]
@@ -174,38 +181,38 @@ class Conversation:
     def of(
         cls, messages: Sequence[Mapping[str, Any] | Message], id: str = "", tools: Sequence[Tool] = ()
     ) -> Conversation:
-        """From messages, or mappings as `Message.as_dict` makes them."""
+        """Create a conversation from messages, or from mappings in the form of `Message.as_dict`."""
         return cls(tuple(m if isinstance(m, Message) else Message.of(m) for m in messages), id, tuple(tools))
 
     @property
     def uses_tools(self) -> bool:
-        """Whether a tool is offered, called or answers."""
+        """True if a tool is offered, is called or answers."""
         return bool(self.tools) or any(m.tool_calls or m.role == "tool" for m in self.messages)
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What `row` holds, by the name of the column."""
+        """The values of `row` by column."""
         return json.loads(self.row) if self.row else {}
 
     def as_dicts(self) -> list[dict[str, Any]]:
         return [m.as_dict() for m in self.messages]
 
     def tool_dicts(self) -> list[dict[str, Any]] | None:
-        """What chat templates take as `tools`; None where there are none."""
+        """Return the `tools` argument of chat templates: None if there are no tools."""
         return [tool.as_dict() for tool in self.tools] or None
 
     def turns(self, end: int) -> Conversation:
-        """The conversation up to, and without, turn `end`."""
+        """Return the conversation up to, and without, turn `end`."""
         return replace(self, messages=self.messages[:end])
 
     def answered(self, answer: str | Message) -> Conversation:
-        """This conversation with an answer, or its text, as the assistant's next turn."""
+        """Return this conversation with an answer, or its text, as the assistant's next turn."""
         turn = answer if isinstance(answer, Message) else Message("assistant", answer)
         return replace(self, messages=(*self.messages, turn))
 
 
 Document = Conversation | str
-"""What supervised training imitates: a conversation, or plain text."""
+"""A row of supervised training: a conversation, or plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +224,12 @@ class Preference:
         chosen: the turns preferred, usually one assistant message.
         rejected: the turns not preferred.
         group_id: pairs from one ranking share it and never straddle a split.
-        margin: how much better, in the annotator's units; None where nobody said.
-        source: who or what judged: `human`, `simulated`, or the data set's name.
-        scorer: the name of what a simulated annotator ranked by, such as `vader`; empty where nobody said.
-        tools: what the assistant may call.
-        chosen_ended, rejected_ended: False where sampling cut the answer at its length limit; a reward model then
-            reads it as a rollout that was cut, without the token that ends a turn.
+        margin: how much better, in the annotator's units; None if unknown.
+        source: origin of the judgement: `human`, `simulated`, or the data set's name.
+        scorer: the score that a simulated annotator ranked by, such as `vader`; empty if unknown.
+        tools: tools that the assistant may call.
+        chosen_ended, rejected_ended: False if sampling cut the answer at its length limit. A reward model then reads it
+            like a rollout that was cut, without the token that ends a turn.
     """
 
     prompt: tuple[Message, ...]
@@ -251,13 +258,13 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One answer that somebody took or refused, without another beside it: what KTO learns from.
+    """One answer with a label, which KTO learns from.
 
     Attributes:
         prompt: the conversation up to the answer.
         completion: the answer, usually one assistant message.
-        label: True where it was wanted.
-        tools: what the assistant may call.
+        label: True for a desirable answer.
+        tools: tools that the assistant may call.
     """
 
     prompt: tuple[Message, ...]
@@ -273,24 +280,23 @@ class Feedback:
 
 
 Record = Document | Preference | Feedback
-"""What one row of a data set says."""
+"""One row of a data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Prompts and the responses sampled for them, as the learner reads them.
+    """Prompts and the responses sampled for them, in the layout that the learner reads.
 
-    Prompts are padded on the left, responses on the right, so that every response starts at column P.
-    The masks are kept from the moment of sampling and never re-derived from `tokens != pad`:
-    a model whose pad token is its EOS token would lose its EOS.
+    Prompts are padded on the left, responses on the right, so that every response starts at column P. The masks are
+    those of sampling. `tokens != pad` would not do: a model whose pad token is its EOS token would lose its EOS.
 
     Attributes:
         tokens_BS: token ids, prompt then response; S = P + T. int64.
         mask_BS: True on real tokens of prompt and response (the EOS token included), False on padding.
-        prompt_width: P, the columns the (padded) prompts take.
-        ended_B: True where the response ended with a stop token; False where it was cut at the length limit.
-        logprobs_BT: log p of each response token as the sampler drew it, at the temperature of sampling; fp32, 0
-            outside the mask. None where nobody sampled, or the engine does not say.
+        prompt_width: P, the columns of the padded prompts.
+        ended_B: True if the response ended with a stop token, False if it was cut at the length limit.
+        logprobs_BT: the sampler's log p of each response token, at the temperature of sampling; fp32, 0 outside the
+            mask. None if the responses were not sampled, or the engine does not return them.
     """
 
     tokens_BS: Tensor
@@ -311,8 +317,8 @@ class Rollout:
                 f"prompt_width={self.prompt_width} leaves no room for a response in {self.tokens_BS.shape[1]} columns"
             )
         if self.logprobs_BT is not None and self.logprobs_BT.shape != self.response_BT.shape:
-            found, asked = tuple(self.logprobs_BT.shape), tuple(self.response_BT.shape)
-            raise ValueError(f"logprobs {found} and responses {asked} differ in shape")
+            shapes = f"logprobs {tuple(self.logprobs_BT.shape)} and responses {tuple(self.response_BT.shape)}"
+            raise ValueError(f"{shapes} differ in shape")
 
     @property
     def response_mask_BT(self) -> Tensor:
@@ -334,28 +340,31 @@ class Rollout:
         return self.response_mask_BT.sum(-1)
 
     def to(self, device: Any) -> Rollout:
-        """The same on another device: an engine may sample elsewhere than its learner computes."""
-        tokens, mask, ended = (x.to(device) for x in (self.tokens_BS, self.mask_BS, self.ended_B))
+        """Return the rollout on another device: an engine may sample on another one than the learner's."""
         logprobs = None if self.logprobs_BT is None else self.logprobs_BT.to(device)
-        return Rollout(tokens, mask, self.prompt_width, ended, logprobs)
+        return Rollout(
+            self.tokens_BS.to(device), self.mask_BS.to(device), self.prompt_width, self.ended_B.to(device), logprobs
+        )
 
     def rows(self, index: Any) -> Rollout:
-        """The rows that `index` selects (a slice or an index tensor), without the columns that only pad the others."""
-        tokens, mask = self.tokens_BS[index], self.mask_BS[index]
-        used = mask.any(0).nonzero()
-        first, last = min(int(used[0]), self.prompt_width - 1), max(int(used[-1]), self.prompt_width)
-        width = self.prompt_width - first
-        logprobs = None if self.logprobs_BT is None else self.logprobs_BT[index][:, : last + 1 - self.prompt_width]
-        return Rollout(tokens[:, first : last + 1], mask[:, first : last + 1], width, self.ended_B[index], logprobs)
+        """Return the rows that `index` selects (a slice or an index tensor), without columns that are padding in all of
+        them."""
+        mask = self.mask_BS[index]
+        used_columns = mask.any(0).nonzero()
+        start = min(int(used_columns[0]), self.prompt_width - 1)
+        end = max(int(used_columns[-1]), self.prompt_width) + 1
+        logprobs = None if self.logprobs_BT is None else self.logprobs_BT[index][:, : end - self.prompt_width]
+        tokens = self.tokens_BS[index][:, start:end]
+        return Rollout(tokens, mask[:, start:end], self.prompt_width - start, self.ended_B[index], logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a stage hands back to `__main__`: the figures that describe it, and the lines worth printing.
+    """The result of a stage: headline figures and lines to print.
 
     Attributes:
-        metrics: the stage's headline figures, written to the manifest. `exit_status` among them is what a run ends with
-            that is published and still no success.
+        metrics: the headline figures, written to the manifest. `exit_status` among them is the status of a run that is
+            published although it is no success.
         summary: a few lines for the terminal.
     """
 
