@@ -1,4 +1,4 @@
-"""Advantages without a critic: an answer is compared with the other answers to its prompt.
+"""Advantages without a critic, which compare an answer with the other answers to its prompt.
 
 K answers to one prompt are a group. Row g·K + k is answer k of group g.
 
@@ -6,7 +6,7 @@ K answers to one prompt are a group. Row g·K + k is answer k of group g.
     grpo    A_i = (R_i − mean) / spread              Shao et al., "DeepSeekMath" (2024), eq. 3
             A_i = R_i − mean                         Liu et al., "Understanding R1-Zero-like training" (Dr. GRPO, 2025)
 
-All of them are computed in fp64: answers of one reward have an advantage of exactly 0.
+All are computed in fp64, so that answers with equal rewards have an advantage of exactly 0.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to a spread before it divides, as in TRL's GRPOTrainer."""
+"""Added to the standard deviation before dividing by it, as in TRL's GRPOTrainer."""
 
 
-def grouped(rewards_B: Tensor, group_size: int) -> Tensor:
-    """[B] as [G, K], fp64.
+def group_rewards(rewards_B: Tensor, group_size: int) -> Tensor:
+    """Return rewards [B] as [G, K], fp64.
 
     Raises:
-        ValueError: the rows do not make whole groups of two or more.
+        ValueError: the rows are not whole groups of two or more.
     """
     if group_size < 2 or len(rewards_B) % group_size:
         raise ValueError(f"{len(rewards_B)} answers do not make groups of {group_size}")
@@ -32,33 +32,34 @@ def grouped(rewards_B: Tensor, group_size: int) -> Tensor:
 
 
 def equal_groups(rewards_B: Tensor, group_size: int) -> Tensor:
-    """True for each group whose answers all have one reward [G]: it says nothing about which of them is better."""
-    rewards_GK = grouped(rewards_B, group_size)
+    """Return True for each group whose answers all have the same reward [G], which gives no gradient."""
+    rewards_GK = group_rewards(rewards_B, group_size)
     return rewards_GK.amax(1) == rewards_GK.amin(1)
 
 
 def less_group_mean(rewards_B: Tensor, group_size: int) -> Tensor:
-    """R_i − mean of its group [B], fp64."""
-    rewards_GK = grouped(rewards_B, group_size)
+    """Return R_i − mean of its group [B], fp64."""
+    rewards_GK = group_rewards(rewards_B, group_size)
     return (rewards_GK - rewards_GK.mean(1, keepdim=True)).flatten()
 
 
 def leave_one_out(rewards_B: Tensor, group_size: int) -> Tensor:
-    """R_i − mean of the others of its group [B], in the dtype of the rewards. What is subtracted does not depend on
-    answer i, so that the gradient is unbiased."""
-    rewards_GK = grouped(rewards_B, group_size)
+    """Return R_i − mean of the others of its group [B], in the dtype of the rewards. The mean does not depend on answer
+    i, so that the gradient is unbiased."""
+    rewards_GK = group_rewards(rewards_B, group_size)
     others_GK = (rewards_GK.sum(1, keepdim=True) - rewards_GK) / (group_size - 1)
     return (rewards_GK - others_GK).flatten().to(rewards_B.dtype)
 
 
 def group_relative(rewards_B: Tensor, group_size: int, scale: str) -> Tensor:
-    """(R_i − mean of its group) / spread [B], in the dtype of the rewards.
+    """Return (R_i − mean of its group) / spread [B], in the dtype of the rewards.
 
     Args:
-        scale: whose standard deviation (divided by n − 1) divides: the `group`'s, that of the whole `batch`, or
-            nobody's (`none`).
+        scale: the spread: the standard deviation (divided by n − 1) of the `group` or of the whole `batch`, or 1
+            (`none`).
     """
-    rewards_GK, centred_B = grouped(rewards_B, group_size), less_group_mean(rewards_B, group_size)
+    rewards_GK = group_rewards(rewards_B, group_size)
+    centred_B = less_group_mean(rewards_B, group_size)
     if scale == "group":
         centred_B = centred_B / (rewards_GK.std(1).repeat_interleave(group_size) + EPSILON)
     elif scale == "batch":

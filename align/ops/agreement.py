@@ -1,4 +1,4 @@
-"""Agreement beyond chance of two raters, and the interval of any such coefficient: pure functions, without torch."""
+"""Chance-corrected agreement of two raters, and the confidence interval of such a coefficient."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from align.ops.intervals import jackknife, t_quantile
 
 
 def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.float64]:
-    """Cohen's kappa of each of B tables, 1 − Σ w·O / Σ w·E, E being what the raters' frequencies would give by chance;
-    shape [B], nan where both always said the same one thing.
+    """Return Cohen's kappa of each of B contingency tables, 1 − Σ w·O / Σ w·E; shape [B], nan if both raters always
+    gave one and the same value.
+
+    O is the observed table, and E the table expected by chance from the raters' frequencies.
 
     Source: Cohen 1960, "A coefficient of agreement for nominal scales"; 1968, "Weighted kappa".
 
     Args:
-        tables_BVV: how often one said the row's value and the other the column's, values in ascending order.
+        tables_BVV: number of items to which one rater gave the row's value and the other the column's, values in
+            ascending order.
         quadratic: w = (i − j)², else 1 off the diagonal.
     """
     tables = np.asarray(tables_BVV, dtype=np.float64)
     places = np.arange(tables.shape[-1])
-    apart = places[:, None] - places
-    weights = apart**2 if quadratic else apart != 0
+    distances = places[:, None] - places
+    weights = distances**2 if quadratic else distances != 0
     total = tables.sum(axis=(1, 2))
     chance = tables.sum(axis=2)[:, :, None] * tables.sum(axis=1)[:, None, :]
     observed = (weights * tables).sum(axis=(1, 2)) * total
@@ -32,24 +35,24 @@ def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.f
 
 
 def below_one(value: float, left_out: ArrayLike, level: float = 0.95) -> tuple[float | None, float | None]:
-    """The interval of a coefficient θ < 1, such as alpha or kappa: that of ln(1 − θ) by its jackknife standard error
-    with Student's quantile, taken back to θ.
+    """Return the interval of a coefficient θ < 1, such as alpha or kappa.
 
-    The ratio of two means of what is never negative is skewed, and its logarithm is less so.
+    It is the interval of ln(1 − θ) by the jackknife standard error and Student's quantile, transformed back to θ: the
+    ratio of two non-negative means is skewed, and its logarithm is less so.
 
     Args:
         value: θ of all clusters.
         left_out: θ without each cluster in turn, shape [C].
 
     Returns:
-        Both ends; None where there is one cluster, where θ is undefined without one of them, or where none of them
+        Both ends. None if there is only one cluster, if θ is undefined without one of them, or if leaving one out never
         changes it.
     """
-    without = np.asarray(left_out, dtype=np.float64)
-    if without.size < 2:
+    estimates = np.asarray(left_out, dtype=np.float64)
+    if estimates.size < 2:
         return None, None
-    error = jackknife(without) / (1 - value)
-    if not error > 0:  # nan among them
+    error = jackknife(estimates) / (1 - value)
+    if not error > 0:  # also nan
         return None, None
-    factor = math.exp(min(t_quantile(without.size - 1, level) * error, 700.0))
+    factor = math.exp(min(t_quantile(estimates.size - 1, level) * error, 700.0))
     return 1 - (1 - value) * factor, 1 - (1 - value) / factor

@@ -1,4 +1,4 @@
-"""Predicted probabilities beside what came of them."""
+"""Calibration of predicted probabilities against observed outcomes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from align.ops.intervals import grouped, proportion
 
 SURE = 1e-9
-"""The least probability that whoever says one is taken to mean."""
+"""The least probability that log odds are computed from; the greatest is one less this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Predictions that fell between two edges, and what came of them.
+    """Predictions between two edges, and their outcomes.
 
     Attributes:
         predicted: mean predicted probability in the bin.
-        observed: share that came true.
+        observed: mean outcome, a share.
         low, high: the 95 % interval of that share.
-        count: predictions in the bin.
+        count: number of predictions in the bin.
     """
 
     predicted: float
@@ -40,9 +40,10 @@ def calibration_bins(
 
     Args:
         predicted: P(the first of the pair wins), in [0, 1].
-        outcomes: 1 where it won, 0 where it lost, ½ for a tie. The order within a pair must be drawn without looking at
-            the label: with the chosen answer always first every outcome is 1, and the plot says nothing.
-        groups: those of one ranking share a name, for they depend on each other; without, none do.
+        outcomes: 1 if it won, 0 if it lost, ½ for a tie. The order within a pair must not depend on the label: with the
+            chosen answer always first, every outcome is 1.
+        groups: the ranking of each prediction, because predictions of one ranking depend on each other; without it all
+            are independent.
 
     Raises:
         ValueError: lengths differ, or a value lies outside [0, 1].
@@ -65,8 +66,8 @@ def calibration_bins(
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """The mean distance of predicted probabilities from what came of them, Σ count · |predicted − observed| / Σ count.
-    It is above 0 of a calibrated prediction too: each bin's share is drawn.
+    """Return the expected calibration error (ECE), Σ count · |predicted − observed| / Σ count. It is above 0 for
+    calibrated predictions too, because each bin's share is a sample.
 
     Source: Naeini, Cooper and Hauskrecht 2015, "Obtaining well calibrated probabilities using Bayesian binning".
 
@@ -75,37 +76,38 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """
     if not bins:
         raise ValueError("no predictions")
-    return sum(each.count * abs(each.predicted - each.observed) for each in bins) / sum(each.count for each in bins)
+    return sum(bin.count * abs(bin.predicted - bin.observed) for bin in bins) / sum(bin.count for bin in bins)
 
 
 def log_odds(p: float) -> float:
-    """ln p/(1−p) in nats, of a p that is taken to be no surer than `SURE`."""
+    """Return ln p/(1−p) in nats, with p clipped to `SURE` from 0 and 1."""
     p = min(max(p, SURE), 1 - SURE)
     return math.log(p / (1 - p))
 
 
 def brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
-    """(σ(log odds) − outcome)² of each prediction, shape [n]. A coin has ¼.
+    """Return (σ(log odds) − outcome)² of each prediction, shape [n]. A constant prediction of ½ has ¼.
 
     Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
 
     Args:
-        log_odds: of the first of each pair, in nats.
-        outcomes: 1 where it won, 0 where it lost.
+        log_odds: of the first answer of each pair, in nats.
+        outcomes: 1 if it won, 0 if it lost.
     """
-    odds, came = _both(log_odds, outcomes)
-    return (np.exp(-np.logaddexp(0, -odds)) - came) ** 2
+    odds, results = _to_arrays(log_odds, outcomes)
+    return (np.exp(-np.logaddexp(0, -odds)) - results) ** 2
 
 
 def log_losses(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
-    """−ln of the probability that each prediction gave to what came of it, in nats, shape [n]. A coin has ln 2. The
-    arguments are those of `brier_scores`."""
-    odds, came = _both(log_odds, outcomes)
-    return np.logaddexp(0, -odds) * came + np.logaddexp(0, odds) * (1 - came)
+    """Return −ln of the predicted probability of each outcome, in nats, shape [n]. A constant prediction of ½ has ln 2.
+    The arguments are those of `brier_scores`."""
+    odds, results = _to_arrays(log_odds, outcomes)
+    return np.logaddexp(0, -odds) * results + np.logaddexp(0, odds) * (1 - results)
 
 
-def _both(log_odds: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    odds, came = (np.asarray(values, dtype=np.float64) for values in (log_odds, outcomes))
-    if odds.shape != came.shape or odds.ndim != 1:
-        raise ValueError(f"{odds.shape} predictions for {came.shape} outcomes")
-    return odds, came
+def _to_arrays(log_odds: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    odds = np.asarray(log_odds, dtype=np.float64)
+    results = np.asarray(outcomes, dtype=np.float64)
+    if odds.shape != results.shape or odds.ndim != 1:
+        raise ValueError(f"{odds.shape} predictions for {results.shape} outcomes")
+    return odds, results

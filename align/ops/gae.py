@@ -19,18 +19,18 @@ def token_rewards(
     mask_BT: Tensor,
     kl_coef: float,
 ) -> Tensor:
-    """What each token earns: −kl_coef · KL everywhere, and the response's score at its last token.
+    """Return the reward of each token: −kl_coef · KL everywhere, and the response's score at its last token.
 
     Args:
-        scores_B: one number a response.
-        kl_BT: per-token KL to the reference, nats; outside the mask anything.
+        scores_B: one score for each response.
+        kl_BT: per-token KL to the reference, nats. Values outside the mask are ignored.
         mask_BT: True on response tokens. Responses start in column 0; each has at least one token.
 
     Returns:
         rewards_BT: 0 outside the mask.
 
     Raises:
-        ValueError: a response has no token, so its score would have nowhere to go.
+        ValueError: a response has no token that could carry its score.
     """
     lengths_B = mask_BT.sum(-1)
     if bool((lengths_B == 0).any()):
@@ -49,30 +49,29 @@ def gae(
     lam: float,
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns.
+    """Return advantages and returns.
 
         δ_t = r_t + γ V_{t+1} − V_t,    A_t = δ_t + γ λ A_{t+1},    R_t = A_t + V_t
 
-    Time: `values[t]` is V of the state *before* token t is taken (prompt and tokens < t), `rewards[t]` is paid for
-    taking token t. Behind the last token V is 0, or `bootstrap_B` where it is given (a response cut at the length
-    limit whose continuation is to be valued).
+    Time: `values[t]` is V of the state *before* token t (prompt and tokens < t), `rewards[t]` is the reward of token t.
+    V after the last token is 0, or `bootstrap_B` if given (for a response that was cut at the length limit).
 
     Args:
-        rewards_BT, values_BT: outside the mask anything.
+        rewards_BT, values_BT: values outside the mask are ignored.
         mask_BT: True on response tokens, contiguous from column 0.
 
     Returns:
         advantages_BT, returns_BT: 0 outside the mask.
     """
     device = values_BT.device
-    if device.type != "cpu":  # a loop over T of a few numbers each: there it would be thousands of launches
-        given = (rewards_BT, values_BT, mask_BT, bootstrap_B)
-        rewards, values, mask, bootstrap = (None if x is None else x.cpu() for x in given)
-        advantages, returns = gae(rewards, values, mask, gamma, lam, bootstrap)  # pyright: ignore[reportArgumentType]
+    if device.type != "cpu":  # the loop over T would launch thousands of small kernels
+        bootstrap = None if bootstrap_B is None else bootstrap_B.cpu()
+        advantages, returns = gae(rewards_BT.cpu(), values_BT.cpu(), mask_BT.cpu(), gamma, lam, bootstrap)
         return advantages.to(device), returns.to(device)
     zero = torch.zeros_like(values_BT[:, 0])
     lengths_B = mask_BT.sum(-1)
-    advantage_B, next_value_B = zero, zero
+    advantage_B = zero
+    next_value_B = zero
     columns = []
     for t in reversed(range(mask_BT.shape[1])):
         inside_B = mask_BT[:, t]

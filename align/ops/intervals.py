@@ -1,10 +1,10 @@
-"""95 % intervals of shares and of means over independent observations: pure functions, without torch.
+"""Confidence intervals of shares and of means over independent observations.
 
-An *observation* is what was drawn independently of the others: a prompt, a ranking, an item. Several answers to one
-prompt, or the pairs of one ranking, are one observation, whose value is their mean.
+An *observation* was drawn independently of the others: a prompt, a ranking, an item. Several answers to one prompt, or
+the pairs of one ranking, are one observation, whose value is their mean.
 
-A share has Wilson's score interval at an effective number of observations (`proportion`), a mean has one by its
-standard error and Student's t (`mean`). How often they cover is tested in `tests/unit/test_intervals.py`.
+A share has Wilson's score interval at an effective number of observations (`proportion`), a mean has one from its
+standard error and Student's t (`mean`). `tests/unit/test_intervals.py` tests their coverage.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from numpy.typing import ArrayLike, NDArray
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 PRIOR = 0.15
-"""What draws the dispersion of a share towards 1, as a variance summed over observations. Chosen by simulation: without
-it, 32 clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.89; with it 0.97."""
+"""Shrinkage of the dispersion of a share towards 1, as a variance summed over observations. Chosen by simulation: 32
+clusters of six at p = 0.95 with a correlation of 0.6 within clusters cover 0.97 with it, and 0.89 without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure and where it plausibly lies.
+    """An estimate with its confidence interval.
 
     Attributes:
         value: the estimate.
-        low, high: the ends of its interval; None where the data bear none.
-        n: independent observations behind it.
+        low, high: the ends of its interval; None if the data do not determine one.
+        n: number of independent observations.
     """
 
     value: float
@@ -41,24 +41,24 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The `{value, low, high, n}` of manifests and `metrics.json`."""
+        """Return the `{value, low, high, n}` of manifests and `metrics.json`."""
         return asdict(self)
 
 
 def proportion(
     values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95, prior: float = PRIOR
 ) -> Interval:
-    """A mean of observations that lie within [0, 1], with Wilson's interval at the effective number of observations.
+    """Return the mean of observations in [0, 1], with Wilson's interval at the effective number of observations.
 
-    With weights w, p = Σ w·x / Σ w, and its variance over observations is Σ w²·(x − p)² / (Σ w)². Were each x 0 or 1,
-    it would be p(1−p)·Σ w² / (Σ w)². The ratio of the two is the dispersion φ, and the effective number is n_w / φ
-    with n_w = (Σ w)² / Σ w² (Kish): n where all is 0 or 1, up to n·m where observations are means of m independent
-    trials, and more where most are ties at ½.
+    With weights w, p = Σ w·x / Σ w, and its variance over observations is Σ w²·(x − p)² / (Σ w)². If each x were 0 or
+    1, it would be p(1−p)·Σ w² / (Σ w)². The ratio of the two is the dispersion φ, and the effective number is n_w / φ
+    with n_w = (Σ w)² / Σ w² (Kish): n if all are 0 or 1, up to n·m if observations are means of m independent trials,
+    and more if most are ties at ½.
 
-    Near p = 0 and 1 few observations tell φ, and where all are equal none does. So it is drawn towards 1:
+    Near p = 0 and 1 few observations determine φ, and equal observations do not determine it. It is shrunk towards 1:
     φ̃ = (n·p(1−p)·φ + prior) / (n·p(1−p) + prior). Observations that are all equal then still have an interval.
 
-    The normal quantile belongs to single trials, whose variance follows from p. Elsewhere φ is estimated, and the
+    The normal quantile is used for single trials, whose variance follows from p. Otherwise φ is estimated, and the
     quantile is Student's with n_w − 1 degrees of freedom.
 
     Sources: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Korn and Graubard
@@ -67,9 +67,9 @@ def proportion(
     proportions in complex sample surveys" (Wilson's interval with it).
 
     Args:
-        values: one number an observation, shape [n]: 0 or 1, ½ for a tie, or a mean of such.
-        weights: what each counts for, above 0, such as its number of trials; without, all count alike.
-        prior: what draws φ towards 1; `PRIOR` suits shares.
+        values: one number for each observation, shape [n]: 0 or 1, ½ for a tie, or a mean of these.
+        weights: weight of each observation, above 0, such as its number of trials; equal if None.
+        prior: strength of the shrinkage of φ; `PRIOR` suits shares.
 
     Raises:
         ValueError: no values, one outside [0, 1] or not finite, or a weight that is not above 0.
@@ -78,21 +78,21 @@ def proportion(
     if x.min() < 0 or x.max() > 1:
         raise ValueError(f"values from {x.min()} to {x.max()} are no shares")
     w = np.ones(x.size) if weights is None else _weights(weights, x.size)
-    p = min(float(x.max()), max(float(x.min()), float(w @ x) / float(w.sum())))  # whatever the rounding
+    p = min(float(x.max()), max(float(x.min()), float(w @ x) / float(w.sum())))  # rounding may step out of the range
     kish = float(w.sum()) ** 2 / float(w @ w)
     trials = bool(np.all((x == 0) | (x == 1))) and bool(np.all(w == w[0]))
     spread = x.size * p * (1 - p)
-    found = float(w**2 @ (x - p) ** 2) / float(w @ w) * x.size
-    dispersion = (found + prior) / (spread + prior)
+    observed_spread = float(w**2 @ (x - p) ** 2) / float(w @ w) * x.size
+    dispersion = (observed_spread + prior) / (spread + prior)
     quantile = normal_quantile(level) if trials else t_quantile(max(1.0, kish - 1), level)
     low, high = wilson(p, kish / dispersion, quantile)
     return Interval(p, low, high, x.size)
 
 
 def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's score interval of a share p of n: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 + q²/n).
+    """Return Wilson's score interval of a share p of n: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 + q²/n).
 
-    It never leaves [0, 1], and has width at 0 and at 1, where the normal approximation has none.
+    It stays in [0, 1], and has a width above 0 at p = 0 and p = 1, unlike the normal approximation.
 
     Args:
         n: need not be whole.
@@ -107,14 +107,14 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def mean(values: ArrayLike, level: float = 0.95) -> Interval:
-    """The mean of n observations with its interval x̄ ± t(n−1) · s/√n.
+    """Return the mean of n observations with its interval x̄ ± t(n−1) · s/√n.
 
-    A single observation, or several that are all equal, say nothing of how far others lie: there is no interval.
-    Source: Student 1908, "The probable error of a mean"; with one number a cluster this is the cluster-robust standard
-    error (Miller 2024, "Adding error bars to evals").
+    A single observation, or observations that are all equal, have no interval.
+    Source: Student 1908, "The probable error of a mean"; with one number for each cluster this is the cluster-robust
+    standard error (Miller 2024, "Adding error bars to evals").
 
     Args:
-        values: one number an observation, shape [n].
+        values: one number for each observation, shape [n].
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -128,18 +128,19 @@ def mean(values: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def ratio(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
-    """Σ totals / Σ sizes of n observations of unequal size, such as nats over tokens of rows, with the interval of its
-    linearised variance: that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes.
+    """Return Σ totals / Σ sizes of n observations of unequal size, such as nats and tokens of rows, with the interval
+    of its linearised variance: that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes.
 
     Source: Cochran 1977, "Sampling Techniques", chapter 6.
 
     Args:
-        totals, sizes: one number an observation each, shape [n]; the sizes sum to more than 0.
+        totals, sizes: one number for each observation, shape [n]; the sizes sum to more than 0.
 
     Raises:
-        ValueError: no observations, one that is not finite, or sizes that sum to nothing.
+        ValueError: no observations, one that is not finite, or sizes that sum to 0.
     """
-    total, size = _observations(totals), _observations(sizes)
+    total = _observations(totals)
+    size = _observations(sizes)
     if total.size != size.size or size.sum() <= 0:
         raise ValueError(f"{total.size} totals for {size.size} sizes that sum to {size.sum()}")
     r = float(total.sum() / size.sum())
@@ -147,7 +148,7 @@ def ratio(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def jackknife(left_out: ArrayLike) -> float:
-    """The standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan where it is
+    """Return the standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan if θ is
     undefined without one of them.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11.
@@ -155,33 +156,35 @@ def jackknife(left_out: ArrayLike) -> float:
     Args:
         left_out: the statistic without each observation in turn, shape [n].
     """
-    without = np.asarray(left_out, dtype=np.float64)
-    n = without.size
-    return math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    estimates = np.asarray(left_out, dtype=np.float64)
+    n = estimates.size
+    return math.sqrt((n - 1) / n * float(((estimates - estimates.mean()) ** 2).sum()))
 
 
 def grouped(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Observations of values that are not independent: the mean of each id's, and how many it has, in order of first
-    appearance; two arrays of shape [n]."""
-    place = {id: i for i, id in enumerate(dict.fromkeys(ids))}
-    at = np.array([place[id] for id in ids], dtype=np.int64)
-    sizes = np.bincount(at, minlength=len(place))
-    return np.bincount(at, weights=np.asarray(values, dtype=np.float64), minlength=len(place)) / sizes, sizes
+    """Return the mean value of each id, and the number of its values, in order of first appearance; two arrays of shape
+    [n]. This makes independent observations of values that depend on each other."""
+    numbers = {id: i for i, id in enumerate(dict.fromkeys(ids))}
+    group = np.array([numbers[id] for id in ids], dtype=np.int64)
+    sizes = np.bincount(group, minlength=len(numbers))
+    totals = np.bincount(group, weights=np.asarray(values, dtype=np.float64), minlength=len(numbers))
+    return totals / sizes, sizes
 
 
 def normal_quantile(level: float) -> float:
-    """q with P(|Z| ≤ q) = level."""
-    _check(level)
+    """Return q with P(|Z| ≤ q) = level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not between 0 and 1")
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 @lru_cache(maxsize=4096)
 def t_quantile(df: float, level: float = 0.95) -> float:
-    """q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole or not.
+    """Return q with P(|T| ≤ q) = level, for Student's t with `df` ≥ 1 degrees of freedom, whole or not.
 
     With t = √df · tan θ, P(|T| ≤ t) = 2c ∫₀^θ cos^(df−1), c = Γ((df+1)/2) / (√π Γ(df/2)). That is increasing and
     concave in θ, so that Newton's steps from the normal quantile, which is smaller, approach the root from below and
-    never pass it: where one does not go up any more, it is rounding.
+    never pass it. They end when a step no longer increases θ by more than rounding.
     """
     if df < 1:
         raise ValueError(f"{df} degrees of freedom are fewer than 1")
@@ -194,15 +197,10 @@ def t_quantile(df: float, level: float = 0.95) -> float:
     return math.sqrt(df) * math.tan(theta)
 
 
-def _check(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1")
-
-
 def _observations(values: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
-        raise ValueError(f"expected one number an observation and at least one, got shape {x.shape}")
+        raise ValueError(f"expected one number for each observation, at least one, got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError(f"observation {int(np.flatnonzero(~np.isfinite(x))[0])} has a value that is not finite")
     return x

@@ -1,4 +1,4 @@
-"""How far the policy has moved from the reference: estimators of KL(π ‖ π_ref), and a controller of its price.
+"""Estimators of KL(π ‖ π_ref), the distance of the policy from the reference, and a controller of the KL coefficient.
 
 Estimators after Schulman, "Approximating KL divergence" (2020), from samples of π, with log-ratio
 d = log π − log π_ref of the sampled token:
@@ -21,17 +21,17 @@ ERROR_CLIP = 0.2
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """log π − log π_ref, elementwise, in nats."""
+    """Return log π − log π_ref, elementwise, in nats."""
     return logprobs - ref_logprobs
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """(log π − log π_ref)² / 2, elementwise, in nats."""
+    """Return (log π − log π_ref)² / 2, elementwise, in nats."""
     return (logprobs - ref_logprobs).square() / 2
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
+    """Return exp(log π_ref − log π) − 1 + (log π − log π_ref), elementwise, in nats."""
     d = logprobs - ref_logprobs
     return (-d).expm1() + d
 
@@ -40,13 +40,13 @@ ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 def update_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, samples: int) -> float:
-    """The next KL coefficient: raised where the measured KL lies above its target, lowered below it.
+    """Return the next KL coefficient: it rises if the measured KL is above its target, and falls if it is below.
 
         e = clip(kl / target − 1, −0.2, 0.2),   coef ← coef · (1 + e · samples / horizon)
 
     Args:
         kl: mean KL of whole sequences, nats.
-        samples: sequences seen since the last change; `horizon` is in the same unit.
+        samples: number of sequences since the last change; `horizon` has the same unit.
     """
     error = min(max(kl / target - 1.0, -ERROR_CLIP), ERROR_CLIP)
     return kl_coef * (1.0 + error * samples / horizon)

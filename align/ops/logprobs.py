@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from hidden states, without ever holding logits of the whole batch."""
+"""Log-probabilities of tokens from hidden states, without the logits of a whole batch in memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-LOGITS, ROWS = 1 << 20, 128
-"""Logits held at once, 4 MB in fp32, which a cache still helps: 256 tokens of a vocabulary of 4,096. But so many tokens
-at least, for a product with fewer is slow."""
+LOGITS = 1 << 20
+"""Number of logits in memory at once on a CPU: 4 MB in fp32, which fits a cache; 256 tokens with a vocabulary of
+4,096."""
+ROWS = 128
+"""Least number of tokens at once, because products with fewer rows are slow."""
 GPU_LOGITS = 1 << 25
-"""On a GPU, 128 MB in fp32: 220 tokens of a vocabulary of 152,000, and no more launches than that takes."""
+"""Number of logits in memory at once on a GPU: 128 MB in fp32; 220 tokens with a vocabulary of 152,000. Fewer would
+take more kernel launches."""
 
 
 def token_logprobs(
@@ -28,36 +31,36 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and the entropy of the distribution it was drawn from, token by token.
+    """Return log p(target) and the entropy of the predicted distribution for each token.
 
     With logits z = head(h) / temperature:  log p(y) = z_y − logsumexp(z),  H = logsumexp(z) − Σ p·z.
 
-    The logits of one chunk live at a time; under autograd each chunk is recomputed in the backward pass, so memory
-    does not grow with the vocabulary times the batch.
+    The logits of one chunk are in memory at a time. Under autograd each chunk is recomputed in the backward pass, so
+    memory does not grow with the vocabulary times the batch.
 
     Args:
-        hidden_ND: final hidden states, one row a predicted token. Row n predicts `targets_N[n]`.
+        hidden_ND: final hidden states, one row for each predicted token. Row n predicts `targets_N[n]`.
         targets_N: token ids.
         head: the lm-head, hidden → logits.
-        temperature: of the distribution that is meant; the same for sampling, old, new and reference logprobs.
-        chunk: rows of logits held at once; by default as many as `rows_for` says.
+        temperature: of the distribution; the same for sampling, old, new and reference logprobs.
+        chunk: rows of logits in memory at once; None for the number of `rows_for`.
 
     Returns:
         logprobs_N, entropy_N: fp32. The entropy carries no gradient.
     """
 
-    def piece(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_chunk(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(h).float() / temperature
-        picked = logits.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
+        logprobs = logits.log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
         with torch.no_grad():
-            return picked, described(logits, y)[2]
+            return logprobs, analyse_logits(logits, y)[2]
 
     if chunk is None:
         with torch.no_grad():
             chunk = rows_for(head(hidden_ND[:1]).shape[-1], hidden_ND.device)
-    several = hidden_ND.shape[0] > chunk
+    recompute = hidden_ND.shape[0] > chunk and torch.is_grad_enabled()
     parts = [
-        checkpoint(piece, h, y, use_reentrant=False) if several and torch.is_grad_enabled() else piece(h, y)
+        checkpoint(compute_chunk, h, y, use_reentrant=False) if recompute else compute_chunk(h, y)
         for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)  # pyright: ignore[reportArgumentType]
@@ -67,17 +70,17 @@ def token_logprobs(
 def linear_logprobs(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return what `token_logprobs` does for a head that is a frozen matrix and nothing more, z = W h / temperature.
+    """Return the result of `token_logprobs` for a head that is one frozen matrix, z = W h / temperature.
 
     Its gradient is known as soon as the distribution is,
 
         ∂ log p(y) / ∂h = −Σ_v (p_v − [v = y]) W_v / temperature,
 
-    so the sum is taken in the forward pass, chunk by chunk, and kept as [N, D]: no logits are kept or made twice. The
-    one is subtracted in fp32, before anything is rounded to the dtype of W.
+    so the sum is computed in the forward pass, chunk by chunk, and kept as [N, D]: logits are neither kept nor computed
+    again. The [v = y] is subtracted in fp32, before rounding to the dtype of W.
 
     Args:
-        weight_VD: takes no gradient.
+        weight_VD: gets no gradient.
     """
     return linear_predictions(hidden_ND, targets_N, weight_VD, temperature, chunk)[:2]
 
@@ -85,67 +88,62 @@ def linear_logprobs(
 def linear_predictions(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logprobs and entropies of `linear_logprobs`, and the id of the likeliest token at each place [N]."""
+    """Return the logprobs and entropies of `linear_logprobs`, and the id of the likeliest token in each row [N]."""
     chunk = chunk or rows_for(weight_VD.shape[0], weight_VD.device)
-    return Linear.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
+    return LinearLogprobs.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
 
 
-class Linear(torch.autograd.Function):
+class LinearLogprobs(torch.autograd.Function):
     """The autograd function of `linear_predictions`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[0]
+        needs_gradient = ctx.needs_input_grad[0]
         parts = []
         for h, y in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
             logits = linear(h, weight_VD).float()
             if temperature != 1.0:
                 logits /= temperature
-            picked, p, entropy, likeliest = described(logits, y)
-            pull = None
-            if wanted:
-                p.scatter_add_(
-                    1, y[:, None], p.new_full((len(y), 1), -1.0)
-                )  # in fp32: rounded first, 0.999 is 1 in bf16
+            logprobs, p, entropy, likeliest = analyse_logits(logits, y)
+            gradient = None
+            if needs_gradient:
+                # Before p is rounded to the dtype of W: 0.999 is 1 in bf16, and small numbers lose digits in fp16.
+                p.scatter_add_(1, y[:, None], p.new_full((len(y), 1), -1.0))
                 if temperature != 1.0:
-                    p /= temperature  # before it is rounded: of fp16, small numbers lose digits
-                pull = linear(p.to(weight_VD.dtype), weight_VD.t())
-            parts.append((picked, entropy, likeliest, pull))
-            del logits, p  # beside the next chunk's they would be one more
-        logprobs, entropies, likeliest_ids, pulls = zip(*parts, strict=True)
-        if wanted:
-            ctx.save_for_backward(torch.cat(pulls))
+                    p /= temperature
+                gradient = linear(p.to(weight_VD.dtype), weight_VD.t())
+            parts.append((logprobs, entropy, likeliest, gradient))
+            del logits, p  # or they would be in memory beside those of the next chunk
+        all_logprobs, entropies, likeliest_ids, gradients = zip(*parts, strict=True)
+        if needs_gradient:
+            ctx.save_for_backward(torch.cat(gradients))
         entropy = torch.cat(entropies)
         likeliest_N = torch.cat(likeliest_ids)
         ctx.mark_non_differentiable(entropy, likeliest_N)
-        return torch.cat(logprobs), entropy, likeliest_N
+        return torch.cat(all_logprobs), entropy, likeliest_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (pull_ND,) = ctx.saved_tensors
-        return (-grads[0][:, None] * pull_ND).to(pull_ND.dtype), None, None, None, None
+        (gradient_ND,) = ctx.saved_tensors
+        return (-grads[0][:, None] * gradient_ND).to(gradient_ND.dtype), None, None, None, None
 
 
-def described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log p of the targets [N], p [N, V], the entropies [N] and the likeliest tokens [N], without a gradient.
 
-    One pass over the logits by a fused kernel, where logsumexp takes five: the normaliser is that of the likeliest
-    token, whose p is too large to underflow.
+    A fused kernel needs one pass over the logits, where logsumexp takes five. The normaliser is computed from the
+    likeliest token, whose p is too large to underflow.
     """
-    with torch.autocast(logits_NV.device.type, enabled=False):  # it would take the sum over p in bf16
-        return _described(logits_NV, targets_N)
-
-
-def _described(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p_NV = logits_NV.softmax(-1)
-    top_N, at_N = logits_NV.max(-1)
-    normaliser_N = top_N - p_NV.gather(-1, at_N[:, None]).squeeze(-1).log()
-    picked_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N
-    return picked_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV), at_N
+    with torch.autocast(logits_NV.device.type, enabled=False):  # it would sum over p in bf16
+        p_NV = logits_NV.softmax(-1)
+        largest_N, likeliest_N = logits_NV.max(-1)
+        normaliser_N = largest_N - p_NV.gather(-1, likeliest_N[:, None]).squeeze(-1).log()
+        logprobs_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1) - normaliser_N
+        return logprobs_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV), likeliest_N
 
 
 def rows_for(vocabulary: int, device: torch.device) -> int:
-    """Rows of logits held at once."""
+    """Return the number of rows of logits to compute at once."""
     return max(ROWS, (LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)

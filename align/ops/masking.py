@@ -1,4 +1,4 @@
-"""Statistics over the real tokens of a ragged batch. In every mask True means: this entry counts."""
+"""Statistics over the real tokens of a padded batch. Masks are True on entries that count."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Σ x over the mask, a scalar. Entries outside may hold anything, NaN included."""
+    """Return Σ x over the mask, a scalar. Entries outside it are ignored, NaN included."""
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x over the mask, a scalar.
+    """Return the mean of x over the mask, a scalar.
 
     Raises:
-        ValueError: the mask is empty; a mean over nothing hides a mistake.
+        ValueError: the mask is empty.
     """
     count = mask.sum()
     if count == 0:
@@ -27,20 +27,14 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask) / count
 
 
-def masked_var(x: Tensor, mask: Tensor) -> Tensor:
-    """Variance of x over the mask (population, divided by n), a scalar."""
-    mean = masked_mean(x, mask)
-    return masked_mean((x - mean).square(), mask)
-
-
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """x scaled to unit variance over the mask, and to mean 0 unless `shift_mean` is False; 0 outside the mask.
+    """Return x scaled to variance 1 over the mask (divided by n), and to mean 0 if `shift_mean`; 0 outside the mask.
 
-    Rewards are whitened with `shift_mean=False`: moving their mean would change what is optimised, for longer
-    responses collect more of it.
+    Rewards are whitened with `shift_mean=False`: shifting their mean would change the objective, because longer
+    responses have more tokens that are shifted.
     """
     mean = masked_mean(x, mask)
-    white = (x - mean) * torch.rsqrt(masked_var(x, mask) + eps)
+    whitened = (x - mean) * torch.rsqrt(masked_mean((x - mean).square(), mask) + eps)
     if not shift_mean:
-        white = white + mean
-    return torch.where(mask, white, torch.zeros_like(white))
+        whitened = whitened + mean
+    return torch.where(mask, whitened, torch.zeros_like(whitened))

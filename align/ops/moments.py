@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of `count` numbers: their mean, and the sum of their squared deviations from it."""
+    """Number, mean, and sum of squared deviations from the mean, of a stream of numbers."""
 
     count: int
     mean: float
@@ -20,7 +20,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: Tensor) -> Moments:
-        """Of one batch."""
+        """Compute the moments of one batch, in fp64."""
         values = values.double()
         mean = values.mean()
         return cls(values.numel(), float(mean), float((values - mean).square().sum()))
@@ -31,14 +31,15 @@ class Moments:
         return math.sqrt(self.deviations / self.count)
 
     def joined(self, values: Tensor) -> Moments:
-        """With another batch. Chan, Golub and LeVeque (1979): no number is looked at twice, and nothing cancels."""
-        other = Moments.of(values)
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        mean = self.mean + gap * other.count / count
-        between = gap * gap * self.count * other.count / count
-        return Moments(count, mean, self.deviations + other.deviations + between)
+        """Return the moments of these numbers and another batch, in one pass and without cancellation (Chan, Golub and
+        LeVeque, 1979)."""
+        batch = Moments.of(values)
+        count = self.count + batch.count
+        gap = batch.mean - self.mean
+        mean = self.mean + gap * batch.count / count
+        between = gap * gap * self.count * batch.count / count
+        return Moments(count, mean, self.deviations + batch.deviations + between)
 
     def standardised(self, values: Tensor) -> Tensor:
-        """(values − mean) / std."""
+        """Return (values − mean) / std."""
         return (values - self.mean) / self.std
