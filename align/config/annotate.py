@@ -1,4 +1,4 @@
-"""`stage=annotate`: the annotation store, from the command line."""
+"""`stage=annotate`: serve and manage the annotation store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEEDS_PATH = ("import", "backup", "restore")
 
 @dataclass
 class AnnotateConfig(Settings):
-    """What is done with the annotation store.
+    """Serves and manages the annotation store.
 
     `serve` serves the ranking page with every project of the store, to people with accounts. If the project has no
     admin, it prints a link for the first one. `simulate` stands in for a person, for demos and tests: it ranks by a
@@ -75,36 +75,27 @@ class AnnotateConfig(Settings):
 
     def check_together(self) -> None:
         self.check_server()
-        require(
-            self.path is not None or self.action not in NEEDS_PATH, "stage.path", self.path,
-            f"stage.action={self.action} needs a file", "Add stage.path=FILE.",
-        )  # fmt: skip
-        require(
-            self.settings is None or isinstance(self.settings, dict), "stage.settings", self.settings, "is no mapping",
-            'Write "stage.settings={overlap: 2}".',
-        )  # fmt: skip
-        given = self.settings or self.state or self.guidelines
-        require(
-            self.action != "configure" or bool(given), "stage.settings", self.settings,
-            "stage.action=configure is told nothing",
-            'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.',
-        )  # fmt: skip
-        require(
-            self.action != "erase" or [self.item is None, self.annotator is None, not self.whole].count(False) == 1,
-            "stage.item", self.item, "stage.action=erase erases an item, an annotator or a whole project",
-            "Add one of stage.item=ID, stage.annotator=NAME and stage.whole=true.",
-        )  # fmt: skip
+        has_path = self.path is not None or self.action not in NEEDS_PATH
+        problem = f"stage.action={self.action} needs a file"
+        require(has_path, "stage.path", self.path, problem, "Add stage.path=FILE.")
+        is_mapping = self.settings is None or isinstance(self.settings, dict)
+        remedy = 'Write "stage.settings={overlap: 2}".'
+        require(is_mapping, "stage.settings", self.settings, "is no mapping", remedy)
+        if self.action == "configure":
+            has_changes = bool(self.settings or self.state or self.guidelines)
+            remedy = 'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.'
+            require(has_changes, "stage.settings", self.settings, "stage.action=configure is told nothing", remedy)
+        if self.action == "erase":
+            has_one_target = [self.item is None, self.annotator is None, not self.whole].count(False) == 1
+            problem = "stage.action=erase erases an item, an annotator or a whole project"
+            remedy = "Add one of stage.item=ID, stage.annotator=NAME and stage.whole=true."
+            require(has_one_target, "stage.item", self.item, problem, remedy)
 
     def check_server(self) -> None:
-        """Raises InputError where others could reach a server that lets in whoever has a link, or by no name."""
-        here = self.host in LOOPBACK
-        unlocked = "stage.demo=true lets in whoever has a link, without an account"
-        require(
-            here or not self.demo, "stage.host", self.host, unlocked,
-            "Leave stage.host at 127.0.0.1, or stage.demo=true out.",
-        )  # fmt: skip
-        require(
-            self.url is None or not self.demo, "stage.url", self.url, unlocked,
-            "Leave stage.url out, or stage.demo=true.",
-        )  # fmt: skip
+        """Raise InputError if other machines could reach a server without accounts, or one without an address."""
+        if self.demo:
+            problem = "stage.demo=true lets in whoever has a link, without an account"
+            remedy = "Leave stage.host at 127.0.0.1, or stage.demo=true out."
+            require(self.host in LOOPBACK, "stage.host", self.host, problem, remedy)
+            require(self.url is None, "stage.url", self.url, problem, "Leave stage.url out, or stage.demo=true.")
         check_address(self.host, self.url)

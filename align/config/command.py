@@ -1,4 +1,4 @@
-"""The command line that makes a run again, from the configuration that it had and the inputs that it read."""
+"""Format the command line that repeats a run, from its configuration and its inputs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from align.config.stages import ALWAYS, STAGES, schema_of
 from align.core.redaction import MASK
 
 PLAIN = re.compile(r"[\w./:@+\-]+")
-"""Texts that Hydra's grammar reads as themselves, wherever they stand."""
+"""Texts that Hydra's grammar reads without quotes in every place."""
 SILENT = ("schema_version", "stage.name")
-"""Keys that no line sets."""
+"""Keys that a command line does not set."""
 
 
 def command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> str:
-    """`python -m align stage=… …` with every key that is not at its default; inputs by the run that made them.
+    """Return `python -m align stage=… …` with every key that is not at its default, and inputs by their runs.
 
     Args:
         config: resolved, as nested plain values without secrets.
-        refs: name of an input → `stage:name` of the run that made it, which says more than `stage:latest` did.
+        refs: name of an input → `stage:name` of the run that made it, which is more exact than `stage:latest`.
     """
     return shlex.join(["python", "-m", "align", *words(config, refs)])
 
@@ -36,73 +36,74 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
     yield f"stage={stage}"
     reads = {*ALWAYS, "run", *STAGES[stage].reads, *STAGES[stage].uses}
     reward = str(config.get("reward", {}).get("name", ""))
-    given, names, usual = dict(flat(config, STOPS)), input_names(), defaults(stage, reward)
-    for key, value in given.items():
+    values = dict(flatten(config))
+    names = input_names()
+    default_values = defaults(stage, reward)
+    for key, value in values.items():
         part, _, leaf = key.partition(".")
         if part not in reads or key in SILENT or (key == "method.lr" and stage not in RATED):
             continue
-        if leaf == "name" and part != "run":  # what a group's choice is called
-            if value != usual.get(key) and not (part == "reward" and unread(value, given, refs)):
+        if leaf == "name" and part != "run":  # the choice of a group
+            if value != default_values.get(key) and not (part == "reward" and is_unused_default(value, values, refs)):
                 yield f"{part}={value}"
             continue
         if ref := refs.get(names.get(key, "")):
             yield f"{key}={ref}"
-        elif value != (usual[key] if key in usual else given.get(followed(stage, key))) and MASK not in str(value):
+            continue
+        default = default_values[key] if key in default_values else values.get(followed_key(stage, key))
+        if value != default and MASK not in str(value):
             if key == "model.path":
-                yield "model=hub"  # as the docs write it; the path alone would do
+                yield "model=hub"  # as in the docs; the path alone would do
             yield f"{key}={written(value)}"
 
 
-def unread(reward: str, given: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
-    """Whether a reward is the one that stands there where nobody names one, and no reward model was read."""
+def is_unused_default(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
+    """Return whether a reward is the default one and the run read no reward model."""
     ref = "reward.ref"
-    return reward == "learned" and given.get(ref) == declared_keys()[ref][1] and input_names()[ref] not in refs
+    return reward == "learned" and values.get(ref) == declared_keys()[ref][1] and input_names()[ref] not in refs
 
 
-def flat(tree: Mapping[str, Any], stops: frozenset[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key → value; a setting that is itself a mapping is one value."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value). A setting that is itself a mapping is one value."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and key not in stops:
-            yield from flat(value, stops, f"{key}.")
+        if isinstance(value, Mapping) and key not in STOPS:
+            yield from flatten(value, f"{key}.")
         else:
             yield key, value
 
 
 SCHEMAS = {schema_of(stage) for stage in STAGES}
 STOPS = frozenset(
-    f"{schema.AT}.{name}" if schema.AT else name
+    schema.key_of(name)
     for schema in (Config, *SCHEMAS, *(p for s in SCHEMAS for p in parts_in(s)), *PARTS.values(), *CHOICES.values())
     for name in declared_in(schema)
 )
-"""Keys that hold a value, be it a mapping."""
+"""Keys that hold a value and not further keys, even if the value is a mapping."""
 
 
-def followed(stage: str, key: str) -> str:
-    """The key whose value this one has where nobody gives one; empty for none."""
+def followed_key(stage: str, key: str) -> str:
+    """Return the key whose value is this one's default, or an empty text."""
     schema = schema_of(stage)
     setting = declared_in(schema).get(key.removeprefix("stage.")) if key.startswith("stage.") else None
     return setting.follows if setting else ""
 
 
 def written(value: Any) -> str:
-    """A value as Hydra's grammar reads it."""
+    """Return a value in Hydra's grammar."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{escaped(str(key))}: {inside(of)}" for key, of in value.items()) + "}"
+        keys = [re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value]  # the grammar has no quoted keys
+        elements = map(format_element, value.values())
+        return "{" + ", ".join(f"{key}: {element}" for key, element in zip(keys, elements, strict=True)) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(inside, value)) + "]"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower() if value is not None else "null"
-    return str(value)
+        return "[" + ", ".join(map(format_element, value)) + "]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def escaped(key: str) -> str:
-    """A key of a mapping, which the grammar reads without quotes."""
-    return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
-
-
-def inside(value: Any) -> str:
-    """The same within a list or a mapping, where a text may need quotes."""
+def format_element(value: Any) -> str:
+    """Return an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false")):
         return "'" + value.replace("'", r"\'") + "'"
     return written(value)

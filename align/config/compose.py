@@ -1,8 +1,8 @@
-"""From a command line to one checked `Config`: Hydra composes, the dataclasses validate, nothing is run.
+"""Compose a command line into one checked `Config`: Hydra composes, the dataclasses validate.
 
 Hydra's compose API is used rather than `hydra.main`, which ends with status 1 on a mistyped key and leaves an
-`outputs/` folder behind. Hydra is given the group choices alone; the values are set one by one afterwards, so that
-whatever is wrong with one is said of that one.
+`outputs/` folder behind. Hydra gets only the group choices. The values are set one by one afterwards, so that an error
+names its key.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")
 
 
 class Composer:
-    """Composes command lines with one set of group files. What Hydra makes of a combination of choices is kept, so
-    that the jobs of a sweep cost milliseconds each.
+    """A composer of command lines with one set of group files. It caches Hydra's result for each combination of
+    choices, so that each job of a sweep takes milliseconds.
 
     Args:
-        search: a folder of the user's own group files, tried after ours.
+        search: a folder of the user's own group files, searched after ours.
 
     Attributes:
-        files: `group/choice` → its file, of every choice there is.
+        files: `group/choice` → its file, for every choice.
     """
 
     def __init__(self, search: Path | None = None) -> None:
@@ -63,14 +63,14 @@ class Composer:
         self.search = search if usable else None
         self.files = files_of(self.search)
         self._groups = {*groups()}
-        self._made: dict[tuple[str, ...], Composed] = {}
+        self._cache: dict[tuple[str, ...], Composed] = {}
 
     def composed(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
-        """The composed but unchecked configuration of one command line. Of two words with one key the later counts.
+        """Compose the unchecked configuration of one command line. Of two words with one key the later one counts.
 
         Args:
             words: `group=choice`, `key=value` and `+experiment=NAME`.
-            own: more of them. What the others make is kept for the next call.
+            own: more of them. The composition of the others is cached.
 
         Raises:
             InputError: an unknown group, key or choice, a wrong type, or a broken group file.
@@ -78,42 +78,45 @@ class Composer:
         return next(self.variants(words, [own]))
 
     def variants(self, words: Sequence[str], several: Iterable[Sequence[str]]) -> Iterator[Composed]:
-        """The same of `words` with each of several more. Each tree is good until the next is asked for: copying one
-        takes as long as all the rest.
+        """Compose `words` with each of several lists of more words.
+
+        A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
 
         Raises:
             InputError: as `composed`.
         """
-        choices, values = self.sorted_out(words)
+        choices, values = self.split_words(words)
         copies: dict[tuple[Any, ...], DictConfig] = {}
         for own in several:
-            own_choices, own_values = self.sorted_out(own)
-            chosen, given = {**choices, **own_choices}, {**values, **own_values}
-            if plans := chosen.get("stage") == PLAN:
-                chosen["stage"] = given.get("stage.of", PlanKeys.of)
-                self.check_choice("stage", chosen["stage"], "stage.of")
-            made = self._kept(chosen, {k: v for k, v in values.items() if k not in own_values}, plans)
-            place = (id(made), *own_values)
+            own_choices, own_values = self.split_words(own)
+            all_choices = {**choices, **own_choices}
+            plans = all_choices.get("stage") == PLAN
+            if plans:
+                all_choices["stage"] = {**values, **own_values}.get("stage.of", PlanKeys.of)
+                self.check_choice("stage", all_choices["stage"], "stage.of")
+            shared_values = {key: value for key, value in values.items() if key not in own_values}
+            shared = self._compose_cached(all_choices, shared_values, plans)
+            place = (id(shared), *own_values)
             if place not in copies or any("{" in value for value in own_values.values()):  # a mapping is merged
-                copies[place] = copy.deepcopy(made.tree) if own_values else made.tree
+                copies[place] = copy.deepcopy(shared.tree) if own_values else shared.tree
             for key, value in own_values.items():
                 check_characters(value, key)
-                set_value(copies[place], key, value, self._groups, made.stage)
+                set_value(copies[place], key, value, self._groups, shared.stage)
             check_batch(copies[place], {*values, *own_values})
-            yield replace(made, tree=copies[place])
+            yield replace(shared, tree=copies[place])
 
     def is_group(self, key: str) -> bool:
-        """Whether a key chooses a group's file."""
+        """Return whether a key chooses a group's file."""
         return key in self._groups or key == f"+{EXPERIMENT}"
 
     def choices_of(self, group: str) -> list[str]:
         return sorted(name.partition("/")[2] for name in self.files if name.startswith(f"{group}/"))
 
-    def sorted_out(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-        """Group → choice, and key → value.
+    def split_words(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Return group → choice, and key → value.
 
         Raises:
-            InputError: a word is no assignment, or there is no such choice.
+            InputError: a word is no assignment, or a choice does not exist.
         """
         choices: dict[str, str] = {}
         values: dict[str, str] = {}
@@ -128,68 +131,75 @@ class Composer:
         return choices, values
 
     def check_choice(self, group: str, value: str, key: str = "") -> None:
-        """Args: key: by which it was chosen, if not by the group's name."""
-        for name in named(group, value):
+        """Raise InputError unless a choice exists.
+
+        Args:
+            key: the key that chooses it, if that is not the group's name.
+        """
+        for name in choice_names(group, value):
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
-                if key == "stage.of":  # of our own stages those that are planned; a user's may be one too
+                if key == "stage.of":  # of our own stages only those that can be planned; a user's may be one too
                     names = [n for n in names if n in PLANNED or n not in STAGES]
                 sweep = is_sweep(value) and all(part in names for part in value.split(","))
                 raise explain.not_a_choice(group, name, names, self.search, sweep, key)
 
-    def _kept(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool = False) -> Composed:
-        """Args: plans: what would run is asked, not run (`stage=plan`)."""
+    def _compose_cached(self, choices: Mapping[str, str], values: Mapping[str, str], plans: bool) -> Composed:
+        """Compose choices and values, once for each combination.
+
+        Args:
+            plans: add the keys of `stage=plan`.
+        """
         key = (str(plans), *(f"{k}={v}" for k, v in (*choices.items(), *values.items())))
-        if key not in self._made:
-            made = self._with_groups(choices)
+        if key not in self._cache:
+            composed = self._compose_choices(choices)
             if plans:
-                ask_about(made)
+                add_plan_keys(composed)
             for name, value in values.items():
-                set_value(made.tree, name, value, self._groups, made.stage)
-            container = OmegaConf.to_container(made.tree)
+                set_value(composed.tree, name, value, self._groups, composed.stage)
+            container = OmegaConf.to_container(composed.tree)
             check_characters(container)
             check_integers(container, "")
-            self._made[key] = made
-        return self._made[key]
+            self._cache[key] = composed
+        return self._cache[key]
 
-    def _with_groups(self, choices: Mapping[str, str]) -> Composed:
-        """What Hydra makes of these choices, every value as its group file has it."""
-        chosen = [self.files[f"{group}/{name}"] for group, value in choices.items() for name in named(group, value)]
+    def _compose_choices(self, choices: Mapping[str, str]) -> Composed:
         try:
             return compose_groups(choices, self.search)
         except InputError:
             raise
-        except Exception as error:  # what Hydra, OmegaConf and PyYAML raise at a user's file has any type
-            theirs = [path for path in chosen if conf_dir() not in path.parents]
-            raise explain.broken_file(error, self.files, theirs, keys_beside(error)) from error
+        except Exception as error:  # for a user's file Hydra, OmegaConf and PyYAML raise exceptions of any type
+            names = [f"{group}/{name}" for group, value in choices.items() for name in choice_names(group, value)]
+            own_files = [self.files[name] for name in names if conf_dir() not in self.files[name].parents]
+            raise explain.broken_file(error, self.files, own_files, keys_beside(error)) from error
 
 
-def ask_about(made: Composed) -> None:
-    """Let the keys of `stage=plan` stand beside those of the stage that is planned.
+def add_plan_keys(composed: Composed) -> None:
+    """Add the keys of `stage=plan` to those of the stage that is planned.
 
     Raises:
         InputError: that stage's memory is not predicted.
     """
-    name = OmegaConf.select(made.tree, "stage.name")
-    problem, remedy = "is no stage that is planned", f"Choose one of: {', '.join(PLANNED)}."
-    require(name in PLANNED, "stage.of", made.stage, problem, remedy)
-    asked = OmegaConf.structured(question_about(OmegaConf.get_type(made.tree.stage)))
-    made.tree.stage = OmegaConf.merge(asked, OmegaConf.to_container(made.tree.stage))
+    name = OmegaConf.select(composed.tree, "stage.name")
+    remedy = f"Choose one of: {', '.join(PLANNED)}."
+    require(name in PLANNED, "stage.of", composed.stage, "is no stage that is planned", remedy)
+    schema = OmegaConf.structured(question_about(OmegaConf.get_type(composed.tree.stage)))
+    composed.tree.stage = OmegaConf.merge(schema, OmegaConf.to_container(composed.tree.stage))
 
 
 def compose_raw(words: Sequence[str], search: Path | None = None) -> DictConfig:
-    """The composed but unchecked tree of one command line, see `Composer`."""
+    """Compose the unchecked tree of one command line, see `Composer`."""
     return Composer(search).composed(words).tree
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A command line, composed.
+    """A composed command line.
 
     Attributes:
         tree: the configuration, not yet checked.
-        stage: the choice of the group `stage`; None where there is none.
-        sweeps: `key=values` of what group files sweep under `-m` (`hydra.sweeper.params`).
+        stage: the choice of the group `stage`; None without one.
+        sweeps: `key=values` that group files sweep under `-m` (`hydra.sweeper.params`).
     """
 
     tree: DictConfig
@@ -197,68 +207,68 @@ class Composed:
     sweeps: tuple[str, ...] = ()
 
 
-def named(group: str, value: str) -> list[str]:
-    """The choices that a word names: one, quoted or not; of experiments a list too, `[a,b]`."""
+def choice_names(group: str, value: str) -> list[str]:
+    """Return the choices that a word names: one, quoted or not. A word for experiments may be a list, `[a,b]`."""
     if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
         return [value]
-    read = read_value(value)
-    return [str(name) for name in read] if isinstance(read, list) else [str(read)]
+    names = read_value(value)
+    return [str(name) for name in names] if isinstance(names, list) else [str(names)]
 
 
 def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
-    """The tree of these choices, every value as its group file has it."""
+    """Compose group choices, every value as its group file has it."""
     arguments = []
     for group, value in choices.items():
-        names = [quote(name) for name in named(group, value)]
-        sign, several = "+" if group == EXPERIMENT else "", value.startswith("[")
-        arguments.append(f"{sign}{group}=" + (f"[{','.join(names)}]" if several else names[0]))
+        names = [quote(name) for name in choice_names(group, value)]
+        sign = "+" if group == EXPERIMENT else ""
+        arguments.append(f"{sign}{group}=" + (f"[{','.join(names)}]" if value.startswith("[") else names[0]))
     if search is None:
-        found = shipped(*arguments)
-        return replace(found, tree=copy.deepcopy(found.tree))
-    return by_hydra(search, *arguments, f"hydra.searchpath=[{quote(f'file://{search.resolve()}')}]")
+        composed = compose_shipped(*arguments)
+        return replace(composed, tree=copy.deepcopy(composed.tree))
+    return compose_with_hydra(search, *arguments, f"hydra.searchpath=[{quote(f'file://{search.resolve()}')}]")
 
 
-def by_hydra(search: Path | None, *arguments: str) -> Composed:
-    """Hydra's own composition, which takes a tenth of a second."""
+def compose_with_hydra(search: Path | None, *arguments: str) -> Composed:
+    """Call Hydra's compose API, which takes a tenth of a second."""
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
-        taken = tree.hydra.runtime.choices
-        if search is not None or taken.get("model") == "hub":  # of our own files that one alone leaves a key open
+        choices = tree.hydra.runtime.choices
+        if search is not None or choices.get("model") == "hub":  # the only one of our files with a mandatory key
             defaults = (
                 GlobalHydra.instance().config_loader().compute_defaults_list("config", list(arguments), RunMode.RUN)
             )
             files = list(loaded(defaults.defaults, search))
             refuse_settings_of_hydra(files)
-            for key in unset_keys(files):  # OmegaConf drops a `???` where the schema has a default
+            for key in unset_keys(files):  # OmegaConf drops a `???` if the schema has a default
                 OmegaConf.update(tree, key, "???")
     swept = OmegaConf.select(tree, f"hydra.{SWEEPS}") or {}
     with open_dict(tree):
         del tree["hydra"]
-    stage = taken.get("stage")
+    stage = choices.get("stage")
     if stage is None and OmegaConf.select(tree, "stage") is not None:
         problem = "your experiment sets keys of a stage, and none is chosen"
         raise InputError("stage", "(missing)", problem, "Add stage=NAME, or `- override /stage: NAME` to its defaults.")
     return Composed(tree, stage, tuple(f"{key}={value}" for key, value in swept.items()))
 
 
-shipped = cache(partial(by_hydra, None))  # of our own files, which stay as they are while a process lasts
+compose_shipped = cache(partial(compose_with_hydra, None))  # our own files do not change during a process
 
 
 @contextmanager
 def composing(words: Sequence[str]) -> Iterator[None]:
-    """Raise what Hydra, OmegaConf or PyYAML raise inside the block as the user's error: they are given the command line
-    and the user's files, and nothing else. A fault of our own passes as it is.
+    """Turn exceptions of Hydra, OmegaConf and PyYAML in the block into an InputError, because they parse only the
+    command line and the user's files. Other exceptions pass.
 
     Args:
-        words: the command line, to name.
+        words: the command line, for the message.
     """
     try:
         yield
     except AlignError:
         raise
     except Exception as error:
-        if not raised_by_hydra(error):
+        if not is_from_hydra(error):
             raise
         line = " ".join(map(masked_argument, words)) or "(nothing)"
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -266,9 +276,9 @@ def composing(words: Sequence[str]) -> Iterator[None]:
         raise InputError("command line", line[:300], f"cannot be composed ({reason})", remedy) from error
 
 
-def raised_by_hydra(error: BaseException) -> bool:
-    """Return whether an exception came out of the libraries that read command lines and configuration files, or out of
-    a file that goes round in a circle."""
+def is_from_hydra(error: BaseException) -> bool:
+    """Return whether an exception was raised by the libraries that read command lines and configuration files, or by a
+    file that includes itself."""
     if isinstance(error, RecursionError):
         return True
     names = set[str]()
@@ -280,10 +290,10 @@ def raised_by_hydra(error: BaseException) -> bool:
 
 
 def check(raw: DictConfig) -> Config:
-    """The typed configuration, every check made; from here on nothing in it changes.
+    """Return the typed configuration, checked and frozen.
 
     Raises:
-        InputError: a value is missing, of the wrong type, or impossible.
+        InputError: a value is missing, has the wrong type, or is invalid.
     """
     try:
         config = cast(Config, OmegaConf.to_object(raw))
@@ -296,23 +306,20 @@ def check(raw: DictConfig) -> Config:
                 raise cause from None
             cause = cause.__cause__
         problem = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(
-            str(getattr(error, "full_key", None) or "configuration"), "(given)", problem, "Write the value itself."
-        ) from error
-    chosen = getattr(config.reward, "name", None)
-    named = next((f.default for f in fields(config.reward) if f.name == "name"), chosen)  # pyright: ignore[reportArgumentType]
-    require(
-        chosen == named, "reward.name", chosen, f"is not the name of what is chosen ({named})",
-        f"Take it out of your group file: its `defaults: [{named}, _self_]` say what it is.",
-    )  # fmt: skip
+        key = str(getattr(error, "full_key", None) or "configuration")
+        raise InputError(key, "(given)", problem, "Write the value itself.") from error
+    name = getattr(config.reward, "name", None)
+    expected = next((f.default for f in fields(config.reward) if f.name == "name"), name)  # pyright: ignore[reportArgumentType]
+    problem = f"is not the name of what is chosen ({expected})"
+    remedy = f"Take it out of your group file: its `defaults: [{expected}, _self_]` say what it is."
+    require(name == expected, "reward.name", name, problem, remedy)
     if config.stage is not None and not is_dataclass(config.stage):
-        raise InputError(
-            "stage", "(your own file)", "does not say which stage it sets", "Begin it with `defaults: [sft, _self_]`."
-        )
-    filled = getattr(config.stage, "filled", None)
-    return changed(config, stage=filled(config)) if filled else freeze(config)
+        remedy = "Begin it with `defaults: [sft, _self_]`."
+        raise InputError("stage", "(your own file)", "does not say which stage it sets", remedy)
+    fill = getattr(config.stage, "filled", None)
+    return changed(config, stage=fill(config)) if fill else freeze(config)
 
 
 def as_yaml(raw: DictConfig) -> str:
-    """A composed tree as YAML, for people to read."""
+    """Return a composed tree as YAML with secrets masked."""
     return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))

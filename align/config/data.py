@@ -1,4 +1,4 @@
-"""`stage=data`: sources cleaned, deduplicated, divided and mixed into one data set."""
+"""`stage=data`: clean, deduplicate, divide and mix sources into one data set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from align.config.root import Config
 
 ACTIONS = ("remove", "report")
-MAKE, FORGET = "make", "forget"
-EMBEDDED, DAFT, RAY = "embedded", "daft", "ray"
-LOSS, REWARD = "loss", "reward"
+MAKE = "make"
+FORGET = "forget"
+EMBEDDED = "embedded"
+DAFT = "daft"
+RAY = "ray"
+LOSS = "loss"
+REWARD = "reward"
 SURE = 0.7
 """Jaccard similarity from which MinHash finds at least 999 of 1,000 pairs of near-duplicates."""
 NOT_KEPT = "(not kept)"
-"""What a run that forgets keeps of which rows it forgot."""
+"""Value of `stage.forget` in the manifest of a run that forgets rows, which must not name them."""
 
 
 @dataclass
@@ -37,18 +41,20 @@ class DuplicatesConfig(Settings):
         "Jaccard similarity of word 3-grams from which two documents are near-duplicates, if their numbers and "
         "operators are the same. Text that many rows share does not count. Empty: they are not looked for. Preference "
         "pairs and feedback have copies only.",
-        above=0, at_most=1,
-    )  # fmt: skip
+        above=0,
+        at_most=1,
+    )
     over: str = setting(
         "both",
         "What is compared of a conversation: `prompts` (what users say), `answers`, or `both`. System prompts are "
         "never compared.",
         choices=("both", "prompts", "answers"),
-    )  # fmt: skip
+    )
     among: str = setting(
-        "all", "Which rows are compared: `all`, those `within` one source, or those `across` sources.",
+        "all",
+        "Which rows are compared: `all`, those `within` one source, or those `across` sources.",
         choices=("all", "within", "across"),
-    )  # fmt: skip
+    )
     prefer: list[str] = setting(
         [], "Names of sources whose rows survive, the first before the second. The others follow in their order."
     )
@@ -59,8 +65,8 @@ class DuplicatesConfig(Settings):
     def finds_all(self, near: float) -> bool:
         """Return whether all near-duplicates at this similarity, as a whole and of all sources, are found and removed.
 
-        MinHash finds them from `SURE` on. Where duplicates are only reported, each is linked to one kept document, and
-        two of them may be as similar and on two sides.
+        MinHash finds them from `SURE` on. If duplicates are only reported, each is linked to one kept document, and two
+        of them may be as similar and on two sides.
         """
         all_of_them = (self.over, self.among, self.action) == ("both", "all", "remove")
         return all_of_them and self.near is not None and self.near <= near and near >= SURE
@@ -79,20 +85,22 @@ class ContaminationConfig(Settings):
     )
     test: bool = setting(True, "Whether rows to train on are compared with those to measure on too.")
     near: float | None = setting(
-        0.7, "Jaccard similarity from which rows are nearly the same. Empty: near-duplicates are not looked for.",
-        above=0, at_most=1,
-    )  # fmt: skip
+        0.7,
+        "Jaccard similarity from which rows are nearly the same. Empty: near-duplicates are not looked for.",
+        above=0,
+        at_most=1,
+    )
     action: str = setting("remove", "`remove` leaves such rows out. `report` only counts them.", choices=ACTIONS)
 
     def __post_init__(self) -> None:
-        self.against = listed(self.against)
+        self.against = parse_list(self.against)
         super().__post_init__()
 
 
 @dataclass
 class SplitConfig(Settings):
-    """Which rows are measured on. Rows that ask the same question, rows of one group (a column `group_id` or `group`)
-    and near-duplicates are always on one side. The share is `data.held_out`."""
+    """The rows that are measured on. Rows that ask the same question, rows of one group (a column `group_id` or
+    `group`) and near-duplicates are always on one side. The share is `data.held_out`."""
 
     AT: ClassVar[str] = "stage.split"
 
@@ -101,51 +109,48 @@ class SplitConfig(Settings):
         "`question` divides by a hash of what rows ask, as for a plain file. `time` measures on rows that were written "
         "at `since` or later. `column` goes by a column that says train or test.",
         choices=("question", "time", "column"),
-    )  # fmt: skip
+    )
     column: str | None = setting(
         None, "The column of times or of sides. Not given: created_at for `time`, split for `column`."
     )
     since: str | None = setting(None, "Time from which on rows are measured on, such as 2026-11-01.")
 
     def check_together(self) -> None:
-        dated = self.by == "time"
-        require(
-            dated == (self.since is not None), "stage.split.since", self.since,
-            "says when rows to measure on begin, which stage.split.by=time needs and nothing else",
-            "Write stage.split.by=time stage.split.since=2026-11-01.",
-        )  # fmt: skip
-        require(
-            self.column is None or self.by != "question", "stage.split.column", self.column,
-            "is read by stage.split.by=time and stage.split.by=column alone", "Add one of them, or drop it.",
-        )  # fmt: skip
+        is_used = (self.by == "time") == (self.since is not None)
+        problem = "says when rows to measure on begin, which stage.split.by=time needs and nothing else"
+        remedy = "Write stage.split.by=time stage.split.since=2026-11-01."
+        require(is_used, "stage.split.since", self.since, problem, remedy)
+        is_used = self.column is None or self.by != "question"
+        problem = "is read by stage.split.by=time and stage.split.by=column alone"
+        require(is_used, "stage.split.column", self.column, problem, "Add one of them, or drop it.")
 
     @property
     def read(self) -> dict[str, str]:
-        """What is read of rows for it: `split` or `time` → the column."""
-        named = {"time": ("time", "created_at"), "column": ("split", "split")}
-        if self.by not in named:
+        """The columns of rows that are read for it: `split` or `time` → the column."""
+        if self.by == "question":
             return {}
-        what, default = named[self.by]
-        return {what: self.column or default}
+        field, default = ("time", "created_at") if self.by == "time" else ("split", "split")
+        return {field: self.column or default}
 
 
 @dataclass
 class MixConfig(Settings):
-    """How sources are mixed, by the `weight` of each. Without weights, a temperature and a total, every row is seen
+    """The mixture of sources, by the `weight` of each. Without weights, a temperature and a total, every row is seen
     once."""
 
     AT: ClassVar[str] = "stage.mix"
 
     by: str = setting(
-        "rows", "What weights are shares of: `rows`, `turns` or `tokens` (of `model=`).",
+        "rows",
+        "What weights are shares of: `rows`, `turns` or `tokens` (of `model=`).",
         choices=("rows", "turns", "tokens"),
-    )  # fmt: skip
+    )
     total: int | None = setting(
         None,
         "Rows, turns or tokens to train on. Empty: as many as there can be without seeing a row more than `repeat` "
         "times.",
         above=0,
-    )  # fmt: skip
+    )
     repeat: int = setting(1, "How often a row may be seen in one pass.", at_least=1, at_most=100_000)
     temperature: float | None = setting(
         None, "Sources without a weight count by size^(1/temperature). Empty: by their size.", above=0
@@ -165,49 +170,55 @@ class ScoreConfig(Settings):
         "its chosen answer. `reward`: what `reward=` names, of the last answer; of a pair, the score of the chosen "
         "answer less that of the rejected one. Empty: rows have no score.",
         choices=(LOSS, REWARD),
-    )  # fmt: skip
+    )
     keep: list[float] = setting(
         [0.0, 1.0],
         "The two quantiles of the score between which rows are kept: [0.05, 0.9] leaves out the lowest 5 % and the "
         "highest 10 %.",
     )
     within: str = setting(
-        "source", "Whose quantiles these are: those of each `source`, or of `all` rows together.",
+        "source",
+        "Whose quantiles these are: those of each `source`, or of `all` rows together.",
         choices=("source", "all"),
-    )  # fmt: skip
+    )
     least: float | None = setting(None, "The lowest score that is kept.")
     most: float | None = setting(None, "The highest score that is kept.")
     max_length: int = setting(
-        2048, "Tokens that are read at once for `loss`. Conversations are cut there, texts are read in pieces.",
-        unit="tokens", above=1,
-    )  # fmt: skip
+        2048,
+        "Tokens that are read at once for `loss`. Conversations are cut there, texts are read in pieces.",
+        unit="tokens",
+        above=1,
+    )
     batch_size: int = setting(16, "Rows that go through a model at once.", unit="rows", above=0)
 
     def check_together(self) -> None:
-        keep, least, most = list(self.keep), self.least, self.most
-        two = len(keep) == 2 and all(isinstance(share, int | float) and 0 <= share <= 1 for share in keep)
+        keep = list(self.keep)
+        are_shares = len(keep) == 2 and all(isinstance(share, int | float) and 0 <= share <= 1 for share in keep)
+        in_order = are_shares and keep[0] < keep[1]
         remedy = "Write two shares from 0 to 1, such as [0.05, 0.9]."
-        require(two and keep[0] < keep[1], "stage.score.keep", keep, "are no two quantiles in their order", remedy)
-        for key, value in (("least", least), ("most", most)):
-            finite = value is None or abs(value) < float("inf")
-            require(finite, f"stage.score.{key}", value, "is no finite number", "Give a number.")
-        problem = f"is more than stage.score.most={most}, and nothing is kept"
-        in_order = least is None or most is None or least <= most
-        require(in_order, "stage.score.least", least, problem, "Exchange the two.")
+        require(in_order, "stage.score.keep", keep, "are no two quantiles in their order", remedy)
+        for key in ("least", "most"):
+            value = getattr(self, key)
+            is_finite = value is None or abs(value) < float("inf")
+            require(is_finite, f"stage.score.{key}", value, "is no finite number", "Give a number.")
+        problem = f"is more than stage.score.most={self.most}, and nothing is kept"
+        in_order = self.least is None or self.most is None or self.least <= self.most
+        require(in_order, "stage.score.least", self.least, problem, "Exchange the two.")
         if self.by is None:
             for key in ("keep", "within", "least", "most"):
-                value, usual = getattr(self, key), defaults_of(ScoreConfig)[key]
-                same = (list(value) if key == "keep" else value) == usual
+                value = getattr(self, key)
+                is_default = (list(value) if key == "keep" else value) == defaults_of(ScoreConfig)[key]
                 remedy = "Add stage.score.by=loss or stage.score.by=reward."
-                require(same, f"stage.score.{key}", value, "has no effect without stage.score.by", remedy)
+                require(is_default, f"stage.score.{key}", value, "has no effect without stage.score.by", remedy)
 
 
-def listed(given: Any) -> Any:
-    """A list that was written as JSON or YAML: the grammar of command lines takes one with quoted keys for a text."""
-    if isinstance(given, str) and given.lstrip().startswith("["):
+def parse_list(value: Any) -> Any:
+    """Return the list of a text in JSON or YAML, because Hydra's grammar takes a list with quoted keys for a text.
+    Returns any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(yaml.YAMLError):
-            return yaml.safe_load(given)
-    return given
+            return yaml.safe_load(value)
+    return value
 
 
 @dataclass
@@ -223,7 +234,7 @@ class DataStageConfig(Settings):
         "`make` makes a data set. `forget` makes the one of `data.path` again without some rows, and removes the old "
         "one.",
         choices=(MAKE, FORGET),
-    )  # fmt: skip
+    )
     forget: Any = setting(
         None,
         "Rows to forget: a list of content ids, a file with one a line, or `erased` for those whose vote or item the "
@@ -248,113 +259,106 @@ class DataStageConfig(Settings):
         EMBEDDED,
         "Where the work is done: `embedded`, in this process; `daft`, in several of this machine; `ray`, on a Ray "
         "cluster, by Daft. The data set is the same.",
-        choices=(EMBEDDED, DAFT, RAY), identity=False,
-    )  # fmt: skip
-    workers: int | None = setting(
-        None, "Processes that work at once, with stage.engine=daft or ray. Empty: as many as there are processors.",
-        at_least=1, identity=False,
-    )  # fmt: skip
-    ray: str | None = setting(
-        None, "Address of the Ray cluster: `auto`, HOST:PORT, or ray://HOST:PORT. Empty: one on this machine, for this "
-        "run.",
+        choices=(EMBEDDED, DAFT, RAY),
         identity=False,
-    )  # fmt: skip
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that work at once, with stage.engine=daft or ray. Empty: as many as there are processors.",
+        at_least=1,
+        identity=False,
+    )
+    ray: str | None = setting(
+        None,
+        "Address of the Ray cluster: `auto`, HOST:PORT, or ray://HOST:PORT. Empty: one on this machine, for this run.",
+        identity=False,
+    )
 
     def check_together(self) -> None:
-        require(
-            self.workers is None or self.engine != EMBEDDED, "stage.workers", self.workers,
-            "is for other processes, and stage.engine=embedded has none", "Add stage.engine=daft, or drop it.",
-        )  # fmt: skip
-        require(
-            self.ray is None or self.engine == RAY, "stage.ray", self.ray,
-            f"is a cluster, and stage.engine={self.engine} does not ask for one", "Add stage.engine=ray, or drop it.",
-        )  # fmt: skip
+        is_used = self.workers is None or self.engine != EMBEDDED
+        problem = "is for other processes, and stage.engine=embedded has none"
+        require(is_used, "stage.workers", self.workers, problem, "Add stage.engine=daft, or drop it.")
+        is_used = self.ray is None or self.engine == RAY
+        problem = f"is a cluster, and stage.engine={self.engine} does not ask for one"
+        require(is_used, "stage.ray", self.ray, problem, "Add stage.engine=ray, or drop it.")
 
     def __post_init__(self) -> None:
-        self.sources, self.clean = listed(self.sources), listed(self.clean)
+        self.sources = parse_list(self.sources)
+        self.clean = parse_list(self.clean)
         super().__post_init__()
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether anything goes by tokens, which are those of `model=`."""
-        listed = self.clean if isinstance(self.clean, list | tuple) else ()
-        steps = [step for step in listed if isinstance(step, Mapping)]
-        by = [arguments.get("by") for step in steps for arguments in step.values() if isinstance(arguments, Mapping)]
-        return self.mix.by == "tokens" or "tokens" in by
+        """True if the mix or a cleaning step counts tokens, which need the tokenizer of `model=`."""
+        return self.mix.by == "tokens" or "tokens" in self.named("by")
 
     def named(self, key: str) -> list[str]:
-        """The values of a key (`fn`, `patterns`) anywhere in the list of cleaning steps."""
-        found: list[str] = []
+        """Return the texts of an argument (`fn`, `patterns`) of all cleaning steps."""
+        texts: list[str] = []
         for step in self.clean if isinstance(self.clean, list | tuple) else ():
-            for name, given in step.items() if isinstance(step, Mapping) else ():
-                arguments = given if isinstance(given, Mapping) else {name: given}
-                found += [value for at, value in arguments.items() if at == key and isinstance(value, str)]
-        return found
+            for name, value in step.items() if isinstance(step, Mapping) else ():
+                arguments = value if isinstance(value, Mapping) else {name: value}
+                if isinstance(text := arguments.get(key), str):
+                    texts.append(text)
+        return texts
 
     def check(self, config: Config) -> None:
-        """Raises: InputError: the stage has no sources, or some that it does not read."""
-        require(
-            (self.action == FORGET) == (self.forget is not None), "stage.forget", self.forget,
-            "goes with stage.action=forget, and with no other action",
-            "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID].",
-        )  # fmt: skip
+        """Raise InputError if the stage has no sources, or another part of the configuration sets what it does not
+        read."""
+        is_used = (self.action == FORGET) == (self.forget is not None)
+        problem = "goes with stage.action=forget, and with no other action"
+        remedy = "Write stage.action=forget data.path=data:NAME stage.forget=[CONTENT_ID]."
+        require(is_used, "stage.forget", self.forget, problem, remedy)
         if self.action == FORGET:
             self.check_forget(config)
             return
+        data = config.data
         for key in ("limit", "system", "eval_path", "part", "reasoning", "max_length", "too_long"):
-            value, default = getattr(config.data, key), getattr(type(config.data), key)
+            value = getattr(data, key)
             remedy = "Give a source a cap." if key == "limit" else "Give it to the stage that trains."
-            require(value == default, f"data.{key}", value, "is not read by stage=data", remedy)
-        usual = config.data.held_out == type(config.data).held_out
-        require(
-            usual or self.split.by == "question", "data.held_out", config.data.held_out,
-            f"says nothing where stage.split.by={self.split.by}", "Drop it.",
-        )  # fmt: skip
-        require(
-            not self.counts_tokens or config.model.path is not None, "model", "(not given)",
-            "something goes by tokens, and nothing says whose", "Add model=hub model.path=ORG/NAME or a folder.",
-        )  # fmt: skip
-        require(
-            self.score.by != LOSS or config.model.path is not None, "model", "(not given)",
-            "stage.score.by=loss, and nothing says whose loss",
-            "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one.",
-        )  # fmt: skip
-        require(
-            self.score.by == REWARD or (config.reward.name == "learned" and config.reward == type(config.reward)()),
-            "reward",
-            config.reward.name, "is not read by stage=data without stage.score.by=reward", "Add it, or drop reward=.",
-        )  # fmt: skip
-        name, path = config.data.name, config.data.path
-        require(
-            name in ("chitchat", "files"), "data", name, "is no source of a data set",
-            'Write "stage.sources=[{path: a.jsonl}, {annotations: PROJECT}]".',
-        )  # fmt: skip
-        require(
-            path is None or self.sources is None, "data.path", path, "is given beside stage.sources",
-            f'Write it among these: "stage.sources=[…, {{path: {path}}}]".',
-        )  # fmt: skip
-        require(
-            self.sources is None or not (config.data.columns or config.data.metadata),
-            "data.columns" if config.data.columns else "data.metadata", config.data.columns or config.data.metadata,
-            "is of data.path, and sources have their own", "Write it there: {path: …, columns: {…}, metadata: […]}.",
-        )  # fmt: skip
-        require(
-            self.sources is not None or path is not None, "stage.sources", None, "names nothing to make a data set of",
-            'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".',
-        )  # fmt: skip
+            require(value == getattr(type(data), key), f"data.{key}", value, "is not read by stage=data", remedy)
+        is_used = data.held_out == type(data).held_out or self.split.by == "question"
+        problem = f"has no effect with stage.split.by={self.split.by}"
+        require(is_used, "data.held_out", data.held_out, problem, "Drop it.")
+        has_model = config.model.path is not None
+        problem = "the mix or a cleaning step counts tokens, and no model is named whose tokens these are"
+        remedy = "Add model=hub model.path=ORG/NAME or a folder."
+        require(has_model or not self.counts_tokens, "model", "(not given)", problem, remedy)
+        problem = "stage.score.by=loss, and nothing says whose loss"
+        remedy = "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in one."
+        require(has_model or self.score.by != LOSS, "model", "(not given)", problem, remedy)
+        is_default = config.reward.name == "learned" and config.reward == type(config.reward)()
+        problem = "is not read by stage=data without stage.score.by=reward"
+        remedy = "Add it, or drop reward=."
+        require(is_default or self.score.by == REWARD, "reward", config.reward.name, problem, remedy)
+        remedy = 'Write "stage.sources=[{path: a.jsonl}, {annotations: PROJECT}]".'
+        require(data.name in ("chitchat", "files"), "data", data.name, "is no source of a data set", remedy)
+        if self.sources is None:
+            remedy = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
+            require(data.path is not None, "stage.sources", None, "names nothing to make a data set of", remedy)
+            return
+        remedy = f'Write it among these: "stage.sources=[…, {{path: {data.path}}}]".'
+        require(data.path is None, "data.path", data.path, "is given beside stage.sources", remedy)
+        for key in ("columns", "metadata"):
+            value = getattr(data, key)
+            problem = "is of data.path, and sources have their own"
+            remedy = "Write it there: {path: …, columns: {…}, metadata: […]}."
+            require(not value, f"data.{key}", value, problem, remedy)
 
     def check_forget(self, config: Config) -> None:
-        """Raises: InputError: there is no data set, or a setting says how one is made."""
-        require(
-            config.data.name == "manifest", "data.path", config.data.path, "is no data set that rows are in",
-            "Write data.path=data:NAME.",
-        )  # fmt: skip
+        """Raise InputError if no data set is named, or a setting describes how one is made."""
+        data = config.data
+        remedy = "Write data.path=data:NAME."
+        require(data.name == "manifest", "data.path", data.path, "is no data set that rows are in", remedy)
         for key in ("sources", "clean", "score", "duplicates", "contamination", "split", "mix"):
-            value, usual = getattr(self, key), getattr(DataStageConfig(), key)
+            value = to_plain(getattr(self, key))
+            is_default = value == to_plain(getattr(DataStageConfig(), key))
             problem = "is not read by stage.action=forget, which cleans and divides nothing anew"
-            require(untyped(value) == untyped(usual), f"stage.{key}", untyped(value), problem, "Drop it.")
+            require(is_default, f"stage.{key}", value, problem, "Drop it.")
 
 
-def untyped(value: Any) -> Any:
-    """A value without the types that say where it came from."""
-    return asdict(value) if isinstance(value, Settings) else list(value) if isinstance(value, list | tuple) else value
+def to_plain(value: Any) -> Any:
+    """Return settings as a dict, a list or a tuple as a list, and any other value as it is."""
+    if isinstance(value, Settings):
+        return asdict(value)
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,38 +1,39 @@
-"""`stage=dpo`: preference pairs straight into an adapter."""
+"""`stage=dpo`: train an adapter on preference pairs directly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from align.config import training
-from align.config.settings import Settings, setting
+from align.config.settings import setting
 from align.core.errors import require
 
-if TYPE_CHECKING:
-    from align.config.root import Config
-
 BETAS: Mapping[str, float] = MappingProxyType({"sigmoid": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
-"""Loss → its beta where nobody gives one."""
+"""Loss → its default beta."""
 GAMMA = 1.0
 
 
 @dataclass
-class DpoConfig(Settings):
+class DpoConfig(training.PreferenceTrainingConfig):
     """Direct preference optimisation (Rafailov et al., 2023). The reward is the policy's own logprobs minus those of
     its start, and the loss is Bradley–Terry on these rewards. `ipo` (Azar et al., 2023) does not push pairs
     apart without end. `orpo` (Hong et al., 2024) and `simpo` (Meng et al., 2024) need no reference."""
 
-    AT: ClassVar[str] = "stage"
+    ADAPTER_ONLY: ClassVar[str] = "DPO trains an adapter here"
 
     name: str = "dpo"
+    lr: float | None = training.declare_lr("dpo")
+    batch_size: int = training.declare_batch_size("Pairs")
+    micro_batch: int = training.declare_micro_batch("Pairs")
     beta: float | None = setting(
         None,
         "Price of moving away from the start, like `kl_coef` in PPO. Of `orpo` it is the weight of the odds ratio "
-        "(lambda in the paper), of `simpo` the scale of the reward. Empty: 0.1, and 2 with `simpo`.", above=0,
-    )  # fmt: skip
+        "(lambda in the paper), of `simpo` the scale of the reward. Empty: 0.1, and 2 with `simpo`.",
+        above=0,
+    )
     loss: str = setting("sigmoid", "The loss on a pair.", choices=tuple(BETAS))
     label_smoothing: float = setting(
         0.0,
@@ -45,45 +46,18 @@ class DpoConfig(Settings):
         "By how much the reward of the better answer is to exceed that of the other; for `simpo` alone.",
         at_least=0,
     )
-    lr: float | None = training.lr("dpo")
-    epochs: float = training.epochs()
-    batch_size: int = training.batch_size("Pairs")
-    micro_batch: int = training.micro_batch("Pairs")
-    gradient_accumulation: int | None = training.gradient_accumulation()
-    warmup: float = training.warmup(0.05)
-    schedule: str = training.schedule()
-    optimiser: str = training.optimiser()
-    adam_beta1: float = training.adam_beta1()
-    adam_beta2: float = training.adam_beta2()
-    max_grad_norm: float = training.max_grad_norm()
-    held_out: float = training.held_out()
-    eval_every: int | None = training.eval_every()
-    publish: str = training.publish()
-    patience: int | None = training.patience()
-    log_every: int = training.log_every()
-    save_every: int = training.save_every(50)
-    gradient_checkpointing: str = training.gradient_checkpointing()
 
     @property
     def has_reference(self) -> bool:
-        """Whether the loss compares the policy with its start, which is kept beside it."""
+        """True if the loss needs a reference model, the policy's start."""
         return self.loss in ("sigmoid", "ipo")
 
     def check_together(self) -> None:
-        for key, usual, loss in (("label_smoothing", 0.0, "sigmoid"), ("simpo_gamma", GAMMA, "simpo")):
+        for key, default, loss in (("label_smoothing", 0.0, "sigmoid"), ("simpo_gamma", GAMMA, "simpo")):
             value = getattr(self, key)
-            require(
-                value == usual or self.loss == loss, f"stage.{key}", value, f"is not read by stage.loss={self.loss}",
-                f"Drop it, or use stage.loss={loss}.",
-            )  # fmt: skip
-        if self.beta is None:  # a run that was given the usual one is the same run
+            problem = f"is not read by stage.loss={self.loss}"
+            is_read = value == default or self.loss == loss
+            require(is_read, f"stage.{key}", value, problem, f"Drop it, or use stage.loss={loss}.")
+        if self.beta is None:  # so that a run with the default written out is the same run
             object.__setattr__(self, "beta", BETAS[self.loss])
-        training.settled_batch(self)
-        training.measured_on_the_way(self.eval_every, self.publish, self.patience)
-
-    def check(self, config: Config) -> None:
-        training.of_pairs(config.data, self.held_out == type(self).held_out)
-        require(
-            config.method.name != "full", "method", config.method.name, "DPO trains an adapter here",
-            "Use method=qlora or method=lora.",
-        )  # fmt: skip
+        super().check_together()

@@ -1,4 +1,4 @@
-"""`stage=eval`: an artifact against what it started from."""
+"""`stage=eval`: compare an artifact with the model that it started from, or several systems."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ class EvalConfig(Settings):
 
     def check_together(self) -> None:
         if isinstance(self.systems, Mapping) and self.systems:
-            # A mapping in JSON has no order: what says who is judged is part of the run's identity by itself.
+            # The run's identity ignores the order of a mapping, so the first system is made explicit.
             object.__setattr__(self, "first", self.first or str(next(iter(self.systems))))
-            problem, remedy = "is none of the systems", f"They are {', '.join(map(str, self.systems))}."
-            require(self.first in self.systems, "stage.first", self.first, problem, remedy)
+            remedy = f"They are {', '.join(map(str, self.systems))}."
+            require(self.first in self.systems, "stage.first", self.first, "is none of the systems", remedy)
         elif self.systems is None:
             problem = "is of several systems, and none are named"
             require(not self.first, "stage.first", self.first, problem, "Add stage.systems={new: …, old: …}.")

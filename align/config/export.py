@@ -1,4 +1,4 @@
-"""`stage=export`: an adapter, or a model with it merged in, that others load. The group `export` says which."""
+"""`stage=export`: write an adapter or a merged model for other programs, as the group `export` says."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ class ExportStageConfig(Settings):
     name: str = "export"
 
     def check(self, config: Any) -> None:
-        """Raises InputError where a key has no use, or lies among the runs, which are copied and shown to others."""
-        given, root = config.export, config.run.folder.resolve()
-        problem, remedy = "is for export=check and stage=serve", "Drop it; export.sign=KEY signs."
-        require(given.verify is None or given.name == "check", "export.verify", given.verify, problem, remedy)
-        inside = given.sign is not None and user_path(given.sign, "export.sign").resolve().is_relative_to(root)
+        """Raise InputError if `export.verify` has no use, or the private key is in the folder of the runs, which is
+        copied and shown to others."""
+        verify = config.export.verify
+        is_used = verify is None or config.export.name == "check"
+        remedy = "Drop it; export.sign=KEY signs."
+        require(is_used, "export.verify", verify, "is for export=check and stage=serve", remedy)
+        sign = config.export.sign
+        root = config.run.folder.resolve()
+        is_public = sign is not None and user_path(sign, "export.sign").resolve().is_relative_to(root)
         problem = "lies in the folder of the runs, which is copied and shown to others"
-        require(not inside, "export.sign", given.sign, problem, "Keep the key outside of run.root.")
+        require(not is_public, "export.sign", sign, problem, "Keep the key outside of run.root.")

@@ -1,4 +1,4 @@
-"""Group files: those of this package, and a user's own."""
+"""Group files of this package and of the user."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault
 
 EXPERIMENT = "experiment"
-"""The group that a user adds: settings of several groups together, `conf/experiment/NAME.yaml`."""
+"""The group of the user's own files with settings of several groups, `conf/experiment/NAME.yaml`."""
 SWEEPS = "sweeper.params"
-"""What is read of Hydra's own settings: the values that `-m` sweeps."""
+"""The only key of Hydra's own settings that is read: the values that `-m` sweeps."""
 
 
 def conf_dir() -> Path:
-    """The shipped configuration: beside the package in a checkout, inside it in a wheel."""
+    """Return the folder of the shipped configuration: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
-    inside, beside = package / "conf", package.parent / "conf"
-    return inside if inside.is_dir() else beside
+    in_wheel = package / "conf"
+    return in_wheel if in_wheel.is_dir() else package.parent / "conf"
 
 
 def groups() -> list[str]:
@@ -32,16 +32,16 @@ def groups() -> list[str]:
 
 
 def files_of(search: Path | None) -> dict[str, Path]:
-    """`group/choice` → its file, of every choice of our groups: ours, and those that the user adds."""
-    found: dict[str, Path] = {}
-    for folder in filter(None, (search, conf_dir())):  # ours last: a user's file adds a choice, it replaces none
+    """Return `group/choice` → its file, of all our choices and those that the user adds."""
+    files: dict[str, Path] = {}
+    for folder in filter(None, (search, conf_dir())):  # ours last: a user's file adds a choice and replaces none
         for path in (path for group in groups() for path in sorted((folder / group).rglob("*.yaml"))):
-            found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    return found
+            files[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return files
 
 
 def loaded(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
-    """(file, its package, what it says) of every file of a defaults list, in the order in which they are merged."""
+    """Yield (file, its package, its contents) for every file of a defaults list, in the order of merging."""
     for default in defaults:
         for folder in filter(None, (conf_dir(), search)):
             path = folder / f"{default.config_path}.yaml"
@@ -51,18 +51,18 @@ def loaded(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[t
 
 
 def unset_keys(files: Iterable[tuple[Path, str, Mapping[str, Any]]]) -> list[str]:
-    """Each key that a file leaves open (`???`), and none behind it sets."""
-    left: dict[str, None] = {}
+    """Return each key that a file declares as mandatory (`???`) and no later file sets."""
+    unset: dict[str, None] = {}
     for _, package, values in files:
         for key, value in leaves(values, package):
-            left.pop(key, None)
+            unset.pop(key, None)
             if value == "???":
-                left[key] = None
-    return list(left)
+                unset[key] = None
+    return list(unset)
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings that is no mapping."""
+    """Yield (dotted key, value) of the values in nested mappings that are no mappings."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping):
@@ -72,13 +72,11 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def refuse_settings_of_hydra(files: Sequence[tuple[Path, str, Mapping[str, Any]]]) -> None:
-    """Raises InputError where a user's file sets what would be read by nobody: Hydra's folders, launchers, logs."""
+    """Raise InputError if a user's file sets one of Hydra's own keys that have no effect: folders, launchers, logs."""
     for path, package, values in files:
         if conf_dir() in path.parents:
             continue
         for key, _ in leaves(values, package):
             if key.startswith("hydra.") and not key.startswith(f"hydra.{SWEEPS}."):
-                raise InputError(
-                    "configuration", str(path), f"sets {key}, which nothing here reads",
-                    "Take it out: run.root= is the folder of runs, -m sweeps, hydra.sweeper.params says what.",
-                )  # fmt: skip
+                remedy = "Take it out: run.root= is the folder of runs, -m sweeps, hydra.sweeper.params says what."
+                raise InputError("configuration", str(path), f"sets {key}, which nothing here reads", remedy)

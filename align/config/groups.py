@@ -1,4 +1,4 @@
-"""The groups that stages share: base weights, method, data, tracking, exports, servers."""
+"""Schemas of the groups that stages share: base weights, method, data, tracking, exports, servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from align.config.settings import MOST, Settings, defaults_of, setting
-from align.core.errors import require
+from align.core.errors import InputError, require
 
 
 @dataclass
@@ -27,20 +27,20 @@ class ModelConfig(Settings):
     revision: str | None = setting(None, "Commit, tag or branch of a hub id.", names="base")
 
     def check_together(self) -> None:
+        remedy = "Name the model too: model=hub model.path=ORG/NAME."
         require(
-            self.revision is None or bool(self.path), "model.revision", self.revision, "is of no model",
-            "Name the model too: model=hub model.path=ORG/NAME.",
-        )  # fmt: skip
+            self.revision is None or bool(self.path), "model.revision", self.revision, "is set without a model", remedy
+        )
 
 
 ALL_LINEAR = "all-linear"
 OF_ADAPTERS = ("r", "alpha", "dropout", "targets", "rslora", "dora")
-"""Keys of `method` that say how a fresh adapter is made."""
+"""Keys of `method` that describe a new adapter."""
 
 
 @dataclass
 class MethodConfig(Settings):
-    """Which weights train, and the precision of the base: LoRA on an NF4 base (`qlora`), LoRA on the base in the
+    """The weights that train, and the precision of the base: LoRA on an NF4 base (`qlora`), LoRA on the base in the
     compute dtype (`lora`), or every weight (`full`). `auto` is the method of the adapter that a stage starts
     from, and `qlora` if it starts from a whole model."""
 
@@ -52,8 +52,9 @@ class MethodConfig(Settings):
     dropout: float = setting(
         0.0,
         "Dropout on an adapter's inputs, in supervised training only. Reward models, DPO, KTO and PPO use none.",
-        at_least=0, below=1,
-    )  # fmt: skip
+        at_least=0,
+        below=1,
+    )
     targets: Any = setting(
         ALL_LINEAR,
         "Layers that get a new adapter: `all-linear`, or a list of names, such as [q_proj, v_proj].",
@@ -72,44 +73,43 @@ class MethodConfig(Settings):
     )
 
     def check_together(self) -> None:
-        names = isinstance(self.targets, list | tuple) and all(isinstance(t, str) and t for t in self.targets)
-        require(
-            self.targets == ALL_LINEAR or (names and len(self.targets) > 0), "method.targets", self.targets,
-            "is no list of names of layers", "Write method.targets=all-linear, or method.targets=[q_proj,v_proj].",
-        )  # fmt: skip
-        if names:  # their order says nothing: the same run however they are written
-            object.__setattr__(self, "targets", sorted({*self.targets}))  # also of a frozen instance
+        are_names = isinstance(self.targets, list | tuple) and all(isinstance(t, str) and t for t in self.targets)
+        is_valid = self.targets == ALL_LINEAR or (are_names and len(self.targets) > 0)
+        remedy = "Write method.targets=all-linear, or method.targets=[q_proj,v_proj]."
+        require(is_valid, "method.targets", self.targets, "is no list of names of layers", remedy)
+        if are_names:  # another order is the same run
+            object.__setattr__(self, "targets", sorted({*self.targets}))  # also if it is frozen
         if self.name == "full":
             self.refuse_others({}, "method=full trains every weight", "Drop it, or use method=lora.")
 
-    def refuse_others(self, made: Mapping[str, Any], why: str, remedy: str) -> None:
-        """Raises: InputError: a setting of fresh adapters is given, where none is made, and is not what was made.
+    def refuse_others(self, adapter: Mapping[str, Any], reason: str, remedy: str) -> None:
+        """Raise InputError if a setting of new adapters is set, and no new adapter is made.
 
         Args:
-            made: such settings of the adapter that is there.
-            why: none is made.
+            adapter: settings of the existing adapter, which are allowed too.
+            reason: why no new adapter is made, a clause.
         """
         for key in OF_ADAPTERS:
             value = getattr(self, key)
-            plain = list(value) if isinstance(value, tuple) else value
-            same = plain in (getattr(type(self), key), made.get(key))
-            require(same, f"method.{key}", value, f"is of a fresh adapter: {why}", remedy)
+            comparable = list(value) if isinstance(value, tuple) else value
+            is_allowed = comparable in (getattr(type(self), key), adapter.get(key))
+            require(is_allowed, f"method.{key}", value, f"is a setting of new adapters: {reason}", remedy)
 
 
 ALIAS = "jsonl"
 """Another name of data=files."""
 BY_PATH = {"files": "files", "manifest": "a data set of stage=data"}
-"""Choices of `data` that read what `data.path` names."""
+"""Choices of `data` that read `data.path` → the kind of thing that it names."""
 OF_DATA = "data:"
-"""How references to data sets begin."""
+"""Prefix of references to data sets."""
 EXAMPLES = {"files": "FILE.jsonl", "manifest": "data:latest"}
 
 
 @dataclass
 class DataConfig(Settings):
-    """Where conversations, texts or preference pairs come from: the corpus of the built-in model (`chitchat`), files
-    of any format (`files`, which may be called `jsonl`), a data set that `stage=data` made (`manifest`), or the votes
-    of the annotation store (`annotations`)."""
+    """The source of conversations, texts or preference pairs: the corpus of the built-in model (`chitchat`), files of
+    any format (`files`, which may be called `jsonl`), a data set that `stage=data` made (`manifest`), or the votes of
+    the annotation store (`annotations`)."""
 
     AT: ClassVar[str] = "data"
 
@@ -161,11 +161,11 @@ class DataConfig(Settings):
     )
     held_out: float = setting(
         0.05,
-
         "Share of a file's questions that is held out for measuring, chosen by a hash of the question. 0: all rows "
         "are trained on. 1: all rows are measured on.",
-        at_least=0, at_most=1,
-    )  # fmt: skip
+        at_least=0,
+        at_most=1,
+    )
     eval_path: str | None = setting(
         None,
         "A file to measure on, or hub:ORG/NAME/FILE. All of data.path is then trained on, except questions that are "
@@ -188,64 +188,62 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         if self.name == ALIAS:
-            object.__setattr__(
-                self, "name", "files"
-            )  # also of a frozen instance; however it is said, it is the same run
+            object.__setattr__(self, "name", "files")  # so that both spellings are one run; also if it is frozen
         super().__post_init__()
 
     def check_together(self) -> None:
         columns = self.columns or {}
-        texts = isinstance(columns, dict) and all(isinstance(part, str) for pair in columns.items() for part in pair)
+        are_texts = isinstance(columns, dict) and all(
+            isinstance(text, str) for pair in columns.items() for text in pair
+        )
         remedy = 'Write "data.columns={prompt: question}": our name, then the file\'s.'
-        require(texts, "data.columns", self.columns, "maps no columns", remedy)
+        require(are_texts, "data.columns", self.columns, "maps no columns", remedy)
         metadata = self.metadata or []
-        listed = isinstance(metadata, list | tuple) and all(isinstance(name, str) for name in metadata)
-        require(listed, "data.metadata", self.metadata, "is no list of columns", 'Write "data.metadata=[notes]".')
+        are_names = isinstance(metadata, list | tuple) and all(isinstance(name, str) for name in metadata)
+        require(are_names, "data.metadata", self.metadata, "is no list of columns", 'Write "data.metadata=[notes]".')
         for name, value in (("columns", self.columns), ("metadata", self.metadata)):
             problem = f"is about columns of files, which data={self.name} does not read"
             require(not value or self.name == "files", f"data.{name}", value, problem, "Add data=files, or drop it.")
-        require(
-            self.template_kwargs is None or isinstance(self.template_kwargs, dict), "data.template_kwargs",
-            self.template_kwargs, "is no mapping", 'Write "data.template_kwargs={enable_thinking: false}".',
-        )  # fmt: skip
+        is_mapping = self.template_kwargs is None or isinstance(self.template_kwargs, dict)
+        remedy = 'Write "data.template_kwargs={enable_thinking: false}".'
+        require(is_mapping, "data.template_kwargs", self.template_kwargs, "is no mapping", remedy)
         for name, value in (self.template_kwargs or {}).items():
-            key, number = f"data.template_kwargs.{name}", isinstance(value, int | float)
-            require(
-                str(name).isidentifier(), key, value, "is no name of a variable", "Write for example enable_thinking."
-            )
-            plain = abs(value) <= MOST if number else isinstance(value, str) and "#}" not in value
-            require(plain, key, value, "is no value of a template's argument", "Give text, a number, true or false.")
-        if self.name == DataConfig.name and str(self.path).startswith(OF_DATA):  # nothing else is called so
-            object.__setattr__(self, "name", "manifest")  # also of a frozen instance
-        require(
-            self.path is None or self.name in BY_PATH, "data.path", self.path, f"data={self.name} reads no file",
-            "Add data=files or data=manifest, or drop data.path.",
-        )  # fmt: skip
-        require(
-            self.eval_path is None or self.name in BY_PATH, "data.eval_path", self.eval_path,
-            f"data={self.name} has a side of its own to measure on", "Add data=files and data.path, or drop it.",
-        )  # fmt: skip
-        require(
-            self.eval_path is None or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
-            "data.eval_path is measured on, and nothing is held out of data.path", "Drop one of the two.",
-        )  # fmt: skip
-        require(
-            self.name != "manifest" or self.held_out in (0, DataConfig.held_out), "data.held_out", self.held_out,
-            "a data set is divided already", "Drop it, or make another data set: stage=data data.held_out=….",
-        )  # fmt: skip
+            key = f"data.template_kwargs.{name}"
+            remedy = "Write for example enable_thinking."
+            require(str(name).isidentifier(), key, value, "is no name of a variable", remedy)
+            if isinstance(value, int | float):
+                is_valid = abs(value) <= MOST
+            else:
+                is_valid = isinstance(value, str) and "#}" not in value
+            remedy = "Give text, a number, true or false."
+            require(is_valid, key, value, "is no value of a template's argument", remedy)
+        if self.name == DataConfig.name and str(self.path).startswith(OF_DATA):
+            object.__setattr__(self, "name", "manifest")  # only data sets have such references; also if it is frozen
+        reads_path = self.name in BY_PATH
+        remedy = "Add data=files or data=manifest, or drop data.path."
+        require(self.path is None or reads_path, "data.path", self.path, f"data={self.name} reads no file", remedy)
+        default_share = self.held_out in (0, DataConfig.held_out)
         if self.eval_path is not None:
-            object.__setattr__(self, "held_out", 0.0)  # however it is said, it is the same run
-        blank = bool(self.system) and not str(self.system).strip()
-        require(not blank, "data.system", self.system, "is blank", "Give its text, or leave it out.")
-        require(
-            self.name not in BY_PATH or bool(self.path), "data.path", self.path or "(empty)",
-            f"data={self.name} reads {BY_PATH.get(self.name)}", f"Add data.path={EXAMPLES.get(self.name)}.",
-        )  # fmt: skip
+            problem = f"data={self.name} has a side of its own to measure on"
+            remedy = "Add data=files and data.path, or drop it."
+            require(reads_path, "data.eval_path", self.eval_path, problem, remedy)
+            problem = "data.eval_path is measured on, and nothing is held out of data.path"
+            require(default_share, "data.held_out", self.held_out, problem, "Drop one of the two.")
+        if self.name == "manifest":
+            remedy = "Drop it, or make another data set: stage=data data.held_out=…."
+            require(default_share, "data.held_out", self.held_out, "a data set is divided already", remedy)
+        if self.eval_path is not None:
+            object.__setattr__(self, "held_out", 0.0)  # so that both spellings are one run
+        is_blank = bool(self.system) and not str(self.system).strip()
+        require(not is_blank, "data.system", self.system, "is blank", "Give its text, or leave it out.")
+        if reads_path and not self.path:
+            problem = f"data={self.name} reads {BY_PATH[self.name]}"
+            raise InputError("data.path", self.path or "(empty)", problem, f"Add data.path={EXAMPLES[self.name]}.")
 
 
 @dataclass
 class TrackConfig(Settings):
-    """Where a run is shown besides its own folder."""
+    """The service that shows a run besides its own folder."""
 
     AT: ClassVar[str] = "track"
 
@@ -253,9 +251,9 @@ class TrackConfig(Settings):
     project: str = setting("align", "The project at the service: letters, digits, blanks, `.`, `_` and `-`.")
 
     def check_together(self) -> None:
-        plain = re.fullmatch(r"[\w][\w .-]*", self.project) is not None and len(self.project) <= 128
+        is_name = re.fullmatch(r"[\w][\w .-]*", self.project) is not None and len(self.project) <= 128
         remedy = "Use letters, digits, blanks, `.`, `_` and `-`, a letter or digit first; 128 at most."
-        require(plain, "track.project", self.project, "is no name that every service takes", remedy)
+        require(is_name, "track.project", self.project, "is no name that every service takes", remedy)
 
 
 QUANTISED = ("q8_0", "q4_k_m")
@@ -263,7 +261,7 @@ QUANTISED = ("q8_0", "q4_k_m")
 
 @dataclass
 class ExportConfig(Settings):
-    """What an export writes: an adapter in PEFT's format (`adapter`), a merged or whole model (`merged`), files for
+    """The format of an export: an adapter in PEFT's format (`adapter`), a merged or whole model (`merged`), files for
     llama.cpp (`gguf`), or all of these that are possible (`all`). `check` measures an export again."""
 
     AT: ClassVar[str] = "export"
@@ -276,11 +274,10 @@ class ExportConfig(Settings):
     )
     into: str = setting(
         "auto",
-
         "The base to merge into. `auto`: the base that the adapter was trained on (NF4, dequantised). `original`: the "
         "original weights.",
         choices=("auto", "original"),
-    )  # fmt: skip
+    )
     base: str = setting("auto", "`none` leaves out the base beside an adapter.", choices=("auto", "none"))
     require: list[str] = setting(
         [], "Engines that must check the export.", choices=("transformers", "llama.cpp", "vLLM")
@@ -310,32 +307,44 @@ class ExportConfig(Settings):
     )
 
     def check_together(self) -> None:
-        require(
-            (self.path is not None) == (self.name == "check"), "export.path", self.path,
-            "is the folder that export=check measures again",
-            "Write export=check export.path=FOLDER, or leave it out.",
-        )  # fmt: skip
+        is_used = (self.path is not None) == (self.name == "check")
+        problem = "is the folder that export=check measures again"
+        require(is_used, "export.path", self.path, problem, "Write export=check export.path=FOLDER, or leave it out.")
         remedy = "Write export.verify=PUBLIC_KEY, which it is checked with."
         require(self.sign is None or self.name != "check", "export.sign", self.sign, "is not for export=check", remedy)
 
 
 SET_BY_ALIGN = {
-    "model": "model=", "tokenizer": "model=", "served-model-name": "stage.adapters",
-    "generation-config": "each request", "structured-outputs-config": "each request", "host": "stage.host",
-    "port": "stage.port", "uds": "stage.port", "api-key": "stage.keys", "dtype": "serve.dtype",
-    "enable-lora": "stage.adapters", "lora-modules": "stage.adapters", "max-lora-rank": "stage.max_rank",
-    "lora-target-modules": "model=", "logprobs-mode": "each request", "max-logprobs": "each request",
-    "trust-remote-code": "model=, whose code is never run", "max-loras": "stage.resident",
-    "max-num-seqs": "stage.slots", "max-model-len": "stage.max_length",
-    "enable-prefix-caching": "stage.prefix_cache_mb", "config": "serve.args",
-}  # fmt: skip
+    "model": "model=",
+    "tokenizer": "model=",
+    "served-model-name": "stage.adapters",
+    "generation-config": "each request",
+    "structured-outputs-config": "each request",
+    "host": "stage.host",
+    "port": "stage.port",
+    "uds": "stage.port",
+    "api-key": "stage.keys",
+    "dtype": "serve.dtype",
+    "enable-lora": "stage.adapters",
+    "lora-modules": "stage.adapters",
+    "max-lora-rank": "stage.max_rank",
+    "lora-target-modules": "model=",
+    "logprobs-mode": "each request",
+    "max-logprobs": "each request",
+    "trust-remote-code": "model=, whose code is never run",
+    "max-loras": "stage.resident",
+    "max-num-seqs": "stage.slots",
+    "max-model-len": "stage.max_length",
+    "enable-prefix-caching": "stage.prefix_cache_mb",
+    "config": "serve.args",
+}
 """Arguments of `vllm serve` → what decides them here."""
 
 
 @dataclass
 class EngineConfig(Settings):
-    """What computes the answers of `stage=serve`: align's own engine (`serve=align`), or vLLM in a process beside it
-    (`serve=vllm`). Clients, keys, names and the log are the same."""
+    """The engine that computes the answers of `stage=serve`: align's own (`serve=align`), or vLLM in a process beside
+    it (`serve=vllm`). Clients, keys, names and the log are the same."""
 
     AT: ClassVar[str] = "serve"
 
@@ -355,67 +364,81 @@ class EngineConfig(Settings):
 
     def check_together(self) -> None:
         if self.name == "align":
-            defaults = type(self).__dataclass_fields__
-            given = [key for key in ("python", "dtype", "start_s") if getattr(self, key) != defaults[key].default]
-            given += ["args"] if self.args is not None else []
-            require(
-                not given, f"serve.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
-                "is a setting of serve=vllm", "Add serve=vllm, or drop it.",
-            )  # fmt: skip
+            for key in ("python", "dtype", "start_s", "args"):
+                value = getattr(self, key)
+                is_default = value == defaults_of(type(self))[key]
+                require(is_default, f"serve.{key}", value, "is a setting of serve=vllm", "Add serve=vllm, or drop it.")
         check_args("serve.args", self.args, SET_BY_ALIGN)
 
     @property
     def words(self) -> list[str]:
-        """The further arguments, as a command line has them."""
+        """The further arguments as words of a command line."""
         return words_of(self.args)
 
 
 ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")
 
 
-def check_args(field: str, given: Any, decided: Mapping[str, str]) -> None:
-    """
+def check_args(field: str, arguments: Any, decided: Mapping[str, str]) -> None:
+    """Check a mapping of further arguments of `vllm serve`.
+
     Args:
-        field: the setting that has them.
-        decided: arguments that are not for it → what decides them.
+        field: the setting that holds the mapping.
+        decided: argument → the setting that decides it, for arguments that are not allowed.
 
     Raises:
-        InputError: it is no mapping, or an argument is none or is decided elsewhere.
+        InputError: it is no mapping, or an argument is invalid or not allowed.
     """
-    problem, remedy = "is no mapping", f"Write for example {field}={{enforce-eager: true}}."
-    require(given is None or isinstance(given, dict), field, given, problem, remedy)
-    for name, value in (given or {}).items():
-        key, known = f"{field}.{name}", decided.get(str(name).replace("_", "-").removeprefix("no-"))
-        require(known is None, key, value, f"is decided by {known}", "Leave it out.")
-        plain = ARGUMENT.fullmatch(str(name)) is not None and isinstance(value, str | int | float)
-        require(plain, key, value, "is no argument of a command", "Give a name without dashes before it, and text.")
+    is_mapping = arguments is None or isinstance(arguments, dict)
+    require(is_mapping, field, arguments, "is no mapping", f"Write for example {field}={{enforce-eager: true}}.")
+    for name, value in (arguments or {}).items():
+        key = f"{field}.{name}"
+        decider = decided.get(str(name).replace("_", "-").removeprefix("no-"))
+        require(decider is None, key, value, f"is decided by {decider}", "Leave it out.")
+        is_valid = ARGUMENT.fullmatch(str(name)) is not None and isinstance(value, str | int | float)
+        remedy = "Give a name without dashes before it, and text."
+        require(is_valid, key, value, "is no argument of a command", remedy)
 
 
-def words_of(given: Mapping[str, Any] | None) -> list[str]:
-    """The arguments, as a command line has them."""
-    said = []
-    for name, value in (given or {}).items():
+def words_of(arguments: Mapping[str, Any] | None) -> list[str]:
+    """Return a mapping of arguments as the words of a command line."""
+    words = []
+    for name, value in (arguments or {}).items():
         dashed = str(name).replace("_", "-")
-        said.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed}={value}")
-    return said
+        words.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed}={value}")
+    return words
 
 
 OF_VLLM = ("python", "urls", "replicas", "dtype", "args", "start_s", "max_gap")
 DECIDED = {
-    "model": "model=", "tokenizer": "model=", "served-model-name": "model=", "generation-config": "each request",
-    "host": "align, at a socket", "port": "align, at a socket", "uds": "align", "api-key": "align, at a socket",
-    "dtype": "rollout.dtype", "enable-lora": "method=", "lora-modules": "the policy", "max-lora-rank": "method.r",
-    "lora-target-modules": "model=", "logprobs-mode": "the policy's loss", "max-logprobs": "each request",
-    "trust-remote-code": "model=, whose code is never run", "max-loras": "the policy and its reference",
-    "max-num-seqs": "rollout.batch_size", "max-model-len": "data.max_length and rollout.max_new_tokens",
-    "enable-prefix-caching": "align: answers shall not depend on earlier ones", "config": "rollout.args",
-}  # fmt: skip
+    "model": "model=",
+    "tokenizer": "model=",
+    "served-model-name": "model=",
+    "generation-config": "each request",
+    "host": "align, at a socket",
+    "port": "align, at a socket",
+    "uds": "align",
+    "api-key": "align, at a socket",
+    "dtype": "rollout.dtype",
+    "enable-lora": "method=",
+    "lora-modules": "the policy",
+    "max-lora-rank": "method.r",
+    "lora-target-modules": "model=",
+    "logprobs-mode": "the policy's loss",
+    "max-logprobs": "each request",
+    "trust-remote-code": "model=, whose code is never run",
+    "max-loras": "the policy and its reference",
+    "max-num-seqs": "rollout.batch_size",
+    "max-model-len": "data.max_length and rollout.max_new_tokens",
+    "enable-prefix-caching": "align: answers shall not depend on earlier ones",
+    "config": "rollout.args",
+}
 """Arguments of `vllm serve` → what decides them here."""
 
 
 @dataclass
 class RolloutConfig(Settings):
-    """How responses are sampled. There is no top-k, top-p or penalty, because samples must come from the distribution
+    """The sampling of responses. There is no top-k, top-p or penalty, because samples must come from the distribution
     whose logprobs are used."""
 
     AT: ClassVar[str] = "rollout"
@@ -436,17 +459,22 @@ class RolloutConfig(Settings):
         choices=("keep", "hide"),
     )
     python: str = setting(
-        "auto", "`vllm`: the Python that has vLLM, with which align starts the server. `auto`: this one.",
+        "auto",
+        "`vllm`: the Python that has vLLM, with which align starts the server. `auto`: this one.",
         identity=False,
-    )  # fmt: skip
+    )
     urls: list[str] = setting(
-        [], "`vllm`: servers that run already, such as [http://gpu1:8000]. They have to see the run's folder. Empty: "
-        "align starts its own.", identity=False,
-    )  # fmt: skip
-    replicas: int = setting(
-        1, "`vllm`: number of servers that align starts. Prompts are dealt to all servers by turns.", above=0,
+        [],
+        "`vllm`: servers that run already, such as [http://gpu1:8000]. They have to see the run's folder. Empty: "
+        "align starts its own.",
         identity=False,
-    )  # fmt: skip
+    )
+    replicas: int = setting(
+        1,
+        "`vllm`: number of servers that align starts. Prompts are dealt to all servers by turns.",
+        above=0,
+        identity=False,
+    )
     dtype: str = setting(
         "auto",
         "`vllm`: dtype that the server computes in. `auto`: the dtype of training. The dequantised base of "
@@ -454,68 +482,70 @@ class RolloutConfig(Settings):
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     args: Any = setting(
-        None, "`vllm`: further arguments of `vllm serve`, a mapping such as {gpu-memory-utilization: 0.4}.",
+        None,
+        "`vllm`: further arguments of `vllm serve`, a mapping such as {gpu-memory-utilization: 0.4}.",
         identity=False,
-    )  # fmt: skip
+    )
     start_s: float = setting(
-        900.0, "`vllm`: time that a server has to start, or a server of `rollout.urls` to answer again.",
-        unit="seconds", above=0, identity=False,
-    )  # fmt: skip
+        900.0,
+        "`vllm`: time that a server has to start, or a server of `rollout.urls` to answer again.",
+        unit="seconds",
+        above=0,
+        identity=False,
+    )
     max_gap: float | None = setting(
         None,
         "`vllm`: largest mean of |log π − log p| over an update's tokens, where p is what the server says it drew "
         "with. Beyond it the run stops. Empty: 0.001 with dtype=float32, 0.1 with bfloat16, 0.05 with float16.",
-        unit="nats", above=0, identity=False,
-    )  # fmt: skip
+        unit="nats",
+        above=0,
+        identity=False,
+    )
 
     def check_together(self) -> None:
         defaults = defaults_of(type(self))
-        changed = [key for key in OF_VLLM if getattr(self, key) != defaults[key]]
-        given = [] if self.engine == "vllm" else changed
-        require(
-            not given, f"rollout.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
-            "is a setting of rollout=vllm", "Add rollout=vllm, or drop it.",
-        )  # fmt: skip
+        changes = {key: getattr(self, key) for key in OF_VLLM if getattr(self, key) != defaults[key]}
+        for key, value in changes.items():
+            is_read = self.engine == "vllm"
+            require(is_read, f"rollout.{key}", value, "is a setting of rollout=vllm", "Add rollout=vllm, or drop it.")
         check_args("rollout.args", self.args, DECIDED)
+        addresses = [url.rstrip("/") for url in self.urls]
         for url in self.urls:
-            require(
-                is_address(url), "rollout.urls", url, "is no address of a server",
-                "Write http://HOST:PORT, without a path or a password.",
-            )  # fmt: skip
-        plain = [url.rstrip("/") for url in self.urls]
-        twice = next((url for url in plain if plain.count(url) > 1), None)
-        require(twice is None, "rollout.urls", twice, "stands there twice", "Name each server once.")
-        own = [key for key in changed if key in ("python", "replicas", "args")]
-        require(
-            not (self.urls and own), f"rollout.{own[0] if own else ''}", getattr(self, own[0]) if own else None,
-            "is of servers that align starts, and rollout.urls names others", "Leave one of the two out.",
-        )  # fmt: skip
+            remedy = "Write http://HOST:PORT, without a path or a password."
+            require(is_address(url), "rollout.urls", url, "is no address of a server", remedy)
+        for address in addresses:
+            is_unique = addresses.count(address) == 1
+            require(is_unique, "rollout.urls", address, "stands there twice", "Name each server once.")
+        for key in ("python", "replicas", "args"):
+            problem = "is of servers that align starts, and rollout.urls names others"
+            is_allowed = not self.urls or key not in changes
+            require(is_allowed, f"rollout.{key}", changes.get(key), problem, "Leave one of the two out.")
 
     @property
     def words(self) -> Sequence[str]:
-        """The further arguments, as a command line has them."""
+        """The further arguments as words of a command line."""
         return words_of(self.args)
 
 
 def is_address(url: str) -> bool:
-    """Whether a URL is a server's, and nothing more."""
+    """Return whether a URL is http(s)://HOST[:PORT] without anything more."""
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # a port that is none, half an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         return False
-    more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
-    named = bool(parts.hostname) and re.search(r"[\s;,]", parts.netloc) is None
-    return parts.scheme in ("http", "https") and named and not more and port != 0
+    has_more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
+    has_host = bool(parts.hostname) and re.search(r"[\s;,]", parts.netloc) is None
+    return parts.scheme in ("http", "https") and has_host and not has_more and port != 0
 
 
-SYSTEMS, JUDGE = "systems", "judge"
-"""What an evaluation measures."""
+SYSTEMS = "systems"
+JUDGE = "judge"
 
 
 @dataclass
 class SuiteConfig(Settings):
-    """What the systems of `stage.systems` are asked, and how their answers are scored."""
+    """The tasks for the systems of `stage.systems`, and the scoring of their answers."""
 
     AT: ClassVar[str] = "eval"
 

@@ -1,5 +1,5 @@
-"""A command line's options apart from what it says of the configuration. They are spelled as Hydra's are; those of
-Hydra's that have no place here are refused by name, with what to write instead."""
+"""Parse the options of a command line. They are spelled as Hydra's; those of Hydra's that align does not have are
+refused by name, with their replacement."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from align.core.errors import InputError, require
 from align.core.files import user_path
 
 OWN_FOLDER = Path("conf")
-"""Where a user's own group files are, in the working folder, unless `--config-dir` names another."""
+"""The folder of the user's own group files in the working folder, unless `--config-dir` names another."""
 
 OPENED = "ALIGN_OPENED_BY"
-"""In the environment of a process that runs one line of several: the descriptor that its run's folder is written to."""
+"""Environment variable of a process that runs one line of several: the descriptor to write its run's folder to."""
 
 SHORT = {
-    "-c": "--cfg", "-m": "--multirun", "-cd": "--config-dir", "-cn": "--config-name", "-cp": "--config-path",
-    "-p": "--package", "-i": "--info", "-r": "--run", "-sc": "--shell-completion",
-}  # fmt: skip
+    "-c": "--cfg",
+    "-m": "--multirun",
+    "-cd": "--config-dir",
+    "-cn": "--config-name",
+    "-cp": "--config-path",
+    "-p": "--package",
+    "-i": "--info",
+    "-r": "--run",
+    "-sc": "--shell-completion",
+}
 TAKES_VALUE = ("--cfg", "--config-dir")
 ALONE = ("--multirun", "--resolve")
 
@@ -41,19 +48,19 @@ NOT_HERE: Mapping[str, tuple[str, str]] = {
     "--hydra-help": ("is not an option here", "See python -m align --help."),
     "--experimental-rerun": ("is not an option here", "Run the same command again: it continues its run."),
 }
-"""Hydra's other options: what is wrong with each, and what to do."""
+"""Hydra's other options: problem and remedy of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What follows `python -m align`.
+    """The parsed arguments of `python -m align`.
 
     Attributes:
         words: `group=choice`, `key=value` and `+experiment=NAME`, in their order.
-        multirun: `-m`: one job for each combination of the values that are swept.
-        print_job: `--cfg job`: the configuration is printed, and nothing runs.
-        resolve: `--resolve`: printed with what its interpolations come to.
-        config_dir: the folder that `--config-dir` names; None where it was not given.
+        multirun: `-m`: one job for each combination of the swept values.
+        print_job: `--cfg job`: print the configuration and run nothing.
+        resolve: `--resolve`: print it with interpolations resolved.
+        config_dir: the folder of `--config-dir`; None without it.
     """
 
     words: tuple[str, ...]
@@ -69,24 +76,22 @@ class CommandLine:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options that every job of a sweep is given."""
+        """The options of every job of a sweep."""
         return ("--config-dir", str(self.config_dir)) if self.config_dir else ()
 
 
 def parse(arguments: Sequence[str]) -> CommandLine:
-    """A command line, its options apart.
+    """Parse the arguments of `python -m align`.
 
     Raises:
-        InputError: an option that is not one here, or that lacks its value; a folder that is not there.
+        InputError: an option does not exist or lacks its value, or its folder does not exist.
     """
     words: list[str] = []
-    given: dict[str, str] = {}
-    left = iter(arguments)
-    for argument in left:
-        require(
-            argument != "-", "argument", argument, "stands alone: it reads command lines from the standard input",
-            "Write options into those lines.",
-        )  # fmt: skip
+    options: dict[str, str] = {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        problem = "stands alone: it reads command lines from the standard input"
+        require(argument != "-", "argument", argument, problem, "Write options into those lines.")
         if not argument.startswith("-"):
             words.append(argument)
             continue
@@ -94,33 +99,30 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         name = SHORT.get(name, name)
         if name in NOT_HERE:
             raise InputError("option", argument, *NOT_HERE[name])
-        known = name in TAKES_VALUE or (name in ALONE and not equals)
-        if not known and (why := absent(name.lstrip("-"))):
-            raise InputError("argument", argument, *why)
-        meant = keys_for(name.lstrip("-"))  # other programs have options for settings
-        remedy = f"Write {' or '.join(meant)}, without dashes." if meant else "See python -m align --help."
-        require(known, "argument", argument, "is not an option", remedy)
-        given[name] = next(left, "") if name in TAKES_VALUE and not equals else value
-    job = given.get("--cfg", "job")
+        if name not in TAKES_VALUE and (name not in ALONE or equals):
+            word = name.lstrip("-")
+            if explanation := absent(word):
+                raise InputError("argument", argument, *explanation)
+            keys = keys_for(word)  # other programs have options for settings
+            remedy = f"Write {' or '.join(keys)}, without dashes." if keys else "See python -m align --help."
+            raise InputError("argument", argument, "is not an option", remedy)
+        options[name] = next(remaining, "") if name in TAKES_VALUE and not equals else value
+    job = options.get("--cfg", "job")
     require(job == "job", "--cfg", job or "(nothing)", "prints only the job's configuration", "Write: --cfg job")
-    require(
-        "--cfg" in given or "--resolve" not in given,
-        "option",
-        "--resolve",
-        "says how --cfg job prints",
-        "Add --cfg job.",
-    )
-    folder = existing(given["--config-dir"]) if "--config-dir" in given else None
-    return CommandLine(tuple(words), "--multirun" in given, "--cfg" in given, "--resolve" in given, folder)
+    prints_job = "--cfg" in options
+    problem = "says how --cfg job prints"
+    require(prints_job or "--resolve" not in options, "option", "--resolve", problem, "Add --cfg job.")
+    folder = check_config_dir(options["--config-dir"]) if "--config-dir" in options else None
+    return CommandLine(tuple(words), "--multirun" in options, prints_job, "--resolve" in options, folder)
 
 
-def existing(given: str) -> Path:
-    """The folder that `--config-dir` names."""
-    folder = user_path(given, "--config-dir")
+def check_config_dir(name: str) -> Path:
+    """Return the folder that `--config-dir` names, which must have group files."""
+    require(bool(name), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
+    folder = user_path(name, "--config-dir")
     problem = "there is no such folder" if not folder.exists() else "is no folder"
-    require(bool(given), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
     remedy = f"Name the folder that holds one of {', '.join(f'{group}/' for group in groups())}."
-    require(folder.is_dir(), "--config-dir", given, problem, remedy)
-    holds = any((folder / group).is_dir() for group in groups())
-    require(holds, "--config-dir", given, "holds no folder of group files", remedy)
+    require(folder.is_dir(), "--config-dir", name, problem, remedy)
+    has_groups = any((folder / group).is_dir() for group in groups())
+    require(has_groups, "--config-dir", name, "holds no folder of group files", remedy)
     return folder

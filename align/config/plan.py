@@ -1,4 +1,4 @@
-"""`stage=plan`: what another stage would take, asked with that stage's own command line."""
+"""`stage=plan`: predict the memory, disk and time of another stage from that stage's own command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLANNED = ("sft", "full", "reward", "ppo", "dpo", "kto")
 
 @dataclass
 class PlanKeys(Settings):
-    """What `stage=plan` reads itself. All other keys of its line are those of the stage that `stage.of` names."""
+    """The keys of `stage=plan` itself. All other keys of its line are those of the stage that `stage.of` names."""
 
     AT: ClassVar[str] = "stage"
 
@@ -24,9 +24,12 @@ class PlanKeys(Settings):
         "Load the model, run a worst-case step, and print the bytes of live tensors beside the prediction.",
     )
     card: float | None = setting(
-        None, "Memory of the GPU that the stage is planned for. Empty: all common cards are listed.", unit="GB",
-        above=0, at_most=100_000,
-    )  # fmt: skip
+        None,
+        "Memory of the GPU that the stage is planned for. Empty: all common cards are listed.",
+        unit="GB",
+        above=0,
+        at_most=100_000,
+    )
     throughput: float | None = setting(
         None,
         "Speed of whole steps, as an earlier run had it; of PPO, in tokens of answers. Empty: no time told.",
@@ -39,14 +42,14 @@ class PlanKeys(Settings):
 
 @dataclass
 class PlanConfig(PlanKeys):
-    """What a stage takes before anything is loaded: memory by role and phase, the cards it fits on, disk and time. It
-    makes no run. All other keys of the line, `stage.` too, are those of the stage that `stage.of` names, and are
-    checked as that stage checks them."""
+    """Predicts what a stage takes, before anything is loaded: memory by role and phase, the cards it fits on, disk and
+    time. It makes no run. All other keys of the line, `stage.` too, are those of the stage that `stage.of` names, and
+    are checked as that stage checks them."""
 
     name: str = "plan"
 
 
 @cache
 def question_about(schema: type[Settings]) -> type[Any]:
-    """The settings of a stage, and beside them those of the question."""
+    """Return a schema with the settings of a stage and those of `PlanKeys`."""
     return make_dataclass(f"PlanOf{schema.__name__}", [], bases=(PlanKeys, schema))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from align.config import training
 from align.config.rates import SIZE_CLASSES, describe_defaults
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from align.config.root import Config
 
 
-GROUPED, GROUP = ("rloo", "grpo"), 8
-"""Estimators that compare the answers to a prompt; and how many these are where nobody says."""
+GROUPED = ("rloo", "grpo")
+"""Estimators that compare the answers to a prompt."""
+GROUP = 8
+"""Default number of answers to a prompt for these."""
 OF_CRITIC = ("value_backbone", "value_lr", "value_clip_range", "lam", "bootstrap_truncated", "whiten_rewards")
-"""Settings that only an estimator with a critic has."""
+"""Settings that only an estimator with a critic reads."""
 
 OF_REWARD = {
     "k2": "is biased as a part of the reward",
-    "k3": "as a part of the reward holds nothing back: its gradient is that of KL(policy ‖ reference) less that of "
-    "KL(reference ‖ policy), and near the reference these are equal",
+    "k3": "as a part of the reward does not restrain the policy: its gradient is that of KL(policy ‖ reference) less "
+    "that of KL(reference ‖ policy), and near the reference these are equal",
 }
-"""What is wrong with an estimator of KL as a part of the reward. A policy gradient takes a reward for a constant. That
-holds for k1 alone, whose own gradient has expectation zero (Tang and Munos, "On a few pitfalls in KL divergence
-gradient estimation for RL", 2025)."""
+"""Estimator of KL → its problem as a part of the reward. A policy gradient treats the reward as a constant, and only
+the gradient of k1 itself has expectation zero (Tang and Munos, "On a few pitfalls in KL divergence gradient
+estimation for RL", 2025)."""
 
 
 @dataclass
@@ -56,15 +58,15 @@ class TripwireConfig(Settings):
     )
 
     def limits(self) -> dict[str, float | None]:
-        """Each wire's threshold."""
+        """Return the threshold of each tripwire, or None if it is not checked."""
         names = ("length_correlation", "disagreement", "kl", "entropy", "repetition")
         return {**{name: getattr(self, name) for name in names}, "collapse": 0.5 if self.collapse else None}
 
 
 @dataclass
 class FirstRatioConfig(Settings):
-    """How far π_new/π_old may be from 1 before the first step, for each dtype of the computation: the mean over tokens
-    of |log π_new − log π_old|.
+    """Bounds of the difference of π_new/π_old from 1 before the first step, for each dtype of the computation: the mean
+    over tokens of |log π_new − log π_old|.
 
     Both are the same policy, read in batches of different shapes, so they may differ only by rounding. A larger
     difference means that padding or positions change the model's logits."""
@@ -134,15 +136,15 @@ class PpoConfig(Settings):
         "`policy`: the policy's states, which saves a pass. `frozen`: the reward model's states. If the reward is not "
         "a model on this base, the policy's start takes the reward model's place.",
         choices=("own", "policy", "frozen"),
-    )  # fmt: skip
+    )
     value_lr: float | None = setting(
         None,
         "Learning rate of the value head and its adapter. Empty: by the size of the base, "
         f"{describe_defaults('value')}.",
         above=0,
     )
-    warmup: float = training.warmup(0.05, most=1)
-    schedule: str = training.schedule("constant")
+    warmup: float = training.declare_warmup(0.05, most=1)
+    schedule: str = training.declare_schedule("constant")
     clip_range: float = setting(0.2, "The ratio π_new/π_old is clipped to 1 ± clip_range.", above=0)
     clip_range_high: float | None = setting(
         None,
@@ -192,18 +194,21 @@ class PpoConfig(Settings):
     kl_estimator: str | None = setting(
         None,
         "Which of Schulman's estimators computes the KL from samples: `k1` with kl_in=reward, `k3` or `k2` with "
-        "kl_in=loss. Empty: the first of them.", choices=("k1", "k2", "k3"),
-    )  # fmt: skip
+        "kl_in=loss. Empty: the first of them.",
+        choices=("k1", "k2", "k3"),
+    )
     kl_in: str | None = setting(
         None,
         "Where the KL penalty is: in each token's reward, or in the loss. Empty: in the loss with advantage=grpo, else "
-        "in the reward.", choices=("reward", "loss"),
-    )  # fmt: skip
+        "in the reward.",
+        choices=("reward", "loss"),
+    )
     score_scale: float = setting(
         0.4,
         "Factor on the standardised score (mean 0, variance 1 over reference samples). Together with kl_coef it sets "
-        "how much KL a higher score is worth.", above=0,
-    )  # fmt: skip
+        "how much KL a higher score is worth.",
+        above=0,
+    )
     score_clip: float | None = setting(
         None,
         "The standardised score is clipped to ± score_clip. Empty: not clipped.",
@@ -218,180 +223,160 @@ class PpoConfig(Settings):
     normalise: str = setting(
         "once",
         "How scores are standardised. `once`: mean and variance are measured once, on the reference's samples. "
-        "`running`: measuring continues. `off`: scores are not standardised.", choices=("once", "running", "off"),
-    )  # fmt: skip
+        "`running`: measuring continues. `off`: scores are not standardised.",
+        choices=("once", "running", "off"),
+    )
     normalise_on: int = setting(256, "Number of reference samples on which mean and variance are measured.", above=0)
-    max_grad_norm: float = training.max_grad_norm()
-    weight_decay: float = training.weight_decay()
-    gradient_checkpointing: str = training.gradient_checkpointing()
+    max_grad_norm: float = training.declare_max_grad_norm()
+    weight_decay: float = training.declare_weight_decay()
+    gradient_checkpointing: str = training.declare_gradient_checkpointing()
     eval_every: int | None = setting(
         None,
         "Updates between two measurements on prompts that nothing trains on. The start is measured too. Empty: no "
-        "measurements.", above=0,
-    )  # fmt: skip
+        "measurements.",
+        above=0,
+    )
     eval_prompts: int = setting(
         64, "Number of prompts for eval_every. They come from data.eval_path, or are kept out of training.", above=0
     )
     shown: int = setting(4, "Number of answers of each measurement that samples.jsonl keeps.", above=0)
     publish: str = setting(
-        "best", "What a run with eval_every publishes: the best measured update, or the last update.",
+        "best",
+        "What a run with eval_every publishes: the best measured update, or the last update.",
         choices=("best", "last"),
-    )  # fmt: skip
-    save_every: int = training.save_every(10, "Updates")
+    )
+    save_every: int = training.declare_save_every(10, "Updates")
     checkpoints: int = setting(2, "Number of newest checkpoints that are kept.", above=0)
     first_ratio: FirstRatioConfig = field(default_factory=FirstRatioConfig)
     tripwires: TripwireConfig = field(default_factory=TripwireConfig)
 
     @property
     def has_critic(self) -> bool:
-        """Whether there is a value role."""
         return self.advantage == "gae"
 
     @property
     def per_prompt(self) -> int:
-        """Answers to each prompt, K."""
+        """Number of answers to each prompt, K."""
         return self.group_size or (GROUP if self.advantage in GROUPED else 1)
 
     @property
     def effective_loss_mean(self) -> str:
-        """What the policy loss is a mean over, whether somebody chose that or not."""
-        return self.loss_mean or ("constant" if self.advantage == "rloo" else "token")
+        """`loss_mean`, or its default for the estimator."""
+        return self.loss_mean or self.default_loss_mean
+
+    @property
+    def default_loss_mean(self) -> str:
+        return "constant" if self.advantage == "rloo" else "token"
 
     @property
     def effective_kl_in(self) -> str:
-        """Where the KL penalty is, whether somebody chose that or not."""
+        """`kl_in`, or its default for the estimator."""
         return self.kl_in or ("loss" if self.advantage == "grpo" else "reward")
 
     def check_together(self) -> None:
         self.check_groups()
         self.check_estimator()
-        require(
-            self.effective_kl_in != "loss" or self.kl_estimator != "k1", "stage.kl_estimator", self.kl_estimator,
-            "has a gradient of expectation zero, so in the loss it would hold nothing back",
-            "Add stage.kl_estimator=k3 or k2.",
-        )  # fmt: skip
-        require(
-            self.effective_kl_in == "loss" or self.kl_estimator in (None, "k1"), "stage.kl_estimator",
-            self.kl_estimator, OF_REWARD.get(self.kl_estimator or "", ""), "Use k1, or add stage.kl_in=loss.",
-        )  # fmt: skip
+        kl_estimator = self.kl_estimator
+        if self.effective_kl_in == "loss":
+            problem = "has a gradient of expectation zero, so it has no effect in the loss"
+            remedy = "Add stage.kl_estimator=k3 or k2."
+            require(kl_estimator != "k1", "stage.kl_estimator", kl_estimator, problem, remedy)
+        else:
+            problem = OF_REWARD.get(kl_estimator or "", "")
+            remedy = "Use k1, or add stage.kl_in=loss."
+            require(kl_estimator in (None, "k1"), "stage.kl_estimator", kl_estimator, problem, remedy)
         if self.kl_control == "adaptive":
-            require(
-                self.kl_horizon >= self.batch_size, "stage.kl_horizon", self.kl_horizon,
-                f"is less than stage.batch_size={self.batch_size}: one update could turn the price of KL around",
-                "Raise it; Ziegler et al. have 10000.",
-            )  # fmt: skip
-            require(
-                self.kl_coef > 0, "stage.kl_coef", self.kl_coef, "cannot be adapted: it would stay 0",
-                "Start from a price above 0, or use stage.kl_control=fixed.",
-            )  # fmt: skip
-        require(
-            self.shown <= self.eval_prompts, "stage.shown", self.shown,
-            f"is more than stage.eval_prompts={self.eval_prompts}", "Show fewer.",
-        )  # fmt: skip
-        require(
-            self.batch_size % self.minibatches == 0, "stage.batch_size", self.batch_size,
-            f"is not a multiple of stage.minibatches={self.minibatches}",
-            "Make it one, so that every minibatch has the same size.",
-        )  # fmt: skip
+            problem = f"is less than stage.batch_size={self.batch_size}: one update could change kl_coef too much"
+            remedy = "Raise it; Ziegler et al. have 10000."
+            require(self.kl_horizon >= self.batch_size, "stage.kl_horizon", self.kl_horizon, problem, remedy)
+            remedy = "Start from a price above 0, or use stage.kl_control=fixed."
+            require(self.kl_coef > 0, "stage.kl_coef", self.kl_coef, "cannot be adapted: it would stay 0", remedy)
+        problem = f"is more than stage.eval_prompts={self.eval_prompts}"
+        require(self.shown <= self.eval_prompts, "stage.shown", self.shown, problem, "Show fewer.")
+        problem = f"is not a multiple of stage.minibatches={self.minibatches}"
+        remedy = "Make it one, so that every minibatch has the same size."
+        require(self.batch_size % self.minibatches == 0, "stage.batch_size", self.batch_size, problem, remedy)
         minibatch = self.batch_size // self.minibatches
-        require(
-            minibatch % min(self.micro_batch, minibatch) == 0, "stage.micro_batch", self.micro_batch,
-            f"does not divide the minibatch of {minibatch}", "Choose a divisor.",
-        )  # fmt: skip
+        divides = minibatch % min(self.micro_batch, minibatch) == 0
+        problem = f"does not divide the minibatch of {minibatch}"
+        require(divides, "stage.micro_batch", self.micro_batch, problem, "Choose a divisor.")
 
     def check_groups(self) -> None:
-        """Raises InputError where a batch has no whole groups, or a group cannot tell its answers apart."""
-        one = self.advantage in GROUPED and self.per_prompt == 1
-        require(
-            not one, "stage.group_size", self.group_size,
-            f"leaves no other answer that advantage={self.advantage} could compare with",
-            "Use 2 or more, or stage.advantage=gae or reinforce_pp.",
-        )  # fmt: skip
-        require(
-            self.batch_size % self.per_prompt == 0, "stage.batch_size", self.batch_size,
-            f"is not a multiple of stage.group_size={self.per_prompt}",
-            "Make it one, so that every prompt has all its answers.",
-        )  # fmt: skip
-        grpo = self.advantage == "grpo"
-        require(
-            grpo or self.scale_rewards == PpoConfig.scale_rewards, "stage.scale_rewards", self.scale_rewards,
-            f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=grpo.",
-        )  # fmt: skip
-        require(
-            not grpo or self.scale_rewards == "none" or self.effective_kl_in == "loss" or not self.kl_coef,
-            "stage.kl_in", "reward",
-            "makes answers of one score differ by their KL alone, and the standard deviation that divides would make "
-            "full advantages of that", "Use stage.kl_in=loss, or stage.scale_rewards=none.",
-        )  # fmt: skip
-        draws = self.max_draws > 1
-        require(
-            not draws or self.per_prompt > 1, "stage.max_draws", self.max_draws,
-            "looks for prompts whose answers differ in their score, and each has one answer", "Raise stage.group_size.",
-        )  # fmt: skip
-        require(
-            not draws or not self.max_staleness, "stage.max_draws", self.max_draws,
-            "asks again once answers are scored, and stage.max_staleness=1 asks before that", "Leave one of them out.",
-        )  # fmt: skip
+        """Raise InputError if a batch has no whole groups, or the answers of a group cannot be compared."""
+        can_compare = self.advantage not in GROUPED or self.per_prompt > 1
+        problem = f"leaves no other answer that advantage={self.advantage} could compare with"
+        remedy = "Use 2 or more, or stage.advantage=gae or reinforce_pp."
+        require(can_compare, "stage.group_size", self.group_size, problem, remedy)
+        problem = f"is not a multiple of stage.group_size={self.per_prompt}"
+        remedy = "Make it one, so that every prompt has all its answers."
+        require(self.batch_size % self.per_prompt == 0, "stage.batch_size", self.batch_size, problem, remedy)
+        if self.advantage != "grpo":
+            is_default = self.scale_rewards == PpoConfig.scale_rewards
+            problem = f"is not read by stage.advantage={self.advantage}"
+            remedy = "Leave it out, or use stage.advantage=grpo."
+            require(is_default, "stage.scale_rewards", self.scale_rewards, problem, remedy)
+        else:
+            is_undivided = self.scale_rewards == "none" or self.effective_kl_in == "loss" or not self.kl_coef
+            problem = (
+                "makes answers with equal scores differ by their KL alone, and dividing by the standard deviation "
+                "would turn that into full advantages"
+            )
+            remedy = "Use stage.kl_in=loss, or stage.scale_rewards=none."
+            require(is_undivided, "stage.kl_in", "reward", problem, remedy)
+        if self.max_draws > 1:
+            problem = "looks for prompts whose answers differ in their score, and each has one answer"
+            require(self.per_prompt > 1, "stage.max_draws", self.max_draws, problem, "Raise stage.group_size.")
+            problem = "asks again once answers are scored, and stage.max_staleness=1 asks before that"
+            require(not self.max_staleness, "stage.max_draws", self.max_draws, problem, "Leave one of them out.")
 
     def check_estimator(self) -> None:
-        """Raises InputError where a setting is of another estimator."""
-        defaults: dict[str, tuple[Any, ...]] = {name: (getattr(PpoConfig, name),) for name in OF_CRITIC}
-        defaults["value_lr"] += tuple(size.rates["value"] for size in SIZE_CLASSES)
-        for name in OF_CRITIC if not self.has_critic else ():
-            value = getattr(self, name)
-            require(
-                value in defaults[name], f"stage.{name}", value,
-                f"is not read by stage.advantage={self.advantage}", "Leave it out, or use stage.advantage=gae.",
-            )  # fmt: skip
-        require(
-            self.advantage not in GROUPED or self.gamma == 1, "stage.gamma", self.gamma,
-            f"discounts tokens, and advantage={self.advantage} rewards whole answers", "Leave it out.",
-        )  # fmt: skip
-        level = self.importance_sampling_level
-        require(
-            level == "token" or self.advantage in GROUPED, "stage.importance_sampling_level", level,
-            f"needs one advantage for a whole answer; advantage={self.advantage} has one for each token",
-            "Use stage.advantage=grpo or rloo.",
-        )  # fmt: skip
+        """Raise InputError if a setting is one that the advantage estimator does not read."""
+        if not self.has_critic:
+            for name in OF_CRITIC:
+                value = getattr(self, name)
+                is_default = value == getattr(PpoConfig, name)
+                is_default = is_default or (
+                    name == "value_lr" and value in [size.rates["value"] for size in SIZE_CLASSES]
+                )
+                problem = f"is not read by stage.advantage={self.advantage}"
+                require(is_default, f"stage.{name}", value, problem, "Leave it out, or use stage.advantage=gae.")
+        if self.advantage in GROUPED:
+            problem = f"discounts tokens, and advantage={self.advantage} rewards whole answers"
+            require(self.gamma == 1, "stage.gamma", self.gamma, problem, "Leave it out.")
+        else:
+            level = self.importance_sampling_level
+            problem = f"needs one advantage for a whole answer; advantage={self.advantage} has one for each token"
+            remedy = "Use stage.advantage=grpo or rloo."
+            require(level == "token", "stage.importance_sampling_level", level, problem, remedy)
 
     def filled(self, config: Config) -> PpoConfig:
-        """Return the settings with what follows from the estimator."""
+        """Return the settings with derived values, in one spelling, so that a value that is written out and its default
+        are the same run."""
         return replace(
-            self, kl_in=self.effective_kl_in,
-            kl_estimator=self.kl_estimator or ("k3" if self.effective_kl_in == "loss" else "k1"), **self.named(),
-        )  # fmt: skip
-
-    def named(self) -> dict[str, int | str | float | None]:
-        """One spelling of what may be written out or left empty, so that both are one run."""
-        usual, high = replace(self, loss_mean=None).effective_loss_mean, self.clip_range_high
-        return {
-            "group_size": self.per_prompt if self.per_prompt > 1 else None,
-            "loss_mean": None if self.loss_mean == usual else self.loss_mean,
-            "clip_range_high": None if high == self.clip_range else high,
-        }  # fmt: skip
+            self,
+            kl_in=self.effective_kl_in,
+            kl_estimator=self.kl_estimator or ("k3" if self.effective_kl_in == "loss" else "k1"),
+            group_size=self.per_prompt if self.per_prompt > 1 else None,
+            loss_mean=None if self.loss_mean == self.default_loss_mean else self.loss_mean,
+            clip_range_high=None if self.clip_range_high == self.clip_range else self.clip_range_high,
+        )
 
     def check(self, config: Config) -> None:
-        require(
-            config.rollout.engine == "hf" or config.method.name != "full", "rollout.engine", config.rollout.engine,
-            "answers by adapters alone, and method=full has none", "Use rollout=hf.",
-        )  # fmt: skip
-        require(
-            self.max_staleness == 0 or config.rollout.engine == "vllm", "stage.max_staleness", self.max_staleness,
-            f"rollout.engine={config.rollout.engine} samples in this process, which learns meanwhile",
-            "Add rollout=vllm, or leave it out.",
-        )  # fmt: skip
-        require(
-            self.importance_cap == PpoConfig.importance_cap or config.rollout.engine == "vllm", "stage.importance_cap",
-            self.importance_cap, f"rollout.engine={config.rollout.engine} draws by the very policy that learns",
-            "Add rollout=vllm, or leave it out.",
-        )  # fmt: skip
-        require(
-            config.dtype != "float16", "dtype", config.dtype, "PPO scales no loss: its gradients are too small for it",
-            "Use dtype=bfloat16 or float32.",
-        )  # fmt: skip
-        require(
-            self.tripwires.disagreement is None or config.reward.name == "ensemble", "stage.tripwires.disagreement",
-            self.tripwires.disagreement,
-            f"reward={config.reward.name} has no members that could contradict each other",
-            "Use reward=ensemble, or leave it empty.",
-        )  # fmt: skip
+        engine = config.rollout.engine
+        has_adapter = engine == "hf" or config.method.name != "full"
+        problem = "answers by adapters alone, and method=full has none"
+        require(has_adapter, "rollout.engine", engine, problem, "Use rollout=hf.")
+        remedy = "Add rollout=vllm, or leave it out."
+        if engine != "vllm":
+            problem = f"rollout.engine={engine} samples in this process, which learns meanwhile"
+            require(self.max_staleness == 0, "stage.max_staleness", self.max_staleness, problem, remedy)
+            is_default = self.importance_cap == PpoConfig.importance_cap
+            problem = f"rollout.engine={engine} draws by the very policy that learns"
+            require(is_default, "stage.importance_cap", self.importance_cap, problem, remedy)
+        problem = "PPO has no loss scaling, without which small gradients become 0 in float16"
+        require(config.dtype != "float16", "dtype", config.dtype, problem, "Use dtype=bfloat16 or float32.")
+        disagreement = self.tripwires.disagreement
+        has_members = disagreement is None or config.reward.name == "ensemble"
+        problem = f"reward={config.reward.name} has no members that could contradict each other"
+        remedy = "Use reward=ensemble, or leave it empty."
+        require(has_members, "stage.tripwires.disagreement", disagreement, problem, remedy)

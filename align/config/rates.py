@@ -9,16 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 RATED = ("sft", "full")
-"""Stages that `method.lr` is read by."""
+"""Stages that read `method.lr`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeClass:
-    """Bases of about one size, and the learning rates they get by default.
+    """Bases of about one size, and their default learning rates.
 
     Attributes:
-        below: number of weights that the class ends before.
-        title: the class in words.
+        below: upper bound of the number of weights, which is not in the class.
+        title: description of the class.
         rates: column → rate. The columns are stages; `full` and `ppo full` train every weight, the others adapters.
             `value` is the critic's adapter and head.
     """
@@ -69,7 +69,7 @@ SIZE_CLASSES = (
 )
 COLUMNS = tuple(PUBLISHED)
 USUAL = SIZE_CLASSES[2]
-"""The class that is assumed where a run has no base."""
+"""The class that is assumed for a run without a base."""
 
 
 def find_size_class(weights: int | None) -> SizeClass:
@@ -81,7 +81,7 @@ def find_size_class(weights: int | None) -> SizeClass:
 
 def column_of(stage: str, method: str) -> str | None:
     """Return the table's column for a stage and a method. Returns None for a stage that has no learning rate."""
-    stage = "ppo" if stage == "verify" else stage  # which checks PPO with the settings of PPO
+    stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
     if method == "full" and stage in ("sft", "ppo"):
         return {"sft": "full", "ppo": "ppo full"}[stage]
     return stage if stage in COLUMNS else None
@@ -93,7 +93,7 @@ def default_rate(stage: str, method: str, weights: int | None) -> float | None:
     Args:
         stage: the stage's name, or `value` for PPO's critic.
         method: `lora` or `qlora` for an adapter, `full` for every weight.
-        weights: number of the base's weights; None where a run has no base.
+        weights: number of the base's weights; None for a run without a base.
     """
     column = column_of(stage, method)
     return None if column is None else find_size_class(weights).rates[column]
@@ -107,11 +107,11 @@ def describe_defaults(column: str) -> str:
 
 
 def explain_empty_rate(stage: Any, method: str) -> str:
-    """Return a YAML comment that says which rate a run takes where `stage.lr` is empty. Returns no text where the rate
-    is given or the stage has none.
+    """Return a YAML comment with the rates that apply if `stage.lr` is empty. Returns an empty text if the rate is set
+    or the stage has none.
 
     Args:
-        stage: the settings of the stage; None where a configuration has none.
+        stage: the settings of the stage; None for a configuration without a stage.
     """
     column = column_of(getattr(stage, "name", ""), method)
     if column is None or stage.lr is not None:

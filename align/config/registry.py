@@ -1,4 +1,4 @@
-"""`stage=registry`: questions asked of the run folders."""
+"""`stage=registry`: list, compare and trace runs, and change aliases."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ READS: Mapping[str, tuple[str, ...]] = {
     "rebuild": (),
     "serve": ("host", "port", "url"),
 }
-"""Action → the keys that say something to it."""
+"""Action → the keys that it reads."""
 
 
 @dataclass
 class RegistryConfig(Settings):
-    """What is known of all runs under `run.root`. It makes no run. The run folders are the truth: an index beside them
-    is brought up to date at each question, and can be removed at any time."""
+    """Shows all runs under `run.root`. It makes no run. The run folders are the truth: an index beside them is brought
+    up to date at each question, and can be removed at any time."""
 
     AT: ClassVar[str] = "stage"
 
@@ -141,89 +141,93 @@ class RegistryConfig(Settings):
     format: str = setting("table", "How runs are printed: for eyes or for programs.", choices=FORMATS)
 
     def check_together(self) -> None:
-        sort = self.sort if isinstance(self.sort, list | tuple) else [self.sort]
-        texts = all(isinstance(key, str) and key.removeprefix("-") for key in sort)
-        require(texts, "stage.sort", self.sort, "names no key", "Write stage.sort=-started, or a list of keys.")
-        given = self.where is None or isinstance(self.where, Mapping)
+        sort_keys = self.sort if isinstance(self.sort, list | tuple) else [self.sort]
+        are_keys = all(isinstance(key, str) and key.removeprefix("-") for key in sort_keys)
+        require(are_keys, "stage.sort", self.sort, "names no key", "Write stage.sort=-started, or a list of keys.")
+        is_mapping = self.where is None or isinstance(self.where, Mapping)
         remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\", a comparison in quotes of its own."
-        require(given, "stage.where", self.where, "is no mapping of keys to conditions", remedy)
+        require(is_mapping, "stage.where", self.where, "is no mapping of keys to conditions", remedy)
         for key, default in defaults_of(type(self)).items():
             if key not in ("name", "action", *READS[self.action]):
-                self.check_not_given(key, default)
+                self.check_unused(key, default)
         remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
-        named = self.action not in ("show", "replay") or bool(self.run)
-        require(named, "stage.run", self.run or "(not given)", f"names no run to {self.action}", remedy)
+        has_run = self.action not in ("show", "replay") or bool(self.run)
+        require(has_run, "stage.run", self.run or "(not given)", f"names no run to {self.action}", remedy)
         self.check_runs()
         self.check_alias()
         check_address(self.host, self.url)
-        self.check_forgotten()
-
-    def check_forgotten(self) -> None:
         if self.action == "forget":
-            given = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
-            remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
-            require(bool(given), "stage.action", "forget", "is told nothing that it should forget", remedy)
-            first, *_, last = [*given, *given]
-            problem = f"says what to forget, and so does stage.{first}"
-            require(len(given) == 1, f"stage.{last}", given[last], problem, "Forget one after the other.")
-            require(bool(str(given[last]).strip()), f"stage.{last}", given[last], "names nothing", remedy)
+            self.check_forget()
 
-    def check_not_given(self, key: str, default: Any) -> None:
-        """Raises InputError where a key has a value that says nothing to the action."""
+    def check_forget(self) -> None:
+        """Raise InputError unless exactly one thing to forget is named."""
+        targets = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
+        remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
+        require(bool(targets), "stage.action", "forget", "is told nothing that it should forget", remedy)
+        first = next(iter(targets))
+        last = next(reversed(targets))
+        problem = f"says what to forget, and so does stage.{first}"
+        require(len(targets) == 1, f"stage.{last}", targets[last], problem, "Forget one after the other.")
+        require(bool(str(targets[last]).strip()), f"stage.{last}", targets[last], "names nothing", remedy)
+
+    def check_unused(self, key: str, default: Any) -> None:
+        """Raise InputError if a key that the action does not read is set."""
         value = getattr(self, key)
-        *others, last = [action for action, keys in READS.items() if key in keys]
-        readers = f"{', '.join(others)} or {last}" if others else last
-        unasked = value == default or (isinstance(default, list) and list(value) == default)
+        *actions, last_action = [action for action, keys in READS.items() if key in keys]
+        readers = f"{', '.join(actions)} or {last_action}" if actions else last_action
+        is_default = value == default or (isinstance(default, list) and list(value) == default)
         remedy = f"Add stage.action={readers}, or drop it."
         if key == "run" and self.action == "list":
             remedy = f"Add stage.action=show, or write \"stage.where={{run: '{self.run}'}}\"."
-        require(unasked, f"stage.{key}", value, f"says nothing to stage.action={self.action}", remedy)
+        require(is_default, f"stage.{key}", value, f"says nothing to stage.action={self.action}", remedy)
 
     def check_runs(self) -> None:
-        runs, value = list(self.runs), list(self.runs) or "(not given)"
+        runs = list(self.runs)
         remedy = 'Write "stage.runs=[ppo:first, ppo:second]".'
         if self.action == "diff":
-            require(len(runs) == 2, "stage.runs", value, "are not two runs", remedy)
-            problem, instead = "prints what differs as lines or as JSON", "Write stage.format=json."
-            require(self.format != "csv", "stage.format", self.format, problem, instead)
+            require(len(runs) == 2, "stage.runs", runs or "(not given)", "are not two runs", remedy)
+            problem = "prints what differs as lines or as JSON"
+            require(self.format != "csv", "stage.format", self.format, problem, "Write stage.format=json.")
         if self.action == "compare":
-            given = {"runs": runs or None, "sweep": self.sweep or None, "where": self.where}
-            ways = [key for key, value in given.items() if value is not None]
+            values = {"runs": runs or None, "sweep": self.sweep or None, "where": self.where}
+            ways = [key for key, value in values.items() if value is not None]
             remedy = f'{remedy} Or choose them: stage.sweep=latest, "stage.where={{stage: ppo, status: done}}".'
-            require(bool(ways), "stage.runs", value, "names no runs to compare", remedy)
+            require(bool(ways), "stage.runs", runs or "(not given)", "names no runs to compare", remedy)
             problem = f"chooses runs beside stage.{ways[0]}"
-            require(len(ways) == 1, f"stage.{ways[-1]}", given[ways[-1]], problem, "Drop one of the two.")
-            chosen = self.where is not None or (self.sort == "-started" and self.limit is None)
-            key, given = ("limit", self.limit) if self.limit else ("sort", self.sort)
-            problem, remedy = "says nothing to runs that are named", "Drop it, or choose them by stage.where."
-            require(chosen, f"stage.{key}", given, problem, remedy)
+            require(len(ways) == 1, f"stage.{ways[-1]}", values[ways[-1]], problem, "Drop one of the two.")
+            if self.where is None:
+                remedy = "Drop it, or choose them by stage.where."
+                for key, default in (("limit", None), ("sort", "-started")):
+                    value = getattr(self, key)
+                    require(value == default, f"stage.{key}", value, "says nothing to runs that are named", remedy)
 
     def check_alias(self) -> None:
-        asked = self.response is None or bool(self.response)
-        require(asked, "stage.response", self.response, "is no id of an answer", "Write stage.response=ID, or drop it.")
+        is_id = self.response is None or bool(self.response)
+        require(is_id, "stage.response", self.response, "is no id of an answer", "Write stage.response=ID, or drop it.")
         if self.action in ("promote", "retire"):
             alias = self.alias or "(not given)"
-            named = self.alias is not None and NAME.fullmatch(self.alias) is not None
-            require(named, "stage.alias", alias, "cannot be a name", f"{NAMED} Write no @ before it.")
-            problem, remedy = "says nothing of why", 'Add stage.why="REASON": it stays in the log.'
-            require(bool((self.why or "").strip()), "stage.why", self.why or "(not given)", problem, remedy)
-            given = self.override is None or bool(self.override.strip())
-            require(given, "stage.override", self.override, "gives no reason", "Write why the gate does not count.")
+            is_name = self.alias is not None and NAME.fullmatch(self.alias) is not None
+            require(is_name, "stage.alias", alias, "cannot be a name", f"{NAMED} Write no @ before it.")
+            remedy = 'Add stage.why="REASON": it stays in the log.'
+            has_reason = bool((self.why or "").strip())
+            require(has_reason, "stage.why", self.why or "(not given)", "says nothing of why", remedy)
+            has_reason = self.override is None or bool(self.override.strip())
+            remedy = "Write why the gate does not count."
+            require(has_reason, "stage.override", self.override, "gives no reason", remedy)
             parsed_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
-            there = self.gates is None or user_path(self.gates, "stage.gates").is_dir()
-            require(there, "stage.gates", self.gates, "is no folder", "Name the folder of the gates.")
+            is_folder = self.gates is None or user_path(self.gates, "stage.gates").is_dir()
+            require(is_folder, "stage.gates", self.gates, "is no folder", "Name the folder of the gates.")
         if self.as_of is not None:
             try:
                 datetime.fromisoformat(str(self.as_of))
             except ValueError as error:
                 remedy = "Write 2026-11-01 or 2026-11-01T12:00:00+00:00."
                 raise InputError("stage.as_of", self.as_of, "is no time in ISO 8601", remedy) from error
-        tables = self.action not in ("history", "trace", "replay", "gc", "forget") or self.format != "csv"
-        require(tables, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
+        has_format = self.action not in ("history", "trace", "replay", "gc", "forget") or self.format != "csv"
+        require(has_format, "stage.format", self.format, f"is none of {self.action}'s", "Write stage.format=json.")
 
     def check(self, config: Any) -> None:
-        """Raises InputError where two keys name what an alias shall mean."""
-        usual = defaults_of(type(config))["artifact"]
-        one = self.arms is None or config.artifact == usual
+        """Raise InputError if `artifact` and `stage.arms` both name the alias's artifacts."""
+        is_default = config.artifact == defaults_of(type(config))["artifact"]
         problem = "names an artifact beside stage.arms, which names several"
-        require(one, "artifact", config.artifact, problem, "Drop one of the two.")
+        require(self.arms is None or is_default, "artifact", config.artifact, problem, "Drop one of the two.")

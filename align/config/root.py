@@ -1,4 +1,4 @@
-"""The root of the configuration: a stage, the groups, and what belongs to every run."""
+"""The root of the configuration: a stage, the groups, and the settings of every run."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from align.core.files import DEFAULT_MAX_FILE_MB, user_path
 from align.core.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of
 
 STORE = "annotations.db"
-"""The annotation store among the runs, where `store.url` names no other."""
+"""File name of the annotation store in the folder of runs, unless `store.url` is set."""
 SCHEMA_VERSION = 1
 DEFAULT_ROOT = "runs"
 LONGEST_NAME = 240
-"""Bytes; file systems take 255, and `resume=never` may put a number behind it."""
+"""Largest number of bytes. File systems allow 255, and `resume=never` may append a number."""
 IN_MEMORY = re.compile(r"sqlite[\w+]*:(//)?(/?(:memory:|file:.*(:memory:|mode=memory).*)?)?(\?|$)")
 
 
 @dataclass
 class RunConfig(Settings):
-    """Where a run lies: the folder `<run.root>/<stage>/<run.name>`."""
+    """The folder of a run, `<run.root>/<stage>/<run.name>`."""
 
     AT: ClassVar[str] = "run"
 
@@ -62,17 +62,14 @@ class RunConfig(Settings):
         return user_path(self.root, "run.root")
 
     def check_together(self) -> None:
-        require(
-            self.name is None or re.fullmatch(r"[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", self.name) is not None,
-            "run.name", self.name, "cannot be a folder's name",
-            "Use a name without slashes and line breaks that does not start with a dot.",
-        )  # fmt: skip
-        short = self.name is None or len(self.name.encode("utf-8", "replace")) <= LONGEST_NAME
-        require(short, "run.name", self.name, f"is of more than {LONGEST_NAME} bytes", "Use a shorter name.")
-        require(
-            "://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder",
-            "Give a folder, and store.url for a database.",
-        )  # fmt: skip
+        if self.name is not None:
+            is_name = re.fullmatch(r"[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", self.name) is not None
+            remedy = "Use a name without slashes and line breaks that does not start with a dot."
+            require(is_name, "run.name", self.name, "cannot be a folder's name", remedy)
+            is_short = len(self.name.encode("utf-8", "replace")) <= LONGEST_NAME
+            require(is_short, "run.name", self.name, f"is of more than {LONGEST_NAME} bytes", "Use a shorter name.")
+        remedy = "Give a folder, and store.url for a database."
+        require("://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder", remedy)
         user_path(self.root, "run.root")
 
 
@@ -88,27 +85,24 @@ class StoreConfig(Settings):
     )
 
     def check_together(self) -> None:
-        # Also of a frozen instance: a password is hidden where it comes in, so that nobody behind sees it. Whoever
-        # opens the database asks `align.core.redaction.value_of` for it.
         url = value_of(self.url) if self.url else ""
-        if url.startswith("${"):  # not composed: nobody has looked into the environment yet
+        if url.startswith("${"):  # not composed yet: the environment was not read
             return
-        object.__setattr__(self, "url", secret_url(url) if url else None)
+        # The password is hidden here, so that no later code prints it. Code that opens the database calls `value_of`.
+        object.__setattr__(self, "url", secret_url(url) if url else None)  # also if it is frozen
         require(half_character(url) is None, "store.url", self.url, "is no text in UTF-8", "Write it in UTF-8.")
-        require(
-            not url or re.match(r"[A-Za-z][\w+.\-]*://?", url) is not None, "store.url", self.url,
-            "is no URL of SQLAlchemy's",
-            "Write store.url=postgresql+psycopg://USER:PASSWORD@HOST/NAME or store.url=sqlite:///FILE.db.",
-        )  # fmt: skip
-        require(
-            not url or tells_its_host(url),  # or a driver takes a piece of the password for the host, and says so
-            "store.url", self.url, "has an @ too many to tell its password from its host",
-            "Write @ as %40 and ? as %3F wherever they separate nothing, in the password above all.",
-        )  # fmt: skip
-        require(
-            IN_MEMORY.match(url) is None, "store.url", self.url, "is a store in memory, which ends with the run",
-            "Write store.url=sqlite:///FILE.db, or leave it out.",
-        )  # fmt: skip
+        if not url:
+            return
+        is_url = re.match(r"[A-Za-z][\w+.\-]*://?", url) is not None
+        remedy = "Write store.url=postgresql+psycopg://USER:PASSWORD@HOST/NAME or store.url=sqlite:///FILE.db."
+        require(is_url, "store.url", self.url, "is no URL of SQLAlchemy's", remedy)
+        # Otherwise a driver takes a part of the password for the host, and prints it.
+        problem = "has an @ too many to tell its password from its host"
+        remedy = "Write @ as %40 and ? as %3F wherever they separate nothing, in the password above all."
+        require(tells_its_host(url), "store.url", self.url, problem, remedy)
+        problem = "is a store in memory, which ends with the run"
+        remedy = "Write store.url=sqlite:///FILE.db, or leave it out."
+        require(IN_MEMORY.match(url) is None, "store.url", self.url, problem, remedy)
 
 
 GROUPS: Mapping[str, type[Settings]] = {
@@ -121,14 +115,14 @@ GROUPS: Mapping[str, type[Settings]] = {
     "serve": EngineConfig,
     "eval": SuiteConfig,
 }
-"""Group → its schema, of those whose choices share one; `reward` has one a choice (`align.config.scorers`)."""
+"""Group → the schema that its choices share. Those of `reward` have schemas of their own (`align.config.scorers`)."""
 PARTS: Mapping[str, type[Settings]] = {**GROUPS, "run": RunConfig, "store": StoreConfig}
-"""The parts of the root, but for the stage and the reward."""
+"""The parts of the root besides the stage and the reward."""
 
 
 @dataclass
 class Config(Settings):
-    """Everything that one invocation of `python -m align` is given."""
+    """The whole configuration of one command line."""
 
     stage: Any = None
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -143,8 +137,9 @@ class Config(Settings):
     init: str = setting(
         "sft:latest",
         "What the stage starts from: a path, `base`, hub:ID, STAGE:latest, STAGE:NAME or @ALIAS. For sft, full and "
-        "verify the default is `base`.", names="init",
-    )  # fmt: skip
+        "verify the default is `base`.",
+        names="init",
+    )
     artifact: str = setting(
         "ppo:latest", "What is evaluated, exported or promoted, in the same form as `init`.", names="artifact"
     )
@@ -153,14 +148,16 @@ class Config(Settings):
     seed: int = setting(0, "Seed of all random draws.", at_least=0, at_most=2**32 - 1)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = setting(
-        "auto", "`auto` continues an unfinished run, `never` makes a new run, `must` refuses to start a new run.",
+        "auto",
+        "`auto` continues an unfinished run, `never` makes a new run, `must` refuses to start a new run.",
         choices=("auto", "never", "must"),
-    )  # fmt: skip
+    )
     device: str = setting("auto", "A torch device. `auto`: cuda if available, cpu otherwise.")
     devices: int | None = setting(
-        None, "Number of ranks (processes with a GPU each) that work on the run on this machine. Empty: one.",
+        None,
+        "Number of ranks (processes with a GPU each) that work on the run on this machine. Empty: one.",
         above=0,
-    )  # fmt: skip
+    )
     ddp_timeout: float = setting(
         1800.0,
         "Longest time that a rank waits for the others. Then the run ends.",
@@ -168,48 +165,49 @@ class Config(Settings):
         above=0,
     )
     dtype: str = setting(
-        "auto", "The dtype of the computation. `auto`: bfloat16 on cuda, float32 on a CPU.",
+        "auto",
+        "The dtype of the computation. `auto`: bfloat16 on cuda, float32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
+    )
     schema_version: int = setting(SCHEMA_VERSION, "Version of this configuration's keys.")
 
     def check_together(self) -> None:
         require(bool(self.project), "project", self.project, "is empty", "Name the annotation project.")
-        plain = re.fullmatch(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}", self.project) is not None
+        is_name = re.fullmatch(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}", self.project) is not None
         problem = "cannot be part of a folder's name, which runs on it have"
-        require(plain, "project", self.project, problem, "Use up to 100 characters, without slashes or a dot in front.")
-        require(
-            self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version,
-            f"this version of align reads {SCHEMA_VERSION}",
-            "Run it with the version of align that wrote it, or start from today's defaults.",
-        )  # fmt: skip
+        remedy = "Use up to 100 characters, without slashes or a dot in front."
+        require(is_name, "project", self.project, problem, remedy)
+        version = self.schema_version
+        problem = f"this version of align reads {SCHEMA_VERSION}"
+        remedy = "Run it with the version of align that wrote it, or start from today's defaults."
+        require(version == SCHEMA_VERSION, "schema_version", version, problem, remedy)
         name = getattr(self.stage, "name", None)
-        alone = name is None or self.devices in (None, 1) or STAGES[name].spreads
-        listed = ", ".join(key for key, stage in STAGES.items() if stage.spreads)
-        require(
-            alone, "devices", self.devices, f"stage={name} works in one process", f"Leave it out; it is for {listed}."
-        )
+        is_allowed = name is None or self.devices in (None, 1) or STAGES[name].spreads
+        remedy = f"Leave it out; it is for {', '.join(key for key, stage in STAGES.items() if stage.spreads)}."
+        require(is_allowed, "devices", self.devices, f"stage={name} works in one process", remedy)
         from_base = self.init == "base" and name in ("sft", "full", "sample", "reward", "dpo", "kto", "ppo")
         require(
-            not from_base or self.data.name not in BY_PATH or self.model.path is not None, "model", "(not given)",
+            not from_base or self.data.name not in BY_PATH or self.model.path is not None,
+            "model",
+            "(not given)",
             f"{self.data.path} is data of your own, and nothing says which base model is to learn from it",
             "Add model=hub model.path=ORG/NAME or a folder; model=pocket is the built-in toy of 6 million weights.",
-        )  # fmt: skip
+        )
         check = getattr(self.stage, "check", None)
         if check is not None:
             check(self)
 
 
 def store_url(config: Config) -> str:
-    """Where the annotation store is: `store.url`, or a SQLite file among the runs."""
+    """Return the URL of the annotation store: `store.url`, or a SQLite file in the folder of runs."""
     return config.store.url or f"sqlite:///{config.run.folder / STORE}"
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """`config` as nested dicts of plain values, for `config.yaml`, digests and mirrors: no secret is in it."""
+    """Return a configuration as nested dicts without secrets, for `config.yaml`, digests and mirrors."""
     return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def resolved(config: Config) -> str:
-    """A checked configuration as YAML, as a run's `config.yaml` has it."""
+    """Return a checked configuration as the YAML of a run's `config.yaml`."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

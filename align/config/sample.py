@@ -1,4 +1,5 @@
-"""`stage=sample`: several answers a prompt, into the annotation store, or ranked by a reward (best-of-n)."""
+"""`stage=sample`: sample several answers to each prompt for the annotation store, or rank them by a reward
+(best-of-n)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from align.config.scorers import RewardConfig, part_of
-from align.config.settings import Settings, defaults_of, setting
+from align.config.settings import Settings, setting
 from align.core.errors import require
 
 
@@ -34,23 +35,28 @@ class SampleConfig(Settings):
     )
 
     def check_together(self) -> None:
-        usual = defaults_of(type(self))["candidates"]
         require(
-            self.best_of is None or self.candidates == usual, "stage.candidates", self.candidates,
-            f"is the number of answers for people, and stage.best_of={self.best_of} hands out none", "Drop it.",
-        )  # fmt: skip
+            self.best_of is None or self.candidates == type(self).candidates,
+            "stage.candidates",
+            self.candidates,
+            f"is the number of answers for people, and stage.best_of={self.best_of} hands out none",
+            "Drop it.",
+        )
         require(
-            self.gold is None or self.best_of is not None, "stage.gold", self.gold, "measures best-of-n alone",
+            self.gold is None or self.best_of is not None,
+            "stage.gold",
+            self.gold,
+            "measures best-of-n alone",
             "Add stage.best_of=N, or drop it.",
-        )  # fmt: skip
+        )
         if self.gold is not None:
             self.measured_by()
 
     def measured_by(self) -> RewardConfig:
-        """The reward that `gold` describes.
+        """Return the reward that `gold` describes.
 
         Raises:
-            InputError: it describes none.
+            InputError: it describes no reward.
         """
         remedy = 'Write "stage.gold={name: sentiment}", with the settings of that reward behind its name.'
         require(isinstance(self.gold, Mapping), "stage.gold", self.gold, "is no mapping", remedy)

@@ -1,4 +1,4 @@
-"""Every schema of the configuration by kind and name, for Hydra and for whoever asks what keys there are."""
+"""All schemas of the configuration by kind and name, and their registration with Hydra."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
 
 
 class SchemaNode(ConfigNode):
-    """A schema in Hydra's store, which copies what it loads. The schema is imported and converted with that copy, for
-    few of all schemas are loaded."""
+    """A schema in Hydra's store. It is imported and converted when Hydra loads it, which copies the node, because a
+    command line needs few of all schemas."""
 
     def __init__(self, group: str, name: str, schema: Callable[[], type[Settings]]) -> None:
         self.schema = schema
@@ -48,12 +48,13 @@ def register() -> None:
 
 
 def keys_beside(error: Exception) -> list[str]:
-    """The keys that a group file may have meant, in the schema that an error of OmegaConf's speaks of."""
-    of_type = re.search(r"object_type=(\w+)", str(error))
-    every = [schema for kind in all_schemas().values() for schema in kind.values()]
-    spoken_of = [schema for schema in every if of_type and schema.__name__ == of_type[1]]
+    """Return the keys that a group file may have meant: those of the groups, and of the schema that an OmegaConf error
+    names."""
+    match = re.search(r"object_type=(\w+)", str(error))
+    schemas = [schema for kind in all_schemas().values() for schema in kind.values()]
+    named = [schema for schema in schemas if match and schema.__name__ == match[1]]
     return [
-        f"{schema.AT}.{name}" if schema.AT else name
-        for schema in dict.fromkeys([*PARTS.values(), Config, *spoken_of])
+        schema.key_of(name)
+        for schema in dict.fromkeys([*PARTS.values(), Config, *named])
         for name in declared_in(schema)
     ]

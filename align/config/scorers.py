@@ -1,4 +1,4 @@
-"""Group `reward`: what PPO optimises and what `stage=eval` judges by, one schema a choice."""
+"""Schemas of the group `reward`, one for each choice: rewards that PPO optimises and `stage=eval` judges by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RULES = ("length", "regex", "json", "tags", "sentiment")
 
 @dataclass
 class RewardConfig(Settings):
-    """What PPO optimises, and what `stage=eval` judges by."""
+    """The reward that PPO optimises and `stage=eval` judges by."""
 
     AT: ClassVar[str] = "reward"
 
@@ -42,10 +42,9 @@ class FunctionReward(RewardConfig):
     timeout: float | None = setting(None, "Time limit for one call. Empty: no limit.", unit="seconds", above=0)
 
     def check_together(self) -> None:
-        require(
-            re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None, "reward.fn", self.fn or "(empty)",
-            "names no function", "Write reward.fn=package.module:name.",
-        )  # fmt: skip
+        names_function = re.fullmatch(r"[\w.]+:\w+", self.fn or "") is not None
+        remedy = "Write reward.fn=package.module:name."
+        require(names_function, "reward.fn", self.fn or "(empty)", "names no function", remedy)
 
 
 @dataclass
@@ -58,9 +57,10 @@ class CheckReward(RewardConfig):
         None, "The check of rows that have none, such as {kind: regex, pattern: yes}. See docs/checkers.md."
     )
     score: str = setting(
-        "all", "`all`: 1 if all parts of the check hold, else 0. `parts`: the share of parts that hold.",
+        "all",
+        "`all`: 1 if all parts of the check hold, else 0. `parts`: the share of parts that hold.",
         choices=("all", "parts"),
-    )  # fmt: skip
+    )
     allow_code: bool = setting(False, "Run the code that answers hold, for checks by unit tests.")
     unsafe_code: bool = setting(
         False,
@@ -84,8 +84,8 @@ class RulesReward(RewardConfig):
 
     def check_together(self) -> None:
         for where, rule in listed("reward.rules", self.rules):
-            one_of(f"{where}.rule", str(rule.get("rule")), RULES)
-            number(f"{where}.weight", rule.get("weight", 1.0))
+            check_choice(f"{where}.rule", str(rule.get("rule")), RULES)
+            check_weight(where, rule)
             check_rule(where, rule)
 
 
@@ -101,16 +101,19 @@ class EnsembleReward(RewardConfig):
         "`mean`: the members' mean. `min`: their minimum. `mean_minus_std`: their mean minus `deviations` times their "
         "standard deviation.",
         choices=("mean", "min", "mean_minus_std"),
-    )  # fmt: skip
+    )
     deviations: float = setting(
         1.0, "Number of standard deviations for combine=mean_minus_std.", unit="standard deviations", above=0
     )
 
     def check_together(self) -> None:
         require(
-            len(self.refs) > 1, "reward.refs", self.refs, "an ensemble has two members or more",
+            len(self.refs) > 1,
+            "reward.refs",
+            self.refs,
+            "an ensemble has two members or more",
             "Write \"reward.refs=['reward:a','reward:b']\".",
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -123,7 +126,7 @@ class SumReward(RewardConfig):
 
     def check_together(self) -> None:
         for where, part in listed("reward.parts", self.parts):
-            number(f"{where}.weight", part.get("weight", 1.0))
+            check_weight(where, part)
             part_of(where, part)
 
 
@@ -139,91 +142,87 @@ CHOICES: dict[str, type[RewardConfig]] = {
 
 
 def parts_of(config: SumReward) -> list[tuple[float, RewardConfig]]:
-    """(weight, what is weighed) of every part."""
+    """Return (weight, reward) of every part of a sum."""
     return [
         (float(part.get("weight", 1.0)), part_of(where, part)) for where, part in listed("reward.parts", config.parts)
     ]
 
 
 def reward_spec(config: RewardConfig) -> dict[str, Any]:
-    """A reward as a plain mapping, which `reward/` reads: every default written out, those of a sum's parts too."""
+    """Return a reward as a plain mapping with all defaults, those of a sum's parts too, for the package `reward`."""
     if isinstance(config, SumReward):
         return {"name": config.name, "parts": [{"weight": w, **reward_spec(part)} for w, part in parts_of(config)]}
     return asdict(config)
 
 
 def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
-    """One part of a sum as the choice that it names."""
+    """Return one part of a sum as the reward that it names.
+
+    Args:
+        where: the field of the part, such as `reward.parts[0]`.
+
+    Raises:
+        InputError: there is no such reward, or a setting is unknown or invalid.
+    """
     name = str(part.get("name"))
-    one_of(f"{where}.name", name, tuple(CHOICES))
-    schema, given = CHOICES[name], {k: v for k, v in part.items() if k not in ("weight", "name")}
-    known = {"name", *declared_in(schema)}
-    for key, value in given.items():
-        require(key in known, f"{where}.{key}", value, f"is no setting of {name}", f"Its settings: {settings(schema)}.")
+    check_choice(f"{where}.name", name, tuple(CHOICES))
+    schema = CHOICES[name]
+    values = {key: value for key, value in part.items() if key not in ("weight", "name")}
+    for key, value in values.items():
+        remedy = f"Its settings: {', '.join(declared_in(schema)) or 'none'}."
+        require(key in declared_in(schema), f"{where}.{key}", value, f"is no setting of {name}", remedy)
     try:
-        return schema(**given)
-    except InputError as error:  # it speaks of `reward.fn`; here that is a key of the part
+        return schema(**values)
+    except InputError as error:  # its field is that of a whole reward, such as `reward.fn`
         raise InputError(error.field.replace("reward", where, 1), error.value, error.problem, error.remedy) from error
 
 
-def settings(schema: type[RewardConfig]) -> str:
-    return ", ".join(declared_in(schema)) or "none"
-
-
-def one_of(where: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, where, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
 def listed(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """A list of mappings with the name of each.
+    """Return the mappings of a list, each with its field, such as `reward.parts[0]`.
 
     Raises:
-        InputError: it is none, or it is empty.
+        InputError: it is no list of mappings, or it is empty.
     """
-    right = isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value)
-    require(
-        bool(right), where, value if value else "(empty)", "is no list of settings",
-        f'Write "{where}=[{{…}},{{…}}]", as the documentation of reward= shows.',
-    )  # fmt: skip
-    return [(f"{where}[{i}]", v) for i, v in enumerate(value)]
+    are_mappings = isinstance(value, list) and len(value) > 0 and all(isinstance(item, Mapping) for item in value)
+    remedy = f'Write "{where}=[{{…}},{{…}}]", as the documentation of reward= shows.'
+    require(are_mappings, where, value or "(empty)", "is no list of settings", remedy)
+    return [(f"{where}[{i}]", item) for i, item in enumerate(value)]
 
 
-def number(where: str, value: Any) -> None:
-    require(
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"),
-        where, value, "is no finite number", "Give a number.",
-    )  # fmt: skip
+def check_weight(where: str, part: Mapping[str, Any]) -> None:
+    weight = part.get("weight", 1.0)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) < float("inf")
+    require(is_number, f"{where}.weight", weight, "is no finite number", "Give a number.")
 
 
 def check_rule(where: str, rule: Mapping[str, Any]) -> None:
-    """The settings of one rule.
-
-    Raises:
-        InputError: one is missing, unknown or impossible.
-    """
+    """Raise InputError if a setting of a rule is missing, unknown or invalid."""
     name = rule["rule"]
-    known = {"length": ("low", "high"), "regex": ("pattern",), "tags": ("tags",)}.get(name, ())
+    needed = {"length": ("low", "high"), "regex": ("pattern",), "tags": ("tags",)}.get(name, ())
     for key in rule:
-        require(
-            key in ("rule", "weight", *known), f"{where}.{key}", rule[key], f"is no setting of the rule {name}",
-            f"Its settings: {', '.join((*known, 'weight'))}.",
-        )  # fmt: skip
-    for key in known:
+        is_setting = key in ("rule", "weight", *needed)
+        remedy = f"Its settings: {', '.join((*needed, 'weight'))}."
+        require(is_setting, f"{where}.{key}", rule[key], f"is no setting of the rule {name}", remedy)
+    for key in needed:
         require(key in rule, f"{where}.{key}", "(missing)", f"the rule {name} needs it", f"Add {key}.")
     if name == "length":
-        low, high = rule["low"], rule["high"]
-        whole = isinstance(low, int) and isinstance(high, int) and 0 <= low <= high
-        require(whole, f"{where}.low", low, f"and high={high} are no range of words", "Give 0 <= low <= high.")
+        low = rule["low"]
+        high = rule["high"]
+        is_range = isinstance(low, int) and isinstance(high, int) and 0 <= low <= high
+        require(is_range, f"{where}.low", low, f"and high={high} are no range of words", "Give 0 <= low <= high.")
     if name == "regex":
-        import regex  # only where a rule needs it: every command reads this module
+        import regex  # slow to import, and every command imports this module
 
         try:
             regex.compile(str(rule["pattern"]))
         except regex.error as error:
-            raise InputError(
-                f"{where}.pattern", rule["pattern"], f"is no regular expression ({error})", "Correct it."
-            ) from error
+            problem = f"is no regular expression ({error})"
+            raise InputError(f"{where}.pattern", rule["pattern"], problem, "Correct it.") from error
     if name == "tags":
         tags = rule["tags"]
-        right = isinstance(tags, list) and tags and all(re.fullmatch(r"[\w-]+", str(t)) for t in tags)
-        require(bool(right), f"{where}.tags", tags, "is no list of tag names", "Write for example [think, answer].")
+        are_names = isinstance(tags, list) and len(tags) > 0 and all(re.fullmatch(r"[\w-]+", str(tag)) for tag in tags)
+        require(are_names, f"{where}.tags", tags, "is no list of tag names", "Write for example [think, answer].")

@@ -1,4 +1,4 @@
-"""`stage=serve`: many adapters on one base behind OpenAI's API, for many tenants."""
+"""`stage=serve`: serve many adapters on one base with OpenAI's API, for many tenants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
 from align.core.aliases import NAME, NAMED, parsed_aliases
-from align.core.errors import require
+from align.core.errors import InputError, require
 from align.core.files import user_path
 
 ACTIONS = {
@@ -74,9 +74,11 @@ class ServeConfig(Settings):
         above=0,
     )
     drain_s: float = setting(
-        30.0, "Time that requests under way have after SIGTERM. New ones are refused meanwhile.", unit="seconds",
+        30.0,
+        "Time that requests under way have after SIGTERM. New ones are refused meanwhile.",
+        unit="seconds",
         at_least=0,
-    )  # fmt: skip
+    )
     prefix_cache_mb: int = setting(256, "Memory for the prefixes of earlier prompts.", unit="MB", at_least=0)
     tenant: str | None = setting(None, "The tenant that `key` makes or changes, or the only one that `tenants` shows.")
     admin: bool | None = setting(
@@ -99,55 +101,49 @@ class ServeConfig(Settings):
         {"serve": self.check_server, "key": self.check_key, "tenants": self.check_tenants}[self.action]()
 
     def check_server(self) -> None:
-        """Raises InputError where others could reach a server that has no keys."""
-        open_to_all = "without stage.keys the server lets in whoever reaches it"
-        make = "Make a key file with stage.action=key, and add stage.keys=FILE"
-        require(
-            self.keys is not None or self.host in LOOPBACK, "stage.host", self.host, open_to_all,
-            f"{make}, or leave stage.host at 127.0.0.1.",
-        )  # fmt: skip
-        require(
-            self.keys is not None or self.url is None, "stage.url", self.url, open_to_all,
-            f"{make}, or leave stage.url out.",
-        )  # fmt: skip
+        """Raise InputError if other machines could reach a server without keys."""
+        if self.keys is None:
+            problem = "without stage.keys the server lets in whoever reaches it"
+            remedy = "Make a key file with stage.action=key, and add stage.keys=FILE"
+            local = self.host in LOOPBACK
+            require(local, "stage.host", self.host, problem, f"{remedy}, or leave stage.host at 127.0.0.1.")
+            require(self.url is None, "stage.url", self.url, problem, f"{remedy}, or leave stage.url out.")
         check_address(self.host, self.url)
         self.refuse_changes("tenant")
 
-    def refuse_changes(self, *also: str) -> None:
-        """Raises InputError where something is to change and the action changes nothing."""
-        given = [key for key in (*also, "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
-        given += ["lift"] if self.lift else []
-        require(
-            not given, f"stage.{given[0] if given else ''}", getattr(self, given[0]) if given else None,
-            "is a setting of stage.action=key", "Add stage.action=key, or leave it out.",
-        )  # fmt: skip
+    def refuse_changes(self, *further_keys: str) -> None:
+        """Raise InputError if a setting of `stage.action=key` is given to another action."""
+        changes = [key for key in (*further_keys, "admin", *LIMITS, "revoke") if getattr(self, key) is not None]
+        if self.lift:
+            changes.append("lift")
+        if changes:
+            value = getattr(self, changes[0])
+            remedy = "Add stage.action=key, or leave it out."
+            raise InputError(f"stage.{changes[0]}", value, "is a setting of stage.action=key", remedy)
 
     def check_tenants(self) -> None:
-        """Raises InputError where `tenants` is not told which key file, or is told to change something."""
-        make = "Add stage.keys=FILE."
-        require(self.keys is not None, "stage.keys", None, "stage.action=tenants needs a key file", make)
+        problem = "stage.action=tenants needs a key file"
+        require(self.keys is not None, "stage.keys", None, problem, "Add stage.keys=FILE.")
         self.refuse_changes()
 
     def check_key(self) -> None:
-        """Raises InputError where `key` is not told whose, or is told two things at once."""
+        """Raise InputError if the key file or the tenant is missing, or a limit is set and lifted at once."""
         require(self.keys is not None, "stage.keys", None, "stage.action=key needs a key file", "Add stage.keys=FILE.")
-        named = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
+        is_name = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
         problem = "is no name of a tenant" if self.tenant else "stage.action=key needs a tenant"
-        require(named, "stage.tenant", self.tenant, problem, f"Add stage.tenant=NAME. {NAMED}")
-        names = isinstance(self.allow, Sequence) and not isinstance(self.allow, str)
-        require(
-            self.allow is None or (names and all(isinstance(name, str) and name for name in self.allow)),
-            "stage.allow", self.allow, "is no list of names", 'Write "stage.allow=[support, legal]".',
-        )  # fmt: skip
+        require(is_name, "stage.tenant", self.tenant, problem, f"Add stage.tenant=NAME. {NAMED}")
+        if self.allow is not None:
+            is_list = isinstance(self.allow, Sequence) and not isinstance(self.allow, str)
+            are_names = is_list and all(isinstance(name, str) and name for name in self.allow)
+            remedy = 'Write "stage.allow=[support, legal]".'
+            require(are_names, "stage.allow", self.allow, "is no list of names", remedy)
         both = [key for key in self.lift if getattr(self, key) is not None]
         require(not both, "stage.lift", both, "is set and taken away in one command", "Leave one of the two out.")
 
     def check(self, config: Any) -> None:
-        """Raises InputError where the key file would lie among the runs, which are copied and shown to others."""
+        """Raise InputError if the key file is in the folder of the runs, which is copied and shown to others."""
         if self.keys is None:
             return
-        root = config.run.folder.resolve()
-        require(
-            not user_path(self.keys, "stage.keys").resolve().is_relative_to(root), "stage.keys", self.keys,
-            "lies in the folder of the runs, which is copied and shown to others", "Choose a file outside of run.root.",
-        )  # fmt: skip
+        is_public = user_path(self.keys, "stage.keys").resolve().is_relative_to(config.run.folder.resolve())
+        problem = "lies in the folder of the runs, which is copied and shown to others"
+        require(not is_public, "stage.keys", self.keys, problem, "Choose a file outside of run.root.")

@@ -1,9 +1,10 @@
-"""What every schema is: keys that are declared once, open while OmegaConf fills them in, constant from `freeze` on.
+"""The base class of all schemas, whose keys are declared once by `setting`.
 
-A key is declared by `setting`: its default, what it means, its unit, and what it may hold. Validation, `--help` and
-docs/settings.md all read that declaration. Checks that concern several keys are a schema's own `check_together`.
+A declaration has the key's default, meaning, unit and allowed values. Validation, `--help` and docs/settings.md all
+read it. Checks that concern several keys are a schema's own `check_together`.
 
-Hydra refuses overrides of a frozen structured config, so that the schemas cannot be frozen dataclasses.
+Hydra refuses overrides of a frozen structured config. The schemas are therefore no frozen dataclasses: `freeze` closes
+them once OmegaConf has filled them in.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ MOST = 1e37
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a key means and what it may hold. An empty value (null) is checked by nothing.
+    """The meaning and the allowed values of a key. An empty value (null) is not checked.
 
     Attributes:
         meaning: one sentence, for `--help` and docs/settings.md.
-        unit: what its number counts, such as `nats` or `tokens`.
+        unit: the unit of its number, such as `nats` or `tokens`.
         above, at_least, below, at_most: the bounds of a number.
-        choices: the texts that it may be. Of a list: each of them.
-        follows: another key that it has the value of where nobody gives one.
-        names: the input that it is the name of, such as `data`. A run's identity holds that input's digest, so that
+        choices: the allowed texts; of a list, those of its elements.
+        follows: another key whose value is the default.
+        names: the input that the key names, such as `data`. A run's identity includes that input's digest, so that
             another spelling of the name is the same run.
-        identity: whether a run's identity has it; not where it says how the work is done, and not what comes of it.
+        identity: whether a run's identity includes the key. It does not if the key changes how the work is done and
+            not its result.
     """
 
     meaning: str
@@ -53,7 +55,7 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """The bounds in words; empty where there are none."""
+        """The bounds in words; empty without bounds."""
         low = f"above {self.above:.12g}" if self.above is not None else ""
         low = f"{self.at_least:.12g} or more" if self.at_least is not None else low
         if self.at_least is not None and self.at_most is not None:
@@ -63,7 +65,7 @@ class Setting:
         return " and ".join(filter(None, (low, high)))
 
     def holds(self, number: float) -> bool:
-        """Whether a number lies inside the bounds."""
+        """Return whether a number is inside the bounds."""
         return (
             (self.above is None or number > self.above)
             and (self.at_least is None or number >= self.at_least)
@@ -72,20 +74,18 @@ class Setting:
         )
 
     def check(self, key: str, value: Any) -> None:
-        """
-        Raises:
-            InputError: the key may not hold this value.
-        """
+        """Raise InputError if a key may not have this value."""
         if value is None:
             return
-        for one in value if isinstance(value, list) else [value]:
-            if self.choices:
-                several = isinstance(one, str) and "," in one and {*one.split(",")} <= {*self.choices}
-                meant = [choice for choice in self.choices if f"{key}={choice}" in keys_for(str(one))]
-                meant = meant or difflib.get_close_matches(str(one), self.choices, n=1)
-                remedy = f"Did you mean {meant[0]}? " if meant else ""
-                remedy += f"Choose one of: {self.listed}." + (f" {A_RUN_EACH}" if several else "")
-                require(one in self.choices, key, one, "is not a choice here", remedy)
+        for choice in (value if isinstance(value, list) else [value]) if self.choices else ():
+            if choice not in self.choices:
+                similar = [allowed for allowed in self.choices if f"{key}={allowed}" in keys_for(str(choice))]
+                similar = similar or difflib.get_close_matches(str(choice), self.choices, n=1)
+                remedy = f"Did you mean {similar[0]}? " if similar else ""
+                remedy += f"Choose one of: {', '.join(self.choices)}."
+                if isinstance(choice, str) and "," in choice and {*choice.split(",")} <= {*self.choices}:
+                    remedy += f" {A_RUN_EACH}"
+                raise InputError(key, choice, "is not a choice here", remedy)
         if self.range:
             remedy = f"Give a number {self.range}."
             if not isinstance(value, int | float) or isinstance(value, bool):
@@ -93,10 +93,6 @@ class Setting:
             problem = f"is not {self.range}" if abs(value) <= MOST else f"is no number up to {MOST:g}"
             problem += f"; where it is not given, {self.follows} counts" if self.follows else ""
             require(self.holds(value), key, value, problem, remedy)
-
-    @property
-    def listed(self) -> str:
-        return ", ".join(self.choices)
 
 
 def setting(
@@ -112,7 +108,7 @@ def setting(
     names: str = "",
     identity: bool = True,
 ) -> Any:
-    """A key of a schema: its default, and what `Setting` says of it."""
+    """Declare a key of a schema: its default and the attributes of `Setting`."""
     follows = default[2:-1] if isinstance(default, str) and re.fullmatch(r"\$\{[\w.]+\}", default) else ""
     declared = {SETTING: Setting(meaning, unit, above, at_least, below, at_most, choices, follows, names, identity)}
     if isinstance(default, list):
@@ -122,11 +118,10 @@ def setting(
 
 @dataclass
 class Settings:
-    """A part of the configuration. Another value makes another one: `changed`. A list or a mapping in it
-    (`reward.parts`, `stage.settings`) is as it was read, and nobody's to change.
+    """A part of the configuration. It is immutable after `freeze`: `changed` returns a copy with other values.
 
     Attributes:
-        AT: where the part stands in the configuration, such as `stage.tripwires`; empty at the root.
+        AT: path of the part in the configuration, such as `stage.tripwires`; empty for the root.
     """
 
     AT: ClassVar[str] = ""
@@ -136,11 +131,16 @@ class Settings:
         for name, declared in declared_in(type(self)).items():
             value = getattr(self, name)
             if not (isinstance(value, str) and value.startswith("${") and value == defaults[name]):  # not composed yet
-                declared.check(f"{self.AT}.{name}" if self.AT else name, value)
+                declared.check(self.key_of(name), value)
         self.check_together()
 
+    @classmethod
+    def key_of(cls, name: str) -> str:
+        """Return the dotted key of a field, such as `stage.lr`."""
+        return f"{cls.AT}.{name}" if cls.AT else name
+
     def check_together(self) -> None:
-        """Raises InputError where values that are possible alone do not go together."""
+        """Raise InputError if values that are allowed alone contradict each other."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if vars(self).get("_frozen", False):
@@ -152,13 +152,13 @@ class Settings:
 
 
 def declared_in(schema: type[Settings]) -> Mapping[str, Setting]:
-    """The keys of a schema that `setting` declares, in their order. `name`, which the choice of a group decides, and
-    parts that are schemas themselves are not among them."""
+    """Return the keys of a schema that `setting` declares, in their order. They do not include the `name` of a group's
+    choice, nor parts that are schemas themselves."""
     return {f.name: f.metadata[SETTING] for f in fields(schema) if SETTING in f.metadata}
 
 
 def defaults_of(schema: type[Settings]) -> Mapping[str, Any]:
-    """The default of each declared key."""
+    """Return the default of each declared key."""
     return {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(schema)
@@ -167,13 +167,13 @@ def defaults_of(schema: type[Settings]) -> Mapping[str, Any]:
 
 
 def parts_in(schema: type[Settings]) -> list[type[Settings]]:
-    """The schemas of a schema's parts, such as that of `stage.tripwires`."""
-    made = (field.default_factory for field in fields(schema))
-    return [part for part in made if isinstance(part, type) and issubclass(part, Settings)]
+    """Return the schemas of a schema's parts, such as that of `stage.tripwires`."""
+    factories = (field.default_factory for field in fields(schema))
+    return [part for part in factories if isinstance(part, type) and issubclass(part, Settings)]
 
 
 def freeze(settings: T) -> T:
-    """Close it and all its parts. Returns the same object."""
+    """Make settings and all their parts immutable. Returns the same object."""
     for each in fields(settings):
         if isinstance(part := getattr(settings, each.name), Settings):
             freeze(part)
@@ -182,9 +182,9 @@ def freeze(settings: T) -> T:
 
 
 def changed(settings: T, **values: Any) -> T:
-    """The same settings but for these values, checked anew and frozen.
+    """Return a copy of the settings with other values, checked and frozen.
 
     Raises:
-        InputError: they do not go together.
+        InputError: the values are not allowed, or contradict each other.
     """
     return freeze(replace(settings, **values))

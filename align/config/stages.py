@@ -1,6 +1,6 @@
-"""The stages: one table, from which the command line, the configuration and the runner all read.
+"""The table of stages, which the command line, the configuration and the runner read.
 
-It imports nothing of ours, so that `--help` answers at once; what a row names is imported by whoever needs it.
+It names modules and schemas without importing them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Stage:
     """One stage.
 
     Attributes:
-        summary: what it does, for the list of stages.
-        schema: its own settings, a class of `align.config`, as `module:class`.
-        module: its file in `align.stages`.
-        reads: the parts of the configuration that decide what it makes, besides `ALWAYS`. A run is the same run
-            whatever the other parts say.
-        uses: parts that it needs too, and that decide nothing by themselves: what `init` names is an input, known by
-            its digest; where the votes lie, whose ledger's head is one.
-        prints: its actions that are no runs: they print, and leave no folder.
-        runs: whether it has others.
+        summary: one line for the list of stages.
+        schema: the class of its own settings in `align.config`, as `module:class`.
+        module: its module in `align.stages`.
+        reads: the parts of the configuration that are part of a run's identity, besides `ALWAYS`. Other parts do not
+            change the result.
+        uses: parts that it reads too, and that are not part of the identity, because the inputs that they name are
+            known by their digests: the artifact of `init`, the ledger's head in `store`.
+        prints: its actions that print and make no run.
+        runs: whether it has other actions.
         spreads: whether it works on several ranks (`devices=N`).
-        only_with: part among `reads` → the key of the stage without which it is not read.
+        only_with: part among `reads` → the key of the stage that must be set for the part to be read.
     """
 
     summary: str
@@ -45,80 +45,139 @@ class Stage:
     spreads: bool = False
     only_with: Mapping[str, str] = field(default_factory=dict)
 
-    def reads_with(self, own: Any) -> tuple[str, ...]:
-        """The parts of `reads` that are read where the stage's own settings are these, as a configuration has them."""
-        given = own if isinstance(own, Mapping) else {}
-        return tuple(p for p in self.reads if p not in self.only_with or given.get(self.only_with[p]) is not None)
+    def reads_with(self, settings: Any) -> tuple[str, ...]:
+        """Return the parts of `reads` that the stage reads with these settings of its own, a mapping."""
+        values = settings if isinstance(settings, Mapping) else {}
+        return tuple(p for p in self.reads if p not in self.only_with or values.get(self.only_with[p]) is not None)
 
 
-STAGES = MappingProxyType({
-    "data": Stage(
-        "sources cleaned, deduplicated, divided and mixed into one data set", "data:DataStageConfig", "data",
-        ("model", "data", "reward"), ("store",),
-    ),
-    "sft": Stage(
-        "instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True
-    ),
-    "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
-    "sample": Stage(
-        "several answers a prompt into the annotation store, or the best of them by a reward", "sample:SampleConfig",
-        "sample", (*LEARNS, "store", "rollout", "reward"), spreads=True, only_with={"reward": "best_of"},
-    ),
-    "annotate": Stage(
-        "rank the answers in a browser; what goes in and out of their store", "annotate:AnnotateConfig", "annotate",
-        ("project", "store", "data"),
-    ),
-    "reward": Stage(
-        "a reward model from preference pairs", "reward:RewardStageConfig", "reward", LEARNS, ("store",), spreads=True
-    ),
-    "ppo": Stage(
-        "PPO on the adapter against the learned reward", "ppo:PpoConfig", "ppo",
-        (*LEARNS, "store", "reward", "rollout"), spreads=True,
-    ),
-    "dpo": Stage(
-        "preference pairs straight into the adapter, without a reward model", "dpo:DpoConfig", "dpo", LEARNS,
-        ("store",), spreads=True,
-    ),
-    "kto": Stage(
-        "answers with a label, wanted or not, straight into the adapter", "kto:KtoConfig", "kto", LEARNS,
-        ("store",), spreads=True,
-    ),
-    "eval": Stage(
-        "an artifact against what it started from, several systems, or a judge", "eval:EvalConfig", "eval",
-        (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"), ("store", "project"), spreads=True,
-    ),
-    "export": Stage(
-        "an adapter or a model that others load", "export:ExportStageConfig", "export",
-        (*WEIGHTS, "artifact", "export"),
-    ),
-    "serve": Stage(
-        "many adapters on one base behind OpenAI's API, and the keys of its tenants", "serve:ServeConfig", "serve",
-        ("model", "method", "serve"), ("export",), prints=("key", "tenants"),
-    ),
-    "verify": Stage(
-        "prove PPO right on your base, method and precision", "verify:VerifyConfig", "verify",
-        (*WEIGHTS, "init", "reward", "rollout"), spreads=True,
-    ),
-    "registry": Stage(
-        "what is known of all runs: listed, compared; aliases for what is deployed", "registry:RegistryConfig",
-        "registry", (), ("artifact", "store", "project"),
-        prints=(
-            "list", "show", "compare", "diff", "trace", "replay", "promote", "retire", "history", "forget", "gc",
-            "rebuild", "serve",
+STAGES = MappingProxyType(
+    {
+        "data": Stage(
+            "sources cleaned, deduplicated, divided and mixed into one data set",
+            "data:DataStageConfig",
+            "data",
+            ("model", "data", "reward"),
+            ("store",),
         ),
-        runs=False,
-    ),
-    "plan": Stage(
-        "the memory, disk and time of another stage, before anything is loaded", "plan:PlanConfig", "plan",
-        (*LEARNS, "store", "reward", "rollout"), ("devices",), prints=("plan",), runs=False,
-    ),
-})  # fmt: skip
+        "sft": Stage(
+            "instruction tuning of an adapter (QLoRA or LoRA)", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True
+        ),
+        "full": Stage("the same with every weight trained", "sft:SftConfig", "sft", WEIGHTS, ("init",), spreads=True),
+        "sample": Stage(
+            "several answers a prompt into the annotation store, or the best of them by a reward",
+            "sample:SampleConfig",
+            "sample",
+            (*LEARNS, "store", "rollout", "reward"),
+            spreads=True,
+            only_with={"reward": "best_of"},
+        ),
+        "annotate": Stage(
+            "rank the answers in a browser; what goes in and out of their store",
+            "annotate:AnnotateConfig",
+            "annotate",
+            ("project", "store", "data"),
+        ),
+        "reward": Stage(
+            "a reward model from preference pairs",
+            "reward:RewardStageConfig",
+            "reward",
+            LEARNS,
+            ("store",),
+            spreads=True,
+        ),
+        "ppo": Stage(
+            "PPO on the adapter against the learned reward",
+            "ppo:PpoConfig",
+            "ppo",
+            (*LEARNS, "store", "reward", "rollout"),
+            spreads=True,
+        ),
+        "dpo": Stage(
+            "preference pairs straight into the adapter, without a reward model",
+            "dpo:DpoConfig",
+            "dpo",
+            LEARNS,
+            ("store",),
+            spreads=True,
+        ),
+        "kto": Stage(
+            "answers with a label, wanted or not, straight into the adapter",
+            "kto:KtoConfig",
+            "kto",
+            LEARNS,
+            ("store",),
+            spreads=True,
+        ),
+        "eval": Stage(
+            "an artifact against what it started from, several systems, or a judge",
+            "eval:EvalConfig",
+            "eval",
+            (*WEIGHTS, "artifact", "init", "reward", "rollout", "eval"),
+            ("store", "project"),
+            spreads=True,
+        ),
+        "export": Stage(
+            "an adapter or a model that others load",
+            "export:ExportStageConfig",
+            "export",
+            (*WEIGHTS, "artifact", "export"),
+        ),
+        "serve": Stage(
+            "many adapters on one base behind OpenAI's API, and the keys of its tenants",
+            "serve:ServeConfig",
+            "serve",
+            ("model", "method", "serve"),
+            ("export",),
+            prints=("key", "tenants"),
+        ),
+        "verify": Stage(
+            "prove PPO right on your base, method and precision",
+            "verify:VerifyConfig",
+            "verify",
+            (*WEIGHTS, "init", "reward", "rollout"),
+            spreads=True,
+        ),
+        "registry": Stage(
+            "what is known of all runs: listed, compared; aliases for what is deployed",
+            "registry:RegistryConfig",
+            "registry",
+            (),
+            ("artifact", "store", "project"),
+            prints=(
+                "list",
+                "show",
+                "compare",
+                "diff",
+                "trace",
+                "replay",
+                "promote",
+                "retire",
+                "history",
+                "forget",
+                "gc",
+                "rebuild",
+                "serve",
+            ),
+            runs=False,
+        ),
+        "plan": Stage(
+            "the memory, disk and time of another stage, before anything is loaded",
+            "plan:PlanConfig",
+            "plan",
+            (*LEARNS, "store", "reward", "rollout"),
+            ("devices",),
+            prints=("plan",),
+            runs=False,
+        ),
+    }
+)
 """Name → stage, in the order of a project."""
 WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)
-"""Those whose runs have folders, which references name."""
+"""Stages whose runs have folders, which references can name."""
 
 
 def schema_of(stage: str) -> Any:
-    """The schema of a stage's own settings."""
+    """Import and return the schema of a stage's own settings."""
     module, _, name = STAGES[stage].schema.partition(":")
     return getattr(import_module(f"align.config.{module}"), name)

@@ -1,7 +1,7 @@
-"""What settings are called elsewhere: names of TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl, OpenRLHF and of
-the servers vLLM, TGI and llama-server, and the keys here.
+"""Names of settings in TRL, transformers, PEFT, LLaMA-Factory, axolotl, verl, OpenRLHF and in the servers vLLM, TGI and
+llama-server, and the keys of align that they correspond to.
 
-A name counts wherever it is put: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
+The group in front of a name does not matter: `lora_r`, `method.lora_r` and `stage.lora_r` all mean `method.r`.
 """
 
 from __future__ import annotations
@@ -111,33 +111,36 @@ WORDS = {
     "stage.prefix_cache_mb": "enable_prefix_caching cache_ram",
     "serve.args": "tensor_parallel_size gpu_memory_utilization max_num_batched_tokens enforce_eager",
 }
-"""Key → words for it; with a value where the word is a switch."""
+"""Key → its names elsewhere; `key=value` for names of switches."""
 
 ABSENT = {
     "top_p top_k min_p repetition_penalty": (
-        "does not exist: samples are drawn from the distribution whose logprobs are used", "Use rollout.temperature."
+        "does not exist: samples are drawn from the distribution whose logprobs are used",
+        "Use rollout.temperature.",
     ),
     "trust_remote_code": ("does not exist: no code of a model's repository is run", "Drop it."),
     "push_to_hub hub_model_id": ("does not exist: nothing is uploaded", "Drop it; stage=export writes a folder."),
     "enable_lora": ("is not needed: adapters are served where stage.adapters names some", "Drop it."),
     "enable_auto_tool_choice tool_call_parser": (
-        "is not needed: calls of tools are read as the chat template writes them", "Drop it."
+        "is not needed: calls of tools are read as the chat template writes them",
+        "Drop it.",
     ),
     "ssl_keyfile ssl_certfile ssl_key_file ssl_cert_file": (
-        "does not exist: the server has no TLS", "Put a proxy with TLS in front of it, and set stage.url."
+        "does not exist: the server has no TLS",
+        "Put a proxy with TLS in front of it, and set stage.url.",
     ),
     "do_train": ("does not exist: the stage says what is done", "Drop it."),
-}  # fmt: skip
-"""Words for what there is nothing like here: why, and what to do."""
+}
+"""Names of settings that align does not have → problem and remedy."""
 
 
 def keys_for(word: str) -> list[str]:
-    """The keys that the field's word for a setting may mean."""
-    plain = word.replace("-", "_").lower()
-    return [key for key, words in WORDS.items() if plain in words.split()]
+    """Return the keys, or `key=value`, that a name elsewhere may mean."""
+    name = word.replace("-", "_").lower()
+    return [key for key, words in WORDS.items() if name in words.split()]
 
 
 def absent(word: str) -> tuple[str, str] | None:
-    """Why there is nothing that the field's word could mean, and what to do; None where nothing is known of it."""
-    plain = word.replace("-", "_").lower()
-    return next((why for words, why in ABSENT.items() if plain in words.split()), None)
+    """Return problem and remedy for a name elsewhere that has no counterpart in align, or None."""
+    name = word.replace("-", "_").lower()
+    return next((explanation for words, explanation in ABSENT.items() if name in words.split()), None)

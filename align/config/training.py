@@ -2,230 +2,238 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.config.rates import describe_defaults
-from align.config.settings import setting
+from align.config.settings import Settings, setting
 from align.core.errors import require
 
 if TYPE_CHECKING:
     from align.config.groups import DataConfig
+    from align.config.root import Config
 
 OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def lr(column: str) -> Any:
-    """Declare the learning rate of a stage, whose default `align.config.rates` has.
+def declare_lr(column: str) -> Any:
+    """Declare the learning rate of a stage, which is empty by default.
 
     Args:
-        column: of the table of rates.
+        column: of the table in `align.config.rates`.
     """
     meaning = f"Learning rate at its highest. Empty: by the size of the base, {describe_defaults(column)}."
     return setting(None, meaning, above=0)
 
 
-def epochs() -> Any:
-    return setting(1.0, "Passes over the data.", above=0)
-
-
-def batch_size(rows: str = "Rows") -> Any:
+def declare_batch_size(rows: str) -> Any:
     return setting(16, f"{rows} in one optimiser step.", above=0)
 
 
-def micro_batch(rows: str = "Rows") -> Any:
+def declare_micro_batch(rows: str) -> Any:
     return setting(8, f"{rows} that go through the model at once; memory grows with it.", above=0)
 
 
-def gradient_accumulation() -> Any:
-    return setting(
-        None,
-        "Micro-batches in one optimiser step. It sets batch_size to this number times micro_batch; give one of the "
-        "two.", above=0,
-    )  # fmt: skip
-
-
-def optimiser() -> Any:
-    return setting(
-        "auto",
-        "The optimiser. `auto`: paged_adamw_8bit on cuda, adamw otherwise. The 8-bit optimisers need cuda.",
-        choices=("auto", *OPTIMISERS),
-    )  # fmt: skip
-
-
-def adam_beta1() -> Any:
-    return setting(0.9, "Decay of the optimiser's mean of gradients. adafactor ignores it.", at_least=0, below=1)
-
-
-def adam_beta2() -> Any:
-    return setting(
-        0.999, "Decay of the optimiser's mean of squared gradients. adafactor ignores it.", at_least=0, below=1
-    )
-
-
-def warmup(share: float, most: float | None = None) -> Any:
+def declare_warmup(share: float, most: float | None = None) -> Any:
     meaning = "Share of the steps over which the learning rate rises."
     return setting(share, meaning, at_least=0, at_most=most, below=None if most else 1)
 
 
-def schedule(default: str = "cosine") -> Any:
+def declare_schedule(default: str) -> Any:
     return setting(default, "How the learning rate changes after the warmup.", choices=SCHEDULES)
 
 
-def max_grad_norm() -> Any:
+def declare_max_grad_norm() -> Any:
     return setting(1.0, "Gradients with a larger norm are scaled down to this norm.", above=0)
 
 
-def weight_decay() -> Any:
+def declare_weight_decay() -> Any:
     return setting(0.0, "AdamW's weight decay.", at_least=0)
 
 
-def log_every() -> Any:
-    return setting(10, "Steps between two rows of metrics. The first and the last step always have a row.", above=0)
-
-
-def save_every(default: int, steps: str = "Steps") -> Any:
+def declare_save_every(default: int, steps: str = "Steps") -> Any:
     return setting(default, f"{steps} between two checkpoints.", above=0)
 
 
-def eval_every() -> Any:
+def declare_gradient_checkpointing() -> Any:
     return setting(
+        "auto",
+        "Recompute activations in the backward pass: less memory, more time. `auto`: on cuda.",
+        choices=("auto", "true", "false"),
+    )
+
+
+@dataclass
+class TrainingConfig(Settings):
+    """Settings that all stages of supervised training have."""
+
+    AT: ClassVar[str] = "stage"
+
+    name: str = ""
+    lr: float | None = None
+    epochs: float = setting(1.0, "Passes over the data.", above=0)
+    batch_size: int = declare_batch_size("Rows")
+    micro_batch: int = declare_micro_batch("Rows")
+    gradient_accumulation: int | None = setting(
+        None,
+        "Micro-batches in one optimiser step. It sets batch_size to this number times micro_batch; give one of the "
+        "two.",
+        above=0,
+    )
+    warmup: float = declare_warmup(0.05)
+    schedule: str = declare_schedule("cosine")
+    optimiser: str = setting(
+        "auto",
+        "The optimiser. `auto`: paged_adamw_8bit on cuda, adamw otherwise. The 8-bit optimisers need cuda.",
+        choices=("auto", *OPTIMISERS),
+    )
+    adam_beta1: float = setting(
+        0.9, "Decay of the optimiser's mean of gradients. adafactor ignores it.", at_least=0, below=1
+    )
+    adam_beta2: float = setting(
+        0.999, "Decay of the optimiser's mean of squared gradients. adafactor ignores it.", at_least=0, below=1
+    )
+    max_grad_norm: float = declare_max_grad_norm()
+    eval_every: int | None = setting(
         None,
         "Steps between two measurements of the held-out loss during training. The last step is always measured. "
-        "Empty: no measurements.", above=0,
-    )  # fmt: skip
-
-
-def publish() -> Any:
-    return setting(
+        "Empty: no measurements.",
+        above=0,
+    )
+    publish: str = setting(
         "last",
         "Which weights are published. `last`: those of the last step. `best`: those of the step with the lowest "
-        "held-out loss that eval_every measured.", choices=("last", "best"),
-    )  # fmt: skip
-
-
-def patience() -> Any:
-    return setting(
+        "held-out loss that eval_every measured.",
+        choices=("last", "best"),
+    )
+    patience: int | None = setting(
         None,
         "Training ends after this number of measurements in a row without a lower held-out loss. Empty: never.",
         above=0,
     )
+    log_every: int = setting(
+        10, "Steps between two rows of metrics. The first and the last step always have a row.", above=0
+    )
+    save_every: int = declare_save_every(50)
+    gradient_checkpointing: str = declare_gradient_checkpointing()
+
+    def check_together(self) -> None:
+        """Set `batch_size` by `gradient_accumulation`, so that both spellings are one run, and check the settings.
+
+        Raises:
+            InputError: the two contradict each other, a batch is not whole micro-batches, or `publish` or `patience`
+                need measurements and `eval_every` is empty.
+        """
+        micro = self.micro_batch
+        if self.gradient_accumulation is not None:
+            if self.batch_size != type(self).batch_size:
+                check_batch_size(self.batch_size, self.gradient_accumulation, micro)
+            object.__setattr__(self, "batch_size", self.gradient_accumulation * micro)  # also if it is frozen
+            object.__setattr__(self, "gradient_accumulation", None)
+        batch = self.batch_size
+        problem = f"is not a multiple of stage.micro_batch={micro}"
+        remedy = "Make it one: gradients are accumulated over whole micro-batches."
+        require(batch % micro == 0, "stage.batch_size", batch, problem, remedy)
+        for key, unused in (("publish", "last"), ("patience", None)):
+            value = getattr(self, key)
+            problem = "needs measurements of the held-out loss during training"
+            is_measured = value == unused or self.eval_every is not None
+            require(is_measured, f"stage.{key}", value, problem, "Add stage.eval_every=STEPS.")
 
 
-def held_out() -> Any:
-    return setting(
+@dataclass
+class PreferenceTrainingConfig(TrainingConfig):
+    """Settings that all stages have that train an adapter on preference pairs."""
+
+    ADAPTER_ONLY: ClassVar[str] = ""
+
+    held_out: float = setting(
         0.1,
         "Share of the prompts that is held out: the model is measured on their pairs and never trained on them.",
         above=0,
         below=1,
     )
 
-
-def gradient_checkpointing() -> Any:
-    return setting(
-        "auto", "Recompute activations in the backward pass: less memory, more time. `auto`: on cuda.",
-        choices=("auto", "true", "false"),
-    )  # fmt: skip
+    def check(self, config: Config) -> None:
+        of_pairs(config.data, self.held_out == type(self).held_out)
+        method = config.method.name
+        require(method != "full", "method", method, self.ADAPTER_ONLY, "Use method=qlora or method=lora.")
 
 
-def settled_batch(settings: Any) -> None:
-    """Turn `gradient_accumulation` into the `batch_size` that it stands for, so that both ways to say it are one run.
-
-    Raises:
-        InputError: a batch size besides its default is given and contradicts it, or a batch is no whole number of
-            micro-batches.
-    """
-    passes = settings.gradient_accumulation
-    micro = settings.micro_batch
-    if passes is not None:
-        if settings.batch_size != type(settings).batch_size:
-            one_batch(settings.batch_size, passes, micro)
-        object.__setattr__(settings, "batch_size", passes * micro)  # also of a frozen instance
-        object.__setattr__(settings, "gradient_accumulation", None)
-    batch = settings.batch_size
-    remedy = "Make it one: gradients are accumulated over whole micro-batches."
-    require(batch % micro == 0, "stage.batch_size", batch, f"is not a multiple of stage.micro_batch={micro}", remedy)
-
-
-def one_batch(batch: int, passes: int, micro: int) -> None:
-    """Raises InputError unless a batch is so many passes of a micro-batch."""
-    require(
-        batch == passes * micro, "stage.batch_size", batch,
-        f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}", "Give one of the two.",
-    )  # fmt: skip
-
-
-def measured_on_the_way(eval_every: int | None, publish: str, patience: int | None) -> None:
-    """Raises InputError where something is to follow from measurements that nobody asked for."""
-    needs = {"stage.publish": publish if publish == "best" else None, "stage.patience": patience}
-    for key, value in needs.items():
-        require(
-            value is None or eval_every is not None, key, value, "goes by the held-out loss while it trains",
-            "Add stage.eval_every=STEPS.",
-        )  # fmt: skip
+def check_batch_size(batch: int, passes: int, micro: int) -> None:
+    """Raise InputError unless a batch is a number of passes times a micro-batch."""
+    problem = f"is not stage.gradient_accumulation={passes} times stage.micro_batch={micro}"
+    require(batch == passes * micro, "stage.batch_size", batch, problem, "Give one of the two.")
 
 
 def held_out_for(eval_every: int | None, held_out: int, share: str) -> None:
-    """Raises InputError where the held-out loss is to be measured and nothing is held out.
+    """Raise InputError if the held-out loss is to be measured and nothing is held out.
 
     Args:
-        held_out: how many rows or pairs there are to measure on.
-        share: the key that says how many.
+        held_out: number of held-out rows or pairs.
+        share: the key that sets this number.
     """
-    require(
-        eval_every is None or held_out > 0, "stage.eval_every", eval_every, "nothing is held out to measure on",
-        f"Raise {share}, name a file in data.eval_path, or drop it.",
-    )  # fmt: skip
+    has_rows = eval_every is None or held_out > 0
+    remedy = f"Raise {share}, name a file in data.eval_path, or drop it."
+    require(has_rows, "stage.eval_every", eval_every, "nothing is held out to measure on", remedy)
 
 
-def of_pairs(data: DataConfig, usual_share: bool) -> None:
-    """Raises InputError unless a data set is one of preference pairs.
+def of_pairs(data: DataConfig, is_default_share: bool) -> None:
+    """Raise InputError unless `data=` has preference pairs.
 
     Args:
-        usual_share: `stage.held_out` is at its default.
+        is_default_share: whether `stage.held_out` is at its default.
     """
     require(
-        data.reasoning != "mask", "data.reasoning", data.reasoning,
-        "is of supervised training: a pair is judged by all of it", "Write keep or hide.",
-    )  # fmt: skip
+        data.reasoning != "mask",
+        "data.reasoning",
+        data.reasoning,
+        "is of supervised training: a pair is judged by all of it",
+        "Write keep or hide.",
+    )
     require(
-        data.eval_path is None or usual_share, "data.eval_path", data.eval_path,
-        "is measured on, and stage.held_out is given too", "Drop one of the two.",
-    )  # fmt: skip
+        data.eval_path is None or is_default_share,
+        "data.eval_path",
+        data.eval_path,
+        "is measured on, and stage.held_out is given too",
+        "Drop one of the two.",
+    )
     require(
-        data.name != "manifest" or usual_share, "data", data.name,
+        data.name != "manifest" or is_default_share,
+        "data",
+        data.name,
         "is divided already, and stage.held_out is given too",
         "Drop stage.held_out, or make another data set: stage=data data.held_out=….",
-    )  # fmt: skip
+    )
     require(
-        data.name in ("annotations", "files", "manifest"), "data", data.name, "holds no preference pairs",
+        data.name in ("annotations", "files", "manifest"),
+        "data",
+        data.name,
+        "holds no preference pairs",
         "Use data=annotations with project=NAME, data=files with data.path=PAIRS.jsonl, or data=manifest.",
-    )  # fmt: skip
+    )
 
 
 def check_ranks(stage: Any, world: int) -> None:
-    """Each rank has as many micro-batches of an optimiser step as the others.
+    """Check that all ranks have the same number of micro-batches in an optimiser step.
 
     Args:
-        stage: the settings of a stage; one that takes no optimiser steps fits on any.
-        world: how many ranks there are.
+        stage: the settings of a stage. One without optimiser steps fits any number of ranks.
+        world: number of ranks.
 
     Raises:
-        InputError: they cannot be divided so.
+        InputError: the batch cannot be divided evenly.
     """
     if world == 1 or stage.name not in ("sft", "full", "reward", "dpo", "kto", "ppo"):
         return
     rows = stage.batch_size // getattr(stage, "minibatches", 1)
-    which = "stage.batch_size" if not hasattr(stage, "minibatches") else "stage.batch_size / stage.minibatches"
-    require(
-        rows % world == 0, "stage.batch_size", stage.batch_size,
-        f"{which} = {rows} is not a multiple of the {world} ranks", "Use a multiple of it, or other devices.",
-    )  # fmt: skip
+    key = "stage.batch_size" if not hasattr(stage, "minibatches") else "stage.batch_size / stage.minibatches"
+    problem = f"{key} = {rows} is not a multiple of the {world} ranks"
+    require(rows % world == 0, "stage.batch_size", stage.batch_size, problem, "Use a multiple of it, or other devices.")
     size = min(stage.micro_batch, rows)
     share = rows // world
-    fitting = max(n for n in range(1, min(size, share) + 1) if share % n == 0)
-    require(
-        fitting == size, "stage.micro_batch", stage.micro_batch,
-        f"{world} ranks of {size} rows each do not divide the {rows} rows of an optimiser step ({which})",
-        f"Use stage.micro_batch={fitting}, or other devices.",
-    )  # fmt: skip
+    largest_fitting = max(n for n in range(1, min(size, share) + 1) if share % n == 0)
+    problem = f"{world} ranks of {size} rows each do not divide the {rows} rows of an optimiser step ({key})"
+    remedy = f"Use stage.micro_batch={largest_fitting}, or other devices."
+    require(largest_fitting == size, "stage.micro_batch", stage.micro_batch, problem, remedy)

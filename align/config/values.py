@@ -1,5 +1,4 @@
-"""Values of a command line: read in Hydra's grammar, and set one by one, so that whatever is wrong with one is said of
-that one."""
+"""Parse the values of a command line in Hydra's grammar, and set them one by one, so that an error names its key."""
 
 from __future__ import annotations
 
@@ -20,21 +19,21 @@ from omegaconf.errors import OmegaConfBaseException
 from align.config import explain
 from align.config.rates import RATED
 from align.config.schemas import all_schemas
-from align.config.training import one_batch
+from align.config.training import check_batch_size
 from align.core.errors import InputError, half_character
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
-"""Two ways to say one number."""
+"""Two keys that set the batch size."""
 
 
 def quote(text: str) -> str:
-    """`text` as a quoted string of Hydra's grammar."""
+    """Return a text as a quoted string of Hydra's grammar."""
     return "'" + re.sub(r"(\\*)'", lambda m: m.group(1) * 2 + r"\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 @cache
 def parsed(text: str) -> Override | None:
-    """A value in Hydra's grammar; None where its lexer refuses it (spaces at odd places, parentheses, `~`, accents)."""
+    """Parse a value in Hydra's grammar. Returns None if its lexer refuses it (spaces, parentheses, `~`, accents)."""
     try:
         return OverridesParser.create().parse_override(f"key={text}")
     except HydraException:
@@ -42,13 +41,13 @@ def parsed(text: str) -> Override | None:
 
 
 def is_sweep(text: str) -> bool:
-    """Whether Hydra takes a value for several, as `-m` runs them: `1,2`, `range(0,3)`, …"""
+    """Return whether a value is a sweep of `-m` in Hydra's grammar: `1,2`, `range(0,3)`, …"""
     return (override := parsed(text)) is not None and override.is_sweep_override()
 
 
 def read_value(text: str) -> Any:
-    """The value that `text` writes: a number, a list, a quoted string, … What Hydra's lexer refuses or takes for a
-    sweep is the text itself."""
+    """Return the value of a text: a number, a list, a string, … A text that Hydra's lexer refuses, and a sweep, are
+    returned as they are."""
     override = parsed(text)
     return text if override is None or override.is_sweep_override() else override.value()
 
@@ -57,24 +56,25 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
     """Set one existing key.
 
     Raises:
-        InputError: there is no such key, or it does not hold such a value.
+        InputError: there is no such key, or it cannot have this value.
     """
-    runs = OmegaConf.select(tree, "stage.name", default=None) if stage else None  # a choice may be a user's own file
-    rated = runs in (None, *RATED)
-    if key == "method.lr" and not rated:
+    stage_name = OmegaConf.select(tree, "stage.name", default=None) if stage else None  # `stage` may be a user's file
+    reads_rate = stage_name in (None, *RATED)
+    if key == "method.lr" and not reads_rate:
         remedy = f"Write stage.lr={text}." if is_key(tree, "stage.lr") else "Drop it."
         raise InputError(key, text, f"is the rate of stage=sft and stage=full; stage={stage} does not read it", remedy)
-    chosen = {f"{group}.name": group for group in groups}  # of runs alone the name is a setting
-    if group := chosen.get(key):
+    group_names = {f"{group}.name": group for group in groups}
+    if group := group_names.get(key):
         problem = f"is what {group}= chooses, and decides nothing by itself"
         raise InputError(key, text, problem, f"Write {group}={text}.")
     if not is_key(tree, key):
-        known = set(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - chosen.keys()
-        known -= set() if rated else {"method.lr"}
+        keys = set(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - group_names.keys()
+        keys -= set() if reads_rate else {"method.lr"}
         leaf = key.removeprefix("stage.")
         owners = [n for n, schema in all_schemas()["stage"].items() if leaf in {f.name for f in fields(schema)}]
-        raise explain.not_a_key(key, text, sorted(known | groups), stage, owners if leaf != key else ())
-    kind, value = type_of(tree, key), read_value(text)
+        raise explain.not_a_key(key, text, sorted(keys | groups), stage, owners if leaf != key else ())
+    kind = type_of(tree, key)
+    value = read_value(text)
     if kind is str and not isinstance(value, str) and value is not None:
         value = text  # a revision such as 12e4567 or a name such as 007 is no number
     check_integers(value, key)
@@ -83,17 +83,13 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
             raise ValueError(f"{value} is not finite")
         OmegaConf.update(tree, key, value, merge=True)
     except (OmegaConfBaseException, ValueError) as error:
-        inside = OmegaConf.select(tree, key)
-        below = [f"{key}.{k}" for k in keys_of(inside)] if isinstance(inside, DictConfig) else []
+        node = OmegaConf.select(tree, key)
+        below = [f"{key}.{k}" for k in keys_of(node)] if isinstance(node, DictConfig) else []
         raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
 
 
 def check_integers(value: Any, key: str) -> None:
-    """Check that no whole number of a value, nested ones too, is larger than any program computes with.
-
-    Raises:
-        InputError: one is.
-    """
+    """Raise InputError if a whole number in a value, nested ones too, does not fit 64 bits."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             check_integers(inner, f"{key}.{name}" if key else str(name))
@@ -104,13 +100,15 @@ def check_integers(value: Any, key: str) -> None:
         raise InputError(key, value, "is no whole number below 2^63", "Give a smaller number.")
 
 
-def check_batch(tree: DictConfig, given: Collection[str]) -> None:
-    """Raises InputError where a command line gives a batch in two ways that contradict each other. (A batch size that
-    is the default says nothing where nobody wrote it, see `align.config.training.settled_batch`.)"""
-    if {*given} >= BOTH:
+def check_batch(tree: DictConfig, keys: Collection[str]) -> None:
+    """Raise InputError if a command line sets `batch_size` and `gradient_accumulation` and they contradict each other.
+
+    The schema cannot check that: it does not know whether a batch size that is the default was set.
+    """
+    if {*keys} >= BOTH:
         batch, passes, micro = (OmegaConf.select(tree, key) for key in (*sorted(BOTH), "stage.micro_batch"))
         if passes is not None:
-            one_batch(batch, passes, micro)
+            check_batch_size(batch, passes, micro)
 
 
 def is_key(tree: DictConfig, key: str) -> bool:
@@ -118,12 +116,12 @@ def is_key(tree: DictConfig, key: str) -> bool:
     plain = re.fullmatch(r"\w+(\.\w+)*", key) is not None
     if not plain or (parent and not is_key(tree, parent)):
         return False
-    inside = OmegaConf.select(tree, parent) if parent else tree
-    return isinstance(inside, DictConfig) and leaf in inside.keys()  # noqa: SIM118  (a `???` is "not in" it)
+    node = OmegaConf.select(tree, parent) if parent else tree
+    return isinstance(node, DictConfig) and leaf in node.keys()  # noqa: SIM118  (a `???` is "not in" it)
 
 
 def type_of(tree: DictConfig, key: str) -> type | None:
-    """The type that the schema declares for a key, without its `| None`; None where that is no single type."""
+    """Return the type that the schema declares for a key, without `| None`; None if that is no single type."""
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
     hint = type_hints(schema).get(leaf) if is_dataclass(schema) else None
@@ -132,11 +130,11 @@ def type_of(tree: DictConfig, key: str) -> type | None:
     return plain_types[0] if len(plain_types) == 1 else None
 
 
-type_hints = cache(get_type_hints)  # of a schema: some milliseconds
+type_hints = cache(get_type_hints)  # takes some milliseconds for a schema
 
 
 def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of nested mappings, those that hold others included."""
+    """Yield every dotted key of nested mappings, the keys of inner mappings included."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -144,12 +142,14 @@ def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check_characters(value: Any, key: str = "") -> None:
-    """Raises where a text of the tree holds half a character: bytes of a command line that are no UTF-8, an escape in a
-    group file."""
-    if isinstance(value, str) and (half := half_character(value)):
-        raise InputError(key, value, f"is no text in UTF-8 ({half} is half a character)", "Write it in UTF-8.")
-    for inner, of in value.items() if isinstance(value, dict) else ():
-        check_characters(str(inner), key or "configuration")
-        check_characters(of, f"{key}.{inner}" if key else str(inner))
-    for i, of in enumerate(value) if isinstance(value, list) else ():
-        check_characters(of, f"{key}[{i}]")
+    """Raise InputError if a text of the tree has a lone surrogate: bytes of a command line that are no UTF-8, or an
+    escape in a group file."""
+    if isinstance(value, str) and (surrogate := half_character(value)):
+        raise InputError(key, value, f"is no text in UTF-8 ({surrogate} is half a character)", "Write it in UTF-8.")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            check_characters(str(name), key or "configuration")
+            check_characters(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            check_characters(inner, f"{key}[{i}]")

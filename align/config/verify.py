@@ -1,4 +1,4 @@
-"""`stage=verify`: is PPO right on this base, method and precision?"""
+"""`stage=verify`: check that PPO computes correctly on this base, method and precision."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class VerifyConfig(PpoConfig):
     )
 
     def filled(self, config: Config) -> VerifyConfig:
-        """With as many answers as make whole groups."""
-        found, size = super().filled(config), self.per_prompt
-        assert isinstance(found, VerifyConfig)
-        return replace(found, rows=-(-self.rows // size) * size)
+        """Return the settings of PPO with derived values, and `rows` rounded up to whole groups."""
+        settings = super().filled(config)
+        assert isinstance(settings, VerifyConfig)
+        return replace(settings, rows=-(-self.rows // self.per_prompt) * self.per_prompt)

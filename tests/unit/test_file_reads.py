@@ -48,7 +48,7 @@ SYSTEM = "a file of the kernel's"
 NOT_READ = "opens a folder, a lock or a device to hold it, and reads nothing"
 EXCEPTIONS = {
     "align.annotate.web.templating:": SHIPPED,
-    "align.config.data:listed": "parses a value of the command line",
+    "align.config.data:parse_list": "parses a value of the command line",
     "align.config.group_files:loaded": PARSES,
     "align.data.chitchat:records": SHIPPED,
     "align.data.chat.fixed_prompts:fixed_texts": SHIPPED,
