@@ -280,10 +280,10 @@ def open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != descriptor:
-                os.dup2(opened, descriptor)
-                os.close(opened)
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
 
@@ -315,14 +315,14 @@ def entry() -> int:
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
     sys.excepthook = excepthook
-    given = sys.argv[1:]
-    sys.argv[1:] = map(masked_argument, given)  # wandb records it
+    arguments = sys.argv[1:]
+    sys.argv[1:] = map(masked_argument, arguments)  # wandb records it
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
     started_by_align = ranks.is_launched() or OPENED in os.environ
     if not started_by_align and (warning := describe_foreign_distribution()):
         print(f"align: warning: {warning}", file=sys.stderr)
     try:
-        status = main(given, folder_callback())
+        status = main(arguments, folder_callback())
         sys.stdout.flush()
         if status and ranks.is_launched():  # the interpreter takes seconds to end, longer than the launcher waits
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Metrics and progress: what is deterministic to `metrics.jsonl`, the rest to `timing.jsonl`, a live line for the eyes.
+"""Metrics and progress of a run: `metrics.jsonl`, `timing.jsonl` and a progress bar.
 
 `metrics.jsonl` holds nothing that changes between two runs of the same command, so that two runs can be compared by
 `cmp`. Clocks, rates and memory go to `timing.jsonl`.
@@ -26,70 +26,67 @@ PLAIN_EVERY_S = 10.0
 LAST_UPDATES = 10
 """Largest number of updates of PPO that `last_updates` returns."""
 STEPS = "steps.jsonl"
-"""The stream with a row for every step of a trainer, which a replay is compared with."""
+"""The stream with a row for every step of a trainer, which a replay compares."""
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process so far, in MiB (Linux counts `ru_maxrss` in KiB)."""
+    """Return the peak resident memory of this process so far, in MiB (Linux counts `ru_maxrss` in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def device_in_use() -> str:
-    """`cuda` where this process computes on a GPU. Imports no torch: who has not, does not."""
+    """Return `cuda` if this process computes on a GPU, else `cpu`. Does not import torch."""
     torch = sys.modules.get("torch")
     return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"
 
 
 def peak_gpu_mb() -> dict[str, float]:
-    """Peak memory in tensors on the GPU of this process so far, in MiB; nothing where it uses none."""
+    """Return the peak memory of this process's tensors on a GPU so far, in MiB; an empty mapping without a GPU."""
     if device_in_use() == "cpu":
         return {}
     return {"peak_gpu_mb": round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)}
 
 
 def peak_memory() -> dict[str, float]:
-    """The most that this process held, and on a GPU what its tensors took there, in MiB."""
+    """Return the peak resident memory of this process, and that of its tensors on a GPU, in MiB."""
     return {"peak_rss_mb": peak_rss_mb(), **peak_gpu_mb()}
-
-
-def finite(value: Any) -> Any:
-    """`value` as JSON can hold it: a float that is not finite becomes None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows for people to read."""
+    """Columns and rows for people to read."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
 class Mirror(Protocol):
-    """Whoever shows elsewhere what a run logs, see `align.mirrors`."""
+    """A service that displays the metrics of a run, see `align.mirrors`."""
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None: ...
 
 
 class Tracker:
-    """Appends one object a step to a run's streams.
+    """A writer of a run's metrics streams, one JSON object for each step.
 
     Args:
         folder: the run's folder.
-        keep_below: on resume, rows of this step and later are dropped: the run will write them again.
-        mirror: is told the same, see `align.mirrors`.
+        keep_below: drop rows of this step and later, which a resumed run writes again.
+        mirror: a service that gets the same metrics.
     """
 
     def __init__(self, folder: Path, keep_below: int = 0, mirror: Mirror | None = None) -> None:
-        self.metrics_path, self.timing_path = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self.metrics_path = folder / "metrics.jsonl"
+        self.timing_path = folder / "timing.jsonl"
         self.samples_path = folder / "samples.jsonl"
         self.steps_path = folder / STEPS
         self._started = time.perf_counter()
         optional = [path for path in (self.samples_path, self.steps_path) if path.exists()]
         for path in (self.metrics_path, self.timing_path, *optional):
-            kept = [row for row in read_rows(path) if row["step"] < keep_below]
-            replace_file(path, "".join(map(line_of, kept)).encode(), sync=False)
-        self._mirror, self._shown = mirror, dict[str, Table]()
+            rows = [row for row in read_rows(path) if row["step"] < keep_below]
+            replace_file(path, "".join(map(line_of, rows)).encode(), sync=False)
+        self._mirror = mirror
+        self._tables: dict[str, Table] = {}  # for the mirror's next step
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
         """Append `metrics` (deterministic) and `timing` (not) under `step`."""
@@ -98,59 +95,60 @@ class Tracker:
         append(self.metrics_path, row)
         append(self.timing_path, {**clock, **(timing or {})})
         if self._mirror:
-            self._mirror.log(step, {**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, self._shown)
-            self._shown = {}
+            self._mirror.log(step, {**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, self._tables)
+            self._tables = {}
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append `metrics` under `step` to `steps.jsonl`, which has a row for every step, logged or not."""
         append(self.steps_path, {"step": step, **metrics})
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Append what was answered at `step` to `samples.jsonl`."""
+        """Append the samples of `step` to `samples.jsonl`."""
         for sample in samples:
             append(self.samples_path, {"step": step, **sample})
 
     def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
-        """What was answered at `step`, for the eyes: kept, printed under a heading, and mirrored as a
-        table with the figures of the step."""
+        """Append the samples of `step` to `samples.jsonl`, print them under a heading, and give them to the mirror as a
+        table."""
         self.keep(step, samples)
         print(heading)
         for sample in samples:
             print(f"  {shortened(last_turn(sample))} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
         columns = list(samples[0]) if samples else []
-        shown = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
-        self._shown = {"samples": Table(columns, [[row[c] for c in columns] for row in shown])}
+        rows = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
+        self._tables = {"samples": Table(columns, [[row[c] for c in columns] for row in rows])}
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)
 
 
 def last_turn(sample: Mapping[str, Any]) -> str:
-    """What a line of `samples.jsonl` asks last."""
+    """Return the last turn of the prompt of a row of `samples.jsonl`."""
     return turn_text(sample["prompt"][-1])
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation as text, `role: content` a turn."""
+    """Return a conversation as text, one `role: content` for each turn."""
     return "\n".join(f"{message['role']}: {turn_text(message)}" for message in messages)
 
 
 def turn_text(message: Mapping[str, Any]) -> str:
-    """What a turn says to somebody who looks, each call of a tool on a line of its own."""
-    calls = [call["function"] for call in message.get("tool_calls", ())]
-    told = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in calls]
-    return "\n".join(told if calls and not message["content"] else [message["content"], *told])
+    """Return the text of a turn for display, with each call of a tool on a line of its own."""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    calls = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in functions]
+    return "\n".join(calls if calls and not message["content"] else [message["content"], *calls])
 
 
 def shortened(text: str, width: int = 60) -> str:
-    """Return a text on one line, cut to `width` characters. Erasure looks for this very form in logs and pages."""
+    """Return a text on one line, cut to `width` characters. Erasure searches logs and pages for exactly this form."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """One line of a stream."""
-    return json.dumps({k: finite(v) for k, v in row.items()}, ensure_ascii=False) + "\n"
+    """Return a row of a stream as a line of JSON. A float that is not finite becomes null."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -159,7 +157,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a stream; a last line that a crash cut short is left out."""
+    """Return the rows of a stream, without a last line that a crash cut short."""
     rows = []
     if path.is_file():
         for line in read_bytes(path, path.name).decode("utf-8", "replace").split("\n"):
@@ -188,7 +186,7 @@ WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", d
 
 @contextmanager
 def watched(watcher: Callable[[Progress], None]) -> Iterator[None]:
-    """Have every `Progress` that is made inside the block tell `watcher` of each of its steps."""
+    """Call `watcher` at each step of every `Progress` that is created in the block."""
     token = WATCHER.set(watcher)
     try:
         yield
@@ -197,10 +195,17 @@ def watched(watcher: Callable[[Progress], None]) -> Iterator[None]:
 
 
 class Progress:
-    """How far along a loop is: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+    """The progress of a loop: a live bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Attributes:
+        done: number of finished steps, of `total`.
+    """
 
     def __init__(self, label: str, total: int, start: int = 0) -> None:
-        self.label, self.total, self.done, self._start = label, total, start, start
+        self.label = label
+        self.total = total
+        self.done = start
+        self._start = start
         self._began = self._printed = time.perf_counter()
         self._watcher = WATCHER.get()
         self._bar = self._task = None
@@ -211,14 +216,18 @@ class Progress:
             from rich.progress import Progress as RichProgress
 
             self._bar = RichProgress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"), console=Console(stderr=True),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
             self._task = self._bar.add_task(label, total=total, completed=start, figures="")
             self._bar.start()
 
     def advance(self, done: int, **figures: float) -> None:
-        """Say that `done` of `total` are behind us, with the two or three figures that matter."""
+        """Show that `done` of `total` steps are finished, with the two or three figures that matter."""
         self.done = done
         ranks.set_position(f"{self.label} {done}/{self.total}")
         if self._watcher:
@@ -230,14 +239,16 @@ class Progress:
         clock = time.perf_counter()
         if ranks.is_main() and (clock - self._printed >= PLAIN_EVERY_S or done >= self.total):
             self._printed = clock
-            left = self.seconds_left or 0.0
-            print(f"{self.label} {done}/{self.total}  eta {left:.0f}s  {text}".rstrip(), file=sys.stderr, flush=True)
+            eta_s = self.seconds_left or 0.0
+            print(f"{self.label} {done}/{self.total}  eta {eta_s:.0f}s  {text}".rstrip(), file=sys.stderr, flush=True)
 
     @property
     def seconds_left(self) -> float | None:
-        """By how long the steps of this process took; None before the first."""
-        done = self.done - self._start
-        return (time.perf_counter() - self._began) / done * (self.total - self.done) if done > 0 else None
+        """Estimated remaining time, from the mean duration of this process's steps; None before the first."""
+        finished = self.done - self._start
+        if finished <= 0:
+            return None
+        return (time.perf_counter() - self._began) / finished * (self.total - self.done)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -246,7 +257,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
-    """A `Progress` that is taken down whatever happens."""
+    """Create a `Progress` that is closed when the block ends."""
     bar = Progress(label, total, start)
     try:
         yield bar
@@ -255,7 +266,11 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
 
 
 class Clock:
-    """Seconds a phase, and tokens a second."""
+    """A stopwatch of the phases of an update.
+
+    Attributes:
+        laps: seconds of each phase, and tokens a second if `rates` was called.
+    """
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -263,9 +278,10 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = round(now - self._last, 4), now
+        self.laps[name] = round(now - self._last, 4)
+        self._last = now
 
     def rates(self, tokens: int) -> None:
-        """Tokens a second of each phase so far, for a batch of so many response tokens."""
+        """Add the tokens a second of each phase so far, for a batch with this number of response tokens."""
         for name, seconds in list(self.laps.items()):
             self.laps[f"{name.removesuffix('_s')}_tok_s"] = round(tokens / max(seconds, 1e-9), 1)

@@ -102,15 +102,15 @@ def run_sweep(jobs: Sequence[tuple[Command, Mapping[str, str]]], stages: Iterabl
         the highest exit status of a job.
     """
     start = choose_start(stages)
-    ended: list[JobResult] = []
+    results: list[JobResult] = []
     for number, (words, _) in enumerate(jobs, 1):
-        ended.append(run_announced(number, len(jobs), words, start, run))
-        if ended[-1].status == INTERRUPTED:
+        results.append(run_announced(number, len(jobs), words, start, run))
+        if results[-1].status == INTERRUPTED:
             break
-    print(f"\n{format_table([swept for _, swept in jobs], ended)}", flush=True)
-    for line in format_comparison(ended):
+    print(f"\n{format_table([swept for _, swept in jobs], results)}", flush=True)
+    for line in format_comparison(results):
         print(f"\n{line}", flush=True)
-    return max(job.status for job in ended)
+    return max(job.status for job in results)
 
 
 def split_line(line: str) -> list[str]:
@@ -118,9 +118,8 @@ def split_line(line: str) -> list[str]:
     try:
         return shlex.split(line, comments=True)
     except ValueError as error:
-        raise InputError(
-            "standard input", line.strip(), f"cannot be split ({error})", "Close the quotation."
-        ) from error
+        problem = f"cannot be split ({error})"
+        raise InputError("standard input", line.strip(), problem, "Close the quotation.") from error
 
 
 Start = Callable[[Command, Run], JobResult]
@@ -217,39 +216,40 @@ def shell_status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def format_table(swept: Sequence[Mapping[str, str]], ended: Sequence[JobResult]) -> str:
+def format_table(swept: Sequence[Mapping[str, str]], results: Sequence[JobResult]) -> str:
     """Return a table of the jobs of a sweep: swept values, status, figures that differ between done jobs, and folder.
 
     Figures that do not fit into the width are named above the table.
     """
-    manifests = [read_job_manifest(one) for one in ended]
+    manifests = [read_job_manifest(result) for result in results]
     keys = list(dict.fromkeys(key for job in swept for key in job))
     columns = [[key.lstrip("+"), *(display_value(key, job) for job in swept)] for key in keys]
-    left_out = ["not run"] * (len(swept) - len(ended))
-    columns.append(["status", *(STATUS_NAMES.get(job.status, f"failed ({job.status})") for job in ended), *left_out])
-    folders = ["folder", *(display_path(one.folder) for one in ended), *("" for _ in left_out)]
+    not_run = ["not run"] * (len(swept) - len(results))
+    columns.append(["status", *(STATUS_NAMES.get(job.status, f"failed ({job.status})") for job in results), *not_run])
+    folders = ["folder", *(display_path(result.folder) for result in results), *("" for _ in not_run)]
     room = shutil.get_terminal_size((WIDEST, 24)).columns - sum(map(column_width, [*columns, folders]))
-    more, figures = [], 0
+    omitted = []
+    figures = 0
     for name, values in find_figures([m.metrics for m in manifests if m and m.done]).items():
-        given = iter(values)
-        cells = [format_figure(next(given)) if m and m.done else "" for m in manifests]
-        column = [name, *cells, *("" for _ in left_out)]
-        if (column_width(column) <= room or figures < FIGURES) and not more:
+        remaining_values = iter(values)
+        cells = [format_figure(next(remaining_values)) if m and m.done else "" for m in manifests]
+        column = [name, *cells, *("" for _ in not_run)]
+        if (column_width(column) <= room or figures < FIGURES) and not omitted:
             figures += 1
             columns.append(column)
             room -= column_width(column)
         else:
-            more.append(name)
+            omitted.append(name)
     rows = zip(*([cell.ljust(column_width(c) - GAP) for cell in c] for c in columns), folders, strict=True)
-    note = [f"more in each manifest.json: {', '.join(more)}"] if more else []
+    note = [f"more in each manifest.json: {', '.join(omitted)}"] if omitted else []
     return "\n".join([*note, *((" " * GAP).join(row).rstrip() for row in rows)])
 
 
-def format_comparison(ended: Sequence[JobResult]) -> list[str]:
+def format_comparison(results: Sequence[JobResult]) -> list[str]:
     """Return a line with the page that compares the done jobs of a sweep; nothing for fewer than two."""
     from align.registry.comparison_page import sweep_page
 
-    folders = [job.folder.absolute() for job in ended if job.status in (0, NOT_PASSED) and job.folder]
+    folders = [job.folder.absolute() for job in results if job.status in (0, NOT_PASSED) and job.folder]
     try:
         page = sweep_page(folders)
     except Exception as error:  # the runs are done, even if there is no page
@@ -269,8 +269,10 @@ def display_value(key: str, job: Mapping[str, str]) -> str:
 
 
 def display_path(folder: Path | None) -> str:
-    here = Path.cwd()
-    return "" if folder is None else str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    working_folder = Path.cwd()
+    if folder is None:
+        return ""
+    return str(folder.relative_to(working_folder) if folder.is_relative_to(working_folder) else folder)
 
 
 def column_width(column: Sequence[str]) -> int:
@@ -284,14 +286,14 @@ def find_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]
     """
     from align.report.figure_labels import by_weight
 
-    found = {}
+    figures = {}
     for name in by_weight(metrics[0] if metrics else ()):
         values = [m.get(name) for m in metrics]
         values = [v.get("value") if isinstance(v, Mapping) else v for v in values]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
         if len(numbers) == len(metrics) and (len(metrics) == 1 or len({*numbers}) > 1):
-            found[name] = numbers
-    return found
+            figures[name] = numbers
+    return figures
 
 
 def format_figure(value: float) -> str:
