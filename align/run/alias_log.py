@@ -1,18 +1,19 @@
-"""Aliases of a folder of runs: what `@production` means, and who changed it, when and why.
+"""The log of aliases of a folder of runs: what `@production` refers to, and who changed it, when and why.
 
-`aliases.jsonl` in that folder has one change a line, in a chain of hashes (`align.core.chain`), which shows whether a
-line was altered or removed. The file is only ever appended to. The beginning of a line behind the last line break is a
-change that was cut off before it was reported.
+`aliases.jsonl` in that folder has one change per line, in a chain of hashes (`align.core.chain`) that shows altered and
+removed lines. The file is only appended to. An incomplete last line is a change whose writer was killed before it
+reported success.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from align.run.manifest import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"
 SIGN = "@"
-"""What a reference to an alias begins with."""
+"""First character of a reference to an alias."""
 SCHEMA = 1
 LINE_START = b'{"alias":'
-"""How every line begins: its keys are in order."""
+"""First bytes of every line: its keys are sorted."""
 REMEDY = f"Restore {FILE} from a copy of the folder of runs."
 PROMOTE_AGAIN = (
     f"Use the version of align that wrote it, or move {FILE} away and promote again with stage=registry "
@@ -37,14 +38,14 @@ PROMOTE_AGAIN = (
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """One artifact that an alias stands for.
+    """One artifact that an alias refers to.
 
     Attributes:
         ref: `stage:name` of the run that made it.
-        digest: of its weights, see `align.run.artifacts.Artifact`.
-        weight: its share of the requests, relative to the others'.
-        manifests: `stage:name` → its manifest when the alias was changed: of the run, of the models that it was made
-            from, and of its evaluation. Figures that are altered later disagree with it.
+        digest: digest of its weights, see `align.run.artifacts.Artifact`.
+        weight: its share of the requests, relative to the other artifacts'.
+        manifests: `stage:name` → manifest at the time of the change: of the run, of the models it was made from, and of
+            its evaluation. They show metrics that are altered later.
     """
 
     ref: str
@@ -52,8 +53,8 @@ class Meant:
     weight: float = 1.0
     manifests: Mapping[str, HeldManifest] = field(default_factory=dict, compare=False)
 
-    def held_as_json(self) -> dict[str, dict[str, str]]:
-        return {run: held.as_json() for run, held in self.manifests.items()}
+    def manifests_as_json(self) -> dict[str, dict[str, str]]:
+        return {run: manifest.as_json() for run, manifest in self.manifests.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ class Change:
 
     Attributes:
         seq: 1, 2, 3, … over all aliases.
-        at: when, ISO 8601 in UTC; never before the change in front of it, whatever a clock says.
-        arms: what the alias stands for from now on; nothing for one that is retired.
-        replaces: seq of the change of this alias before; 0 for the first.
-        override: why it was made although a gate was closed; empty where none was.
-        gates: what each gate that binds the alias said, as `align.registry.gates` writes it.
+        at: time, ISO 8601 in UTC, never before that of the previous change, even if the clock was set back.
+        arms: artifacts that the alias refers to from now on; empty if it is retired.
+        replaces: seq of the previous change of this alias; 0 for the first.
+        override: reason why it was made although a gate was closed; empty if none was.
+        gates: result of each gate of the alias, as `align.registry.gates` writes it.
     """
 
     seq: int
@@ -83,28 +84,38 @@ class Change:
 
     @property
     def hashed(self) -> list[Any]:
-        arms = [[arm.ref, arm.digest, arm.weight, arm.held_as_json()] for arm in self.arms]
+        arms = [[arm.ref, arm.digest, arm.weight, arm.manifests_as_json()] for arm in self.arms]
         gates = [dict(gate) for gate in self.gates]
         return [self.seq, self.at, self.alias, arms, self.replaces, self.who, self.why, self.override, gates]
 
     def as_json(self) -> dict[str, Any]:
         arms = [
-            {"ref": arm.ref, "digest": arm.digest, "weight": arm.weight, "manifests": arm.held_as_json()}
+            {"ref": arm.ref, "digest": arm.digest, "weight": arm.weight, "manifests": arm.manifests_as_json()}
             for arm in self.arms
         ]
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {"schema_version": SCHEMA, **own, "arms": arms, "gates": [dict(gate) for gate in self.gates]}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"schema_version": SCHEMA, **values, "arms": arms, "gates": [dict(gate) for gate in self.gates]}
 
 
 KINDS: Mapping[str, type] = {
-    "seq": int, "at": str, "alias": str, "arms": list, "replaces": int, "who": str, "why": str, "override": str,
-    "gates": list, "prev_hash": str, "hash": str,
-}  # fmt: skip
+    "seq": int,
+    "at": str,
+    "alias": str,
+    "arms": list,
+    "replaces": int,
+    "who": str,
+    "why": str,
+    "override": str,
+    "gates": list,
+    "prev_hash": str,
+    "hash": str,
+}
+"""JSON type of each field of a change."""
 
 
 @dataclass(frozen=True, slots=True)
 class AliasLog:
-    """All changes, in order."""
+    """All changes of a folder of runs, in order."""
 
     changes: tuple[Change, ...] = ()
 
@@ -113,24 +124,24 @@ class AliasLog:
         return Head(self.changes[-1].seq, self.changes[-1].hash) if self.changes else Head(0, GENESIS)
 
     def last(self, alias: str) -> Change | None:
-        """The newest change of an alias, its retirement too; None where there is none."""
+        """Return the newest change of an alias, which may be its retirement. Returns None if it was never changed."""
         return next((change for change in reversed(self.changes) if change.alias == alias), None)
 
     def standing(self, as_of: datetime | None = None) -> dict[str, Change]:
-        """Alias → the change that says what it means, now or at another time; without those that are retired."""
-        found: dict[str, Change] = {}
+        """Return alias → its newest change, now or at an earlier time. Retired aliases are left out."""
+        newest: dict[str, Change] = {}
         for change in self.changes:
             if as_of is None or datetime.fromisoformat(change.at) <= as_of:
-                found[change.alias] = change
-        return {alias: change for alias, change in sorted(found.items()) if change.arms}
+                newest[change.alias] = change
+        return {alias: change for alias, change in sorted(newest.items()) if change.arms}
 
 
 def read_log(root: Path) -> AliasLog:
-    """The changes of all aliases of a folder of runs; none where there is no log.
+    """Read the changes of all aliases of a folder of runs. Returns an empty log if there is no file.
 
     Raises:
-        CorruptFile: a line is missing, was altered, or cannot be read.
-        InputError: another version of align wrote a line.
+        CorruptFile: A line is missing, was altered or cannot be read.
+        InputError: Another version of align wrote a line.
     """
     if not has_file(root / FILE, "aliases", REMEDY):
         return AliasLog()
@@ -143,19 +154,24 @@ def read_log(root: Path) -> AliasLog:
 
 
 def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
-    """The changes in a log's bytes, whose chain is checked, and how many of the bytes they are. Behind the last line
-    break there may be a whole change that lacks its own, or the beginning of one that was never told of.
+    """Parse a log and check its chain. Returns the changes and the number of bytes that they take.
+
+    The last line may be a complete change without its line break, or the beginning of a change that was never reported.
 
     Raises:
-        CorruptFile, InputError: as `read_log`.
+        CorruptFile, InputError: As `read_log`.
     """
-    head, changes, used = Head(0, GENESIS), list[Change](), 0
+    head = Head(0, GENESIS)
+    changes: list[Change] = []
+    used = 0
     lines = text.split(b"\n")
-    rest = lines.pop()
-    if not (rest.startswith(LINE_START) or LINE_START.startswith(rest)):
-        # `append` cuts off what a killed process left; this is none of its lines.
-        raise CorruptFile(f"{path}, line {len(lines) + 1}", shown(rest), "is no change of an alias", REMEDY)
-    for number, line in enumerate([*lines, rest] if whole(rest) else lines, 1):
+    last_line = lines.pop()
+    if not (last_line.startswith(LINE_START) or LINE_START.startswith(last_line)):
+        # `append` cuts off the beginning of a line that a killed process left; this is not one.
+        raise CorruptFile(f"{path}, line {len(lines) + 1}", shown(last_line), "is no change of an alias", REMEDY)
+    if whole(last_line):
+        lines.append(last_line)
+    for number, line in enumerate(lines, 1):
         field = f"{path}, line {number}"
         change = change_in(line, field)
         try:
@@ -169,12 +185,12 @@ def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
     return AliasLog(tuple(changes)), used
 
 
-def whole(rest: bytes) -> bool:
-    """Whether what stands behind the last line break is more than a line that was cut off while it was written."""
+def whole(last_line: bytes) -> bool:
+    """Return whether the text behind the last line break is more than a line that was cut off while it was written."""
     try:
-        json.loads(rest)
+        json.loads(last_line)
     except (ValueError, RecursionError):
-        return b"\r" in rest  # lines that something else ended
+        return b"\r" in last_line  # lines that another program ended with a carriage return
     return True
 
 
@@ -183,25 +199,27 @@ def shown(line: bytes) -> str:
 
 
 def change_in(line: bytes, field: str) -> Change:
+    invalid = CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
     try:
-        found = json.loads(line, parse_constant=refused)
+        values = json.loads(line, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         raise CorruptFile(field, shown(line), "is no line of JSON in UTF-8", REMEDY) from error
-    if not isinstance(found, dict) or "schema_version" not in found:
-        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
-    require_schema_version(found["schema_version"], SCHEMA, field, shown(line), PROMOTE_AGAIN)
-    typed = all(isinstance(found.get(key), kind) for key, kind in KINDS.items())
-    if not typed or not all(map(is_arm, found["arms"])) or not is_time(found["at"]):
-        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
-    if not all(isinstance(gate, dict) for gate in found["gates"]) or half_character(
-        json.dumps(found, ensure_ascii=False)
-    ):
-        raise CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise invalid
+    require_schema_version(values["schema_version"], SCHEMA, field, shown(line), PROMOTE_AGAIN)
+    if not all(isinstance(values.get(key), kind) for key, kind in KINDS.items()):
+        raise invalid
+    if not all(map(is_arm, values["arms"])) or not is_time(values["at"]):
+        raise invalid
+    if not all(isinstance(gate, dict) for gate in values["gates"]):
+        raise invalid
+    if half_character(json.dumps(values, ensure_ascii=False)):
+        raise invalid
     arms = tuple(
         Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm["manifests"]) or {})
-        for arm in found["arms"]
+        for arm in values["arms"]
     )
-    return Change(**{**{key: found[key] for key in KINDS}, "arms": arms, "gates": tuple(found["gates"])})
+    return Change(**{**{key: values[key] for key in KINDS}, "arms": arms, "gates": tuple(values["gates"])})
 
 
 def refused(text: str) -> float:
@@ -209,10 +227,12 @@ def refused(text: str) -> float:
 
 
 def is_arm(value: Any) -> bool:
-    texts = isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)
-    weight = value.get("weight") if isinstance(value, dict) else None
-    held = isinstance(value, dict) and parse_held_manifests(value.get("manifests")) is not None
-    return texts and held and isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+    if not (isinstance(value, dict) and isinstance(value.get("ref"), str) and isinstance(value.get("digest"), str)):
+        return False
+    weight = value.get("weight")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+        return False
+    return parse_held_manifests(value.get("manifests")) is not None
 
 
 def is_time(text: str) -> bool:
@@ -223,18 +243,25 @@ def is_time(text: str) -> bool:
 
 
 def append(
-    root: Path, alias: str, arms: Sequence[Meant], *, who: str, why: str, replaces: int, override: str = "",
+    root: Path,
+    alias: str,
+    arms: Sequence[Meant],
+    *,
+    who: str,
+    why: str,
+    replaces: int,
+    override: str = "",
     gates: Sequence[Mapping[str, Any]] = (),
-) -> Change:  # fmt: skip
-    """Write one change down, unless the alias was changed since it was looked at. Of two at once, one waits.
+) -> Change:
+    """Append a change, unless the alias was changed since the caller read it. Concurrent calls wait for each other.
 
     Args:
-        replaces: seq of the change of the alias that was the newest when it was looked at; 0 for none.
+        replaces: seq of the newest change of the alias when the caller read it; 0 if there was none.
 
     Raises:
-        RunConflict: the alias was changed meanwhile; the message says by whom, to what and why.
-        CorruptFile, InputError: as `read_log`.
-        OSError: the log cannot be written.
+        RunConflict: The alias was changed since. The message says by whom, to what and why.
+        CorruptFile, InputError: As `read_log`.
+        OSError: The log cannot be written.
     """
     path = root / FILE
     if has_file(path, "aliases", REMEDY):
@@ -248,28 +275,36 @@ def append(
         if (last.seq if last else 0) != replaces:
             if last is None:
                 raise CorruptFile("aliases", str(path), "lost its end since it was looked at", REMEDY)
-            now = describe_arms(last.arms) or "nothing: it was retired"
-            problem = f"was changed meanwhile by {last.who} at {last.at}: it means {now} ({last.why})"
+            target = describe_arms(last.arms) or "nothing: it was retired"
+            problem = f"was changed meanwhile by {last.who} at {last.at}: it means {target} ({last.why})"
             raise RunConflict("stage.alias", alias, problem, "If you still want to, run the same command again.")
         at = max([datetime.now(UTC), *(datetime.fromisoformat(change.at) for change in log.changes[-1:])])
         head = log.head
         values = {
-            "seq": head.seq + 1, "at": at.isoformat(timespec="microseconds"), "alias": alias, "arms": tuple(arms),
-            "replaces": replaces, "who": who, "why": why, "override": override, "gates": tuple(gates),
-            "prev_hash": head.hash, "hash": "",
-        }  # fmt: skip
+            "seq": head.seq + 1,
+            "at": at.isoformat(timespec="microseconds"),
+            "alias": alias,
+            "arms": tuple(arms),
+            "replaces": replaces,
+            "who": who,
+            "why": why,
+            "override": override,
+            "gates": tuple(gates),
+            "prev_hash": head.hash,
+            "hash": "",
+        }
         values["hash"] = link_hash(Change(**values).hashed, head.hash)
         change = Change(**values)
-        file.truncate(used)  # what a process was writing when it was killed
-        broken = b"" if text[:used].endswith(b"\n") or not used else b"\n"
-        file.write(broken + canonical(change.as_json()).encode() + b"\n")
+        file.truncate(used)  # cuts off the line of a process that was killed
+        missing_break = b"" if text[:used].endswith(b"\n") or not used else b"\n"
+        file.write(missing_break + canonical(change.as_json()).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return change
 
 
 def describe_arms(arms: Sequence[Meant]) -> str:
-    """Return `ppo:first (0a0e4de46d76)`, with shares where there are several; empty of none."""
+    """Return a text such as `ppo:first (0a0e4de46d76)`, with shares if there are several arms. Empty for none."""
     total = sum(arm.weight for arm in arms)
-    share = (lambda arm: f"{arm.weight / total:.3g} of ") if len(arms) > 1 else (lambda arm: "")
-    return ", ".join(f"{share(arm)}{arm.ref} ({arm.digest[:12]})" for arm in arms)
+    shares = [f"{arm.weight / total:.3g} of " if len(arms) > 1 else "" for arm in arms]
+    return ", ".join(f"{share}{arm.ref} ({arm.digest[:12]})" for share, arm in zip(shares, arms, strict=True))

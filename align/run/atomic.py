@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, whatever is written into them."""
+"""Atomic publication of folders: a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,91 +18,95 @@ from align.core.errors import InputError, StorageError
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 WITHOUT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-"""What systems and file systems say that cannot exchange two names, such as macOS and NFS."""
+"""Errors of systems and file systems that cannot exchange two names, such as macOS and NFS."""
 
 
 @contextmanager
 def publish(target: Path, replace: str = "") -> Iterator[Path]:
-    """A new folder beside `target` that takes its name once the block ends without an error, and is removed otherwise.
+    """Yield a new folder beside `target`, and rename it to `target` at the end of the block.
+
+    After an error the folder is removed.
 
     Args:
-        target: where the folder shall be; an empty folder there is taken over.
-        replace: the name of a file that every such folder of align's has: the new one takes the place of an older one,
-            which stays until the new one is complete. Empty: it replaces none.
+        target: path of the finished folder. An empty folder there is replaced.
+        replace: name of a file that marks a folder of this kind. A marked folder at `target` is replaced, and stays
+            until the new one is complete. Empty: nothing is replaced.
 
     Raises:
-        InputError: `target` is a file, or holds files and is not one of those that may be replaced.
-        StorageError: the folder cannot be written.
+        InputError: `target` is a file, or a folder with files that may not be replaced.
+        StorageError: The folder cannot be written.
     """
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
         problem = "is a link" if target.is_symlink() else "is a file"
         raise InputError("target", target.name, problem, "Choose a folder that does not exist yet.")
-    own = replace and (target / replace).is_file()
-    if target.is_dir() and any(target.iterdir()) and not own:
+    may_replace = replace and (target / replace).is_file()
+    if target.is_dir() and any(target.iterdir()) and not may_replace:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
-    with scratch_folder(target) as part:
-        yield part
+    with scratch_folder(target) as scratch:
+        yield scratch
         with unwritable(target):
-            moved(part, target)
+            moved(scratch, target)
 
 
 @contextmanager
-def scratch_folder(beside: Path) -> Iterator[Path]:
-    """A folder to work in, beside a target and on its disk, that is removed in the end; and with it what a process that
-    was killed left for the same target.
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a target, on the same disk, and remove it at the end.
+
+    Folders that killed processes left for the same target are removed first.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: The folder cannot be written.
     """
-    here = f".{beside.name}.{gethostname()}-"
-    for left in beside.parent.glob(f"{glob.escape(here)}*.part"):
-        owner = left.name.removeprefix(here).partition("-")[0]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    part = beside.with_name(f"{here}{os.getpid()}-{uuid4().hex[:8]}.part")
+    prefix = f".{target.name}.{gethostname()}-"
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*.part"):
+        pid = leftover.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    scratch = target.with_name(f"{prefix}{os.getpid()}-{uuid4().hex[:8]}.part")
     try:
-        with unwritable(beside):
-            part.mkdir(parents=True)
-        yield part
+        with unwritable(target):
+            scratch.mkdir(parents=True)
+        yield scratch
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def moved(part: Path, target: Path) -> None:
-    """Give a finished folder its name, in the place of what had it."""
-    _sync(part)
+def moved(scratch: Path, target: Path) -> None:
+    """Rename a finished folder to its target, in place of an older one."""
+    _sync(scratch)
     if not (target.is_dir() and any(target.iterdir())):
-        os.replace(part, target)  # POSIX renames over an empty folder
+        os.replace(scratch, target)  # POSIX renames over an empty folder
         return
-    old = part.with_suffix(".old")
+    old = scratch.with_suffix(".old")
     try:
-        exchange(part, target)
-        os.replace(part, old)
+        exchange(scratch, target)
+        os.replace(scratch, old)
     except OSError as error:
         if error.errno not in WITHOUT_EXCHANGE:
             raise
         os.replace(target, old)
-        os.replace(part, target)
+        os.replace(scratch, target)
     shutil.rmtree(old)
 
 
-def exchange(one: Path, other: Path) -> None:
-    """Exchange two names at once, so that a process that is killed leaves neither of them free.
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two names in one system call, so that a killed process leaves neither name free.
 
     Raises:
-        OSError: the file system or the system cannot do that (`WITHOUT_EXCHANGE`), or the names cannot be changed.
+        OSError: The system or the file system does not support this (`WITHOUT_EXCHANGE`), or the names cannot be
+            changed.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(other))
+    if libc.renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), ctypes.c_uint(RENAME_EXCHANGE)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(second))
 
 
 @contextmanager
 def unwritable(target: Path) -> Iterator[None]:
-    """What the disk says against a folder, as the user's own error."""
+    """Turn an OSError of the block into a StorageError about a folder."""
     try:
         yield
     except OSError as error:
@@ -112,9 +116,10 @@ def unwritable(target: Path) -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    """Bytes on disk before the name that promises them; for others to read, which safetensors leaves to the owner."""
+    """Make the files of a folder readable to all users, and flush them to disk before it is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o644 if path.stat().st_nlink == 1 else 0o444)  # what others share is changed by none
+            is_shared = path.stat().st_nlink > 1  # by a hard link: then nobody may change it
+            path.chmod(0o444 if is_shared else 0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What a run was computed by: the code, the packages, the checkout, the machine."""
+"""The environment of a run: code, packages, git checkout and machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from align.run.digests import file_digest, json_digest
 PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
 DIFF_LIMIT = 1_000_000
 THREADS = "OMP_NUM_THREADS"
-"""The variable that sets them; where it is empty, torch takes one a core."""
+"""The variable that sets the number of CPU threads. If it is empty, torch uses one per core."""
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""The variables that limit oneDNN to an instruction set, the first of them first."""
+"""Variables that limit oneDNN to an instruction set, in order of precedence."""
 INSTRUCTIONS = (
     "avx2",
     "avx_vnni",
@@ -37,12 +37,12 @@ INSTRUCTIONS = (
     "sve",
     "sve2",
 )
-"""Flags of a processor that decide which kernel sums, and so its last bits, as Linux calls them."""
+"""Processor flags, in Linux's spelling, that decide which kernel sums, and so the last bits of a result."""
 TOP = Path(__file__).resolve().parents[2]
 """The folder that holds the package `align`."""
 CODE = ("align", "align/annotate", "align/reward", "align/conf")
-"""Folders of code and group files. In a checkout all but the first lie beside `align`, where links lead to the
-second and the third."""
+"""Folders of code and group files. In a checkout all but the first lie beside `align`, where links lead to the second
+and the third."""
 
 
 @cache
@@ -59,7 +59,7 @@ def code_digest() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What decides the last bits of a sum: the processor and the threads among it, as far as the environment says."""
+    """Return the processor, thread and system settings that decide the last bits of a sum."""
     return {
         "machine": platform.machine(),
         "processor": processor(),
@@ -72,14 +72,18 @@ def machine() -> dict[str, Any]:
 
 
 def describe_processor(hardware: Mapping[str, Any]) -> str:
-    """Return the processor's model and the newest instruction set that kernels may use, of a manifest's `hardware`."""
+    """Return the processor's model and its newest instruction set that kernels may use.
+
+    Args:
+        hardware: as in a manifest.
+    """
     newest = hardware["onednn_max_cpu_isa"] or (hardware["instructions"].split() or [hardware["machine"]])[-1]
     return f"{hardware['processor'] or 'unknown processor'}, {newest}"
 
 
 @cache
 def cpuinfo() -> dict[str, str]:
-    """Return what Linux says of the first processor; empty on another system."""
+    """Return the fields of the first processor in /proc/cpuinfo. Empty on systems other than Linux."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         pairs = (line.partition(":") for line in reversed(lines))
@@ -88,44 +92,45 @@ def cpuinfo() -> dict[str, str]:
 
 
 def instructions() -> str:
-    """Return the instruction sets of the processor among which oneDNN and torch choose their kernels; empty if the
-    system does not list them."""
+    """Return the processor's instruction sets among which oneDNN and torch choose kernels. Empty if unknown."""
     flags = (cpuinfo().get("flags") or cpuinfo().get("Features", "")).split()
     return " ".join(name for name in INSTRUCTIONS if name in flags)
 
 
 def processor() -> str:
-    """Return the processor's model; empty if the system does not say."""
     return cpuinfo().get("model name", "")
 
 
 def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says of a folder.
+    """Run git in a folder and return its output.
 
     Raises:
-        OSError, SubprocessError: there is no git, or no checkout.
+        OSError, SubprocessError: git is not installed, or the folder is not in a checkout.
     """
-    ran = subprocess.run(("git", "-C", str(folder), *arguments), capture_output=True, check=True, timeout=20)
-    return ran.stdout.decode(errors="replace")
+    process = subprocess.run(("git", "-C", str(folder), *arguments), capture_output=True, check=True, timeout=20)
+    return process.stdout.decode(errors="replace")
 
 
 def own_commit(top: Path = TOP) -> str:
-    """Commit of the checkout that this code lies in, with a `+` behind it where the code has changes that are not
-    committed; empty where it lies in none, as an installed wheel does.
+    """Return the commit of the checkout that holds this code, with a `+` if the code has uncommitted changes.
+
+    Returns an empty text if the code is not in a checkout of its own, as in an installed wheel.
 
     Args:
         top: the folder that holds the packages.
     """
     try:
-        if Path(git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top:  # a wheel in somebody's checkout
+        if (
+            Path(git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top
+        ):  # installed inside another project's checkout
             return ""
         changed = git(top, "status", "--porcelain", "--", *(Path(name).name for name in CODE))
         return git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
@@ -134,11 +139,12 @@ def own_commit(top: Path = TOP) -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and uncommitted difference of the folder the command runs in; None where that is no git checkout."""
-    here = Path()
+    """Return commit and uncommitted diff of the working folder. Returns None if it is not in a git checkout."""
     try:
-        commit, diff = git(here, "rev-parse", "HEAD").strip(), git(here, "diff", "HEAD")
+        commit = git(Path(), "rev-parse", "HEAD").strip()
+        diff = git(Path(), "diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
-    kept = diff if len(diff) <= DIFF_LIMIT else f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"
-    return {"commit": commit, "diff": redacted(kept)} if diff else {"commit": commit}
+    if len(diff) > DIFF_LIMIT:
+        diff = f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"
+    return {"commit": commit, "diff": redacted(diff)} if diff else {"commit": commit}

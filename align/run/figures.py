@@ -1,7 +1,7 @@
-"""A run's headline figures: written to a file whose digest the manifest holds, and compared with it when they are read.
+"""A run's headline metrics: written to a file whose digest is in the manifest, and checked against it when read.
 
-The manifest repeats the figures of `metrics.json`. Gates, the registry and model cards read the file, and learn whether
-file and manifest still agree.
+The manifest repeats the metrics of `metrics.json`. Gates, the registry and model cards read the file and learn whether
+it still agrees with the manifest.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from align.run.files import write_json
 from align.run.manifest import Manifest
 
 FILE = "metrics.json"
-"""The file of all figures, beside the manifest."""
+"""File of all metrics, beside the manifest."""
 IN_ARTIFACT = f"artifact/{FILE}"
-"""The file of an evaluation's figures, as its samples give them."""
+"""File of an evaluation's metrics as computed from its samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The figures of a run.
+    """The metrics of a run.
 
     Attributes:
-        metrics: those of the hashed file; those of the manifest if the file is not the published one.
-        altered: why they are not known to be the published ones; empty if they are.
+        metrics: content of the hashed file; those of the manifest if the file is not the published one.
+        altered: why they may differ from the published ones; empty if they agree.
     """
 
     metrics: Mapping[str, Any]
@@ -39,15 +39,15 @@ class Figures:
 
 
 def write_figures(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the figures of a run to its folder, without secrets."""
+    """Write the metrics of a run to its folder, without secrets."""
     write_json(folder / FILE, masked_tree(metrics))
 
 
 def read_figures(folder: Path, manifest: Manifest) -> Figures:
-    """Read the figures of a run's folder, and compare file and manifest.
+    """Read the metrics of a run, and compare the file with the manifest.
 
     Args:
-        manifest: of the run, as it was read from its folder.
+        manifest: the one in the folder.
     """
     if not manifest.done:
         return Figures(manifest.metrics)
@@ -72,10 +72,10 @@ def read_figures(folder: Path, manifest: Manifest) -> Figures:
 
 
 def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any]:
-    """Return the figures of a run, for a document that others believe.
+    """Return the metrics of a run, for a document that others rely on.
 
     Raises:
-        CorruptFile: they are not known to be the published ones.
+        CorruptFile: The metrics may differ from the published ones.
     """
     figures = read_figures(folder, manifest)
     remedy = "Restore the run's files, or make it again with resume=never."
@@ -91,12 +91,11 @@ def collapse_verdict(metrics: Mapping[str, Any]) -> str | None:
 
 
 def suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any] | None:
-    """Return the verdict of an evaluation of several systems on whether one of them collapsed. None if it was not
-    measured.
+    """Return whether one system collapsed, from an evaluation of several. None if that was not measured.
 
     Args:
-        metrics: the figures of the evaluation.
-        through: the name of the system among the inputs of the evaluation, such as `systems.new`.
+        metrics: metrics of the evaluation.
+        through: name of the system among the evaluation's inputs, such as `systems.new`.
     """
     collapse = metrics.get("collapse")
     systems = collapse.get("systems") if isinstance(collapse, Mapping) else None
@@ -106,5 +105,5 @@ def suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any
 
 
 def canonical(metrics: Any) -> str:
-    """Return figures as one text, in which equal ones are equal: NaN is no exception."""
+    """Return metrics as one text, the same for equal metrics. NaN equals NaN."""
     return json.dumps(metrics, sort_keys=True)

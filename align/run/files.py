@@ -1,4 +1,4 @@
-"""Files: JSON read and written, atomic writing, and what a full or locked disk looks like from Python."""
+"""Atomic writing and reading of JSON files, and recognition of full disks and exhausted memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from align.core.outputs import replace_file
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 UNREADABLE = (errno.EIO, errno.ELOOP, errno.ENAMETOOLONG)
-# What libraries that write in their own code say of the same, without an errno: safetensors, torch, SQLite.
+# Messages of libraries that raise errors without an errno: safetensors, torch, SQLite.
 STORAGE_WORDS = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system|database or disk is full"
     r"|PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"
@@ -24,7 +24,7 @@ STORAGE_WORDS = re.compile(
 MEMORY_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory|Cannot allocate memory|std::bad_alloc|CUDA out of memory"
     r"|CU(DA|BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED|CUDA error: out of memory|posix_memalign failed"
-    # oneDNN, which names no status. What it does not support is "a primitive descriptor".
+    # oneDNN names no status. "a primitive descriptor" is its message for an unsupported operation.
     r"|could not create a (primitive|memory( object)?|scratchpad)\b(?! desc)|could not execute a primitive"
 )
 
@@ -33,8 +33,8 @@ def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        MissingArtifact: there is no such file.
-        CorruptFile: it cannot be read (see `align.core.files`), or holds something else.
+        MissingArtifact: There is no such file.
+        CorruptFile: The file cannot be read (see `align.core.files`) or does not hold an object.
     """
     text = read_text(path, field, remedy)
     try:
@@ -48,11 +48,11 @@ def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return the object in a JSON file, under the file's own name in messages.
 
     Raises:
-        MissingArtifact: there is no such file.
-        CorruptFile: it holds no JSON object.
+        MissingArtifact: There is no such file.
+        CorruptFile: The file does not hold an object.
     """
     if not has_file(path, path.name, remedy):
         raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
@@ -60,7 +60,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, so that a reader or a crash sees the old file or the new one, never half."""
+    """Replace `path` by `value` as JSON. A reader, or a restart after a crash, sees the old file or the new one."""
     write_text(path, json_text(value))
 
 
@@ -75,44 +75,48 @@ def write_text(path: Path, text: str) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one that it was raised from, says that a device, the host or the system has too
-    little memory. torch's CPU allocator, oneDNN and C++ raise a plain `RuntimeError`, known by its text alone."""
-    own = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    if own or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None:
+    """Return whether an error, or a cause of it, says that the GPU or the host is out of memory.
+
+    torch's CPU allocator, oneDNN and C++ raise a plain `RuntimeError`, which only its text tells apart.
+    """
+    is_memory_error = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if is_memory_error or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None:
         return True
     return error.__cause__ is not None and out_of_memory(error.__cause__)
 
 
 def storage_error(error: BaseException, root: str) -> StorageError | None:
-    """`error` as the user's own, where it or what caused it says that the disk is full or cannot be written.
+    """Return `error` as a StorageError if it, or a cause of it, says that the disk is full or not writable.
+
+    Returns None for any other error.
 
     Args:
-        root: the folder of the runs, to name.
+        root: the folder of runs, for the message.
     """
     if isinstance(error, OSError) and (error.errno in UNREADABLE or isinstance(error, NotRegularFile)):
         path = shorten(str(error.filename or root))
         return StorageError("file", path, problem_of(error), "Check the path, its links and its disk.")
-    seen: BaseException | None = error
-    while seen is not None:
-        # What a library tried in vain and handled stands among the causes too: a full disk is to blame even there.
-        errnos = (*FULL, *FORBIDDEN) if seen is error else FULL
-        if (isinstance(seen, OSError) and seen.errno in errnos) or STORAGE_WORDS.search(str(seen)):
-            place = f" ({seen.filename})" if isinstance(seen, OSError) and seen.filename else ""
-            reason = (getattr(seen, "strerror", None) or str(seen)).strip().splitlines()[0]
-            return StorageError(
-                "run.root", root, f"a file cannot be written or read: {reason}{place}",
-                "Free some space or change its permissions, then run the same command again to continue.",
-            )  # fmt: skip
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        # The causes include errors that a library handled. Of these only a full disk counts.
+        errnos = (*FULL, *FORBIDDEN) if cause is error else FULL
+        if (isinstance(cause, OSError) and cause.errno in errnos) or STORAGE_WORDS.search(str(cause)):
+            place = f" ({cause.filename})" if isinstance(cause, OSError) and cause.filename else ""
+            reason = (getattr(cause, "strerror", None) or str(cause)).strip().splitlines()[0]
+            problem = f"a file cannot be written or read: {reason}{place}"
+            remedy = "Free some space or change its permissions, then run the same command again to continue."
+            return StorageError("run.root", root, problem, remedy)
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
 def find_user_error(error: Exception, root: str) -> InputError | None:
-    """Return the error of the user's machine that an unexpected error stands for: too little memory, a full or a locked
-    disk. Returns None for any other.
+    """Return the InputError that an unexpected error amounts to: out of memory, a full or a read-only disk.
+
+    Returns None for any other error.
 
     Args:
-        root: the folder of the runs, to name.
+        root: the folder of runs, for the message.
     """
     if out_of_memory(error):
         return InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -25,9 +26,16 @@ from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_ma
 from align.run.weights import published_digest
 
 MISSING = "(missing)"
-OF_A_START = ("manifest.json", "config.yaml", "log.txt", "report.html", "trained_on.jsonl",
-              "trained_ids.parquet", "stale.json")  # fmt: skip
-"""Files that a run has before its stage has computed anything."""
+OF_A_START = (
+    "manifest.json",
+    "config.yaml",
+    "log.txt",
+    "report.html",
+    "trained_on.jsonl",
+    "trained_ids.parquet",
+    "stale.json",
+)
+"""Files that a run may have before its stage has computed anything."""
 PUBLISHED = (
     "report.html",
     "config.yaml",
@@ -43,40 +51,42 @@ PUBLISHED = (
     "duplicates.jsonl",
     "scores.jsonl",
 )
-"""Files beside the artifact that a done run answers for."""
+"""Files beside the artifact that are published, and so hashed, with it."""
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first key where two trees differ, with both values; None where they are equal."""
+    """Return the first key in which two trees differ, with both values. Returns None if they are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
-            was, now = old.get(key, MISSING), new.get(key, MISSING)
-            if found := first_difference(was, now, f"{path}.{key}" if path else key):
-                return found
+            key_path = f"{path}.{key}" if path else key
+            if difference := first_difference(old.get(key, MISSING), new.get(key, MISSING), key_path):
+                return difference
         return None
     return None if old == new else (path, old, new)
 
 
 class Run:
-    """One run's folder, held under a lock. Made by `Run.open`, used as a context manager.
+    """One run's folder, held under a lock. Opened by `Run.open` and used as a context manager.
 
     Attributes:
         folder: `<root>/<stage>/<name>`.
-        manifest: what is known of it so far.
-        done: True where this very run was published before.
-        resumed: True where an unfinished folder is continued.
-        known_metrics: what a stage knows of its metrics before it ends, such as the rows that it kept, for whoever
-            looks at its page meanwhile.
+        manifest: what is known of the run so far.
+        done: True if this run was published before.
+        resumed: True if an unfinished folder is continued.
+        known_metrics: metrics that the stage knows before it ends, such as the number of rows kept, for its live page.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, lock: int, resumed: bool) -> None:
-        self.folder, self.manifest, self._lock = folder, manifest, lock
-        self.done, self.resumed = manifest.done, resumed
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = lock
+        self.done = manifest.done
+        self.resumed = resumed
         self.known_metrics: dict[str, Any] = {}
 
     @property
     def shared(self) -> Path:
-        """The folder that every rank reads what was written from."""
+        """Folder of rank 0, from which every rank reads."""
         return self.folder
 
     @property
@@ -89,21 +99,21 @@ class Run:
 
     @property
     def base(self) -> Base:
-        """The base weights that the stage works on."""
+        """Base weights that the stage works on."""
         assert self.manifest.base is not None
         return self.manifest.base
 
     @property
     def artifact(self) -> Path:
-        """Where the stage puts what it produces."""
-        return self._made("artifact")
+        """Folder for the stage's result."""
+        return self._make_folder("artifact")
 
     @property
     def checkpoints(self) -> Path:
-        """Where the stage puts what it needs to continue."""
-        return self._made("checkpoints")
+        """Folder for what the stage needs to resume."""
+        return self._make_folder("checkpoints")
 
-    def _made(self, name: str) -> Path:
+    def _make_folder(self, name: str) -> Path:
         path = self.folder / name
         path.mkdir(exist_ok=True)
         return path
@@ -123,32 +133,42 @@ class Run:
         Args:
             config: the resolved configuration as plain values.
             inputs: every resolved input.
-            base: the base weights the stage works on.
-            label: the readable part of a derived name.
-            resume: `auto` continues what is unfinished, `never` makes a new folder, `must` refuses to start afresh.
-            again: it is a server, which is started again in its folder, whatever its line says by now.
+            base: base weights that the stage works on.
+            label: readable part of a derived name.
+            resume: `auto` continues an unfinished run, `never` makes a new folder, `must` fails if there is nothing to
+                resume.
+            again: reopen a server's folder, even if it is done or its configuration has changed.
 
         Raises:
-            RunBusy: another process holds it.
-            RunConflict: the name is taken by another configuration.
-            StorageError: the folder cannot be written.
+            RunBusy: Another process holds it.
+            RunConflict: The name belongs to a run with another configuration.
+            StorageError: The folder cannot be written.
         """
-        stage, root = config["stage"]["name"], user_path(config["run"]["root"], "run.root")
+        stage = config["stage"]["name"]
+        root = user_path(config["run"]["root"], "run.root")
         identity = identity_of(stage, config, inputs, base)
         name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
         folder, lock = claimed(root, stage, name, resume)
         try:
             new = Manifest(stage, folder.name, config["seed"], masked_tree(config), inputs, base)
-            found = known(folder, new, again)  # under the lock: nobody finishes it meanwhile
-            if found is not None and found.done and not again:  # it may have been killed between saying so and this
+            old = known(folder, new, again)
+            if old is not None and old.done and not again:
+                # A process killed during `publish` may have left them.
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                return cls(folder, found, lock, resumed=False)
-            times = {"started": now(), **({"first_started": started(found)} if found else {})}
-            facts = {
-                "code": code_digest(), "commit": own_commit(), "git": git_state(), "packages": package_versions(),
-                "hardware": machine(),
-            }  # fmt: skip
-            return cls(folder, replace(new, times=times, **facts), lock, resumed=found is not None)
+                return cls(folder, old, lock, resumed=False)
+            times = {"started": now()}
+            if old is not None:
+                times["first_started"] = old.times.get("first_started") or old.times.get("started", "")
+            manifest = replace(
+                new,
+                times=times,
+                code=code_digest(),
+                commit=own_commit(),
+                git=git_state(),
+                packages=package_versions(),
+                hardware=machine(),
+            )
+            return cls(folder, manifest, lock, resumed=old is not None)
         except BaseException:
             os.close(lock)
             raise
@@ -159,9 +179,9 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and not self.done:
             self.fail(error)
-            refused = isinstance(error, InputError) and not isinstance(error, StorageError)
-            if refused and not self.resumed and failed_without_output(self.folder, self.manifest):
-                shutil.rmtree(self.folder, ignore_errors=True)  # the message said it all
+            is_input_error = isinstance(error, InputError) and not isinstance(error, StorageError)
+            if is_input_error and not self.resumed and failed_without_output(self.folder, self.manifest):
+                shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
     def _write(self, **values: Any) -> None:
@@ -169,31 +189,31 @@ class Run:
         write_manifest(self.folder, self.manifest)
 
     def fail(self, error: BaseException) -> None:
-        """Write down why this run ended before it was published; `resume=auto` continues it."""
+        """Record why the run ended before it was published. `resume=auto` continues it."""
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(OSError):  # a full disk must not hide the error that it caused
+        with suppress(OSError):  # on a full disk, the error that it caused counts
             self._write(status=status, error=readable(f"{type(error).__name__}: {error}"))
 
     def begin(self, config_yaml: str) -> None:
-        """Write down what is about to run."""
-        self._write(status="running", error="")  # first: a folder without it is not a run's
+        """Record that the run has started, and its configuration."""
+        self._write(status="running", error="")  # first: without a manifest the folder is not a run's
         write_text(self.folder / "config.yaml", config_yaml)
 
     def note_hardware(self, hardware: Mapping[str, Any]) -> None:
-        """Write down what the run computes on, before it computes: a replay that ends early has it too."""
+        """Record the hardware before the run computes, so that a replay that ends early has it too."""
         if hardware:
             self._write(hardware={**self.manifest.hardware, **hardware})
 
     def publish(self, metrics: Mapping[str, Any], hardware: Mapping[str, Any] | None = None) -> None:
-        """Hash every output and only then say `done`.
+        """Hash every output, and then set the status to `done`.
 
         Args:
-            metrics: the stage's headline figures.
-            hardware: what it was computed on, besides the machine.
+            metrics: the stage's headline metrics.
+            hardware: device settings, besides those of the machine.
         """
         write_figures(self.folder, metrics)
-        beside = (self.folder / name for name in PUBLISHED if (self.folder / name).is_file())
-        files = [*beside, *sorted(p for p in self.artifact.rglob("*") if p.is_file())]
+        files_beside = (self.folder / name for name in PUBLISHED if (self.folder / name).is_file())
+        files = [*files_beside, *sorted(p for p in self.artifact.rglob("*") if p.is_file())]
         self._write(
             status="done",
             error="",
@@ -209,17 +229,16 @@ class Run:
 
 
 def derived_name(parent: Path, label: str, digest: str) -> str:
-    """`label-digest`; the name of the folder that has the digest already, whatever it was labelled."""
-    found = sorted(path.name for path in parent.glob(f"*-{digest}"))
-    return found[0] if found else f"{label}-{digest}"
+    """Return the name of the folder that ends in this digest, under any label, or else `label-digest`."""
+    return min((path.name for path in parent.glob(f"*-{digest}")), default=f"{label}-{digest}")
 
 
 def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
-    """The folder of a run, made where it is not there, and its lock.
+    """Make the folder of a run if need be, and lock it.
 
     Raises:
-        MissingArtifact: `resume=must`, and there is none.
-        RunBusy, StorageError: as `Run.open`.
+        MissingArtifact: `resume=must`, and there is no run.
+        RunBusy, StorageError: As `Run.open`.
     """
     try:
         if resume == "never":
@@ -232,63 +251,63 @@ def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
     except AlignError:
         raise
     except OSError as error:
-        raise StorageError(
-            "run.root", str(root), f"cannot be written ({error.strerror or error})",
-            "Choose another run.root or run.name.",
-        ) from error  # fmt: skip
+        problem = f"cannot be written ({error.strerror or error})"
+        raise StorageError("run.root", str(root), problem, "Choose another run.root or run.name.") from error
 
 
 def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
-    """The manifest that a run's folder has, of this very run; None where it has none, or where another run of that name
-    came to nothing, which is cleared away.
+    """Return the manifest of the same run in a folder. Returns None if the folder has none.
+
+    The folder of another run that failed without output is emptied.
 
     Args:
-        again: a run that was another then is this one all the same.
+        again: accept a run with another identity.
 
     Raises:
-        RunConflict: the name is taken by another configuration.
+        RunConflict: The name belongs to a run with another configuration.
     """
     if not has_file(folder / FILE, "manifest", "Move the folder away."):
         refuse_foreign(folder)
         return None
     old = read_manifest(folder)
-    was, wanted = old.identity, new.identity
-    if was == wanted or again:
+    if again or old.identity == new.identity:
         return old
     if failed_without_output(folder, old):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
-    key, there, here = first_difference(was, wanted) or ("identity", None, None)
-    raise RunConflict(
-        key.removeprefix("config."), here, f"the run in {folder} has {there}",
-        "Use another run.name, or resume=never for a fresh folder.",
-    )  # fmt: skip
+    key, old_value, new_value = first_difference(old.identity, new.identity) or ("identity", None, None)
+    remedy = "Use another run.name, or resume=never for a fresh folder."
+    raise RunConflict(key.removeprefix("config."), new_value, f"the run in {folder} has {old_value}", remedy)
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise InputError if a folder without a manifest holds files: no run wrote them, and a run would replace some.
-    A hidden one may be what a killed process left of a manifest."""
-    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if foreign:
-        problem = f"{folder} holds files that no run wrote ({', '.join(foreign[:3])})"
+    """Raise InputError if a folder without a manifest holds files, which a run might overwrite.
+
+    Hidden files are ignored: a killed process may leave them while it writes a manifest.
+    """
+    foreign_files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign_files:
+        problem = f"{folder} holds files that no run wrote ({', '.join(foreign_files[:3])})"
         raise InputError("run.name", folder.name, problem, "Use another run.name or run.root, or move the folder away.")
 
 
 def failed_without_output(folder: Path, manifest: Manifest) -> bool:
-    """Return whether a run failed before it wrote any output, so that its folder may be removed. A link, a pipe and
-    the like are not the run's, whatever their size."""
+    """Return whether a run failed before it wrote any output, so that its folder may be removed.
+
+    Links, pipes and the like count as output: no run makes them.
+    """
     entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     outputs = (path for path in entries if path.is_symlink() or not path.is_file() or path.stat().st_size)
     return manifest.status == "failed" and all(path.name in OF_A_START for path in outputs)
 
 
 def locked(folder: Path) -> int:
-    """A descriptor of `folder` that holds its lock; the system frees it when the process ends, however it ends.
+    """Lock a folder and return the descriptor that holds the lock. The system frees it when the process ends.
 
     Raises:
-        RunBusy: another process holds it.
-        PermissionError: the folder cannot be written (a user's rights, or a disk mounted read-only).
+        RunBusy: Another process holds it.
+        PermissionError: The folder cannot be written, by the user's rights or because the disk is read-only.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -296,7 +315,7 @@ def locked(folder: Path) -> int:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"{folder} is not writable")
         if not folder.exists() or os.stat(folder).st_ino != os.fstat(descriptor).st_ino:
-            raise BlockingIOError  # whoever held it has taken it away
+            raise BlockingIOError  # another process removed the folder
     except BlockingIOError as error:
         os.close(descriptor)
         raise RunBusy(
@@ -313,7 +332,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder around a block.
 
     Raises:
-        RunBusy, PermissionError: as `locked`.
+        RunBusy, PermissionError: As for the lock itself.
     """
     lock = locked(folder)
     try:
@@ -323,10 +342,10 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def ended(folder: Path, why: str) -> None:
-    """Write down why a run has ended whose process was killed, and could not.
+    """Record why a run ended whose process was killed.
 
     Raises:
-        RunBusy, PermissionError: as `locked`.
+        RunBusy, PermissionError: As `hold_lock`.
     """
     with hold_lock(folder):
         manifest = read_manifest(folder)
@@ -335,26 +354,21 @@ def ended(folder: Path, why: str) -> None:
 
 
 def unused(parent: Path, name: str) -> str:
-    """`name`, or the first of `name-2`, `name-3`, … that no folder has."""
-    candidate, n = name, 1
-    while (parent / candidate).exists():
-        n += 1
-        candidate = f"{name}-{n}"
-    return candidate
+    """Return `name`, or the first of `name-2`, `name-3`, … that does not exist in a folder."""
+    candidates = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    return next(candidate for candidate in candidates if not (parent / candidate).exists())
 
 
 def last_published(root: Path) -> int:
-    """The highest number of publication among the runs of a root: `latest` goes by it, not by a clock that may be set
-    back."""
+    """Return the highest publication number among the runs of a root.
+
+    `latest` is decided by this number, because a clock may be set back.
+    """
     numbers = [0]
     for path in root.glob("*/*/manifest.json"):
-        with suppress(AlignError, OSError):  # a stranger's file, or one of another version, has none
+        with suppress(AlignError, OSError):  # an invalid file, or one of another version
             numbers.append(read_manifest(path.parent).published)
     return max(numbers)
-
-
-def started(manifest: Manifest) -> str:
-    return manifest.times.get("first_started") or manifest.times.get("started", "")
 
 
 def now() -> str:
@@ -365,9 +379,8 @@ NO_LOCK = -1
 
 
 class Following(Run):
-    """Attributes:
-    folder: a temporary one, removed in the end, so that a stage may write there as the first rank does.
-    """
+    """A run as ranks other than 0 see it: they write to a temporary folder that is removed at the end, and read from
+    `shared`."""
 
     def __init__(self, shared: Path, manifest: Manifest, resumed: bool) -> None:
         scratch = tempfile.mkdtemp(prefix="align-rank-", dir=os.environ.get(NOTES))

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub, into its own cache, with errors that say what to do."""
+"""Downloads from the Hugging Face hub into its own cache, with errors that name a remedy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ READ = ("README.md", "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
-    """The local snapshot of a model's repository, downloaded where need be: safetensors and text files only.
+    """Return the local snapshot of a model's repository, downloaded if need be: safetensors and text files only.
 
     Raises:
-        InputError: offline, missing or gated, each with its remedy.
+        InputError: The hub is offline, or the repository is missing or gated.
     """
     from huggingface_hub import snapshot_download
 
@@ -28,10 +28,10 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
 
 
 def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
-    """A folder with a model's `config.json` from the hub, and none of its weights.
+    """Return a folder with a model's `config.json` from the hub, without its weights.
 
     Raises:
-        InputError: as `hub_snapshot`.
+        InputError: As `hub_snapshot`.
     """
     from huggingface_hub import hf_hub_download
 
@@ -42,26 +42,25 @@ def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
 WHOLE = re.compile(
     r"(?P<repo>[^/:@]+/[^/:@]+)(?:@(?P<revision>[^/:]+))?(?::(?:(?P<subset>[^:]+):)?(?P<split>[\w.-]+))?"
 )
-"""A data set on the hub without the name of a file."""
+"""Pattern of a reference to a data set on the hub, without the name of a file."""
 
 
-@cache  # a branch may move between two looks at it: one process sees the same files
+@cache  # a branch may move between two calls: one process sees the same files
 def hub_files(ref: str, field_name: str) -> list[Path]:
-    """Files of a data set on the hub, downloaded where need be.
+    """Return files of a data set on the hub, downloaded if need be.
 
     Args:
-        ref: one file, `hub:ORG/NAME/PATH/TO/FILE`; or a split of it all, as `datasets.load_dataset` reads it:
+        ref: one file, `hub:ORG/NAME/PATH/TO/FILE`; or a whole split, as `datasets.load_dataset` reads it:
             `hub:ORG/NAME` (train), `hub:ORG/NAME:SPLIT`, `hub:ORG/NAME:SUBSET:SPLIT`. NAME may be NAME@REVISION.
 
     Raises:
-        InputError: it names nothing of this kind, or it is offline, missing or gated, each with its remedy.
+        InputError: The reference has none of these forms, the hub is offline, or the data set is missing or gated.
     """
-    given = ref.removeprefix(HUB)
-    org, _, rest = given.partition("/")
-    name, _, file = rest.partition("/")
+    if match := WHOLE.fullmatch(ref.removeprefix(HUB)):
+        return hub_split(match["repo"], match["revision"], match["subset"], match["split"] or "train", field_name)
+    org, _, path = ref.removeprefix(HUB).partition("/")
+    name, _, file = path.partition("/")
     name, _, revision = name.partition("@")
-    if whole := WHOLE.fullmatch(given):
-        return hub_split(whole["repo"], whole["revision"], whole["subset"], whole["split"] or "train", field_name)
     if not (org and name and file):
         raise InputError(
             field_name, ref, "names no data set", "Write hub:ORG/NAME/FILE, or hub:ORG/NAME:SPLIT for a whole split."
@@ -73,9 +72,9 @@ def hub_files(ref: str, field_name: str) -> list[Path]:
 
 
 def hub_split(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
-    """The files of a split, once the hub says that there is such a data set.
+    """Return the files of a split, after asking the hub whether the data set exists.
 
-    `datasets` asks again and again where the hub cannot be reached, which takes 23 s.
+    `datasets` alone retries for 23 s if the hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -87,31 +86,31 @@ def hub_split(repo: str, revision: str | None, subset: str | None, split: str, f
 
 
 def split_files(repo: str, revision: str | None, subset: str | None, split: str, field_name: str) -> list[Path]:
-    """The Arrow files that `datasets` makes of one split.
+    """Return the Arrow files that `datasets` makes of one split.
 
     Args:
-        repo: on the hub, or a folder that `datasets.load_dataset` takes as it takes such a repository.
+        repo: id on the hub, or a folder that `datasets.load_dataset` accepts in its place.
 
     Raises:
-        InputError: there is no such subset or split, or no file that `datasets` reads.
+        InputError: There is no such subset or split, or no file that `datasets` reads.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     remedy = "Write hub:ORG/NAME:SPLIT, or hub:ORG/NAME:SUBSET:SPLIT."
     try:
-        found = load_dataset(repo, subset, split=split, revision=revision)
+        data_set = load_dataset(repo, subset, split=split, revision=revision)
     except (DatasetsError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(field_name, f"{HUB}{repo}", f"cannot be loaded ({said})", remedy) from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(field_name, f"{HUB}{repo}", f"cannot be loaded ({reason})", remedy) from error
     except OSError as error:
         raise unreachable(field_name, repo) from error
-    return [Path(file["filename"]) for file in found.cache_files]
+    return [Path(file["filename"]) for file in data_set.cache_files]
 
 
 @contextmanager
 def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
-    """What the hub's client raises, as the user's error."""
+    """Turn errors of the hub's client into an InputError."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -133,10 +132,8 @@ def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None
             field_name, repo, "is neither a folder here nor a hub id", "Give a folder, or an id like ORG/NAME."
         ) from error
     except RepositoryNotFoundError as error:
-        raise InputError(
-            field_name, repo, "the hub has no such repository, or it is private",
-            "Check the id, or run `hf auth login`.",
-        ) from error  # fmt: skip
+        problem = "the hub has no such repository, or it is private"
+        raise InputError(field_name, repo, problem, "Check the id, or run `hf auth login`.") from error
     except RevisionNotFoundError as error:
         field = "model.revision" if field_name.startswith("model") else field_name
         raise InputError(
@@ -149,15 +146,14 @@ def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None
     except Exception as error:
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
-        if known := storage_error(error, str(HF_HUB_CACHE)):
-            raise known from error
+        if disk_error := storage_error(error, str(HF_HUB_CACHE)):
+            raise disk_error from error
         raise unreachable(field_name, repo) from error
 
 
 def unreachable(field_name: str, repo: str) -> InputError:
-    first = "is no folder here; " if field_name == "model.path" else ""
-    return InputError(
-        field_name, repo, f"{first}the hub cannot be reached and no copy is cached",
-        f"{'Check the path, or download' if first else 'Download'} it where there is a network and give the folder or "
-        "file as the path.",
-    )  # fmt: skip
+    problem = "the hub cannot be reached and no copy is cached"
+    remedy = "it where there is a network and give the folder or file as the path."
+    if field_name == "model.path":
+        return InputError(field_name, repo, f"is no folder here; {problem}", f"Check the path, or download {remedy}")
+    return InputError(field_name, repo, problem, f"Download {remedy}")

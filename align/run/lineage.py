@@ -1,7 +1,7 @@
-"""The graph of runs: which run made what another one read, and what follows from that.
+"""Lineage: the graph of runs, in which an edge says that one run read what another one made.
 
-An input is known by its digest; its path and its run's name are hints. A parent that is no longer there is yielded as
-`Gone`, never skipped: whoever asks decides what not knowing means.
+An input is identified by its digest; its path and its run's name are hints. A parent that was removed is yielded as
+`Gone`, never skipped, so that the caller decides how to treat it.
 """
 
 from __future__ import annotations
@@ -13,74 +13,77 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
-from align.run.artifacts import Artifact, artifact_in, publishes, readable, with_digest
+from align.run.artifacts import Artifact, publishes, readable, with_digest
 from align.run.figures import load_published_figures, suite_collapse
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
-"""The inputs, by the beginning of their names, that are weights of other runs."""
+"""First parts of the names of inputs that are weights of other runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A run that is not in the folder of runs any more, as a later one's manifest knows it."""
+    """A run that is no longer in the folder of runs, as a later run's manifest describes it."""
 
     ref: str
     digest: str
 
 
 def manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
-    """Every run's folder and manifest, in order of their names.
+    """Yield every run's folder and manifest, sorted by name.
 
     Raises:
-        CorruptFile, InputError: as `read_manifest`.
+        CorruptFile, InputError: As `read_manifest`.
     """
     for path in sorted(root.glob(f"{stage}/*/{FILE}")):
         yield path.parent, read_manifest(path.parent)
 
 
-def made_in(found: Input, root: Path) -> Path | None:
-    """The folder of the run that made an input: where it lay then, under its name in this root, or wherever in this
-    root a run of its stage published that very digest. None where there is none."""
-    for folder in dict.fromkeys((Path(found.path).parent, root / found.stage / found.name)):
+def made_in(input: Input, root: Path) -> Path | None:
+    """Return the folder of the run that made an input. Returns None if it is gone.
+
+    Searched are its recorded path, its name under `root`, and then all runs of its stage for the very digest.
+    """
+    for folder in dict.fromkeys((Path(input.path).parent, root / input.stage / input.name)):
         manifest = readable(folder)
-        named = manifest is not None and (manifest.stage, manifest.name) == (found.stage, found.name)
-        if manifest is not None and named and publishes(folder, manifest, found.digest):
+        if manifest is None or (manifest.stage, manifest.name) != (input.stage, input.name):
+            continue
+        if publishes(folder, manifest, input.digest):
             return folder
-    return with_digest(found.digest, root, found.stage)
-
-
-def maker(found: Input, root: Path) -> Manifest | None:
-    """The manifest of that run."""
-    folder = made_in(found, root)
-    return read_manifest(folder) if folder else None
+    return with_digest(input.digest, root, input.stage)
 
 
 def base_made_in(base: Base, root: Path) -> Path | Gone | None:
-    """The folder of the run that made base weights; `Gone` where their path says that one did and it is not there;
-    None where no run did."""
-    place = Path(base.path).parent
-    here = readable(place) if Path(base.path).name == "artifact" else None
-    if here and here.done and base.digest in (here.digest, artifact_in(place, str(place), verify=False).digest):
-        return place
-    if (found := with_digest(base.digest, root)) is not None:
-        return found
-    by_run = Path(base.path).name == "artifact" and place.parent.name in STAGES
-    return Gone(f"{place.parent.name}:{place.name}", base.digest) if by_run else None
+    """Return the folder of the run that made base weights. Returns None if no run made them.
+
+    Returns `Gone` if their path says that a run made them, and that run is not there.
+    """
+    folder = Path(base.path).parent
+    is_artifact = Path(base.path).name == "artifact"
+    manifest = readable(folder) if is_artifact else None
+    if manifest and publishes(folder, manifest, base.digest):
+        return folder
+    if (other_folder := with_digest(base.digest, root)) is not None:
+        return other_folder
+    if is_artifact and folder.parent.name in STAGES:
+        return Gone(f"{folder.parent.name}:{folder.name}", base.digest)
+    return None
 
 
 def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
-    """The manifest of that run."""
-    found = base_made_in(base, root)
-    return read_manifest(found) if isinstance(found, Path) else found
+    """Return the manifest of the run that made base weights, or what `base_made_in` returns in its place."""
+    folder = base_made_in(base, root)
+    return read_manifest(folder) if isinstance(folder, Path) else folder
 
 
 def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
-    """The model that an artifact grew from: the base of an adapter; of a whole model the one that its first run trained
-    every weight of, itself where no run made it.
+    """Return the model that an artifact grew from.
+
+    That of an adapter is its base. That of a whole model is the one whose weights its first run trained, or the model
+    itself if no run made it.
 
     Args:
-        base: that the artifact is on; a whole model itself.
+        base: base of the artifact; a whole model itself.
     """
     manifest = artifact.manifest if artifact.whole else None
     while isinstance(manifest, Manifest) and manifest.base is not None:
@@ -90,72 +93,79 @@ def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
 
 
 def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | Gone]:
-    """A run, and those that it came through, each once: its inputs' and its base's.
+    """Yield a run and the runs that its inputs and its base came from, each once.
 
     Args:
         root: the folder of runs.
-        through: the inputs to follow, besides the base; None for all.
+        through: names of the inputs to follow, besides the base; None for all.
     """
-    return (found for found, _ in walked(manifest, None, root, through))
+    return (run for run, _ in walked(manifest, None, root, through))
 
 
 def walked(
     manifest: Manifest, folder: Path | None, root: Path, through: Sequence[str] | None = None
 ) -> Iterator[tuple[Manifest | Gone, Path | None]]:
-    """The same, each with its folder; None of one that is gone.
+    """Yield a run and its ancestors, each with its folder, or None if it is gone.
 
     Args:
-        folder: of the run itself.
+        folder: the run's own.
     """
-    seen: set[tuple[str, str]] = set()
+    visited: set[tuple[str, str]] = set()
 
-    def walk(found: Manifest | Gone, folder: Path | None, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
-        if (found.ref, digest) in seen:
+    def walk(run: Manifest | Gone, folder: Path | None, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+        if (run.ref, digest) in visited:
             return
-        seen.add((found.ref, digest))
-        yield found, folder
-        if isinstance(found, Gone):
+        visited.add((run.ref, digest))
+        yield run, folder
+        if isinstance(run, Gone):
             return
-        for name, given in found.inputs.items():
-            if given.stage and (through is None or name in through):
-                made = made_in(given, root)
-                yield from walk(read_manifest(made) if made else Gone(given.run, given.digest), made, given.digest)
-        if found.base is not None:
-            made = base_made_in(found.base, root)
-            if isinstance(made, Path):
-                yield from walk(read_manifest(made), made, found.base.digest)
-            elif made is not None:
-                yield from walk(made, None, found.base.digest)
+        for name, input in run.inputs.items():
+            if input.stage and (through is None or name in through):
+                parent = made_in(input, root)
+                yield from walk(
+                    read_manifest(parent) if parent else Gone(input.run, input.digest), parent, input.digest
+                )
+        if run.base is not None:
+            parent = base_made_in(run.base, root)
+            if isinstance(parent, Path):
+                yield from walk(read_manifest(parent), parent, run.base.digest)
+            elif parent is not None:
+                yield from walk(parent, None, run.base.digest)
 
     yield from walk(manifest, folder, manifest.digest)
 
 
 def folders_behind(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | Gone, Path | None]]:
-    """The same, each with its folder; None of one that is gone."""
+    """Yield the run that made an artifact and its ancestors, each with its folder, or None if it is gone."""
     return walked(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
 
 
 def data_behind(artifact: Artifact, root: Path) -> list[str]:
-    """The names of the data that an artifact was trained on, each once, as other machines may know them. Of a run that
-    is gone, that nobody knows."""
-    found = []
+    """Return the names of the data that an artifact was trained on, each once, without local paths.
+
+    A run that is gone contributes a sentence that says so.
+    """
+    names: list[str] = []
     for manifest, _ in folders_behind(artifact, root):
         if isinstance(manifest, Gone):
-            found.append(f"whatever {manifest.ref} was trained on: that run is gone")
+            names.append(f"whatever {manifest.ref} was trained on: that run is gone")
             continue
-        data, read = manifest.config["data"], manifest.inputs.get("data", Input(""))
-        name = read.project or (Path(data["path"]).name if data.get("path") else data["name"])
-        found.append(f"annotations {name}" if read.project else name)
-    return list(dict.fromkeys(found))
+        data = manifest.config["data"]
+        project = manifest.inputs.get("data", Input("")).project
+        if project:
+            names.append(f"annotations {project}")
+        else:
+            names.append(Path(data["path"]).name if data.get("path") else data["name"])
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A run that weights came through.
+    """A run in the training history of weights.
 
     Attributes:
-        digest: of the weights that it made.
-        manifest: None of a run that is gone.
+        digest: digest of the weights that it made.
+        manifest: None if the run is gone.
     """
 
     stage: str
@@ -165,46 +175,52 @@ class Step:
 
 
 def trained_through(manifest: Manifest, digest: str, root: Path) -> list[Step]:
-    """The runs that an artifact's weights came through, in order of training, itself last.
+    """Return the training history of an artifact's weights: its runs in order, its own last.
 
     Args:
         digest: the artifact's.
     """
-    before: list[Step] = []
-    if manifest.base is not None and (base := maker_of_base(manifest.base, root)) is not None:
-        stage, _, name = base.ref.partition(":")
-        gone = Step(stage, name, manifest.base.digest)
-        before += [gone] if isinstance(base, Gone) else trained_through(base, manifest.base.digest, root)
-    for name, given in manifest.inputs.items():
-        if given.stage and name.partition(".")[0] in MADE_WEIGHTS:
-            made = maker(given, root)
-            gone = Step(given.stage, given.name, given.digest)
-            before += trained_through(made, given.digest, root) if made else [gone]
-    found = [*before, Step(manifest.stage, manifest.name, digest, manifest)]
-    return [step for i, step in enumerate(found) if step not in found[:i]]
+    steps: list[Step] = []
+    if manifest.base is not None:
+        base_run = maker_of_base(manifest.base, root)
+        if isinstance(base_run, Manifest):
+            steps += trained_through(base_run, manifest.base.digest, root)
+        elif base_run is not None:
+            stage, _, name = base_run.ref.partition(":")
+            steps.append(Step(stage, name, manifest.base.digest))
+    for name, input in manifest.inputs.items():
+        if input.stage and name.partition(".")[0] in MADE_WEIGHTS:
+            if folder := made_in(input, root):
+                steps += trained_through(read_manifest(folder), input.digest, root)
+            else:
+                steps.append(Step(input.stage, input.name, input.digest))
+    steps.append(Step(manifest.stage, manifest.name, digest, manifest))
+    return [step for i, step in enumerate(steps) if step not in steps[:i]]
 
 
 def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
-    """The newest finished evaluation of exactly this artifact, one by a proxy only where there is no other."""
-    found = [
-        manifest
-        for _, manifest in manifests(root, "eval")
-        if manifest.done
-        and (of := manifest.inputs.get("artifact")) is not None
-        and (of.digest, of.tokenizer) == (artifact.digest, artifact.tokenizer)
-    ]
-    return max(found, key=lambda m: (m.metrics.get("judge_is") != "proxy", m.publication), default=None)
+    """Return the newest finished evaluation of exactly this artifact. One by a proxy judge ranks behind any other."""
+    evaluations = []
+    for _, manifest in manifests(root, "eval"):
+        subject = manifest.inputs.get("artifact")
+        if not manifest.done or subject is None:
+            continue
+        if (subject.digest, subject.tokenizer) == (artifact.digest, artifact.tokenizer):
+            evaluations.append(manifest)
+    return max(evaluations, key=lambda run: (run.metrics.get("judge_is") != "proxy", run.publication), default=None)
 
 
 def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
-    """Return the verdict of the newest finished evaluation of several systems on whether exactly this artifact
-    collapsed. None if none measured it."""
+    """Return whether exactly this artifact collapsed, by the newest evaluation of several systems.
+
+    Returns the evaluation's verdict, or None if none measured it.
+    """
     newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
     for folder, manifest in manifests(root, "eval"):
         names = [
             name
-            for name, read in manifest.inputs.items()
-            if (read.digest, read.tokenizer) == (artifact.digest, artifact.tokenizer)
+            for name, input in manifest.inputs.items()
+            if (input.digest, input.tokenizer) == (artifact.digest, artifact.tokenizer)
         ]
         if not manifest.done or not any(name.startswith("systems.") for name in names):
             continue
@@ -217,37 +233,49 @@ def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
 
 
 def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
-    """The runs that read an annotation project while rows `first` to `last` of its ledger were its newest, and those
-    that were made from them, see `users_of`; and the runs of `sample` that filled it, whose files hold the same
-    texts."""
-    used, unread = users_of(root, lambda read: read.project == project and first <= read.seq < last)
-    folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
-    filled = [f"sample/{folder.name}" for folder in folders
-              if (made := readable(folder)) and made.config.get("project") == project
-              and made.config.get("stage", {}).get("best_of") is None]  # fmt: skip
-    return [*used, *(name for name in filled if name not in used)], unread
+    """Return the runs that read an annotation project, and the manifests that cannot be read.
+
+    Included are runs that read it while rows `first` to `last` of its ledger were its newest, the runs made from them
+    (see `users_of`), and the `sample` runs that filled it, whose files hold the same texts.
+    """
+    readers, unreadable = users_of(root, lambda input: input.project == project and first <= input.seq < last)
+    for path in sorted(root.glob(f"sample/*/{FILE}")):
+        sample = readable(path.parent)
+        if sample is None or sample.config.get("project") != project:
+            continue
+        name = f"sample/{path.parent.name}"
+        if sample.config.get("stage", {}).get("best_of") is None and name not in readers:
+            readers.append(name)
+    return readers, unreadable
 
 
 def users_of(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:
-    """The runs of which an input is one of those that are asked for, and those that were made from them: `stage/name`,
-    each after what it came from. And the manifests that cannot be read."""
-    found: dict[str, Manifest] = {}
-    unread = []
+    """Return the runs with a matching input and the runs made from them, and the manifests that cannot be read.
+
+    A run is `stage/name`. Each stands behind the runs that it was made from.
+
+    Args:
+        which: return whether an input matches.
+    """
+    runs: dict[str, Manifest] = {}
+    unreadable: list[str] = []
     for path in sorted(root.glob(f"*/*/{FILE}")):
         try:
             manifest = read_manifest(path.parent)
-            found[f"{manifest.stage}/{manifest.name}"] = manifest
+            runs[f"{manifest.stage}/{manifest.name}"] = manifest
         except (InputError, KeyError):
-            unread.append(str(path))
-    used = [name for name, manifest in found.items() if any(map(which, manifest.inputs.values()))]
-    for parent in used:  # grows while we walk it
-        files, data_set = {*found[parent].outputs.values()}, found[parent].metrics.get("root")
-        for name, manifest in found.items():
-            read = manifest.inputs.values()
-            child = any(
-                f"{r.stage}/{r.name}" == parent or r.digest in files or (data_set and r.details.get("root") == data_set)
-                for r in read
+            unreadable.append(str(path))
+    users = [name for name, manifest in runs.items() if any(map(which, manifest.inputs.values()))]
+    for parent in users:  # grows during the loop
+        files = {*runs[parent].outputs.values()}
+        data_set = runs[parent].metrics.get("root")
+        for name, manifest in runs.items():
+            is_child = any(
+                f"{input.stage}/{input.name}" == parent
+                or input.digest in files
+                or (data_set and input.details.get("root") == data_set)
+                for input in manifest.inputs.values()
             )
-            if child and name not in used:
-                used.append(name)
-    return used, unread
+            if is_child and name not in users:
+                users.append(name)
+    return users, unreadable

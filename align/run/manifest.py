@@ -1,7 +1,7 @@
 """A run's manifest: one record with one reader and one writer.
 
 A path below the folder of all runs is written as `<root>/…`, so that the folder can be moved. Paths are hints: an input
-is known by its digest.
+is identified by its digest.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ROOT = "<root>/"
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Base weights, found on disk.
+    """Base weights on disk.
 
     Attributes:
-        id: what the user called them: `pocket`, a hub id, or a folder.
-        path: the folder (or snapshot) that holds them.
-        revision: the hub's commit, where there is one.
-        digest: sha256 over weights, configuration and tokenizer; what `latest` compares.
+        id: the user's name for them: `pocket`, a hub id, or a folder.
+        path: folder (or snapshot) that holds them.
+        revision: commit on the hub, if they are from there.
+        digest: SHA-256 over weights, configuration and tokenizer; `latest` compares it.
     """
 
     id: str
@@ -43,18 +43,18 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Something that a run read, resolved once.
+    """Something that a run read.
 
     Attributes:
-        digest: what it is known by: sha256 of a file or of weights, the hash at the head of a ledger.
-        ref: what the user called it; empty where nobody named it.
-        path: where it lay; empty where it is no file. A hint: it may have moved.
-        stage, name: the run that made it; empty where none did.
-        whole: of weights: True for a whole model, False for an adapter.
-        tokenizer: of an adapter that a run made: sha256 of the tokenizer and chat template beside it, which its own
-            digest leaves out; empty elsewhere.
+        digest: its identity: SHA-256 of a file or of weights, or the hash at the head of a ledger.
+        ref: the user's reference to it; empty if it was not named.
+        path: where it was; empty if it is not a file. A hint: it may have moved.
+        stage, name: the run that made it; empty if none did.
+        whole: True for a whole model, False for an adapter, None for anything else.
+        tokenizer: SHA-256 of the tokenizer and chat template beside a run's adapter, which its own digest leaves out;
+            empty otherwise.
         project, seq: of votes: the annotation project, and the number of its ledger's last row.
-        details: what else the stage wants to know of it later, as JSON.
+        details: further values that the stage needs later, as JSON.
     """
 
     digest: str
@@ -70,41 +70,41 @@ class Input:
 
     @property
     def run(self) -> str:
-        """`stage:name` of the run that made it; its reference where none did."""
+        """`stage:name` of the run that made it, or its reference if none did."""
         return f"{self.stage}:{self.name}" if self.stage else self.ref
 
     def as_json(self, root: Path) -> dict[str, Any]:
-        """As the manifest has it: what is empty is left out, the details stand beside the rest."""
-        kept = {
-            f.name: value
-            for f in dataclasses.fields(self)
-            if f.name != "details" and (value := getattr(self, f.name)) != f.default
+        """Return the input's JSON form in the manifest: default values are left out, and details are merged in."""
+        values = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if field.name != "details" and (value := getattr(self, field.name)) != field.default
         }
         if self.path:
-            kept["path"] = relative_path(self.path, root)
-        return kept | dict(self.details)
+            values["path"] = relative_path(self.path, root)
+        return values | dict(self.details)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a run was given, what it read, what it made.
+    """The record of a run: its configuration, inputs, outputs and environment.
 
     Attributes:
-        stage, name: the run: its folder is `<root>/<stage>/<name>`.
+        stage, name: the run; its folder is `<root>/<stage>/<name>`.
         status: `new`, `running`, `failed`, `interrupted` or `done`.
-        seed: of everything that was drawn at random.
+        seed: seed of all random draws.
         config: the whole resolved configuration, without secrets.
-        inputs: name → what it read.
-        base: the base weights it worked on; None where it needed none.
-        outputs: published file, relative to the run's folder → sha256.
-        digest: of the adapter or the model that it published, as `Artifact.digest` has it; empty where it made neither.
-        metrics: the stage's headline figures.
-        times: `started`, `first_started` and `finished`, in ISO 8601, UTC.
-        published: counts the publications of a root; what `latest` goes by. 0 before there is one.
+        inputs: name → input.
+        base: base weights that it worked on; None if it needed none.
+        outputs: published file, relative to the run's folder → SHA-256.
+        digest: digest of its adapter or model, as in `Artifact.digest`; empty if it made neither.
+        metrics: the stage's headline metrics.
+        times: `started`, `first_started` and `finished`, ISO 8601 in UTC.
+        published: number of its publication within the root, by which `latest` is chosen; 0 before it is published.
         error: why it failed.
         code: digest of the code that ran, see `align.run.environment`.
-        git, packages, hardware: where it ran.
-        commit: of align's own checkout, see `align.run.environment.own_commit`.
+        git, packages, hardware: environment that it ran in.
+        commit: commit of align's own checkout, see `align.run.environment.own_commit`.
     """
 
     stage: str
@@ -133,14 +133,12 @@ class Manifest:
 
     @property
     def refs(self) -> dict[str, str]:
-        """Name → reference of each input that a command line names by one."""
-        return {
-            name: read.run for name, read in self.inputs.items() if read.stage or (name == "data" and read.ref)
-        }  # fmt: skip
+        """Name → reference of each input that a command line can name."""
+        return {name: input.run for name, input in self.inputs.items() if input.stage or (name == "data" and input.ref)}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the run this run, see `identity_of`."""
+        """Values that make this run the same run as another, see `identity_of`."""
         return identity_of(self.stage, self.config, self.inputs, self.base)
 
     @property
@@ -149,14 +147,14 @@ class Manifest:
 
     @property
     def publication(self) -> tuple[int, str]:
-        """What done runs are ordered by: their number of publication; of two with one number, the time."""
+        """Sort key of done runs: their publication number, and for equal numbers the time."""
         return self.published, self.times["finished"]
 
     def as_json(self, root: Path) -> dict[str, Any]:
-        """As the file has it, without secrets."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """Return the content of the manifest's file, without secrets."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["identity"] = self.identity
-        values["inputs"] = {name: found.as_json(root) for name, found in self.inputs.items()}
+        values["inputs"] = {name: input.as_json(root) for name, input in self.inputs.items()}
         if self.base is not None:
             values["base"] = dataclasses.asdict(self.base) | {"path": relative_path(self.base.path, root)}
         if not self.error:
@@ -165,30 +163,35 @@ class Manifest:
 
 
 def relative_path(path: str, root: Path) -> str:
-    """A path as the file has it: one below the folder of all runs begins with `<root>/`."""
-    given, top = Path(path), root.absolute()
-    if given.is_relative_to(root):  # below a root that is relative itself
-        given = given.absolute()
-    # Any other relative one is a name, such as `hub:ORG/NAME/FILE`, or relative to where the command ran.
-    return ROOT + given.relative_to(top).as_posix() if given.is_absolute() and given.is_relative_to(top) else path
+    """Return a path as the file holds it: one below the folder of all runs begins with `<root>/`."""
+    full_path = Path(path)
+    if full_path.is_relative_to(root):  # the root itself may be relative
+        full_path = full_path.absolute()
+    # Any other relative path is a name, such as `hub:ORG/NAME/FILE`, or relative to the command's working folder.
+    if not full_path.is_absolute() or not full_path.is_relative_to(root.absolute()):
+        return path
+    return ROOT + full_path.relative_to(root.absolute()).as_posix()
 
 
 def absolute_path(path: str, root: Path) -> str:
-    """The path that `relative_path` made short."""
+    """Return the path that `relative_path` shortened."""
     return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
 
 
 def identity_of(
     stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], base: Base | None
 ) -> dict[str, Any]:
-    """What makes a run this run: `config`, the part of the configuration that its stage reads; `inputs`, name → digest;
-    `tokenizers`, the same of those beside its inputs; `base`, the digest of its base weights. A store is its URL
-    without the password."""
-    known = {*inputs, *(["base"] if base else [])}
+    """Return the values that make two runs the same run.
+
+    These are `config`, the part of the configuration that the stage reads; `inputs`, name → digest; `tokenizers`, name
+    → digest of the tokenizer beside an input; and `base`, the digest of the base weights. A store is identified by its
+    URL without the password.
+    """
+    names = {*inputs, "base"} if base else {*inputs}
     return {
-        "config": unmarked(masked_tree(identifying(stage, config, known))),
-        "inputs": {name: found.digest for name, found in inputs.items()},
-        "tokenizers": {name: found.tokenizer for name, found in inputs.items() if found.tokenizer},
+        "config": unmarked(masked_tree(identifying(stage, config, names))),
+        "inputs": {name: input.digest for name, input in inputs.items()},
+        "tokenizers": {name: input.tokenizer for name, input in inputs.items() if input.tokenizer},
         "base": base.digest if base else None,
     }
 
@@ -199,83 +202,106 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a run's folder.
+    """Read the manifest of a run's folder.
 
     Raises:
-        CorruptFile: it is no run's manifest.
-        InputError: another schema version wrote it.
+        CorruptFile: The file is not a run's manifest.
+        InputError: Another schema version wrote it.
     """
     path = folder / FILE
     values = json_object(path, "manifest", "Move the folder away.")
-    found = values.get("schema_version")
-    if found is None or not isinstance(values.get("status"), str):
+    version = values.get("schema_version")
+    if version is None or not isinstance(values.get("status"), str):
         raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
     remedy = "Move the folder away and run its command again, or use the version of align that wrote it."
-    require_schema_version(found, SCHEMA_VERSION, "manifest", str(path), remedy)
-    if wrong := first_invalid_key(values):
-        problem = f"is not a run's manifest: {wrong} is missing, or of another kind than runs write it"
+    require_schema_version(version, SCHEMA_VERSION, "manifest", str(path), remedy)
+    if key := first_invalid_key(values):
+        problem = f"is not a run's manifest: {key} is missing, or of another kind than runs write it"
         raise CorruptFile("manifest", str(path), problem, "Move the folder away.")
     return manifest_from(values, folder.parent.parent)
 
 
 def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
-    """The record of a checked JSON object. What this version does not know is left out."""
-    inputs = {name: input_from(given, root) for name, given in values["inputs"].items()}
+    """Build a manifest from a checked JSON object. Unknown keys are ignored."""
+    inputs = {name: input_from(input, root) for name, input in values["inputs"].items()}
     base = Base(**values["base"]) if values.get("base") else None
     if base is not None:
         base = dataclasses.replace(base, path=absolute_path(base.path, root))
-    known = {f.name for f in dataclasses.fields(Manifest)}
-    kept = {key: value for key, value in values.items() if key in known and value is not None}
-    return Manifest(**{**kept, "inputs": inputs, "base": base, "seed": values.get("seed", 0)})
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    fields = {key: value for key, value in values.items() if key in names and value is not None}
+    return Manifest(**{"seed": 0, **fields, "inputs": inputs, "base": base})
 
 
 def input_from(values: Mapping[str, Any], root: Path) -> Input:
-    kept: dict[str, Any]
-    known = {f.name for f in dataclasses.fields(Input)}
-    kept = {"digest": "", **{key: value for key, value in values.items() if key in known}}
-    kept["path"] = absolute_path(kept.get("path", ""), root)
-    return Input(**kept, details={k: v for k, v in values.items() if k not in known})
+    names = {field.name for field in dataclasses.fields(Input)}
+    fields: dict[str, Any] = {"digest": "", **{key: value for key, value in values.items() if key in names}}
+    fields["path"] = absolute_path(fields.get("path", ""), root)
+    return Input(**fields, details={key: value for key, value in values.items() if key not in names})
 
 
 SHAPE = {
-    "stage": str, "name": str, "config": dict, "config.data": dict, "config.method": dict, "identity": dict,
-    "identity.config": dict, "identity.inputs": dict, "inputs": dict, "inputs.*": dict, "outputs": dict,
-    "outputs.*": str, "metrics": dict, "times": dict, "times.*": str, "hardware": dict,
-}  # fmt: skip
-"""What later runs read of a manifest, and its type, each behind what it lies in; `*` is every key."""
+    "stage": str,
+    "name": str,
+    "config": dict,
+    "config.data": dict,
+    "config.method": dict,
+    "identity": dict,
+    "identity.config": dict,
+    "identity.inputs": dict,
+    "inputs": dict,
+    "inputs.*": dict,
+    "outputs": dict,
+    "outputs.*": str,
+    "metrics": dict,
+    "times": dict,
+    "times.*": str,
+    "hardware": dict,
+}
+"""Path → type of each value of a manifest that later runs read, parents first. `*` is every key."""
 
 OF_AN_INPUT = {
-    "ref": str, "path": str, "digest": str, "stage": str, "name": str, "tokenizer": str, "project": str, "seq": int,
-}  # fmt: skip
+    "ref": str,
+    "path": str,
+    "digest": str,
+    "stage": str,
+    "name": str,
+    "tokenizer": str,
+    "project": str,
+    "seq": int,
+}
+"""Key → type of the values of an input."""
 
 
 def first_invalid_key(values: Mapping[str, Any]) -> str | None:
-    """The first key of a manifest that is missing or of another type than runs write it; None where all is right."""
+    """Return the first key of a manifest that is missing or has another type. Returns None if all are valid."""
     for key, kind in SHAPE.items():
         *parents, last = key.split(".")
-        inside: Any = values
-        for parent in parents:
-            inside = inside[parent]
-        if not all(isinstance(v, kind) for v in (inside.values() if last == "*" else [inside.get(last)])):
+        parent: Any = values
+        for name in parents:
+            parent = parent[name]
+        children = parent.values() if last == "*" else [parent.get(last)]
+        if not all(isinstance(child, kind) for child in children):
             return key
     if values["stage"] not in STAGES:
         return "stage"
-    for name, given in values["inputs"].items():
-        typed = all(isinstance(given[key], kind) for key, kind in OF_AN_INPUT.items() if key in given)
-        if not typed or ("whole" in given and not {"ref", "path", "digest"} <= given.keys()):
+    for name, input in values["inputs"].items():
+        if not all(isinstance(input[key], kind) for key, kind in OF_AN_INPUT.items() if key in input):
             return f"inputs.{name}"
-        if ("stage" in given) != ("name" in given) or not isinstance(given.get("whole", False), bool):
+        if "whole" in input and not {"ref", "path", "digest"} <= input.keys():
+            return f"inputs.{name}"
+        if ("stage" in input) != ("name" in input) or not isinstance(input.get("whole", False), bool):
             return f"inputs.{name}"
     base = values.get("base")
-    if base is not None and not (isinstance(base, dict) and set(base) == {"id", "path", "revision", "digest"}):
-        return "base"
-    if base is not None and not all(isinstance(v, str) or (k, v) == ("revision", None) for k, v in base.items()):
-        return "base"
+    if base is not None:
+        if not (isinstance(base, dict) and set(base) == {"id", "path", "revision", "digest"}):
+            return "base"
+        if not all(isinstance(value, str) or (key, value) == ("revision", None) for key, value in base.items()):
+            return "base"
     for name in ("stage", "reward", "rollout", "model", "run", "store", "track"):
         if not isinstance(values["config"].get(name, {}), dict):
             return f"config.{name}"
-    texts = dict.fromkeys(("digest", "error", "code", "commit"), str)
-    for key, kind in {"published": int, "seed": int, **texts}.items():
+    kinds = {"published": int, "seed": int, "digest": str, "error": str, "code": str, "commit": str}
+    for key, kind in kinds.items():
         if not isinstance(values.get(key, kind()), kind):
             return key
     if not isinstance(values["config"].get("export", {}), dict):
@@ -285,12 +311,12 @@ def first_invalid_key(values: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class HeldManifest:
-    """The manifest of a run, as it was at one time.
+    """The digests of a run's manifest at one time.
 
     Attributes:
-        content: digest of the weights that the run published or evaluated. A run that was made again with other
-            weights is not compared.
-        sha256: of the file `manifest.json`.
+        content: digest of the weights that the run published or evaluated. A run that was repeated with other weights
+            is not compared.
+        sha256: SHA-256 of the file `manifest.json`.
     """
 
     content: str
@@ -301,25 +327,25 @@ class HeldManifest:
 
 
 def content_of(manifest: Manifest) -> str:
-    """Return the digest of the weights that a run published, or that it evaluated; empty if it did neither."""
+    """Return the digest of the weights that a run published or evaluated. Empty if it did neither."""
     evaluated = manifest.inputs.get("artifact") if manifest.stage == "eval" else None
     return manifest.digest or (evaluated.digest if evaluated else "")
 
 
 def hold_manifest(folder: Path, manifest: Manifest) -> HeldManifest:
-    """Return what is to be held of the manifest in a run's folder."""
+    """Return the digests of the manifest in a run's folder."""
     return HeldManifest(content_of(manifest), file_digest(folder / FILE))
 
 
 def parse_held_manifests(value: Any) -> dict[str, HeldManifest] | None:
-    """Rebuild `stage:name` → held manifest from its JSON form. Returns None if it is something else."""
+    """Rebuild `stage:name` → held manifest from its JSON form. Returns None if the value is invalid."""
     if not isinstance(value, Mapping):
         return None
-    held: dict[str, HeldManifest] = {}
-    for run, one in value.items():
-        if not isinstance(one, Mapping) or {*one} != {"content", "sha256"}:
+    manifests: dict[str, HeldManifest] = {}
+    for run, digests in value.items():
+        if not isinstance(digests, Mapping) or {*digests} != {"content", "sha256"}:
             return None
-        if not all(isinstance(text, str) for text in one.values()):
+        if not all(isinstance(text, str) for text in digests.values()):
             return None
-        held[str(run)] = HeldManifest(one["content"], one["sha256"])
-    return held
+        manifests[str(run)] = HeldManifest(**digests)
+    return manifests

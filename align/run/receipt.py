@@ -1,7 +1,7 @@
-"""The receipt of an export, written and read: which files it speaks of, and what was measured of them.
+"""Receipts of exports: the files of an export with their digests, and the measurements made on them.
 
-`receipt.json` lies in the export, with the sha256 of every file beside it, so that it speaks of these files and no
-others. A signature is made after it, and covers it. `align.export.receipt_rows` says what its rows mean.
+`receipt.json` lies in the export and holds the SHA-256 of every file beside it. A signature is made after the receipt
+and covers it. `align.export.receipt_rows` explains the rows.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ SCHEMA = 1
 def write_receipt(
     folder: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Sequence[int]], about: Mapping[str, Any]
 ) -> None:
-    """`receipt.json`, last of an export's files.
+    """Write `receipt.json`, after all other files of an export.
 
     Args:
-        rows: what was measured, one engine on one base a row.
-        prompts: token ids that were asked.
-        about: the `artifact` and `base` that it speaks of, by digest.
+        rows: measurements, one row per engine and base.
+        prompts: token ids of the prompts, one list per prompt.
+        about: digests of the `artifact` and the `base`.
     """
     files = {
         str(path.relative_to(folder)): file_digest(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != RECEIPT
     }
-    prompted = {
+    prompt_summary = {
         "number": len(prompts),
         "tokens": sum(map(len, prompts)),
         "digest": json_digest([list(p) for p in prompts]),
     }
-    receipt = {"schema_version": SCHEMA, **about, "prompts": prompted, "rows": list(rows)}
+    receipt = {"schema_version": SCHEMA, **about, "prompts": prompt_summary, "rows": list(rows)}
     write_json(folder / RECEIPT, receipt | {"files": files})
 
 
 def checked_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
-    """The receipt in a folder, its files found to be those that it speaks of.
+    """Return the receipt in a folder, after comparing every file with it.
 
     Args:
-        beside: the name of a link to another folder, which a copy may have followed.
+        beside: name of a link to another folder. A copy may hold that folder's files in place of the link.
 
     Raises:
-        MissingArtifact, CorruptFile: it is not there; or a file is another, missing, or too many.
-        InputError: another version wrote it.
+        MissingArtifact, CorruptFile: The receipt is missing, or a file differs, is missing or was added.
+        InputError: Another version wrote the receipt.
     """
     receipt = read_json(folder / RECEIPT, "Point at a folder that stage=export wrote.")
     remedy = "Export it again with stage=export resume=never."
     require_schema_version(receipt.get("schema_version"), SCHEMA, RECEIPT, folder.name, remedy)
     rows = receipt.get("rows")
-    whole = isinstance(receipt.get("files"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
-    if not whole:
+    digests = receipt.get("files")
+    if not (isinstance(digests, dict) and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise CorruptFile(RECEIPT, folder.name, "is no receipt of an export", remedy)
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT, SIGNATURE}
-    there -= {name for name in there - receipt["files"].keys() if beside and name.startswith(f"{beside}/")}
-    for name in sorted(there ^ receipt["files"].keys()):
-        if name in there:
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {RECEIPT, SIGNATURE}
+    names -= {name for name in names - digests.keys() if beside and name.startswith(f"{beside}/")}
+    for name in sorted(names ^ digests.keys()):
+        if name in names:
             raise CorruptFile("file", name, "is not of this export", "Remove it.")
         raise CorruptFile("file", name, "is missing", remedy)
-    for name, digest in receipt["files"].items():
+    for name, digest in digests.items():
         if file_digest(folder / name) != digest:
             raise CorruptFile("file", name, "is not the file that the receipt speaks of (its sha256 differs)", remedy)
     return receipt

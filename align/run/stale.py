@@ -1,7 +1,7 @@
-"""Runs that are stale: made from something that was forgotten since. `stale.json` in the run's folder says so.
+"""Stale runs: runs that were trained on data that has been deleted since. Each has a `stale.json` in its folder.
 
-It is no part of what the run published: weights stay what they were, and a run that is made again in a new folder has
-no such file.
+The file is not part of what the run published: the weights do not change. A run that is repeated in a new folder has no
+such file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ UNKNOWN = "an unknown time"
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Attributes:
-    since: when it was marked first, ISO 8601 in UTC.
-    because: why, in words.
-    again: the command that makes it again; empty where there is none.
-    receipts: the names of the receipts of whatever was forgotten, see `align.registry.forgetting`.
+    """The content of `stale.json`.
+
+    Attributes:
+        since: when the run was first marked, ISO 8601 in UTC.
+        because: the reason, as a sentence.
+        again: the command that repeats the run; may be empty.
+        receipts: names of the deletion receipts, see `align.registry.forgetting`.
     """
 
     since: str
@@ -35,31 +37,40 @@ class Stale:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA, "since": self.since, "because": self.because, "again": self.again,
+            "schema_version": SCHEMA,
+            "since": self.since,
+            "because": self.because,
+            "again": self.again,
             "receipts": list(self.receipts),
-        }  # fmt: skip
+        }
 
 
 def stale_in(folder: Path) -> Stale | None:
-    """Since when a run is stale, and why; None of one that is not. One whose mark cannot be read is stale: somebody put
-    the file there."""
-    path, unread = folder / FILE, Stale(UNKNOWN, f"{FILE} cannot be read")
+    """Return the stale mark of a run. Returns None if the run is not stale.
+
+    A run whose mark cannot be read counts as stale.
+    """
+    path = folder / FILE
+    unreadable = Stale(UNKNOWN, f"{FILE} cannot be read")
     if not os.path.lexists(path):
         return None
-    if not path.is_file():  # a pipe would keep its reader waiting
-        return unread
+    if not path.is_file():  # reading a pipe would block
+        return unreadable
     try:
-        found = json_object(path, "stale", "")
+        values = json_object(path, "stale", "")
     except InputError:
-        return unread
-    listed = found.get("receipts")
-    receipts = tuple(map(str, listed)) if isinstance(listed, list) else ()
-    since, because, again = (str(found.get(key) or "") for key in ("since", "because", "again"))
-    return Stale(since or UNKNOWN, because or "nobody says why", again, receipts)
+        return unreadable
+    receipts = values.get("receipts")
+    return Stale(
+        since=str(values.get("since") or UNKNOWN),
+        because=str(values.get("because") or "nobody says why"),
+        again=str(values.get("again") or ""),
+        receipts=tuple(map(str, receipts)) if isinstance(receipts, list) else (),
+    )
 
 
 def mark(folder: Path, because: str, again: str, receipt: str, at: str) -> None:
-    """Say that a run is stale, durably. It was since it was marked first."""
-    before = stale_in(folder)
-    since, because, known = (before.since, before.because, before.receipts) if before else (at, because, ())
-    write_json(folder / FILE, Stale(since, because, again, (*dict.fromkeys([*known, receipt]),)).as_json())
+    """Mark a run as stale, durably. The time and reason of its first mark stay."""
+    old = stale_in(folder) or Stale(at, because)
+    receipts = tuple(dict.fromkeys([*old.receipts, receipt]))
+    write_json(folder / FILE, Stale(old.since, old.because, again, receipts).as_json())

@@ -1,8 +1,8 @@
-"""Which files a model is read from: one list, which its digest names and its loader is given. Imports no torch.
+"""The files that a model is read from: one list for its digest and for its loader. Imports no torch.
 
-transformers finds weights by rules of its own: pickles where `model.safetensors` is missing, whatever
+transformers finds weights by rules of its own: pickles if `model.safetensors` is missing, files that
 `transformers_weights` or an index names, an adapter beside the weights, `shard-00001-model-00001-of-00001.safetensors`
-in front of all others. What is not on this list it never sees (`align.models.load`).
+before all others. Files that are not on this list are hidden from it (`align.models.load`).
 """
 
 from __future__ import annotations
@@ -20,38 +20,55 @@ from align.core.files import check_folder, has_file, open_binary, read_text
 from align.run.digests import files_digest, matching
 from align.run.files import json_object
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
-"""The head of a reward model, in its adapter's file."""
+"""Key of a reward model's head in its adapter's file."""
 ABOUT = "base.json"
-"""The file beside an exported base or adapter that names the base that it was made of: `id`, `revision`, `digest`."""
+"""File beside an exported base or adapter that names its base: `id`, `revision`, `digest`."""
 DIGITS = 16
-"""Hexadecimal digits of a base's digest in the name that an exported adapter has for it."""
+"""Number of hexadecimal digits of a base's digest in the name by which an exported adapter refers to it."""
 VALUE_HEAD_FILE = "value_head.safetensors"
-"""Of PPO's critic, beside its adapter."""
+"""File of the critic's value head, beside PPO's adapter."""
 TOKENIZER = (
-    "tokenizer*", "*.model", "special_tokens_map.json", "chat_template*", "added_tokens.json", "vocab*", "merges.txt",
-)  # fmt: skip
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "chat_template*",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+)
+"""Patterns of the files of a tokenizer."""
 TEMPLATES = "additional_chat_templates"
-"""A folder of chat templates, one of which would stand in front of the tokenizer's own."""
+"""Folder of chat templates, one of which would override the tokenizer's own."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".distcp")
-"""What holds weights that are not read: most of these formats run code as they are opened."""
-LAYERS, MOST_LAYERS, MOST = ("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 10_000, 2**31
-"""Names of a number of layers, and the most that any setting is believed to be."""
+"""Suffixes of weight files that are not read. Opening most of these formats runs code."""
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Settings that hold a number of layers."""
+MOST_LAYERS = 10_000
+MOST = 2**31
+"""Largest accepted value of any other setting."""
 AGAIN = "Download or save the model again."
-FLOATS, EIGHT_BITS, MOST_HEADER = ("F64", "F32", "F16", "BF16"), ("F8", "F6", "F4"), 100_000_000
-"""Dtypes of safetensors that are read as weights, how those that never are begin, and its own bound of a header."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of safetensors that are read as weights."""
+EIGHT_BITS = ("F8", "F6", "F4")
+"""Prefixes of dtypes that are never read as weights."""
+MOST_HEADER = 100_000_000
+"""Bytes: the limit that safetensors itself sets for a header."""
 UNQUANTISED = "Give the model as it was before: method=qlora quantises it."
 PICKLED = "Save the model with safe_serialization; pickled weights are not read."
 
 
 def local_base_name(base: Mapping[str, Any]) -> str:
-    """Return the name by which an exported adapter names its base: the id of a hub's model, which goes with its
-    revision; of any other base its name with the beginning of its digest.
+    """Return the name by which an exported adapter refers to its base.
 
-    PEFT looks for the name below the working folder first, and then on a hub. A bare name such as `my-model` may be
-    another model there; a name with a digest is only that of the link that the export has.
+    That is the id of a hub's model, which is stored with its revision. Any other base has its name and the first digits
+    of its digest. PEFT looks for the name below the working folder and then on a hub. A bare name such as `my-model`
+    may be another model there; a name with a digest matches only the link in the export.
 
     Args:
         base: `id`, `revision` and `digest`, as in `base.json`.
@@ -61,44 +78,46 @@ def local_base_name(base: Mapping[str, Any]) -> str:
 
 
 def model_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
-    """Everything that a model is read from: weights, configuration, tokenizer. Links are followed, as those of the
-    hub's cache have to be; what they lead to is read, and so it is hashed.
+    """List all files that a model is read from: weights, configuration, tokenizer. Links are followed and hashed.
 
     Raises:
-        CorruptFile, InputError: see `model_config` and `weight_files`.
+        CorruptFile, InputError: As `model_config` and `weight_files`.
     """
     model_config(folder, field, displayed)
     weights = weight_files(folder, field, displayed)
     for path in weights:
         if path.suffix == ".safetensors":
             check_stored(path, field, displayed or str(folder))
-    rest = (CONFIG, "generation_config.json", *TOKENIZER)
-    return sorted({*weights, *matching(folder, rest)})
+    patterns = (CONFIG, "generation_config.json", *TOKENIZER)
+    return sorted({*weights, *matching(folder, patterns)})
 
 
 def model_digest(folder: Path, field: str = "model.path", displayed: str | None = None) -> str:
-    """sha256 over the names and contents of `model_files`, hex."""
+    """Return the SHA-256 over the names and contents of `model_files`, in hex."""
     return files_digest(model_files(folder, field, displayed))
 
 
 def adapter_digest(folder: Path, bare: bool = False) -> str:
-    """sha256 over the two files that an adapter is read from, as far as they are there, hex.
+    """Return the SHA-256 over the two files of an adapter, as far as they exist, in hex.
 
     Args:
-        bare: no run published it, whose manifest has a hash of every file: its tokenizer and chat template count too.
+        bare: the adapter is not a run's, whose manifest holds a hash of every file: its tokenizer and chat template are
+            hashed too.
     """
     return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """sha256 over the tokenizer and the chat template in a folder, hex; empty where there is none."""
+    """Return the SHA-256 over the tokenizer and chat template in a folder, in hex. Empty if it has neither."""
     files = matching(folder, TOKENIZER)
     return files_digest(files) if files else ""
 
 
 def published_digest(folder: Path) -> str:
-    """The digest of what a run published: of its model where it has a `config.json`, of its adapter where it has an
-    `adapter_config.json`, and empty where it is neither, or a model that is not read."""
+    """Return the digest of the adapter or the model that a run published.
+
+    Returns an empty text if the folder holds neither, or a model that is not read.
+    """
     if (folder / ADAPTER_CONFIG).is_file():
         return adapter_digest(folder)
     if not (folder / "config.json").is_file():
@@ -109,19 +128,21 @@ def published_digest(folder: Path) -> str:
 
 
 def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
-    """What transformers would read of a tokenizer in a folder, and no digest names.
+    """List files of a tokenizer that transformers would read and that no digest covers.
 
     Args:
-        names: of the files that the tokenizer's class looks for.
+        names: files that the tokenizer's class looks for.
     """
     hashed = {path.name for path in matching(folder, TOKENIZER)}
-    found = [name for name in names if (folder / name).is_file() and name not in hashed]
-    return sorted([*found, *(name for name in (TEMPLATES,) if (folder / name).is_dir())])
+    unhashed_names = [name for name in names if (folder / name).is_file() and name not in hashed]
+    if (folder / TEMPLATES).is_dir():
+        unhashed_names.append(TEMPLATES)
+    return sorted(unhashed_names)
 
 
 @contextmanager
 def linked_folder(files: list[Path]) -> Iterator[Path]:
-    """A folder that holds these files and no other, as links; for a library that would look for more."""
+    """Yield a folder that holds only links to these files, for a library that would read others beside them."""
     with TemporaryDirectory(prefix="align-model-") as name:
         for path in files:
             Path(name, path.name).symlink_to(path.resolve())
@@ -129,14 +150,14 @@ def linked_folder(files: list[Path]) -> Iterator[Path]:
 
 
 def weight_files(folder: Path, field: str = "model.path", displayed: str | None = None) -> list[Path]:
-    """`model.safetensors`, or the index of a sharded model and the shards that it names.
+    """List the weight files: `model.safetensors`, or the index of a sharded model and its shards.
 
     Args:
-        field, displayed: what to call the folder in a message.
+        field, displayed: names of the folder in a message.
 
     Raises:
-        CorruptFile: the index is not one, or a shard that it names is not there.
-        InputError: there are no such weights, or the index names something else than files beside it.
+        CorruptFile: The index is invalid, or a shard that it names is missing.
+        InputError: There are no such weights, or the index names files outside its folder.
     """
     displayed = displayed or str(folder)
     if has_file(folder / SINGLE, field, AGAIN):
@@ -163,27 +184,27 @@ def weight_files(folder: Path, field: str = "model.path", displayed: str | None 
 
 
 def without_weights(folder: Path) -> str:
-    """What is wrong with a folder that has neither file."""
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, ".safetensors", ".gguf"))
-    found = f"; what it holds is {', '.join(others[:3])}" if others else ""
-    return f"there are no safetensors in {folder} by the name of {SINGLE}, and no {INDEX}{found}"
+    other_names = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, ".safetensors", ".gguf"))
+    note = f"; what it holds is {', '.join(other_names[:3])}" if other_names else ""
+    return f"there are no safetensors in {folder} by the name of {SINGLE}, and no {INDEX}{note}"
 
 
 def model_config(folder: Path, field: str = "model.path", displayed: str | None = None) -> dict[str, Any]:
-    """The configuration of a model that can be read as it stands.
+    """Return the configuration of a model that can be read as it is.
 
     Raises:
-        CorruptFile: it is not a JSON object.
-        InputError: there is none; the folder holds an adapter; the weights are quantised already, or are said to lie
+        CorruptFile: It is not a JSON object.
+        InputError: It is missing, the folder also holds an adapter, the weights are quantised, or it refers to weights
             in other files.
     """
-    displayed, path = displayed or str(folder), folder / CONFIG
+    displayed = displayed or str(folder)
+    path = folder / CONFIG
     check_folder(folder, field, AGAIN)
     if not has_file(path, field, AGAIN):
         raise InputError(field, displayed, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
     config = json_object(path, field, AGAIN)
-    if has_file(generation := folder / "generation_config.json", field, AGAIN):  # transformers passes over a broken one
-        json_object(generation, field, AGAIN)
+    if has_file(folder / "generation_config.json", field, AGAIN):  # transformers ignores one that is broken
+        json_object(folder / "generation_config.json", field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
         raise InputError(field, displayed, problem, "Give adapter and base as two folders: init= and model.path=.")
@@ -191,9 +212,8 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
         if isinstance(part, dict) and (quantised := quantisation_of(part)):
             problem = f"its weights are quantised already ({quantised})"
             raise InputError(field, displayed, problem, UNQUANTISED)
-    for key, value in config.items():  # transformers makes as many layers as it is told, before it reads a weight
-        most = MOST_LAYERS if key in LAYERS else MOST
-        if isinstance(value, int) and value > most:
+    for key, value in config.items():  # transformers allocates all layers before it reads a weight
+        if isinstance(value, int) and value > (MOST_LAYERS if key in LAYERS else MOST):
             raise InputError(field, displayed, f"{CONFIG} says {key}={value}, which no model has", f"Correct {path}.")
     for key in ("transformers_weights", "configuration_files"):
         if config.get(key) not in (None, [], SINGLE, INDEX):
@@ -203,54 +223,55 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
 
 
 def quantisation_of(config: dict[str, Any]) -> str:
-    """How the weights of a configuration are quantised, in a word or two; empty where they are not."""
+    """Return how a configuration says that its weights are quantised. Empty if they are not."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
-        if key == "quantization" and not (isinstance(settings, dict) and "bits" in settings):  # MLX's, who may say none
+        if key == "quantization" and not (isinstance(settings, dict) and "bits" in settings):
+            continue  # MLX writes this key for weights that are not quantised too
+        if settings is None:
             continue
-        if settings is not None:
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            four = isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
-            return f"{key}: {method or 'an unknown method'}{', 4-bit' if four else ''}"
+        if not isinstance(settings, dict):
+            return f"{key}: an unknown method"
+        is_4_bit = settings.get("load_in_4bit") or settings.get("_load_in_4bit")
+        return f"{key}: {settings.get('quant_method') or 'an unknown method'}{', 4-bit' if is_4_bit else ''}"
     return ""
 
 
 def check_stored(path: Path, field: str, displayed: str) -> None:
-    """That the tensors of a safetensors file are what they stand for: a configuration may have lost the word that they
-    are quantised, and a loader then takes integers for weights, or eight bits without their scales.
+    """Raise InputError if a safetensors file holds quantised weights that the configuration does not mention.
 
-    Raises:
-        InputError: naming the first that is not. What cannot be read is left to the loader, which says so.
+    A loader would take integers for weights, or eight-bit floats without their scales. A file that cannot be read is
+    left to the loader.
     """
     for name, tensor in header(path).items():
-        kind = str(tensor.get("dtype")) if isinstance(tensor, dict) and name != "__metadata__" else "F32"
-        if not kind.startswith(FLOATS) and (name.endswith("weight") or kind.startswith(EIGHT_BITS)):
-            problem = f"its weights are quantised already ({name} in {path.name} is {kind})"
+        dtype = str(tensor.get("dtype")) if isinstance(tensor, dict) and name != "__metadata__" else "F32"
+        if not dtype.startswith(FLOATS) and (name.endswith("weight") or dtype.startswith(EIGHT_BITS)):
+            problem = f"its weights are quantised already ({name} in {path.name} is {dtype})"
             raise InputError(field, displayed, problem, UNQUANTISED)
 
 
 def brings_scores(adapter: Path) -> bool:
-    """Whether the adapter in a folder is a reward model's."""
+    """Return whether the adapter in a folder is a reward model."""
     return SCORE_KEY in header(adapter / ADAPTER_WEIGHTS)
 
 
 def header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors; empty where it says nothing that can be read."""
+    """Return the header of a safetensors file: tensor → dtype and shape. Empty if it cannot be read."""
     try:
         with open_binary(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            found = json.loads(file.read(length)) if length <= MOST_HEADER else {}
+            value = json.loads(file.read(length)) if length <= MOST_HEADER else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def count_weights(folder: Path) -> int:
-    """Return the number of weights in a model's safetensors files, by their headers alone."""
+    """Return the number of weights in a model's safetensors files, read from their headers."""
     files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
     tensors = (tensor for path in files for name, tensor in header(path).items() if name != "__metadata__")
     shapes = (tensor.get("shape") for tensor in tensors if isinstance(tensor, dict))
-    return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading explains what is no shape
+    return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading reports an invalid one
 
 
 def is_shape(value: Any) -> TypeGuard[list[int]]:
