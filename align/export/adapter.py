@@ -1,4 +1,4 @@
-"""A LoRA adapter as every engine reads it: PEFT's own two files at the root of a folder, lowered to plain LoRA."""
+"""LoRA adapters in the form that every engine reads: PEFT's two files at the root of a folder, as plain LoRA."""
 
 from __future__ import annotations
 
@@ -30,20 +30,19 @@ def write_adapter(
     beside: Path | None = None,
     initial: Mapping[str, Factors] | None = None,
 ) -> None:
-    """Write an adapter for deployment: plain LoRA in fp32, a reward model's head beside it, the config that engines
-    read, tokenizer and template.
+    """Write an adapter for deployment: plain LoRA in fp32 with its config, a reward model's head, tokenizer and
+    template.
 
     Args:
-        folder: an empty one, of `align.run.atomic.publish`.
-        source: a PEFT adapter's folder.
-        base: `id`, `revision` and `digest` of the model the adapter was trained on. The digest goes into `base.json`,
-            since PEFT warns at keys of `adapter_config.json` that it does not know.
+        folder: an empty folder, from `align.run.atomic.publish`.
+        source: folder of a PEFT adapter.
+        base: `id`, `revision` and `digest` of the model the adapter was trained on, written to `base.json`: PEFT warns
+            about unknown keys in `adapter_config.json`.
         beside: the base's folder, see `align.models.load.save_tokenizer`.
-        initial: see `align.models.plain_lora.convert_to_plain`; needed where `init_lora_weights` is one of
-            `REPEATABLE`.
+        initial: see `align.models.plain_lora.convert_to_plain`; needed if `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
-        CorruptFile, MissingArtifact, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`.
+        CorruptFile, MissingArtifact, InputError, StorageError: As `read_adapter`, `check_plain` and `publish`.
     """
     check_base(base)
     write_plain(folder, source, base, initial)
@@ -52,24 +51,29 @@ def write_adapter(
 
 
 def write_lowered(trained: Trained, folder: Path) -> Path:
-    """Write the adapter that was trained as plain LoRA into a folder, which may be there.
+    """Write a trained adapter as plain LoRA into a folder, which is made if need be.
 
     Raises:
-        InputError: see `write_adapter`; or the adapter was trained with tokens that the base does not have.
+        InputError: As `write_adapter`, or the adapter was trained with tokens that the base does not have.
     """
     assert trained.adapter is not None, "a whole model has no adapter"
     folder.mkdir(exist_ok=True)
     check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
-    read, initial = adapter_config(trained.adapter, "artifact", alone=True), None
-    if isinstance(read.get("init_lora_weights"), str):
-        initial = initial_factors(trained.load(trained.method), read)
+    config = adapter_config(trained.adapter, "artifact", alone=True)
+    initial = None
+    if isinstance(config.get("init_lora_weights"), str):
+        initial = initial_factors(trained.load(trained.method), config)
     write_adapter(
-        folder, trained.adapter, named_base(trained.base), tokenizer=trained.tokenizer,
-        beside=Path(trained.base.path), initial=initial,
-    )  # fmt: skip
+        folder,
+        trained.adapter,
+        named_base(trained.base),
+        tokenizer=trained.tokenizer,
+        beside=Path(trained.base.path),
+        initial=initial,
+    )
     return folder
 
 
 def rank_of(folder: Path) -> int:
-    """Of an adapter that was lowered."""
+    """Return the rank of an adapter that `write_lowered` wrote."""
     return int(read_json(folder / CONFIG_FILE, RETRAIN)["r"])

@@ -1,5 +1,7 @@
-"""What can be known of an export before anything is loaded: as what it leaves, which engines will be asked, and whether
-an adapter that no run here made says what it was trained on. Imports no torch."""
+"""Checks before an export loads anything: its kinds, its engines, and how an adapter of another project was trained.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,21 @@ from align.run import Artifact, Base, model_config, read_json
 from align.run.weights import ABOUT, VALUE_HEAD_FILE, brings_scores
 
 KINDS = ("adapter", "merged", "gguf")
-OF_WHOLE, OF_SCORES = ("merged", "gguf"), ("adapter", "merged")
+OF_WHOLE = ("merged", "gguf")
+OF_SCORES = ("adapter", "merged")
 
 
 def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
-    """As what an artifact leaves.
+    """Return the kinds of export to make of an artifact.
 
     Args:
-        kind: `export=`; `all` are those that there are of it.
+        kind: `export=`; `all` means every kind that the artifact can be exported as.
 
     Raises:
-        InputError: there is no such export of it.
+        InputError: The artifact cannot be exported as this kind.
     """
 
-    def refused(problem: str, remedy: str) -> InputError:
+    def unsupported(problem: str, remedy: str) -> InputError:
         return InputError("export", kind, f"{artifact.ref} {problem}", remedy)
 
     if (artifact.path / VALUE_HEAD_FILE).is_file():
@@ -35,38 +38,42 @@ def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
         raise InputError("artifact", artifact.ref, problem, "Use it as it lies there, or export what it was made of.")
     if artifact.whole:
         if kind == "adapter":
-            raise refused("is a whole model, of which there is no adapter", "Add export=merged, export=gguf or all.")
+            raise unsupported(
+                "is a whole model, of which there is no adapter", "Add export=merged, export=gguf or all."
+            )
         return OF_WHOLE if kind == "all" else (kind,)
     if brings_scores(artifact.path):
         if kind == "gguf":
             problem = "is a reward model, and llama.cpp's converter knows no such head of scores"
-            raise refused(problem, "Add export=merged, which transformers and vLLM read, or export=adapter for PEFT.")
+            raise unsupported(
+                problem, "Add export=merged, which transformers and vLLM read, or export=adapter for PEFT."
+            )
         return OF_SCORES if kind == "all" else (kind,)
     return KINDS if kind == "all" else (kind,)
 
 
 def engines_asked(kind: str, where: Mapping[str, str], scores: bool = False) -> dict[str, str]:
-    """The engines beside transformers that an export is asked by, each with its version; empty where it is not there.
+    """Return engine → version of the engines besides transformers that check an export. Empty if not installed.
 
     Args:
         kind: `export=`.
-        scores: of a reward model, which transformers alone is asked for.
-        where: engine → the Python that has it, or that it is not to be asked.
+        where: engine → the Python that has it, `auto` or `none`.
+        scores: it is a reward model, which only transformers checks.
 
     Raises:
-        InputError: a Python that was named has no such engine.
+        InputError: A Python named in `where` does not have its engine.
     """
     if scores:
         return {}
-    asks = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
-    return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in asks}
+    engines = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
+    return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines}
 
 
 def check_askable(kind: str, required: Collection[str], asked: Mapping[str, str], where: Mapping[str, str]) -> None:
-    """Raises: InputError: an engine is required that this export does not ask, or that is not there.
+    """Raise InputError if a required engine does not check this kind of export, or is not installed.
 
     Args:
-        asked: see `engines_asked`.
+        asked: engine → version, from `engines_asked`.
     """
     for engine in required:
         if engine not in (TRANSFORMERS, *asked):
@@ -78,9 +85,9 @@ def check_askable(kind: str, required: Collection[str], asked: Mapping[str, str]
 
 
 def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
-    """Raises: InputError: an adapter that no run here made is of another base, or nobody says how it was trained."""
-    known = artifact.path / ABOUT
-    digest = read_json(known, "Export it again.").get("digest") if known.is_file() else None
+    """Raise InputError if an adapter of another project has another base, or its training method is not given."""
+    path = artifact.path / ABOUT
+    digest = read_json(path, "Export it again.").get("digest") if path.is_file() else None
     if digest and digest != base.digest:
         problem = f"its {ABOUT} names another base ({str(digest)[:12]}) than {base.id} ({base.digest[:12]})"
         raise InputError("artifact", artifact.ref, problem, "Name the base it was trained on: model.path=.")

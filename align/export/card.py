@@ -1,6 +1,6 @@
-"""The model card of an export: what it is, where it comes from, how good it is, and how to load it.
+"""The model card of an export: what it is, its history, its measurements, and how to load it.
 
-`templates/card.md` holds the words; this module holds what they are filled with.
+`templates/card.md` holds the text, and this module computes its values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from align.report.page import template_environment
 from align.run import Base
 from align.run.weights import local_base_name
 
-# An absolute path: at the start or after a blank, quote or bracket, so that https://… and org/name are none.
+# Absolute paths: at the start or after a blank, quote or bracket, so that https://… and org/name do not match.
 ABSOLUTE = re.compile(r"""(?:^|(?<=[\s"'`(=\[]))(?:/[\w.@+-]+/[\w./@+-]+|~/\S+|[A-Za-z]:\\\S+)|file://\S+""")
 KINDS = {
     "adapter": "A LoRA adapter",
@@ -60,36 +60,36 @@ PAIRS = {
     "accuracy_noiseless": "pairs in the order without the noise",
     "ceiling": "labels in that order",
 }
-"""Figures of a reward model on held-out pairs, and what a card calls them."""
+"""Metric of a reward model on held-out pairs → its label on the card."""
 SERVERS = {"align": "align, on a CPU", "vllm": "vLLM", "llama-server": "llama.cpp's own server"}
-"""Launch file → the server that it starts, in the order in which a card offers them."""
+"""Launch file → the server that it starts, in the card's order."""
 
 
 def render_card(facts: Mapping[str, Any]) -> str:
-    """Return `README.md` with the front matter that the hub reads.
+    """Return the text of `README.md`, with the front matter that the hub reads.
 
     Args:
-        facts: a plain mapping, everything but the first three optional:
+        facts: values of the card, all optional except the first three:
             `name`; `kind` (`adapter`, `merged` or `gguf`); `base` (`id`, `revision`, `digest`);
             `method` (`qlora`, `lora`, `full`); `precision` of the base in training (`nf4`, `bfloat16`, `float32`);
-            `computed`, the dtype that it was computed in, NF4 too;
-            `dtype` of a merged model; `into`, `nf4-dequantised` or `original`;
-            `parents` in order of training, each `{stage, name, digest}` and, where they are known, its `settings` as
-            `align.export.history` has them; `system`, the prompt that they were trained with, as it has that; `seed`;
-            `folded`, what became of the scale of the adapter that was trained;
-            `data`, a list of data set names; `judge`, the gold scorer's name; `metrics`, the layout of
-            `align.evals.suite.samples.summarise`; `losses` before and after supervised training; `measured`, the data
-            that these, `metrics` or `accuracy` were measured on, and `sampled`, how answers were sampled; `licences`,
-            pairs of what it was made of and that licence, the base first; `receipt`, a list of
-            `align.export.receipt_rows.Check`; `served`, the name that the launch files give it; `launch`, their own
-            names without `.sh`; `modelfile`, whether there is one; `linked`, what the link to an adapter's base leads
-            to, `nf4-dequantised` or `original`, where there is one; `score`, of a reward model: the token that its
-            score is read at, and `accuracy`, its figures on held-out pairs; `collapse`, the verdict on whether its
-            answers are nearly the same whatever is asked;
-            `license`, `language`, `tags`; `notes`, a paragraph.
+            `computed`, the dtype of computation, also on NF4; `dtype` of a merged model; `into`, `nf4-dequantised` or
+            `original`;
+            `parents` in order of training, each `{stage, name, digest}` and, if known, `settings` from
+            `align.export.history`; `system`, the system prompt from there; `seed`; `data`, names of data sets;
+            `folded`, a sentence from `folded_scale`;
+            `judge`, the gold scorer's name; `metrics`, as `align.evals.suite.samples.summarise` returns them; `losses`
+            before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy` were
+            measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward
+            model: the token that its score is read at; `collapse`, the verdict on whether its answers hardly depend on
+            the prompt;
+            `receipt`, a list of `align.export.receipt_rows.Check`;
+            `served`, the name in the launch files; `launch`, their names without `.sh`; `modelfile`, True if the export
+            has one; `linked`, the base that the export's link leads to, `nf4-dequantised` or `original`;
+            `licences`, pairs of source and licence, the base first; `license`, `language`, `tags`; `notes`, a
+            paragraph.
 
     Raises:
-        InputError: a value names a path of this machine.
+        InputError: A value names a path of this machine.
     """
     base = facts["base"]
     check_base(base)
@@ -99,7 +99,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             raise InputError(key, text, "is a path of this machine, which means nothing elsewhere", "Name it instead.")
     checks = facts.get("receipt") or []
     accuracy = facts.get("accuracy") or {}
-    identity = {
+    identity_values = {
         "base model": base["id"],
         "base revision": base.get("revision"),
         "base digest": base.get("digest"),
@@ -118,7 +118,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             front_matter=front_matter_of(facts),
             kinds=KINDS,
             titles=TITLES,
-            identity=[row for row in identity.items() if row[1] not in (None, "")],
+            identity=[row for row in identity_values.items() if row[1] not in (None, "")],
             settings_headers=list(SETTINGS),
             settings=[
                 (f"{run['stage']}/{run['name']}", *(run["settings"].get(name, "") for name in SETTINGS))
@@ -155,13 +155,13 @@ def card_templates() -> Environment:
 
 
 def on_one_line(value: Any) -> str:
-    """Return a value as one line that ends no cell of a table, code span or tag."""
+    """Return a value as one line that cannot end a table cell, a code span or a tag."""
     text = str(value).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
     return " ".join(text.split())
 
 
 def quote_json(value: Any) -> str:
-    """Return a value as JSON, which Python and YAML read too: quoted so, no name can end the string it stands in."""
+    """Return a value as JSON, which Python and YAML read too. The quotes keep a name from ending its string."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -172,7 +172,7 @@ def figure_text(figure: Any) -> str:
 
 
 def iter_texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in the facts, with the dotted key it stands at."""
+    """Yield every text in the facts, with its dotted key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):
@@ -194,10 +194,10 @@ def front_matter_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     if "score" in facts:
         tags.append("reward-model")
     fields: dict[str, Any] = {}
-    if facts["base"].get("revision"):  # a name that is no hub's would be linked to somebody's repository
+    if facts["base"].get("revision"):  # the hub would link any other name to a repository
         fields["base_model"] = facts["base"]["id"]
         fields["base_model_relation"] = "finetune" if is_finetune else "adapter"
-    if kind != "gguf":  # which is of no one library
+    if kind != "gguf":  # GGUF belongs to no single library
         fields["library_name"] = "peft" if kind == "adapter" else "transformers"
     fields["pipeline_tag"] = "text-classification" if "score" in facts else "text-generation"
     stages = [str(parent["stage"]) for parent in facts.get("parents", ())]
@@ -209,31 +209,31 @@ def front_matter_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return what the code that loads an export is made of.
+    """Return the values of the code that loads an export.
 
-    An adapter on the base that it was trained on is loaded in the numbers of training, as its row in the receipt was.
-    What was written for the export, a merged model or a dequantised base, is loaded in its own.
+    An adapter on the base it was trained on is loaded in the dtype of training, as in the receipt. Weights that were
+    written for the export, a merged model or a dequantised base, are loaded in their own dtype.
 
     Args:
-        precision: of the base in training.
+        precision: precision of the base in training.
     """
     base = facts["base"]
     merged = facts["kind"] == "merged"
     scores = "score" in facts
     linked = facts.get("linked")
     dtype = facts.get("computed") or {"nf4": "bfloat16"}.get(precision, precision)
-    numbers = ['dtype="auto"']
+    dtype_arguments = ['dtype="auto"']
     if not (merged or linked == DEQUANTISED or not dtype):
-        numbers = [f"dtype=torch.{dtype}", *(["quantization_config=nf4"] if precision == "nf4" else [])]
-    nf4 = "quantization_config=nf4" in numbers
+        dtype_arguments = [f"dtype=torch.{dtype}", *(["quantization_config=nf4"] if precision == "nf4" else [])]
+    nf4 = "quantization_config=nf4" in dtype_arguments
     headless = scores and not merged
     labels = ["num_labels=1"] if headless else []
     if merged:
-        place = ["folder"]
+        location = ["folder"]
     else:
-        place = [f"folder + {quote_json('/' + local_base_name(base))}" if linked else quote_json(base["id"])]
+        location = [f"folder + {quote_json('/' + local_base_name(base))}" if linked else quote_json(base["id"])]
         if base.get("revision"):
-            place.append(f"revision={quote_json(base['revision'])}")
+            location.append(f"revision={quote_json(base['revision'])}")
     model_class = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     return {
         "model_class": model_class,
@@ -243,9 +243,9 @@ def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
             *(["BitsAndBytesConfig"] if nf4 else []),
             *(["logging"] if headless else []),
         ],
-        "arguments": [*place, *labels, *numbers],
-        "auto_arguments": ['"."', *labels, *numbers],
-        "numbers": numbers,
+        "arguments": [*location, *labels, *dtype_arguments],
+        "auto_arguments": ['"."', *labels, *dtype_arguments],
+        "numbers": dtype_arguments,
         "nf4": nf4,
         "dtype": dtype,
         "headless": headless,
@@ -255,51 +255,58 @@ def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
 def export_facts(
     trained: Trained, kind: str, folder: Path, name: str, checks: Sequence[Check], dtype: str, into: str
 ) -> dict[str, Any]:
-    """Return what a card says of an export itself, for `render_card`.
+    """Return the facts about the export itself, for `render_card`.
 
     Args:
-        folder: where it lies, its launch files and Modelfile too.
-        name: that the launch files give it.
+        folder: its folder, with launch files and Modelfile.
+        name: its name in the launch files.
     """
-    named = named_base(trained.origin)
-    link = folder / local_base_name(named)
-    about: dict[str, Any] = {}
+    base = named_base(trained.origin)
+    link = folder / local_base_name(base)
+    facts: dict[str, Any] = {}
     if kind != "merged" and trained.adapter is not None:
-        about["folded"] = folded_scale(adapter_config(trained.adapter, "artifact", alone=True))
+        facts["folded"] = folded_scale(adapter_config(trained.adapter, "artifact", alone=True))
     if link.is_symlink():
-        about["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
+        facts["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
     if trained.asked.scores:
-        about["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
-    return about | {
-        "kind": kind, "base": named, "method": trained.method,
-        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype), "computed": name_of(trained.dtype),
-        "dtype": dtype, "into": into,
+        facts["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
+    return facts | {
+        "kind": kind,
+        "base": base,
+        "method": trained.method,
+        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),
+        "computed": name_of(trained.dtype),
+        "dtype": dtype,
+        "into": into,
         "served": name if (folder / LAUNCH).is_dir() else "",
         "launch": sorted(path.stem for path in (folder / LAUNCH).glob("*.sh")),
         "modelfile": (folder / "Modelfile").is_file(),
         "receipt": checks,
-    }  # fmt: skip
+    }
 
 
 def folded_scale(config: Mapping[str, Any]) -> str:
-    """What became of the scale of an adapter that was trained, since engines are given one of scale 1."""
-    r, alpha, root = config.get("r"), config.get("lora_alpha"), config.get("use_rslora")
+    """Return a sentence on the scale that was folded into an adapter's weights, as engines get scale 1. Empty for scale
+    1."""
+    r = config.get("r")
+    alpha = config.get("lora_alpha")
+    is_rslora = config.get("use_rslora")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         return "The scales of its layers, which differ, are folded into the weights here; alpha is the rank."
-    if not r or alpha is None or alpha / (math.sqrt(r) if root else r) == 1:
+    if not r or alpha is None or alpha / (math.sqrt(r) if is_rslora else r) == 1:
         return ""
-    kind, by = ("rsLoRA", f"√{r}") if root else ("LoRA", str(r))
-    return f"Its scale, {kind}'s {alpha:g}/{by}, is folded into the weights here: alpha is the rank."
+    scale = f"rsLoRA's {alpha:g}/√{r}" if is_rslora else f"LoRA's {alpha:g}/{r}"
+    return f"Its scale, {scale}, is folded into the weights here: alpha is the rank."
 
 
 def licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
-    """What an export was made of, and under which licence that is; empty where nobody says."""
-    made_of = [(f"base {named_base(base)['id']}", licence_in(Path(base.path)))]
-    return made_of + [(f"data {name}", licence_of(name)) for name in data]
+    """Return the sources of an export with their licences, the base first. A licence is empty if unknown."""
+    base_licence = licence_in(Path(base.path))
+    return [(f"base {named_base(base)['id']}", base_licence), *((f"data {name}", licence_of(name)) for name in data)]
 
 
 def licence_in(folder: Path) -> str:
-    """The licence that a model's own card states in its front matter; empty where it states none."""
+    """Return the licence in the front matter of a model's own card. Empty if it states none."""
     card = folder / "README.md"
     text = read_bytes(card, card.name).decode("utf-8", "replace") if has_file(card, card.name) else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)

@@ -1,8 +1,8 @@
-"""Two GGUF files of one model, in f32 and in f16: prints the first tensor that is not that of the first, rounded.
+"""Compare two GGUF files of one model, in f32 and f16, and print the first tensor that is not the rounded f32 one.
 
     python compare_gguf.py GGUF_PY F32 F16
 
-`GGUF_PY` is the folder of llama.cpp's own reader. Run in a process of its own, which needs nothing of ours.
+`GGUF_PY` is the folder of llama.cpp's own reader. Runs in a process of its own, without align.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import sys
 import numpy as np
 
 
-def main(reader: str, whole: str, rounded: str) -> None:
+def main(reader: str, exact: str, rounded: str) -> None:
     sys.path.insert(0, reader)
     from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
 
-    wanted = {tensor.name: tensor.data for tensor in GGUFReader(whole).tensors}
-    found = {tensor.name: tensor.data for tensor in GGUFReader(rounded).tensors}
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in wanted or name not in found or not same(wanted[name], found[name]):
+    exact_tensors = {tensor.name: tensor.data for tensor in GGUFReader(exact).tensors}
+    rounded_tensors = {tensor.name: tensor.data for tensor in GGUFReader(rounded).tensors}
+    for name in sorted(exact_tensors.keys() | rounded_tensors.keys()):
+        if (
+            name not in exact_tensors
+            or name not in rounded_tensors
+            or not is_rounded(exact_tensors[name], rounded_tensors[name])
+        ):
             print(name)
             return
 
 
-def same(whole: np.ndarray, rounded: np.ndarray) -> bool:
-    """Bit by bit; vectors stay in f32."""
-    if whole.dtype != np.float32 or rounded.dtype not in (np.float16, np.float32) or whole.shape != rounded.shape:
+def is_rounded(exact: np.ndarray, rounded: np.ndarray) -> bool:
+    """Return whether two tensors are equal bit by bit after rounding. Vectors stay in f32."""
+    if exact.dtype != np.float32 or rounded.dtype not in (np.float16, np.float32) or exact.shape != rounded.shape:
         return False
-    return whole.astype(rounded.dtype).tobytes() == rounded.tobytes()
+    return exact.astype(rounded.dtype).tobytes() == rounded.tobytes()
 
 
 if __name__ == "__main__":

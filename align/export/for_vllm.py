@@ -1,4 +1,4 @@
-"""What vLLM is given of a portfolio, a base and adapters as plain LoRA, and what it must say by them."""
+"""Adapters and bases for vLLM: plain LoRA and plain weights, with probes that check what vLLM answers."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from align.run.weights import adapter_digest
 
 @dataclass
 class ForVllm:
-    """See the module.
+    """Preparation of a portfolio's adapters for vLLM.
 
     Args:
-        base: that the adapters were trained on.
-        method: `qlora`, on its dequantised NF4 weights, or `lora`.
-        device, trained: where and in which dtype it is loaded to be asked; NF4 is quantised out of that dtype. The
-            device may change.
-        tokenizer: of the base.
-        folder: for the adapters.
+        base: base that the adapters were trained on.
+        method: `qlora` if they were trained on NF4 weights, `lora` otherwise.
+        device, trained: device and dtype in which the base is loaded to compute probes; NF4 is quantised from this
+            dtype. The device may change.
+        tokenizer: tokenizer of the base.
+        folder: folder for the prepared adapters.
 
     Attributes:
-        must_say: digest → what the adapter must say, of those that were asked and not prepared yet.
+        must_say: digest → probes of the adapters that have probes and are not prepared yet.
     """
 
     base: Base
@@ -50,30 +50,34 @@ class ForVllm:
     must_say: dict[str, Probes] = field(default_factory=dict)
 
     def base_folder(self, bases: Path, dtype: torch.dtype) -> Path:
-        """Where vLLM finds the base; the dequantised one is written into `bases`, where it is not there yet."""
+        """Return the folder of the base for vLLM. A dequantised base is written into `bases` unless it is there."""
         if self.method != "qlora":
             return Path(self.base.path)
-        named = named_base(self.base)
-        return dequantised_beside(bases, self.base, named, self.trained, dtype, self.device, self.tokenizer)
+        name = named_base(self.base)
+        return dequantised_beside(bases, self.base, name, self.trained, dtype, self.device, self.tokenizer)
 
     def learn(self, adapters: Mapping[str, Path]) -> Probes:
-        """Find what adapters must say: by what stage=export wrote beside them, or by loading the base once and asking
-        it. Returns what the base must say.
+        """Find the probes of adapters, in their exports or by loading the base once, and return those of the base.
 
         Args:
             adapters: digest → folder.
         """
-        known = {digest: read_probes(folder, digest, self.base.digest) for digest, folder in adapters.items()}
-        self.must_say |= {digest: probes for digest, probes in known.items() if probes is not None}
-        missing = {digest: adapters[digest] for digest, probes in known.items() if probes is None}
-        if missing or not known:
+        missing: dict[str, Path] = {}
+        for digest, folder in adapters.items():
+            probes = read_probes(folder, digest, self.base.digest)
+            if probes is None:
+                missing[digest] = folder
+            else:
+                self.must_say[digest] = probes
+        if missing or not adapters:
             return self._ask(missing)
         first = next(iter(self.must_say.values()))
         return Probes.of_base(first.rows, first.base)
 
     def _ask(self, adapters: Mapping[str, Path]) -> Probes:
         model = in_fp32(load_base(self.base, self.method, self.device, self.trained))
-        rows, pool = fixed_prompts(self.tokenizer, context_length(model)), AdapterPool(model)
+        rows = fixed_prompts(self.tokenizer, context_length(model))
+        pool = AdapterPool(model)
         base = picked(logits_of(model, rows), rows)
         for digest, folder in adapters.items():
             pool.add(folder)
@@ -85,17 +89,17 @@ class ForVllm:
         return Probes.of_base(rows, base)
 
     def __call__(self, folder: Path, digest: str) -> ServedAdapter:
-        """The adapter in a folder, for vLLM.
+        """Prepare the adapter in a folder for vLLM.
 
         Raises:
-            CorruptFile, InputError: it is no adapter that vLLM can serve, or its files have changed.
+            CorruptFile, InputError: vLLM cannot serve the adapter, or its files have changed.
         """
         if digest not in self.must_say:
             self.learn({digest: folder})
         target = self.folder / digest
-        shutil.rmtree(target, ignore_errors=True)  # of a server that was killed
-        with publish(target) as part:
-            write_adapter(part, folder, named_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path))
+        shutil.rmtree(target, ignore_errors=True)  # left by a server that was killed
+        with publish(target) as scratch:
+            write_adapter(scratch, folder, named_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path))
         if adapter_digest(folder) != digest:
             shutil.rmtree(target)
             problem = "its files were changed while it was loaded"

@@ -1,7 +1,7 @@
-"""A base and an adapter, or a whole model, as GGUF, which llama.cpp, Ollama and what is built on them read.
+"""Exports as GGUF, which llama.cpp, Ollama and programs built on them read: a base and an adapter, or a whole model.
 
-The base is written once for all adapters of it, into `bases/` beside the runs, and linked into each export, so that an
-export is whole wherever it is copied to.
+The base is written once for all its adapters, into `bases/` beside the runs, and hard-linked into each export, so that
+an export can be copied as a whole.
 """
 
 from __future__ import annotations
@@ -37,34 +37,35 @@ from align.run.atomic import publish, scratch_folder
 from align.run.weights import ABOUT
 
 ADAPTER = "adapter-f16.gguf"
-F16, F32 = "f16", "f32"
+F16 = "f16"
+F32 = "f32"
 PIECES = "tokenizer.model"
-"""SentencePiece's own file."""
+"""File of a SentencePiece model."""
 LARGEST = torch.finfo(torch.float16).max
-"""Of an f16."""
+"""Largest number in f16."""
 
 
 def base_file(weights: str, whole: bool = False) -> str:
-    """Of a base beside an adapter, or of a whole model."""
+    """Return the file name of a base beside an adapter, or of a whole model."""
     return f"{'model' if whole else 'base'}-{weights}.gguf"
 
 
 def variants_in(folder: Path) -> dict[str, Path]:
-    """Weights → the file of a base, or of a whole model, in an export."""
-    found = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
-    return {path.stem.partition("-")[2]: path for path in found}
+    """Return weights → file of the variants of a base, or of a whole model, in an export."""
+    files = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
+    return {path.stem.partition("-")[2]: path for path in files}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a base in GGUF is made of.
+    """The model that a GGUF base is converted from.
 
     Attributes:
-        named: `id`, `revision` and `digest` of the base, and whatever else its weights depend on.
+        named: `id`, `revision` and `digest` of the base, and other values that its weights depend on.
         kind: `nf4-dequantised` or `original`.
-        load: gives the model with plain weights in fp32.
-        folder: that its tokenizer came from.
-        tokenizer: with the chat template that was trained with.
+        load: return the model with plain weights in fp32.
+        folder: folder of its original tokenizer.
+        tokenizer: tokenizer with the chat template of training.
         converters: see `align.export.converters.converters_in`.
     """
 
@@ -76,14 +77,14 @@ class Source:
     converters: Path
 
     def convert(self, target: Path, weights: str) -> None:
-        """One GGUF file.
+        """Write one GGUF file.
 
         Raises:
-            InputError: a weight is too large for f16; or the converter does not know the model, see `convert_model`.
+            InputError: A weight is too large for f16, or the converter does not support the model, see `convert_model`.
         """
         name = Path(self.named["id"]).name
-        with scratch_folder(target) as work:
-            plain = work / name
+        with scratch_folder(target) as scratch:
+            plain = scratch / name
             model = self.load()
             if weights == F16:
                 check_range(model)
@@ -95,82 +96,90 @@ class Source:
             convert_model(self.converters, plain, target, name, weights)
 
     def key(self, *more: Any) -> str:
-        """What a file depends on, as a digest: weights, vocabulary, template and converter."""
+        """Return the digest of what a file depends on: weights, vocabulary, template, converter and `more`."""
         tokenizer = self.tokenizer
-        reads = [
+        pieces = self.folder / PIECES
+        vocabulary: list[Any] = [
             tokenizer.chat_template,
             sorted(tokenizer.get_vocab().items()),
             str(sorted(tokenizer.special_tokens_map.items())),
+            file_digest(pieces) if pieces.is_file() else "",
         ]
-        pieces = self.folder / PIECES
-        reads.append(file_digest(pieces) if pieces.is_file() else "")
-        reads += [added] if (added := added_tokens(tokenizer)) else []
-        return json_digest([dict(self.named), self.kind, reads, digest_of(self.converters), *more])[:12]
+        if new_tokens := added_tokens(tokenizer):
+            vocabulary.append(new_tokens)
+        return json_digest([dict(self.named), self.kind, vocabulary, digest_of(self.converters), *more])[:12]
 
 
 def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
-    """The base of what was trained, as `into`: `nf4-dequantised` or `original`; a whole model is its own."""
-    named = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
-    return Source(
-        named, into, lambda: plain_base(trained, into), Path(trained.origin.path), trained.tokenizer, converters
-    )  # fmt: skip
+    """Return the base of a trained model with the weights `into`: `nf4-dequantised` or `original`.
+
+    A whole model is its own base.
+    """
+    base = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
+    folder = Path(trained.origin.path)
+    return Source(base, into, lambda: plain_base(trained, into), folder, trained.tokenizer, converters)
 
 
 def tell_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What llama.cpp's converter reads of a tokenizer, and transformers does not write.
+    """Add settings that llama.cpp's converter reads, and transformers does not write, to `tokenizer_config.json`.
 
-    llama.cpp puts a BOS in front of every prompt unless it is told not to, whether or not there was one in training:
-    what the chat template writes is the truth. Tokens that were added to a SentencePiece model are not in its file.
+    By default llama.cpp puts a BOS token before every prompt, even if there was none in training: it is set to what the
+    chat template writes. Tokens that were added to a SentencePiece model are not in its file.
     """
     bos = str(tokenizer.bos_token or "")
-    starts = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
+    begins_with_bos = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
     path = folder / "tokenizer_config.json"
-    told: dict[str, Any] = {"add_bos_token": starts}
-    if (folder / PIECES).is_file() and (added := added_tokens(tokenizer)):
-        told["added_tokens_decoder"] = added
-    write_json(path, read_json(path, "Export again.") | told)
+    settings: dict[str, Any] = {"add_bos_token": begins_with_bos}
+    if (folder / PIECES).is_file() and (new_tokens := added_tokens(tokenizer)):
+        settings["added_tokens_decoder"] = new_tokens
+    write_json(path, read_json(path, "Export again.") | settings)
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
-    """Tokens behind the vocabulary that the tokenizer was made with, by id."""
-    known = tokenizer.added_tokens_decoder.items()
+    """Return the tokens that were added to the tokenizer's vocabulary, by id."""
+    tokens = tokenizer.added_tokens_decoder.items()
     return {
         str(id): {"content": token.content, "special": token.special}
-        for id, token in sorted(known)
+        for id, token in sorted(tokens)
         if id >= tokenizer.vocab_size
     }
 
 
 def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str | None) -> list[Path]:
-    """The base in `root` as GGUF files, each in a folder of its own and written where it is not there yet.
+    """Write the base into `root` as GGUF files, each in a folder of its own, unless they are there. Returns their
+    paths.
 
     Args:
-        quantised: in which fewer bits it shall be there too, such as `q8_0`.
-        python: the one that has llama.cpp, which makes these of the f16; None leaves them out.
+        quantised: further variants in fewer bits, such as `q8_0`.
+        python: the Python that has llama.cpp, which makes these variants from f16; None leaves them out.
 
     Raises:
-        InputError: see `Source.convert`.
-        CorruptFile: what is there is not what was written.
+        InputError: As `Source.convert`.
+        CorruptFile: A file differs from the one that was written.
     """
-    whole = cached_file(root, source, F16, lambda target: source.convert(target, F16))
+    full_file = cached_file(root, source, F16, lambda target: source.convert(target, F16))
     if python is None:
-        return [whole]
+        return [full_file]
 
-    def in_fewer(target: Path, weights: str) -> None:
-        ask(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(whole), str(target), weights])
+    def quantise(target: Path, weights: str) -> None:
+        ask(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(full_file), str(target), weights])
 
-    made_by = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
-    return [whole, *(cached_file(root, source, bits, partial(in_fewer, weights=bits), made_by) for bits in quantised)]
+    version = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
+    files = [full_file]
+    for weights in quantised:
+        files.append(cached_file(root, source, weights, partial(quantise, weights=weights), version))
+    return files
 
 
-def cached_file(root: Path, source: Source, weights: str, write: Callable[[Path], None], made_by: str = "") -> Path:
-    """A file that is known by its sha256."""
+def cached_file(root: Path, source: Source, weights: str, write: Callable[[Path], None], version: str = "") -> Path:
+    """Write a file into a folder of `root` named by a digest of its sources, unless it is there, and verify its
+    SHA-256."""
     file = base_file(weights)
-    folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, made_by)}"
+    folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, version)}"
     if not (folder / ABOUT).is_file():
-        with publish(folder, replace=ABOUT) as part:
-            write(part / file)
-            write_json(part / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(part / file)})
+        with publish(folder, replace=ABOUT) as scratch:
+            write(scratch / file)
+            write_json(scratch / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(scratch / file)})
         return folder / file
     remedy = f"Remove {folder} and do this again; exports that share the file have to be made again too."
     if not (folder / file).is_file() or file_digest(folder / file) != read_json(folder / ABOUT, remedy).get("sha256"):
@@ -190,27 +199,27 @@ def check_f16(name: str, tensor: Tensor) -> None:
 
 
 def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Source) -> None:
-    """An adapter as GGUF, and the base's files beside it.
+    """Write an adapter as GGUF, and link the base's files beside it.
 
     Args:
-        bases: of `gguf_bases`.
-        adapter: a folder with a plain LoRA, of `align.export.adapter.write_adapter`.
+        bases: files from `gguf_bases`.
+        adapter: folder of a plain LoRA, from `align.export.adapter.write_adapter`.
     """
     for path in bases:
         linked(path, folder / path.name)
     for name, tensor in load_file(adapter / WEIGHTS_FILE).items():
         check_f16(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
-    for path in adapter.iterdir():  # tokenizer, template, base.json: for whoever renders the chat outside the engine
+    for path in adapter.iterdir():  # tokenizer, template, base.json: for programs that render the chat themselves
         if path.suffix != ".safetensors" and path.name != "adapter_config.json":
             shutil.copyfile(path, folder / path.name)
 
 
 def write_whole_gguf(folder: Path, files: Sequence[Path], trained: Trained) -> None:
-    """A whole model as GGUF, with its tokenizer, template and `base.json`, as `write_gguf` has them.
+    """Link a whole model's GGUF files into an export, and write its tokenizer, template and `base.json`.
 
     Args:
-        files: of `gguf_bases`.
+        files: files from `gguf_bases`.
     """
     for path in files:
         linked(path, folder / path.name.replace("base-", "model-", 1))
@@ -219,7 +228,7 @@ def write_whole_gguf(folder: Path, files: Sequence[Path], trained: Trained) -> N
 
 
 def linked(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no such thing."""
+    """Hard-link a file under another name, or copy it if the file system does not support that."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -229,45 +238,46 @@ def linked(source: Path, target: Path) -> None:
 
 
 def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: Answer) -> None:
-    """llama.cpp reads text as the model was trained to: special tokens one by one, the prompts, and the template.
+    """Check that llama.cpp tokenizes text as in training: special tokens, the prompts, and the chat template.
 
     Args:
-        prompts: each as text and as the token ids it was trained as.
-        answer: to `texts_of` the same.
+        prompts: text and training token ids of each.
+        answer: llama.cpp's answer about `texts_of` the same prompts.
 
     Raises:
-        InputError: it does not.
+        InputError: It does not.
     """
     remedy = "Export it as export=merged."
     special = special_tokens(tokenizer)
-    read = answer.output["tokens"]
-    for (text, id), ids in zip(special, read[: len(special)], strict=True):
+    engine_ids = answer.output["tokens"]
+    for (text, id), ids in zip(special, engine_ids[: len(special)], strict=True):
         if list(ids) != [id]:
             raise InputError("tokenizer", text, f"is token {id}, and {list(ids)} in llama.cpp", remedy)
-    for (text, ids), found in zip(prompts, read[len(special) :], strict=True):
-        if list(found) != list(ids):
-            at = next((i for i, pair in enumerate(zip(ids, found, strict=False)) if pair[0] != pair[1]), len(ids))
+    for (text, trained_ids), ids in zip(prompts, engine_ids[len(special) :], strict=True):
+        if list(ids) != list(trained_ids):
+            pairs = enumerate(zip(trained_ids, ids, strict=False))
+            at = next((i for i, (trained_id, id) in pairs if trained_id != id), len(trained_ids))
             problem = f"llama.cpp cuts it into other tokens, from the {at + 1}th on"
             raise InputError("tokenizer", text[:60], problem, remedy)
-    starts = {list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts}
-    if answer.output["begins_with_bos"] and starts != {True}:
+    begin_with_bos = all(list(ids[:1]) == [tokenizer.bos_token_id] for _, ids in prompts)
+    if answer.output["begins_with_bos"] and not begin_with_bos:
         problem = "llama.cpp puts it in front of every prompt, and training did not"
         raise InputError("bos_token", tokenizer.bos_token, problem, remedy)
     if answer.output["template"] != tokenizer.chat_template:
         raise InputError("chat_template", answer.output["template"][:60], "is another in the GGUF file", remedy)
     for kind in ("bos", "eos"):
-        wanted = getattr(tokenizer, f"{kind}_token_id")
-        if wanted is not None and answer.output[kind] != wanted:
-            problem = f"is token {wanted}, and {answer.output[kind]} in llama.cpp"
-            raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(wanted), problem, remedy)
+        token_id = getattr(tokenizer, f"{kind}_token_id")
+        if token_id is not None and answer.output[kind] != token_id:
+            problem = f"is token {token_id}, and {answer.output[kind]} in llama.cpp"
+            raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(token_id), problem, remedy)
 
 
 def texts_of(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
-    """What llama.cpp is asked to cut into tokens, for `check_reading`."""
+    """Return the texts that llama.cpp tokenizes for `check_reading`."""
     return [text for text, _ in (*special_tokens(tokenizer), *prompts)]
 
 
 def special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
-    """Each that is matched as a whole, with its id."""
+    """Return each special token with its id."""
     ids = sorted(special_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
     return [(tokenizer.convert_ids_to_tokens(id), id) for id in ids]

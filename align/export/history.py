@@ -1,4 +1,4 @@
-"""How an export was made and measured, for its card: what the manifests of its runs say."""
+"""Training history of an export for its card, from the manifests of its runs."""
 
 from __future__ import annotations
 
@@ -10,69 +10,81 @@ from align.run.lineage import Step
 from align.run.manifest import Input, Manifest
 
 WITHOUT_CRITIC = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
-"""`stage.advantage` → what it is called, without a critic."""
+"""`stage.advantage` → name of an estimator without a critic."""
 SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
-"""The columns of a card's table of runs, behind the run's name."""
+"""Columns of a card's table of runs, behind the run's name."""
 
 
 def parents_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The runs of a lineage as `render_card` takes them, each with its settings where its manifest is there."""
+    """Return the runs of a lineage for `render_card`, each with its settings if its manifest exists."""
     names = [f"{step.stage}/{step.name}" for step in steps]
     return [
         {
-            "stage": step.stage, "name": step.name, "digest": step.digest,
+            "stage": step.stage,
+            "name": step.name,
+            "digest": step.digest,
             "settings": settings_of(step.manifest, names[:i]) if step.manifest else {},
         }
         for i, step in enumerate(steps)
-    ]  # fmt: skip
+    ]
 
 
-def settings_of(manifest: Manifest, known: Collection[str] = ()) -> dict[str, str]:
-    """How a run trained, a text for each of `SETTINGS`; empty ones are not known.
+def settings_of(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[str, str]:
+    """Describe how a run trained, one text for each of `SETTINGS`. A text is empty if unknown.
 
     Args:
-        known: runs, `stage/name`, of which the same is said elsewhere.
+        known: runs, `stage/name`, whose adapter settings the card shows elsewhere.
     """
-    stage, metrics = manifest.config.get("stage", {}), manifest.metrics
-    said = {
-        "learning rate": rate(stage), "trained for": duration(manifest.stage, stage, metrics),
-        "batch": str(stage.get("batch_size", "")), "weights": trained_weights(manifest, known),
-        "besides": besides(manifest.stage, manifest.config),
-    }  # fmt: skip
-    return {name: said[name] for name in SETTINGS}
+    stage = manifest.config.get("stage", {})
+    texts = (
+        rate(stage),
+        duration(manifest.stage, stage, manifest.metrics),
+        str(stage.get("batch_size", "")),
+        trained_weights(manifest, shown_runs),
+        besides(manifest.stage, manifest.config),
+    )
+    return dict(zip(SETTINGS, texts, strict=True))
 
 
-def trained_weights(manifest: Manifest, known: Collection[str]) -> str:
-    """What was trained. A run that goes on with an adapter has that one's settings."""
+def trained_weights(manifest: Manifest, shown_runs: Collection[str]) -> str:
+    """Describe the trained weights. A run that continues an adapter has that adapter's settings."""
     init = manifest.inputs.get("init")
-    goes_on = init is not None and init.whole is False
-    run = f"{init.stage}/{init.name}" if init and goes_on else ""
-    of = f"the adapter of {run}" if run in known else weights(manifest.config.get("method", {}))
-    return f"a copy of {of}, and a head of scores" if manifest.stage == "reward" and run in known else of
+    run = f"{init.stage}/{init.name}" if init and init.whole is False else ""
+    if run not in shown_runs:
+        return weights(manifest.config.get("method", {}))
+    if manifest.stage == "reward":
+        return f"a copy of the adapter of {run}, and a head of scores"
+    return f"the adapter of {run}"
 
 
 def rate(stage: Mapping[str, Any]) -> str:
     if stage.get("lr") is None:
         return ""
-    warmed = f", warm-up {stage['warmup']:.0%}" if stage.get("warmup") else ""
-    return f"{stage['lr']:g}" + (f", {stage['schedule']}{warmed}" if stage.get("schedule") else "")
+    warmup = f", warm-up {stage['warmup']:.0%}" if stage.get("warmup") else ""
+    return f"{stage['lr']:g}" + (f", {stage['schedule']}{warmup}" if stage.get("schedule") else "")
 
 
 def duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Epochs or updates, and the steps that these were; which of them is published, where that is not the last."""
+    """Describe the epochs or updates, the steps, and which step is published if it is not the last."""
     if name == "ppo":
-        updates, published = stage.get("updates"), metrics.get("published_update")
-        which = "" if published in (None, updates) else f", of which update {published} is published"
-        return f"{updates} updates of {stage.get('epochs')} passes each{which}"
-    steps, published = metrics.get("steps"), metrics.get("published_step")
-    parts = [f"{stage['epochs']:g} epochs"] if stage.get("epochs") and not stage.get("max_steps") else []
-    parts += [f"{steps} steps"] if steps else []
-    parts += [f"of which step {published} is published"] if published not in (None, steps) else []
+        updates = stage.get("updates")
+        published = metrics.get("published_update")
+        note = "" if published in (None, updates) else f", of which update {published} is published"
+        return f"{updates} updates of {stage.get('epochs')} passes each{note}"
+    steps = metrics.get("steps")
+    published = metrics.get("published_step")
+    parts = []
+    if stage.get("epochs") and not stage.get("max_steps"):
+        parts.append(f"{stage['epochs']:g} epochs")
+    if steps:
+        parts.append(f"{steps} steps")
+    if published not in (None, steps):
+        parts.append(f"of which step {published} is published")
     return ", ".join(parts)
 
 
 def weights(method: Mapping[str, Any]) -> str:
-    """What was trained: every weight, or an adapter of which kind on which layers."""
+    """Describe the trained weights: the whole model, or the kind of adapter and its layers."""
     if method.get("name") == "full":
         return "all of the model"
     if "r" not in method:
@@ -80,18 +92,17 @@ def weights(method: Mapping[str, Any]) -> str:
     kinds = [kind for key, kind in (("rslora", "rsLoRA"), ("dora", "DoRA")) if method.get(key)]
     targets = method.get("targets")
     layers = ", ".join(map(str, targets)) if isinstance(targets, Sequence) and not isinstance(targets, str) else ""
-    parts = [
-        " and ".join(kinds) or "LoRA", "on NF4" if method.get("name") == "qlora" else "",
-        f"of rank {method['r']}, alpha {method.get('alpha')}",
-        f"dropout {method['dropout']:g}" if method.get("dropout") else "",
-    ]  # fmt: skip
-    return (
-        f"{' '.join(filter(None, parts[:3]))}{', ' + parts[3] if parts[3] else ''}, on {layers or 'all linear layers'}"
-    )
+    text = " and ".join(kinds) or "LoRA"
+    if method.get("name") == "qlora":
+        text += " on NF4"
+    text += f" of rank {method['r']}, alpha {method.get('alpha')}"
+    if method.get("dropout"):
+        text += f", dropout {method['dropout']:g}"
+    return f"{text}, on {layers or 'all linear layers'}"
 
 
 def besides(name: str, config: Mapping[str, Any]) -> str:
-    """What else decides the result: the price of leaving the start, and how answers were sampled."""
+    """Describe the other settings that decide the result: beta or KL coefficient, estimator, and sampling."""
     stage = config.get("stage", {})
     if name in ("dpo", "kto"):
         loss = stage.get("loss", "sigmoid")
@@ -102,47 +113,52 @@ def besides(name: str, config: Mapping[str, Any]) -> str:
 
 
 def estimator(stage: Mapping[str, Any]) -> str:
-    """How advantages were estimated, where that was not by a critic."""
-    name, answers = WITHOUT_CRITIC.get(stage.get("advantage", ""), ""), stage.get("group_size") or 1
-    return f"advantages by {name}{f' from {answers} answers to each prompt' if answers > 1 else ''}; " if name else ""
+    """Describe how advantages were estimated if there was no critic. Empty otherwise."""
+    name = WITHOUT_CRITIC.get(stage.get("advantage", ""))
+    if not name:
+        return ""
+    answers = stage.get("group_size") or 1
+    return f"advantages by {name}{f' from {answers} answers to each prompt' if answers > 1 else ''}; "
 
 
 def sampling(config: Mapping[str, Any]) -> str:
-    """How answers were sampled, and what of them was judged."""
+    """Describe how answers were sampled, and whether the judge saw their reasoning."""
     rollout = config.get("rollout", {})
     hidden = ", their reasoning hidden from whoever judged them" if rollout.get("reasoning") == "hide" else ""
-    most = f"at most {rollout.get('max_new_tokens')} tokens"
-    return f"answers sampled at temperature {rollout.get('temperature')}, {most}{hidden}"
+    limit = f"at most {rollout.get('max_new_tokens')} tokens"
+    return f"answers sampled at temperature {rollout.get('temperature')}, {limit}{hidden}"
 
 
 def measured_on(manifest: Manifest, share: float | None = None) -> str:
-    """Which data a run measured on.
+    """Describe the data that a run measured on.
 
     Args:
-        share: that was held out of what it trained on; of a file the run's own unless given.
+        share: held-out share of the training data; by default, for a file, the run's own.
     """
-    data, read = manifest.config["data"], manifest.inputs.get("data", Input(""))
+    data = manifest.config["data"]
     if data.get("eval_path"):
         return Path(data["eval_path"]).name
-    held_out = data.get("held_out") if share is None else share
+    project = manifest.inputs.get("data", Input("")).project
     file = Path(data["path"]).name if data.get("path") else data["name"]
-    name = f"annotations {read.project}" if read.project else file
-    known = held_out is not None and (data.get("path") or share is not None)
-    return f"{held_out:.0%} of {name}, held out" if known else f"the held-out part of {name}"
+    name = f"annotations {project}" if project else file
+    if share is None and data.get("path"):
+        share = data.get("held_out")
+    return f"the held-out part of {name}" if share is None else f"{share:.0%} of {name}, held out"
 
 
 def system_prompt(steps: Sequence[Step], scores: bool) -> dict[str, str]:
-    """The newest system prompt that `data.system` gave the rows of a run, its `text` and the `run`; nothing where none
-    had one. `without` is the last run, where that had none.
+    """Return the newest system prompt that `data.system` gave the runs of a lineage. Empty if none had one.
+
+    Its `text` and `run` are returned, and as `without` the last run, if that had none.
 
     Args:
-        scores: of a reward model, which its own run alone decides; a policy's reward model does not.
+        scores: for a reward model, whose own run alone counts. For a policy, runs of reward models do not count.
     """
-    told = [step for step in steps if step.manifest and (step.stage == "reward") == scores]
-    for step in reversed(told[-1:] if scores else told):
+    relevant = [step for step in steps if step.manifest and (step.stage == "reward") == scores]
+    for step in reversed(relevant[-1:] if scores else relevant):
         assert step.manifest is not None
         if text := step.manifest.config["data"].get("system"):
-            last = told[-1]
+            last = relevant[-1]
             without = {} if step is last else {"without": f"{last.stage}/{last.name}"}
             return {"text": str(text), "run": f"{step.stage}/{step.name}", **without}
     return {}

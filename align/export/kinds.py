@@ -1,4 +1,4 @@
-"""The kinds of an export: each is written into a folder and measured there, and measured again where it lies."""
+"""The kinds of export: each is written into a folder and measured there, or measured again later."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ from align.run.weights import adapter_digest, local_base_name
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How exports are made.
+    """Settings of exports.
 
     Attributes:
-        dtype: of a merged model, and of the base beside an adapter.
-        into: the weights that a merge and a GGUF base are made of, `nf4-dequantised` or `original`.
-        bases: the folder of the bases that exports share.
-        with_base: the dequantised base is written beside an adapter.
-        quantised: the variants of a GGUF base in fewer bits.
-        converters: the folder of llama.cpp's; None: where they were downloaded to.
-        engines: for each of `align.rollout.engine_process`, `auto`, `none` or the Python that has it.
+        dtype: dtype of a merged model, and of the base beside an adapter.
+        into: base weights of a merge and of a GGUF file, `nf4-dequantised` or `original`.
+        bases: folder of the bases that exports share.
+        with_base: write the dequantised base beside an adapter.
+        quantised: further variants of a GGUF base, in fewer bits.
+        converters: folder of llama.cpp's converters; None for the one they are unpacked to.
+        engines: engine of `align.rollout.engine_process` → `auto`, `none` or the Python that has it.
     """
 
     dtype: str
@@ -74,8 +74,10 @@ class Options:
 
 
 def export_adapter(options: Options, trained: Trained, folder: Path) -> list[Check]:
-    """Writes the adapter, lowered, a reward model's with its head, what an engine must say by it, and the base that it
-    knows; asks them back."""
+    """Write an adapter as plain LoRA, with its probes and base, and measure it in each engine.
+
+    A reward model's adapter has its score head.
+    """
     write_lowered(trained, folder)
     if trained.base_logprobs is not None:
         probes = Probes(trained.rows, picked(trained.logits, trained.rows), trained.base_logprobs)
@@ -84,58 +86,63 @@ def export_adapter(options: Options, trained: Trained, folder: Path) -> list[Che
 
 
 def export_merged(options: Options, trained: Trained, folder: Path) -> list[Check]:
-    """Writes base and adapter as one model, or one that is whole; asks a merge before it is cast, and each back."""
+    """Write base and adapter as one model, or a whole model, and measure it before and after the cast to `dtype`."""
     model = merged_model(trained, options.into)
-    summed = logits_in_memory(trained, model)
+    merge_logits = logits_in_memory(trained, model)
     cast_weights(model, DTYPES[options.dtype])
     model.config.dtype = DTYPES[options.dtype]
     write_merged(
         folder, model, named_base(trained.origin), tokenizer=trained.tokenizer, beside=Path(trained.origin.path)
     )
     del model
-    free_memory()  # before others are loaded to compare
-    return merged_checks(trained, folder, options.into, options.dtype, summed, options.engines)
+    free_memory()  # before the next model is loaded
+    return merged_checks(trained, folder, options.into, options.dtype, merge_logits, options.engines)
 
 
 def logits_in_memory(trained: Trained, model: Any) -> list[Tensor] | None:
-    """What a merge says before it is saved; None of a whole model, which is nobody's sum."""
+    """Compute the merged model's logits before it is saved. Returns None for a whole model, which has no merge."""
     if trained.adapter is None:
         return None
     return choices_of(model, trained.rows, None) if trained.asked.scores else logits_of(model, trained.rows)
 
 
 def export_gguf(options: Options, trained: Trained, folder: Path) -> list[Check]:
-    """Writes base and adapter, or a whole model, as GGUF, with a Modelfile; asks llama.cpp."""
+    """Write base and adapter, or a whole model, as GGUF with a Modelfile, and measure it in llama.cpp."""
     source = source_for(options, trained)
     python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     files = gguf_bases(options.bases, source, options.quantised, python)
     if trained.adapter is None:
         write_whole_gguf(folder, files, trained)
     else:
-        with scratch_folder(folder / ADAPTER) as work:  # in what goes with a killed export
-            write_gguf(folder, files, write_lowered(trained, work / "adapter"), source)
+        with scratch_folder(folder / ADAPTER) as scratch:  # inside the export, so that a killed one leaves nothing
+            write_gguf(folder, files, write_lowered(trained, scratch / "adapter"), source)
     answer = answer_in(options, trained, folder)
     if answer is not None:
-        starts = bool(answer.output["begins_with_bos"])
+        begins_with_bos = bool(answer.output["begins_with_bos"])
         adapter = None if trained.adapter is None else ADAPTER
-        text = ollama_file(folder, trained.tokenizer, starts, base_file(F16, trained.adapter is None), adapter)
+        text = ollama_file(folder, trained.tokenizer, begins_with_bos, base_file(F16, trained.adapter is None), adapter)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     return measured_gguf(options, trained, folder, answer)
 
 
 WRITERS: dict[str, Callable[[Options, Trained, Path], list[Check]]] = {
-    "adapter": export_adapter, "merged": export_merged, "gguf": export_gguf,
-}  # fmt: skip
+    "adapter": export_adapter,
+    "merged": export_merged,
+    "gguf": export_gguf,
+}
+"""Kind → function that writes an export into an empty folder and measures it."""
 
 
 def measured_again(options: Options, trained: Trained, folder: Path) -> list[Check]:
-    """The checks of an export that was made before; which kind it is, its files say."""
+    """Measure an earlier export again. Its files show its kind."""
     if F16 in variants_in(folder):
         return measured_gguf(options, trained, folder, answer_in(options, trained, folder))
     if (folder / "config.json").is_file():
-        summed = None if trained.adapter is None else logits_in_memory(trained, merged_model(trained, options.into))
+        merge_logits = None
+        if trained.adapter is not None:
+            merge_logits = logits_in_memory(trained, merged_model(trained, options.into))
         free_memory()
-        return merged_checks(trained, folder, options.into, weights_dtype(folder), summed, options.engines)
+        return merged_checks(trained, folder, options.into, weights_dtype(folder), merge_logits, options.engines)
     return measured_adapter(options, trained, folder, write_base=False)
 
 
@@ -145,32 +152,35 @@ def measured_adapter(options: Options, trained: Trained, folder: Path, write_bas
 
 
 def answer_in(options: Options, trained: Trained, folder: Path) -> Answer | None:
-    """llama.cpp's answer to what a GGUF export holds in f16; None where it is not there."""
+    """Ask llama.cpp about a GGUF export in f16. Returns None if llama.cpp is not installed."""
     adapter = None if trained.adapter is None else folder / ADAPTER
     return gguf_answer(trained, folder / base_file(F16, adapter is None), adapter, options.engines)
 
 
 def measured_gguf(options: Options, trained: Trained, folder: Path, answer: Answer | None) -> list[Check]:
-    """Args:
-    answer: llama.cpp's, on the base in f16.
+    """Measure a GGUF export.
+
+    Args:
+        answer: llama.cpp's, on the base in f16; None if it is not installed.
     """
 
-    def in_f32() -> InF32 | None:
-        with scratch_folder(options.bases / "f32") as work:
-            source, base, made = source_for(options, trained), work / base_file(F32), None
+    def measure_in_f32() -> InF32 | None:
+        with scratch_folder(options.bases / "f32") as scratch:
+            source = source_for(options, trained)
+            base = scratch / base_file(F32)
             source.convert(base, F32)
+            adapter = None
             pairs = [(base, folder / base_file(F16, trained.adapter is None))]
             if trained.adapter is not None:
-                made = work / "adapter.gguf"
-                convert_adapter(
-                    source.converters, write_lowered(trained, work / "adapter"), source.folder, made, F32
-                )  # fmt: skip
-                pairs.append((made, folder / ADAPTER))
-            other = next((name for pair in pairs if (name := first_mismatch(source.converters, *pair))), "")
-            exact = gguf_answer(trained, base, made, options.engines, precise=True)
-            return None if exact is None else InF32(exact, other)
+                adapter = scratch / "adapter.gguf"
+                plain_adapter = write_lowered(trained, scratch / "adapter")
+                convert_adapter(source.converters, plain_adapter, source.folder, adapter, F32)
+                pairs.append((adapter, folder / ADAPTER))
+            mismatch = next((name for pair in pairs if (name := first_mismatch(source.converters, *pair))), "")
+            exact = gguf_answer(trained, base, adapter, options.engines, precise=True)
+            return None if exact is None else InF32(exact, mismatch)
 
-    return gguf_checks(trained, folder, options.into, options.engines, answer, in_f32)
+    return gguf_checks(trained, folder, options.into, options.engines, answer, measure_in_f32)
 
 
 def source_for(options: Options, trained: Trained) -> Source:
@@ -180,24 +190,25 @@ def source_for(options: Options, trained: Trained) -> Source:
 def launch_files(
     options: Options, trained: Trained, kind: str, folder: Path, home: Path, name: str, checks: Sequence[Check]
 ) -> None:
-    """The files that start an engine on an export, and the link to the base of an adapter that no hub has.
+    """Write the files that start an engine on an export, and the link to an adapter's base if that is not on a hub.
 
     Args:
-        home: where `folder` will lie in the end.
-        name: by which requests ask for it.
+        home: final path of `folder`.
+        name: the model's name in requests.
     """
-    template, gap = contents_as_text(trained.tokenizer), gap_in(checks)
+    template = contents_as_text(trained.tokenizer)
+    gap = gap_in(checks)
     original = options.into == "original" and trained.adapter is not None
     if kind == "adapter":
-        named = named_base(trained.base)
-        beside = base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
-        seen = os.path.relpath(beside, home / LAUNCH) if beside is not None else ""
-        if link_base(trained, beside, folder, home):
-            seen = f"../{local_base_name(named)}"
-        served = Served(named["id"], seen, named["revision"], local_base_name(named))
-        write_align_script(folder, name, served, trained.asked.scores)
-        if not trained.asked.scores:  # no other engine takes a head of scores beside an adapter
-            write_adapter_scripts(folder, name, served, rank_of(folder), gap, template)
+        base = named_base(trained.base)
+        dequantised = base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
+        relative_path = os.path.relpath(dequantised, home / LAUNCH) if dequantised is not None else ""
+        if link_base(trained, dequantised, folder, home):
+            relative_path = f"../{local_base_name(base)}"
+        served_base = Served(base["id"], relative_path, base["revision"], local_base_name(base))
+        write_align_script(folder, name, served_base, trained.asked.scores)
+        if not trained.asked.scores:  # no other engine reads a score head beside an adapter
+            write_adapter_scripts(folder, name, served_base, rank_of(folder), gap, template)
     elif kind == "merged":
         if not trained.asked.scores:
             write_align_script(folder, name, None)
@@ -207,11 +218,16 @@ def launch_files(
 
 
 def receipt_facts(options: Options, base: Base, kind: str, artifact: str) -> dict[str, Any]:
-    """What a receipt speaks of, and how it was made.
+    """Return the fields of a receipt that describe the export.
 
     Args:
-        base: by which a card names what it grew from.
-        artifact: the digest of what was exported.
+        base: the model that it grew from.
+        artifact: digest of the exported artifact.
     """
-    made = {"kind": kind, "dtype": "float16" if kind == "gguf" else options.dtype, "into": options.into}
-    return {**made, "base": named_base(base), "artifact": artifact}
+    return {
+        "kind": kind,
+        "dtype": "float16" if kind == "gguf" else options.dtype,
+        "into": options.into,
+        "base": named_base(base),
+        "artifact": artifact,
+    }

@@ -1,4 +1,4 @@
-"""Files that start an engine on an export: shell scripts, to be run where the export lies; no paths of this machine.
+"""Launch files: shell scripts that start an engine on an export from within its folder. They hold no absolute paths.
 
 `templates/` holds the scripts.
 """
@@ -26,11 +26,11 @@ LAUNCH = "launch"
 TEMPLATES = Path(__file__).parent / "templates"
 CHAT_TEMPLATE = "chat_template.jinja"
 LONGEST = 64
-"""Characters of a name that `stage.adapters` takes."""
+"""Largest number of characters of a name in `stage.adapters`."""
 
 
 def served_name(*parts: str) -> str:
-    """Return the name that an engine gives an export, of the letters that all engines take."""
+    """Return the name that an engine gives an export, of characters that all engines accept."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
@@ -39,11 +39,11 @@ class Served:
     """The base that an adapter is served on.
 
     Attributes:
-        id: what the base is called: a hub's id, a built-in model, the name of a folder.
-        folder: seen from the launch files; empty where it is the hub's.
-        revision: of the hub's.
-        local_name: by which requests ask for it, and by which the adapter's configuration names it, see
-            `align.run.weights.local_base_name`; empty if that is the id.
+        id: its name: a hub id, a built-in model, or the name of a folder.
+        folder: its folder, relative to the launch files; empty if the base is on the hub.
+        revision: its commit on the hub.
+        local_name: its name in requests and in the adapter's configuration, see `align.run.weights.local_base_name`;
+            empty if that is the id.
     """
 
     id: str
@@ -60,8 +60,8 @@ def write_align_script(folder: Path, name: str, base: Served | None, scores: boo
     """Write `launch/align.sh` of an adapter's export, or of a merged or whole model.
 
     Args:
-        name: by which requests ask for it.
-        base: that an adapter was trained on; None where the export is the base itself.
+        name: the model's name in requests.
+        base: base of an adapter; None if the export is a model itself.
         scores: it is a reward model.
     """
     unnamed_base = base is not None and not base.revision and base.id not in BUILT_IN
@@ -71,19 +71,19 @@ def write_align_script(folder: Path, name: str, base: Served | None, scores: boo
 def write_adapter_scripts(
     folder: Path, name: str, base: Served, rank: int, gap: Divergence | None, template: str
 ) -> None:
-    """Write `launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export; neither if vLLM serves no such rank.
+    """Write `launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export, unless vLLM cannot serve its rank.
 
     Args:
-        name: by which requests ask for it.
-        gap: how far the adapter on the original weights lies from what was trained.
-        template: of `align.data.chat.template.contents_as_text`.
+        name: the model's name in requests.
+        gap: difference between the adapter on the original weights and what was trained.
+        template: chat template, from `align.data.chat.template.contents_as_text`.
     """
     if rank > RANKS[-1]:
         return
-    about = {"name": name, "base": base, "rank": vllm_rank(rank), "gap": gap, "original": False}
+    values = {"name": name, "base": base, "rank": vllm_rank(rank), "gap": gap, "original": False}
     chat_template = write_chat_template(folder, template)
     for script in ("vllm.sh", "vllm-resolver.sh"):
-        write_script(folder, script, **about, chat_template=chat_template)
+        write_script(folder, script, **values, chat_template=chat_template)
 
 
 def write_model_script(
@@ -92,13 +92,13 @@ def write_model_script(
     """Write `launch/vllm.sh` of a merged or whole model.
 
     Args:
-        original: it was merged into the original weights.
-        template: of `align.data.chat.template.contents_as_text`.
+        original: the adapter was merged into the original weights.
+        template: chat template, from `align.data.chat.template.contents_as_text`.
         scores: it is a reward model.
     """
     chat_template = write_chat_template(folder, template)
-    about = {"name": name, "base": None, "gap": gap, "original": original, "scores": scores}
-    write_script(folder, "vllm.sh", **about, chat_template=chat_template)
+    values = {"name": name, "base": None, "gap": gap, "original": original, "scores": scores}
+    write_script(folder, "vllm.sh", **values, chat_template=chat_template)
 
 
 def write_llama_script(folder: Path, name: str, adapter: str | None, gap: Divergence | None, original: bool) -> None:
@@ -109,12 +109,12 @@ def write_llama_script(folder: Path, name: str, adapter: str | None, gap: Diverg
     """
     stem = "model" if adapter is None else "base"
     weights = sorted(path.stem.removeprefix(f"{stem}-") for path in folder.glob(f"{stem}-*.gguf"))
-    about = {"name": name, "adapter": adapter, "stem": stem, "weights": weights, "gap": gap, "original": original}
-    write_script(folder, "llama-server.sh", **about)
+    values = {"name": name, "adapter": adapter, "stem": stem, "weights": weights, "gap": gap, "original": original}
+    write_script(folder, "llama-server.sh", **values)
 
 
 def write_chat_template(folder: Path, template: str) -> str:
-    """Write a chat template beside the launch files, and return its name; empty if there is none."""
+    """Write a chat template beside the launch files, and return its name. Returns "" for an empty template."""
     if not template:
         return ""
     (folder / LAUNCH).mkdir(exist_ok=True)
@@ -122,10 +122,10 @@ def write_chat_template(folder: Path, template: str) -> str:
     return CHAT_TEMPLATE
 
 
-def write_script(folder: Path, script: str, **about: Any) -> None:
+def write_script(folder: Path, script: str, **values: Any) -> None:
     path = folder / LAUNCH / script
     path.parent.mkdir(exist_ok=True)
-    path.write_text(script_templates().get_template(script).render(about), encoding="utf-8")
+    path.write_text(script_templates().get_template(script).render(values), encoding="utf-8")
 
 
 @cache
@@ -138,7 +138,7 @@ def script_templates() -> Environment:
 
 
 def comment_text(text: str) -> str:
-    """Return a text as a comment of a shell script, its lines wrapped."""
+    """Return a text as comment lines of a shell script."""
     return textwrap.fill(
         " ".join(text.split()), 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False
     )

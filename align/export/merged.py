@@ -1,8 +1,8 @@
-"""An adapter merged into the very base it was trained on, and how far the result lies from what was trained.
+"""Merging of an adapter into the base that it was trained on, and writing of merged models.
 
-"Merged" is not one thing. QLoRA trains against NF4 weights; merged into the *original* weights the same adapter is
-another model (worst case KL 0.29, a quarter of the top tokens kept), while merged into the *dequantised* NF4 weights it
-is the trained one (exact in fp32, KL 1e-4 to 2e-3 once cast to bf16).
+There are two merges. QLoRA trains against NF4 weights. Merged into the *original* weights, the same adapter is another
+model (worst case KL 0.29, a quarter of the top tokens kept). Merged into the *dequantised* NF4 weights, it is the
+trained one (exact in fp32, KL 1e-4 to 2e-3 after the cast to bf16).
 """
 
 from __future__ import annotations
@@ -37,44 +37,44 @@ from align.run.weights import header
 
 
 def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Merge an adapter into a freshly loaded base, and drop every trace of quantisation.
+    """Merge an adapter into a freshly loaded base, and remove all traces of quantisation.
 
-    A 4-bit base is dequantised first (each NF4 weight becomes the number it stood for). Each sum W + B·A·scale is taken
-    in fp32, one layer at a time, and rounded once, so that the peak is the model in `dtype` and one layer in fp32.
+    A 4-bit base is dequantised first. Each sum W + B·A·scale is computed in fp32, one layer at a time, and rounded
+    once, so that the peak is the model in `dtype` and one layer in fp32.
 
     Args:
         model: the base as it was trained on, NF4 or plain. It is consumed: use the return value.
-        adapter: a PEFT adapter's folder.
-        dtype: of the merged weights; the base's own without it.
+        adapter: folder of a PEFT adapter.
+        dtype: dtype of the merged weights; by default the base's.
 
     Returns:
-        A plain model, in eval mode and without adapters, that `save_pretrained` writes as ordinary safetensors.
+        A plain model in eval mode and without adapters, which `save_pretrained` writes as ordinary safetensors.
 
     Raises:
-        CorruptFile, MissingArtifact: see `read_adapter`.
-        InputError: the adapter is of a kind that cannot be merged, or does not fit this base.
+        CorruptFile, MissingArtifact: As `read_adapter`.
+        InputError: The adapter cannot be merged, or does not fit this base.
         RuntimeError: bitsandbytes has repacked the base's weights, which dequantise to garbage.
     """
-    found = read_adapter(adapter)
-    check_plain(found, will_merge=True)
-    check_initial(getattr(model, "is_loaded_in_4bit", False), found.config)
-    _check_mergeable(model, found)
+    settings = read_adapter(adapter)
+    check_plain(settings, will_merge=True)
+    check_initial(getattr(model, "is_loaded_in_4bit", False), settings.config)
+    _check_mergeable(model, settings)
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):
-        model = model.dequantize(dtype=model.dtype)  # without it, in what the checkpoint was saved in
+        model = model.dequantize(dtype=model.dtype)  # its default is the dtype of the checkpoint
     with same_bytes(files_of_adapter(adapter), "adapter", adapter.name):
-        wrapped = _attach(model, adapter, found)
+        wrapped = _attach(model, adapter, settings)
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
         module.to(torch.float32)
         try:
             module.merge(safe_merge=True)
-        except ValueError as error:  # its word for a sum that is not finite
+        except ValueError as error:  # PEFT's error for a sum that is not finite
             problem = f"added to the base it makes nan or infinity ({error})"
             raise InputError("adapter", adapter.name, problem, "Train it again with a lower stage.lr.") from error
         module.get_base_layer().to(dtype)
     with warnings.catch_warnings():
-        # It still swaps the layers out and unwraps saved modules; the sums themselves are done.
+        # The sums are done; this removes the LoRA layers and unwraps saved modules.
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged: Any = wrapped.merge_and_unload()  # pyright: ignore[reportCallIssue]
     cast_weights(merged, dtype)
@@ -84,10 +84,13 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
 
 
 def merged_model(trained: Trained, into: str) -> PreTrainedModel:
-    """What was trained as one model, in fp32; of a whole model itself. Raises: see `merge`.
+    """Load what was trained as one model, in fp32. A whole model is returned as it is.
 
     Args:
-        into: `nf4-dequantised`, or `original`: the base as it was published.
+        into: base weights: `nf4-dequantised`, or `original` as published.
+
+    Raises:
+        As `merge`.
     """
     base = trained.load(trained.method if into == DEQUANTISED else "lora")
     model = base if trained.adapter is None else merge(base, trained.adapter, torch.float32)
@@ -108,11 +111,11 @@ def write_merged(
     """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
 
     Args:
-        folder: an empty one, of `align.run.atomic.publish`.
-        model: what `merge` returned.
-        base: `id`, `revision` and `digest` of the model it grew from, kept in `base.json`.
+        folder: an empty folder, from `align.run.atomic.publish`.
+        model: result of `merge`.
+        base: `id`, `revision` and `digest` of the model it grew from, written to `base.json`.
         beside: the base's folder, see `align.models.load.save_tokenizer`.
-        shard_size: the most one safetensors file holds.
+        shard_size: largest size of a safetensors file.
     """
     check_base(base)
     model.save_pretrained(folder, max_shard_size=shard_size)
@@ -129,12 +132,10 @@ def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 def check_untied(base: Base, adapter: Adapter) -> None:
-    """What `merge` refuses of a tied base, before its weights are loaded.
+    """Raise InputError if the adapter changes the embedding or the head, and the base ties them.
 
-    A checkpoint that holds embedding and head both is left to `merge`: they are tied where they are equal.
-
-    Raises:
-        InputError: the adapter changes the embedding or the head, and the base ties them.
+    The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to `merge`, which
+    compares them.
     """
     model = skeleton(base)
     tied = set() if model is None else tied_in(model)
@@ -144,29 +145,30 @@ def check_untied(base: Base, adapter: Adapter) -> None:
 
 
 def tied_in(model: PreTrainedModel) -> set[str]:
-    """The names of embedding and head where they share one weight."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    """Return the names of embedding and head if they share one weight, else an empty set."""
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     if head is None or getattr(embedding, "weight", None) is not getattr(head, "weight", object()):
         return set()
     return {name for name, module in model.named_modules() if module is embedding or module is head}
 
 
 def _check_untied(tied: set[str], adapter: Adapter) -> None:
-    if touched := sorted(tied & adapter.ranks.keys()):
-        raise InputError(
-            "target_modules", touched[0], "the base ties its embedding to its head, so a merge would change both",
-            "Export the adapter: export=adapter.",
-        )  # fmt: skip
+    if changed := sorted(tied & adapter.ranks.keys()):
+        problem = "the base ties its embedding to its head, so a merge would change both"
+        raise InputError("target_modules", changed[0], problem, "Export the adapter: export=adapter.")
 
 
-def _attach(model: PreTrainedModel, adapter: Path, found: Adapter) -> PeftModel:
-    """PEFT passes over keys that it finds no place for, such as a reward model's `score`: here that is an error."""
+def _attach(model: PreTrainedModel, adapter: Path, settings: Adapter) -> PeftModel:
+    """Load an adapter onto a base. Keys that PEFT finds no place for, which it ignores, are an error."""
     remedy = "Merge it into the base it was trained on; its adapter_config.json or manifest names that."
     try:
         wrapped = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
         raise InputError("adapter", adapter.name, f"does not fit this base ({error})", remedy) from error
     placed = adapter_state_dict(wrapped, "default").keys()
-    if strangers := sorted(found.tensors.keys() ^ placed):
-        raise InputError(WEIGHTS_FILE, strangers[0], f"does not fit this base ({len(strangers)} such keys)", remedy)
+    if unknown_keys := sorted(settings.tensors.keys() ^ placed):
+        raise InputError(
+            WEIGHTS_FILE, unknown_keys[0], f"does not fit this base ({len(unknown_keys)} such keys)", remedy
+        )
     return wrapped

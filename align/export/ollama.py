@@ -1,9 +1,11 @@
-"""An Ollama `Modelfile`. Ollama renders chats by Go templates and reads no Jinja: what a chat template does to each
-kind of turn is found by rendering, said again in Go's words, and compared on whole conversations."""
+"""Ollama `Modelfile`s. Ollama renders chats by Go templates and reads no Jinja.
+
+The text that a chat template puts around each kind of turn is found by rendering, written as a Go template, and
+compared on whole conversations.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,23 +19,24 @@ from align.core.types import Conversation, Message
 from align.data.chat.encode import render, stop_token_ids
 
 Turns = Sequence[tuple[str, str]]
-"""(role, text)."""
+"""A conversation as pairs (role, text)."""
 Render = Callable[[Turns, bool], str | None]
-"""Turns, and whether an answer is due, as text; None where the template refuses them."""
+"""Renders turns, with the header of an answer if the flag is True. Returns None if the template refuses them."""
 
-SYSTEM, ASKED, ANSWERED, AGAIN = (f"\ue000{i}\ue001" for i in range(4))  # in no text, and no template trims them
+SYSTEM, ASKED, ANSWERED, AGAIN = (f"\ue000{i}\ue001" for i in range(4))
+"""Placeholders of private-use characters, which occur in no text and which no template trims."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What stands around each turn.
+    """The text around each turn of a conversation.
 
     Attributes:
-        head: in front of everything, where no system turn is given.
-        head_of_system: in front of the system's text; None where the template has no system turns.
-        tail_of_system: behind it.
+        head: text at the start if there is no system turn.
+        head_of_system: text before the system's; None if the template has no system turns.
+        tail_of_system: text behind the system's.
         user, assistant: (before, behind) their texts.
-        due: the header of the answer that is to be written.
+        due: header of the answer to be written.
     """
 
     head: str
@@ -44,61 +47,69 @@ class Pieces:
     due: str
 
     def text(self, turns: Turns) -> str:
-        """A conversation whose answer is due."""
-        system, rest = "", list(turns)
-        if rest and rest[0][0] == "system" and self.head_of_system is not None:
-            system = rest.pop(0)[1]
-            system = self.head_of_system + system + self.tail_of_system
-        else:
-            system = self.head
-        around = {"user": self.user, "assistant": self.assistant}
-        return system + "".join(around[role][0] + text + around[role][1] for role, text in rest) + self.due
+        """Return a conversation followed by the header of an answer."""
+        text = self.head
+        if turns and turns[0][0] == "system" and self.head_of_system is not None:
+            text = self.head_of_system + turns[0][1] + self.tail_of_system
+            turns = turns[1:]
+        for role, content in turns:
+            before, behind = self.user if role == "user" else self.assistant
+            text += before + content + behind
+        return text + self.due
 
 
 def pieces_of(render: Render) -> Pieces | None:
-    """The pieces of a chat template; None where it is not made of such, as one that trims, dates or counts turns."""
-    one = render([("user", ASKED)], False)
-    two = render([("user", ASKED), ("assistant", ANSWERED)], False)
-    three = render([("user", ASKED), ("assistant", ANSWERED), ("user", AGAIN)], False)
+    """Return the pieces of a chat template. Returns None if it does more, such as trim, date or count turns."""
+    question = render([("user", ASKED)], False)
+    answered = render([("user", ASKED), ("assistant", ANSWERED)], False)
+    continued = render([("user", ASKED), ("assistant", ANSWERED), ("user", AGAIN)], False)
     due = render([("user", ASKED)], True)
-    if one is None or two is None or three is None or due is None:
+    if question is None or answered is None or continued is None or due is None:
         return None
-    if not (two.startswith(one) and three.startswith(two) and due.startswith(one)):
+    if not (answered.startswith(question) and continued.startswith(answered) and due.startswith(question)):
         return None
-    start, _, user_tail = one.partition(ASKED)
-    before_answer, _, assistant_tail = two[len(one) :].partition(ANSWERED)
-    user_head, _, tail_again = three[len(two) :].partition(AGAIN)
+    start, _, user_tail = question.partition(ASKED)
+    before_answer, _, assistant_tail = answered[len(question) :].partition(ANSWERED)
+    user_head, _, tail_again = continued[len(answered) :].partition(AGAIN)
     if tail_again != user_tail or not start.endswith(user_head):
         return None
-    head, head_of_system, tail_of_system = start[: len(start) - len(user_head)], None, ""
-    given = render([("system", SYSTEM), ("user", ASKED)], False)
-    if given is not None and SYSTEM in given and given.endswith(user_head + ASKED + user_tail):
-        head_of_system, _, behind = given.partition(SYSTEM)
-        tail_of_system = behind[: len(behind) - len(user_head + ASKED + user_tail)]
-    found = Pieces(
-        head, head_of_system, tail_of_system, (user_head, user_tail), (before_answer, assistant_tail), due[len(one) :]
+    head = start[: len(start) - len(user_head)]
+    head_of_system = None
+    tail_of_system = ""
+    with_system = render([("system", SYSTEM), ("user", ASKED)], False)
+    if with_system is not None and SYSTEM in with_system and with_system.endswith(user_head + ASKED + user_tail):
+        head_of_system, _, tail = with_system.partition(SYSTEM)
+        tail_of_system = tail[: len(tail) - len(user_head + ASKED + user_tail)]
+    pieces = Pieces(
+        head,
+        head_of_system,
+        tail_of_system,
+        (user_head, user_tail),
+        (before_answer, assistant_tail),
+        due[len(question) :],
     )
     long = [("user", "a b"), ("assistant", "c\nd"), ("user", " e"), ("assistant", "f"), ("user", "g?")]
     for turns in (long, [("system", "s"), *long]):
-        wanted = render(turns, True)
-        if turns[0][0] == "system" and (head_of_system is None or wanted is None):
+        rendered = render(turns, True)
+        if turns[0][0] == "system" and (head_of_system is None or rendered is None):
             continue
-        if found.text(turns) != wanted:
+        if pieces.text(turns) != rendered:
             return None
-    return found
+    return pieces
 
 
 def go_template(pieces: Pieces, bos: str) -> str:
-    """The pieces in Go's `text/template`, over Ollama's `.System` and `.Messages`.
+    """Return the pieces as Go's `text/template`, over Ollama's `.System` and `.Messages`.
 
     Args:
-        bos: what the engine puts in front of every prompt by itself, to be left out here.
+        bos: text that the engine itself puts before every prompt, which is left out here.
     """
     head = literal(pieces.head.removeprefix(bos))
     if pieces.head_of_system is not None:
-        given = literal(pieces.head_of_system.removeprefix(bos)) + "{{ .System }}" + literal(pieces.tail_of_system)
-        head = f"{{{{ if .System }}}}{given}{{{{ else }}}}{head}{{{{ end }}}}"
-    (user, user_tail), (assistant, assistant_tail) = pieces.user, pieces.assistant
+        system = literal(pieces.head_of_system.removeprefix(bos)) + "{{ .System }}" + literal(pieces.tail_of_system)
+        head = f"{{{{ if .System }}}}{system}{{{{ else }}}}{head}{{{{ end }}}}"
+    user, user_tail = pieces.user
+    assistant, assistant_tail = pieces.assistant
     return (
         f'{head}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{literal(user)}{{{{ .Content }}}}'
         f'{literal(user_tail)}{{{{ else if eq .Role "assistant" }}}}{literal(assistant)}{{{{ .Content }}}}'
@@ -107,21 +118,20 @@ def go_template(pieces: Pieces, bos: str) -> str:
 
 
 def literal(text: str) -> str:
-    """As both files say it: what may begin an action in Go, or end the Modelfile's string, and what that file's parser
-    drops are written as a string inside an action."""
-    return re.sub(r".", lambda found: found[0] if printable(found[0]) else in_go(found[0]), text)
+    """Return a text as Go template and Modelfile both read it.
 
-
-def printable(letter: str) -> bool:
-    return letter.isprintable() and letter not in '{"'
-
-
-def in_go(letter: str) -> str:
-    return f'{{{{ "\\U{ord(letter):08x}" }}}}'
+    Characters that begin an action in Go, end the Modelfile's string or are dropped by its parser become a string
+    inside an action.
+    """
+    escaped = []
+    for letter in text:
+        is_plain = letter == "\n" or (letter.isprintable() and letter not in '{"')
+        escaped.append(letter if is_plain else f'{{{{ "\\U{ord(letter):08x}" }}}}')
+    return "".join(escaped)
 
 
 def quotable(stop: str) -> bool:
-    """Whether a Modelfile's parser reads it between quotes: it knows no escapes, and drops what is not printed."""
+    """Return whether a Modelfile can hold a text between quotes: its parser knows no escapes."""
     return stop.isprintable() and '"' not in stop
 
 
@@ -132,15 +142,15 @@ READ = (
 
 
 def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str | None) -> str:
-    """The text of a Modelfile.
+    """Return the text of a Modelfile.
 
     Args:
-        folder: of the export, with its generation config.
-        begins_with_bos: whether llama.cpp puts that token in front of every prompt.
-        base, adapter: names of GGUF files in the folder; of a whole model one alone.
+        folder: folder of the export, with its generation config.
+        begins_with_bos: llama.cpp puts the BOS token before every prompt.
+        base, adapter: names of GGUF files in the folder; a whole model has no adapter.
     """
 
-    def rendered(turns: Turns, due: bool) -> str | None:
+    def render_turns(turns: Turns, due: bool) -> str | None:
         conversation = Conversation(tuple(Message(role, text) for role, text in turns))
         with suppress(InputError):
             return render(tokenizer, conversation, answer_due=due)
@@ -148,7 +158,7 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
     lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}"]
     if adapter is not None:
         lines.append(f"ADAPTER ./{adapter}")
-    if (pieces := pieces_of(rendered)) is not None:
+    if (pieces := pieces_of(render_turns)) is not None:
         template = go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
         lines.append(f'TEMPLATE """{template}"""')
     else:
