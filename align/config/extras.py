@@ -38,7 +38,7 @@ EXTRA_NEEDS = (
     ExtraNeed("annotate", "annotate"),
     ExtraNeed("sample", "annotate", unless="best_of"),  # its answers go into the annotation store
     ExtraNeed("serve", "serve"),
-    ExtraNeed("registry", "annotate", action="serve"),  # its page is drawn by Gradio too
+    ExtraNeed("registry", "annotate", action="serve"),  # its page needs FastAPI and matplotlib
 )
 """Other choices call `require_extra` where their settings are read: `track`, `export.sign`, tasks of lm-eval,
 `data=chitchat`, checks of the kind `json_schema`. Reports are written without pictures if `[plots]` is missing."""

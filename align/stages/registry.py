@@ -327,7 +327,7 @@ def rebuild_index(config: Config) -> Iterable[str]:
 
 
 def serve_page(config: Config) -> Iterator[str]:
-    from align.registry.page.server import application  # Gradio takes seconds to import
+    from align.registry.page.server import application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
     from align.web.key_link import Anybody, KeyAuthenticator, key_in
     from align.web.server import serve

@@ -336,12 +336,11 @@ def test_a_disk_that_is_read_only_and_an_index_that_is_no_database(tmp_path: Pat
 
 @pytest.mark.parametrize("query", ["page=2", "deep_link=x", "view=runs&page=100&sort=-kl", "__theme=dark"])
 def test_every_address_leads_to_the_page(client: TestClient, query: str) -> None:
-    """Gradio reads some words of a query as its own."""
     assert client.get(f"/?{query}").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/gradio_api/dev/reload", "/gradio_api/queue/data?session_hash=x"])
-def test_ways_of_gradio_that_no_view_goes_are_shut(client: TestClient, path: str) -> None:
+def test_other_addresses_lead_nowhere(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 

@@ -7,8 +7,7 @@ let asked = 0;  // of several views that were asked for, the last one is shown
 let timers = [];
 const shown = new WeakMap();  // place → the HTML that was put into it last
 
-const first = fetched(location.search);  // while Gradio is still at work
-const root = await appearing("align-registry");
+const root = document.getElementById("align-registry");
 root.innerHTML = `<header class="top"><strong>align</strong><nav aria-label="Views">
   <a href="?view=runs">Runs</a><a href="?view=aliases">Aliases</a></nav></header>
   <p class="said" role="status"></p><div class="view"></div><div class="chosen" role="region" aria-label="Chosen runs" hidden></div>`;
@@ -33,15 +32,7 @@ root.addEventListener("change", ({ target }) => {
 history.scrollRestoration = "manual";
 window.addEventListener("popstate", ({ state }) => show(fetched(location.search), state?.y ?? 0));
 choose(() => undefined);
-await show(first);
-
-async function appearing(id) {
-  for (;;) {
-    const element = document.getElementById(id);
-    if (element) return element;
-    await new Promise((resolve) => requestAnimationFrame(resolve));
-  }
-}
+await show(fetched(location.search));
 
 function go(search) {
   history.replaceState({ y: window.scrollY }, "");  // where Back leads to
