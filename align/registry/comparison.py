@@ -1,6 +1,8 @@
-"""Runs side by side: the settings in which they differ, and what came of them. Runs that differ in their seed alone
-are one row, with the mean over them. And the sweeps that `-m` made: which runs each of them is, noted beside its page
-in `compare/` of the folder of runs."""
+"""Comparison of runs: the settings in which they differ, and their metrics.
+
+Runs that differ only in their seed are one row, with the mean over them. The runs of a sweep made by `-m` are noted in
+`compare/` of the folder of runs, beside the sweep's page.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +23,29 @@ from align.report.figure_text import align_columns, counted, flattened, is_inter
 from align.run.files import json_object, write_json
 from align.run.manifest import read_manifest
 
-SEED, CODE = "seed", "code"
+SEED = "seed"
+CODE = "code"
 COST = ("minutes", "peak_memory_mb", "tokens")
-"""What a run took, as its record has it under `cost`."""
+"""Keys of a record's `cost`."""
 LOW = ("loss", "perplexity", *MOVED, *COST)
+"""Prefixes of metrics that are better low."""
 HIGH = ("win_rate", "accuracy", "held_out_score", "last_score", "score")
-"""Beginnings of figures that are better low, and of those that are better high. Of others nobody says."""
+"""Prefixes of metrics that are better high."""
 SHARES = ("rate", "accuracy")
-"""Ends of figures that lie between 0 and 1, and so do their intervals."""
+"""Suffixes of metrics that lie between 0 and 1, as their intervals do."""
 FIGURES = 4
-"""Further figures in a table for eyes."""
+"""Number of further metrics in a printed table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Runs that are alike but for their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
-        records: theirs.
+        records: their records.
         settings: key → value, of the keys in which the rows differ.
-        by_seed: seed → the figures of its first run.
-        figures: name → number, or an interval: the run's own; over several seeds that of their mean.
+        by_seed: seed → metrics of its first run.
+        figures: name → number or interval: the run's own, or over several seeds that of their mean.
     """
 
     records: tuple[Record, ...]
@@ -63,11 +67,11 @@ class Comparison:
     """Runs side by side.
 
     Attributes:
-        keys: of the settings in which they differ; of runs of several stages, among those that all of them have.
+        keys: settings in which they differ; for runs of several stages, of the settings that all of them have.
         inputs: those of the keys that are inputs.
-        scores: the figures that they are judged by.
-        figures: the other ones that every row has and that tell rows apart, what weighs most first.
-        apart: how many settings only some of the stages have.
+        scores: main metrics.
+        figures: other metrics that every row has and that differ, the most important first.
+        apart: number of settings that only some of the stages have.
     """
 
     rows: tuple[Row, ...]
@@ -83,138 +87,151 @@ class Comparison:
 
 
 def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) -> Comparison:
-    """Compare runs, in the order in which they are given.
+    """Compare runs, in the given order.
 
     Args:
         root: the folder of all runs.
-        records: theirs, see `align.registry.record`.
-        asked: keys of records that are compared in place of the usual figures.
+        records: their records, see `align.registry.record`.
+        asked: keys of records to compare instead of the usual metrics.
 
     Raises:
-        InputError: one of them cannot be read.
+        InputError: A run cannot be read.
     """
     settings: list[dict[str, Any]] = []
     for record in records:
         if record["status"] == UNREADABLE:
             raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Leave it out.")
         manifest = read_manifest(root / record["folder"])
-        # What decides what a run makes: settings, inputs by their digests, code.
+        # The result of a run depends on its settings, its inputs by digest, and the code.
         settings.append(finite(settings_of(manifest) | made_from(record) | {CODE: manifest.code[:8]}))
-    every = list(dict.fromkeys(key for one in settings for key in one))
-    common = every
+    all_keys = list(dict.fromkeys(key for values in settings for key in values))
+    common = all_keys
     if len({record["stage"] for record in records}) > 1:
-        # A learning rate of SFT says nothing of PPO's.
-        shared = [key for key in every if key == "stage.name" or not key.startswith("stage.")]
-        common = [key for key in shared if all(key in one for one in settings)]
-    unlike = [key for key in common if any(one.get(key) != settings[0].get(key) for one in settings)]
-    alike: dict[str, list[int]] = {}
-    for i, (record, one) in enumerate(zip(records, settings, strict=True)):
-        same = {key: value for key, value in one.items() if key != SEED}
-        alone = "" if record["status"] == "done" else record["run"]
-        alike.setdefault(json.dumps([same, alone], sort_keys=True, default=str), []).append(i)
-    keys = [key for key in unlike if key not in (SEED, CODE)] + [key for key in (SEED, CODE) if key in unlike]
-    # How far runs moved from their start: two measures are not to be compared, so one that all done runs have.
-    done = [record["metrics"] for record in records if record["status"] == "done"]
-    moved = next((one for one in MOVED if done and all(number(of.get(one)) is not None for of in done)), "")
+        # A learning rate of SFT cannot be compared with one of PPO.
+        shared = [key for key in all_keys if key == "stage.name" or not key.startswith("stage.")]
+        common = [key for key in shared if all(key in values for values in settings)]
+    differing = [key for key in common if any(values.get(key) != settings[0].get(key) for values in settings)]
+    groups: dict[str, list[int]] = {}
+    for i, (record, values) in enumerate(zip(records, settings, strict=True)):
+        without_seed = {key: value for key, value in values.items() if key != SEED}
+        own_row = "" if record["status"] == "done" else record["run"]
+        groups.setdefault(json.dumps([without_seed, own_row], sort_keys=True, default=str), []).append(i)
+    keys = [key for key in differing if key not in (SEED, CODE)] + [key for key in (SEED, CODE) if key in differing]
+    # Different measures of the distance from the start cannot be compared: take one that all done runs have.
+    metrics = [record["metrics"] for record in records if record["status"] == "done"]
+    moved = ""
+    if metrics:
+        common_measures = (key for key in MOVED if all(number(values.get(key)) is not None for values in metrics))
+        moved = next(common_measures, "")
     rows = []
-    for group in alike.values():
-        own = sorted((records[i] for i in group), key=lambda record: record["seed"])
-        by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(own)}
-        own_settings = {key: settings[group[0]].get(key) for key in keys if key != SEED}
-        rows.append(Row(tuple(own), own_settings, by_seed, figures_over([*by_seed.values()])))
+    for group in groups.values():
+        row_records = sorted((records[i] for i in group), key=lambda record: record["seed"])
+        by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(row_records)}
+        row_settings = {key: settings[group[0]].get(key) for key in keys if key != SEED}
+        rows.append(Row(tuple(row_records), row_settings, by_seed, figures_over([*by_seed.values()])))
     scores = tuple(asked)
     if not scores:
-        main: list[str] = [record["score"]["name"] for record in records if record.get("score")]
-        scores = tuple(dict.fromkeys([*main, moved] if moved else main))
+        names: list[str] = [record["score"]["name"] for record in records if record.get("score")]
+        scores = tuple(dict.fromkeys([*names, moved] if moved else names))
     inputs = frozenset(key for record in records for key in made_from(record))
-    return Comparison(tuple(rows), tuple(keys), inputs, scores, telling(rows, scores), len(every) - len(common))
+    return Comparison(tuple(rows), tuple(keys), inputs, scores, telling(rows, scores), len(all_keys) - len(common))
 
 
 def better_low(name: str) -> bool | None:
-    """Return whether a figure is better low; None if nobody says."""
+    """Return whether a metric is better low. Returns None if unknown."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
-    low, high = (name.startswith(some) for some in (LOW, HIGH))
+    low, high = (name.startswith(prefixes) for prefixes in (LOW, HIGH))
     return low if low != high else None
 
 
 def once_a_seed(records: Sequence[Record]) -> list[Record]:
-    """Return the first run of each seed: the same run once more says nothing of how far others would lie."""
+    """Return the first run of each seed: a repeated run says nothing about the spread over seeds."""
     return list({record["seed"]: record for record in reversed(records)}.values())[::-1]
 
 
 def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
-    """Return the figures of a run: numbers, and intervals."""
+    """Return the metrics of a run that are numbers or intervals."""
     cost = {name: record["cost"][name] for name in COST}
     if asked:
-        found = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
+        figures = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
     else:
-        found = {**dict(flattened(record["metrics"])), **cost}
-        for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # which are costs
-            found.pop(name, None)
-    return {name: value for name, value in found.items() if number(value) is not None}
+        figures = {**dict(flattened(record["metrics"])), **cost}
+        for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # covered by the cost
+            figures.pop(name, None)
+    return {name: value for name, value in figures.items() if number(value) is not None}
 
 
 def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures of a row. Of several runs: the mean over those that have one, with its interval by Student's
-    t; how many have it, if some do not."""
+    """Return the metrics of a row.
+
+    For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
+    number of these runs if some lack it.
+    """
     if len(runs) == 1:
         return dict(runs[0])
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [value_of(run[name]) for run in runs if name in run]
-        alike = len({*values}) == 1 and len(values) == len(runs)
-        found[name] = values[0] if alike else mean_of(name, values)
+        are_equal = len({*values}) == 1 and len(values) == len(runs)
+        figures[name] = values[0] if are_equal else mean_of(name, values)
         if len(values) < len(runs):
-            found[name]["n"] = len(values)
-    return found
+            figures[name]["n"] = len(values)
+    return figures
 
 
 def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of several seeds with its interval, that of a share within 0 and 1."""
+    """Return the mean over several seeds with its interval. That of a share is cut to 0 and 1."""
     from align.ops.intervals import mean  # it needs NumPy
 
-    over = mean(values)
-    low, high = over.low, over.high
+    estimate = mean(values)
+    low = estimate.low
+    high = estimate.high
     if name.removesuffix(".value").endswith(SHARES) and low is not None and high is not None:
-        low, high = max(0.0, low), min(1.0, high)
-    return {"value": over.value, "low": low, "high": high}
+        low = max(0.0, low)
+        high = min(1.0, high)
+    return {"value": estimate.value, "low": low, "high": high}
 
 
 def value_of(figure: Any) -> float:
-    """Return the number that a figure is, without its interval."""
+    """Return the number of a metric, without its interval."""
     return figure["value"] if isinstance(figure, Mapping) else figure
 
 
 def telling(rows: Sequence[Row], scores: Sequence[str]) -> tuple[str, ...]:
-    """Return the figures besides the scores that every row has that has any, and that tell rows apart."""
-    with_any = [row.figures for row in rows if row.figures]
-    common = [name for name in (with_any[0] if with_any else ()) if all(name in one for one in with_any)]
-    apart = [name for name in common if len({value_of(one[name]) for one in with_any}) > 1 and name not in scores]
-    return (*(name for name in by_weight(apart) if name not in COST), *(name for name in COST if name in apart))
+    """Return the metrics besides the scores that differ between rows and that every row with metrics has."""
+    all_figures = [row.figures for row in rows if row.figures]
+    if not all_figures:
+        return ()
+    common = [name for name in all_figures[0] if name not in scores and all(name in values for values in all_figures)]
+    differing = [name for name in common if len({value_of(values[name]) for values in all_figures}) > 1]
+    return (
+        *(name for name in by_weight(differing) if name not in COST),
+        *(name for name in COST if name in differing),
+    )
 
 
 def shown_settings(compared: Comparison) -> list[dict[str, str]]:
-    """Return each row's settings and seeds as text; an input without its digest if its name alone says which it is."""
-    shown = [
+    """Return each row's settings and seeds as text. An input has no digest if its name identifies it."""
+    rows = [
         {key: cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
         for row in compared.rows
     ]
     for key in compared.inputs.intersection(compared.keys):
-        digests: dict[str, set[str]] = {}
-        for row in shown:
+        digests_by_name: dict[str, set[str]] = {}
+        for row in rows:
             name, _, digest = row.get(key, "").rpartition(" (")
-            digests.setdefault(name, set()).add(digest)
-        if "" not in digests and all(len(one) == 1 for one in digests.values()):
-            for row in shown:
+            digests_by_name.setdefault(name, set()).add(digest)
+        if "" not in digests_by_name and all(len(digests) == 1 for digests in digests_by_name.values()):
+            for row in rows:
                 row[key] = row[key].rpartition(" (")[0]
-    return shown
+    return rows
 
 
 def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
     """Yield the table as text, and notes below it.
 
     Args:
-        width: columns of the terminal: fewer further figures are shown where they do not fit; None for any.
+        width: columns of the terminal, which limit the number of further metrics; None for no limit.
     """
     count = min(FIGURES, len(compared.figures))
     lines = [*align_columns(table_cells(compared, count))]
@@ -226,10 +243,10 @@ def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
 
 
 def table_cells(compared: Comparison, count: int) -> list[list[str]]:
-    """Return the table's cells: its head, and a line a row.
+    """Return the cells of the table: its head, and one line per row.
 
     Args:
-        count: of the figures besides the scores.
+        count: number of metrics besides the scores.
     """
     unfinished = any(row.records[0]["status"] != "done" for row in compared.rows)
     figures = [*compared.scores, *compared.figures[:count]]
@@ -242,38 +259,38 @@ def table_cells(compared: Comparison, count: int) -> list[list[str]]:
     return lines
 
 
-def altered_in_rows(found: Comparison) -> list[str]:
-    """Return why figures of a comparison are not known to be the published ones; empty if all are."""
-    problems = (altered_in(record) for row in found.rows for record in row.records)
+def altered_in_rows(compared: Comparison) -> list[str]:
+    """Return why metrics of a comparison may differ from the published ones. Empty if all agree."""
+    problems = (altered_in(record) for row in compared.rows for record in row.records)
     return list(dict.fromkeys(filter(None, problems)))
 
 
-def notes(found: Comparison, more: int) -> Iterator[str]:
-    """Yield notes to stand below the table.
+def notes(compared: Comparison, more: int) -> Iterator[str]:
+    """Yield notes below the table.
 
     Args:
-        more: figures that it does not show.
+        more: number of metrics that it does not show.
     """
-    yield from (f"ALTERED: {one_line(problem)}" for problem in altered_in_rows(found))
-    if len(found.rows) == 1 and len(found.rows[0].records) == 1:
+    yield from (f"ALTERED: {one_line(problem)}" for problem in altered_in_rows(compared))
+    if len(compared.rows) == 1 and len(compared.rows[0].records) == 1:
         yield "one run alone"
-    elif not found.keys:
+    elif not compared.keys:
         yield "no setting differs"
-    if any(len(row.by_seed) > 1 for row in found.rows):
+    if any(len(row.by_seed) > 1 for row in compared.rows):
         yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
-    if found.apart:
-        yield f"{counted(found.apart, 'setting')} left out, which only some of these stages have"
+    if compared.apart:
+        yield f"{counted(compared.apart, 'setting')} left out, which only some of these stages have"
     if more:
         yield f"{counted(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
 
 
-def as_objects(found: Comparison) -> dict[str, Any]:
-    """Return the same as plain JSON, with all figures."""
+def as_objects(compared: Comparison) -> dict[str, Any]:
+    """Return the comparison as plain JSON, with all metrics."""
     return {
-        "keys": [key for key in found.keys if key != SEED],
-        "scores": list(found.scores),
-        "settings_of_some": found.apart,
-        "altered": altered_in_rows(found),
+        "keys": [key for key in compared.keys if key != SEED],
+        "scores": list(compared.scores),
+        "settings_of_some": compared.apart,
+        "altered": altered_in_rows(compared),
         "rows": [
             {
                 "runs": row.runs,
@@ -282,19 +299,19 @@ def as_objects(found: Comparison) -> dict[str, Any]:
                 "settings": finite(row.settings),
                 "figures": finite(row.figures),
             }
-            for row in found.rows
+            for row in compared.rows
         ],
     }
 
 
-def as_csv(found: Comparison) -> str:
-    """Return the same as CSV: a line a row, an interval in columns of its own."""
+def as_csv(compared: Comparison) -> str:
+    """Return the comparison as CSV: one line per row, with an interval in columns of its own."""
     rows = []
-    for row in as_objects(found)["rows"]:
-        own = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
-        parted = {name: one if is_interval(one) else {"value": one} for name, one in row["figures"].items()}
-        figures = {key.removesuffix(".value"): value for key, value in leaves(parted)}
-        rows.append({**own, **row["settings"], **figures, **own})  # first, whatever figures are called
+    for row in as_objects(compared)["rows"]:
+        identity = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
+        intervals = {name: value if is_interval(value) else {"value": value} for name, value in row["figures"].items()}
+        figures = {key.removesuffix(".value"): value for key, value in leaves(intervals)}
+        rows.append({**identity, **row["settings"], **figures, **identity})  # even if a metric has such a name
     return csv_of(list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
@@ -304,7 +321,7 @@ SWEEP = "stage.sweep"
 
 
 def note_sweep(root: Path, name: str, runs: list[str]) -> None:
-    """Keep which runs a sweep is.
+    """Write a note of the runs of a sweep.
 
     Args:
         runs: each as `stage:name`.
@@ -315,7 +332,7 @@ def note_sweep(root: Path, name: str, runs: list[str]) -> None:
 
 
 def is_note(data: bytes) -> bool:
-    """Return whether the bytes are those of a note as `note_sweep` writes it."""
+    """Return whether bytes are a note that `note_sweep` wrote."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -330,21 +347,22 @@ def runs_of(root: Path, given: str) -> list[str]:
         given: its name, or `latest`.
 
     Raises:
-        MissingArtifact: there is no such sweep; the message has the nearest name.
-        InputError: another version wrote its note.
-        CorruptFile: its note names no runs.
+        MissingArtifact: There is no such sweep. The message names the most similar one.
+        InputError: Another version wrote its note.
+        CorruptFile: Its note names no runs.
     """
-    noted = {path.stem: path for path in (root / SWEEPS).glob("*.json") if path.is_file()}
-    newest = max(noted, key=lambda name: (noted[name].stat().st_mtime_ns, name), default=None)
+    paths = {path.stem: path for path in (root / SWEEPS).glob("*.json") if path.is_file()}
+    newest = max(paths, key=lambda name: (paths[name].stat().st_mtime_ns, name), default=None)
     name = newest if given == "latest" else given
-    if name is None or name not in noted:
-        close = difflib.get_close_matches(given, noted, n=1)
-        remedy = f"Did you mean {close[0]}? " if close else ""
-        problem = f"is no sweep under {root}"
-        raise MissingArtifact(SWEEP, given, problem, f"{remedy}A sweep (-m) of two runs that are done leaves one.")
-    found = json_object(noted[name], SWEEP, "Name its runs by stage.runs.")
-    require_schema_version(found.get("schema_version"), SCHEMA, SWEEP, str(noted[name]), "Name its runs by stage.runs.")
-    runs = found.get("runs")
-    if not isinstance(runs, list) or not all(isinstance(r, str) for r in runs):
-        raise CorruptFile(SWEEP, given, f"{noted[name]} does not say which runs it is of", "Name them by stage.runs.")
+    if name is None or name not in paths:
+        similar = difflib.get_close_matches(given, paths, n=1)
+        hint = f"Did you mean {similar[0]}? " if similar else ""
+        remedy = f"{hint}A sweep (-m) of two runs that are done leaves one."
+        raise MissingArtifact(SWEEP, given, f"is no sweep under {root}", remedy)
+    path = paths[name]
+    note = json_object(path, SWEEP, "Name its runs by stage.runs.")
+    require_schema_version(note.get("schema_version"), SCHEMA, SWEEP, str(path), "Name its runs by stage.runs.")
+    runs = note.get("runs")
+    if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        raise CorruptFile(SWEEP, given, f"{path} does not say which runs it is of", "Name them by stage.runs.")
     return runs

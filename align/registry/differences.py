@@ -1,4 +1,4 @@
-"""What differs between two runs of a stage: what came of them, and what they were made from."""
+"""Differences between two runs of a stage: their results, and what they were made from."""
 
 from __future__ import annotations
 
@@ -16,82 +16,86 @@ from align.report.figure_labels import by_weight
 from align.report.figure_text import counted, flattened
 from align.run.manifest import Manifest, read_manifest
 
-TRAINED, DATA = "trained_ids.parquet", "data"
+TRAINED = "trained_ids.parquet"
+DATA = "data"
 METRICS = 12
-"""Figures that are printed; the others are counted."""
+"""Metrics that are printed; the others are counted."""
 RUNS = "stage.runs"
 
 
 def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
-    """What differs, most important first, as plain JSON: each value as those of the two runs.
+    """Return the differences as plain JSON, most important first; each value is a pair.
 
     Args:
-        folders: of the two runs.
-        records: theirs, see `align.registry.record`.
+        folders: those of the two runs.
+        records: their records, see `align.registry.record`.
 
     Raises:
-        InputError: the runs are of two stages, or one of them cannot be read.
+        InputError: The runs are of two stages, or one of them cannot be read.
     """
-    one, other = records
-    for found in records:
-        if found["status"] == UNREADABLE:
-            raise InputError(RUNS, found["run"], f"cannot be read: {found['error']}", "Name another run.")
+    first, second = records
+    for record in records:
+        if record["status"] == UNREADABLE:
+            raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Name another run.")
     remedy = "Name two runs of one stage."
-    require(one["stage"] == other["stage"], RUNS, f"{one['run']}, {other['run']}", "are of two stages", remedy)
+    require(first["stage"] == second["stage"], RUNS, f"{first['run']}, {second['run']}", "are of two stages", remedy)
     manifests = tuple(map(read_manifest, folders))
-    ours = tuple(settings_of(manifest) for manifest in manifests)
-    whole = tuple(dict(leaves(manifest.config)) for manifest in manifests)
-    decided, scores = {*ours[0], *ours[1]}, {found["score"]["name"] for found in records if found.get("score")}
-    figures = unlike(*(figures_of(found) for found in records))
+    settings = tuple(map(settings_of, manifests))
+    configs = tuple(dict(leaves(manifest.config)) for manifest in manifests)
+    identity_keys = {*settings[0], *settings[1]}
+    scores = {record["score"]["name"] for record in records if record.get("score")}
+    metrics = unlike(*map(figures_of, records))
+    outcome_keys = ("status", "error", "altered", "replaced", "kl")
     return {
-        "runs": [one["run"], other["run"]],
-        "outcome": unlike(
-            *({key: found.get(key) for key in ("status", "error", "altered", "replaced", "kl")} for found in records)
-        ),
-        "score": {name: pair for name, pair in figures.items() if name in scores},
-        "metrics": {name: pair for name, pair in figures.items() if name not in scores},
-        "settings": unlike(*ours),
-        "inputs": unlike(*(made_from(found) for found in records)),
+        "runs": [first["run"], second["run"]],
+        "outcome": unlike(*({key: record.get(key) for key in outcome_keys} for record in records)),
+        "score": {name: pair for name, pair in metrics.items() if name in scores},
+        "metrics": {name: pair for name, pair in metrics.items() if name not in scores},
+        "settings": unlike(*settings),
+        "inputs": unlike(*map(made_from, records)),
         "data": rows_between(folders, records),
-        "code": unlike(*(code_of(manifest) for manifest in manifests)),
-        "packages": unlike(*(dict(manifest.packages) for manifest in manifests)),
-        "hardware": unlike(*(dict(manifest.hardware) for manifest in manifests)),
-        "cost": unlike(*(found["cost"] for found in records)),
-        "other_settings": {key: pair for key, pair in unlike(*whole).items() if key not in decided and not is_ref(key)},
+        "code": unlike(*map(code_of, manifests)),
+        "packages": unlike(*(manifest.packages for manifest in manifests)),
+        "hardware": unlike(*(manifest.hardware for manifest in manifests)),
+        "cost": unlike(*(record["cost"] for record in records)),
+        "other_settings": {
+            key: pair for key, pair in unlike(*configs).items() if key not in identity_keys and not is_ref(key)
+        },
     }
 
 
-def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Key → its two values, of those that differ; null where one has none."""
-    keys = dict.fromkeys((*one, *other))
-    return {key: [one.get(key), other.get(key)] for key in keys if one.get(key) != other.get(key)}
+def unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return key → both values of the keys in which two mappings differ, None for a missing value."""
+    keys = dict.fromkeys((*first, *second))
+    return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
 
 def settings_of(manifest: Manifest) -> dict[str, Any]:
-    """Dotted key → value of the configuration that decides what a run makes; inputs are known by their digests."""
-    known: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
-    return dict(leaves(identifying(manifest.stage, manifest.config, known)))
+    """Return dotted key → value of the settings that are part of a run's identity. Inputs are compared by digest."""
+    inputs: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
+    return dict(leaves(identifying(manifest.stage, manifest.config, inputs)))
 
 
 def is_ref(key: str) -> bool:
-    """Whether a key names an input, which differs by its digest or not at all; or the run itself."""
+    """Return whether a key names an input, which is compared by its digest, or the run itself."""
     return key in ("init", "artifact", "data.path", "model.path", "reward.ref", "run.name", "run.root")
 
 
 def figures_of(record: Record) -> dict[str, Any]:
-    """Dotted key → figure, an interval being one; without fingerprints, which the rows are compared by."""
+    """Return dotted key → metric, with intervals as one value, and without fingerprints of data."""
     return {key: value for key, value in flattened(record["metrics"]) if not key.endswith("root")}
 
 
 def made_from(record: Record) -> dict[str, str]:
-    """Input → the run or the file that it is, with the beginning of its digest; its base among them."""
-    found = {
-        name: f"{given.get('run') or given['path']} ({given['digest'][:12]})"
-        for name, given in record["inputs"].items()
+    """Return input → its run or file and the first digits of its digest. The base is included."""
+    texts = {
+        name: f"{input.get('run') or input['path']} ({input['digest'][:12]})"
+        for name, input in record["inputs"].items()
         if name != "base"
     }
-    base = record.get("base")
-    return found | ({"base": f"{base['id']} ({base['digest'][:12]})"} if base else {})
+    if base := record.get("base"):
+        texts["base"] = f"{base['id']} ({base['digest'][:12]})"
+    return texts
 
 
 def code_of(manifest: Manifest) -> dict[str, Any]:
@@ -100,26 +104,35 @@ def code_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def rows_between(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
-    """How many rows to train on only one run has, by content ids, as often as each has them; None where one does not
-    say which rows it had. `unknown` are rows whose ids nobody can compute any more, on either side."""
-    both = [ids_in(folder, record["stage"]) for folder, record in zip(folders, records, strict=True)]
-    if both[0] is None or both[1] is None:
+    """Return how many training rows were added and removed between two runs, by content ids with multiplicity.
+
+    Returns None if a run did not record its rows. `unknown` counts the rows without ids on either side.
+    """
+    old = ids_in(folders[0], records[0]["stage"])
+    new = ids_in(folders[1], records[1]["stage"])
+    if old is None or new is None:
         return None
-    (before, no_id), (after, none) = both[0], both[1]
-    added, removed = (after - before).total(), (before - after).total()
-    return {"before": before.total() + no_id, "after": after.total() + none, "added": added, "removed": removed,
-            "unknown": no_id + none}  # fmt: skip
+    old_ids, old_unknown = old
+    new_ids, new_unknown = new
+    return {
+        "before": old_ids.total() + old_unknown,
+        "after": new_ids.total() + new_unknown,
+        "added": (new_ids - old_ids).total(),
+        "removed": (old_ids - new_ids).total(),
+        "unknown": old_unknown + new_unknown,
+    }
 
 
 def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
-    """The content ids of rows to train on, each as often as it is seen, and how many rows have none."""
+    """Return the content ids of training rows with their counts, and the number of rows without an id."""
     files = sorted((folder / "artifact").glob("train-*.parquet")) if stage == DATA else [folder / TRAINED]
     if not files or not all(path.is_file() for path in files):
         return None
-    import pyarrow as pa  # a second, which only this question takes
+    import pyarrow as pa  # takes a second, so only here
     import pyarrow.parquet as pq
 
-    found, without = Counter[bytes](), 0
+    counts = Counter[bytes]()
+    unknown = 0
     for path in files:
         check_readable(path, "file")
         try:
@@ -128,37 +141,36 @@ def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
             remedy = "Restore the file; the other differences can be read in the two manifests."
             raise CorruptFile("file", str(path), f"cannot be read ({error})", remedy) from error
         ids = table["content_id"].to_pylist()
-        without += ids.count(None)
-        found.update(id for id in ids if id is not None)
-    return found, without
+        unknown += ids.count(None)
+        counts.update(id for id in ids if id is not None)
+    return counts, unknown
 
 
-def as_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The same for eyes: on a screen where not everything differs."""
-    one, other = map(clean, found["runs"])
-    yield f"{one} → {other}"
-    yield from rows(found["score"])
-    yield from rows(found["outcome"])
-    both = {name: pair for name, pair in found["metrics"].items() if None not in pair}
-    yield from part("figures", {name: both[name] for name in by_weight(both)[:METRICS]})
-    if more := len(found["metrics"]) - min(len(both), METRICS):
+def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences as text, shortened to about one screen."""
+    yield " → ".join(map(clean, differences["runs"]))
+    yield from rows(differences["score"])
+    yield from rows(differences["outcome"])
+    shared = {name: pair for name, pair in differences["metrics"].items() if None not in pair}
+    yield from part("figures", {name: shared[name] for name in by_weight(shared)[:METRICS]})
+    if more := len(differences["metrics"]) - min(len(shared), METRICS):
         yield f"  and {more:,} more, which only one has or matter less: stage.format=json"
-    yield from part("settings", found["settings"])
-    yield from part("made from", found["inputs"])
-    if data := found["data"]:
-        same = not data["added"] and not data["removed"] and not data["unknown"]
-        said = "the same rows" if same else f"{data['added']:,} added, {data['removed']:,} removed"
+    yield from part("settings", differences["settings"])
+    yield from part("made from", differences["inputs"])
+    if data := differences["data"]:
+        is_same = not data["added"] and not data["removed"] and not data["unknown"]
+        change = "the same rows" if is_same else f"{data['added']:,} added, {data['removed']:,} removed"
         unknown = f"; of {counted(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
-        yield f"rows to train on  {data['before']:,} → {data['after']:,}: {said}{unknown}"
-    code = {key: [changed(value) for value in pair] for key, pair in found["code"].items()}
+        yield f"rows to train on  {data['before']:,} → {data['after']:,}: {change}{unknown}"
+    code = {key: [changed(value) for value in pair] for key, pair in differences["code"].items()}
     yield from part("code", code)
     for name in ("packages", "hardware", "cost"):
-        yield from part(name, found[name])
-    yield from part("other settings, which decide nothing", found["other_settings"])
+        yield from part(name, differences[name])
+    yield from part("other settings, which decide nothing", differences["other_settings"])
 
 
 def changed(value: Any) -> Any:
-    """Of changes that nobody committed, how many lines."""
+    """Return the number of lines of a diff of uncommitted changes. Any other value is returned as it is."""
     return counted(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
 
 

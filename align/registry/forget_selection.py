@@ -1,4 +1,4 @@
-"""What a selector of `stage.action=forget` means: rows of the store, rows of data sets, and the runs that read them."""
+"""Selection of data for `stage.action=forget`: rows of the store, rows of data sets, and the runs that read them."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ from align.registry.record import Record
 from align.run.artifacts import REPLACED
 from align.run.files import json_object
 
-SOURCE, CONTENT_ID = "source", "content_id"
+SOURCE = "source"
+CONTENT_ID = "content_id"
 KINDS = (ANNOTATOR, SOURCE, ITEM, CONTENT_ID)
-TRAINED, READ, HELD = "trained on what is forgotten", "read what is forgotten", "held what is forgotten"
+TRAINED = "trained on what is forgotten"
+READ = "read what is forgotten"
+HELD = "held what is forgotten"
 MAY_HAVE = "may have read what is forgotten"
 FILES = "read it from files, which are yours: take the rows out of them before you run the commands"
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What is to be forgotten.
+    """A selector of data to forget.
 
     Attributes:
         kind: one of `KINDS`.
-        project: of the annotation store.
+        value: the annotator, source, item or content id.
+        project: project of the annotation store.
 
     Raises:
-        InputError: the value can name nothing of that kind.
+        InputError: The value is not valid for this kind.
     """
 
     kind: str
@@ -57,9 +61,9 @@ class Selector:
 
     def __post_init__(self) -> None:
         if self.kind == CONTENT_ID:
-            hexadecimal = len(self.value) == 64 and not {*self.value.lower()} - {*"0123456789abcdef"}
+            is_hex_digest = len(self.value) == 64 and not {*self.value.lower()} - {*"0123456789abcdef"}
             remedy = "An id has 64 hex digits, see the column content_id of a data set; quote it."
-            require(hexadecimal, self.field, self.value, "is no content id", remedy)
+            require(is_hex_digest, self.field, self.value, "is no content id", remedy)
 
     @property
     def field(self) -> str:
@@ -68,15 +72,15 @@ class Selector:
 
 @dataclass(frozen=True)
 class Selection:
-    """What there is to forget, and who read it.
+    """The data that a selector matches, and the runs that read it.
 
     Attributes:
-        stored: what the store holds of it; None for nothing.
-        sets: data set, as `data:NAME` → the content ids of its rows that go.
-        texts: of all of it.
-        voted: the runs in whose files rows are known by their votes, too.
-        read: run → why it is stale: that it read some of it, or that nobody can say.
-        notes: what cannot be known, a sentence each.
+        stored: matching data in the store; None if it holds none.
+        sets: data set, as `data:NAME` → content ids of its rows to remove.
+        texts: texts of all this data.
+        voted: runs whose rows are also identified by their votes.
+        read: run → why it is stale: it read some of the data, or may have.
+        notes: what cannot be known, one sentence each.
     """
 
     stored: About | None = None
@@ -90,112 +94,118 @@ class Selection:
         return bool(self.stored or self.sets or self.read)
 
     def texts_of(self, run: str) -> Texts:
-        """Return what is looked for in the files of a run."""
+        """Return the texts to look for in the files of a run."""
         return self.texts if run in self.voted else replace(self.texts, marks=Marks())
 
 
-def selected(index: Index, wanted: Selector, url: str) -> Selection:
-    """Return what a selector means now.
+def selected(index: Index, selector: Selector, url: str) -> Selection:
+    """Return the data that a selector matches now.
 
     Args:
-        url: of the annotation store.
+        url: URL of the annotation store.
 
     Raises:
-        InputError: nothing is known of it; the message has the nearest names.
+        InputError: Nothing matches. The message names the most similar names.
     """
     records = index.records()
-    stored = in_store(wanted, url)
+    stored = in_store(selector, url)
     texts = Texts()
     if stored:
-        annotator, item = (stored.id if stored.what == what else "" for what in (ANNOTATOR, ITEM))
+        annotator = stored.id if stored.what == ANNOTATOR else ""
+        item = stored.id if stored.what == ITEM else ""
         texts = Texts(stored.texts, stored.shared, stored.names, Marks(annotator, item, frozenset(stored.votes)))
-    from_files = list[str]()
-    sets, read, notes = dict[str, frozenset[str]](), dict[str, str](), list[str]()
+    from_files: list[str] = []
+    sets: dict[str, frozenset[str]] = {}
+    read: dict[str, str] = {}
+    notes: list[str] = []
     for record in records:
+        run = record["run"]
         folder = index.root / record["folder"]
         if record["stage"] == "data" and record["status"] == "done" and not (folder / "artifact" / REPLACED).is_file():
+            # The rows of a data set decide, not its inputs.
             try:
-                ids, found = rows_in(data_set(folder / "artifact"), wanted, stored)
+                ids, set_texts = rows_in(data_set(folder / "artifact"), selector, stored)
             except (AlignError, OSError, pa.ArrowException, KeyError) as error:
-                notes.append(f"{record['run']} cannot be read, so its rows are not known: {error}")
+                notes.append(f"{run} cannot be read, so its rows are not known: {error}")
                 continue
             if ids:
-                sets[record["run"]], read[record["run"]], texts = ids, HELD, texts | found
-            continue  # its rows say what it has
-        if why := why_read(index.root, record, wanted, stored):
-            read.setdefault(record["run"], why)
-            from_data_set = any(one.get("root") for one in record["inputs"].values())
-            if why in (TRAINED, READ) and stored is None and record["stage"] != "data" and not from_data_set:
-                from_files.append(record["run"])  # it will read its rows from files again
-    if not (stored or sets or any(not why.startswith(MAY_HAVE) for why in read.values())):
-        raise nothing_known(wanted, records, index.root, notes)
-    notes += [f"{', '.join(from_files)} {FILES}"] if from_files else []
+                sets[run] = ids
+                read[run] = HELD
+                texts |= set_texts
+            continue
+        if reason := why_read(index.root, record, selector, stored):
+            read.setdefault(run, reason)
+            from_data_set = any(input.get("root") for input in record["inputs"].values())
+            if reason in (TRAINED, READ) and stored is None and record["stage"] != "data" and not from_data_set:
+                from_files.append(run)  # a repeated run would read the rows from files again
+    if not (stored or sets or any(not reason.startswith(MAY_HAVE) for reason in read.values())):
+        raise nothing_known(selector, records, index.root, notes)
+    if from_files:
+        notes.append(f"{', '.join(from_files)} {FILES}")
     if stored is None:
-        notes += same_in_store(url, texts)
-    project = stored.project if stored else None
-    voted = frozenset(
-        record["run"]
-        for record in records
-        if project is not None
-        and project in (record.get("project"), *(i.get("project") for i in record["inputs"].values()))
-    )
-    return Selection(stored, sets, texts, voted, read, tuple(notes))
+        return Selection(stored, sets, texts, read=read, notes=(*notes, *same_in_store(url, texts)))
+    voted = set()
+    for record in records:
+        projects = (record.get("project"), *(input.get("project") for input in record["inputs"].values()))
+        if stored.project in projects:
+            voted.add(record["run"])
+    return Selection(stored, sets, texts, frozenset(voted), read, tuple(notes))
 
 
-def nothing_known(wanted: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
-    close = ""
-    if wanted.kind == SOURCE:
+def nothing_known(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
+    remedy = "Name the run.root=… that it is in."
+    if selector.kind in (ANNOTATOR, ITEM):
+        remedy = "Name the project=… and the store.url=… that it is in."
+    if selector.kind == SOURCE:
         names = {name for record in records for name in sources_in(root, record)}
-        near = difflib.get_close_matches(wanted.value, sorted(names), n=3)
-        close = f"Did you mean {', '.join(near)}? " if near else ""
-    named = wanted.kind in (ANNOTATOR, ITEM)
-    where = "Name the project=… and the store.url=… that it is in." if named else "Name the run.root=… that it is in."
-    problem = (
-        f"nothing is known of it under {root}, nor in the annotation store{''.join(f'; {note}' for note in notes)}"
-    )
-    return InputError(wanted.field, wanted.value, problem, f"{close}{where}")
+        if similar := difflib.get_close_matches(selector.value, sorted(names), n=3):
+            remedy = f"Did you mean {', '.join(similar)}? {remedy}"
+    problem = "; ".join([f"nothing is known of it under {root}, nor in the annotation store", *notes])
+    return InputError(selector.field, selector.value, problem, remedy)
 
 
-def in_store(wanted: Selector, url: str) -> About | None:
-    """Return what the annotation store holds of it; None if it cannot hold any.
+def in_store(selector: Selector, url: str) -> About | None:
+    """Return the matching data in the annotation store. Returns None if it holds none.
 
     Raises:
-        InputError: an item or an annotator that it does not know; there is no such store.
+        InputError: The store does not know the item or annotator, or there is no such store.
     """
-    if wanted.kind in (ITEM, ANNOTATOR):
+    if selector.kind in (ITEM, ANNOTATOR):
         with Store.open(url, create=False) as store:
             try:
-                return about(store, wanted.project, wanted.kind, wanted.value)
+                return about(store, selector.project, selector.kind, selector.value)
             except InputError as error:
-                if error.field != wanted.kind:
+                if error.field != selector.kind:
                     raise
-                raise InputError(wanted.field, wanted.value, error.problem, error.remedy) from error
+                raise InputError(selector.field, selector.value, error.problem, error.remedy) from error
     try:
-        opened = Store.open(url, create=False)
-    except InputError:  # there is none
+        optional_store = Store.open(url, create=False)
+    except InputError:  # there is no store
         return None
-    with opened as store:
-        if wanted.kind == SOURCE:
-            return about(store, wanted.value, PROJECT, "") if wanted.value in store.projects() else None
+    with optional_store as store:
+        if selector.kind == SOURCE:
+            return about(store, selector.value, PROJECT, "") if selector.value in store.projects() else None
         for project in store.projects():
-            if item := item_of(store, project, bytes.fromhex(wanted.value)):
+            if item := item_of(store, project, bytes.fromhex(selector.value)):
                 return about(store, project, ITEM, item)
     return None
 
 
 def same_in_store(url: str, texts: Texts) -> Iterator[str]:
-    """Yield notes on items of the store that have the same texts: they are somebody's to name."""
-    with suppress(InputError), Store.open(url, create=False) as store:  # or there is none
+    """Yield notes on items of the store that have the same texts. They stay unless the user names them."""
+    with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
         for project in store.projects():
-            there = (item.id for item in store.items(project) if any(map(texts.within, texts_of(item))))
-            if found := list(there):
-                name = f"stage.item={found[0]}" + (f" and {len(found) - 1:,} more" if len(found) > 1 else "")
+            items = [item.id for item in store.items(project) if any(map(texts.within, texts_of(item)))]
+            if items:
+                name = f"stage.item={items[0]}" + (f" and {len(items) - 1:,} more" if len(items) > 1 else "")
                 yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
 
 
 def item_of(store: Store, project: str, content_id: bytes) -> str:
-    """Return the item that a pair with this id is of; empty for none. To forget the pair is to forget the item: its
-    texts stand nowhere else in the store."""
+    """Return the item of the pair with this content id, or "".
+
+    To forget the pair is to forget the item: the pair's texts are stored nowhere else.
+    """
     with store.reading():
         if (key := store.key(project)) is None:
             return ""
@@ -208,24 +218,28 @@ def item_of(store: Store, project: str, content_id: bytes) -> str:
     return ""
 
 
-def rows_in(found: DataSet, wanted: Selector, stored: About | None) -> tuple[frozenset[str], Texts]:
-    """Return the content ids of the rows of a data set that go, and their texts."""
-    goes = going(found, wanted, stored)
-    ids, own, others = set[str](), set[str](), set[str]()
+def rows_in(data_set: DataSet, selector: Selector, stored: About | None) -> tuple[frozenset[str], Texts]:
+    """Return the content ids of a data set's rows to remove, and their texts."""
+    match_rows = going(data_set, selector, stored)
+    ids: set[str] = set()
+    removed_texts: set[str] = set()
+    staying_texts: set[str] = set()
 
-    def tables() -> Iterator[pa.Table]:
-        return chain.from_iterable(map(found.tables, SIDES))
+    def iter_tables() -> Iterator[pa.Table]:
+        return chain.from_iterable(map(data_set.tables, SIDES))
 
-    for table in tables():
-        ids.update(id for id, gone in zip(table["content_id"].to_pylist(), goes(table), strict=True) if gone)
+    for table in iter_tables():
+        matches = zip(table["content_id"].to_pylist(), match_rows(table), strict=True)
+        ids.update(id for id, is_match in matches if is_match)
     if not ids:
         return frozenset(), Texts()
-    for table in tables():
-        own.update(texts_in(found.kind, table.filter(pa.array([id in ids for id in table["content_id"].to_pylist()]))))
-    for table in tables():
-        rest = table.filter(pa.array([id not in ids for id in table["content_id"].to_pylist()]))
-        others.update(text for text in texts_in(found.kind, rest) if text in own)
-    return frozenset(ids), Texts(frozenset(own - others), frozenset(others))
+    for table in iter_tables():
+        removed = table.filter(pa.array([id in ids for id in table["content_id"].to_pylist()]))
+        removed_texts.update(texts_in(data_set.kind, removed))
+    for table in iter_tables():
+        staying = table.filter(pa.array([id not in ids for id in table["content_id"].to_pylist()]))
+        staying_texts.update(text for text in texts_in(data_set.kind, staying) if text in removed_texts)
+    return frozenset(ids), Texts(frozenset(removed_texts - staying_texts), frozenset(staying_texts))
 
 
 def texts_in(kind: str, table: pa.Table) -> Iterator[str]:
@@ -234,73 +248,69 @@ def texts_in(kind: str, table: pa.Table) -> Iterator[str]:
         yield from (text for text in said_by(record) if text)
 
 
-def going(found: DataSet, wanted: Selector, stored: About | None) -> Facts:
-    """Return what says of each row of a table whether it goes."""
-    kinds = {name: kind.project for name, kind in kinds_in(found.data).items() if kind.project}
-    source = wanted.value if wanted.kind == SOURCE else None
-    content_id = wanted.value.lower() if wanted.kind == CONTENT_ID else None
+def going(data_set: DataSet, selector: Selector, stored: About | None) -> Facts:
+    """Return a function that says of each row of a table whether it is to be removed."""
+    kinds = {name: kind.project for name, kind in kinds_in(data_set.data).items() if kind.project}
+    source = selector.value if selector.kind == SOURCE else None
+    content_id = selector.value.lower() if selector.kind == CONTENT_ID else None
 
-    def was_vote(row: Mapping[str, str | None]) -> bool:
-        """Return whether a row was a vote that goes."""
+    def is_matching_vote(row: Mapping[str, str | None]) -> bool:
         if stored is None or kinds.get(row["source"] or "") != stored.project:
             return False
         vote = str(row.get("id") or "").partition(":")[0]
-        known = row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
-        return stored.what == PROJECT or known
+        is_stored = row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
+        return stored.what == PROJECT or is_stored
 
-    def goes(table: pa.Table) -> Iterator[bool]:
+    def match_rows(table: pa.Table) -> Iterator[bool]:
         rows = table.select([name for name in ("content_id", "source", "id", "group_id") if name in table.column_names])
         for row in rows.to_pylist():
-            yield row["content_id"] == content_id or row["source"] == source or was_vote(row)
+            yield row["content_id"] == content_id or row["source"] == source or is_matching_vote(row)
 
-    return goes
+    return match_rows
 
 
-def why_read(root: Path, record: Record, wanted: Selector, stored: About | None) -> str:
-    """Return why a run is stale: it read some of it itself, or nobody can say; empty if it did not."""
+def why_read(root: Path, record: Record, selector: Selector, stored: About | None) -> str:
+    """Return why a run is stale: it read some of the data itself, or may have. Empty if it did not."""
     certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
-    for one in record["inputs"].values():
-        # What a simulated annotator reads of a project has no row of the ledger: none of it is in what its run made.
-        if stored is not None and one.get("project") == stored.project and stored.read_by(one.get("seq", -1)):
+    for input in record["inputs"].values():
+        # A simulated annotator reads a project without a row of its ledger. Its run's outputs hold none of the texts.
+        if stored is not None and input.get("project") == stored.project and stored.read_by(input.get("seq", -1)):
             return certain
-    if wanted.kind == SOURCE and wanted.value in sources_in(root, record):
+    if selector.kind == SOURCE and selector.value in sources_in(root, record):
         return certain
-    if wanted.kind == CONTENT_ID and record["stage"] in TRAINS:
-        return by_ids(root / record["folder"] / IDS, bytes.fromhex(wanted.value))
+    if selector.kind == CONTENT_ID and record["stage"] in TRAINS:
+        return by_ids(root / record["folder"] / IDS, bytes.fromhex(selector.value))
     return ""
 
 
 def sources_in(root: Path, record: Record) -> set[str]:
-    """Return what the rows of a run are called: the sources of a data set, and files by their names."""
-    found = set[str]()
-    for name, one in record["inputs"].items():
+    """Return the names of the data of a run: the sources of a data set, and files by path and name."""
+    names: set[str] = set()
+    for name, input in record["inputs"].items():
         if name.startswith("sources."):
-            found.add(name.removeprefix("sources."))
+            names.add(name.removeprefix("sources."))
         if name == "data" or name.startswith("sources."):
-            path = str(one.get("path") or "")
-            found |= {path, Path(path).name} | ({str(one["project"])} if one.get("project") else set())
-    about_set = root / record["folder"] / "artifact" / "data.json"
-    if record["stage"] == "data" and about_set.is_file():
-        try:
-            listed = json_object(about_set, "data.json", "").get("sources") or ()
-            found |= {str(one["name"]) for one in listed}
-        except (InputError, KeyError, TypeError):
-            pass  # what its manifest has is enough to find it
-    return found - {"", "artifact"}
+            path = str(input.get("path") or "")
+            names |= {path, Path(path).name, str(input.get("project") or "")}
+    data_file = root / record["folder"] / "artifact" / "data.json"
+    if record["stage"] == "data" and data_file.is_file():
+        with suppress(InputError, KeyError, TypeError):  # the manifest's names remain
+            names |= {str(source["name"]) for source in json_object(data_file, "data.json", "").get("sources") or ()}
+    return names - {"", "artifact"}
 
 
 def by_ids(path: Path, content_id: bytes) -> str:
-    """Return why a run that trained is stale, by the ids of its rows; empty if it saw no such row."""
+    """Return why a training run is stale, by the ids of its rows. Empty if it did not read the row."""
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"
-    nameless = 0
+    without_id = 0
     check_readable(path, "file")
     try:
         for batch in pq.ParquetFile(path).iter_batches(columns=["content_id"]):
             ids = batch.column(0)
-            nameless += ids.null_count
+            without_id += ids.null_count
             if content_id in ids.to_pylist():
                 return TRAINED
     except (OSError, pa.ArrowException, KeyError) as error:
         return f"{MAY_HAVE}: the ids of its rows cannot be read ({type(error).__name__})"
-    return f"{MAY_HAVE}: {nameless:,} of its rows have no id" if nameless else ""
+    return f"{MAY_HAVE}: {without_id:,} of its rows have no id" if without_id else ""

@@ -1,15 +1,15 @@
-"""Something forgotten over everything: what it is and where, what is to be made again, and the act itself.
+"""Forgetting of data in a whole folder of runs: the plan of what is affected, and its execution.
 
-The order of the act makes it safe to be cut off at any moment. First the receipt says which runs will be stale and
-which files will be others. Then the files of runs go, while the store and the data sets still say what to look for;
-then runs are marked, data sets replaced, and the store erased, each by the code that does it elsewhere too. The same
-command goes on with the receipt that it finds.
+Execution may be interrupted at any moment. First the receipt lists which runs will be stale and which files will
+change. Then the files of runs are cleared, while the store and the data sets still say what to look for. Then runs are
+marked, data sets replaced, and the store erased, each by the code that does it elsewhere. The same command continues
+from the receipt that it finds.
 
-Receipts lie in `forgotten/NAME.json` beside the runs. A receipt says when, who, by what kind of selector, how many rows
-went where, which files are others now, and which runs are stale. It has no text, no name and no id of a row, and no
-digest of a file as it was before: whoever has the rest of that file could try short texts against it. The digests after
-the act are there. Until all is done a receipt has the HMAC of its selector under a salt, so that the same command knows
-it again and goes on. Then both go: an HMAC whose salt lies beside it is as good as a plain hash to whoever guesses.
+Receipts lie in `forgotten/NAME.json` beside the runs. A receipt holds when, who, the kind of selector, how many rows
+were removed where, which files changed, and which runs are stale. It holds no text, no name, no id of a row, and no
+digest of a file before the change: with the rest of that file, short texts could be guessed from it. The digests
+afterwards are there. Until everything is done, a receipt holds an HMAC of its selector with its salt, by which the same
+command recognises it. Then both are removed: with the salt beside it, an HMAC can be guessed like a plain hash.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ RUN = re.compile(r"[a-z]+:(?!\.{1,2}$)[^/\0]+")
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Attributes:
-    name: of its file, without the ending.
-    kind: of the selector.
-    ended: when all was done; empty before.
-    salt, check: by which the same command knows it again until then.
-    store: rows that went out of the annotation store, by what they are.
-    data: data set → `{by, rows, root}` of the one that took its place; without `rows` and `root` before it did.
-    files: file of a run → `{lines, became, sha256}`; without `became` before it was changed.
-    runs: run → `{because, again, command}`.
+    """The receipt of a command that forgets something.
+
+    Attributes:
+        name: name of its file, without the suffix.
+        kind: kind of the selector.
+        ended: when everything was done; empty before.
+        salt, check: values by which the same command recognises it until then.
+        store: number of rows removed from the annotation store, by kind.
+        data: data set → `{by, rows, root}` of the one that replaces it; before that only `by`.
+        files: file of a run → `{lines, became, sha256}`; before the change only `lines`.
+        runs: run → `{because, again, command}`.
     """
 
     name: str
@@ -98,17 +100,18 @@ class Receipt:
 
     @property
     def is_sound(self) -> bool:
-        """True if it names runs, and files in their folders, as it was written to."""
-        read = all(isinstance(text, str) and text.isascii() for text in (self.salt, self.check))
+        """True if its runs and files have valid names inside the folder of runs."""
+        if not all(isinstance(text, str) and text.isascii() for text in (self.salt, self.check)):
+            return False
         runs = [*self.runs, *self.data, *(file.replace("/", ":", 1).partition("/")[0] for file in self.files)]
-        return read and all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
+        return all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
 
     def is_of(self, selector: tuple[str, ...]) -> bool:
         return not self.ended and hmac.compare_digest(self.check, keyed_hash(self.salt, selector))
 
     def end(self, root: Path) -> Receipt:
-        """Close it: what was needed to go on is dropped. Commands stand in the marks of the runs."""
-        runs = {run: {key: said[key] for key in ("because", "again")} for run, said in self.runs.items()}
+        """Close the receipt: values needed to continue are removed. The commands remain in the runs' stale marks."""
+        runs = {run: {key: mark[key] for key in ("because", "again")} for run, mark in self.runs.items()}
         return replace(self, ended=now(), salt="", check="", runs=runs).write(root)
 
 
@@ -121,10 +124,10 @@ def keyed_hash(salt: str, selector: tuple[str, ...]) -> str:
 
 
 def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> Receipt:
-    """Return a receipt of a command that begins.
+    """Return the receipt of a new command.
 
     Args:
-        selector: all that tells this command from others.
+        selector: values that identify the command.
     """
     at = now()
     salt = secrets.token_hex(16)
@@ -133,28 +136,27 @@ def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> Receipt:
 
 
 def unfinished(root: Path) -> list[Receipt]:
-    """Return the receipts of commands that were cut off. Files that are none are passed over."""
-    found = []
+    """Return the receipts of interrupted commands. Files that are not receipts are ignored."""
+    receipts = []
     for path in sorted((root / FOLDER).glob("*.json")):
         with suppress(InputError, TypeError, ValueError, AttributeError):
             if not path.is_file():
                 continue
             values = json_object(path, "receipt", "Remove the file.")
             if values.pop("schema_version", None) == SCHEMA and not values.get("ended"):
-                known: dict[str, Any] = values | {"name": path.stem}
-                one = Receipt(**known)
-                if one.is_sound:
-                    found.append(one)
-    return found
+                receipt = Receipt(**{**values, "name": path.stem})
+                if receipt.is_sound:
+                    receipts.append(receipt)
+    return receipts
 
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold a folder of runs against other commands that forget something there.
+    """Lock a folder of runs against other commands that forget something there.
 
     Raises:
-        RunBusy: another one does.
-        StorageError: the folder cannot be written.
+        RunBusy: Another command holds the lock.
+        StorageError: The folder cannot be written.
     """
     folder = root / FOLDER
     try:
@@ -173,18 +175,18 @@ def alone(root: Path) -> Iterator[None]:
 
 
 Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
-"""The words of a command line, out of a configuration and of where its inputs lie."""
+"""Returns the words of a command line for a configuration and the references of its inputs."""
 WITHOUT = ("run.", "store.url")
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A run that is to be made again.
+    """A stale run, and how to repeat it.
 
     Attributes:
         because: why it is stale.
-        again: the run that takes its place, `stage:name`; empty where nobody can say how it is made.
-        command: that makes it again; of a data set whose rows go none, for it is made as they go.
+        again: name of the repeated run, `stage:name`; empty if it cannot be repeated.
+        command: command that repeats it; empty for a data set whose rows are removed, which is replaced at once.
         problem: why there is no command.
     """
 
@@ -196,234 +198,249 @@ class Made:
 
 
 def downstream(index: Index, read: Mapping[str, str], sets: Iterable[str], words: Words, store: str) -> list[Made]:
-    """Return the runs that read what is to be forgotten, and those that were made from them, each behind what it is
-    made from.
+    """Return the runs that read data to forget and the runs made from them, in order of repetition.
 
     Args:
         read: run → why it is stale.
-        sets: the data sets whose rows go.
-        store: the words that name the annotation store.
+        sets: data sets whose rows are removed.
+        store: word that names the annotation store.
     """
     records, because = reached(index, read)
-    ordered = in_order(records)
-    again, taken = dict[str, str](), set[Path]()
-    found = []
-    for run in ordered:
+    new_names: dict[str, str] = {}
+    taken: set[Path] = set()
+    repeats = []
+    for run in in_order(records):
         stage, _, name = run.partition(":")
-        by = replaced_by(index.root / records[run]["folder"]) if stage == "data" else ""
-        again[run] = by or f"{stage}:{free_name(index.root / stage, name, taken)}"
-        if by or run in sets:
-            found.append(Made(run, because[run], again[run]))
+        replacement_set = replaced_by(index.root / records[run]["folder"]) if stage == "data" else ""
+        new_names[run] = replacement_set or f"{stage}:{free_name(index.root / stage, name, taken)}"
+        if replacement_set or run in sets:
+            repeats.append(Made(run, because[run], new_names[run]))
             continue
-        line, problem = command(index, records[run], again, words, store)
-        found.append(Made(run, because[run], again[run] if line else "", line, problem))
-    return found
+        line, problem = command(index, records[run], new_names, words, store)
+        repeats.append(Made(run, because[run], new_names[run] if line else "", line, problem))
+    return repeats
 
 
 def reached(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the records of these runs and of all that was made from them, and why each is stale: what is certain
-    counts before what may be."""
-    records, because = dict[str, Record](), dict[str, str]()
+    """Return the records of these runs and of all runs made from them, and why each is stale.
 
-    def uncertain(run: str) -> bool:
+    A certain reason counts before an uncertain one.
+    """
+    records: dict[str, Record] = {}
+    because: dict[str, str] = {}
+
+    def is_uncertain(run: str) -> bool:
         return read.get(run, MAY_HAVE).startswith(MAY_HAVE)
 
-    for first in sorted(read, key=uncertain):
+    for first in sorted(read, key=is_uncertain):
         if first in because:
             continue
         because[first] = read[first]
-        for run in (waiting := [first]):  # grows while we walk it
+        queue = [first]
+        for run in queue:  # grows during the loop
             if (record := index.record(run)) is None:
                 continue
             records[run] = record
             for child in record.get("children", ()):
-                known = index.record(child)
-                if child not in because and uncertain(child) and known is not None:
-                    if forgets(known) and run == first:  # which has nothing of the rows that went
-                        continue
-                    because[child] = f"made from {run}"
-                    waiting.append(child)
+                if child in because or not is_uncertain(child) or (child_record := index.record(child)) is None:
+                    continue
+                if forgets(child_record) and run == first:  # it holds none of the deleted rows
+                    continue
+                because[child] = f"made from {run}"
+                queue.append(child)
     return records, because
 
 
 def free_name(parent: Path, name: str, taken: set[Path]) -> str:
-    """Return a name that no run has, nor one of this plan."""
-    free = unused(parent, name)
-    while parent / free in taken:
-        free += "-2"
-    taken.add(parent / free)
-    return free
+    """Return a name that neither a run nor this plan uses."""
+    name = unused(parent, name)
+    while parent / name in taken:
+        name += "-2"
+    taken.add(parent / name)
+    return name
 
 
 def in_order(records: Mapping[str, Record]) -> list[str]:
-    """Return the runs, each behind those that it was made from; a circle is entered where it is met."""
-    ordered: dict[str, None] = {}
-    seen = set[str]()
+    """Return the runs, each behind those that it was made from. A circle is broken at its first run."""
 
-    def visit(run: str) -> None:
-        if run in records and run not in seen:
-            seen.add(run)
-            for parent in sorted(records[run].get("parents", ())):
-                visit(parent)
-            ordered[run] = None
+    def iter_parents(run: str) -> Iterator[str]:
+        visited.add(run)
+        return iter(sorted(records[run].get("parents", ())))
 
-    for run in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
-        visit(run)
-    return [*ordered]
+    ordered: list[str] = []
+    visited: set[str] = set()
+    for first in sorted(records, key=lambda run: (str(records[run].get("started")), run)):
+        path = [] if first in visited else [(first, iter_parents(first))]
+        while path:
+            run, parents = path[-1]
+            parent = next((parent for parent in parents if parent in records and parent not in visited), None)
+            if parent is not None:
+                path.append((parent, iter_parents(parent)))
+            else:
+                ordered.append(run)
+                path.pop()
+    return ordered
 
 
 def replaced_by(folder: Path) -> str:
-    """Return the data set that took a data set's place; empty if none did."""
+    """Return the data set that replaced a data set. Empty if none did."""
     try:
-        said = replacement(folder / "artifact", "data.path")
+        note = replacement(folder / "artifact", "data.path")
     except InputError:
         return ""
-    return str(said["by"]) if said and said.get("by", "").startswith("data:") else ""
+    return str(note["by"]) if note and note.get("by", "").startswith("data:") else ""
 
 
-def command(index: Index, record: Record, again: Mapping[str, str], words: Words, store: str) -> tuple[str, str]:
-    """Return the command that makes a run again under its new name, from what is made again before it; and why there
-    is none.
+def command(index: Index, record: Record, new_names: Mapping[str, str], words: Words, store: str) -> tuple[str, str]:
+    """Return (command, problem): the command that repeats a run under its new name, or the reason why it has no
+    command.
 
     Args:
-        again: run → the one that takes its place.
+        new_names: run → run that replaces it, of the runs that are repeated before.
     """
     if record["status"] == UNREADABLE:
         return "", "its manifest cannot be read"
     manifest = read_manifest(index.root / record["folder"])
     if record["stage"] == "export" and manifest.config["export"].get("name") == "check":
         return "", "it measured another export: measure the one that takes its place (export=check)"
-    refs, votes = dict[str, str](), False
-    for name, given in record["inputs"].items():
-        made = index.maker(str(given.get("root") or given["digest"]), given.get("run", "")) or given.get("run", "")
-        if made:
-            refs[name] = again.get(made, made)
-        votes |= bool(given.get("project"))
+    refs: dict[str, str] = {}
+    for name, input in record["inputs"].items():
+        digest = str(input.get("root") or input["digest"])
+        if run := index.maker(digest, input.get("run", "")) or input.get("run", ""):
+            refs[name] = new_names.get(run, run)
     if not refs.get("data", "data:").startswith("data:"):
-        del refs["data"]  # a file of a run: it is named by its path
+        del refs["data"]  # a file of a run, which is named by its path
     try:
         line = [word for word in words(manifest.config, refs) if not word.startswith(WITHOUT)]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         return "", f"its settings say something that this version does not read ({type(error).__name__})"
-    for run, by in again.items():  # what is read by its path
-        old, new = (f"{index.root.absolute() / one.replace(':', '/', 1)}/" for one in (run, by))
-        line = [word.replace(old, new) for word in line]
+    root = index.root.absolute()
+    for run, new_run in new_names.items():  # inputs that are named by their paths
+        line = [word.replace(f"{root / in_root(run)}/", f"{root / in_root(new_run)}/") for word in line]
     if base := record.get("base"):
-        made = index.maker(base["digest"], "")
-        if made in again:
-            folder = index.root.absolute() / again[made].replace(":", "/", 1) / "artifact"
-            line = [word for word in line if not word.startswith("model.path=")] + [f"model.path={folder}"]
-    name = again[record["run"]].partition(":")[2]
-    root = [] if index.root == Path(DEFAULT_ROOT) else [f"run.root={index.root}"]
-    votes = votes or record["stage"] in ("sample", "annotate")
-    return shlex.join(
-        ["python", "-m", "align", *line, *([store] if votes and store else []), *root, f"run.name={name}"]
-    ), ""
+        base_run = index.maker(base["digest"], "")
+        if base_run in new_names:
+            line = [word for word in line if not word.startswith("model.path=")]
+            line.append(f"model.path={root / in_root(new_names[base_run], 'artifact')}")
+    reads_store = any(input.get("project") for input in record["inputs"].values())
+    if store and (reads_store or record["stage"] in ("sample", "annotate")):
+        line.append(store)
+    if index.root != Path(DEFAULT_ROOT):
+        line.append(f"run.root={index.root}")
+    line.append(f"run.name={new_names[record['run']].partition(':')[2]}")
+    return shlex.join(["python", "-m", "align", *line]), ""
 
 
-PAGE, BASES = "report.html", "bases"
+PAGE = "report.html"
+BASES = "bases"
 NOT_LOOKED_AT = (
     "not looked at: weights, checkpoints, Parquet outside of data sets, other packed files, source files, copies, and "
     "what wandb, MLflow and trackio were shown"
 )
-REWRITTEN, REMOVED, DRAWN = "rewritten", "removed", "made anew"
+REWRITTEN = "rewritten"
+REMOVED = "removed"
+DRAWN = "made anew"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be forgotten, and what follows.
+    """The plan of a command that forgets something.
 
     Attributes:
         root: the folder of all runs.
-        url: of the annotation store.
-        words: of the command of a run.
-        store: the words that name the store in a command; empty if it is not named.
-        shown: run → its files that show some of it.
-        made: what is to be made again, in that order.
-        before: the receipt of the same command that was cut off; None if there is none.
+        selector: the selector.
+        url: URL of the annotation store.
+        words: returns the words of a run's command.
+        store: word that names the store in a command; empty if it is not named.
+        selection: rows, texts and runs that match the selector.
+        matches: run → its files that contain the texts.
+        repeats: stale runs, in order of repetition.
+        before: receipt of the same command that was interrupted; None if there is no such receipt.
     """
 
     root: Path
-    wanted: Selector
+    selector: Selector
     url: str
     words: Words
     store: str
     selection: Selection
-    shown: dict[str, list[Shown]]
-    made: list[Made]
+    matches: dict[str, list[Shown]]
+    repeats: list[Made]
     before: Receipt | None = None
 
 
 def in_root(run: str, *file: str) -> str:
-    """Return the folder of `stage:name` in the folder of all runs, or a file in it."""
+    """Return the path of `stage:name`, or of a file in it, relative to the folder of all runs."""
     return "/".join((run.replace(":", "/", 1), *file))
 
 
-def identity(wanted: Selector, url: str) -> tuple[str, ...]:
-    return (wanted.kind, wanted.value, wanted.project, url)
+def identity(selector: Selector, url: str) -> tuple[str, ...]:
+    return (selector.kind, selector.value, selector.project, url)
 
 
-def make_plan(root: Path, wanted: Selector, url: str, words: Words, store: str) -> Plan:
-    """Return what a selector means, where it is seen, and what was made from it.
+def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str) -> Plan:
+    """Plan what to forget: the matching rows, the files that contain them, and the runs made from them.
 
     Args:
-        url: of the annotation store.
+        url: URL of the annotation store.
         words, store: see `Plan`.
 
     Raises:
-        InputError: nothing is known of it.
+        InputError: Nothing matches the selector.
     """
-    before = next((one for one in unfinished(root) if one.is_of(identity(wanted, url))), None)
+    before = next((receipt for receipt in unfinished(root) if receipt.is_of(identity(selector, url))), None)
 
-    def question(index: Index) -> Plan:
+    def plan_with(index: Index) -> Plan:
         try:
-            found = selected(index, wanted, url)
+            selection = selected(index, selector, url)
         except InputError as error:
-            if before is None or error.field != wanted.field:
+            if before is None or error.field != selector.field:
                 raise
-            found = Selection()  # cut off behind its last act
-        shown = {
-            run: files
-            for run in index.names()
-            if run not in found.sets and (files := [*shown_in(root / in_root(run), found.texts_of(run))])
-        }
-        found = replace(found, notes=(*found.notes, *elsewhere(root, found.texts)))
-        read = dict(found.read)
-        for run, files in shown.items():
+            selection = Selection()  # the command was interrupted after its last act
+        matches: dict[str, list[Shown]] = {}
+        for run in index.names():
+            if run not in selection.sets and (files := [*shown_in(root / in_root(run), selection.texts_of(run))]):
+                matches[run] = files
+        selection = replace(selection, notes=(*selection.notes, *elsewhere(root, selection.texts)))
+        read = dict(selection.read)
+        for run, files in matches.items():
             for reader, file in readers(index, run, files):
                 read.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
-        made = downstream(index, read, found.sets, words, store)
-        return Plan(root, wanted, url, words, store, found, shown, made, before)
+        stale_runs = downstream(index, read, selection.sets, words, store)
+        return Plan(root, selector, url, words, store, selection, matches, stale_runs, before)
 
-    return asked(root, question)
+    return asked(root, plan_with)
 
 
 def elsewhere(root: Path, texts: Texts) -> Iterator[str]:
-    """Yield a note on each file that shows some of it and is no run's: nobody changes these."""
-    folders = [path.parent for path in root.glob(f"*/*/{MANIFEST}")]
-    for top in (root, root / SWEEPS, *(path for path in root.glob("*/*") if path.is_dir() and path not in folders)):
-        deep = top.parent.parent == root
-        for one in shown_in(top, texts, deep) if top.is_dir() and top.parent.name != BASES else ():
-            yield f"{(top / one.file).relative_to(root)} shows it too, and is not changed"
+    """Yield a note on each file that contains the texts and belongs to no run. Such files are not changed."""
+    run_folders = [path.parent for path in root.glob(f"*/*/{MANIFEST}")]
+    other_folders = [path for path in root.glob("*/*") if path.is_dir() and path not in run_folders]
+    for folder in (root, root / SWEEPS, *other_folders):
+        if not folder.is_dir() or folder.parent.name == BASES:
+            continue
+        for file in shown_in(folder, texts, deep=folder.parent.parent == root):
+            yield f"{(folder / file.file).relative_to(root)} shows it too, and is not changed"
 
 
 def readers(index: Index, run: str, files: Sequence[Shown]) -> Iterator[tuple[str, str]]:
-    """Yield (run, file) of the runs that read a file which another one published."""
+    """Yield (run, file) of the runs that read one of these files, which another run published."""
     record = index.record(run)
     if record is None or record["status"] != "done":
         return
     outputs = read_manifest(index.root / record["folder"]).outputs
-    for one in files:
-        for reader in index.readers(outputs[one.file]) if one.file in outputs else ():
-            yield reader, one.file
+    for match in files:
+        if match.file in outputs:
+            for reader in index.readers(outputs[match.file]):
+                yield reader, match.file
 
 
 def apply(plan: Plan, who: str) -> Iterator[str]:
-    """Forget it, or go on where the same command was cut off. Yields what was done, a line each, once it is done.
+    """Execute a plan, or continue an interrupted execution. Yields a line for each act when it is done.
 
     Raises:
-        RunBusy: a process works in a run whose files are to be changed; the same command goes on later.
-        InputError: a data set, the store or a file cannot be changed.
+        RunBusy: A process works in a run whose files are to be changed. The same command continues later.
+        InputError: A data set, the store or a file cannot be changed.
     """
     root = plan.root
     if forgotten_already(plan):
@@ -438,9 +455,9 @@ def apply(plan: Plan, who: str) -> Iterator[str]:
         yield f"{ANSWERS}: removed; evaluations make their answers again"
     mark_runs(root, receipt)
     yield f"{counted(len(receipt.runs), 'run')} marked stale"
-    for run, said in receipt.data.items():
+    for run, entry in receipt.data.items():
         ids = plan.selection.sets.get(run, frozenset())
-        yield from replace_data_set(root, run, said, ids)
+        yield from replace_data_set(root, run, entry, ids)
     receipt = mark_late_readers(plan, receipt)
     if plan.selection.stored is not None:
         with Store.open(plan.url, create=False) as store:
@@ -453,67 +470,69 @@ def apply(plan: Plan, who: str) -> Iterator[str]:
 
 
 def mark_runs(root: Path, receipt: Receipt) -> None:
-    for run, said in receipt.runs.items():
+    for run, entry in receipt.runs.items():
         if (root / in_root(run) / MANIFEST).is_file():
-            mark(root / in_root(run), said["because"], said["command"], receipt.name, receipt.at)
+            mark(root / in_root(run), entry["because"], entry["command"], receipt.name, receipt.at)
 
 
 def mark_late_readers(plan: Plan, receipt: Receipt) -> Receipt:
-    """Mark what began to read it while it was being erased, as long as the store can say so."""
+    """Mark runs that began to read the data during the deletion, while the store still knows which."""
     try:
-        made = make_plan(plan.root, plan.wanted, plan.url, plan.words, plan.store).made
-    except InputError:  # nothing is known of it any more
+        repeats = make_plan(plan.root, plan.selector, plan.url, plan.words, plan.store).repeats
+    except InputError:  # nothing matches any more
         return receipt
-    if new := [one for one in made if one.run not in receipt.runs]:
+    if new := [repeat for repeat in repeats if repeat.run not in receipt.runs]:
         receipt = replace(receipt, runs={**receipt.runs, **stale_runs(new)}).write(plan.root)
         mark_runs(plan.root, receipt)
     return receipt
 
 
-def stale_runs(made: Sequence[Made]) -> dict[str, dict[str, str]]:
-    return {one.run: {"because": one.because, "again": one.again, "command": one.command} for one in made}
+def stale_runs(repeats: Sequence[Made]) -> dict[str, dict[str, str]]:
+    return {run.run: {"because": run.because, "again": run.again, "command": run.command} for run in repeats}
 
 
 def forgotten_already(plan: Plan) -> bool:
-    """Return whether the same was forgotten before, and nothing came since."""
+    """Return whether everything was forgotten before, and nothing was added since."""
     stored = plan.selection.stored
-    left = plan.before is not None or bool(plan.selection.sets) or (stored is not None and any(stored.rows.values()))
-    left |= any(not one.stays for files in plan.shown.values() for one in files)
-    return not left and all(stale_in(plan.root / in_root(one.run)) for one in plan.made)
+    if plan.before is not None or plan.selection.sets or (stored is not None and any(stored.rows.values())):
+        return False
+    if any(not file.stays for files in plan.matches.values() for file in files):
+        return False
+    return all(stale_in(plan.root / in_root(run.run)) for run in plan.repeats)
 
 
 def begin_receipt(plan: Plan, who: str) -> Receipt:
-    """Write the receipt with all that is going to be done."""
-    receipt = plan.before or new_receipt(plan.wanted.kind, redacted(who), identity(plan.wanted, plan.url))
+    """Write the receipt with everything that is going to be done."""
+    receipt = plan.before or new_receipt(plan.selector.kind, redacted(who), identity(plan.selector, plan.url))
     files = {
-        in_root(run, one.file): {"lines": one.lines}
-        for run, shown in plan.shown.items()
-        for one in shown
-        if not one.stays
+        in_root(run, file.file): {"lines": file.lines}
+        for run, matches in plan.matches.items()
+        for file in matches
+        if not file.stays
     }
-    pages = {in_root(run, PAGE): {"lines": 0} for run in plan.shown if (plan.root / in_root(run) / PAGE).is_file()}
+    pages = {in_root(run, PAGE): {"lines": 0} for run in plan.matches if (plan.root / in_root(run) / PAGE).is_file()}
     store = plan.selection.stored.rows if plan.selection.stored else {}
-    data = {one.run: {"by": one.again} for one in plan.made if one.run in plan.selection.sets}
+    data = {run.run: {"by": run.again} for run in plan.repeats if run.run in plan.selection.sets}
     return replace(
         receipt,
         store={**store, **receipt.store},
         files={**pages, **files, **receipt.files},
-        runs={**stale_runs(plan.made), **receipt.runs},
+        runs={**stale_runs(plan.repeats), **receipt.runs},
         data={**data, **receipt.data},
     ).write(plan.root)
 
 
 def by_run(receipt: Receipt) -> dict[str, list[str]]:
-    """Return the files of each run that are to be changed, its page last: it is made from the others."""
-    found: dict[str, list[str]] = {}
+    """Return run → its files to change, its page last, as it is made from the others."""
+    files_by_run: dict[str, list[str]] = {}
     for file in sorted(receipt.files, key=lambda file: file.endswith(f"/{PAGE}")):
-        stage, name, inside = file.split("/", 2)
-        found.setdefault(f"{stage}:{name}", []).append(inside)
-    return found
+        stage, name, path = file.split("/", 2)
+        files_by_run.setdefault(f"{stage}:{name}", []).append(path)
+    return files_by_run
 
 
 def clear_files(run: str, files: Sequence[str], plan: Plan, receipt: Receipt) -> Iterator[str]:
-    """Take texts out of the files of a run, and have its manifest answer for what they are now."""
+    """Remove texts from the files of a run, and update the digests in its manifest."""
     folder = plan.root / in_root(run)
     if not (folder / MANIFEST).is_file():
         yield f"{run}: is gone meanwhile"
@@ -524,13 +543,13 @@ def clear_files(run: str, files: Sequence[str], plan: Plan, receipt: Receipt) ->
             texts = plan.selection.texts_of(run)
             for file in files:
                 path = folder / file
-                said = receipt.files[in_root(run, file)]
+                entry = receipt.files[in_root(run, file)]
                 if path.is_file():
-                    said["became"] = rewrite_file(folder, file, texts, plan.words) or said.get("became", REWRITTEN)
+                    entry["became"] = rewrite_file(folder, file, texts, plan.words) or entry.get("became", REWRITTEN)
                 else:
-                    said.setdefault("became", REMOVED)
-                said["sha256"] = file_digest(path) if path.is_file() else None
-            with suppress(InputError):  # a manifest that nobody can read answers for nothing
+                    entry.setdefault("became", REMOVED)
+                entry["sha256"] = file_digest(path) if path.is_file() else None
+            with suppress(InputError):  # an unreadable manifest is left as it is
                 notes = answer_for(plan.root, run, files, receipt)
     except RunBusy as error:
         remedy = "End it, or wait for it, and run the same command again: it goes on."
@@ -541,24 +560,24 @@ def clear_files(run: str, files: Sequence[str], plan: Plan, receipt: Receipt) ->
 
 
 def rewrite_file(folder: Path, file: str, texts: Texts, words: Words) -> str:
-    """Take texts out of one file. Returns what became of it; empty if there were none."""
+    """Remove texts from one file. Returns what became of it, or "" if it held none of them."""
     path = folder / file
     if file == PAGE:
         return redraw_page(folder, texts, words)
-    rest, count = without(path, texts)
+    content, count = without(path, texts)
     if not count:
         return ""
-    if rest is None:
+    if content is None:
         path.unlink()
         return REMOVED
     mode = path.stat().st_mode
-    replace_file(path, rest)
+    replace_file(path, content)
     path.chmod(mode)
     return REWRITTEN
 
 
 def redraw_page(folder: Path, texts: Texts, words: Words) -> str:
-    """Make a run's page anew from its files. If that cannot be done, or it shows the texts still, it goes."""
+    """Make a run's page again from its files. If that fails, or the page still contains the texts, it is removed."""
     page = folder / PAGE
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if (manifest := read_manifest(folder)).done:
@@ -571,20 +590,21 @@ def redraw_page(folder: Path, texts: Texts, words: Words) -> str:
 
 
 def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> list[str]:
-    """Write the digests that a run's files have now into its manifest. Returns lines about the log of the aliases.
+    """Write the present digests of a run's files into its manifest. Returns lines about the log of aliases.
 
-    The log comes first: a process that is killed in between finds it in the same state, and writes the manifest.
+    The log is written first: if the process is killed in between, the next one finds the old manifest and repeats both.
     """
     folder = root / in_root(run)
     values = json_object(folder / MANIFEST, "manifest", "Restore it.")
-    outputs, before = values.get("outputs") or {}, dict(values.get("outputs") or {})
+    outputs = values.get("outputs") or {}
+    old_outputs = dict(outputs)
     for file in files:
         if file in outputs:
             if (folder / file).is_file():
                 outputs[file] = file_digest(folder / file)
             else:
                 del outputs[file]
-    if outputs == before:
+    if outputs == old_outputs:
         return []
     data = json_text(values).encode()
     try:
@@ -597,23 +617,23 @@ def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> 
 
 
 def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Receipt) -> list[Change]:
-    """Append to the log of the aliases that a manifest which it holds is rewritten, so that nobody calls it altered.
+    """Record the digest of a rewritten manifest in the log of aliases, so that it does not count as altered.
 
-    A manifest that is not the one that the log holds was altered before, and stays so.
+    A manifest that already differed from the log was altered before, and stays so.
 
     Raises:
-        CorruptFile, RunConflict, InputError: the log cannot be read or appended to.
+        CorruptFile, RunConflict, InputError: The log cannot be read or appended to.
     """
     old_sha256 = file_digest(root / in_root(run) / MANIFEST)
     changes = []
-    for alias, standing in read_log(root).standing().items():
+    for alias, current in read_log(root).standing().items():
         arms = []
-        for arm in standing.arms:
-            held = arm.manifests.get(run)
-            if held is not None and held.sha256 == old_sha256:
-                arm = replace(arm, manifests={**arm.manifests, run: replace(held, sha256=new_sha256)})
+        for arm in current.arms:
+            manifest = arm.manifests.get(run)
+            if manifest is not None and manifest.sha256 == old_sha256:
+                arm = replace(arm, manifests={**arm.manifests, run: replace(manifest, sha256=new_sha256)})
             arms.append(arm)
-        if all(new is old for new, old in zip(arms, standing.arms, strict=True)):
+        if all(new is old for new, old in zip(arms, current.arms, strict=True)):
             continue
         why = f"stage.action=forget rewrote files of {run} (forgotten/{receipt.name}.json)"
         changes.append(
@@ -623,38 +643,52 @@ def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Rece
                 arms,
                 who=receipt.who,
                 why=why,
-                replaces=standing.seq,
-                override=standing.override,
-                gates=standing.gates,
+                replaces=current.seq,
+                override=current.override,
+                gates=current.gates,
             )
         )
     return changes
 
 
-def replace_data_set(root: Path, run: str, said: dict[str, object], ids: frozenset[str]) -> Iterator[str]:
-    """Replace a data set by one without some rows, by the command that does it alone."""
-    old, new = root / in_root(run), root / in_root(str(said["by"]))
-    ended = (old / "artifact" / REPLACED).is_file() and (new / MANIFEST).is_file() and read_manifest(new).done
-    if not ended or any((old / "artifact").glob("*.parquet")):
-        with NamedTemporaryFile("w", prefix="align-forget-", suffix=".txt", encoding="utf-8") as listed:
-            # The file may not be empty. Cut off behind the replacement, there is no id left, and any will do.
-            listed.write("\n".join(sorted(ids) or [secrets.token_hex(32)]))
-            listed.flush()
-            line = [
-                "stage=data", "stage.action=forget", f"data.path={run}", f"stage.forget={listed.name}",
-                f"run.root={root}", f"run.name={new.name}",
-            ]  # fmt: skip
-            found = subprocess.run(
-                [sys.executable, "-m", "align", *line], stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                text=True, errors="replace",
-            )  # fmt: skip
-        if found.returncode:
-            why = (found.stderr or found.stdout).strip().splitlines()
-            problem = f"cannot be replaced: {why[-1].removeprefix('align: ') if why else found.returncode}"
+def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozenset[str]) -> Iterator[str]:
+    """Replace a data set by one without some rows, by the command `stage=data stage.action=forget`.
+
+    Args:
+        entry: the receipt's entry about the data set, which is completed.
+    """
+    old = root / in_root(run)
+    new = root / in_root(str(entry["by"]))
+    is_done = (old / "artifact" / REPLACED).is_file() and (new / MANIFEST).is_file() and read_manifest(new).done
+    if not is_done or any((old / "artifact").glob("*.parquet")):
+        with NamedTemporaryFile("w", prefix="align-forget-", suffix=".txt", encoding="utf-8") as id_file:
+            # The file may not be empty. After an interruption behind the replacement no id is left, and any will do.
+            id_file.write("\n".join(sorted(ids) or [secrets.token_hex(32)]))
+            id_file.flush()
+            arguments = [
+                "stage=data",
+                "stage.action=forget",
+                f"data.path={run}",
+                f"stage.forget={id_file.name}",
+                f"run.root={root}",
+                f"run.name={new.name}",
+            ]
+            result = subprocess.run(
+                [sys.executable, "-m", "align", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                text=True,
+                errors="replace",
+            )
+        if result.returncode:
+            lines = (result.stderr or result.stdout).strip().splitlines()
+            problem = f"cannot be replaced: {lines[-1].removeprefix('align: ') if lines else result.returncode}"
             raise InputError("data.path", run, problem, "Mend that, and run the same command again: it goes on.")
-    replaces = json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
-    said.update(rows=replaces["replaces"]["count"], root=replaces["root"])
-    yield f"{run}: {counted(replaces['replaces']['count'], 'row')} forgotten; {said['by']} takes its place"
+    new_set = json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
+    count = new_set["replaces"]["count"]
+    entry.update(rows=count, root=new_set["root"])
+    yield f"{run}: {counted(count, 'row')} forgotten; {entry['by']} takes its place"
 
 
 def describe_counts(rows: Mapping[str, int]) -> str:
@@ -663,22 +697,22 @@ def describe_counts(rows: Mapping[str, int]) -> str:
 
 def as_lines(plan: Plan) -> Iterator[str]:
     """Yield the plan as text."""
-    found = plan.selection
-    if found.stored is not None:
-        yield f"store, project {clean(found.stored.project)}: {describe_counts(found.stored.rows)}"
-    for run, ids in found.sets.items():
-        by = next((one.again for one in plan.made if one.run == run), "")
-        yield f"{clean(run)}: {counted(len(ids), 'row')}; {clean(by)} takes its place"
-    for run, files in plan.shown.items():
-        said = (f"{one.file} ({'it stays' if one.stays else counted(one.lines, 'place')})" for one in files)
-        yield f"{clean(run)}: {one_line(', '.join(said))}"
-    yield from (f"note: {one_line(note)}" for note in found.notes)
+    selection = plan.selection
+    if selection.stored is not None:
+        yield f"store, project {clean(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
+    for run, ids in selection.sets.items():
+        new_run = next((repeat.again for repeat in plan.repeats if repeat.run == run), "")
+        yield f"{clean(run)}: {counted(len(ids), 'row')}; {clean(new_run)} takes its place"
+    for run, files in plan.matches.items():
+        texts = (f"{file.file} ({'it stays' if file.stays else counted(file.lines, 'place')})" for file in files)
+        yield f"{clean(run)}: {one_line(', '.join(texts))}"
+    yield from (f"note: {one_line(note)}" for note in selection.notes)
     yield NOT_LOOKED_AT
-    yield "to be made again, in this order:" if plan.made else "nothing was made from it"
-    for one in plan.made:
-        yield f"{clean(one.run)}: {one_line(one.because)}"
-        yield f"   {one.command or one.problem or f'{one.again} takes its place'}"
-    if plan.made:
+    yield "to be made again, in this order:" if plan.repeats else "nothing was made from it"
+    for repeat in plan.repeats:
+        yield f"{clean(repeat.run)}: {one_line(repeat.because)}"
+        yield f"   {repeat.command or repeat.problem or f'{repeat.again} takes its place'}"
+    if plan.repeats:
         yield "Weights stay until stage.action=gc, or you, remove them."
 
 
@@ -686,13 +720,14 @@ def as_object(plan: Plan, done: Sequence[str] | None) -> dict[str, Any]:
     """Return the plan as JSON.
 
     Args:
-        done: what was done; None where nothing was to be.
+        done: lines about what was done; None if the plan was not executed.
     """
     stored = plan.selection.stored
     return {
         "store": {"project": stored.project, **stored.rows} if stored else None,
         "data": {run: len(ids) for run, ids in plan.selection.sets.items()},
-        "files": {run: [asdict(one) for one in files] for run, files in plan.shown.items()},
-        "not_known": list(plan.selection.notes), "runs": [asdict(one) for one in plan.made],
+        "files": {run: [asdict(file) for file in files] for run, files in plan.matches.items()},
+        "not_known": list(plan.selection.notes),
+        "runs": [asdict(run) for run in plan.repeats],
         "done": None if done is None else list(done),
-    }  # fmt: skip
+    }

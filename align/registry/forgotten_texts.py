@@ -1,7 +1,7 @@
-"""Texts that are to be forgotten, looked for in the files of runs, and taken out of them.
+"""Search for texts that are to be forgotten in the files of runs, and their removal.
 
-A text is found whatever stands around it. A short one, such as "Yes.", says nothing of where it came from: a line goes
-for it only where another of these texts stands beside it.
+A text is found within any other text. A short text, such as "Yes.", does not identify its source: a line is removed for
+it only if another of these texts is in the same line.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from align.core.files import open_binary
 from align.report.page import LONGEST_TEXT
 from align.track import shortened
 
-LONG, NAMES = 12, 6
-"""Characters from which on a text, and a person's name, is looked for within others."""
+LONG = 12
+"""Least number of characters of a text that is looked for within others."""
+NAMES = 6
+"""Least number of characters of a person's name that is looked for within others."""
 PACKED = (".safetensors", ".gguf", ".parquet", ".bin", ".pt", ".db", ".sqlite", ".npz", ".npy", ".png", ".zip", ".gz")
-"""Endings of files that hold no plain text. Any other one is opened."""
+"""Suffixes of files that hold no plain text. Any other file is opened."""
 HEAD = 8192
-"""Bytes at the beginning of a file, among which a zero says that it holds no plain text."""
+"""Bytes at the beginning of a file. A zero byte there means that it holds no plain text."""
 FIGURES = (
     "metrics.jsonl",
     "steps.jsonl",
@@ -41,24 +43,31 @@ FIGURES = (
 )
 """Files without text of rows."""
 SETTINGS = ("manifest.json", "config.yaml", "metrics.json")
-"""Files that say what a run is, and its figures, which the manifest repeats. They are not changed."""
+"""Files with a run's settings and metrics. They are not changed."""
 MODEL = (
-    "adapter_config.json", "base.json", "config.json", "generation_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",
-)  # fmt: skip
-"""Files of a model or a tokenizer. They are not changed either: whoever loads it reads them."""
+    "adapter_config.json",
+    "base.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
+"""Files of a model or a tokenizer. They are not changed: loading the model needs them."""
 SEALED = ("receipt.json", "model.sig")
-"""A folder that has one of these is an export, whose files are known by their digests to whoever has it."""
+"""Files that mark a folder as an export, whose files other people know by their digests."""
 PUT = "(forgotten)"
+"""Replacement of a text in JSON."""
 
 
 def folded(text: str) -> str:
-    """As texts are compared: single blanks, one form and one case of each letter."""
+    """Return a text in the form in which texts are compared: NFC, case-folded, with single blanks."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def forms(text: str) -> Iterator[str]:
-    """A text as files hold it: as it is, and as JSON, CSV and Python write it."""
+    """Yield the forms in which files hold a text: as it is, and as JSON, CSV and Python escape it."""
     yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
@@ -68,11 +77,11 @@ def forms(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Marks:
-    """What tells rows of an annotation project, whatever they say.
+    """Ids of annotation rows that are to be removed, regardless of their text.
 
     Attributes:
-        annotator, item: whose rows go; empty for nobody's.
-        votes: rows of the ledger that go.
+        annotator, item: remove the rows of this annotator or item; empty for none.
+        votes: rows of the ledger to remove.
     """
 
     annotator: str = ""
@@ -80,7 +89,7 @@ class Marks:
     votes: frozenset[int] = frozenset()
 
     def of(self, row: Any) -> bool:
-        """Whether a row of an exported or measured file goes. A row of the ledger itself holds no words."""
+        """Return whether a row of an exported or measured file is to be removed. Rows of the ledger hold no text."""
         if not isinstance(row, dict) or "prev_hash" in row:
             return False
         number = str(row.get("vote", row.get("id"))).partition(":")[0]
@@ -93,11 +102,13 @@ class Marks:
 
 @dataclass(frozen=True)
 class Texts:
-    """Attributes:
-    own: that stand in nothing which stays.
-    shared: that something which stays has too.
-    names: of people.
-    marks: of rows that go; for the files of runs that read the project alone.
+    """Texts to forget.
+
+    Attributes:
+        own: texts that occur in nothing that stays.
+        shared: texts that also occur in something that stays.
+        names: names of people.
+        marks: ids of rows to remove, for files of runs that read the annotation project.
     """
 
     own: frozenset[str] = frozenset()
@@ -115,17 +126,19 @@ class Texts:
 
     @cached_property
     def strong(self) -> frozenset[str]:
-        """Those that tell where a line came from: whole, and cut as logs and pages have them."""
+        """Folded texts that identify the source of a line: in full, and shortened as in logs and pages."""
         long = {text for text in self.own if len(folded(text)) >= LONG}
         cut = {shortened(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
-        return frozenset(one for text in long | cut for form in forms(text) if len(one := folded(form)) >= LONG)
+        return frozenset(key for text in long | cut for form in forms(text) if len(key := folded(form)) >= LONG)
 
     @cached_property
     def named(self) -> re.Pattern[str] | None:
-        """Finds a person's name as a word of its own; None where there is none. In a path it is somebody's folder."""
-        long = sorted(name for one in self.names if len(name := folded(one)) >= NAMES)
-        around = r"[\w/\\.-]"
-        return re.compile(f"(?<!{around})(?:{'|'.join(map(re.escape, long))})(?!{around})") if long else None
+        """Pattern that finds a person's name as a separate word and not in a path; None without names."""
+        names = sorted(folded_name for name in self.names if len(folded_name := folded(name)) >= NAMES)
+        if not names:
+            return None
+        neighbour = r"[\w/\\.-]"
+        return re.compile(f"(?<!{neighbour})(?:{'|'.join(map(re.escape, names))})(?!{neighbour})")
 
     @cached_property
     def weak(self) -> frozenset[str]:
@@ -137,38 +150,40 @@ class Texts:
 
     @cached_property
     def heads(self) -> dict[str, tuple[int, ...]]:
-        """Beginning of one that tells → how long those are that begin so."""
-        found: dict[str, set[int]] = {}
+        """First characters of a strong text → lengths of the strong texts that begin so."""
+        all_lengths: dict[str, set[int]] = {}
         for text in self.strong:
-            found.setdefault(text[:LONG], set()).add(len(text))
-        return {head: tuple(sorted(lengths)) for head, lengths in found.items()}
+            all_lengths.setdefault(text[:LONG], set()).add(len(text))
+        return {head: tuple(sorted(lengths)) for head, lengths in all_lengths.items()}
 
     def within(self, text: str) -> bool:
-        """Whether a text holds one of them that tells."""
-        text, heads, strong = folded(text), self.heads, self.strong
+        """Return whether a text contains a strong text or a name."""
+        text = folded(text)
         if self.named is not None and self.named.search(text):
             return True
-        if len(heads) <= FEW:  # to look for a beginning is faster than to look at each place
+        heads = self.heads
+        strong = self.strong
+        if len(heads) <= FEW:  # a search for each beginning is faster than a look at each position
             return any(text[at : at + n] in strong for head in heads for at in places(text, head) for n in heads[head])
         return any(
             text[i : i + n] in strong for i in range(len(text) - LONG + 1) for n in heads.get(text[i : i + LONG], ())
         )
 
     def among(self, row: Any) -> bool:
-        """Whether a row of JSON is about them."""
+        """Return whether a JSON row contains a strong text, or a short one beside another of the texts."""
         if self.marks.of(row):
             return True
-        found = {folded(part) for part in words_in(row)}
-        weak = found & self.weak
-        return any(map(self.within, found)) or (bool(weak) and len(weak) + len(found & self.beside) > 1)
+        parts = {folded(part) for part in words_in(row)}
+        weak = parts & self.weak
+        return any(map(self.within, parts)) or (bool(weak) and len(weak) + len(parts & self.beside) > 1)
 
 
 FEW = 64
-"""Beginnings that are looked for one by one."""
+"""Largest number of beginnings that are searched for one by one."""
 
 
 def places(text: str, head: str) -> Iterator[int]:
-    """Where a text holds another."""
+    """Yield the positions at which a text contains another."""
     at = text.find(head)
     while at >= 0:
         yield at
@@ -176,7 +191,7 @@ def places(text: str, head: str) -> Iterator[int]:
 
 
 def words_in(value: Any) -> Iterator[str]:
-    """Every text in a value of JSON, keys too."""
+    """Yield every text in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -189,18 +204,20 @@ def words_in(value: Any) -> Iterator[str]:
 
 
 def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
-    """What a file is without them, None of one that goes altogether, and how many of its lines are about them.
+    """Return the content of a file without the texts, and how many of its lines or values contained them.
+
+    If the whole file has to be removed, the content is None.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: The file cannot be read.
     """
     with open_binary(path) as file:
         data = file.read()
     text = data.decode("utf-8", "replace")
     suffix = path.suffix.lower()
     if suffix == ".html":
-        read = html.unescape(re.sub(r"<[^>]*>", " ", text))
-        return None, int(texts.within(read) or texts.within(html.unescape(text)))
+        visible_text = html.unescape(re.sub(r"<[^>]*>", " ", text))
+        return None, int(texts.within(visible_text) or texts.within(html.unescape(text)))
     if suffix == ".json":
         try:
             value = json.loads(text)
@@ -208,53 +225,52 @@ def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
             return None, int(texts.within(text))
         cleared, count = replaced(value, texts)
         return (json.dumps(cleared, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"), count
-    kept, count = list[bytes](), 0
-    for line in data.splitlines(keepends=True):
-        if about(line, texts, ".jsonl" in path.name.lower()):
-            count += 1
-        else:
-            kept.append(line)
-    rest = b"".join(kept)
-    if ".jsonl" not in path.name.lower() and texts.within(rest.decode("utf-8", "replace")):
-        return None, count + 1  # one goes over several lines
-    return rest, count
+    is_jsonl = ".jsonl" in path.name.lower()
+    lines = data.splitlines(keepends=True)
+    clean_lines = [line for line in lines if not about(line, texts, is_jsonl)]
+    count = len(lines) - len(clean_lines)
+    content = b"".join(clean_lines)
+    if not is_jsonl and texts.within(content.decode("utf-8", "replace")):
+        return None, count + 1  # a text spans several lines
+    return content, count
 
 
-def about(line: bytes, texts: Texts, rows: bool) -> bool:
-    """Whether a line is about them; one of JSON that was cut off, if one of them may begin in it."""
+def about(line: bytes, texts: Texts, is_json: bool) -> bool:
+    """Return whether a line contains the texts. A JSON line that was cut off counts if a text may begin in it."""
     text = line.decode("utf-8", "replace")
-    if not rows:
+    if not is_json:
         return texts.within(text)
     try:
         return texts.among(json.loads(text))
     except (ValueError, RecursionError):
-        shown = folded(text)
-        return any(head in shown for head in texts.heads)
+        folded_line = folded(text)
+        return any(head in folded_line for head in texts.heads)
 
 
 def replaced(value: Any, texts: Texts) -> tuple[Any, int]:
-    """A JSON value without them, and how many there were."""
+    """Return a JSON value without the texts, and how many it contained."""
     if isinstance(value, str):
         return (PUT, 1) if texts.within(value) else (value, 0)
     if isinstance(value, dict):
-        inner = {key: replaced(one, texts) for key, one in value.items()}
-        gone = [key for key in inner if texts.within(key)]
-        kept = {key: one for key, (one, _) in inner.items() if key not in gone}
-        return kept, len(gone) + sum(count for _, count in inner.values())
+        items = {key: replaced(inner, texts) for key, inner in value.items()}
+        removed_keys = {key for key in items if texts.within(key)}
+        clean_items = {key: inner for key, (inner, _) in items.items() if key not in removed_keys}
+        return clean_items, len(removed_keys) + sum(count for _, count in items.values())
     if isinstance(value, list):
-        listed = [replaced(one, texts) for one in value]
-        return [one for one, _ in listed], sum(count for _, count in listed)
+        elements = [replaced(element, texts) for element in value]
+        return [element for element, _ in elements], sum(count for _, count in elements)
     return value, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A file of a run that shows some of them.
+    """A file of a run that contains texts to forget.
 
     Attributes:
-        file: relative to the run's folder.
-        lines: how many; of a page or of JSON, how many places.
-        stays: it is not changed: it says what the run is, is part of a model or of an export, or is a link.
+        file: path relative to the run's folder.
+        lines: number of lines, or of places in a page or in JSON.
+        stays: True if the file is not changed: it holds the run's settings, is part of a model or an export, or is a
+            link.
     """
 
     file: str
@@ -263,35 +279,35 @@ class Shown:
 
 
 def shown_in(folder: Path, texts: Texts, deep: bool = True) -> Iterator[Shown]:
-    """The files of a run that show some of them. Weights, Parquet and other packed files are not looked at.
+    """Yield the files of a run that contain the texts. Weights, Parquet and other packed files are not searched.
 
     Args:
-        deep: those of the folders in it too.
+        deep: search subfolders too.
     """
     if not texts:
         return
-    for top, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(folders) if deep else []
-        sealed = any(name in files for name in SEALED)
+        is_export = any(name in files for name in SEALED)
         for name in sorted(files):
-            path = Path(top, name)
+            path = Path(parent, name)
             try:
                 if name in FIGURES or not is_text(path):
                     continue
                 count = without(path, texts)[1]
             except OSError:
-                continue  # gone meanwhile, or not for us to read: then it cannot be rewritten either
+                continue  # removed since, or not readable, so that it could not be rewritten either
             if count:
-                own = name in SETTINGS and top == str(folder)
-                stays = own or sealed or name in MODEL or path.is_symlink()
+                is_settings = name in SETTINGS and parent == str(folder)
+                stays = is_settings or is_export or name in MODEL or path.is_symlink()
                 yield Shown(path.relative_to(folder).as_posix(), count, stays)
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file holds plain text, as far as its name and its beginning tell.
+    """Return whether a file holds plain text, by its name and its first bytes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: The file cannot be read.
     """
     if path.suffix.lower() in PACKED or not path.is_file():
         return False

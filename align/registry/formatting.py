@@ -1,4 +1,4 @@
-"""Records as text: a table for eyes, JSON and CSV for programs."""
+"""Records as text: a table for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from align.registry.record import Record, altered_in
 from align.report.figure_text import align_columns, format_figure, is_interval, one_line
 
 NOTHING = "–"
-LONGEST, A_LINE = 60, 400
-"""Characters of a cell, and of a value that has a line to itself."""
+LONGEST = 60
+"""Characters of a cell."""
+A_LINE = 400
+"""Characters of a value on a line of its own."""
 FIRST = (
     "run",
     "aliases",
@@ -47,34 +49,35 @@ FIRST = (
     "cost.tokens",
     "cost.device",
 )
-"""The keys that come first where a run is shown, or all are listed; the others follow."""
+"""Keys that come first in a run's details and in a list of all keys."""
 
 
 def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -> Iterator[str]:
-    """One line a record below the names of the columns.
+    """Yield the column names and one line per record.
 
     Args:
-        columns: names of usual columns and keys of records; none for the usual columns that hold anything.
+        columns: names of usual columns and keys of records; empty for the usual columns that hold any value.
     """
     head = list(columns) or list(USUAL)
     cells = [
         [USUAL[key](record, now) if key in USUAL else cell(value_at(record, key)) for key in head] for record in records
     ]
     if not columns:
-        kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
-        head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
+        indices = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
+        head = [head[i] for i in indices]
+        cells = [[row[i] for i in indices] for row in cells]
     yield from align_columns([head, *cells])
 
 
 def age(record: Mapping[str, Any], now: datetime) -> str:
-    """How long ago a run began."""
+    """Return how long ago a run began, as text."""
     try:
-        began = datetime.fromisoformat(record["started"])
+        started = datetime.fromisoformat(record["started"])
     except (KeyError, TypeError, ValueError):
         return NOTHING
-    seconds = (now - (began if began.tzinfo else began.replace(tzinfo=UTC))).total_seconds()
+    seconds = (now - (started if started.tzinfo else started.replace(tzinfo=UTC))).total_seconds()
     if seconds < -60:
-        return "in the future"  # a clock was set back, or another machine's is ahead
+        return "in the future"  # a clock was set back, or that of another machine is ahead
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"
@@ -87,7 +90,7 @@ def base_of(record: Mapping[str, Any]) -> str:
 
 
 def status_in(record: Mapping[str, Any]) -> str:
-    """Return a run's status, with `stale` and `altered` behind it where they apply."""
+    """Return a run's status, with `stale` and `altered` behind it if they apply."""
     marks = ("stale" if record.get("stale") else "", "altered" if altered_in(record) else "")
     return ", ".join([str(record["status"]), *filter(None, marks)])
 
@@ -99,18 +102,18 @@ def method_in(record: Mapping[str, Any]) -> str:
 
 
 def data_in(record: Mapping[str, Any]) -> str:
-    """The name of its data, of a path the last part."""
+    """Return the name of a run's data; of a path only the last part."""
     name = str((record.get("data") or {}).get("name") or NOTHING)
     return name.rstrip("/").rpartition("/")[2] or name
 
 
 def score_in(record: Mapping[str, Any]) -> str:
-    """Return the name and value of the main figure, and that the policy collapsed if its evaluation says so."""
+    """Return the name and value of the main metric, and `collapsed` if the policy did."""
     score = record.get("score")
     if not score:
         return NOTHING
-    shown = f"{score['name']} {figure(score if is_interval(score) else score['value'])}"
-    return f"{shown}, collapsed" if value_at(record, "metrics.collapse.verdict") == "collapsed" else shown
+    text = f"{score['name']} {figure(score if is_interval(score) else score['value'])}"
+    return f"{text}, collapsed" if value_at(record, "metrics.collapse.verdict") == "collapsed" else text
 
 
 def kl_in(record: Mapping[str, Any]) -> str:
@@ -119,7 +122,7 @@ def kl_in(record: Mapping[str, Any]) -> str:
 
 
 def parents_in(record: Mapping[str, Any]) -> str:
-    """The runs that it was made from; of one that is not there any more, that it is gone."""
+    """Return the runs that a run was made from, with `(gone)` behind those that no longer exist."""
     gone = record.get("gone", ())
     return ", ".join(f"{run} (gone)" if run in gone else run for run in record.get("parents", ())) or NOTHING
 
@@ -137,16 +140,16 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "from": lambda record, now: clean(parents_in(record)),
     "error": lambda record, now: one_line(record.get("error") or NOTHING),
 }
-"""Column of the usual table → its cell."""
+"""Column of the usual table → function that returns its cell."""
 
 
 def as_json(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
-    """One array, an object a record; with columns, those keys alone."""
-    yield json.dumps([chosen(one, columns) for one in records], indent=2, ensure_ascii=False, allow_nan=False)
+    """Yield one JSON array of records; given columns, only with those keys."""
+    yield json.dumps([chosen(record, columns) for record in records], indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def as_object(record: Record, columns: Sequence[str]) -> Iterator[str]:
-    """One object; with columns, those keys alone."""
+    """Yield one record as JSON; given columns, only with those keys."""
     yield json.dumps(chosen(record, columns), indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -155,19 +158,20 @@ def chosen(record: Record, columns: Sequence[str]) -> Record:
 
 
 def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
-    """A head and one line a record; without columns, every key that any record has."""
+    """Yield a CSV table; without columns, with every key of any record."""
     rows = [dict(leaves(record)) for record in records]
-    every = dict.fromkeys([*FIRST, *sorted({key for row in rows for key in row})])
-    full = {key for row in rows for key, value in row.items() if value is not None}
-    inner = {key.rpartition(".")[0] for key in every} - full  # what is a mapping in one record is null in another
-    names = list(columns) or [key for key in every if key not in inner]
+    all_keys = dict.fromkeys([*FIRST, *sorted({key for row in rows for key in row})])
+    keys_with_values = {key for row in rows for key, value in row.items() if value is not None}
+    # A mapping in one record may be null in another.
+    mappings = {key.rpartition(".")[0] for key in all_keys} - keys_with_values
+    names = list(columns) or [key for key in all_keys if key not in mappings]
     if columns:
         rows = [{key: value_at(record, key) for key in columns} for record in records]
     yield csv_of(names, rows)
 
 
 def csv_of(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A head and a line a row; a cell is empty where a row does not have it."""
+    """Return a CSV table. A cell is empty if its row lacks the key."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -176,16 +180,16 @@ def csv_of(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def details(record: Record) -> Iterator[str]:
-    """Everything that is known of one run, a line a key that has a value, the most important first."""
-    found = {key: value for key, value in leaves(record) if value not in (None, "", [])}
-    order = [*(key for key in FIRST if key in found), *(key for key in found if key not in FIRST)]
+    """Yield everything known about a run, one line per key with a value, the most important first."""
+    values = {key: value for key, value in leaves(record) if value not in (None, "", [])}
+    order = [*(key for key in FIRST if key in values), *(key for key in values if key not in FIRST)]
     width = min(max(map(len, order)), 40)
     for key in order:
-        yield f"{one_line(key).ljust(width)}  {cell(found[key], longest=A_LINE)}"
+        yield f"{one_line(key).ljust(width)}  {cell(values[key], longest=A_LINE)}"
 
 
 def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key → value, of nested mappings."""
+    """Yield dotted key and value of nested mappings."""
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -194,25 +198,25 @@ def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def value_at(record: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
-    inside: Any = record
+    """Return the value at a dotted key. Returns None if there is no such key."""
+    value: Any = record
     for part in key.split("."):
-        inside = inside.get(part) if isinstance(inside, Mapping) else None
-    return inside
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def cell(value: Any, longest: int | None = LONGEST) -> str:
-    """A value for eyes, on one line."""
+    """Return a value as text on one line."""
     if value is None:
         return NOTHING
-    nested = isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value)
-    if nested or (isinstance(value, Mapping) and not is_interval(value)):
+    is_nested = isinstance(value, list) and any(isinstance(element, list | Mapping) for element in value)
+    if is_nested or (isinstance(value, Mapping) and not is_interval(value)):
         return clean(json.dumps(value, ensure_ascii=False), longest)
     return clean(figure(value), longest)
 
 
 def figure(value: Any) -> str:
-    """A figure for eyes; one of an odd shape as it stands."""
+    """Return a metric as text. One of an unknown shape is returned as JSON."""
     try:
         return format_figure(value)
     except (TypeError, ValueError, OverflowError, KeyError):
@@ -220,13 +224,13 @@ def figure(value: Any) -> str:
 
 
 def clean(text: str, longest: int | None = LONGEST) -> str:
-    """Text from a file on one line: what would move a terminal's cursor is written out."""
-    shown = one_line(text)
-    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
+    """Return text from a file on one line, shortened, with terminal control characters escaped."""
+    line = one_line(text)
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def plain(value: Any) -> Any:
-    """A value in a cell of CSV: nothing for null, JSON for a list."""
+    """Return a value as a cell of CSV: null is empty, a list is JSON."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping) else value

@@ -1,5 +1,5 @@
-"""What nothing needs any more in a folder of runs: found with its size and the reason, and taken away where that is
-asked for."""
+"""Garbage collection in a folder of runs: unneeded files are listed with their size and reason, and removed on
+request."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ from align.run.folder import hold_lock
 from align.run.weights import ABOUT
 
 LOG = "removed.jsonl"
-"""Beside the runs: what was taken away, a line each time."""
+"""Log of what was removed, beside the runs, one line per piece."""
 OTHER_LOG = f"Move {LOG} away: what is removed is noted there."
 BY = "stage=registry stage.action=gc"
 TRAINS = ("sft", "full", "dpo", "kto", "ppo", "reward")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 OWNED = re.compile(r"\.(?P<target>.+)\.(?:(?P<host>[^.]+(?:\.[^.]+)*)-)?(?P<pid>\d+)(?:-[0-9a-f]{8})?\.(?:part|old)")
-"""The name of a file or a folder that is being written, with the process that writes it."""
+"""Name of a file or folder that is being written, with the id of the process that writes it."""
 UNOWNED = re.compile(r"\..+\.tmp|\.unfinished")
 DAY_S = 86400.0
 DEEPEST = 5
-"""Folders below the root in which leftovers are looked for."""
+"""Levels of folders below the root in which leftovers are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Something that nothing needs.
+    """A file or folder that nothing needs.
 
     Attributes:
         kind: `leftovers`, `checkpoints`, `bases` or `artifacts`, see docs/registry.md.
-        path: relative to the folder of all runs; of an artifact its folder, whose weights are meant.
-        bytes: that its removal frees.
-        why: nothing needs it, in a clause.
-        run: `stage:name` of the run that it lies in; empty elsewhere.
+        path: path relative to the folder of all runs; for an artifact its folder, where only the weights are
+            removed.
+        bytes: space that its removal frees.
+        why: why nothing needs it, as a clause.
+        run: `stage:name` of the run that contains it; empty outside of runs.
     """
 
     kind: str
@@ -64,56 +65,57 @@ class Piece:
 
 
 def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
-    """Return what nothing needs, the largest first within each kind: nothing that a run is at work in, that an alias
-    meant at any time, that a run here was made from, or that an export has; no base and no artifact that changed within
-    a day.
+    """Return what nothing needs, the largest first within each kind.
+
+    Not included is anything that a running run uses, that an alias ever referred to, that a run here was made from, or
+    that an export contains, nor bases and artifacts that changed within a day.
 
     Args:
-        days: how long ago a run ended whose checkpoints are old.
+        days: age in days at which checkpoints of an ended run count as old.
     """
-    root, now = index.root, time.time()
+    root = index.root
+    now = time.time()
     records = index.records()
-    meant = {arm.digest for change in log.changes for arm in change.arms}
-    old = now - days * DAY_S
+    alias_digests = {arm.digest for change in log.changes for arm in change.arms}
     kinds = (
         iter_leftovers(root, now),
-        iter_checkpoints(root, records, old),
+        iter_checkpoints(root, records, now - days * DAY_S),
         iter_bases(root, now),
-        iter_artifacts(root, records, meant, now),
+        iter_artifacts(root, records, alias_digests, now),
     )
     return [piece for kind in kinds for piece in sorted(kind, key=lambda piece: (-piece.bytes, piece.path))]
 
 
 def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
-    """Yield what was being written when its process ended."""
-    here, locks = gethostname(), locked_inodes() or set()
+    """Yield files and folders that were being written when their process ended."""
+    host = gethostname()
+    locks = locked_inodes() or set()
     for path in (path for name in (*WITH_RUNS, "bases", SWEEPS) for path in find_entries(root / name, is_hidden)):
-        owned = OWNED.fullmatch(path.name)
-        if owned is None and UNOWNED.fullmatch(path.name) is None:
+        owner = OWNED.fullmatch(path.name)
+        if owner is None and UNOWNED.fullmatch(path.name) is None:
             continue
         with suppress(OSError):
-            aged = now - newest(path) > DAY_S
-            ours = owned is not None and owned["host"] in (None, here)
-            if ours and not Path("/proc", owned["pid"] if owned else "").exists():
-                why = f"process {owned['pid'] if owned else ''} wrote it, and has ended"
-            elif aged:
+            is_old = now - newest(path) > DAY_S
+            if owner is not None and owner["host"] in (None, host) and not Path("/proc", owner["pid"]).exists():
+                why = f"process {owner['pid']} wrote it, and has ended"
+            elif is_old:
                 why = "nothing has written to it for a day"
             else:
                 continue
-            stage, name, *inside = path.relative_to(root).parts
-            run = f"{stage}:{name}" if inside and stage in WITH_RUNS else ""
+            stage, name, *inner_parts = path.relative_to(root).parts
+            run = f"{stage}:{name}" if inner_parts and stage in WITH_RUNS else ""
             if not (run and os.stat(root / stage / name).st_ino in locks):
                 yield Piece("leftovers", path.relative_to(root).as_posix(), size_of(path), why, run)
 
 
-def find_entries(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
-    """Yield the entries below a folder that are wanted, without what lies in them. Links are not followed."""
+def find_entries(folder: Path, matches: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
+    """Yield the matching entries below a folder, without searching inside them. Links are not followed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_wanted(entry):
+            if matches(entry):
                 yield Path(entry.path)
             elif depth < DEEPEST and entry.is_dir(follow_symlinks=False):
-                yield from find_entries(Path(entry.path), is_wanted, depth + 1)
+                yield from find_entries(Path(entry.path), matches, depth + 1)
 
 
 def is_hidden(entry: os.DirEntry[str]) -> bool:
@@ -121,48 +123,52 @@ def is_hidden(entry: os.DirEntry[str]) -> bool:
 
 
 def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> Iterator[Piece]:
-    """Yield the checkpoints of runs that are done, and of those that failed before a time."""
+    """Yield the checkpoints of done runs, and of runs that failed before a time."""
     for record in records:
         folder = root / record["folder"] / "checkpoints"
         if record["status"] == "running" or not folder.is_dir():
             continue
-        ended = newest(folder)
+        changed_at = newest(folder)
         if record["status"] == "done":
             why = "its run is done"
-        elif record["status"] in ("failed", "interrupted") and ended < before:
-            why = f"its run was {record['status']} {(time.time() - ended) / DAY_S:.0f} days ago; it would begin anew"
+        elif record["status"] in ("failed", "interrupted") and changed_at < before:
+            days = (time.time() - changed_at) / DAY_S
+            why = f"its run was {record['status']} {days:.0f} days ago; it would begin anew"
         else:
             continue
         yield Piece("checkpoints", f"{record['folder']}/checkpoints", size_of(folder), why, record["run"])
 
 
 def iter_bases(root: Path, now: float) -> Iterator[Piece]:
-    """Yield the folders of bases in `bases/` that no export links to. A folder without `base.json` is not align's."""
-    linked = {Path(os.path.realpath(link)) for link in find_entries(root / "export", os.DirEntry.is_symlink)}
-    for path in sorted(about.parent for about in (root / "bases").glob(f"[!.]*/{ABOUT}")):
-        real = Path(os.path.realpath(path))
-        shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
-        needed = shared or any(target == real or real in target.parents for target in linked)
-        if not needed and now - newest(path) > DAY_S:
+    """Yield the folders of bases in `bases/` that no export links to. A folder without `base.json` is left alone."""
+    targets = {Path(os.path.realpath(link)) for link in find_entries(root / "export", os.DirEntry.is_symlink)}
+    for path in sorted(file.parent for file in (root / "bases").glob(f"[!.]*/{ABOUT}")):
+        real_path = Path(os.path.realpath(path))
+        is_shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
+        is_needed = is_shared or any(target == real_path or real_path in target.parents for target in targets)
+        if not is_needed and now - newest(path) > DAY_S:
             why = "no export links to it; stage=export writes it again"
             yield Piece("bases", path.relative_to(root).as_posix(), size_of(path), why)
 
 
-def iter_artifacts(root: Path, records: Sequence[Record], meant: set[str], now: float) -> Iterator[Piece]:
-    """Yield the weights of done runs that no alias ever meant, that nothing but evaluations was made from, and that are
-    not the newest of their stage on their base."""
+def iter_artifacts(root: Path, records: Sequence[Record], alias_digests: set[str], now: float) -> Iterator[Piece]:
+    """Yield the weights of done runs that nothing needs.
+
+    No alias ever referred to them, only evaluations were made from them, and they are not the newest of their stage on
+    their base.
+    """
     newest_of: dict[tuple[str, str], Record] = {}
-    done = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
-    for record in done:
-        place = (record["stage"], (record.get("base") or {}).get("digest", ""))
-        if place not in newest_of or publication(record) > publication(newest_of[place]):
-            newest_of[place] = record
-    for record in done:
+    trained = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
+    for record in trained:
+        key = (record["stage"], (record.get("base") or {}).get("digest", ""))
+        if key not in newest_of or publication(record) > publication(newest_of[key]):
+            newest_of[key] = record
+    for record in trained:
         latest = newest_of[record["stage"], (record.get("base") or {}).get("digest", "")]
         children = [ref for ref in record["children"] if not ref.startswith("eval:")]
         folder = root / record["folder"] / "artifact"
         weights = [path for path in files_in(folder) if path.suffix in WEIGHTS]
-        if record is latest or children or record["digest"] in meant or not record["digest"] or not weights:
+        if record is latest or children or record["digest"] in alias_digests or not record["digest"] or not weights:
             continue
         if now - newest(folder) > DAY_S:
             why = f"{latest['run']} is later; no alias, no export and no run needs it"
@@ -171,31 +177,32 @@ def iter_artifacts(root: Path, records: Sequence[Record], meant: set[str], now: 
 
 
 def files_in(path: Path) -> list[Path]:
-    """Return the files of a folder; a file itself. Links are left out."""
+    """List the files in a folder, or a file itself. Links are left out."""
     if not path.is_dir():
         return [path] if path.is_file() and not path.is_symlink() else []
-    return [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()]
+    return [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes that its removal frees: what has another name elsewhere stays."""
-    return sum(found.st_size for file in files_in(path) if (found := file.stat()).st_nlink == 1)
+    """Return the bytes that a removal frees. Files with other hard links are not counted."""
+    return sum(status.st_size for status in map(os.stat, files_in(path)) if status.st_nlink == 1)
 
 
 def newest(path: Path) -> float:
-    """Return when something in it changed last, in seconds since 1970."""
-    return max(os.lstat(one).st_mtime for one in [path, *files_in(path)])
+    """Return the time of the last change in a folder, in seconds since 1970."""
+    return max(os.lstat(entry).st_mtime for entry in [path, *files_in(path)])
 
 
 def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
-    """Remove pieces, and yield each with whether it could be; what a process works in stays. Each is written down
-    first: a command that is cut off is continued by asking again.
+    """Remove pieces, and yield each with whether it was removed. A piece of a running run stays.
+
+    Each is logged before it is removed, so that an interrupted command can be repeated.
 
     Args:
-        who: for the log.
+        who: name for the log.
 
     Raises:
-        OSError: the log cannot be written, or something cannot be removed.
+        OSError: The log cannot be written, or a piece cannot be removed.
     """
     for piece in pieces:
         path = root / piece.path
@@ -214,14 +221,21 @@ def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tup
 
 
 def write_to_log(root: Path, piece: Piece, who: str) -> None:
-    """Write one line of the log: what goes, with the name and the size of each file."""
+    """Write one line to the log: the piece, with the name and size of each file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
-    files = {one.relative_to(root).as_posix(): one.stat().st_size for one in files_in(path)}
+    files = {file.relative_to(root).as_posix(): file.stat().st_size for file in files_in(path)}
     if piece.kind == "artifacts":
         files = {name: size for name, size in files.items() if name.endswith(WEIGHTS)}
-    line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "who": who, "kind": piece.kind, "path": piece.path,
-            "run": piece.run, "why": piece.why, "files": files}  # fmt: skip
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "who": who,
+        "kind": piece.kind,
+        "path": piece.path,
+        "run": piece.run,
+        "why": piece.why,
+        "files": files,
+    }
     with open(root / LOG, "a", encoding="utf-8", opener=open_regular) as file:
         file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
         file.flush()
@@ -229,46 +243,45 @@ def write_to_log(root: Path, piece: Piece, who: str) -> None:
 
 
 def remove_weights(artifact: Path, why: str) -> None:
-    """Take the weights of an artifact away: first nobody reads it any more, then the files go."""
+    """Mark an artifact as removed, so that no command reads it any more, and delete its weights."""
     write_json(artifact / REPLACED, {"by": BY, "at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": why})
     for path in files_in(artifact):
         if path.suffix in WEIGHTS:
             path.unlink()
 
 
-def as_lines(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> Iterator[str]:
-    """Yield what was found as text, or what became of it.
+def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Iterator[str]:
+    """Yield the pieces as text, or what became of them.
 
     Args:
-        taken: path → whether it was removed; None where nothing was to be.
+        removed: path → whether it was removed; None if nothing was to be removed.
     """
     if not pieces:
         yield "nothing that nothing needs"
         return
     states = {None: "", True: "removed", False: "in use"}
-    lines = [["kind", "size", "what", *([""] if taken is not None else []), "why"]]
+    lines = [["kind", "size", "what", *([""] if removed is not None else []), "why"]]
     for piece in pieces:
-        state = [states[taken.get(piece.path)]] if taken is not None else []
-        what, why = one_line(piece.path), one_line(piece.why)
-        lines.append([piece.kind, format_bytes(piece.bytes), what, *state, why])
+        state = [states[removed.get(piece.path)]] if removed is not None else []
+        lines.append([piece.kind, format_bytes(piece.bytes), one_line(piece.path), *state, one_line(piece.why)])
     yield from align_columns(lines)
     total = format_bytes(sum(piece.bytes for piece in pieces))
-    if taken is None:
+    if removed is None:
         yield f"{counted(len(pieces), 'thing')}, {total}. Nothing was removed: stage.apply=true removes them."
         if any(piece.kind == "artifacts" for piece in pieces):
             yield 'Artifacts go only by name: "stage.kinds=[artifacts]".'
     else:
-        freed = sum(piece.bytes for piece in pieces if taken.get(piece.path))
-        yield f"{counted(sum(taken.values()), 'thing')} removed, {format_bytes(freed)}; {LOG} says which."
+        freed = sum(piece.bytes for piece in pieces if removed.get(piece.path))
+        yield f"{counted(sum(removed.values()), 'thing')} removed, {format_bytes(freed)}; {LOG} says which."
 
 
 def format_bytes(count: int) -> str:
-    """Return `12.3 MB`."""
+    """Return a size such as `12.3 MB`."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
 
 
-def as_objects(pieces: Sequence[Piece], taken: Mapping[str, bool] | None) -> list[dict[str, Any]]:
-    return [asdict(piece) | {"removed": bool(taken and taken.get(piece.path))} for piece in pieces]
+def as_objects(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> list[dict[str, Any]]:
+    return [asdict(piece) | {"removed": bool(removed and removed.get(piece.path))} for piece in pieces]

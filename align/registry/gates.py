@@ -1,4 +1,4 @@
-"""Gates: what has to be true of an artifact before an alias may mean it.
+"""Gates: conditions that an artifact must meet before an alias may refer to it.
 
 A gate is a YAML file that binds aliases to conditions:
 
@@ -12,18 +12,18 @@ A gate is a YAML file that binds aliases to conditions:
       - {verdict: safety}
       - {stale: false}
 
-Of a figure with an interval, the end that is worse has to keep the bound. What a proxy judged, the reward that a policy
-was trained against, counts only where a condition says `proxy: true`. Figures of a policy that collapsed, which gives
-nearly the same answer to every prompt, count only where a condition says `collapsed: true`. With `collapsed: measured`
+For a metric with an interval, the worse end has to keep the bound. Metrics by a proxy judge, the reward that a policy
+was trained against, count only if a condition says `proxy: true`. Metrics of a policy that collapsed, which gives
+nearly the same answer to every prompt, count only if a condition says `collapsed: true`. With `collapsed: measured`
 they count only if an evaluation measured that the policy did not collapse.
 
-A condition on a verdict asks for a verdict file, in which an evaluator said something of an artifact:
+A condition on a verdict needs a verdict file, which holds an evaluator's result for an artifact:
 
     {"schema_version": 1, "gate": "safety", "verdict": "pass", "figure": {"value": 0.98, "low": 0.95, "high": 0.99},
      "inputs": {"artifact": SHA256, "data": SHA256}}
 
-Such files lie in `verdicts/` of a run's artifact, or of the folder of all runs, for those that another tool wrote. Only
-`pass` counts, and only of the artifact that `inputs.artifact` is the digest of.
+Such files lie in `verdicts/` of a run's artifact or, if another tool wrote them, of the folder of all runs. Only `pass`
+counts, and only for the artifact whose digest is `inputs.artifact`.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ EXAMPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a gate is asked about.
+    """An artifact that gates decide about.
 
     Attributes:
         root: the folder of all runs.
-        record: of the run that made the artifact, see `align.registry.record`.
-        digest: of the artifact.
-        evaluation: the record of the run that evaluated it; None where none did.
-        exports: the records of its exports.
-        upstream: it, and all that it was made from, as far as that is there.
-        gone: the runs that it was made from and that are not there.
+        record: record of the run that made the artifact, see `align.registry.record`.
+        digest: digest of the artifact.
+        evaluation: record of its evaluation; None if it was not evaluated.
+        exports: records of its exports.
+        upstream: records of the run itself and of all that it was made from, as far as they exist.
+        gone: runs that it was made from and that no longer exist.
     """
 
     root: Path
@@ -89,12 +89,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one condition says of one artifact.
+    """The result of one condition for one artifact.
 
     Attributes:
-        run: that made the artifact.
-        condition: in words.
-        said: the figure that it was decided by, or what is missing.
+        run: the run that made the artifact.
+        condition: the condition as text.
+        said: the metric that decided, or what is missing.
     """
 
     run: str
@@ -108,10 +108,10 @@ class Finding:
 
 
 def altered_figures(subject: Subject) -> str:
-    """Return why the figures of an artifact decide nothing: they, or those of its evaluation, are not known to be the
-    published ones. Empty if they are.
+    """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones. Empty if they
+    agree.
 
-    All published files of the evaluation are hashed: they are the evidence of its figures.
+    All published files of the evaluation are hashed, as they are the evidence for its metrics.
     """
     problems = [altered_in(subject.record)]
     if subject.evaluation is not None:
@@ -125,16 +125,18 @@ def altered_figures(subject: Subject) -> str:
 
 
 Check = Callable[[Subject], tuple[bool, str]]
-"""Whether a condition is met, and by what."""
+"""Returns whether a condition is met, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Attributes:
-    name: of its file, without the ending.
-    aliases: patterns of the aliases that it binds.
-    conditions: each in words, and its check.
-    digest: sha256 of the file, hex.
+    """A gate, read from its file.
+
+    Attributes:
+        name: name of its file, without the suffix.
+        aliases: patterns of the aliases that it binds.
+        conditions: each as text, with its check.
+        digest: SHA-256 of the file, in hex.
     """
 
     name: str
@@ -146,105 +148,112 @@ class Gate:
         return any(fnmatchcase(alias, pattern) for pattern in self.aliases)
 
     def findings(self, subject: Subject) -> list[Finding]:
-        """What each condition says of an artifact."""
-        return [Finding(subject.record["run"], said, *check(subject)) for said, check in self.conditions]
+        """Return the result of each condition for an artifact."""
+        return [Finding(subject.record["run"], text, *check(subject)) for text, check in self.conditions]
 
     def as_json(self, findings: Sequence[Finding]) -> dict[str, Any]:
-        """As the log of the aliases keeps it."""
+        """Return the findings as the log of aliases stores them."""
         return {"gate": self.name, "digest": self.digest, "findings": [asdict(finding) for finding in findings]}
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: of two the last one would count, and nobody would know."""
+    """A YAML loader that refuses duplicate keys. PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"the key {twice!r} stands twice")
+        if duplicate := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {duplicate!r} stands twice")
         return super().construct_mapping(node, deep)
 
 
 def read_gates(folders: Iterable[Path]) -> list[Gate]:
-    """The gates of some folders, by name; none of one that is not there.
+    """Read the gates in some folders, sorted by path. Missing folders hold no gates.
 
     Raises:
-        InputError: a file cannot be read as a gate.
+        InputError: A file cannot be read as a gate.
     """
-    found = {
-        os.path.realpath(path): path for folder in folders for ending in ENDINGS for path in folder.glob(f"*{ending}")
-    }
-    return [read_gate(path) for path in sorted(found.values())]
+    paths = {}
+    for folder in folders:
+        for suffix in ENDINGS:
+            paths |= {os.path.realpath(path): path for path in folder.glob(f"*{suffix}")}
+    return [read_gate(path) for path in sorted(paths.values())]
 
 
 def read_gate(path: Path) -> Gate:
     field = str(path)
     text = read_bytes(path, "gate", "Mend the file.")
     try:
-        given = yaml.load(text.decode("utf-8"), Loader)
+        spec = yaml.load(text.decode("utf-8"), Loader)
     except (ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
     remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
-    whole = isinstance(given, Mapping) and {*given} == {"alias", "conditions"}
-    require(whole, "gate", field, "has other keys than `alias` and `conditions`", remedy)
-    aliases = [given["alias"]] if isinstance(given["alias"], str) else given["alias"]
-    texts = isinstance(aliases, list) and bool(aliases) and all(isinstance(one, str) and one for one in aliases)
-    texts = texts and all(PATTERN.fullmatch(one) for one in aliases)
-    require(texts, f"{field}: alias", aliases, "is no name or pattern of an alias, nor a list of them", remedy)
-    listed = isinstance(given["conditions"], list) and bool(given["conditions"])
-    require(listed, f"{field}: conditions", given["conditions"], "is no list of conditions", EXAMPLE)
-    numbered = enumerate(given["conditions"])
-    found = tuple(read_condition(one, f"{field}: conditions[{i}]", path.parent) for i, one in numbered)
-    return Gate(path.stem, tuple(aliases), found, sha256(text).hexdigest())
+    has_keys = isinstance(spec, Mapping) and {*spec} == {"alias", "conditions"}
+    require(has_keys, "gate", field, "has other keys than `alias` and `conditions`", remedy)
+    aliases = [spec["alias"]] if isinstance(spec["alias"], str) else spec["alias"]
+    are_patterns = (
+        isinstance(aliases, list)
+        and bool(aliases)
+        and all(isinstance(alias, str) and PATTERN.fullmatch(alias) for alias in aliases)
+    )
+    require(are_patterns, f"{field}: alias", aliases, "is no name or pattern of an alias, nor a list of them", remedy)
+    is_list = isinstance(spec["conditions"], list) and bool(spec["conditions"])
+    require(is_list, f"{field}: conditions", spec["conditions"], "is no list of conditions", EXAMPLE)
+    conditions = tuple(
+        read_condition(condition, f"{field}: conditions[{i}]", path.parent)
+        for i, condition in enumerate(spec["conditions"])
+    )
+    return Gate(path.stem, tuple(aliases), conditions, sha256(text).hexdigest())
 
 
-def read_condition(given: Any, field: str, home: Path) -> tuple[str, Check]:
-    """Return one condition in words, and its check.
+def read_condition(spec: Any, field: str, home: Path) -> tuple[str, Check]:
+    """Return a condition as text, and its check.
 
     Args:
-        home: the folder of its gate, from which the path of a public key counts.
+        home: folder of the gate, to which the path of a public key is relative.
 
     Raises:
-        InputError: it is none.
+        InputError: It is not a condition.
     """
-    kinds = [kind for kind in KINDS if isinstance(given, Mapping) and kind in given]
-    require(len(kinds) == 1, field, given, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
+    kinds = [kind for kind in KINDS if isinstance(spec, Mapping) and kind in spec]
+    require(len(kinds) == 1, field, spec, f"is no condition: it has none of {', '.join(KINDS)}, or two", EXAMPLE)
     kind = kinds[0]
     if kind == "figure":
-        return read_bound(given, field)
-    words, value_kind, check = KINDS[kind]
-    value = given[kind]
+        return read_bound(spec, field)
+    text, value_kind, check = KINDS[kind]
+    value = spec[kind]
     is_value = value == value_kind if isinstance(value_kind, bool) else isinstance(value, str) and bool(value)
     meaning = str(value_kind).lower() if isinstance(value_kind, bool) else value_kind
-    require(
-        {*given} == {kind} and is_value, field, dict(given), "is no such condition", f"Write {{{kind}: {meaning}}}."
-    )
+    require({*spec} == {kind} and is_value, field, dict(spec), "is no such condition", f"Write {{{kind}: {meaning}}}.")
     if kind == "signature":
         path = home / user_path(value, field)
         remedy = "The path of a public key counts from the folder of its gate."
         require(path.is_file(), f"{field}.signature", value, f"is no file in {home}", remedy)
-        return words.format(path.name), partial(check, value=(path, f"{field}.signature"))
-    return words.format(value), partial(check, value=value)
+        return text.format(path.name), partial(check, value=(path, f"{field}.signature"))
+    return text.format(value), partial(check, value=value)
 
 
-def read_bound(given: Mapping[str, Any], field: str) -> tuple[str, Check]:
-    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with `proxy: true` and `collapsed: true` as exemptions;
-    `collapsed: measured` asks for an evaluation that measured it."""
-    limits = {key: given[key] for key in ("at_least", "at_most") if key in given}
-    collapsed = given.get("collapsed", False)
-    known = bool(limits) and {*given} <= {"figure", "proxy", "collapsed", *limits} and isinstance(given["figure"], str)
-    known = known and isinstance(given.get("proxy", False), bool)
-    known = known and (isinstance(collapsed, bool) or collapsed == "measured")
-    require(known, field, dict(given), "is no bound of a figure", EXAMPLE)
+def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, Check]:
+    """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with the keys `proxy` and `collapsed`."""
+    limits = {key: spec[key] for key in ("at_least", "at_most") if key in spec}
+    collapsed = spec.get("collapsed", False)
+    is_valid = (
+        bool(limits)
+        and {*spec} <= {"figure", "proxy", "collapsed", *limits}
+        and isinstance(spec["figure"], str)
+        and isinstance(spec.get("proxy", False), bool)
+        and (isinstance(collapsed, bool) or collapsed == "measured")
+    )
+    require(is_valid, field, dict(spec), "is no bound of a figure", EXAMPLE)
     for value in limits.values():
-        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        require(finite, field, dict(given), f"has a bound that is no number: {value!r}", EXAMPLE)
-    words = " and ".join(f"{key.replace('_', ' ')} {value}" for key, value in limits.items())
-    required = ", collapse measured" if collapsed == "measured" else ""
+        is_finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        require(is_finite, field, dict(spec), f"has a bound that is no number: {value!r}", EXAMPLE)
+    text = " and ".join(f"{key.replace('_', ' ')} {value}" for key, value in limits.items())
+    note = ", collapse measured" if collapsed == "measured" else ""
     bounds = limits.get("at_least", -math.inf), limits.get("at_most", math.inf)
     check = partial(
-        check_bound, name=given["figure"], bounds=bounds, proxy=given.get("proxy", False), collapsed=collapsed
+        check_bound, name=spec["figure"], bounds=bounds, proxy=spec.get("proxy", False), collapsed=collapsed
     )
-    return f"{given['figure']} {words}{required}", check
+    return f"{spec['figure']} {text}{note}", check
 
 
 def check_bound(
@@ -254,8 +263,8 @@ def check_bound(
         return False, f"altered: {problem}"
     key, figure = figure_of(subject.record, name)
     if figure is None or number(figure) is None:
-        measure = f"stage=eval artifact={subject.record['run']}"
-        return False, f"there is no such figure. An evaluation may have it: {measure}"
+        command = f"stage=eval artifact={subject.record['run']}"
+        return False, f"there is no such figure. An evaluation may have it: {command}"
     text = format_value(figure)
     if isinstance(figure, Mapping) and not (is_interval(figure) and is_bounded(figure)):
         return False, f"{text} has no interval"
@@ -268,35 +277,36 @@ def check_bound(
     if verdict == "collapsed" and collapsed is not True:
         return False, f"{text} of a policy that collapsed: {reasons}"
     if verdict != "varied" and collapsed == "measured":
-        why = reasons or "no evaluation says it"
-        return False, f"{text}; whether the policy collapsed is not measured: {why}"
+        return False, f"{text}; whether the policy collapsed is not measured: {reasons or 'no evaluation says it'}"
     unmeasured = "; whether the policy collapsed is not measured" if verdict == "not measured" else ""
     low, high = (figure["low"], figure["high"]) if isinstance(figure, Mapping) else (figure, figure)
     return bounds[0] <= low and high <= bounds[1], f"{text}{unmeasured}"
 
 
 def figure_of(record: Record, name: str) -> tuple[str, Any]:
-    """Return (key, figure) that a name stands for: of the metrics, with its interval if it has one."""
-    name = name.removesuffix(".value")  # which alone would pass over the interval
+    """Return (key, value) of a metric by its name, with its interval if it has one."""
+    name = name.removesuffix(".value")  # which would leave out the interval
     keys = (f"metrics.{name}_interval", f"metrics.{name}", f"{name}_interval", name)
-    return next(((key, found) for key in keys if (found := value_at(record, key)) is not None), (name, None))
+    for key in keys:
+        if (value := value_at(record, key)) is not None:
+            return key, value
+    return name, None
 
 
 def judged_by(subject: Subject, key: str, figure: Any) -> str:
-    """Return the proxy that a figure goes by, if an evaluation by one measured it; empty otherwise."""
-    found = subject.evaluation
-    if found is None or value_at(found, "metrics.judge_is") != "proxy":
+    """Return the name of the proxy judge if an evaluation by one measured the metric. Empty otherwise."""
+    evaluation = subject.evaluation
+    if evaluation is None or value_at(evaluation, "metrics.judge_is") != "proxy":
         return ""
-    measured = value_at(found, key) == figure or (key == "score" and value_at(found, "score") == figure)
-    return str(value_at(found, "metrics.judge")) if measured else ""
+    is_measured = value_at(evaluation, key) == figure or (key == "score" and value_at(evaluation, "score") == figure)
+    return str(value_at(evaluation, "metrics.judge")) if is_measured else ""
 
 
 def check_receipt(subject: Subject, value: str) -> tuple[bool, str]:
-    """Check that it is, or has, an export of a kind, whose files are those that its receipt speaks of, and which kept
-    every bound."""
+    """Check that the artifact is or has an export of a kind with valid files that kept every bound."""
     problem = f"there is no such export: stage=export export={value} artifact={subject.record['run']}"
-    own = [subject.record] if subject.record["stage"] == "export" else []
-    for export in (*own, *subject.exports):
+    own_export = [subject.record] if subject.record["stage"] == "export" else []
+    for export in (*own_export, *subject.exports):
         if value_at(export, "config.export.name") == value and export["status"] == "done":
             passed, problem = receipt_passed(subject, export)
             if passed:
@@ -305,57 +315,59 @@ def check_receipt(subject: Subject, value: str) -> tuple[bool, str]:
 
 
 def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
-    """Return whether an export is what was exported and close enough to what was trained, and why."""
+    """Return whether an export has its receipt's files and kept every bound, and the reason."""
     folder = subject.root / export["folder"]
     try:
-        found = checked_receipt(folder / "artifact")
-        verify_outputs(folder, read_manifest(folder).outputs)  # the receipt itself among them
+        receipt = checked_receipt(folder / "artifact")
+        verify_outputs(folder, read_manifest(folder).outputs)  # they include the receipt itself
     except InputError as error:
         return False, f"{export['run']}: {error}"
-    if export is not subject.record and found.get("artifact") != subject.digest:
+    if export is not subject.record and receipt.get("artifact") != subject.digest:
         return False, f"{export['run']} has the receipt of another artifact"
-    verdicts = [row.get("verdict") for row in found["rows"]]
-    missed = [row.get("name") for row in found["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]
+    verdicts = [row.get("verdict") for row in receipt["rows"]]
+    missed = [row.get("name") for row in receipt["rows"] if row.get("verdict") not in (PASS, "reported", "not checked")]
     if missed:
         return False, f"{export['run']} missed a bound: {', '.join(map(str, missed))}"
     return PASS in verdicts, f"{export['run']}: {verdicts.count(PASS)} of {len(verdicts)} checks passed, none missed"
 
 
 def check_unseen(subject: Subject, value: bool) -> tuple[bool, str]:
-    """Check that it was evaluated, and on nothing that it was trained on."""
+    """Check that the artifact was evaluated, and only on prompts that were not in its training data."""
     evaluation = subject.evaluation
     if evaluation is None:
         return False, f"nothing evaluated it: stage=eval artifact={subject.record['run']}"
     if problem := altered_figures(subject):
         return False, f"altered: {problem}"
-    if seen := value_at(evaluation, "metrics.seen"):
-        return False, f"training saw {seen:,} of the prompts of {evaluation['run']}"
+    if seen_count := value_at(evaluation, "metrics.seen"):
+        return False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}"
     if value_at(evaluation, "metrics.seen_unknown") != 0:
         return False, f"of {evaluation['run']} it is not known which prompts training saw"
     return True, f"{evaluation['run']}: training saw none of its prompts"
 
 
 def check_signature(subject: Subject, value: tuple[Path, str]) -> tuple[bool, str]:
-    """Check that the artifact itself, or an export of it, is signed by the owner of a key.
+    """Check that the artifact, or an export of it, is signed by the owner of a key.
 
     Args:
-        value: the path of the public key, and the field that names it.
+        value: path of the public key, and the field that names it.
     """
     run = subject.record["run"]
     problem = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={run}"
-    key = public_key(str(value[0]), value[1])  # one that cannot be read is a fault of the gate, which nobody overrides
+    key = public_key(str(value[0]), value[1])  # an unreadable key is an error of the gate, not a missed condition
     for record in (subject.record, *subject.exports):
         published = subject.root / record["folder"] / "artifact"
         results = [check_signed(subject, record["run"], folder, key) for folder in signed_folders(published)]
         if results and all(passed for passed, _ in results):
             return True, results[0][1]
-        problem = next((why for passed, why in results if not passed), problem)
+        problem = next((reason for passed, reason in results if not passed), problem)
     return False, problem
 
 
 def signed_folders(published: Path) -> list[Path]:
-    """Return the folders of an artifact that have to be signed: itself, or each of several kinds of export. A signed
-    copy in it vouches for nothing beside it."""
+    """Return the folders of an artifact that have to be signed: itself, or one per kind of export.
+
+    A signed copy inside it proves nothing about the files beside that copy.
+    """
     inside = sorted(published.glob("*"))
     if (published / SIGNATURE).is_file():
         return [published]
@@ -363,32 +375,32 @@ def signed_folders(published: Path) -> list[Path]:
 
 
 def check_signed(subject: Subject, run: str, folder: Path, key: PublicKey) -> tuple[bool, str]:
-    """Check that a folder is signed, and is the artifact or, as the receipt in it says, an export of it."""
+    """Check that a folder is signed, and is the artifact or, by its receipt, an export of it."""
     try:
         verified(folder, key, "artifact", run)
         receipt = folder / RECEIPT
         exported = json_object(receipt, RECEIPT, "Export it again.").get("artifact") if receipt.is_file() else None
     except InputError as error:
         return False, str(error)
-    said = f"{run} is signed by {key.fingerprint[:12]}"
-    alike = subject.digest in (exported, published_digest(folder))
-    return alike, said if alike else f"{said}, and is another artifact"
+    text = f"{run} is signed by {key.fingerprint[:12]}"
+    if subject.digest not in (exported, published_digest(folder)):
+        return False, f"{text}, and is another artifact"
+    return True, text
 
 
 def check_verdict(subject: Subject, value: str) -> tuple[bool, str]:
-    """Check that a verdict file of a name says `pass` of this very artifact."""
+    """Check that the verdict files of a name say `pass` for exactly this artifact."""
     if problem := altered_figures(subject):
         return False, f"altered: {problem}"
     return verdict_on(subject.root, value, subject.digest)
 
 
 def check_fresh(subject: Subject, value: bool) -> tuple[bool, str]:
-    """Check that neither it nor anything that it was made from learned from what was forgotten since. Of a run that is
-    gone nobody knows."""
+    """Check that neither the run nor any of its ancestors is stale. A run that is gone counts as unknown."""
     for record in subject.upstream:
         if stale := stale_in(subject.root / record["folder"]):
-            again = f": {stale.again}" if stale.again else ""
-            return False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{again}"
+            command = f": {stale.again}" if stale.again else ""
+            return False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}"
     if subject.gone:
         return False, f"{', '.join(subject.gone)} is gone, so nobody knows whether it is stale"
     return True, f"none of {len(subject.upstream):,} runs is"
@@ -402,7 +414,7 @@ KINDS: Mapping[str, tuple[str, str | bool, Callable[..., tuple[bool, str]]]] = {
     "verdict": ("verdict {}", "NAME", check_verdict),
     "stale": ("nothing that it was made from is stale", False, check_fresh),
 }
-"""The key that a condition is known by → the condition in words, its value or an example of it, its check."""
+"""Key of a condition → its text, its value or an example, and its check."""
 
 
 SCHEMA = 1
@@ -414,9 +426,11 @@ AGAIN = "Evaluate again with stage=eval resume=never, or write the file anew: do
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Attributes:
-    source: the run that it lies in, or the name of its file.
-    run: that run's manifest; None of a file beside the runs.
+    """The content of a verdict file.
+
+    Attributes:
+        source: run that holds the file, or the file's name.
+        run: manifest of that run; None for a file beside the runs.
     """
 
     gate: str
@@ -428,27 +442,26 @@ class Verdict:
 
 
 def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
-    """One verdict file.
+    """Read one verdict file.
 
     Raises:
-        CorruptFile: it is none.
-        InputError: another version wrote it.
+        CorruptFile: It is not a verdict file.
+        InputError: Another version wrote it.
     """
-    found = json_object(path, "verdict", REMEDY)
-    require_schema_version(found.get("schema_version"), SCHEMA, "verdict", str(path), AGAIN)
-    inputs = found.get("inputs")
-    texts = isinstance(found.get("gate"), str) and isinstance(found.get("verdict"), str)
-    digests = isinstance(inputs, dict) and all(isinstance(value, str) for value in inputs.values())
-    if not texts or not isinstance(inputs, dict) or not digests:
+    values = json_object(path, "verdict", REMEDY)
+    require_schema_version(values.get("schema_version"), SCHEMA, "verdict", str(path), AGAIN)
+    inputs = values.get("inputs")
+    has_texts = isinstance(values.get("gate"), str) and isinstance(values.get("verdict"), str)
+    if not has_texts or not isinstance(inputs, dict) or not all(isinstance(value, str) for value in inputs.values()):
         raise CorruptFile("verdict", str(path), "is no verdict file", REMEDY)
-    return Verdict(found["gate"], found["verdict"], found.get("figure"), inputs, source, run)
+    return Verdict(values["gate"], values["verdict"], values.get("figure"), inputs, source, run)
 
 
 def verdicts(root: Path) -> Iterator[Verdict]:
-    """All of them, those of runs that are done and those beside the runs.
+    """Yield all verdict files, of done runs and beside the runs.
 
     Raises:
-        CorruptFile, InputError: as `read_verdict`.
+        CorruptFile, InputError: As `read_verdict`.
     """
     for path in sorted(root.glob(f"*/*/artifact/{FOLDER}/*.json")):
         folder = path.parents[2]
@@ -464,18 +477,20 @@ def verdicts(root: Path) -> Iterator[Verdict]:
 
 
 def verdict_on(root: Path, gate: str, digest: str) -> tuple[bool, str]:
-    """Whether a verdict of this name says `pass` of an artifact, and what it says. Of runs, the newest counts; of files
-    beside the runs, which have no order, each."""
+    """Return whether the verdicts of a name say `pass` for an artifact, and the deciding one as text.
+
+    Of runs, the newest counts. Files beside the runs have no order, so that each counts.
+    """
     try:
-        named = [one for one in verdicts(root) if one.gate == gate]
+        all_verdicts = [verdict for verdict in verdicts(root) if verdict.gate == gate]
     except InputError as error:
         return False, str(error)
-    found = [one for one in named if one.inputs.get("artifact") == digest]
-    if not found:
-        others = f"; there are {len(named)} on other artifacts" if named else ""
-        return False, f"nobody has given one on this artifact ({digest[:12]}){others}"
-    newest = max((one.run.publication for one in found if one.run), default=None)
-    count = [one for one in found if one.run is None or one.run.publication == newest]
-    worst = next((one for one in count if one.verdict != PASS), count[0])
+    matching = [verdict for verdict in all_verdicts if verdict.inputs.get("artifact") == digest]
+    if not matching:
+        note = f"; there are {len(all_verdicts)} on other artifacts" if all_verdicts else ""
+        return False, f"nobody has given one on this artifact ({digest[:12]}){note}"
+    newest = max((verdict.run.publication for verdict in matching if verdict.run), default=None)
+    current = [verdict for verdict in matching if verdict.run is None or verdict.run.publication == newest]
+    worst = next((verdict for verdict in current if verdict.verdict != PASS), current[0])
     figure = "" if worst.figure is None else f", {format_value(worst.figure)}"
     return worst.verdict == PASS, f"{worst.source}: {worst.verdict}{figure}"

@@ -1,8 +1,8 @@
-"""An index of the run folders: one SQLite file beside them, brought up to date whenever it is asked.
+"""An index of the run folders: one SQLite file beside them, brought up to date at every query.
 
-It holds nothing that the folders do not say. One of another version is made again. One that is damaged, or that another
-program made, is renamed first, for nobody can tell whose it is. Where none can be written, as on a disk that is read
-only, it lives in memory for the one question.
+It holds nothing that the folders do not hold. An index of another version is rebuilt. One that is damaged, or that
+another program made, is renamed first. If no file can be written, as on a read-only disk, the index is kept in memory
+for one query.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from align.registry.record import (
     record_of,
     unreadable,
 )
-from align.run.alias_log import REMEDY, AliasLog, read_log
+from align.run.alias_log import REMEDY, AliasLog, Change, read_log
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS
 from align.run.figures import IN_ARTIFACT
@@ -45,11 +45,13 @@ from align.run.stale import FILE as STALE
 
 
 def iter_folders(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield `stage:name` and a stamp of each folder with a manifest. A run has another stamp once its manifest was
-    replaced, it was marked stale, its figures were written again, or a server's log of adapters grew.
+    """Yield `stage:name` and a stamp of each folder with a manifest.
+
+    The stamp changes when the manifest is replaced, the run is marked stale, its metrics are written again, or a
+    server's log of adapters grows.
 
     Raises:
-        InputError: a folder of runs cannot be listed.
+        InputError: A folder of runs cannot be listed.
     """
     for stage in WITH_RUNS:
         try:
@@ -63,23 +65,24 @@ def iter_folders(root: Path) -> Iterator[tuple[str, str]]:
             raise InputError("run.root", str(root / stage), problem, remedy) from error
         files = (METRICS, *{"eval": [IN_ARTIFACT], "serve": [ADAPTERS]}.get(stage, ()), STALE)
         for name in names:
-            folder = f"{root}/{stage}/{name}"  # a path of 10,000 each would take as long again
+            folder = f"{root}/{stage}/{name}"  # building 10,000 Paths would double the time
             if stamp := stamp_of(f"{folder}/{FILE}"):
                 yield f"{stage}:{name}", " ".join([stamp, *(stamp_of(f"{folder}/{file}") for file in files)])
 
 
 def stamp_of(path: Path | str) -> str:
-    """Return size, times and inode of a file: no program sets the change time back. Empty if there is none."""
-    if not os.access(path, os.F_OK):  # an exception would cost more than all of this
+    """Return size, times and inode of a file as a text. No program can set the change time back. Empty if there is no
+    file."""
+    if not os.access(path, os.F_OK):  # faster than an exception
         return ""
     with suppress(OSError):
-        found = os.stat(path)
-        return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
+        status = os.stat(path)
+        return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
     return ""
 
 
 def locked_inodes() -> set[int] | None:
-    """Return the inodes of files and folders that a process of this machine has locked; None if nobody can tell."""
+    """Return the inodes of files and folders that processes of this machine have locked. None if unknown."""
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "FLOCK" in line}
@@ -88,12 +91,12 @@ def locked_inodes() -> set[int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Hashed:
-    """A file as it was when it was hashed.
+    """A file when it was hashed.
 
     Attributes:
-        state: see `stamp_of`.
-        sha256: hex.
-        at: when, ISO 8601 in UTC.
+        state: result of `stamp_of`.
+        sha256: SHA-256 in hex.
+        at: time, ISO 8601 in UTC.
     """
 
     state: str
@@ -103,12 +106,12 @@ class Hashed:
 
 INDEX = ".registry.db"
 OF_RECORDS = ("index.py", "record.py", "../run/figures.py")
-"""The files that decide what an index holds."""
+"""Source files that determine an index's content."""
 UNWRITTEN = tuple(f"SQLITE_{why}" for why in ("BUSY", "LOCKED", "READONLY", "CANTOPEN", "PERM", "IOERR", "FULL"))
-"""How errors are called which say that the file cannot be written; others say that it is damaged."""
+"""Names of SQLite errors about a file that cannot be written. Other errors mean that it is damaged."""
 ENDED = "its process ended before it could say why"
 WAIT_S = 30
-"""For another process that brings the same index up to date."""
+"""Seconds to wait for another process that updates the same index."""
 TABLES = """
 create table runs (
     run text primary key, stamp text not null, own text not null, record text, status text,
@@ -141,60 +144,62 @@ T = TypeVar("T")
 
 @cache
 def version() -> int:
-    """Return the version of the tables and of what is in them: an index that another code made is made again."""
+    """Return the version of the tables and their content. An index made by other code is rebuilt."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in OF_RECORDS)
     return int.from_bytes(sha256(code).digest()[:4], "big") >> 1
 
 
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError, json.JSONDecodeError)
-"""What reading a damaged index may raise."""
+"""Errors that reading a damaged index may raise."""
 
 
 class Damaged(sqlite3.DatabaseError):
-    """A row holds something that this index did not write."""
+    """Error of a row that this index did not write."""
 
 
 def asked(root: Path, question: Callable[[Index], T]) -> T:
-    """Ask an index that is up to date. If it turns out to be damaged, it is made again."""
+    """Run a query on an up-to-date index. A damaged index is rebuilt."""
     try:
         with Index(root) as index:
             return question(index)
     except DAMAGED as error:
         if name_of(error) == "SQLITE_ERROR" and "malformed" not in str(error):
-            raise  # a fault of the question
-    with Index(root, rebuild=True) as index:  # outside of the except: its traceback holds a cursor, and so a lock
+            raise  # the query itself is wrong
+    with Index(
+        root, rebuild=True
+    ) as index:  # outside of the except clause, whose traceback holds a cursor and so a lock
         return question(index)
 
 
 def name_of(error: Exception) -> str:
-    """Return what SQLite calls an error; empty for Python's own, such as text that is no UTF-8."""
+    """Return SQLite's name of an error. Empty for Python's own errors, such as invalid UTF-8."""
     return getattr(error, "sqlite_errorname", "")
 
 
 class Index:
-    """The runs under one root, as they are at the moment when this is opened. Use it as a context manager.
+    """The runs under one root, as they are when the index is opened. Use it as a context manager.
 
     Args:
         root: the folder of all runs.
-        rebuild: make it from nothing.
+        rebuild: build it from nothing.
 
     Attributes:
-        path: of the file; None where it is in memory.
-        changed: how many folders were read anew, or are gone.
-        aliases_error: why nobody can say which aliases there are; empty where the log can be read.
-        unnamed: folders whose names are no text in UTF-8. They are left out.
+        path: path of the file; None if it is in memory.
+        changed: number of folders that were read again or are gone.
+        aliases_error: why the aliases are unknown; empty if their log can be read.
+        unnamed: folders whose names are not valid UTF-8. They are left out.
     """
 
     def __init__(self, root: Path, rebuild: bool = False) -> None:
         self.root = root
         has_file(root / INDEX, "run.root", f"Move {INDEX} away: it is made again.")
         attempts: list[tuple[Path | None, bool]] = [(None, True), (None, False)]
-        if (root / INDEX).exists() or any(iter_folders(root)):  # nothing is left in a folder that is no folder of runs
+        if (root / INDEX).exists() or any(iter_folders(root)):  # a folder without runs gets no index
             attempts.insert(0, (root / INDEX, False))
         while True:
             self.path, copied = attempts.pop(0)
             try:
-                self.changed = self._opened(rebuild, copied)
+                self.changed = self._open(rebuild, copied)
                 return
             except DAMAGED as error:
                 if not attempts:
@@ -208,30 +213,33 @@ class Index:
     def __exit__(self, *given: object) -> None:
         self.db.close()
 
-    def _opened(self, rebuild: bool, copied: bool) -> int:
-        """Open the file, or one in memory, and bring it up to date. Returns how many folders changed.
+    def _open(self, rebuild: bool, copied: bool) -> int:
+        """Open the file, or a database in memory, and bring it up to date. Returns the number of changed folders.
 
         Args:
-            copied: what lies in the file is copied to memory: it may be new enough, or nearly.
+            copied: start from a copy of the file in memory, which may be nearly up to date.
         """
         self.db = sqlite3.connect(self.path or ":memory:", timeout=WAIT_S, isolation_level=None)
         try:
             if copied:
-                with suppress(sqlite3.Error), closing(sqlite3.connect(read_only(self.root / INDEX), uri=True)) as there:
-                    there.backup(self.db)
-            return self._renewed(rebuild)
+                with (
+                    suppress(sqlite3.Error),
+                    closing(sqlite3.connect(read_only(self.root / INDEX), uri=True)) as file_db,
+                ):
+                    file_db.backup(self.db)
+            return self._update(rebuild)
         except BaseException:
             self.db.close()
             raise
 
-    def _renewed(self, rebuild: bool) -> int:
-        self.db.execute("begin immediate")  # of two processes the second one waits, and finds nothing left to do
+    def _update(self, rebuild: bool) -> int:
+        self.db.execute("begin immediate")  # a second process waits, and then finds nothing to do
         if rebuild or self.db.execute("pragma user_version").fetchone() != (version(),):
             objects = self.db.execute("select type, name from sqlite_master where sql is not null").fetchall()
             if objects and not {("table", "runs"), ("table", "hashed")} <= set(objects):
                 raise Damaged("another program made the tables")
             for kind, name in objects:
-                if kind == "table" and name != "hashed":  # which costs more than a look at the manifests
+                if kind == "table" and name != "hashed":  # hashes are expensive, so they are kept
                     self.db.execute(f'drop table "{name}"')
             for statement in filter(str.strip, TABLES.split(";")):
                 self.db.execute(statement)
@@ -241,18 +249,18 @@ class Index:
         return changed
 
     def _refresh(self) -> int:
-        known: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
-        there = dict(iter_folders(self.root))
-        self.unnamed = [run for run in there if half_character(run)]
+        old_stamps: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
+        stamps = dict(iter_folders(self.root))
+        self.unnamed = [run for run in stamps if half_character(run)]
         for run in self.unnamed:
-            del there[run]
-        gone = known.keys() - there.keys()
-        new = {run: stamp for run, stamp in there.items() if known.get(run) != stamp}
-        around = self._around(gone | new.keys())
+            del stamps[run]
+        gone = old_stamps.keys() - stamps.keys()
+        new = {run: stamp for run, stamp in stamps.items() if old_stamps.get(run) != stamp}
+        around = self._find_neighbours(gone | new.keys())
         self._remove(gone | new.keys())
         for run, stamp in new.items():
             self._read(run, stamp)
-        for run in (around | new.keys() | self._around(new.keys())) - gone:
+        for run in (around | new.keys() | self._find_neighbours(new.keys())) - gone:
             self._join(run)
         self._settle()
         self._mark_aliases()
@@ -264,66 +272,71 @@ class Index:
                 self.db.execute(f"delete from {table} where {column} = ?", (run,))
 
     def _mark_aliases(self) -> None:
-        """Note in the records which aliases mean their artifacts now, and whose manifest is not the one that the log
-        holds the digest of."""
-        wanted: dict[str, list[str]] = {}
+        """Write into the records the aliases that refer to them, and whether their manifests changed since an alias
+        did."""
+        aliases: dict[str, list[str]] = {}
         replaced: dict[str, str] = {}
+        changes: dict[str, Change] = {}
         try:
             log = read_log(self.root)
-            standing = log.standing()
-            replaced = self.replaced_manifests(log)
-            self.aliases_error = str(self.lost_changes(log) or "")
-        except InputError as error:  # the runs are listed all the same
-            standing, self.aliases_error = {}, str(error)
-        for alias, change in standing.items():
+            changes = log.standing()
+            replaced = self.find_replaced_manifests(log)
+            self.aliases_error = str(self.find_lost_changes(log) or "")
+        except InputError as error:  # the runs are listed without aliases
+            changes = {}
+            self.aliases_error = str(error)
+        for alias, change in changes.items():
             for arm in change.arms:
                 if run := self.maker(arm.digest, arm.ref):
-                    wanted.setdefault(run, []).append(alias)
-        now = {run: (json.dumps(wanted.get(run, [])), replaced.get(run)) for run in wanted.keys() | replaced.keys()}
-        before = {run: tuple(values) for run, *values in self.db.execute("select run, aliases, replaced from aliased")}
-        for run in {run for run, _ in now.items() ^ before.items()}:
-            noted = "update runs set record = json_set(record, '$.aliases', json(?), '$.replaced', ?) where run = ?"
-            self.db.execute(noted, (*now.get(run, ("[]", None)), run))
+                    aliases.setdefault(run, []).append(alias)
+        new = {run: (json.dumps(aliases.get(run, [])), replaced.get(run)) for run in aliases.keys() | replaced.keys()}
+        old = {run: tuple(values) for run, *values in self.db.execute("select run, aliases, replaced from aliased")}
+        for run in {run for run, _ in new.items() ^ old.items()}:
+            update = "update runs set record = json_set(record, '$.aliases', json(?), '$.replaced', ?) where run = ?"
+            self.db.execute(update, (*new.get(run, ("[]", None)), run))
         self.db.execute("delete from aliased")
-        self.db.executemany("insert into aliased values (?, ?, ?)", [(run, *values) for run, values in now.items()])
+        self.db.executemany("insert into aliased values (?, ?, ?)", [(run, *values) for run, values in new.items()])
 
-    def replaced_manifests(self, log: AliasLog) -> dict[str, str]:
-        """Return the runs whose manifest, or that of their evaluation, is not the one that the log of the aliases holds
-        the digest of → what is to be said of it."""
+    def find_replaced_manifests(self, log: AliasLog) -> dict[str, str]:
+        """Return run → problem of the runs whose manifest, or that of their evaluation, differs from the recorded one.
+
+        The log of aliases and the receipts of exports record digests of manifests.
+        """
         latest: dict[str, tuple[HeldManifest, str]] = {}
-        for change in log.changes:  # of several, the newest counts
+        for change in log.changes:  # the newest change counts
             for arm in change.arms:
-                for run, one in arm.manifests.items():
-                    latest[run] = one, f"when @{change.alias} was changed (change {change.seq})"
-        claims = [(run, one, when) for run, (one, when) in latest.items()]
-        for export, run, *one in self.db.execute("select export, run, content, sha256 from held"):
-            claims.append((run, HeldManifest(*one), f"when {export} was written"))
+                for run, manifest in arm.manifests.items():
+                    latest[run] = manifest, f"when @{change.alias} was changed (change {change.seq})"
+        claims = [(run, manifest, when) for run, (manifest, when) in latest.items()]
+        for export, run, *digests in self.db.execute("select export, run, content, sha256 from held"):
+            claims.append((run, HeldManifest(*digests), f"when {export} was written"))
         problems: dict[str, list[str]] = {}
-        for run, one, when in claims:
+        for run, manifest, when in claims:
             row = self.db.execute("select content, manifest from runs where run = ?", (run,)).fetchone()
-            if row is None or row[0] != one.content or row[1] == one.sha256:
+            if row is None or row[0] != manifest.content or row[1] == manifest.sha256:
                 continue
-            why = f"{run}: manifest.json is another than {when}"
-            evaluated = self._column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
-            for name in (run, *evaluated):
-                problems.setdefault(name, []).append(why)
+            problem = f"{run}: manifest.json is another than {when}"
+            subjects = self._column("select run from runs where json_extract(record, '$.evaluation') = ?", run)
+            for name in (run, *subjects):
+                problems.setdefault(name, []).append(problem)
         return {run: "; ".join(dict.fromkeys(reasons)) for run, reasons in problems.items()}
 
     def reread(self, run: str) -> None:
-        """Read a run's folder again, whatever the index holds of it: what a gate decides by comes from the files."""
+        """Read a run's folder again, even if the index is up to date: gates decide by the files."""
         stamps = dict(iter_folders(self.root))
         self.db.execute("begin immediate")
         self._remove([run])
         if run in stamps:
             self._read(run, stamps[run])
-            for one in {run, *self._around([run])}:
-                self._join(one)
+            for neighbour in {run, *self._find_neighbours([run])}:
+                self._join(neighbour)
         self._settle()
         self._mark_aliases()
         self.db.execute("commit")
 
-    def lost_changes(self, log: AliasLog) -> CorruptFile | None:
-        """Return the error of a log that lacks a change which a run went by; None if it lacks none."""
+    def find_lost_changes(self, log: AliasLog) -> CorruptFile | None:
+        """Return the error of a log that lacks a change by which a run found an input. Returns None if it lacks
+        none."""
         for run, alias, seq, hash in self.db.execute("select run, alias, seq, hash from noted order by seq"):
             if not 0 < seq <= len(log.changes) or log.changes[seq - 1].hash != hash:
                 problem = f"is not in the log any more: {run} went by change {seq}"
@@ -331,17 +344,17 @@ class Index:
         return None
 
     def _settle(self) -> None:
-        """Call a run interrupted that says it is running and whose process is gone."""
+        """Set the status of a run to interrupted if it says that it is running and its process is gone."""
         running = self._column("select run from runs where json_extract(own, '$.status') = 'running'")
         locks = locked_inodes() if running else None
         for run in running:
             stage, _, name = run.partition(":")
             with suppress(OSError):
-                held = locks is None or os.stat(self.root / stage / name).st_ino in locks
-                said = "running" if held else "interrupted"
-                why = None if held else ENDED
-                settled = "record = json_set(record, '$.status', ?, '$.error', ?), status = ?"
-                self.db.execute(f"update runs set {settled} where run = ?", (said, why, said, run))
+                is_running = locks is None or os.stat(self.root / stage / name).st_ino in locks
+                status = "running" if is_running else "interrupted"
+                error = None if is_running else ENDED
+                values = "record = json_set(record, '$.status', ?, '$.error', ?), status = ?"
+                self.db.execute(f"update runs set {values} where run = ?", (status, error, status, run))
 
     def _read(self, run: str, stamp: str) -> None:
         stage, _, name = run.partition(":")
@@ -351,65 +364,68 @@ class Index:
             require((folder / FILE).is_file(), "manifest", str(folder / FILE), "is no file", "Move the folder away.")
             manifest = read_manifest(folder)
             if manifest.stage == stage:
-                own = record_of(folder, replace(manifest, name=name))  # references go by the folder's name too
+                record = record_of(folder, replace(manifest, name=name))  # references use the folder's name
             else:
-                own = unreadable(folder, f"manifest.json is that of {manifest.ref}; this folder is {run}")
+                record = unreadable(folder, f"manifest.json is that of {manifest.ref}; this folder is {run}")
         except InputError as error:
-            own = unreadable(folder, str(error))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand, in a way of its own
-            own = unreadable(folder, f"manifest.json says something that runs do not write: {error!r}")
-        # Why it cannot be read may go without the manifest being written: rights, another version of align.
-        stamp = "" if own["status"] == UNREADABLE else stamp
-        known = (content_of(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")
-        values = (run, stamp, json.dumps(own), *known)
+            record = unreadable(folder, str(error))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand
+            record = unreadable(folder, f"manifest.json says something that runs do not write: {error!r}")
+        # Read it again next time: the cause, such as rights, may end without a new manifest.
+        stamp = "" if record["status"] == UNREADABLE else stamp
+        digests = (content_of(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")
+        values = (run, stamp, json.dumps(record), *digests)
         self.db.execute("insert into runs (run, stamp, own, content, manifest) values (?, ?, ?, ?, ?)", values)
-        if manifest is not None and "digest" in own:
-            made = digests_of(own, manifest.outputs)
-            self.db.executemany("insert into makes values (?, ?)", [(run, digest) for digest in made])
-            self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in edges_of(own)])
-            self.db.executemany("insert into noted values (?, ?, ?, ?)", [(run, *noted) for noted in noted_in(own)])
+        if manifest is not None and "digest" in record:
+            artifacts = [(run, digest) for digest in digests_of(record, manifest.outputs)]
+            self.db.executemany("insert into makes values (?, ?)", artifacts)
+            self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in edges_of(record)])
+            self.db.executemany(
+                "insert into noted values (?, ?, ?, ?)", [(run, *change) for change in noted_in(record)]
+            )
             if stage == "export" and manifest.done:
-                rows = [(run, one, held.content, held.sha256) for one, held in held_by_receipts(folder).items()]
+                receipts = held_by_receipts(folder).items()
+                rows = [(run, name, digests.content, digests.sha256) for name, digests in receipts]
                 self.db.executemany("insert into held values (?, ?, ?, ?)", rows)
 
-    def _around(self, runs: Iterable[str]) -> set[str]:
-        """Return the runs whose records say something of these: those that made what they read, and that read what
-        they made."""
-        found: set[str] = set()
+    def _find_neighbours(self, runs: Iterable[str]) -> set[str]:
+        """Return the runs whose records depend on these: the makers of their inputs, and the readers of their
+        outputs."""
+        neighbours: set[str] = set()
         for run in runs:
             makers = "select makes.run from reads join makes on makes.digest = reads.digest where reads.run = ?"
-            found.update(self._column(makers, run))
-            found.update(name for name, _ in self._children(run))
-        return found
+            neighbours.update(self._column(makers, run))
+            neighbours.update(name for name, _ in self._children(run))
+        return neighbours
 
     def _parents(self, run: str) -> Iterator[tuple[str, bool]]:
-        """Yield (run that made it, whether that is there) of each input that a run made."""
+        """Yield (run that made it, exists) of each input that a run made."""
         for digest, made_by in self.db.execute(
             "select digest, made_by from reads where run = ? order by rowid", (run,)
         ).fetchall():
             maker = self.maker(digest, made_by)
-            if maker or made_by:  # it may be there under another name, or nowhere
+            if maker or made_by:  # the maker may have another name, or be gone
                 yield maker or made_by, bool(maker)
 
     def _children(self, run: str) -> list[tuple[str, str]]:
-        """Return (run, input) of the runs that read what this one made."""
-        found = self.db.execute(
+        """Return (run, input) of the runs that read what a run made."""
+        query = (
             "select distinct reads.run, reads.input from makes join reads on reads.digest = makes.digest "
-            "where makes.run = ? and reads.run != ? order by reads.run",
-            (run, run),
+            "where makes.run = ? and reads.run != ? order by reads.run"
         )
-        return found.fetchall()
+        return self.db.execute(query, (run, run)).fetchall()
 
     def _join(self, run: str) -> None:
-        own = self._own(run)
-        if own is None:
+        own_record = self._own(run)
+        if own_record is None:
             return
-        children = [
-            {**child, "through": name} for one, name in self._children(run) if (child := self._own(one)) is not None
-        ]
-        record = json.dumps(joined(own, self._parents(run), children))
+        children = []
+        for name, input in self._children(run):
+            if (child := self._own(name)) is not None:
+                children.append({**child, "through": input})
+        record = json.dumps(joined(own_record, self._parents(run), children))
         self.db.execute("delete from aliased where run = ?", (run,))
-        self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own["status"], run))
+        self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own_record["status"], run))
 
     def _column(self, query: str, *values: Any) -> list[Any]:
         return [value for (value,) in self.db.execute(query, values)]
@@ -419,111 +435,114 @@ class Index:
         return parse_record(*row) if row else None
 
     def record(self, run: str) -> Record | None:
-        """Return the record of `stage:name`; None if there is no such run."""
+        """Return the record of `stage:name`. Returns None if there is no such run."""
         row = self.db.execute("select run, record from runs where run = ?", (run,)).fetchone()
         return parse_record(*row) if row else None
 
     def records(self) -> list[Record]:
-        """Return the records of all runs, by name."""
+        """Return the records of all runs, sorted by name."""
         return [parse_record(*row) for row in self.db.execute("select run, record from runs order by run")]
 
     def names(self) -> list[str]:
-        """Return all runs, as `stage:name`."""
+        """Return all runs as `stage:name`."""
         return self._column("select run from runs order by run")
 
     def maker(self, digest: str, made_by: str) -> str:
-        """Return the run that made something: of several the one that a manifest names. Empty if none here did."""
+        """Return the run that made an artifact, preferably the one that a manifest names. Empty if no run here did."""
         makers = self._column("select run from makes where digest = ? order by run", digest)
         return made_by if made_by in makers else next(iter(makers), "")
 
     def readers(self, digest: str) -> list[str]:
-        """Return the runs that read something by its digest."""
+        """Return the runs that read an artifact."""
         return self._column("select distinct run from reads where digest = ? order by run", digest)
 
-    def filling(self, project: str) -> list[str]:
+    def list_sampling_runs(self, project: str) -> list[str]:
         """Return the done runs that sampled answers for an annotation project."""
-        which = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
-        which += " and json_extract(own, '$.config.stage.best_of') is null"
-        done = f"select run from runs where {which} and json_extract(own, '$.status') = 'done' order by run"
-        return self._column(done, project)
+        condition = "json_extract(own, '$.project') = ? and json_extract(own, '$.stage') = 'sample'"
+        condition += " and json_extract(own, '$.config.stage.best_of') is null"
+        query = f"select run from runs where {condition} and json_extract(own, '$.status') = 'done' order by run"
+        return self._column(query, project)
 
-    def hashed(self, run: str) -> dict[str, Hashed]:
-        """Return the files of a run that were hashed, as they were then."""
+    def get_hashes(self, run: str) -> dict[str, Hashed]:
+        """Return the hashed files of a run, each with its state at that time."""
         rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
-        return {file: Hashed(*found) for file, *found in rows}
+        return {file: Hashed(*values) for file, *values in rows}
 
-    def note_hashed(self, run: str, found: Mapping[str, Hashed]) -> None:
-        """Remember files of a run as they were hashed; what cannot be written is hashed again next time."""
-        rows = [(run, file, one.state, one.sha256, one.at) for file, one in found.items()]
+    def store_hashes(self, run: str, files: Mapping[str, Hashed]) -> None:
+        """Store the hashes of a run's files. If the index cannot be written, they are computed again next time."""
+        rows = [(run, file, hashed.state, hashed.sha256, hashed.at) for file, hashed in files.items()]
         with suppress(sqlite3.OperationalError):
             self.db.executemany("insert or replace into hashed values (?, ?, ?, ?, ?)", rows)
 
     def kind(self, path: str) -> str | None:
-        """Return what SQLite calls the kind of the value at one of its paths, in the first record that has one: `null`
-        if each has none, None if no record has such a path."""
+        """Return the JSON type of the value at a path, as SQLite names it, from the first record that has one.
+
+        Returns `null` if every record has null there, and None if no record has the path.
+        """
         kinds = "select json_type(record, ?) as kind from runs where kind {} limit 1"
-        for which in ("<> 'null'", "= 'null'"):
-            if found := self.db.execute(kinds.format(which), (path,)).fetchone():
-                return found[0]
+        for condition in ("<> 'null'", "= 'null'"):
+            if row := self.db.execute(kinds.format(condition), (path,)).fetchone():
+                return row[0]
         return None
 
     def keys(self) -> dict[str, str]:
-        """Return the dotted keys of all records that hold a value or a list → the path of each, as SQLite writes it."""
-        found = self.db.execute(
+        """Return dotted key → path in SQLite's syntax, of all values and lists in the records."""
+        rows = self.db.execute(
             "select distinct fullkey from runs, json_tree(record) where json_tree.type <> 'object' "
             "and fullkey not like '%[%'"
         )
-        return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(found)}
+        return {path.removeprefix("$.").replace('"', ""): path for (path,) in sorted(rows)}
 
-    def selected(self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0) -> list[Record]:
-        """Return records by a condition and an order in SQL with `values` in them, see `align.registry.query`."""
+    def select(self, condition: str, order: str, values: Sequence[Any], limit: int, offset: int = 0) -> list[Record]:
+        """Return records by a condition and an order in SQL, with `values` for their parameters; see
+        `align.registry.query`."""
         query = f"select run, record from runs where {condition} order by {order} limit ? offset ?"
         return [parse_record(*row) for row in self.db.execute(query, [*values, limit, offset])]
 
     def statuses(self) -> dict[str, int]:
-        """Return how many runs have each status."""
+        """Return the number of runs per status."""
         counted = "select status, count(*) from runs group by status order by status"
         return {str(status): count for status, count in self.db.execute(counted)}
 
     def stages(self) -> dict[str, int]:
-        """Return how many runs are of each stage."""
+        """Return the number of runs per stage."""
         counted = "select substr(run, 1, instr(run, ':') - 1) as stage, count(*) from runs group by stage"
         return dict(self.db.execute(counted).fetchall())
 
     def count(self, condition: str, values: Sequence[Any]) -> int:
-        """Count the runs that meet a condition."""
+        """Return the number of runs that meet a condition."""
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 
 
 def held_by_receipts(folder: Path) -> dict[str, HeldManifest]:
-    """Return the manifests that the receipts of an export hold, of the one export or of its kinds."""
-    held: dict[str, HeldManifest] = {}
+    """Return run → digests of its manifest, from the receipts of an export or of its kinds."""
+    digests: dict[str, HeldManifest] = {}
     for pattern in (RECEIPT, f"*/{RECEIPT}"):
         for path in sorted((folder / "artifact").glob(pattern)):
-            with suppress(InputError):  # one that cannot be read is told of where it is asked for
-                held |= parse_held_manifests(json_object(path, RECEIPT, "Export again.").get("manifests")) or {}
-    return held
+            with suppress(InputError):  # an unreadable receipt is reported when it is checked
+                digests |= parse_held_manifests(json_object(path, RECEIPT, "Export again.").get("manifests")) or {}
+    return digests
 
 
 def parse_record(run: str, text: str) -> Record:
-    """Return a record that was written down.
+    """Parse a stored record.
 
     Raises:
-        Damaged: it is that of no such run.
+        Damaged: It is not the record of this run.
     """
-    found = json.loads(text) if isinstance(text, str) else None
-    if not isinstance(found, dict) or found.get("run") != run:
+    record = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(record, dict) or record.get("run") != run:
         raise Damaged(f"the index holds no record of {run!r}")
-    return found
+    return record
 
 
 def read_only(path: Path) -> str:
-    """Return the URI of a database that is not written to, and that nobody writes to."""
+    """Return the URI of a database that is opened read-only, and that no process writes."""
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 
 def is_moved_aside(path: Path) -> bool:
-    """Free the name of a file that is no index, and return whether that could be done."""
+    """Rename a file that is not an index, and return whether that succeeded."""
     with suppress(OSError):
         move_aside(path)
         return True

@@ -1,4 +1,4 @@
-"""Questions to the index: conditions on keys of records, and an order."""
+"""Queries on the index: conditions on keys of records, and an order."""
 
 from __future__ import annotations
 
@@ -35,27 +35,30 @@ def find_runs(
     columns: Sequence[str] = (),
     offset: int = 0,
 ) -> tuple[list[Record], int]:
-    """Return the records that meet every condition, in order; and how many there are in all.
+    """Return the records that meet every condition, in order, and how many there are in all.
 
     Args:
-        where: (key of a record, what it has to be), see `predicate_of`.
-        sort: keys; one with `-` in front is sorted from high to low. Records without it come last.
-        limit: how many at most, behind the first `offset` ones.
-        columns: further keys that some run has to have.
+        where: pairs (key of a record, condition), see `predicate_of`.
+        sort: keys; a leading `-` sorts from high to low. Records without the key come last.
+        limit: largest number of records, after the first `offset` ones.
+        columns: further keys, each of which must exist in some run.
 
     Raises:
-        InputError: a condition cannot be read, or no run has such a key.
+        InputError: A condition is invalid, or no run has such a key.
     """
     where = list(where)
     require(len(where) <= 20, WHERE, f"{len(where):,} conditions", "are more than 20", "Name fewer.")
     paths = [path_of(index, WHERE, key) for key, _ in where]
-    predicates = [predicate_of(f"{WHERE}.{key}", wanted) for key, wanted in where]
+    predicates = [predicate_of(f"{WHERE}.{key}", condition_value) for key, condition_value in where]
     require(len(sort) <= 20, SORT, f"{len(sort):,} keys", "are more than 20", "Name fewer.")
     order: list[str] = []
     order_paths: list[str] = []
-    for given in sort:
-        path = path_of(index, SORT, given.removeprefix("-"))
-        order += ["json_extract(record, ?) is null", f"json_extract(record, ?) {'desc' if given[0] == '-' else 'asc'}"]
+    for sort_key in sort:
+        path = path_of(index, SORT, sort_key.removeprefix("-"))
+        order += [
+            "json_extract(record, ?) is null",
+            f"json_extract(record, ?) {'desc' if sort_key[0] == '-' else 'asc'}",
+        ]
         order_paths += [path, path]
     for key in columns:
         path_of(index, COLUMNS, key, whole=True)
@@ -64,54 +67,58 @@ def find_runs(
         return predicates[number](json.loads(pair)[0])
 
     index.db.create_function("is_met", 2, is_met)
-    # Of two paths SQLite gives a JSON array, in which values keep their types.
-    condition = " and ".join(f"is_met(json_extract(record, ?, '$'), {i})" for i in range(len(where))) or "1"
-    records = index.selected(condition, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
+    # For two paths SQLite returns a JSON array, in which values keep their types.
+    conditions = " and ".join(f"is_met(json_extract(record, ?, '$'), {i})" for i in range(len(where))) or "1"
+    records = index.select(conditions, ", ".join([*order, "run"]), [*paths, *order_paths], limit, offset)
     if len(records) < limit and (records or not offset):
         return records, offset + len(records)
-    return records, index.count(condition, paths)
+    return records, index.count(conditions, paths)
 
 
-def predicate_of(field: str, wanted: Any) -> Callable[[Any], bool]:
-    """Return the test of a value in a record. Of a list, one of its values has to meet the condition.
+def predicate_of(field: str, condition: Any) -> Callable[[Any], bool]:
+    """Return the test of a value in a record. One value of a list has to meet the condition.
 
     Args:
-        wanted: a value; a text with `*`; a text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=`; or a list of these,
-            of which one is to be met.
+        condition: a value; a text with `*`; a text that begins with `>=`, `<=`, `>`, `<`, `!=` or `=`; or a list of
+            such conditions, one of which has to be met.
     """
-    if isinstance(wanted, list | tuple):
-        require(len(wanted) > 0, field, wanted, "is empty, and no run meets it", "Name the values.")
-        most = 500
+    if isinstance(condition, list | tuple):
+        require(len(condition) > 0, field, condition, "is empty, and no run meets it", "Name the values.")
+        limit = 500
         require(
-            len(wanted) <= most, field, f"{len(wanted):,} values", f"are more than {most}", "Ask for fewer at once."
+            len(condition) <= limit,
+            field,
+            f"{len(condition):,} values",
+            f"are more than {limit}",
+            "Ask for fewer at once.",
         )
-        parts = [predicate_of(field, one) for one in wanted]
+        parts = [predicate_of(field, part) for part in condition]
         return lambda value: any(part(value) for part in parts)
-    require(not isinstance(wanted, Mapping), field, wanted, "is no value", EXAMPLE)
+    require(not isinstance(condition, Mapping), field, condition, "is no value", EXAMPLE)
     sign = "="
-    operand = wanted
-    if isinstance(wanted, str) and (compared := COMPARED.fullmatch(wanted)):
-        sign = compared[1]
-        operand = plain(compared[2])
-        require(operand != "", field, wanted, "compares with nothing", EXAMPLE)
+    operand = condition
+    if isinstance(condition, str) and (match := COMPARED.fullmatch(condition)):
+        sign = match[1]
+        operand = plain(match[2])
+        require(operand != "", field, condition, "compares with nothing", EXAMPLE)
     if operand is None:
-        require(sign in ("=", "!="), field, wanted, "compares with nothing", EXAMPLE)
-        return lambda value: (value in (None, [])) == (sign == "=")  # an empty list is nothing too
-    slip = sign in ("=", "<", ">") and isinstance(operand, str) and operand.startswith(("=", ">", "<"))
-    require(not slip, field, wanted, "is no comparison", "Write one of >=, <=, >, <, !=, =.")
-    orders = sign in COMPARISONS and isinstance(operand, bool)
-    require(not orders, field, wanted, "compares what is in no order", "Write true or false alone.")
-    require(not isinstance(operand, float) or math.isfinite(operand), field, wanted, "is no finite number", EXAMPLE)
+        require(sign in ("=", "!="), field, condition, "compares with nothing", EXAMPLE)
+        return lambda value: (value in (None, [])) == (sign == "=")  # an empty list counts as null
+    is_mistyped = sign in ("=", "<", ">") and isinstance(operand, str) and operand.startswith(("=", ">", "<"))
+    require(not is_mistyped, field, condition, "is no comparison", "Write one of >=, <=, >, <, !=, =.")
+    orders_booleans = sign in COMPARISONS and isinstance(operand, bool)
+    require(not orders_booleans, field, condition, "compares what is in no order", "Write true or false alone.")
+    require(not isinstance(operand, float) or math.isfinite(operand), field, condition, "is no finite number", EXAMPLE)
 
     def meets(value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
-        return any(holds(one, sign, operand) for one in values) != (sign == "!=")
+        return any(holds(element, sign, operand) for element in values) != (sign == "!=")
 
     return meets
 
 
 def holds(value: Any, sign: str, operand: Any) -> bool:
-    """Return whether one value of a record compares so; for `!=`, whether it is equal."""
+    """Return whether one value of a record meets a comparison. For `!=`, whether it is equal."""
     if sign not in COMPARISONS and isinstance(operand, str) and "*" in operand:
         pattern = operand.replace("[", "[[]").replace("?", "[?]")
         text = str(int(value)) if isinstance(value, bool) else str(value)
@@ -121,13 +128,13 @@ def holds(value: Any, sign: str, operand: Any) -> bool:
     if sign in COMPARISONS:
         kinds = str if isinstance(operand, str) else int | float
         return isinstance(value, kinds) and COMPARISONS[sign](value, operand)
-    if isinstance(operand, int | float):  # a run may be called 7
+    if isinstance(operand, int | float):  # a run's name may be 7
         return value in (operand, str(operand))
     return value == operand
 
 
 def plain(text: str) -> Any:
-    """Return the number, true, false or null that a text is; itself if it is none."""
+    """Parse a text that is a number, true, false or null. Any other text is returned as it is."""
     try:
         value = json.loads(text, parse_constant=str)
     except ValueError:
@@ -136,26 +143,26 @@ def plain(text: str) -> Any:
 
 
 def path_of(index: Index, field: str, key: str, whole: bool = False) -> str:
-    """Return where the value of a key lies in a record, as SQLite writes it.
+    """Return the path of a key in a record, in SQLite's syntax.
 
     Args:
         whole: the key may hold several keys.
 
     Raises:
-        InputError: runs are there, and none has such a key.
+        InputError: There are runs, and none has this key.
     """
     simple = "$" + "".join(f'."{part}"' for part in str(key).split("."))
     require(isinstance(key, str) and bool(key) and '"' not in key, field, key, "is no key of a run", EXAMPLE)
     kind = index.kind(simple)
-    every = key in ALWAYS  # whatever a folder says, or does not
-    if every or (kind is not None and (whole or kind != "object")) or not index.names():
+    exists = key in ALWAYS or (kind is not None and (whole or kind != "object"))
+    if exists or not index.names():
         return simple
-    known = index.keys()  # the names of some keys have dots
-    if inside := [one for one in known if one.startswith(f"{key}.")]:
-        raise InputError(field, key, "holds several keys", f"Write one of: {', '.join(inside[:12])}.")
-    if key in known:
-        return known[key]
-    close = difflib.get_close_matches(key, known, n=1) or [one for one in known if one.endswith(f".{key}")][:1]
-    meant = f"Did you mean {close[0]}? " if close else ""
-    remedy = f"{meant}`stage.action=show stage.run=STAGE:NAME stage.format=json` shows every key of a run."
+    paths = index.keys()  # some parts of keys contain dots
+    if inner_keys := [name for name in paths if name.startswith(f"{key}.")]:
+        raise InputError(field, key, "holds several keys", f"Write one of: {', '.join(inner_keys[:12])}.")
+    if key in paths:
+        return paths[key]
+    similar = difflib.get_close_matches(key, paths, n=1) or [name for name in paths if name.endswith(f".{key}")]
+    hint = f"Did you mean {similar[0]}? " if similar else ""
+    remedy = f"{hint}`stage.action=show stage.run=STAGE:NAME stage.format=json` shows every key of a run."
     raise InputError(field, key, "is a key that no run here has", remedy)

@@ -1,6 +1,6 @@
-"""What is known of a run, under names that can be asked for.
+"""Records of runs: plain JSON with named fields, for queries.
 
-A record is plain JSON. `record_of` says what a run's own folder knows; `joined` adds what follows from other runs.
+`record_of` reads a run's own folder. `joined` adds what follows from other runs.
 """
 
 from __future__ import annotations
@@ -25,78 +25,100 @@ from align.track import read_rows
 Record = dict[str, Any]
 
 SCORES = {
-    "sft": ("loss_after",), "full": ("loss_after",), "reward": ("accuracy",), "dpo": ("win_rate", "accuracy"),
+    "sft": ("loss_after",),
+    "full": ("loss_after",),
+    "reward": ("accuracy",),
+    "dpo": ("win_rate", "accuracy"),
     "kto": ("win_rate", "accuracy", "auc"),
-    "ppo": ("win_rate", "held_out_score_after", "last_score"), "eval": ("win_rate", "difference", "judge_agreement"),
-    "export": ("kl",), "data": ("train_rows",), "sample": ("answers",),
-    "annotate": ("rankings",), "serve": ("requests",), "verify": (),
-}  # fmt: skip
-"""Stage → its main figure: the first of these that a run has. A policy that was evaluated has its win rate."""
+    "ppo": ("win_rate", "held_out_score_after", "last_score"),
+    "eval": ("win_rate", "difference", "judge_agreement"),
+    "export": ("kl",),
+    "data": ("train_rows",),
+    "sample": ("answers",),
+    "annotate": ("rankings",),
+    "serve": ("requests",),
+    "verify": (),
+}
+"""Stage → candidates for its main metric: the first that a run has. An evaluated policy has its win rate."""
 MOVED = ("kl_interval", "published_kl", "last_kl", "kl")
-"""How far the run moved from its start, or its export from what was trained."""
+"""Metrics of the distance from the run's start, or of an export from the trained model, the first one first."""
 ENDED = ("failed", "interrupted")
 A_ROW = 8192
-"""Bytes at the end of a stream in which its last row lies."""
+"""Bytes at the end of a stream that are read to find its last row."""
 ADAPTERS = "adapters.jsonl"
-"""The log of what a server's names stand for, beside its manifest."""
+"""Log of a server's model names, beside its manifest."""
 UNREADABLE = "unreadable"
-"""The status of a folder whose manifest nobody can read."""
+"""Status of a folder whose manifest cannot be read."""
 
 
 def record_of(folder: Path, manifest: Manifest) -> Record:
-    """What a run's own folder knows of it.
+    """Return the record of a run, as far as its own folder determines it.
 
     Args:
-        folder: of the run, whose adapter's configuration and whose `stale.json` are read too.
+        folder: the run's; an adapter's configuration and `stale.json` are read from it.
     """
-    config, times, read = manifest.config, manifest.times, manifest.inputs.get("data")
-    base, stale = manifest.base, stale_in(folder)
+    config = manifest.config
+    times = manifest.times
+    base = manifest.base
+    data = manifest.inputs.get("data")
+    stale = stale_in(folder)
     figures = read_figures(folder, manifest)
     metrics = dict(figures.metrics)
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
-    return finite({
-        "stage": manifest.stage, "name": manifest.name, "run": manifest.ref, "status": manifest.status,
+    record = {
+        "stage": manifest.stage,
+        "name": manifest.name,
+        "run": manifest.ref,
+        "status": manifest.status,
         "error": error_in(manifest.error),
-        "folder": f"{manifest.stage}/{manifest.name}", "stale": stale and stale.since,
+        "folder": f"{manifest.stage}/{manifest.name}",
+        "stale": stale and stale.since,
         "altered": f"{manifest.ref}: {figures.altered}" if figures.altered else None,
-        "started": times.get("first_started", times.get("started")), "finished": times.get("finished"),
+        "started": times.get("first_started", times.get("started")),
+        "finished": times.get("finished"),
         "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
-        "digest": manifest.digest or None, "method": method_of(folder, manifest),
+        "digest": manifest.digest or None,
+        "method": method_of(folder, manifest),
         "dtype": manifest.hardware.get("dtype", config.get("dtype")),
-        "data": data_of(config.get("data", {}), read, metrics, sources) if read or "root" in metrics else None,
+        "data": data_of(config.get("data", {}), data, metrics, sources) if data or "root" in metrics else None,
         "project": config.get("project") if "project" in STAGES[manifest.stage].reads else None,
-        "reward": reward_of(config, manifest.inputs), "seed": manifest.seed, "metrics": metrics,
+        "reward": reward_of(config, manifest.inputs),
+        "seed": manifest.seed,
+        "metrics": metrics,
         "published": manifest.published,
         "cost": cost_of(folder, manifest, metrics),
-        "inputs": {name: of_input(given) for name, given in manifest.inputs.items()},
+        "inputs": {name: of_input(input) for name, input in manifest.inputs.items()},
         **(served_in(folder) if manifest.stage == "serve" else {}),
-        "config": settings_in(config, manifest.stage), "code": manifest.code or None, "commit": manifest.commit or None,
-    })  # fmt: skip
+        "config": settings_in(config, manifest.stage),
+        "code": manifest.code or None,
+        "commit": manifest.commit or None,
+    }
+    return finite(record)
 
 
 def served_in(folder: Path) -> Record:
-    """What a server's names stand for since its log's last line, and every adapter that it has loaded."""
+    """Return a server's current model names, from the last line of its log, and all adapters loaded so far."""
     states = [row["names"] for row in read_rows(folder / ADAPTERS) if isinstance(row.get("names"), Mapping)]
     arms = [arm for names in states for arms in names.values() if isinstance(arms, list) for arm in arms]
-    known = [arm["adapter"] for arm in arms if isinstance(arm, Mapping) and isinstance(arm.get("adapter"), str)]
-    return {"serves": states[-1] if states else {}, "loaded": list(dict.fromkeys(known))}
+    adapters = [arm["adapter"] for arm in arms if isinstance(arm, Mapping) and isinstance(arm.get("adapter"), str)]
+    return {"serves": states[-1] if states else {}, "loaded": list(dict.fromkeys(adapters))}
 
 
-def error_in(said: str) -> str | None:
-    """Why a run failed, without the class of the error where the rest says it all."""
-    if said.startswith("KeyboardInterrupt"):
+def error_in(error: str) -> str | None:
+    """Return why a run failed, without the class name of an InputError. Returns None if it did not fail."""
+    if error.startswith("KeyboardInterrupt"):
         return "interrupted"
-    return said.removeprefix("InputError: ") or None
+    return error.removeprefix("InputError: ") or None
 
 
 def settings_in(config: Mapping[str, Any], stage: str) -> Record:
-    """The settings of a run that its stage reads, those of its base and method left to their own keys."""
+    """Return the settings that a stage reads, without model and method, which have their own fields."""
     parts = {"stage", *STAGES[stage].reads_with(config.get("stage"))} - {"model", "method"}
     return {part: config[part] for part in sorted(parts) if isinstance(config.get(part), Mapping)}
 
 
 def finite(value: Any) -> Any:
-    """The same as JSON that everybody reads: a number that is not finite is null, half a character is written out."""
+    """Return a value as strict JSON: numbers that are not finite become null, half characters are escaped."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -107,27 +129,41 @@ def finite(value: Any) -> Any:
 
 
 def unreadable(folder: Path, error: str) -> Record:
-    """The record of a folder whose manifest cannot be read."""
-    stage, name = folder.parent.name, folder.name
-    return {"stage": stage, "name": name, "run": f"{stage}:{name}", "status": UNREADABLE, "error": finite(error),
-            "folder": f"{stage}/{name}", "inputs": {}, "metrics": {}}  # fmt: skip
+    """Return the record of a folder whose manifest cannot be read."""
+    stage = folder.parent.name
+    name = folder.name
+    return {
+        "stage": stage,
+        "name": name,
+        "run": f"{stage}:{name}",
+        "status": UNREADABLE,
+        "error": finite(error),
+        "folder": f"{stage}/{name}",
+        "inputs": {},
+        "metrics": {},
+    }
 
 
 def cost_of(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Record:
-    """What a run took, from its last start; of one that ended early, up to the last step that it logged."""
-    minutes, memory = took(manifest.times) if manifest.done else None, metrics.get("peak_rss_mb")
+    """Return the time and memory of a run since its last start. For one that ended early, up to its last logged
+    step."""
+    minutes = took(manifest.times) if manifest.done else None
+    memory = metrics.get("peak_rss_mb")
     if manifest.status in ENDED:
         row = last_row(folder / "timing.jsonl")
-        seconds, memory = number(row.get("elapsed_s")), number(row.get("peak_rss_mb"))
+        seconds = number(row.get("elapsed_s"))
         minutes = None if seconds is None else round(seconds / 60, 2)
+        memory = number(row.get("peak_rss_mb"))
     return {
-        "minutes": minutes, "peak_memory_mb": memory, "tokens": metrics.get("train_tokens"),
+        "minutes": minutes,
+        "peak_memory_mb": memory,
+        "tokens": metrics.get("train_tokens"),
         "device": manifest.hardware.get("device"),
-    }  # fmt: skip
+    }
 
 
 def last_row(path: Path) -> Record:
-    """The last object of a stream; empty where there is none."""
+    """Return the last object of a stream. Empty if it cannot be read."""
     if not path.is_file():
         return {}
     try:
@@ -140,96 +176,111 @@ def last_row(path: Path) -> Record:
 
 
 def took(times: Mapping[str, str]) -> float | None:
-    """Minutes from the last start to the end; None where the times say nothing, or a clock was set back."""
+    """Return the minutes from the last start to the end. Returns None without times, or if a clock was set back."""
     try:
-        began, ended = (datetime.fromisoformat(times[key]) for key in ("started", "finished"))
+        started = datetime.fromisoformat(times["started"])
+        finished = datetime.fromisoformat(times["finished"])
     except (KeyError, ValueError):
         return None
-    minutes = (ended - began).total_seconds() / 60
+    minutes = (finished - started).total_seconds() / 60
     return round(minutes, 2) if minutes >= 0 else None
 
 
 def method_of(folder: Path, manifest: Manifest) -> Record | None:
-    """How weights were trained, and of an adapter its shape, as its own configuration has it; None of a run that is on
-    no base."""
+    """Return the training method, and an adapter's shape from its own configuration. None if the run has no base."""
     if manifest.base is None or "method" not in STAGES[manifest.stage].reads:
         return None
     name = manifest.config["method"].get("name")
-    found: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
+    method: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
     try:
-        shape = json_object(folder / "artifact" / "adapter_config.json", "adapter_config.json", "")
+        adapter = json_object(folder / "artifact" / "adapter_config.json", "adapter_config.json", "")
     except InputError:
-        return found
-    targets = shape.get("target_modules")
-    return found | {
-        "r": shape.get("r"), "alpha": shape.get("lora_alpha"),
+        return method
+    targets = adapter.get("target_modules")
+    return method | {
+        "r": adapter.get("r"),
+        "alpha": adapter.get("lora_alpha"),
         "targets": sorted(map(str, targets)) if isinstance(targets, list) else targets,
-        "dora": bool(shape.get("use_dora")), "rslora": bool(shape.get("use_rslora")),
-    }  # fmt: skip
+        "dora": bool(adapter.get("use_dora")),
+        "rslora": bool(adapter.get("use_rslora")),
+    }
 
 
-def data_of(config: Mapping[str, Any], read: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
-    """What a run was given: the name that it was given by, its fingerprints, its rows.
+def data_of(config: Mapping[str, Any], data: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
+    """Return the data of a run: its name, fingerprints and number of rows.
 
     Args:
-        sources: of a data set, the names of its own ones.
+        sources: names of a data set's sources.
     """
-    given = sources or config.get("path") or config.get("name")
+    name = sources or config.get("path") or config.get("name")
+    if data is not None:
+        name = data.project or data.ref or name
     return {
-        "name": (read.project or read.ref if read else "") or given, "project": (read.project if read else "") or None,
-        "digest": read.digest if read else None,
+        "name": name,
+        "project": data.project or None if data else None,
+        "digest": data.digest if data else None,
         "root": metrics.get("data_root", metrics.get("root")),
         "ids_root": metrics.get("data_ids_root", metrics.get("ids_root")),
         "rows": next((metrics[key] for key in ("train_rows", "pairs", "prompts", "rows") if key in metrics), None),
-    }  # fmt: skip
+    }
 
 
 def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | None:
-    """The reward model that was read, or what scored in place of one."""
-    models = [given.run for name, given in inputs.items() if name.partition(".")[0] == "reward" and given.stage]
+    """Return the reward models of a run, or the function or rules that scored in their place. None if nothing
+    scored."""
+    models = [input.run for name, input in inputs.items() if name.partition(".")[0] == "reward" and input.stage]
     if models:
         return ", ".join(dict.fromkeys(models))
     reward = config.get("reward", {})
     stage = config.get("stage", {}).get("name")
-    scored = stage in ("ppo", "eval") or config.get("stage", {}).get("best_of") is not None
-    return reward.get("fn") or reward.get("name") if scored else None
+    has_scores = stage in ("ppo", "eval") or config.get("stage", {}).get("best_of") is not None
+    return reward.get("fn") or reward.get("name") if has_scores else None
 
 
-def of_input(given: Input) -> Record:
-    """An input, as later runs are joined to it: `run` of one that a run made."""
-    made = {"run": given.run} if given.stage else {"path": given.ref or given.path}
-    root = {"root": given.details["root"]} if isinstance(given.details.get("root"), str) else {}
-    votes = {"project": given.project, "seq": given.seq} if given.project else {}
-    alias = {"alias": given.details["alias"]} if isinstance(given.details.get("alias"), Mapping) else {}
-    server = {"server": given.details["server"]} if isinstance(given.details.get("server"), str) else {}
-    return {**made, "digest": given.digest, **root, **votes, **alias, **server}
+def of_input(input: Input) -> Record:
+    """Return an input's record, by whose `run`, `root` or `digest` other runs are joined to it."""
+    record: Record = {"run": input.run} if input.stage else {"path": input.ref or input.path}
+    record["digest"] = input.digest
+    if isinstance(input.details.get("root"), str):
+        record["root"] = input.details["root"]
+    if input.project:
+        record |= {"project": input.project, "seq": input.seq}
+    for key, kind in (("alias", Mapping), ("server", str)):
+        if isinstance(input.details.get(key), kind):
+            record[key] = input.details[key]
+    return record
 
 
 def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
-    """What later runs know this one's artifact by: its weights; where it has none, a data set's fingerprint and the
-    files of its artifact."""
+    """Return the digests by which later runs refer to a run's artifact.
+
+    That is the digest of its weights, or else a data set's fingerprint and the digests of the artifact's files.
+    """
     if record["digest"]:
         return {record["digest"]}
-    files = {digest for path, digest in outputs.items() if path.startswith("artifact/")}
-    return files | {root for root in (record["metrics"].get("root"),) if isinstance(root, str)}
+    digests = {digest for path, digest in outputs.items() if path.startswith("artifact/")}
+    root = record["metrics"].get("root")
+    return digests | {root} if isinstance(root, str) else digests
 
 
 def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(input, digest, run that made it or empty) of whatever a run read; its base, and what a server loaded later,
-    among them."""
-    found = {
-        name: (str(given.get("root") or given["digest"]), given.get("run", ""))
-        for name, given in record["inputs"].items()
+    """Return (input, digest, run that made it or "") of everything that a run read.
+
+    A base, and adapters that a server loaded later, are included.
+    """
+    edges = {
+        name: (str(input.get("root") or input["digest"]), input.get("run", ""))
+        for name, input in record["inputs"].items()
     }
     if base := record.get("base"):
-        found["base"] = (base["digest"], "")
-    found |= {f"loaded.{i}": (digest, "") for i, digest in enumerate(record.get("loaded", ()))}
-    return [(name, *edge) for name, edge in found.items()]
+        edges["base"] = (base["digest"], "")
+    edges |= {f"loaded.{i}": (digest, "") for i, digest in enumerate(record.get("loaded", ()))}
+    return [(name, *edge) for name, edge in edges.items()]
 
 
 def noted_in(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
-    """(alias, number, hash) of each change of an alias that a run found an input by."""
-    changes = (given.get("alias") for given in record["inputs"].values())
+    """Return (alias, number, hash) of each change of an alias by which a run found an input."""
+    changes = (input.get("alias") for input in record["inputs"].values())
     return [
         (str(change.get("name")), change["seq"], str(change.get("hash")))
         for change in changes
@@ -238,73 +289,86 @@ def noted_in(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
 
 
 def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
-    """A record with what follows from the runs around it.
+    """Return a record with the values that follow from the runs around it.
 
     Args:
-        parents: each run that it was made from, and whether that is there.
-        children: their own records, each with `through`, the input that they read this run as.
+        parents: (run, exists) of each run that it was made from.
+        children: own records of the runs that read it, each with `through`, the name of that input.
     """
-    known, children = dict(parents), list(children)
-    exports = [one for one in children if one["stage"] == "export" and one["through"] == "artifact"]
-    verdict = evaluation_among(children)
-    found = own | {
-        "parents": [*known], "gone": [run for run, there in known.items() if not there],
-        "children": sorted({child["run"] for child in children}), "exports": [one["run"] for one in exports],
-        "servers": sorted({one["run"] for one in children if one["stage"] == "serve"}),
-        "evaluation": verdict and verdict["run"], "aliases": [], "replaced": None,
-    }  # fmt: skip
-    if verdict:  # what was measured of the artifact later; its own figures come first
-        found["metrics"] = {**verdict["metrics"], **own["metrics"]}
-        found["altered"] = "; ".join(filter(None, (own.get("altered"), verdict.get("altered")))) or None
+    parent_exists = dict(parents)
+    children = list(children)
+    evaluation = evaluation_among(children)
+    record = own | {
+        "parents": [*parent_exists],
+        "gone": [run for run, exists in parent_exists.items() if not exists],
+        "children": sorted({child["run"] for child in children}),
+        "exports": [
+            child["run"] for child in children if child["stage"] == "export" and child["through"] == "artifact"
+        ],
+        "servers": sorted({child["run"] for child in children if child["stage"] == "serve"}),
+        "evaluation": evaluation and evaluation["run"],
+        "aliases": [],
+        "replaced": None,
+    }
+    if evaluation:  # its metrics are added; the run's own come first
+        record["metrics"] = {**evaluation["metrics"], **own["metrics"]}
+        record["altered"] = "; ".join(filter(None, (own.get("altered"), evaluation.get("altered")))) or None
     collapse = suite_collapse_among(children)
-    if collapse and collapse_verdict(found["metrics"]) != "collapsed":
-        found["metrics"] = {**found["metrics"], "collapse": collapse}
-    found["score"] = score_of(found)
-    found["kl"] = next((value for key in MOVED if (value := number(found["metrics"].get(key))) is not None), None)
-    return found
+    if collapse and collapse_verdict(record["metrics"]) != "collapsed":
+        record["metrics"] = {**record["metrics"], "collapse": collapse}
+    record["score"] = score_of(record)
+    values = (number(record["metrics"].get(key)) for key in MOVED)
+    record["kl"] = next((value for value in values if value is not None), None)
+    return record
 
 
 def evaluation_among(children: Iterable[Record]) -> Record | None:
-    """The newest finished evaluation of an artifact, one by a proxy only where there is no other."""
-    found = [
-        child for child in children
+    """Return the newest finished evaluation of an artifact. One by a proxy judge ranks behind any other."""
+    evaluations = [
+        child
+        for child in children
         if child["stage"] == "eval" and child["status"] == "done" and child["through"] == "artifact"
-    ]  # fmt: skip
-    return max(found, key=lambda one: (one["metrics"].get("judge_is") != "proxy", *publication(one)), default=None)
+    ]
+    return max(
+        evaluations,
+        key=lambda record: (record["metrics"].get("judge_is") != "proxy", *publication(record)),
+        default=None,
+    )
 
 
 def suite_collapse_among(children: Iterable[Record]) -> Mapping[str, Any] | None:
-    """Return the verdict of the newest finished evaluation of several systems on whether an artifact collapsed. None if
-    none measured it."""
-    measured = [
+    """Return whether an artifact collapsed, by the newest finished evaluation of several systems.
+
+    Returns the evaluation's verdict, or None if none measured it.
+    """
+    verdicts = [
         (publication(child), collapse)
         for child in children
         if child["stage"] == "eval"
         and child["status"] == "done"
         and (collapse := suite_collapse(child["metrics"], child["through"]))
     ]
-    return max(measured, key=lambda one: one[0])[1] if measured else None
+    return max(verdicts, key=lambda verdict: verdict[0])[1] if verdicts else None
 
 
 def altered_in(record: Mapping[str, Any]) -> str:
-    """Return why the figures of a record are not known to be the published ones; empty if they are."""
-    return "; ".join(str(why) for key in ("altered", "replaced") if (why := record.get(key)))
+    """Return why the metrics of a record may differ from the published ones. Empty if they agree."""
+    return "; ".join(str(record[key]) for key in ("altered", "replaced") if record.get(key))
 
 
 def forgets(record: Mapping[str, Any]) -> bool:
-    """Whether a run is a data set without rows that another one had: it is made from that one, and has nothing of what
-    went."""
+    """Return whether a run is a data set made from another by deleting rows, so that it holds no deleted row."""
     config = record.get("config", {}).get("stage", {})
     return record["stage"] == "data" and config.get("action") == "forget"
 
 
 def publication(record: Mapping[str, Any]) -> tuple[int, str]:
-    """What done runs are ordered by, as `Manifest.publication`."""
+    """Return the sort key of done runs, as `Manifest.publication`."""
     return record["published"], record["finished"] or ""
 
 
 def score_of(record: Mapping[str, Any]) -> Record | None:
-    """The first figure of `SCORES` that a run has, with its interval where it has one."""
+    """Return the first metric of `SCORES` that a run has, with its interval if it has one."""
     for name in SCORES.get(record["stage"], ()):
         figure = record["metrics"].get(name)
         if (value := number(figure)) is not None:
@@ -314,6 +378,6 @@ def score_of(record: Mapping[str, Any]) -> Record | None:
 
 
 def number(figure: Any) -> float | None:
-    """The number that a figure is, without its interval; None of anything else."""
+    """Return the number of a metric, without its interval. Returns None for anything else."""
     value = figure.get("value") if isinstance(figure, Mapping) else figure
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None

@@ -1,4 +1,4 @@
-"""A run made again from its manifest, in a folder that is thrown away, and compared with what it logged then."""
+"""Replay of runs: a run is repeated from its manifest in a temporary folder and compared with what it logged."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from align.run.manifest import Input, Manifest, read_manifest
 from align.track import STEPS, read_rows
 
 REPLAYED = ("sft", "full", "reward", "dpo", "kto", "ppo")
-"""The stages that log step by step."""
+"""Stages that log step by step."""
 STREAMS = (STEPS, "metrics.jsonl")
-"""The streams that are compared: every step of a trainer, and what was logged; PPO logs every update."""
-LOOK_S, TOLD_S = 0.2, 10.0
+"""Streams that are compared: every step of a trainer, and the logged metrics, of which PPO has one row per update."""
+LOOK_S = 0.2
+"""Seconds between two looks at the replay's streams."""
+TOLD_S = 10.0
+"""Seconds between two lines about its progress."""
 NAME = "replay"
 FIELD = "stage.run"
 Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
@@ -34,10 +37,10 @@ Words = Callable[[Mapping[str, Any], Mapping[str, str]], Iterable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first figure that is another one.
+    """The first metric that differs.
 
     Attributes:
-        was, now: None where one of the two rows does not have it.
+        was, now: its values; None if one of the two rows lacks it.
     """
 
     step: int
@@ -49,25 +52,23 @@ class Difference:
 def replay(
     root: Path, record: Record, steps: int | None, store: str, words: Words, say: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Make a run again up to a step, or up to the first figure that differs. Returns what came of it, see `compare`.
+    """Repeat a run up to a step, or up to the first metric that differs. Returns the result of `compare`.
 
     Args:
         root: the folder of all runs.
-        record: of the run.
-        steps: how far; None for all that it logged.
+        record: record of the run.
+        steps: last step; None for all that it logged.
         store: URL of the annotation store.
-        words: makes the words of a command line out of a configuration, and of where its inputs lie.
-        say: is called with lines on how far it is.
+        words: return the command-line words for a configuration and the paths of its inputs.
+        say: called with lines about the progress.
 
     Raises:
-        MissingArtifact: something that the run read is gone.
-        InputError: it logged nothing that could be compared, or cannot be made again.
+        MissingArtifact: An input of the run is gone.
+        InputError: It logged nothing to compare, or it cannot be repeated.
     """
     folder = root / record["folder"]
-    require(
-        record["stage"] in REPLAYED, FIELD, record["run"], f"is a run of stage={record['stage']}, which logs no steps",
-        f"Name a run of {', '.join(REPLAYED)}.",
-    )  # fmt: skip
+    problem = f"is a run of stage={record['stage']}, which logs no steps"
+    require(record["stage"] in REPLAYED, FIELD, record["run"], problem, f"Name a run of {', '.join(REPLAYED)}.")
     manifest = read_manifest(folder)
     logged: dict[str, list[dict[str, Any]]] = {}
     for name in STREAMS:
@@ -76,136 +77,145 @@ def replay(
             logged[name] = rows
     problem = "logged no step" if steps is None else f"logged no step up to {steps}"
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
-    last = max(found[-1]["step"] for found in logged.values())
+    last_step = max(rows[-1]["step"] for rows in logged.values())
     with TemporaryDirectory(prefix="align-replay-") as scratch:
-        again = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
-        say(f"makes {record['run']} again up to step {last:,}")
-        there = Path(scratch) / record["stage"] / NAME
-        now: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
-        with working(again, Path(scratch) / "said.txt", manifest.hardware["threads"]) as child:
-            told = time.monotonic()
-            while not is_decided(logged, now):
-                ended = child.poll() is not None  # before the look: what it wrote last is then seen
-                now = {name: read_rows(there / name) for name in logged}
-                if ended:
+        arguments = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
+        say(f"makes {record['run']} again up to step {last_step:,}")
+        new_folder = Path(scratch) / record["stage"] / NAME
+        output = Path(scratch) / "said.txt"
+        replayed: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
+        with working(arguments, output, manifest.hardware["threads"]) as process:
+            reported_at = time.monotonic()
+            while not is_decided(logged, replayed):
+                has_ended = process.poll() is not None  # checked first, so that its last rows are read
+                replayed = {name: read_rows(new_folder / name) for name in logged}
+                if has_ended:
                     break
-                reached = max((found[-1]["step"] for found in now.values() if found), default=0)
-                if reached and time.monotonic() - told > TOLD_S:
-                    told = time.monotonic()
-                    say(f"step {reached:,}: the same so far")
+                step = max((rows[-1]["step"] for rows in replayed.values() if rows), default=0)
+                if step and time.monotonic() - reported_at > TOLD_S:
+                    reported_at = time.monotonic()
+                    say(f"step {step:,}: the same so far")
                 time.sleep(LOOK_S)
-        if not any(now.values()) and child.returncode:
-            why = (Path(scratch) / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said_last = why[-1] if why else f"exit status {child.returncode}"
-            problem = f"cannot be made again: {said_last.removeprefix('align: ')}"
+        if not any(replayed.values()) and process.returncode:
+            lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            last_line = lines[-1] if lines else f"exit status {process.returncode}"
+            problem = f"cannot be made again: {last_line.removeprefix('align: ')}"
             raise InputError(FIELD, record["run"], problem, "Mend that, and ask again.")
-        return compare(record, logged, now, manifest, read_manifest(there))
+        return compare(record, logged, replayed, manifest, read_manifest(new_folder))
 
 
 def is_decided(
-    logged: Mapping[str, Sequence[Mapping[str, Any]]], now: Mapping[str, Sequence[Mapping[str, Any]]]
+    logged: Mapping[str, Sequence[Mapping[str, Any]]], replayed: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> bool:
-    """Return whether a replay need not go on: a figure differs, or every row of every stream is there."""
-    differs = any(first_difference(rows, now[name], partial=True) for name, rows in logged.items())
-    return differs or all(len(now[name]) >= len(rows) for name, rows in logged.items())
+    """Return whether a replay can stop: a metric differs, or every row of every stream is there."""
+    differs = any(first_difference(rows, replayed[name], partial=True) for name, rows in logged.items())
+    return differs or all(len(replayed[name]) >= len(rows) for name, rows in logged.items())
 
 
 def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
-    """Return the words of the command that makes a run again, each input where it lies by now.
+    """Return the command-line words that repeat a run, each input at its present path.
 
     Raises:
-        MissingArtifact: one is gone.
+        MissingArtifact: An input is gone.
     """
-    places = {name: place_of(name, found, root) for name, found in manifest.inputs.items()}
-    refs = {name: place for name, place in places.items() if place}
+    paths = {name: place_of(name, input, root) for name, input in manifest.inputs.items()}
+    refs = {name: path for name, path in paths.items() if path}
     line = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
-    if manifest.base is not None and isinstance(made := base_made_in(manifest.base, root), Path):
-        line = [word for word in line if not word.startswith("model.path=")] + [f"model.path={made / 'artifact'}"]
-    votes = any(found.project for found in manifest.inputs.values())
-    return [*line, *([f"store.url={store}"] if votes else [])]
+    base_folder = base_made_in(manifest.base, root) if manifest.base is not None else None
+    if isinstance(base_folder, Path):
+        line = [word for word in line if not word.startswith("model.path=")]
+        line.append(f"model.path={base_folder / 'artifact'}")
+    if any(input.project for input in manifest.inputs.values()):
+        line.append(f"store.url={store}")
+    return line
 
 
-def place_of(name: str, found: Input, root: Path) -> str:
-    """Return where an input that a run made lies by now; empty for any other.
+def place_of(name: str, input: Input, root: Path) -> str:
+    """Return the present path of an input that a run made, or "" for any other.
 
     Raises:
-        MissingArtifact: it is gone.
+        MissingArtifact: It is gone.
     """
-    if found.stage:
-        if (folder := made_in(found, root)) is None:
-            raise MissingArtifact(FIELD, found.run, f"which it read as {name}, is gone", "Restore it.")
+    if input.stage:
+        if (folder := made_in(input, root)) is None:
+            raise MissingArtifact(FIELD, input.run, f"which it read as {name}, is gone", "Restore it.")
         return str((folder / "artifact").absolute())
-    if found.ref.startswith("data:"):
-        if not Path(found.path).is_dir():
-            raise MissingArtifact(FIELD, found.ref, f"which it read as {name}, is gone", "Restore it.")
-        return found.path
+    if input.ref.startswith("data:"):
+        if not Path(input.path).is_dir():
+            raise MissingArtifact(FIELD, input.ref, f"which it read as {name}, is gone", "Restore it.")
+        return input.path
     return ""
 
 
 @contextmanager
 def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of align in a process of its own, which ends with the block: nothing of it is kept.
+    """Run an align command in a process of its own, which is killed at the end of the block.
 
     Args:
-        threads: as the run had them, see `align.run.environment.THREADS`; empty where the environment did not say.
+        threads: number of threads of the run, see `align.run.environment.THREADS`; empty if it was not recorded.
     """
     environment = os.environ | ({THREADS: threads} if threads else {})
     with log.open("wb") as out:
-        child = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "align", *line],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
     try:
-        yield child
+        yield process
     finally:
-        child.kill()
-        child.wait()
+        process.kill()
+        process.wait()
 
 
 def first_difference(
-    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], partial: bool = False
+    logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], partial: bool = False
 ) -> Difference | None:
-    """Return the first figure of the first row that is another one; None if all are the same.
+    """Return the first metric of the first row that differs. Returns None if all are equal.
 
     Args:
-        partial: rows that are not there yet are no difference.
+        partial: missing rows at the end are no difference.
     """
-    for was, found in zip(before, now, strict=False):
-        for key in dict.fromkeys((*was, *found)):
-            if was.get(key) != found.get(key) or (key in was) != (key in found):
-                return Difference(was["step"], key, was.get(key), found.get(key))
-    if len(now) < len(before) and not partial:
-        return Difference(before[len(now)]["step"], "step", before[len(now)]["step"], None)
+    for old_row, new_row in zip(logged, replayed, strict=False):
+        for key in dict.fromkeys((*old_row, *new_row)):
+            if old_row.get(key) != new_row.get(key) or (key in old_row) != (key in new_row):
+                return Difference(old_row["step"], key, old_row.get(key), new_row.get(key))
+    if len(replayed) < len(logged) and not partial:
+        return Difference(logged[len(replayed)]["step"], "step", logged[len(replayed)]["step"], None)
     return None
 
 
 def compare(
     record: Record,
-    before: Mapping[str, Sequence[Mapping[str, Any]]],
-    now: Mapping[str, Sequence[Mapping[str, Any]]],
+    logged: Mapping[str, Sequence[Mapping[str, Any]]],
+    replayed: Mapping[str, Sequence[Mapping[str, Any]]],
     manifest: Manifest,
-    other: Manifest,
+    new_manifest: Manifest,
 ) -> dict[str, Any]:
-    """Compare a run with its replay, as plain JSON.
+    """Compare a run with its replay. Returns plain JSON.
 
-    Returns `steps`, the last one that was compared; `rows` and `figures`, how many were the same, to the bit;
-    `first_difference`; and `unlike`, what is different about the two runs, each key with its two values.
+    Its keys are `steps`, the last step that was compared; `rows` and `figures`, the numbers of rows and values that are
+    equal to the bit; `first_difference`; and `unlike`, key → both values, of what else differs between the runs.
 
     Args:
-        record, manifest: of the run.
-        before: stream → its rows.
-        now: the same of the replay.
-        other: the manifest of its replay.
+        record, manifest: those of the run.
+        logged: stream → rows of the run.
+        replayed: stream → rows of the replay.
+        new_manifest: manifest of the replay.
     """
-    differences = [first_difference(rows, now[name]) for name, rows in before.items()]
+    differences = [first_difference(rows, replayed[name]) for name, rows in logged.items()]
     first = min(filter(None, differences), key=lambda difference: difference.step, default=None)
-    name = next(iter(before))  # every step, where a stream has them
-    same = [row for row in before[name][: len(now[name])] if first is None or row["step"] < first.step]
-    inputs = unlike(made_from(record), made_from(record_of(Path(), other)))
-    known = {
-        "code": unlike(code_of(manifest), code_of(other)),
-        "packages": unlike(manifest.packages, other.packages),
-        "hardware": {key: pair for key, pair in unlike(manifest.hardware, other.hardware).items() if None not in pair},
+    name = next(iter(logged))  # the stream with every step, if there is one
+    same = [row for row in logged[name][: len(replayed[name])] if first is None or row["step"] < first.step]
+    inputs = unlike(made_from(record), made_from(record_of(Path(), new_manifest)))
+    differences_by_part = {
+        "code": unlike(code_of(manifest), code_of(new_manifest)),
+        "packages": unlike(manifest.packages, new_manifest.packages),
+        "hardware": {
+            key: pair for key, pair in unlike(manifest.hardware, new_manifest.hardware).items() if None not in pair
+        },
         "made from": {key: pair for key, pair in inputs.items() if digests(pair)},
     }
     return {
@@ -215,27 +225,26 @@ def compare(
         "rows": len(same),
         "figures": sum(len(row) - 1 for row in same),
         "first_difference": first and asdict(first),
-        "unlike": {part: pairs for part, pairs in known.items() if pairs},
+        "unlike": {part: pairs for part, pairs in differences_by_part.items() if pairs},
     }
 
 
 def digests(pair: Sequence[Any]) -> bool:
-    """Return whether two inputs differ in more than their names."""
-    one, other = (str(value).rpartition(" (")[2] for value in pair)
-    return one != other
+    """Return whether two inputs differ in their digests, not only in their names."""
+    return len({str(value).rpartition(" (")[2] for value in pair}) > 1
 
 
-def as_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what came of it as text."""
-    same = f"{counted(found['rows'], 'row')} with {counted(found['figures'], 'figure')} the same to the bit"
-    first = found["first_difference"]
+def as_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the result as text."""
+    same = f"{counted(result['rows'], 'row')} with {counted(result['figures'], 'figure')} the same to the bit"
+    first = result["first_difference"]
     if first is None:
-        yield f"{found['run']}: {same}, up to step {found['steps']:,}"
+        yield f"{result['run']}: {same}, up to step {result['steps']:,}"
     else:
-        yield f"{found['run']}: step {first['step']:,}, {first['figure']}: {first['was']!r} then, {first['now']!r} now"
+        yield f"{result['run']}: step {first['step']:,}, {first['figure']}: {first['was']!r} then, {first['now']!r} now"
         yield f"before it, {same}"
-    for part, pairs in found["unlike"].items():
+    for part, pairs in result["unlike"].items():
         yield f"different {part}:" if part != "made from" else "made from others:"
         yield from (f"  {line}" for line in rows(pairs))
-    if first is not None and not found["unlike"]:
+    if first is not None and not result["unlike"]:
         yield "Code, packages, hardware, threads and inputs are the same."

@@ -1,5 +1,7 @@
-"""Where an artifact, or an answer that a server gave, came from: a tree down to votes, data and base weights; and
-whether the files of each run are those that it published."""
+"""Traces: the origins of an artifact, or of a server's answer, as a tree down to votes, data and base weights.
+
+Each run in the tree is checked: are its files those that it published?
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,19 @@ from align.run.manifest import read_manifest
 from align.run.weights import model_digest
 
 LATER_S = 60.0
-"""A file that changed longer than this after its run ended was copied, or is another."""
+"""Seconds. A file that changed longer than this after its run ended was copied or replaced."""
 NAMED = 3
-"""Files that are named; further ones are counted."""
+"""Number of files that are named; further ones are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What is known of the published files of a run.
+    """The result of a check of a run's published files.
 
     Attributes:
-        whole: False where a file is missing, or is known not to be the one that was published.
-        state: what is known, in a clause.
-        hashed: the files that were hashed now, by their names in the run's folder.
+        whole: False if a file is missing or known to differ from the published one.
+        state: the result as a clause.
+        hashed: file name → hash, of the files that were hashed now.
     """
 
     whole: bool
@@ -48,7 +50,7 @@ class FileCheck:
 
 
 def hash_file(path: Path) -> Hashed | None:
-    """Hash a file as it is. Returns None if it is not there, cannot be read, or changes meanwhile."""
+    """Hash a file. Returns None if it is missing, cannot be read, or changes during the hashing."""
     state = stamp_of(path)
     try:
         digest = file_digest(path)
@@ -59,24 +61,26 @@ def hash_file(path: Path) -> Hashed | None:
 
 
 def check_files(
-    folder: Path, outputs: Mapping[str, str], known: Mapping[str, Hashed], finished: str | None, full: bool
+    folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, Hashed], finished: str | None, full: bool
 ) -> FileCheck:
-    """Check whether the published files of a run are what its manifest says.
+    """Compare the published files of a run with its manifest.
 
     Args:
-        outputs: file → sha256, of the manifest.
-        known: the files as they were hashed before.
+        outputs: file → SHA-256, from the manifest.
+        earlier: earlier hashes of the files.
         finished: when the run ended, ISO 8601.
-        full: hash all of them now.
+        full: hash all files now.
     """
     try:
         check_not_replaced(folder / "artifact", "run")
     except InputError as error:
         return FileCheck(False, error.problem, {})
     hashed = {name: file for name in outputs if full and (file := hash_file(folder / name))}
-    missing, changed, unknown = [], [], []
+    missing: list[str] = []
+    changed: list[str] = []
+    unknown: list[str] = []
     for name, digest in outputs.items():
-        latest = hashed.get(name) if full else known.get(name)
+        latest = hashed.get(name) if full else earlier.get(name)
         if not (folder / name).is_file():
             missing.append(name)
         elif latest is not None and (full or latest.state == stamp_of(folder / name)):
@@ -85,9 +89,11 @@ def check_files(
         else:
             (changed if full else unknown).append(name)
     if missing or changed:
-        problems = [
-            f"{name_files(names)} {what}" for names, what in ((missing, "missing"), (changed, "changed")) if names
-        ]
+        problems = []
+        if missing:
+            problems.append(f"{name_files(missing)} missing")
+        if changed:
+            problems.append(f"{name_files(changed)} changed")
         return FileCheck(False, "; ".join(problems), hashed)
     files = counted(len(outputs), "file")
     if not outputs:
@@ -100,33 +106,33 @@ def check_files(
         copied = f"; {newer} copied or written again after the run" if later else ""
         state = f"{files}, {len(unknown):,} not hashed here yet{copied}"
     else:
-        oldest = min(known[name].at for name in outputs)
+        oldest = min(earlier[name].at for name in outputs)
         state = f"{files}, size and time as when hashed on {oldest[:10]} {oldest[11:16]}"
     return FileCheck(True, state, hashed)
 
 
 def name_files(names: list[str]) -> str:
-    """Return the first names, the number of the others, and the verb."""
+    """Return the first names, the number of further ones, and "is" or "are"."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return f"{', '.join(names[:NAMED])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def is_later(path: Path, finished: str | None) -> bool:
     try:
-        ended = datetime.fromisoformat(str(finished))
+        end = datetime.fromisoformat(str(finished))
     except ValueError:
         return False
-    return os.stat(path).st_mtime > ended.timestamp() + LATER_S
+    return os.stat(path).st_mtime > end.timestamp() + LATER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """What a store says of the votes that a run read, by pseudonyms.
+    """The votes that a run read, as the annotation store has them now.
 
     Attributes:
-        by: pseudonym → how many of its rankings, without those that were retracted or erased since.
-        state: whether the ledger is still the one that was read.
-        whole: False where it is known to be another.
+        by: annotator's pseudonym → number of rankings that were not retracted or erased since.
+        state: whether the ledger is still the one that was read, as a clause.
+        whole: False if it is known to differ.
     """
 
     by: Mapping[str, int] = field(default_factory=dict)
@@ -135,12 +141,12 @@ class Votes:
 
 
 def read_votes(url: str, project: str, head: Head, full: bool) -> Votes:
-    """Return the votes of a project up to the row that was the newest when they were read.
+    """Return the votes of a project up to the last row of its ledger that a run read.
 
     Args:
-        url: of the store.
-        head: that row; one before the first for what notes none.
-        full: walk the whole ledger, and check its hashes and contents.
+        url: URL of the store.
+        head: that row; before the first row if the run recorded none.
+        full: verify the hashes and contents of the whole ledger.
     """
     from sqlalchemy import select
 
@@ -150,16 +156,16 @@ def read_votes(url: str, project: str, head: Head, full: bool) -> Votes:
     try:
         with Store.open(url, create=False) as store, store.reading() as connection:
             rankings = [vote for vote in store.rankings(project) if head.seq < 0 or vote.seq <= head.seq]
-            by = Counter(vote.annotator for vote in rankings)
+            counts = Counter(vote.annotator for vote in rankings)
             if head.seq < 0:
-                return Votes(by)
-            found = connection.execute(select(ledger.c.hash).where(ledger.c.seq == head.seq)).scalar()
-            if found != head.hash:
-                return Votes(by, f"row {head.seq:,} of its ledger is another one, or gone", whole=False)
+                return Votes(counts)
+            row_hash = connection.execute(select(ledger.c.hash).where(ledger.c.seq == head.seq)).scalar()
+            if row_hash != head.hash:
+                return Votes(counts, f"row {head.seq:,} of its ledger is another one, or gone", whole=False)
             if not full:
-                return Votes(by, "the last row that was read is in the ledger")
+                return Votes(counts, "the last row that was read is in the ledger")
             store.verify(head)
-            return Votes(by, "every row of the ledger and every content hashed now: as written")
+            return Votes(counts, "every row of the ledger and every content hashed now: as written")
     except CorruptFile as error:
         return Votes(state=str(error), whole=False)
     except AlignError as error:
@@ -168,24 +174,24 @@ def read_votes(url: str, project: str, head: Head, full: bool) -> Votes:
 
 REQUESTS = "requests.jsonl"
 STALE = "stale since "
-"""How the fact begins that a run is stale."""
+"""Prefix of the fact that a run is stale."""
 DEEPEST = 100
-"""Generations of a tree; whoever wants more asks for the run where it ends."""
+"""Maximum depth of a trace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One thing that something came from.
+    """One node of a trace.
 
     Attributes:
-        kind: `response`, `run`, `gone`, `base`, `file`, `votes` or `annotator`.
-        name: of a run `stage:name`.
-        digest: that it is known by; empty where there is none.
-        facts: what is known of it, a clause each.
-        state: whether its files are what they were; empty where nobody can say.
-        whole: False where it is gone, or known not to be what it was.
-        above: it stands further up in the tree, with all that it came from.
-        sources: (what it was read as, what that is).
+        kind: `response`, `run`, `gone`, `base`, `file`, `votes`, `server` or `annotator`.
+        name: its name; `stage:name` of a run.
+        digest: digest that it was read by; may be empty.
+        facts: what is known of it, one clause each.
+        state: whether its files are unchanged; empty if unknown.
+        whole: False if it is gone or known to have changed.
+        above: True if its sources are listed at its first place in the tree.
+        sources: (name of the input, node) of what it was made from.
     """
 
     kind: str
@@ -198,16 +204,20 @@ class Node:
     sources: tuple[tuple[str, Node], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        own = {
-            "kind": self.kind, "name": self.name, "digest": self.digest, "facts": list(self.facts),
-            "state": self.state, "whole": self.whole,
-        }  # fmt: skip
+        values = {
+            "kind": self.kind,
+            "name": self.name,
+            "digest": self.digest,
+            "facts": list(self.facts),
+            "state": self.state,
+            "whole": self.whole,
+        }
         if self.above:
-            return own | {"above": True}
-        return own | {"sources": [{"as": name, **node.as_json()} for name, node in self.sources]}
+            return values | {"above": True}
+        return values | {"sources": [{"as": name, **node.as_json()} for name, node in self.sources]}
 
     def nodes(self) -> Iterator[Node]:
-        """Yield it, and all that it came from, each once."""
+        """Yield the node and everything that it came from, each once."""
         if not self.above:
             yield self
             for _, node in self.sources:
@@ -215,28 +225,31 @@ class Node:
 
 
 Voters = Callable[[str, Head], Votes]
-"""Project, and the last row of its ledger that was read → whose votes these were."""
+"""Returns the votes of a project up to the last row of its ledger that was read."""
 
 
 class Tracer:
-    """Builds the tree.
+    """Builder of traces.
 
     Args:
-        index: of the runs.
-        voters: asks the annotation store.
+        index: index of the runs.
+        voters: reads votes from the annotation store.
         full: hash every published file on the way.
     """
 
     def __init__(self, index: Index, voters: Voters, full: bool = False) -> None:
-        self.index, self.voters, self.full = index, voters, full
+        self.index = index
+        self.voters = voters
+        self.full = full
         self.seen: set[tuple[str, str]] = set()
-        self.depth, self.hashed = 0, dict[str, tuple[str, bool]]()
+        self.depth = 0
+        self.hashed: dict[str, tuple[str, bool]] = {}
 
     def run(self, ref: str, digest: str = "") -> Node:
-        """Trace a run, and what it was made from.
+        """Trace a run and its sources.
 
         Args:
-            digest: that it was read by; empty for what it published.
+            digest: digest that it was read by; empty for the one that it published.
         """
         record = self.index.record(ref)
         if record is None:
@@ -250,168 +263,180 @@ class Tracer:
             return replace(node, facts=(), state=str(record["error"]), whole=False)
         folder = self.index.root / record["folder"]
         outputs = read_manifest(folder).outputs
-        files = check_files(folder, outputs, self.index.hashed(ref), record["finished"], self.full)
-        self.index.note_hashed(ref, files.hashed)
+        files = check_files(folder, outputs, self.index.get_hashes(ref), record["finished"], self.full)
+        self.index.store_hashes(ref, files.hashed)
         node = replace(node, state=files.state, whole=files.whole)
         if problem := altered_in(record):
             node = replace(node, state=f"{files.state}; altered: {problem}", whole=False)
         if self.depth == DEEPEST:
-            further = Node("gone", f"stage.action=trace artifact={ref} goes on here")
-            return replace(node, sources=(("earlier", further),))
+            cut_off = Node("gone", f"stage.action=trace artifact={ref} goes on here")
+            return replace(node, sources=(("earlier", cut_off),))
         self.depth += 1
         sources = tuple(self.sources(record))
         self.depth -= 1
         return replace(node, sources=sources)
 
     def sources(self, record: Record) -> Iterator[tuple[str, Node]]:
-        """Yield what a run read, its base first, and as what."""
+        """Yield (name, node) of everything that a run read, its base first."""
         if base := record.get("base"):
-            made = self.index.maker(base["digest"], "")
-            yield "base", self.run(made, base["digest"]) if made else self.base(record, base)
-        for name, given in record["inputs"].items():
+            maker = self.index.maker(base["digest"], "")
+            yield "base", self.run(maker, base["digest"]) if maker else self.base(record, base)
+        for name, input in record["inputs"].items():
             if name == "base":
                 continue
-            digest = str(given.get("root") or given["digest"])
-            made = self.index.maker(digest, given.get("run", ""))
-            via = f" by @{given['alias'].get('name')}" if isinstance(given.get("alias"), Mapping) else ""
-            if run := made or given.get("run"):
-                yield f"{name}{via}", self.run(run, given["digest"])
-            elif given.get("project"):
-                yield name, self.votes(given)
-            elif given.get("server"):  # it has no weights here that could be hashed
-                yield name, Node("server", str(given["path"]), given["digest"])
-            elif given.get("path"):
-                yield name, self.file(given)
+            digest = str(input.get("root") or input["digest"])
+            alias = f" by @{input['alias'].get('name')}" if isinstance(input.get("alias"), Mapping) else ""
+            if run := self.index.maker(digest, input.get("run", "")) or input.get("run"):
+                yield f"{name}{alias}", self.run(run, input["digest"])
+            elif input.get("project"):
+                yield name, self.votes(input)
+            elif input.get("server"):  # its weights are not here
+                yield name, Node("server", str(input["path"]), input["digest"])
+            elif input.get("path"):
+                yield name, self.file(input)
 
     def base(self, record: Record, base: Mapping[str, Any]) -> Node:
         """Return the node of base weights that no run made."""
         revision = (f"revision {base['revision']}",) if base.get("revision") else ()
         node = Node("base", str(base["id"]), base["digest"], revision)
-        noted = read_manifest(self.index.root / record["folder"]).base
-        return self.rehash(node, partial(model_digest, Path(noted.path))) if noted else node
+        recorded = read_manifest(self.index.root / record["folder"]).base
+        return self.rehash(node, partial(model_digest, Path(recorded.path))) if recorded else node
 
-    def file(self, given: Mapping[str, Any]) -> Node:
-        """Return the node of something that no run made: a file, a corpus, somebody's folder."""
-        path = str(given["path"])
-        gone = Path(path).is_absolute() and not Path(path).exists()
-        node = Node("file", path, given["digest"], state="is not there any more" if gone else "")
-        return node if gone else self.rehash(node, partial(data_digest, path))
+    def file(self, input: Mapping[str, Any]) -> Node:
+        """Return the node of a file or a corpus that no run made."""
+        path = str(input["path"])
+        if Path(path).is_absolute() and not Path(path).exists():
+            return Node("file", path, input["digest"], state="is not there any more")
+        return self.rehash(Node("file", path, input["digest"]), partial(data_digest, path))
 
     def rehash(self, node: Node, digest: Callable[[], str]) -> Node:
-        """Return the node with its files hashed again if everything is to be hashed: each file once a trace."""
+        """Return the node with its files hashed again if `full` is set. Each file is hashed once per trace."""
         if not self.full:
             return node
         if node.digest not in self.hashed:
             try:
-                found = digest()
+                new_digest = digest()
             except (AlignError, OSError) as error:
                 self.hashed[node.digest] = (f"cannot be read: {error}", True)
             else:
-                same = found == node.digest
-                said = "hashed now: as it was read" if same else f"is another than was read ({found[:12]})"
-                self.hashed[node.digest] = (said, same)
+                is_same = new_digest == node.digest
+                state = "hashed now: as it was read" if is_same else f"is another than was read ({new_digest[:12]})"
+                self.hashed[node.digest] = (state, is_same)
         state, whole = self.hashed[node.digest]
         return replace(node, state=state, whole=whole)
 
-    def votes(self, given: Mapping[str, Any]) -> Node:
-        """Return the node of votes, who gave them, and the runs that sampled the answers."""
-        project, seq = str(given["project"]), int(given.get("seq", -1))
-        found = self.voters(project, Head(seq, given["digest"]))
-        people = [
+    def votes(self, input: Mapping[str, Any]) -> Node:
+        """Return the node of votes, with their annotators and the runs that sampled the answers."""
+        project = str(input["project"])
+        seq = int(input.get("seq", -1))
+        votes = self.voters(project, Head(seq, input["digest"]))
+        annotators = [
             ("annotator", Node("annotator", name, facts=(counted(count, "judgement"),)))
-            for name, count in sorted(found.by.items(), key=lambda one: (-one[1], one[0]))
+            for name, count in sorted(votes.by.items(), key=lambda item: (-item[1], item[0]))
         ]
-        filled = self.index.filling(project)
-        answers = [("answers", self.run(ref)) for ref in filled]
+        answers = [("answers", self.run(ref)) for ref in self.index.list_sampling_runs(project)]
         facts = (f"up to row {seq:,} of its ledger",) if seq >= 0 else ()
-        return Node("votes", project, given["digest"], facts, found.state, found.whole, sources=(*people, *answers))
+        sources = (*annotators, *answers)
+        return Node("votes", project, input["digest"], facts, votes.state, votes.whole, sources=sources)
 
 
 def data_digest(path: str) -> str:
-    """Return what a run would know the files of a path by, or the corpus of the built-in model.
+    """Return the digest by which a run records the files of a path, or the corpus of the built-in model.
 
     Raises:
-        AlignError: there are none.
+        AlignError: There are no such files.
     """
-    from align.data.sources import FILES, DataSource, data_record  # which a question about times alone does not need
+    from align.data.sources import FILES, DataSource, data_record  # slow to import, and needed for a full check only
 
     name = path.partition(":")[0]
-    corpus = name == "chitchat" and not Path(path).exists()
-    return data_record(DataSource(name if corpus else FILES, None if corpus else path)).digest
+    is_corpus = name == "chitchat" and not Path(path).exists()
+    return data_record(DataSource(name if is_corpus else FILES, None if is_corpus else path)).digest
 
 
 def facts_of(record: Record) -> tuple[str, ...]:
     """Describe a run in a few clauses."""
-    finished, stale = ((record.get(key) or "")[:16].replace("T", " ") for key in ("finished", "stale"))
-    known = {
-        "": method_in(record), "score ": score_in(record), "KL ": kl_in(record),
-        "on ": finished, STALE: stale,
-    }  # fmt: skip
-    said = tuple(f"{word}{value}" for word, value in known.items() if value not in ("", "–"))
-    return said if record["status"] == "done" else (str(record["status"]), *said)
+    values = {
+        "": method_in(record),
+        "score ": score_in(record),
+        "KL ": kl_in(record),
+        "on ": (record.get("finished") or "")[:16].replace("T", " "),
+        STALE: (record.get("stale") or "")[:16].replace("T", " "),
+    }
+    facts = tuple(f"{prefix}{value}" for prefix, value in values.items() if value not in ("", "–"))
+    return facts if record["status"] == "done" else (str(record["status"]), *facts)
 
 
 def trace_response(index: Index, tracer: Tracer, id: str) -> Node:
-    """Return the tree of an answer that a server of these runs gave.
+    """Return the trace of an answer that a server of these runs gave.
 
     Raises:
-        MissingArtifact: no server's log has it.
+        MissingArtifact: It is in no server's log.
     """
     server, entry = find_request(index.root, id)
     facts = [
-        f"{str(entry.get('time', ''))[:19].replace('T', ' ')} by {server}", f"asked for {entry.get('asked')}",
-        *([f"tenant {entry['tenant']}"] if entry.get("tenant") else []),
-        *([f"arm {entry['arm']}"] if entry.get("arm") else []),
+        f"{str(entry.get('time', ''))[:19].replace('T', ' ')} by {server}",
+        f"asked for {entry.get('asked')}",
+        *(f"{key} {entry[key]}" for key in ("tenant", "arm") if entry.get(key)),
         f"{counted(int(entry.get('completion_tokens') or 0), 'token')}, status {entry.get('status')}",
-    ]  # fmt: skip
-    adapter, base = str(entry.get("adapter") or ""), str(entry.get("base") or "")
-    if adapter:
-        made = index.maker(adapter, "")
-        gone = Node("gone", "(an adapter that no run here made)", adapter, state="is unknown here", whole=False)
-        source = ("adapter", tracer.run(made, adapter) if made else gone)
+    ]
+    kind = "adapter" if entry.get("adapter") else "base"
+    digest = str(entry.get(kind) or "")
+    if maker := index.maker(digest, ""):
+        node = tracer.run(maker, digest)
+    elif kind == "adapter":
+        node = Node("gone", "(an adapter that no run here made)", digest, state="is unknown here", whole=False)
     else:
-        made = index.maker(base, "")
-        source = ("base", tracer.run(made, base) if made else Node("base", "(the base by itself)", base))
-    return Node("response", id, facts=tuple(map(str, facts)), sources=(source,))
+        node = Node("base", "(the base by itself)", digest)
+    return Node("response", id, facts=tuple(facts), sources=((kind, node),))
 
 
 def find_request(root: Path, id: str) -> tuple[str, dict[str, Any]]:
-    """Return (server, line of its log) of a request, whose answer has its id with another word in front."""
+    """Return (server, line of its log) of a request. The number in an answer's id is its request's."""
     number = id.rpartition("-")[2]
-    wanted = json.dumps(f"-{number}")[1:].encode()
+    id_end = json.dumps(f"-{number}")[1:].encode()
     for path in sorted(root.glob(f"serve/*/{REQUESTS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         with open_binary(path) as lines:
             for line in lines:
-                if wanted in line:
+                if id_end in line:
                     with suppress(ValueError):
-                        found = json.loads(line)
-                        if isinstance(found, dict) and str(found.get("id")).rpartition("-")[2] == number:
-                            return f"serve:{path.parent.name}", found
+                        entry = json.loads(line)
+                        if isinstance(entry, dict) and str(entry.get("id")).rpartition("-")[2] == number:
+                            return f"serve:{path.parent.name}", entry
     remedy = "The id of an answer is its `id`, and the header x-request-id. Name the run.root of the server."
     raise MissingArtifact("stage.response", id, f"is in no server's log under {root}", remedy)
 
 
 def as_lines(nodes: Sequence[Node]) -> Iterator[str]:
-    """Yield the trees as text, and below them what is not whole."""
+    """Yield traces as text, followed by everything that is gone or changed."""
     for node in nodes:
         yield from branch(node, "", "", "")
-    every = [one for node in nodes for one in node.nodes()]
-    bad = [one for one in every if not one.whole]
-    for one in bad:
-        yield f"NOT WHOLE: {clean(one.name)}: {one_line(one.state)}"
-    if not bad and any("not hashed here yet" in one.state for one in every):
+    all_nodes = [inner for node in nodes for inner in node.nodes()]
+    broken = [node for node in all_nodes if not node.whole]
+    for node in broken:
+        yield f"NOT WHOLE: {clean(node.name)}: {one_line(node.state)}"
+    if not broken and any("not hashed here yet" in node.state for node in all_nodes):
         yield "stage.verify=full hashes every file."
 
 
-def branch(node: Node, named: str, first: str, rest: str) -> Iterator[str]:
-    digest = f" ({node.digest[:12]})" if node.digest else ""
-    facts = "".join(f", {clean(fact)}" for fact in node.facts)
-    again = " (above)" if node.above else ""
+def branch(node: Node, input_name: str, first_prefix: str, prefix: str) -> Iterator[str]:
+    """Yield the lines of a node and its sources.
+
+    Args:
+        first_prefix: branches drawn before the node's own line.
+        prefix: branches drawn before the lines of its sources.
+    """
+    label = f"{clean(input_name)}: " if input_name and input_name != node.kind else ""
     kind = "" if node.kind in ("run", "annotator") else f"{node.kind} "
-    state = f" [{one_line(node.state)}]" if node.state and not node.above else ""
-    label = f"{clean(named)}: " if named and named != node.kind else ""
-    yield f"{first}{label}{kind}{one_line(node.name)}{digest}{'' if node.above else facts}{state}{again}"
-    if not node.above:
-        for i, (name, source) in enumerate(node.sources):
-            last = i == len(node.sources) - 1
-            yield from branch(source, name, f"{rest}{'└─ ' if last else '├─ '}", f"{rest}{'   ' if last else '│  '}")
+    digest = f" ({node.digest[:12]})" if node.digest else ""
+    line = f"{first_prefix}{label}{kind}{one_line(node.name)}{digest}"
+    if node.above:
+        yield f"{line} (above)"
+        return
+    facts = "".join(f", {clean(fact)}" for fact in node.facts)
+    state = f" [{one_line(node.state)}]" if node.state else ""
+    yield f"{line}{facts}{state}"
+    for i, (name, source) in enumerate(node.sources):
+        is_last = i == len(node.sources) - 1
+        yield from branch(
+            source, name, f"{prefix}{'└─ ' if is_last else '├─ '}", f"{prefix}{'   ' if is_last else '│  '}"
+        )

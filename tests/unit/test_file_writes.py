@@ -119,7 +119,7 @@ EXCEPTIONS = {
     "align.registry.forgetting:redraw_page": SHOWN,
     "align.registry.garbage:remove_pieces": SHOWN,
     "align.registry.garbage:remove_weights": SHOWN,
-    "align.registry.index:_opened": PARSED,
+    "align.registry.index:_open": PARSED,
     "align.registry.forgetting:write": UNIQUE,
     "align.registry.index:is_moved_aside": ASIDE,
     "align.registry.replay:working": SCRATCH,

@@ -16,7 +16,7 @@ from align.annotate.store import Store
 from align.annotate.store.erasure import about, erase
 from align.core.errors import InputError
 from align.registry.forget_selection import MAY_HAVE, TRAINED
-from align.registry.forgetting import Made, downstream, new_receipt, unfinished
+from align.registry.forgetting import Made, downstream, in_order, new_receipt, unfinished
 from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
 from align.registry.gates import Finding, read_gate
 from align.registry.index import asked
@@ -101,6 +101,21 @@ def test_the_order_and_the_commands(tmp_path: Path) -> None:
     assert {one.run for one in again(circle, {"ppo:one": TRAINED})} == {"ppo:one", "ppo:other"}
     (circle / "ppo" / "other" / "manifest.json").write_text("{")
     assert [one.run for one in again(circle, {"ppo:one": TRAINED, "ppo:gone": TRAINED})] == ["ppo:one"]
+
+
+def test_a_long_chain_of_runs_is_ordered_by_its_parents() -> None:
+    runs = [f"sft:{i}" for i in range(5000)]
+    parents = {run: [runs[i - 1]] if i else [] for i, run in enumerate(runs)}
+    records = {run: {"started": f"{9999 - i}", "parents": parents[run]} for i, run in enumerate(runs)}
+    assert in_order(records) == runs
+
+
+def test_parents_come_first_by_name_and_a_circle_is_broken_at_its_first_run() -> None:
+    parents = {"ppo:p": ["sft:b", "sft:a", "sft:gone"], "sft:a": ["data:d"], "sft:b": ["data:d"], "data:d": []}
+    records = {run: {"started": run, "parents": names} for run, names in parents.items()}
+    assert in_order(records) == ["data:d", "sft:a", "sft:b", "ppo:p"]
+    circle = {"a:1": ["a:3"], "a:2": ["a:1"], "a:3": ["a:2"]}
+    assert in_order({run: {"started": run, "parents": names} for run, names in circle.items()}) == ["a:2", "a:3", "a:1"]
 
 
 def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The registry for browsers: what `stage=registry stage.action=serve` serves. It reads, and changes nothing.
+"""The registry for browsers, served by `stage=registry stage.action=serve`. It reads and changes nothing.
 
-server      the app: which address answers with what
+server      the app and its routes
 views       the table with its filters, one run, runs side by side, the aliases
-lineage     a run's ancestors and descendants, drawn
+lineage     the picture of a run's ancestors and descendants
 templating  the templates in templates/
-static/     the script that swaps views, the style
+static/     the script that swaps views, and the style
 """

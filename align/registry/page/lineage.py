@@ -1,4 +1,4 @@
-"""A run's ancestors and descendants, drawn: what it was made from on its left, what was made from it on its right."""
+"""The picture of a run's lineage: its ancestors on the left, its descendants on the right."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from align.registry.page.templating import render
 from align.registry.trace import STALE, Node, facts_of
 from align.report.figure_text import counted
 
-WIDE, TALL, ACROSS, DOWN = 172, 50, 44, 12
-"""Of a box, and between boxes, in pixels."""
+WIDE = 172
+"""Pixels: the width of a box."""
+TALL = 50
+"""Pixels: the height of a box."""
+ACROSS = 44
+"""Pixels between columns."""
+DOWN = 12
+"""Pixels between boxes of a column."""
 MOST = 60
-"""Boxes of a picture; the tree of `stage.action=trace` has all."""
+"""Largest number of boxes in a picture; the tree of `stage.action=trace` has all."""
 SWEEPS = 4
-"""How often the boxes of a column are put in the order of those that they lead to."""
+"""Number of passes that sort the boxes of each column by their neighbours."""
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One thing of the picture.
+    """One box of the picture.
 
     Attributes:
-        tells: words below its name.
-        whole: False where it is gone, or known not to be what it was.
-        stale: it learned from what was forgotten since.
+        tells: text below its name.
+        whole: False if it is gone or known to have changed.
+        stale: True if it was trained on data that was forgotten since.
     """
 
     kind: str
@@ -40,11 +46,12 @@ class Box:
 
 @dataclass(slots=True)
 class Lineage:
-    """Boxes, and (what it was made from, what was made) for each line between them.
+    """The boxes of a picture, and the lines between them as pairs (source, product).
 
     Attributes:
-        later: the boxes that were made from the run itself.
-        left_out: how many boxes a picture has no room for.
+        focus: the run itself.
+        later: boxes that were made from the run.
+        left_out: number of boxes for which the picture has no room.
     """
 
     focus: Key
@@ -54,7 +61,7 @@ class Lineage:
     left_out: int = 0
 
     def add(self, key: Key, box: Box) -> bool:
-        """Whether it is in the picture, now or before."""
+        """Add a box, if it is not there and there is room. Returns whether it is in the picture."""
         if key not in self.boxes and len(self.boxes) >= MOST:
             self.left_out += 1
             return False
@@ -63,64 +70,68 @@ class Lineage:
 
 
 def lineage_of(index: Index, tree: Node) -> Lineage:
-    """What the picture shows.
+    """Return the content of the picture.
 
     Args:
-        tree: of the run, see `align.registry.trace`.
+        tree: trace of the run, see `align.registry.trace`.
     """
-    found = Lineage(key_of(tree))
-    add_sources(found, tree, frozenset())
-    add_descendants(found, index)
-    found.lines = [line for line in found.lines if line[0][0] != "base" or not by_another_way(found.lines, *line)]
-    return found
+    lineage = Lineage(key_of(tree))
+    add_sources(lineage, tree, frozenset())
+    add_descendants(lineage, index)
+    lineage.lines = [line for line in lineage.lines if line[0][0] != "base" or not by_another_way(lineage.lines, *line)]
+    return lineage
 
 
 def by_another_way(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -> bool:
-    """Whether one box leads to another over a third: every run is on a base, most of them on that of their parents."""
-    reached, left = set[Key](), [to for start, to in lines if start == source and to != target]
-    while left:
-        key = left.pop()
-        if key not in reached:
-            reached.add(key)
-            left += [to for start, to in lines if start == key]
-    return target in reached
+    """Return whether a third box connects source and target: most runs are on the base of their parents."""
+    visited: set[Key] = set()
+    stack = [end for start, end in lines if start == source and end != target]
+    while stack:
+        key = stack.pop()
+        if key not in visited:
+            visited.add(key)
+            stack += [end for start, end in lines if start == key]
+    return target in visited
 
 
 def key_of(node: Node) -> Key:
-    """A run by its name, whatever digest it was read by; anything else by both."""
+    """Return the identity of a node: a run's is its name, that of any other node includes the digest."""
     return node.kind, node.name, "" if node.kind == "run" else node.digest
 
 
-def add_sources(found: Lineage, node: Node, path: frozenset[Key]) -> bool:
-    """A node and all that it came from. Whether there was room for it."""
+def add_sources(lineage: Lineage, node: Node, path: frozenset[Key]) -> bool:
+    """Add a node and its ancestors. Returns whether there was room for the node."""
     key = key_of(node)
-    if not found.add(key, Box(node.kind, node.name, tells(node.facts), node.whole, is_stale(node.facts))):
+    if not lineage.add(key, Box(node.kind, node.name, tells(node.facts), node.whole, is_stale(node.facts))):
         return False
     for _, source in node.sources:
-        other = key_of(source)
-        circle = other in path or other == key  # which only a manifest that was written by hand has
-        if not circle and add_sources(found, source, path | {key}) and (other, key) not in found.lines:
-            found.lines.append((other, key))
+        source_key = key_of(source)
+        is_circle = source_key in path or source_key == key  # only in manifests edited by hand
+        if not is_circle and add_sources(lineage, source, path | {key}) and (source_key, key) not in lineage.lines:
+            lineage.lines.append((source_key, key))
     return True
 
 
-def add_descendants(found: Lineage, index: Index) -> None:
-    """What was made from the run, and from that, generation by generation."""
-    generation = [found.focus]
+def add_descendants(lineage: Lineage, index: Index) -> None:
+    """Add the runs made from the run, generation by generation."""
+    generation = [lineage.focus]
     while generation:
-        following: list[Key] = []
+        next_generation: list[Key] = []
         for parent in generation:
             for run in (index.record(parent[1]) or {}).get("children", ()):
-                key, child = ("run", str(run), ""), index.record(run)
-                earlier = key in found.boxes and key not in found.later
-                if child is None or earlier:
+                key = ("run", str(run), "")
+                child = index.record(run)
+                is_ancestor = key in lineage.boxes and key not in lineage.later
+                if child is None or is_ancestor:
                     continue
-                new = key not in found.boxes
-                if found.add(key, Box("run", str(run), tells(facts := facts_of(child)), stale=is_stale(facts))):
-                    found.lines.append((parent, key))
-                    found.later.add(key)
-                    following += [key] if new else []
-        generation = following
+                is_new = key not in lineage.boxes
+                facts = facts_of(child)
+                if lineage.add(key, Box("run", str(run), tells(facts), stale=is_stale(facts))):
+                    lineage.lines.append((parent, key))
+                    lineage.later.add(key)
+                    if is_new:
+                        next_generation.append(key)
+        generation = next_generation
 
 
 def is_stale(facts: Sequence[str]) -> bool:
@@ -128,64 +139,67 @@ def is_stale(facts: Sequence[str]) -> bool:
 
 
 def tells(facts: Sequence[str]) -> str:
-    """What a box has room for: its score, and how it was trained."""
+    """Return the text of a box: its score, and how it was trained."""
     ordered = sorted(facts[:2], key=lambda fact: not fact.startswith("score "))
     return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in ordered)
 
 
-def columns_of(found: Lineage) -> dict[Key, int]:
-    """Box → its column: 0 of the run itself, 1 and more of what it was made from, each behind all that it leads to;
-    -1 and less of what was made from it."""
-    columns = dict.fromkeys(found.boxes, 0) | dict.fromkeys(found.later, -1)
-    for _ in found.boxes:  # a line moves one end by one: as many rounds as a path has boxes at most
-        before = dict(columns)
-        for source, target in found.lines:
-            if target in found.later:
+def columns_of(lineage: Lineage) -> dict[Key, int]:
+    """Return box → column: 0 for the run itself, positive for its ancestors, negative for its descendants.
+
+    An ancestor's column is greater than those of all boxes made from it.
+    """
+    columns = dict.fromkeys(lineage.boxes, 0) | dict.fromkeys(lineage.later, -1)
+    for _ in lineage.boxes:  # at most as many rounds as the longest path has boxes
+        old_columns = dict(columns)
+        for source, target in lineage.lines:
+            if target in lineage.later:
                 columns[target] = min(columns[target], columns[source] - 1)
             else:
                 columns[source] = max(columns[source], columns[target] + 1)
-        if columns == before:
+        if columns == old_columns:
             break
     return columns
 
 
-def picture(found: Lineage) -> Markup:
-    """Return the figure: SVG in which every run is a link."""
-    places = placed(found)
+def picture(lineage: Lineage) -> Markup:
+    """Return the figure as SVG, in which every run is a link."""
+    places = placed(lineage)
     return render(
         "lineage.html",
-        focus=found.focus[1],
+        focus=lineage.focus[1],
         width=max(x for x, _ in places.values()) + WIDE + 2,
         height=max(y for _, y in places.values()) + TALL + 2,
-        paths=[curve_path(places[source], places[target]) for source, target in found.lines],
-        boxes=[(box, places[key], key == found.focus) for key, box in found.boxes.items()],
+        paths=[curve_path(places[source], places[target]) for source, target in lineage.lines],
+        boxes=[(box, places[key], key == lineage.focus) for key, box in lineage.boxes.items()],
         box_width=WIDE,
         box_height=TALL,
-        more=f" {counted(found.left_out, 'more')} left out: stage.action=trace has all." if found.left_out else "",
+        more=f" {counted(lineage.left_out, 'more')} left out: stage.action=trace has all." if lineage.left_out else "",
     )
 
 
-def placed(found: Lineage) -> dict[Key, tuple[float, float]]:
-    """Box → (x, y) of its corner: a column below another's middle, in the order of what its boxes lead to."""
+def placed(lineage: Lineage) -> dict[Key, tuple[float, float]]:
+    """Return box → (x, y) of its upper left corner. Columns are centred, and sorted by neighbours."""
     columns: dict[int, list[Key]] = {}
-    for key, column in columns_of(found).items():
+    for key, column in columns_of(lineage).items():
         columns.setdefault(column, []).append(key)
-    order = sorted(columns, reverse=True)  # the oldest is on the left
+    order = sorted(columns, reverse=True)  # the oldest boxes are on the left
     for _ in range(SWEEPS):
         rank = {key: i - len(keys) / 2 for keys in columns.values() for i, key in enumerate(keys)}
         for column in order:
-            columns[column].sort(key=lambda key: middle(key, found.lines, rank))
+            columns[column].sort(key=lambda key: middle(key, lineage.lines, rank))
     tallest = max(len(keys) for keys in columns.values()) * (TALL + DOWN) - DOWN
     return {
         key: (i * (WIDE + ACROSS), (tallest - len(columns[column]) * (TALL + DOWN) + DOWN) / 2 + j * (TALL + DOWN))
-        for i, column in enumerate(order) for j, key in enumerate(columns[column])
-    }  # fmt: skip
+        for i, column in enumerate(order)
+        for j, key in enumerate(columns[column])
+    }
 
 
 def middle(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[Key, float]) -> float:
-    """The mean rank of the boxes that a box is joined to; its own where there is none."""
-    joined = [rank[b if a == key else a] for a, b in lines if key in (a, b)]
-    return sum(joined) / len(joined) if joined else rank[key]
+    """Return the mean rank of the boxes that a box is connected to. A box without lines keeps its own rank."""
+    ranks = [rank[end if start == key else start] for start, end in lines if key in (start, end)]
+    return sum(ranks) / len(ranks) if ranks else rank[key]
 
 
 def curve_path(start: tuple[float, float], end: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""The templates of the registry's views. They escape every value."""
+"""The templates of the registry's views, which escape every value."""
 
 from __future__ import annotations
 

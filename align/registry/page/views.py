@@ -31,30 +31,39 @@ from align.run.manifest import FILE, Manifest, read_manifest
 from align.run.stale import stale_in
 
 A_PAGE = 100
-"""Runs of one page of the table."""
-LIVE_S, IDLE_S = 10, 60
-"""Seconds after which the table, and a running run's report, is loaded again while a run is at work; while none is."""
+"""Runs on one page of the table."""
+LIVE_S = 10
+"""Seconds after which the table and a running run's report are reloaded while a run is active."""
+IDLE_S = 60
+"""Seconds after which the table is reloaded otherwise."""
 NEWEST = "-started"
 STATUSES = ("running", "done", "failed", "interrupted", "unreadable")
 CONDITION = re.compile(r"""\s*([^\s<>=!,'"]+)\s*(>=|<=|!=|>|<|=)\s*('[^']*'|"[^"]*"|[^\s,'"=][^,]*?)\s*(?:,|$)""")
 SORTED: Mapping[str, str] = {
-    "run": "run", "status": "status", "age": "started", "base": "base.id", "method": "method.name",
-    "data": "data.name", "score": "score.value", "KL": "kl", "minutes": "cost.minutes",
-}  # fmt: skip
-"""Column → the key by which a click on its head sorts."""
+    "run": "run",
+    "status": "status",
+    "age": "started",
+    "base": "base.id",
+    "method": "method.name",
+    "data": "data.name",
+    "score": "score.value",
+    "KL": "kl",
+    "minutes": "cost.minutes",
+}
+"""Column → key by which a click on its head sorts."""
 FALLING = ("age", "score", "minutes")
-"""Columns that are sorted from high to low at first."""
+"""Columns that are first sorted from high to low."""
 EXAMPLE = "Write conditions such as metrics.win_rate.low >= 0.7, seed = 0."
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the page was asked for.
+    """The query of the table.
 
     Attributes:
         text: part of a run's name.
-        where: conditions as they are typed, see `conditions_in`.
-        sort: a key, with `-` in front from high to low.
+        where: conditions as typed, see `conditions_in`.
+        sort: a key; a leading `-` sorts from high to low.
         page: 1, 2, 3, …
     """
 
@@ -76,10 +85,10 @@ class Filters:
 
 
 def conditions_in(typed: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, comparison) of conditions parted by commas, such as `score.value >= 0.7, seed = 0`.
+    """Yield (key, comparison) of conditions separated by commas, such as `score.value >= 0.7, seed = 0`.
 
     Raises:
-        InputError: a part is no condition.
+        InputError: A part is not a condition.
     """
     at = 0
     while typed[at:].strip():
@@ -92,7 +101,7 @@ def conditions_in(typed: str) -> Iterator[tuple[str, str]]:
 
 
 def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
-    """Return the table of runs, its filters, and how many runs there are of each status."""
+    """Return the table of runs with its filters, and the number of runs per status."""
     statuses = index.statuses()
     alerts = []
     if index.aliases_error:
@@ -124,10 +133,10 @@ def describe_error(error: InputError) -> str:
 
 
 def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
-    """Return one page of the runs that meet the filters, and which page of how many it is.
+    """Return one page of the matching runs, and its position.
 
     Raises:
-        InputError: a condition cannot be read.
+        InputError: A condition is invalid.
     """
     where = list(conditions_in(filters.where))
     where += [(key, f"={value}") for key, value in (("stage", filters.stage), ("status", filters.status)) if value]
@@ -147,7 +156,7 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
 
 
 def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
-    """Return the columns that a click sorts: name, address that sorts by it, and `ascending`, `descending` or empty."""
+    """Return name, sorting address and direction (`ascending`, `descending` or "") of each sortable column."""
     key = filters.sort.removeprefix("-")
     falls = filters.sort.startswith("-")
     columns = []
@@ -161,7 +170,7 @@ def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
 
 
 def score_parts(record: Record) -> dict[str, Any] | None:
-    """Return the name of a score, its value, its bounds, and where a share and its interval lie on 60 pixels."""
+    """Return a score's name, value and bounds, and for a share the pixel positions of its interval on 60 pixels."""
     score = record.get("score")
     if not score:
         return None
@@ -179,25 +188,25 @@ def score_parts(record: Record) -> dict[str, Any] | None:
 log = logging.getLogger("align")
 
 KEPT = 64
-"""Reports that are kept as they were drawn."""
+"""Number of drawn reports that are cached."""
 READ = (FILE, "metrics.jsonl", "samples.jsonl", "trained_on.jsonl")
-"""The files of a run that tell whether its report is another by now."""
+"""Files of a run that decide whether its report has changed."""
 BESIDE = re.compile(r'href="\.\./\.\./([a-z]+)/([^/"]+)/report\.html"')
-"""A link of one report to another, from folder to folder."""
+"""Link of one report to another, relative to their folders."""
 
 
 def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
-    """Return a run's figures, its lineage, and a place that its report is loaded into.
+    """Return a run's metrics, its lineage, and a placeholder into which its report is loaded.
 
     Raises:
-        MissingArtifact: there is no such run.
+        MissingArtifact: There is no such run.
     """
     record = record_in(index, run)
     folder = index.root / record["folder"]
     alerts = []
     if stale := stale_in(folder):
-        again = f" Made again by: {stale.again}" if stale.again else ""
-        alerts.append(f"Stale since {stale.since[:10]}: {stale.because}.{again}")
+        command = f" Made again by: {stale.again}" if stale.again else ""
+        alerts.append(f"Stale since {stale.since[:10]}: {stale.because}.{command}")
     if problem := altered_in(record):
         alerts.append(f"Altered: {problem}.")
     is_readable = record["status"] != UNREADABLE
@@ -227,11 +236,12 @@ def record_in(index: Index, run: str) -> Record:
 
 
 def report_view(root: Path, record: Record, command: Callable[[Manifest], str]) -> str:
-    """Return the blocks of a run's report as its folder has them now. Between two looks at a run that has not changed
-    nothing is drawn: drawing takes about a second. One thread asks at a time: matplotlib's settings are the process's.
+    """Return the blocks of a run's report as its folder is now. Drawing takes about a second, so results are cached.
+
+    It must not be called by two threads at once: matplotlib's settings belong to the process.
 
     Args:
-        command: of a manifest, the line that makes the run again.
+        command: returns the command line that repeats a manifest's run.
     """
     folder = root / record["folder"]
     stamps = tuple(stamp_of(folder / name) for name in READ)
@@ -245,35 +255,35 @@ def draw_report(
     """Draw a report.
 
     Args:
-        status, error: of the run.
-        stamps: of the files that it is drawn from.
+        status, error: those of the run.
+        stamps: stamps of the files that it is drawn from, as a cache key.
         command: see `report_view`.
     """
     try:
         manifest = read_manifest(folder)
-        seen = RunView(folder, manifest, command(manifest))
-        blocks = as_it_lies(seen, status, error)
-    except Exception as problem:  # a folder that somebody edited, or that an early version of align wrote
+        view = RunView(folder, manifest, command(manifest))
+        blocks = as_it_lies(view, status, error)
+    except Exception as problem:  # the folder was edited, or written by an early version of align
         log.debug("the report of %s could not be drawn", folder, exc_info=True)
-        told = f"Its folder lacks what a report of this version shows ({type(problem).__name__}: {problem})."
-        return render_alert(f"{told} Its own report.html may have it.")
+        text = f"Its folder lacks what a report of this version shows ({type(problem).__name__}: {problem})."
+        return render_alert(f"{text} Its own report.html may have it.")
     return BESIDE.sub(link_to_view, "".join(blocks))
 
 
 def link_to_view(link: re.Match[str]) -> str:
-    """Return a link between reports as one to the view of that run."""
+    """Turn a link between reports into a link to the view of that run."""
     return f'href="{escape(view_url("run", run=f"{link[1]}:{unquote(link[2])}"))}"'
 
 
 MOST = 60
-"""Runs that one view compares; the command line takes more."""
+"""Largest number of runs in one comparison; the command line has no limit."""
 
 
 def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
-    """The table, the score against its prices, the curves over each other.
+    """Return the comparison of runs: the table, the score against costs, and the curves.
 
     Raises:
-        InputError: there are too few or too many, one is unknown, or one cannot be read.
+        InputError: There are too few or too many runs, or one is unknown or cannot be read.
     """
     from align.registry.comparison_page import build_page  # matplotlib takes a second
 
@@ -286,12 +296,12 @@ def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
 
 
 def aliases_view(index: Index, alias: str) -> Markup:
-    """Return all aliases, or one of them if it is named, with their changes, newest first."""
+    """Return all aliases, or only the named one, with their changes, newest first."""
     try:
         log = read_log(index.root)
     except InputError as error:
         return render("aliases.html", alias=alias, alerts=[f"{error.problem}. {error.remedy}"], changes=None)
-    lost = index.lost_changes(log)
+    lost = index.find_lost_changes(log)
     by_number = {change.seq: change for change in log.changes}
     return render(
         "aliases.html",
@@ -307,7 +317,7 @@ def aliases_view(index: Index, alias: str) -> Markup:
 
 
 def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
-    """Return the artifacts of a change. They are found by digest: a run may have been renamed."""
+    """Return the artifacts of a change. They are found by digest, as a run may have been renamed."""
     total = sum(arm.weight for arm in change.arms) or 1.0
     arms = []
     for arm in change.arms:
@@ -325,7 +335,7 @@ def list_arms(index: Index, change: Change) -> list[dict[str, Any]]:
 
 
 def describe_gates(change: Change) -> list[str]:
-    """Return a line for each gate: what it said when the change was made."""
+    """Return one line per gate: its result when the change was made."""
     lines = []
     for gate in change.gates:
         passed = [bool(finding.get("passed")) for finding in gate.get("findings", ()) if isinstance(finding, Mapping)]
