@@ -1,7 +1,7 @@
-"""Services that show runs beside the runs' own files: one file a service, one interface, and nothing depends on any.
+"""Services that show runs beside the runs' own files: one module per service, one interface, all optional.
 
-The files of a run are the truth. A mirror that fails is told to people once and is off from then on: it stops no
-training and undoes no promotion. Everything that goes to a service is masked first, see `align.core.redaction`.
+The files of a run are authoritative. A mirror that fails is reported once and then off: it stops neither a training nor
+a promotion. Everything sent to a service is masked first, see `align.core.redaction`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from align.track import Table
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Something that a run read or made. A mirror refers to it by its folder and its digest, and copies none of it.
+    """An input or output of a run. A mirror refers to it by its folder and digest, and copies nothing.
 
     Attributes:
-        ref: `stage:name` of the run that made it, or what else it is called.
-        kind: `model` or `data`; of an input, what it is to the run.
-        folder: where it lies; None where it is no file.
-        facts: what else is worth knowing, as JSON.
+        ref: `stage:name` of the run that made it, or another reference.
+        kind: `model` or `data`; for an input, its role in the run.
+        folder: its folder; None if it has none.
+        facts: further values, as JSON.
     """
 
     ref: str
@@ -42,20 +42,20 @@ class Artifact:
 
     @property
     def alias(self) -> str:
-        """By which a service finds it again."""
+        """Name under which a service finds it again."""
         return f"sha256-{self.digest[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A run, as a service is told of it.
+    """A run as a service sees it.
 
     Attributes:
-        project: what the service puts runs together by.
+        project: project of the service that groups runs.
         ref: `stage:name`.
-        id: the same for as long as the run is, however often it is resumed.
-        root, folder: of all runs, and of this one.
-        resumed: it was begun by another process.
+        id: the same over all resumes of the run.
+        root, folder: the folder of all runs, and this run's.
+        resumed: another process began the run.
     """
 
     project: str
@@ -69,75 +69,70 @@ class Watched:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, and what it came to: digests of what was read."""
-        read = {name: {"ref": one.ref, "digest": one.digest} for name, one in self.inputs.items()}
-        return {**self.config, "inputs": read}
+        """The configuration, with reference and digest of each input."""
+        inputs = {name: {"ref": input.ref, "digest": input.digest} for name, input in self.inputs.items()}
+        return {**self.config, "inputs": inputs}
 
 
 COLLECTIONS = {"model": "models", "data": "data"}
-"""Under which a service that has a place for artifacts keeps those of a project, each run's a version."""
+"""Kind of artifact → collection of a project's artifacts, of which each run's is a version."""
 
 
 class Mirror(Protocol):
     """A run at a service.
 
     Attributes:
-        last: the last step that the service has; -1 of a run that is new to it.
+        last: last step that the service has; -1 for a new run.
     """
 
     @property
     def last(self) -> int: ...
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-        """What a step came to."""
+        """Send the metrics of a step."""
         ...
 
     def publish(self, artifact: Artifact) -> None:
-        """What the run made."""
+        """Send a reference to an artifact that the run made."""
         ...
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
-        """The run is over, with its headline figures."""
+        """End the run, with its headline metrics."""
         ...
 
 
 class Unmirrored(Exception):
-    """The service cannot be told this; its text says why."""
+    """Error of a request that the service does not support. Its text is the reason."""
 
 
-def flat(values: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as pairs of a dotted key and a value."""
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested mappings as pairs of a dotted key and a value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{front}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{front}{key}", value
+            yield f"{prefix}{key}", value
 
 
 __all__ = ["Artifact", "Guarded", "Mirror", "Table", "Unmirrored", "Watched", "named", "opened", "require_installed"]
 
 
 def require_installed(service: str) -> None:
-    """Refuse a service whose package is not there, before any work is done.
-
-    Raises:
-        InputError: with the command that installs it.
-    """
+    """Raise InputError if the package of a service is not installed, before any work is done."""
     require_extra(service, "track", service)
 
 
 def opened(service: str, run: Watched) -> Guarded:
-    """The run at a service, where it is begun or continued once there is something to show."""
-    inputs = {name: masked_artifact(one) for name, one in run.inputs.items()}
-    masked = replace(run, config=masked_tree(run.config, redacted), inputs=inputs)
-    return Guarded(service, lambda: importlib.import_module(f"align.mirrors.{service}").opened(masked))
+    """Return the mirror of a run. It is begun or resumed at the service when there is something to show."""
+    inputs = {name: masked_artifact(input) for name, input in run.inputs.items()}
+    masked_run = replace(run, config=masked_tree(run.config, redacted), inputs=inputs)
+    return Guarded(service, lambda: importlib.import_module(f"align.mirrors.{service}").opened(masked_run))
 
 
 def named(service: str, project: str, root: Path, alias: str, artifact: Artifact | None) -> str:
-    """Let an alias mean an artifact at a service too, or nothing any more.
+    """Set an alias at a service. Without an artifact the alias is removed.
 
-    Returns:
-        what came of it, in a line. A service that cannot be told stops nobody.
+    Returns a line about the result. A failure of the service raises nothing.
     """
     try:
         importlib.import_module(f"align.mirrors.{service}").named(project, root, alias, artifact)
@@ -153,24 +148,27 @@ def masked_artifact(artifact: Artifact) -> Artifact:
 
 
 def as_text(error: Exception) -> str:
-    """An error of a service on one line, masked."""
+    """Return an error of a service on one line, masked."""
     return redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 class Guarded:
-    """A mirror that stops nothing: it is off after its first failure, and a step that the service has is not sent
+    """A mirror whose failures stop nothing: it is off after the first one. Steps that the service has are not sent
     again."""
 
     def __init__(self, service: str, begin: Callable[[], Mirror]) -> None:
-        self.service, self._mirror = service, cast(Mirror | None, None)
+        self.service = service
+        self._mirror = cast(Mirror | None, None)
         self._begin: Callable[[], Mirror] | None = begin
 
     def begin(self) -> None:
-        """Show the run at the service from now on, if that was not done before. A run whose input is refused is not
-        shown."""
+        """Begin the run at the service, unless that is done.
+
+        It is called late, so that a run whose input is refused is never shown.
+        """
         if (begin := self._begin) is not None:
             self._begin = None
-            self._tried(lambda: setattr(self, "_mirror", begin()))
+            self._try(lambda: setattr(self, "_mirror", begin()))
 
     @property
     def last(self) -> int:
@@ -181,31 +179,32 @@ class Guarded:
         mirror = self._mirror
         if mirror is None or step <= mirror.last:
             return
-        shown = {
-            name: Table([redacted(column) for column in one.columns], masked_tree(one.rows, redacted))
-            for name, one in tables.items()
+        masked_tables = {
+            name: Table([redacted(column) for column in table.columns], masked_tree(table.rows, redacted))
+            for name, table in tables.items()
         }
-        told = {redacted(name): value for name, value in masked_tree(figures, redacted).items()}
-        self._tried(lambda: mirror.log(step, told, shown))
+        masked_figures = {redacted(name): value for name, value in masked_tree(figures, redacted).items()}
+        self._try(lambda: mirror.log(step, masked_figures, masked_tables))
 
     def publish(self, artifact: Artifact) -> None:
         self.begin()
         if mirror := self._mirror:
-            self._tried(lambda: mirror.publish(masked_artifact(artifact)))
+            self._try(lambda: mirror.publish(masked_artifact(artifact)))
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         if not failed:
             self.begin()
         if mirror := self._mirror:
-            self._tried(lambda: mirror.finish(masked_tree(figures, redacted), failed))
+            self._try(lambda: mirror.finish(masked_tree(figures, redacted), failed))
         self._mirror = self._begin = None
 
-    def _tried(self, act: Callable[[], object]) -> None:
+    def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
         except Exception as error:
-            mirror, self._mirror = self._mirror, None
-            with suppress(Exception):  # a service that can still be told so does not go on waiting for the run
+            mirror = self._mirror
+            self._mirror = None
+            with suppress(Exception):  # if the service still answers, it should not wait for the run
                 if mirror:
                     mirror.finish({}, failed=True)
             problem = f"align: track={self.service} is off from here on: {as_text(error)}"

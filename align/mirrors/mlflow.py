@@ -1,4 +1,4 @@
-"""MLflow. Where the environment names no server it keeps a SQLite store in `mlflow/` of the folder of all runs."""
+"""MLflow. Without a server in the environment, it keeps a SQLite store in `mlflow/` of the folder of all runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from typing import Any
 
 from align.mirrors import Artifact, Table, Unmirrored, Watched, flat
 
-ID, STEP, DIGEST = "align.id", "align.step", "align.digest"
-"""Tags that a run and a version of a model are found again by."""
-LONGEST, MOST = 6000, 100
-"""What MLflow takes: characters of a parameter, parameters in one call."""
+ID = "align.id"
+"""Tag of a run."""
+STEP = "align.step"
+"""Tag of a run: its last step."""
+DIGEST = "align.digest"
+"""Tag of a version of a model."""
+LONGEST = 6000
+"""MLflow's limit of characters of a parameter."""
+MOST = 100
+"""MLflow's limit of parameters in one call."""
 DATASET_DIGEST = 36
+"""MLflow's limit of characters of a data set's digest."""
 
 
 def opened(run: Watched) -> Mlflow:
@@ -25,13 +32,13 @@ def opened(run: Watched) -> Mlflow:
 
 
 def client_of(root: Path) -> tuple[Any, str]:
-    """A client of the store, and where the files of a new experiment go; a server knows that itself."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it counts its users otherwise
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is away must not hold a run up
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it shows one for each table
+    """Return a client of the store, and the place for files of a new experiment, which a server decides itself."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # otherwise it reports usage
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # otherwise one for each table
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it fails at is told by whoever calls
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the caller reports its failures
     server = os.environ.get("MLFLOW_TRACKING_URI")
     if server:
         return MlflowClient(server, os.environ.get("MLFLOW_REGISTRY_URI")), ""
@@ -42,39 +49,42 @@ def client_of(root: Path) -> tuple[Any, str]:
 
 
 class Mlflow:
-    """A run at MLflow, by a client of its own: nothing of MLflow's looks at the command line or at the checkout."""
+    """A run at MLflow, by a client of its own, so that MLflow reads neither the command line nor the checkout."""
 
     def __init__(self, run: Watched) -> None:
         self._project = run.project
-        self._client, place = client_of(run.root)
-        found = self._client.get_experiment_by_name(run.project)
-        experiment = found.experiment_id if found else self._client.create_experiment(run.project, place or None)
-        before = self._client.search_runs([experiment], f"tags.`{ID}` = '{run.id}'") if run.resumed else ()
-        if before:
-            self._id, self.last = before[0].info.run_id, int(before[0].data.tags.get(STEP, -1))
+        self._client, location = client_of(run.root)
+        experiment = self._client.get_experiment_by_name(run.project)
+        if experiment:
+            experiment_id = experiment.experiment_id
+        else:
+            experiment_id = self._client.create_experiment(run.project, location or None)
+        old_runs = self._client.search_runs([experiment_id], f"tags.`{ID}` = '{run.id}'") if run.resumed else ()
+        if old_runs:
+            self._id = old_runs[0].info.run_id
+            self.last = int(old_runs[0].data.tags.get(STEP, -1))
             self._client.set_terminated(self._id, "RUNNING")
         else:
-            made = self._client.create_run(experiment, run_name=run.ref, tags={ID: run.id})
-            self._id, self.last = made.info.run_id, -1
-            self._tell(run)
+            self._id = self._client.create_run(experiment_id, run_name=run.ref, tags={ID: run.id}).info.run_id
+            self.last = -1
+            self._log_settings(run)
 
-    def _tell(self, run: Watched) -> None:
+    def _log_settings(self, run: Watched) -> None:
         from mlflow.entities import Param
 
-        given = [Param(name_of(key), str(value)[:LONGEST]) for key, value in flat(run.settings)]
-        for start in range(0, len(given), MOST):
-            self._client.log_batch(self._id, params=given[start : start + MOST])
-        self._datasets(run.inputs.items())
+        params = [Param(name_of(key), str(value)[:LONGEST]) for key, value in flat(run.settings)]
+        for start in range(0, len(params), MOST):
+            self._client.log_batch(self._id, params=params[start : start + MOST])
+        self._log_datasets(run.inputs.items())
 
-    def _datasets(self, given: Iterable[tuple[str, Artifact]]) -> None:
-        """What the run read or made, as MLflow lists it: a name, a place and as much of a digest as it takes."""
+    def _log_datasets(self, artifacts: Iterable[tuple[str, Artifact]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         rows = []
-        for name, one in given:
-            source = json.dumps({"uri": str(one.folder or ""), "digest": one.digest})
-            tags = [InputTag("mlflow.data.context", name)]
-            rows.append(DatasetInput(Dataset(one.ref or name, one.digest[:DATASET_DIGEST], "local", source), tags))
+        for name, artifact in artifacts:
+            source = json.dumps({"uri": str(artifact.folder or ""), "digest": artifact.digest})
+            dataset = Dataset(artifact.ref or name, artifact.digest[:DATASET_DIGEST], "local", source)
+            rows.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
         if rows:
             self._client.log_inputs(self._id, rows)
 
@@ -90,14 +100,14 @@ class Mlflow:
     def publish(self, artifact: Artifact) -> None:
         self._client.log_dict(self._id, artifact.metadata, "artifact.json")
         if artifact.kind == "data":
-            self._datasets([("made", artifact)])
+            self._log_datasets([("made", artifact)])
             return
         if not self._client.search_registered_models(f"name = '{self._project}'"):
             self._client.create_registered_model(self._project)
         tags = {DIGEST: artifact.digest, "align.run": artifact.ref}
         tags |= {f"align.{name_of(key)}": str(value)[:LONGEST] for key, value in flat(artifact.facts)}
-        where = str(artifact.folder and artifact.folder.resolve())
-        self._client.create_model_version(self._project, where, self._id, tags=tags, await_creation_for=0)
+        source = str(artifact.folder and artifact.folder.resolve())
+        self._client.create_model_version(self._project, source, self._id, tags=tags, await_creation_for=0)
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         self._client.log_batch(self._id, metrics_of({f"result/{k}": v for k, v in flat(figures)}, max(self.last, 0)))
@@ -107,27 +117,30 @@ class Mlflow:
 def metrics_of(figures: Mapping[str, Any], step: int) -> list[Any]:
     from mlflow.entities import Metric
 
-    at = int(time.time() * 1000)
-    numbers = {name_of(k): float(v) for k, v in figures.items() if isinstance(v, int | float)}
-    return [Metric(name, value, at, step) for name, value in numbers.items()]
+    now_ms = int(time.time() * 1000)
+    numbers = {name_of(key): float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    return [Metric(name, value, now_ms, step) for name, value in numbers.items()]
 
 
 def name_of(key: str) -> str:
-    """A key as MLflow takes it."""
+    """Return a key with the characters and length that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]
 
 
 def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """The alias of a registered model: the project's, whose versions are what runs published. It is taken away where
-    MLflow does not have what the alias means now: the version before would pass for it."""
+    """Set an alias of the project's registered model, whose versions are the artifacts of runs.
+
+    If MLflow lacks the alias's new artifact, the alias is removed, so that it does not refer to the old one.
+    """
     client, _ = client_of(root)
-    known = bool(client.search_registered_models(f"name = '{project}'"))
-    wanted = known and artifact and f"name = '{project}' and tags.`{DIGEST}` = '{artifact.digest}'"
-    found = client.search_model_versions(wanted) if wanted else []
-    if found:
-        client.set_registered_model_alias(project, alias, max(found, key=lambda one: int(one.version)).version)
-        return
-    if known:
+    has_model = bool(client.search_registered_models(f"name = '{project}'"))
+    if has_model and artifact:
+        versions = client.search_model_versions(f"name = '{project}' and tags.`{DIGEST}` = '{artifact.digest}'")
+        if versions:
+            newest = max(versions, key=lambda version: int(version.version))
+            client.set_registered_model_alias(project, alias, newest.version)
+            return
+    if has_model:
         client.delete_registered_model_alias(project, alias)
     if artifact is not None:
         raise Unmirrored(f"MLflow does not have {artifact.ref}, which was made without track=mlflow")

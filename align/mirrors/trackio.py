@@ -1,4 +1,4 @@
-"""trackio. Where the environment names no server it keeps SQLite files in `trackio/` of the folder of all runs."""
+"""trackio. Without a server in the environment it keeps SQLite files in `trackio/` of the folder of all runs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched, flat
 
-ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+SERVER_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 def opened(run: Watched) -> Trackio:
     return Trackio(run)
 
 
-def local() -> bool:
-    return not any(os.environ.get(name) for name in ELSEWHERE)
+def is_local() -> bool:
+    return not any(os.environ.get(name) for name in SERVER_VARIABLES)
 
 
 def trackio_in(root: Path) -> Any:
-    """The package, with its folder where the runs are. It reads the variable once, when it is imported."""
+    """Import trackio with its folder among the runs. It reads the variable once, at its import."""
     folder = os.environ.setdefault("TRACKIO_DIR", str(root.resolve() / "trackio"))
     import trackio
     from trackio.utils import TRACKIO_DIR
@@ -36,69 +36,80 @@ def trackio_in(root: Path) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """What trackio prints is left out: of a local run it says that it uploads. A local run asks nobody: trackio asks
-    the hub for the user's name wherever there is a token."""
+def suppress_output() -> Iterator[None]:
+    """Suppress trackio's output, which is wrong about local runs, and for these its requests to the hub.
+
+    With a token, trackio asks the hub for the user's name.
+    """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or local()
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was_offline or is_local()
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline
 
 
 class Trackio:
-    """A run at trackio, by wandb's own calls. Its name ends with the run's id: trackio resumes runs by their names."""
+    """A run at trackio. Its name ends with the run's id, because trackio resumes runs by their names."""
 
     def __init__(self, run: Watched) -> None:
         self._trackio = trackio_in(run.root)
-        with quiet():
+        with suppress_output():
             self._run = self._trackio.init(
-                run.project, name=f"{run.ref} {run.id[:8]}", config=run.settings, resume="allow", embed=False,
-                auto_log_gpu=False, auto_log_cpu=False,
-            )  # fmt: skip
-        if local():
-            place, project = shlex.quote(os.environ["TRACKIO_DIR"]), shlex.quote(run.project)
-            print(f"track=trackio: TRACKIO_DIR={place} trackio show --project {project}", file=sys.stderr)
+                run.project,
+                name=f"{run.ref} {run.id[:8]}",
+                config=run.settings,
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        if is_local():
+            folder = shlex.quote(os.environ["TRACKIO_DIR"])
+            command = f"TRACKIO_DIR={folder} trackio show --project {shlex.quote(run.project)}"
+            print(f"track=trackio: {command}", file=sys.stderr)
         self.last = self._run._next_step - 1
-        for one in run.inputs.values():
-            self._use(one)
+        for artifact in run.inputs.values():
+            self._use(artifact)
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-        made = {n: self._trackio.Table(columns=list(t.columns), data=[[*r] for r in t.rows]) for n, t in tables.items()}
-        self._run.log({**figures, **made}, step=step)
+        trackio_tables = {
+            name: self._trackio.Table(columns=list(table.columns), data=[[*row] for row in table.rows])
+            for name, table in tables.items()
+        }
+        self._run.log({**figures, **trackio_tables}, step=step)
 
     def _use(self, artifact: Artifact) -> None:
-        """Tie the run to what it read, where trackio has that; the configuration has its digest in any case."""
+        """Link the run to an input, if trackio has it. The configuration has its digest in any case."""
         for name in COLLECTIONS.values():
             with suppress(ValueError):
                 self._run.use_artifact(f"{name}:{artifact.alias}")
 
     def publish(self, artifact: Artifact) -> None:
-        with quiet():
-            made = self._trackio.Artifact(COLLECTIONS[artifact.kind], artifact.kind, metadata=artifact.metadata)
+        with suppress_output():
+            reference = self._trackio.Artifact(COLLECTIONS[artifact.kind], artifact.kind, metadata=artifact.metadata)
             assert artifact.folder is not None
-            made.add_reference(f"{artifact.folder.resolve().as_uri()}/")
-            self._run.log_artifact(made, aliases=[artifact.alias])
+            reference.add_reference(f"{artifact.folder.resolve().as_uri()}/")
+            self._run.log_artifact(reference, aliases=[artifact.alias])
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
-        with quiet():
+        with suppress_output():
             if figures:
                 self._run.log({f"result/{name}": value for name, value in flat(figures)})
-            self._trackio.finish()  # the run's own would be called once more as the process ends
+            self._trackio.finish()  # the run's own finish() would be called again at exit
 
 
 def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """The alias of a version of the project's `models`."""
+    """Set an alias of a version of the project's `models`."""
     if artifact is None:
         raise Unmirrored("trackio takes no alias away, and has it where it was")
-    if not local():
+    if not is_local():
         raise Unmirrored("trackio moves aliases in its local folder only")
     storage = trackio_in(root).SQLiteStorage
-    found = storage.resolve_artifact_version(project, COLLECTIONS["model"], artifact.alias)
-    if found is None:
+    version = storage.resolve_artifact_version(project, COLLECTIONS["model"], artifact.alias)
+    if version is None:
         raise Unmirrored(f"trackio does not have {artifact.ref}, which was made without track=trackio")
-    storage.reassign_alias(project, found["artifact_id"], alias, found["version_id"])
+    storage.reassign_alias(project, version["artifact_id"], alias, version["version_id"])

@@ -1,4 +1,4 @@
-"""Weights & Biases. Without a key in the environment it writes files beside ours, which `wandb sync` sends."""
+"""Weights & Biases. Without a key in the environment it writes files beside the run's, which `wandb sync` sends."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def opened(run: Watched) -> Wandb:
     return Wandb(run)
 
 
-def begun(folder: Path, **given: Any) -> Any:
-    """A wandb run that writes below `folder`; offline unless a key is configured, so that nothing waits for a login."""
+def start_run(folder: Path, **options: Any) -> Any:
+    """Start a wandb run that writes below `folder`. It is offline unless a key is configured, to avoid a login."""
     mode: Any = mode_of()
     if mode == "offline":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it asks its server even so
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise it connects even offline
     import wandb
 
-    # The manifest has the commit and the difference, masked; its own copy of the code would not be.
-    own = {"disable_git": True, "disable_code": True}
-    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=own, **given)
+    # The manifest holds commit and diff, masked; wandb's copy of the code would not be masked.
+    settings = {"disable_git": True, "disable_code": True}
+    return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=settings, **options)
 
 
 def mode_of() -> str:
@@ -34,47 +34,48 @@ def mode_of() -> str:
 
 
 class Wandb:
-    """A run at wandb. Offline, each process that works on the run writes a folder of its own under the run's one id."""
+    """A run at wandb. Offline, each process of the run writes a folder of its own under the run's id."""
 
     def __init__(self, run: Watched) -> None:
-        resume = "allow" if run.resumed and mode_of() == "online" else None  # offline it takes no such word
+        resume = "allow" if run.resumed and mode_of() == "online" else None  # not supported offline
         name = run.ref.replace(":", "/", 1)
-        self._run = begun(
-            run.folder, project=run.project, name=name, id=run.id, resume=resume, config=run.settings
-        )  # fmt: skip
-        self._reached = run.folder / "wandb" / f"{run.id}.step"  # offline, wandb does not read what it wrote
-        self.last = int(read_text(self._reached, "track")) if run.resumed and self._reached.is_file() else -1
+        self._run = start_run(run.folder, project=run.project, name=name, id=run.id, resume=resume, config=run.settings)
+        self._step_file = run.folder / "wandb" / f"{run.id}.step"  # offline, wandb does not read its own files
+        self.last = int(read_text(self._step_file, "track")) if run.resumed and self._step_file.is_file() else -1
 
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         import wandb
 
-        shown = {n: wandb.Table(columns=list(t.columns), data=[[*row] for row in t.rows]) for n, t in tables.items()}
-        self._run.log({**figures, **shown}, step=step)
-        self._reached.parent.mkdir(exist_ok=True)
-        self._reached.write_text(str(step))
+        wandb_tables = {
+            name: wandb.Table(columns=list(table.columns), data=[[*row] for row in table.rows])
+            for name, table in tables.items()
+        }
+        self._run.log({**figures, **wandb_tables}, step=step)
+        self._step_file.parent.mkdir(exist_ok=True)
+        self._step_file.write_text(str(step))
 
     def publish(self, artifact: Artifact) -> None:
-        self._run.log_artifact(referred(artifact), aliases=[artifact.alias])
+        self._run.log_artifact(reference_to(artifact), aliases=[artifact.alias])
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         self._run.summary.update(dict(figures))
         self._run.finish(exit_code=int(failed))
 
 
-def referred(artifact: Artifact) -> Any:
-    """wandb's own object for an artifact: the place and the hash of each file, and none of their contents."""
+def reference_to(artifact: Artifact) -> Any:
+    """Return wandb's object for an artifact: the path and hash of each file, without their contents."""
     import wandb
 
-    made = wandb.Artifact(COLLECTIONS[artifact.kind], TYPES[artifact.kind], metadata=artifact.metadata)
+    reference = wandb.Artifact(COLLECTIONS[artifact.kind], TYPES[artifact.kind], metadata=artifact.metadata)
     assert artifact.folder is not None
-    made.add_reference(artifact.folder.resolve().as_uri())
-    return made
+    reference.add_reference(artifact.folder.resolve().as_uri())
+    return reference
 
 
 def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
-    """A run of one artifact with the alias: to wandb the same files are the same version."""
+    """Log a run of one artifact with the alias. To wandb, the same files are the same version."""
     if artifact is None:
         raise Unmirrored("wandb takes an alias away only on its own page")
-    run = begun(root, project=project, name=f"@{alias}", job_type="promote")
-    run.log_artifact(referred(artifact), aliases=[artifact.alias, alias])
+    run = start_run(root, project=project, name=f"@{alias}", job_type="promote")
+    run.log_artifact(reference_to(artifact), aliases=[artifact.alias, alias])
     run.finish()
