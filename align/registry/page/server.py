@@ -33,9 +33,13 @@ from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
 from align.web.auth import Authenticator, AuthMiddleware, Visitor, refusal
-from align.web.gradio_pages import POLICY
 
 STATIC = Path(__file__).parent / "static"
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
+"""Content-Security-Policy of the page and its views: plots have inline styles, and no script is inline."""
 INERT = f"sandbox allow-popups allow-top-navigation-by-user-activation; {REPORT_POLICY}"
 """Content-Security-Policy of a report: it runs no script and has no origin, as its file may be anyone's."""
 LONGEST = 2000
