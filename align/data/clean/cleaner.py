@@ -13,8 +13,6 @@ from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.pii import Pii
 from align.data.read.content import content_of
 
-EXAMPLES = 10
-"""Kept of each step."""
 WIDTH = 600
 """Characters of a text that an example shows, around the first that changes."""
 TURNS = 12
@@ -51,10 +49,12 @@ class Cleaner:
 
     Args:
         steps: see `align.data.clean.steps.steps_of`.
+        examples: kept of each step.
     """
 
-    def __init__(self, steps: Sequence[tuple[str, Step]]) -> None:
+    def __init__(self, steps: Sequence[tuple[str, Step]], examples: int = 10) -> None:
         self.steps = list(steps)
+        self.examples = examples
         self.counts = [StepCounts(name) for name, _ in self.steps]
         self._hiders = [Pii(regions=step.regions) for _, step in self.steps if isinstance(step, Pii)]
 
@@ -98,13 +98,13 @@ class Cleaner:
             self._set_examples(counts, [*counts.examples, *other["examples"]])
 
     def _set_examples(self, counts: StepCounts, examples: Sequence[dict[str, Any]]) -> None:
-        counts.examples = sorted(examples, key=lambda example: example["at"])[:EXAMPLES]
+        counts.examples = sorted(examples, key=lambda example: example["at"])[: self.examples]
 
     def _keep(
         self, counts: StepCounts, at: int, reason: str, detail: str, before: Record, after: Record | None
     ) -> None:
         kept = counts.examples
-        if len(kept) >= EXAMPLES and (not kept or at >= kept[-1]["at"]):
+        if len(kept) >= self.examples and (not kept or at >= kept[-1]["at"]):
             return
         shown = self._shown(content_of(before), None if after is None else content_of(after))
         example = {"at": at, "reason": reason, "detail": detail, "before": shown[0], "after": shown[1]}
