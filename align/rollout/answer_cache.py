@@ -32,7 +32,7 @@ REMEDY = "Move the file away: answers are then made again."
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """All that decides an answer.
+    """The key of an answer: all that decides it.
 
     Attributes:
         base, adapter: digests; the adapter's is empty where the base answers by itself.
@@ -66,7 +66,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to a model behind somebody's server: all of what decides its answer that is known here.
+    """A request to a model behind a server: all of what decides its answer that is known here.
 
     Attributes:
         url: of the server, up to its `/v1`.
@@ -97,10 +97,10 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was said.
+    """An answer, as it is kept.
 
     Attributes:
-        ids: the tokens that were drawn, the one that ended the answer included; none of somebody's server.
+        ids: the tokens that were drawn, the one that ended the answer included; none of a server.
         text: the same without it; of one that a text ended what stands before that.
         ended: False where the answer was cut.
         last: the last tokens, where a server was asked for their logprobs and gave them.
@@ -116,7 +116,9 @@ class Answer:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Answer:
         """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
-        ids, text, ended = tuple(int(id) for id in record["ids"]), str(record["text"]), bool(record["ended"])
+        ids = tuple(int(id) for id in record["ids"])
+        text = str(record["text"])
+        ended = bool(record["ended"])
         last = (Token(str(said), {**likely}) for said, likely in record["last"])
         prompt_tokens, completion_tokens = record["usage"]
         return cls(ids, text, ended, tuple(last), (int(prompt_tokens), int(completion_tokens)))
@@ -124,7 +126,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """All that decides how likely the scored tokens of a row are.
+    """The key of a row's log-likelihood: all that decides how likely its scored tokens are.
 
     Attributes:
         base, adapter, method, dtype: see `Asked`.
@@ -146,7 +148,7 @@ class Weighed:
 
 
 class AnswerStore:
-    """What the runs of a folder made: answers, or records of another kind.
+    """A store of what the runs of a folder made: answers, or records of another kind.
 
     Args:
         path: of the file; it is made by the first record.
@@ -155,7 +157,9 @@ class AnswerStore:
     """
 
     def __init__(self, path: Path, kind: Any = Answer, table: str = "answers") -> None:
-        self.path, self.kind, self.table = path, kind, table
+        self.path = path
+        self.kind = kind
+        self.table = table
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -171,22 +175,22 @@ class AnswerStore:
             raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
     def found(self, ids: Iterable[str]) -> dict[str, Any]:
-        """Those of these records that are there.
+        """Return those of these records that are there.
 
         Raises:
             CorruptFile: the file is damaged.
         """
-        wanted = [*dict.fromkeys(ids)]
+        unique_ids = [*dict.fromkeys(ids)]
         if not self.path.exists():
             return {}
-        found = {}
+        records = {}
         with self._open() as db:
-            for first in range(0, len(wanted), AT_ONCE):
-                part = wanted[first : first + AT_ONCE]
+            for first in range(0, len(unique_ids), AT_ONCE):
+                part = unique_ids[first : first + AT_ONCE]
                 marks = ", ".join("?" * len(part))
                 for id, text in db.execute(f"SELECT id, answer FROM {self.table} WHERE id IN ({marks})", part):
-                    found[id] = self._read(id, text)
-        return found
+                    records[id] = self._read(id, text)
+        return records
 
     def _read(self, id: str, text: str) -> Any:
         try:

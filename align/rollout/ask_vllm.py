@@ -42,7 +42,7 @@ def main() -> None:
         max_model_len=max(map(len, rows)) + 1,
         **options,
     )
-    asked = vllm.SamplingParams(
+    sampling = vllm.SamplingParams(
         max_tokens=1,
         temperature=0.0,
         logprobs=VOCABULARY,
@@ -52,7 +52,7 @@ def main() -> None:
     )
     logits = {}
     for i, row in enumerate(rows):
-        [output] = model.generate([{"prompt_token_ids": row}], asked, lora_request=adapter, use_tqdm=False)
+        [output] = model.generate([{"prompt_token_ids": row}], sampling, lora_request=adapter, use_tqdm=False)
         positions = [*range(1, len(row))]
         logits[str(i)] = np.stack(
             [*(dense(output.prompt_logprobs, at) for at in positions), dense(output.outputs[0].logprobs, 0)]
@@ -63,11 +63,13 @@ def main() -> None:
 
 def dense(flat: Any, at: int) -> np.ndarray:
     """[V]: what is said of position `at`, by token id. vLLM lists the token that came first, and then all by rank."""
-    start, end = flat.start_indices[at], flat.end_indices[at]
-    ids, logprobs = np.array(flat.token_ids[start:end]), np.array(flat.logprobs[start:end], dtype=np.float32)
-    found = np.full(ids.max() + 1, -np.inf, dtype=np.float32)
-    found[ids] = logprobs
-    return found
+    start = flat.start_indices[at]
+    end = flat.end_indices[at]
+    ids = np.array(flat.token_ids[start:end])
+    logprobs = np.array(flat.logprobs[start:end], dtype=np.float32)
+    logprobs_V = np.full(ids.max() + 1, -np.inf, dtype=np.float32)
+    logprobs_V[ids] = logprobs
+    return logprobs_V
 
 
 if __name__ == "__main__":

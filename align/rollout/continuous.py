@@ -1,4 +1,4 @@
-"""Continuous batching of requests with different adapters: whoever finishes makes room at once (Yu et al., Orca, 2022).
+"""Continuous batching of requests of different adapters: one that ends makes room at once (Yu et al., Orca, 2022).
 
 Each step reads a chunk of a prompt or two, then draws one token of every answer. An answer is the same, to the bit,
 whatever else is in the batch (see `align.models.fastpath.mixed`)."""
@@ -30,7 +30,9 @@ class PrefixCache:
     """
 
     def __init__(self, chunk: int, most_bytes: int) -> None:
-        self.chunk, self.most_bytes, self.bytes = chunk, most_bytes, 0
+        self.chunk = chunk
+        self.most_bytes = most_bytes
+        self.bytes = 0
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def keys(self, tenant: str, adapter: str | None, ids: Sequence[int]) -> Iterator[bytes]:
@@ -95,7 +97,7 @@ class Running:
 
     @property
     def piece(self) -> Piece:
-        """What goes through the layers next."""
+        """The tokens that go through the layers next."""
         prompt = self.request.prompt_ids
         if self.last is None:
             return Piece(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
@@ -106,7 +108,7 @@ class ContinuousBatch(ServingEngine):
     """See the module, and `align.rollout.serving_engine.ServingEngine`.
 
     Args:
-        decoder: nobody else uses it.
+        decoder: used by no other.
         context: tokens of a prompt and its answer together, at most.
         queue: requests that may wait.
         prefix_bytes: of the prefix cache.
@@ -115,9 +117,14 @@ class ContinuousBatch(ServingEngine):
     """
 
     def __init__(
-        self, decoder: MixedDecoder, context: int, queue: int = 256, prefix_bytes: int = 0, prefill_tokens: int = 128,
+        self,
+        decoder: MixedDecoder,
+        context: int,
+        queue: int = 256,
+        prefix_bytes: int = 0,
+        prefill_tokens: int = 128,
         reserve: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(min(context, decoder.columns), queue, reserve)
         self.decoder = decoder
         self.prefill_tokens = prefill_tokens
@@ -155,7 +162,7 @@ class ContinuousBatch(ServingEngine):
 
     def _admit(self) -> None:
         """Give free slots to those who wait. Those whom the bank has no room for are held, and tried again first.
-        Others go by meanwhile, but not for ever."""
+        Others go by in the meantime, but not for ever."""
         self._held = [
             (answer, since) for answer, since in self._held if not (self._free and self._begin_or_end(answer))
         ]
@@ -209,8 +216,9 @@ class ContinuousBatch(ServingEngine):
         self._counts["cached_tokens"] += running.cached
 
     def _chosen(self) -> list[Running]:
-        """Whose turn it is: every answer, and of the prompts, who came first first, as many as may be read at once."""
-        left, chosen = self.prefill_tokens, []
+        """Return whose turn it is: every answer, and as many prompts as may be read at once, first come first."""
+        left = self.prefill_tokens
+        chosen = []
         for running in self._running:
             if running.last is None:
                 if left <= 0:
@@ -244,7 +252,8 @@ class ContinuousBatch(ServingEngine):
 
     def _read(self, running: Running, states_ND: Tensor) -> None:
         """A chunk of a prompt has been read."""
-        request, start = running.request, running.read
+        request = running.request
+        start = running.read
         running.read += len(states_ND)
         if start // CHUNK < len(running.blocks):
             self.prefixes.put(running.blocks[start // CHUNK], self.decoder.copy_block(running.slot, start))
@@ -275,7 +284,7 @@ class ContinuousBatch(ServingEngine):
                 running.last = None if token is None else token.id
 
     def _leave(self) -> None:
-        """Those who finished give up their slots."""
+        """Free the slots of requests that have finished."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
             if running.answer.finished in ("error", "abort"):  # nobody looked at what it left
@@ -284,7 +293,7 @@ class ContinuousBatch(ServingEngine):
             self._release(running.request)
 
     def _forget(self) -> None:
-        """Adapters that are known no more make room at once."""
+        """Remove adapters that are no longer known."""
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:
             bank.remove(digest)

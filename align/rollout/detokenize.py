@@ -28,7 +28,7 @@ class TokenTexts:
         return self._bytes[id]
 
     def text(self, id: int) -> str:
-        """With a replacement character for what is no whole character."""
+        """Return a token's text, with a replacement character for what is no whole character."""
         return self.bytes_of(id).decode("utf-8", "replace")
 
     def _find(self, id: int) -> bytes:
@@ -81,18 +81,23 @@ class TextDecoder:
     def __init__(
         self, tokenizer: Any, stops: Sequence[str] = (), before: Sequence[int] = (), special: bool = False
     ) -> None:
-        self.stops, self.stopped, self._decode = tuple(stops), False, decoding(tokenizer, special)
-        self._ids, self._known = list(before[-LONGEST:]), ""
+        self.stops = tuple(stops)
+        self.stopped = False
+        self._decode = decoding(tokenizer, special)
+        self._ids = list(before[-LONGEST:])
+        self._known = ""
         self._read = len(self._ids)  # tokens whose text is known
         self._known = self._decode(self._ids)
-        self._held, self._texts = "", dict[tuple[int, ...], str]()
+        self._held = ""
+        self._texts = dict[tuple[int, ...], str]()
 
     def take(self, id: int) -> str:
-        """The text that is sure with this token."""
+        """Return the text that is sure with this token."""
         if self.stopped:
             return ""
         self._ids.append(id)
-        whole, waited = self._decode(self._ids), len(self._ids) - self._read
+        whole = self._decode(self._ids)
+        waited = len(self._ids) - self._read
         if len(whole) <= len(self._known) or (whole.endswith(REPLACEMENT) and waited < LONGEST):
             return ""
         new = whole[len(self._known) :]
@@ -101,8 +106,9 @@ class TextDecoder:
         return self._beyond_stops(new)
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer. A character that is still broken is left out."""
-        held, self._held = self._held, ""
+        """Return what was held back, at the end of the answer. A character that is still broken is left out."""
+        held = self._held
+        self._held = ""
         return held
 
     def _known_text(self) -> str:
@@ -116,23 +122,26 @@ class TextDecoder:
         if not self.stops:
             return new
         text = self._held + new
-        found = [at for at in map(text.find, self.stops) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+        stop_places = [at for at in map(text.find, self.stops) if at >= 0]
+        if stop_places:
+            self.stopped = True
+            self._held = ""
+            return text[: min(stop_places)]
         kept = max(beginning_at_end(text, stop) for stop in self.stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
 
 def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
-    """The text of ids, as the tokenizer's `decode` gives it. Where that only calls the library `tokenizers`, it is
-    called here: on the way `decode` asks of every token whether it is a tensor, which takes three times as long.
+    """Return the function from ids to their text, as the tokenizer's `decode` gives it. If that only calls the library
+    `tokenizers`, it is called here: `decode` asks of every token whether it is a tensor, which takes three
+    times as long.
 
     Args:
         special: special tokens are text too.
     """
-    decode, kind = tokenizer.decode, type(tokenizer)
+    decode = tokenizer.decode
+    kind = type(tokenizer)
     if (
         issubclass(kind, PreTrainedTokenizerFast)
         and kind.decode is PreTrainedTokenizerBase.decode
@@ -144,7 +153,7 @@ def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
 
 
 def beginning_at_end(text: str, sought: str) -> int:
-    """How many characters at the end of a text are the beginning of `sought`, less than all of it."""
+    """Return how many characters at the end of a text are the beginning of `sought`, less than all of it."""
     sizes = range(min(len(text), len(sought) - 1), 0, -1)
     return next((size for size in sizes if sought.startswith(text[-size:])), 0)
 

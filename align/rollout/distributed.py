@@ -67,8 +67,8 @@ class DistributedEngine:
         lengths = torch.tensor([len(p) for p in prompts])
         chunks: list[list[int]] = []
         for rows in rows_by_actor(actor, len(prompts)).values():
-            mine = torch.tensor(rows)
-            ordered = mine[torch.argsort(lengths[mine], stable=True)]
+            actor_rows = torch.tensor(rows)
+            ordered = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             chunks += [chunk.tolist() for chunk in ordered.split(size)]
         share = [row for chunk in ranks.own_share(chunks) for row in chunk]
         part = None
@@ -88,6 +88,6 @@ class DistributedEngine:
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
     def share(self, rollout: Rollout | None) -> Rollout:
-        held = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
-        assert held is not None, "the first rank has it"
-        return held.to(self.device)
+        shared = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
+        assert shared is not None, "the first rank has it"
+        return shared.to(self.device)

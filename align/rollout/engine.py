@@ -1,4 +1,4 @@
-"""What every rollout engine does: prompts and who answers them in, a `Rollout` out; and the seeds that it draws by."""
+"""Rollout engines: prompts and who answers them in, a `Rollout` out; and the seeds that they draw by."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     @property
     def temperature(self) -> float:
-        """What divides the logits; 0 takes the likeliest token. See `greedily`."""
+        """The divisor of the logits; 0 takes the likeliest token. See `greedily`."""
         ...
 
     @temperature.setter
@@ -75,7 +75,7 @@ class Engine(Protocol):
         Args:
             actor: who answers; or a list of them, one a prompt.
             seeds: one a prompt (`row_seeds`). What is drawn at a position is a function of the row's seed and of the
-                position, whatever else is sampled with it.
+                position, regardless of what else is sampled with it.
 
         Raises:
             InputError: an actor's adapter is not there; nobody else answers in its place.
@@ -86,7 +86,7 @@ class Engine(Protocol):
 
 @contextmanager
 def greedily(engine: Engine) -> Iterator[None]:
-    """Inside the block the engine takes the likeliest token at each position, whatever the seeds."""
+    """Inside the block the engine takes the likeliest token at each position, regardless of the seeds."""
     before = engine.temperature
     engine.temperature = 0.0
     try:
@@ -96,7 +96,7 @@ def greedily(engine: Engine) -> Iterator[None]:
 
 
 def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
-    """Who answers which rows, each actor once.
+    """Return the rows that each actor answers.
 
     Raises:
         ValueError: there are other than so many.
@@ -105,16 +105,19 @@ def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list
         return {actor: list(range(rows))}
     if len(actor) != rows:
         raise ValueError(f"{len(actor)} actors for {rows} prompts")
-    found: dict[Actor, list[int]] = {}
+    rows_of: dict[Actor, list[int]] = {}
     for row, each in enumerate(actor):
-        found.setdefault(each, []).append(row)
-    return found
+        rows_of.setdefault(each, []).append(row)
+    return rows_of
 
 
 def rollout_of(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]],
-    ended: Sequence[bool], pad_id: int,
-) -> Rollout:  # fmt: skip
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    logprobs: Sequence[Sequence[float]],
+    ended: Sequence[bool],
+    pad_id: int,
+) -> Rollout:
     """Prompts, the tokens that were drawn for each, and the logprobs that they were drawn with, as one rectangle."""
     tokens = torch.cat([pad(prompts, pad_id, left=True), pad(responses, pad_id)], 1)
     ones = ([[1] * len(row) for row in side] for side in (prompts, responses))
@@ -139,13 +142,13 @@ def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
 
 
 def response_text(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
-    """The same of one response.
+    """Return one response as text, see `response_texts`.
 
     Args:
         ended: the last token is a stop token.
     """
-    said = ids[:-1] if ended else ids
-    return LONE.sub("\ufffd", tokenizer.decode(said, skip_special_tokens=True)).strip()
+    answer_ids = ids[:-1] if ended else ids
+    return LONE.sub("\ufffd", tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
 
 
 CUT = 0.1
@@ -153,7 +156,7 @@ CUT = 0.1
 
 
 def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
-    """What is to be said where many answers reached the length limit; nothing where few did.
+    """Return a warning if many answers reached the length limit; nothing if few did.
 
     Args:
         share: of the answers that were cut.

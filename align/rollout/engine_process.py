@@ -37,7 +37,9 @@ def last_words(output: str) -> str:
     return next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
 
 
-TRANSFORMERS, LLAMA_CPP, VLLM = "transformers", "llama.cpp", "vLLM"
+TRANSFORMERS = "transformers"
+LLAMA_CPP = "llama.cpp"
+VLLM = "vLLM"
 SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
 """What names the Python that has an engine; transformers is asked in this one."""
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
@@ -65,7 +67,7 @@ if found and found.origin:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine answered.
+    """An engine's answer.
 
     Attributes:
         version: its own.
@@ -79,7 +81,7 @@ class Answer:
 
 
 def interpreter(engine: str, given: str, field: str) -> str | None:
-    """The Python that has the engine; None where nobody shall ask it, or it is not installed.
+    """The Python that has the engine; None if it shall not be asked, or is not installed.
 
     Args:
         given: `auto`, this very Python if it has it; `none`; or the path of another.
@@ -100,16 +102,17 @@ def interpreter(engine: str, given: str, field: str) -> str | None:
 
 
 def required_interpreter(engine: str, given: str, field: str) -> str:
-    """As `interpreter`, for a stage that cannot do without it. Raises: InputError: also where there is none."""
+    """Return the Python that has the engine, as `interpreter` does. Raises InputError also if there is none."""
     python = interpreter(engine, given, field)
     if python is None:
-        problem, remedy = f"this Python has no {PACKAGES[engine][0]}", "Install it into a venv of its own, and write"
+        problem = f"this Python has no {PACKAGES[engine][0]}"
+        remedy = "Install it into a venv of its own, and write"
         raise InputError(field, given, problem, f"{remedy} {field}=VENV/bin/python.")
     return python
 
 
 def engine_version(engine: str, given: str, field: str) -> str:
-    """Of the engine that `interpreter` finds; empty where it finds none."""
+    """Return the version of the engine that `interpreter` finds; empty if it finds none."""
     python = interpreter(engine, given, field)
     return version_in(engine, python, field) if python else ""
 
@@ -122,16 +125,16 @@ def version_in(engine: str, python: str, field: str) -> str:
         InputError: it is no Python.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [python, "-I", "-c", PROBE, MODULES[engine], *PACKAGES[engine]], capture_output=True, text=True, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = f"it does not run ({error})"
         raise InputError(field, python, problem, "Name the bin/python of a venv.") from error
-    if done.returncode:
-        problem = f"it is no Python of 3.8 or newer (status {done.returncode})"
+    if process.returncode:
+        problem = f"it is no Python of 3.8 or newer (status {process.returncode})"
         raise InputError(field, python, problem, "Name the bin/python of a venv.")
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def vllm_rank(rank: int) -> int:
@@ -157,13 +160,15 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
 
     script = Path(__file__).with_name(f"ask_{MODULES[engine]}.py")
     with tempfile.TemporaryDirectory() as out:
-        asked = {"out": out, "threads": torch.get_num_threads(), **request}
+        request_json = {"out": out, "threads": torch.get_num_threads(), **request}
         # Isolated: neither this folder nor PYTHONPATH stands in front of what that Python has installed.
-        done = run_quietly([python, "-I", str(script)], f"asking {engine}", input=json.dumps(asked))
+        process = run_quietly([python, "-I", str(script)], f"asking {engine}", input=json.dumps(request_json))
         answer = Path(out, "answer.json")
         # Written last: who falls while it is taken down, as vLLM on a CPU does at times, has answered.
         if not answer.is_file():
-            problem = f"{engine} does not take what it was given (status {done.returncode}: {last_words(done.stderr)})"
+            problem = (
+                f"{engine} does not take what it was given (status {process.returncode}: {last_words(process.stderr)})"
+            )
             remedy = f"Mend the engine. With {field}=none nobody asks it, and nothing says that it works."
             raise InputError(field, python, problem, remedy)
         output = json.loads(read_text(answer, "answer"))

@@ -34,7 +34,8 @@ class DrawnToken(LogitsProcessor):
     """Leaves of the logits one token a row, which `draw` chose."""
 
     def __init__(self, draw: Callable[[Tensor, int], Tensor], prompt_width: int) -> None:
-        self.draw, self.prompt_width = draw, prompt_width
+        self.draw = draw
+        self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         drawn = self.draw(scores, input_ids.shape[1] - self.prompt_width)
@@ -49,7 +50,9 @@ class RowEnds(StoppingCriteria):
     """
 
     def __init__(self, ends: Sequence[Callable[[int], bool]], stop_ids: Sequence[int], prompt_width: int) -> None:
-        self.ends, self.stop_ids, self.prompt_width = ends, stop_ids, prompt_width
+        self.ends = ends
+        self.stop_ids = stop_ids
+        self.prompt_width = prompt_width
         self.at = dict[int, int]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Any:
@@ -61,14 +64,21 @@ class RowEnds(StoppingCriteria):
 
 
 def generate_by(
-    model: Any, tokens_BP: Tensor, mask_BP: Tensor, draw: Callable[[Tensor, int], Tensor], *,
-    stop_ids: Sequence[int], pad_id: int, max_new_tokens: int, ends: Sequence[Callable[[int], bool]] = (),
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    model: Any,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    draw: Callable[[Tensor, int], Tensor],
+    *,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    ends: Sequence[Callable[[int], bool]] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
     """Continue prompts until they stop.
 
     Args:
         draw: logits [B, V] of the next token, and its place in the response → one token a row [B].
-        ends: one a row, is told each of its tokens; True ends the row with it. None where only `stop_ids` do.
+        ends: one a row, takes each of its tokens; True ends the row with it. None where only `stop_ids` do.
 
     Returns:
         the new tokens [B, T], which of them count [B, T] (the one that stops does), and which rows stopped [B].
@@ -79,12 +89,14 @@ def generate_by(
     )
     told = RowEnds(ends, stop_ids, tokens_BP.shape[1])
     with without_generation_config(base):
-        whole = base.generate(
-            tokens_BP, attention_mask=mask_BP.long(), generation_config=plain,
+        sequences = base.generate(
+            tokens_BP,
+            attention_mask=mask_BP.long(),
+            generation_config=plain,
             logits_processor=LogitsProcessorList([DrawnToken(draw, tokens_BP.shape[1])]),
             stopping_criteria=StoppingCriteriaList([told] if ends else []),
-        )  # fmt: skip
-    response = whole[:, tokens_BP.shape[1] :]
+        )
+    response = sequences[:, tokens_BP.shape[1] :]
     stops = torch.isin(response, torch.tensor(stop_ids, device=response.device, dtype=response.dtype))
     for row, at in told.at.items():
         stops[row, at] = True
@@ -129,18 +141,21 @@ class HfEngine:
     batch_size: int = 128
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """The actor brings its model."""
+        """Do nothing: the actor brings its model."""
 
     def sync(self, actor: Actor) -> None:
-        """It is the actor's own weights that are sampled from."""
+        """Do nothing: the actor's own weights are sampled from."""
 
     def close(self) -> None:
-        """Nothing was taken."""
+        """Do nothing: `load` took nothing."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int],
+        self,
+        prompts: Sequence[Sequence[int]],
+        actor: Actor | Sequence[Actor],
+        seeds: Sequence[int],
         ends: Sequence[Ends] = (),
-    ) -> Rollout:  # fmt: skip
+    ) -> Rollout:
         """See `align.rollout.engine.Engine`.
 
         Args:
@@ -148,10 +163,11 @@ class HfEngine:
         """
         lengths = torch.tensor([len(p) for p in prompts])
         drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
-        parts, orders = [], []
+        parts = []
+        orders = []
         for each, rows in rows_by_actor(actor, len(prompts)).items():
-            mine = torch.tensor(rows)
-            order = mine[torch.argsort(lengths[mine], stable=True)]
+            actor_rows = torch.tensor(rows)
+            order = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             orders.append(order)
             with each.use() as model, evaluating(model):
                 padded = route_of(model).padding
@@ -177,11 +193,13 @@ class HfEngine:
         ended = torch.zeros(rows, dtype=torch.bool, device=device)
 
         broken = torch.zeros((), dtype=torch.bool, device=device)
-        held, live = torch.arange(rows, device=device), torch.ones(rows, dtype=torch.bool, device=device)
+        held = torch.arange(rows, device=device)
+        live = torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
         hidden = next_states(model, tokens, mask, positions, cache)
-        last, mask_held = positions[:, -1], mask
+        last = positions[:, -1]
+        mask_held = mask
         for t in range(self.max_new_tokens):
             drawn, chances = self._drawn(lm_head(model)(hidden), uniform_BT[held, t])
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
@@ -199,17 +217,22 @@ class HfEngine:
             last = last + 1
             if going <= DROP_BELOW * len(held):
                 keep = live.nonzero().squeeze(-1)
-                held, drawn, last, mask_held, live = held[keep], drawn[keep], last[keep], mask_held[keep], live[keep]
+                held = held[keep]
+                drawn = drawn[keep]
+                last = last[keep]
+                mask_held = mask_held[keep]
+                live = live[keep]
                 cache.batch_select_indices(keep)
             hidden = next_states(model, drawn[:, None], mask_held, last[:, None], cache)
         if bool(broken):  # asked once, for at each token the host would wait for the device
             raise NotFinite(NO_NUMBERS)
         used = int(real.any(0).sum())
-        tokens, mask = torch.cat([tokens, response[:, :used]], dim=1), torch.cat([mask, real[:, :used]], dim=1)
+        tokens = torch.cat([tokens, response[:, :used]], dim=1)
+        mask = torch.cat([mask, real[:, :used]], dim=1)
         return Rollout(tokens, mask, width, ended, chance_BT[:, :used].log())
 
     def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
-        """The same through transformers' own `generate`."""
+        """Sample a batch through transformers' own `generate`."""
         broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
         chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
@@ -220,9 +243,15 @@ class HfEngine:
             return drawn
 
         response, real, ended = generate_by(
-            model, tokens, mask, chosen, stop_ids=self.stop_ids, pad_id=self.pad_id,
-            max_new_tokens=self.max_new_tokens, ends=ends,
-        )  # fmt: skip
+            model,
+            tokens,
+            mask,
+            chosen,
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id,
+            max_new_tokens=self.max_new_tokens,
+            ends=ends,
+        )
         if bool((broken_BT[:, : real.shape[1]] & real).any()):
             raise NotFinite(NO_NUMBERS)
         logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
@@ -240,19 +269,19 @@ class HfEngine:
 
 
 def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
-    """Which responses end with their new token [B]. Rows that ended before are told nothing.
+    """Return which responses end with their new token [B]. Rows that ended before are not asked.
 
     Args:
         rows: whose tokens they are, as places in `ends` [B].
     """
-    told = zip(rows.tolist(), drawn_B.tolist(), live_B.tolist(), strict=True)
-    return torch.tensor([live and ends[row](id) for row, id, live in told], device=drawn_B.device)
+    drawn_tokens = zip(rows.tolist(), drawn_B.tolist(), live_B.tolist(), strict=True)
+    return torch.tensor([live and ends[row](id) for row, id, live in drawn_tokens], device=drawn_B.device)
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """In evaluation mode; a model that is there already is left alone, for entering every module takes as long as a
-    token."""
+    """Keep a model in evaluation mode. One that is in it already is left alone: entering every module takes as long as
+    a token."""
     was_training = model.training
     if was_training:
         model.eval()

@@ -102,8 +102,8 @@ class OneAtATime(ServingEngine):
                 assert token is not None
                 return torch.tensor([token.id], device=logits_BV.device)
 
-            ones = torch.ones_like(tokens, dtype=torch.bool)
-            generate_by(model, tokens, ones, draw, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens)
+            mask = torch.ones_like(tokens, dtype=torch.bool)
+            generate_by(model, tokens, mask, draw, stop_ids=(), pad_id=0, max_new_tokens=request.sampling.max_tokens)
 
     def _prompt_logprobs(self, model: Any, request: Request) -> tuple[Token | None, ...] | None:
         number = request.sampling.prompt_logprobs

@@ -1,4 +1,4 @@
-"""Whether an engine serves the adapter that it was given: what that says of some prompts, beside what it must say.
+"""Probes of an engine: its logprobs of some prompts, compared with those of the adapter that it was given.
 
 Engines pass over in silence what they do not find or do not read. An adapter that is not in force answers like the
 base, and one that took another's name answers like that one.
@@ -20,7 +20,8 @@ from align.run import json_object, write_json
 
 PROBES = "probes.json"
 """The file of an exported adapter that holds them."""
-SHARE, CERTAIN = 0.25, 3.0
+SHARE = 0.25
+CERTAIN = 3.0
 """How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
 FEWEST = 32
 """Tokens of all rows. Few could be chosen so that they tell nothing; the fixed prompts have hundreds."""
@@ -33,7 +34,7 @@ Logprobs = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What an engine is asked, and what it must say.
+    """Prompts that an engine is asked, and the logprobs that it must give.
 
     Attributes:
         rows: token ids, at least two a row.
@@ -51,7 +52,7 @@ class Probes:
 
 
 class Agreement(NamedTuple):
-    """How near an engine comes to what was trained.
+    """The distance of an engine from what was trained.
 
     Attributes:
         gap: mean distance of a token's logprob, in nats.
@@ -69,17 +70,19 @@ def agreement(found: Logprobs, found_base: Logprobs, probes: Probes) -> Agreemen
     """Args:
     found, found_base: what the engine says by the adapter, and by its base.
     """
-    said, said_base, wanted, base = (
+    engine_logprobs, said_base, trained_logprobs, base = (
         np.array([value for row in rows for value in row], float)
         for rows in (found, found_base, probes.adapter, probes.base)
     )
-    moved, should = said - said_base, wanted - base
-    gap, length = float(np.abs(said - wanted).mean()), float(should @ should)
+    moved = engine_logprobs - said_base
+    should = trained_logprobs - base
+    gap = float(np.abs(engine_logprobs - trained_logprobs).mean())
+    length = float(should @ should)
     if length == 0:
         return Agreement(gap, float("nan"), float("inf"))
     share = float(moved @ should) / length
-    rest = moved - share * should
-    return Agreement(gap, share, float(np.sqrt((rest @ rest) / len(rest) / length)))
+    residual = moved - share * should
+    return Agreement(gap, share, float(np.sqrt((residual @ residual) / len(residual) / length)))
 
 
 def describe_agreement(agreed: Agreement) -> str:
@@ -100,7 +103,8 @@ def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy
     Raises:
         InputError: the engine serves something else than was trained.
     """
-    off, most = abs(agreed.share - 1), max(SHARE, CERTAIN * agreed.error)
+    off = abs(agreed.share - 1)
+    most = max(SHARE, CERTAIN * agreed.error)
     if off > most:  # not so where it is nan
         problem = f"{agreed.share:.0%} of the adapter is in force in the engine, where 100 % should be"
         raise InputError(field, name, problem, remedy)
@@ -119,17 +123,17 @@ def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
 
 
 def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
-    """Those beside an adapter; None where there are none.
+    """Return the probes beside an adapter; None if it has none.
 
     Raises:
         CorruptFile: the file holds something else, or is of another adapter or base.
     """
     if not (folder / PROBES).is_file():
         return None
-    said = json_object(folder / PROBES, PROBES, REMEDY)
-    if (said.get("adapter_digest"), said.get("base_digest")) != (adapter, base):
+    content = json_object(folder / PROBES, PROBES, REMEDY)
+    if (content.get("adapter_digest"), content.get("base_digest")) != (adapter, base):
         raise CorruptFile("file", PROBES, "is of another adapter or base", REMEDY)
-    rows, by_adapter, by_base = (lists_in(said.get(name)) for name in ("rows", "adapter", "base"))
+    rows, by_adapter, by_base = (lists_in(content.get(name)) for name in ("rows", "adapter", "base"))
     tokens = all(len(row) > 1 and all(type(id) is int and id >= 0 for id in row) for row in rows)
     logprobs = all(type(value) is float and math.isfinite(value) for row in by_adapter + by_base for value in row)
     sizes = [[len(row) for row in part] for part in (by_adapter, by_base)]
@@ -140,5 +144,5 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
 
 
 def lists_in(value: object) -> list[list[Any]]:
-    """What may be rows; nothing where it is no list of lists."""
+    """Return what may be rows; nothing if it is no list of lists."""
     return value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []

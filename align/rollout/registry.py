@@ -38,8 +38,8 @@ def open_engine(
     longest_prompt: int,
     adapter_rank: int,
 ) -> Iterator[Engine]:
-    """Open the engine of a run, ready to answer on a base. It is closed in the end, whatever happens. On several ranks
-    each samples its share.
+    """Open the engine of a run, ready to answer on a base. It is closed in the end, also after an error. On several
+    ranks each samples its share.
 
     Args:
         settings: of the group `rollout`.

@@ -1,5 +1,5 @@
-"""What engines that serve have in common: requests and the tokens that answer them, their queue, the adapters that may
-be asked for, the thread that steps an engine, and the draw of one token a row."""
+"""Engines that serve: requests and the tokens that answer them, their queue, the adapters that may be asked for, the
+thread that steps an engine, and the draw of one token a row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAN = float("nan")
 
 
 class Grammar(Protocol):
-    """What may come next in one answer. It belongs to one request, and changes with each token.
+    """The tokens that may come next in one answer. It belongs to one request, and changes with each token.
 
     Attributes:
         source: the same as llguidance's Lark, for engines that follow it by themselves; None if Lark cannot express it.
@@ -48,7 +48,7 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one answer is drawn. What is drawn at a position is a function of the seed, the position and the
+    """Parameters by which one answer is drawn. The draw at a position is a function of the seed, the position and the
     distribution there.
 
     Attributes:
@@ -105,7 +105,7 @@ class Token(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a listener gets, in the order of the answer; the last one has a `finish_reason`.
+    """A piece of an answer as a listener gets it, in order; the last one has a `finish_reason`.
 
     Attributes:
         tokens: since the last output.
@@ -129,7 +129,7 @@ Listener = Callable[[Output], None]
 
 
 class QueueFull(InputError):
-    """As many requests wait as may. Nothing was begun."""
+    """The queue is full. Nothing was begun."""
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +137,7 @@ class Completion:
     """A request that was added, and how far its answer is: the handle to abort it by.
 
     Attributes:
-        is_aborted: nobody wants it any more; the engine ends it.
+        is_aborted: it is no longer wanted; the engine ends it.
         has_begun: the engine has begun to read its prompt.
         has_read: the prompt has been read, and the listener has heard of it.
         length: tokens so far.
@@ -332,7 +332,7 @@ class KnownAdapters:
         """Use an adapter until `release`. One that is held may be held by others too, also once it is unregistered.
 
         Raises:
-            InputError: it is not registered, and nobody holds it.
+            InputError: it is not registered, and not held.
         """
         with self.lock:
             if digest not in self.by_digest:
@@ -379,8 +379,8 @@ class ServingEngine:
         reserve: slots that are kept for tenants who have none.
 
     Attributes:
-        known: adapters that may be asked for. Who has chosen one holds it until its request was added: meanwhile it may
-            be unregistered, and is there for them all the same.
+        known: adapters that may be asked for. A request holds the one that it has chosen until it was added: one that
+            is unregistered in the meantime stays there for it.
     """
 
     def __init__(self, context: int, queue: int, reserve: int = 0) -> None:
@@ -503,7 +503,7 @@ class EngineThread:
     """Steps an engine while there is work. Safe to use from any thread.
 
     Args:
-        engine: nobody else steps it.
+        engine: stepped by no other.
     """
 
     def __init__(self, engine: ServingEngine) -> None:

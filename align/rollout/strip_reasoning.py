@@ -1,4 +1,4 @@
-"""Answers as whoever judges them reads them: whole, or without the reasoning that they begin with.
+"""Answers as their judge reads them: whole, or without the reasoning that they begin with.
 
 Where reasoning is hidden, that of earlier turns is too: a judge reads no thoughts but those that it is asked about."""
 
@@ -17,7 +17,7 @@ from align.rollout.engine import response_ids
 
 
 class Judged(NamedTuple):
-    """What is judged.
+    """Answers as they are judged.
 
     Attributes:
         conversations: the prompts with the answers.
@@ -32,8 +32,8 @@ class Judged(NamedTuple):
 
 def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Judged:
     """All that was said."""
-    told = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
-    return Judged(told, rollout, [None] * len(texts))
+    conversations = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+    return Judged(conversations, rollout, [None] * len(texts))
 
 
 def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., Judged]:
@@ -76,20 +76,25 @@ def answers_alone(
         stops: the tokens that end a turn.
     """
     reasoning, read = parted_texts(prompts, texts, tokenizer, hides=True)
-    before, after, judged = [], [], []
+    before = []
+    after = []
+    judged = []
     rows = zip(prompts, texts, read, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
-    for prompt, said, text, ids, ended in rows:
-        asked, begins, answers = asked_alone(prompt), list(prompt.input_ids), ids
-        if text != said or asked != prompt.conversation:
+    for prompt, original, text, ids, ended in rows:
+        asked = asked_alone(prompt)
+        begins = list(prompt.input_ids)
+        answers = ids
+        if text != original or asked != prompt.conversation:
             encoded = encode_judged(tokenizer, asked, text, ended, stops)
             # A row has a token on either side, and an answer that is nothing but reasoning has none of its own.
             start = min(prompt_length(tokenizer, asked, encoded), len(encoded) - 1)
-            begins, answers = encoded[:start], encoded[start:]
+            begins = encoded[:start]
+            answers = encoded[start:]
         judged.append(asked.answered(text))
         before.append(begins)
         after.append(answers)
-    made = rollout_from_answers(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
-    return Judged(judged, replace(made, ended_B=rollout.ended_B), reasoning)
+    stripped = rollout_from_answers(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
+    return Judged(judged, replace(stripped, ended_B=rollout.ended_B), reasoning)
 
 
 def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
@@ -106,12 +111,12 @@ def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more:
 
 
 def empty(text: str) -> bool:
-    """Whether an answer leaves nothing to judge."""
+    """Return whether an answer leaves nothing to judge."""
     return not text.strip()
 
 
 def empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
-    """What is to be said of answers that leave nothing to judge; nothing where there are none.
+    """Return a warning about answers that leave nothing to judge; nothing without such.
 
     Args:
         share: of the answers.

@@ -1,6 +1,6 @@
 """Serving by vLLM: what an answer needs of a model is asked of vLLM's server, token ids in and token ids out.
 
-What everybody else knows an adapter by stays here: to vLLM an adapter is a name that holds its digest.
+The public names of adapters stay here: to vLLM an adapter is a name that holds its digest.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class VllmEngine(ServingEngine):
         return digest
 
     def _forget(self) -> None:
-        """Drop adapters that nobody may ask for any more, and nobody uses."""
+        """Drop adapters that may no longer be asked for, and are not used."""
         if not self._loading.acquire(blocking=False):
             return  # one is being loaded; it may be one of these
         try:
@@ -171,7 +171,7 @@ class VllmEngine(ServingEngine):
         return Stats(len(self._waiting), len(self._tasks), cached_tokens=0, resident=resident, **self._counts)
 
     def close(self, within_s: float) -> None:
-        """End vLLM, and what is under way. Nobody steps the engine any more."""
+        """End vLLM, and what is under way. The engine is no longer stepped."""
 
         async def end() -> None:
             for task in self._tasks:

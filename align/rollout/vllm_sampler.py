@@ -302,9 +302,7 @@ class VllmSampler(SnapshotEngine):
 
     def _request_body(self, row: int, prompt: Sequence[int], seed: int, digest: str | None) -> dict[str, Any]:
         model = self._server_of(row).base if digest is None else self.adapters[digest].name
-        sampling = SamplingParams(
-            self.max_new_tokens, self.temperature, seed=seed, stop_ids=self.stop_ids, logprobs=0
-        )  # fmt: skip
+        sampling = SamplingParams(self.max_new_tokens, self.temperature, seed=seed, stop_ids=self.stop_ids, logprobs=0)
         return completion_body(model, prompt, sampling)
 
     async def _ask(self, bodies: Mapping[int, dict[str, Any]]) -> dict[int, Any]:

@@ -385,7 +385,7 @@ class ServedAdapter(NamedTuple):
 
     Attributes:
         name: by which vLLM knows it. No other weights get this name, since vLLM keeps what it computed by a name.
-        folder: plain LoRA; a copy of ours, so that nobody changes it while vLLM may read it.
+        folder: plain LoRA; a copy of ours, so that it is not changed while vLLM may read it.
         probes: what it must say.
     """
 
@@ -548,7 +548,7 @@ class VllmServer:
         self._refuse_unknown_names()
 
     def unload(self, adapter: ServedAdapter) -> None:
-        """Unload an adapter. One that stays takes memory, and nobody can ask for it."""
+        """Unload an adapter. One that stays takes memory, and it cannot be asked for."""
         try:
             self.client.unload(adapter.name)
         except VllmFailed as error:
@@ -608,7 +608,7 @@ def lock_folder(folder: Path) -> int | None:
 def remove_abandoned(above: Path) -> None:
     """Remove the folders of servers whose owner was killed together with the child that removes them.
 
-    What is new may be about to be locked by its owner; what holds anything but sockets is none of ours; what cannot be
+    What is new may be about to be locked by its owner; what holds anything but sockets is not ours; what cannot be
     opened is another user's.
     """
     for folder in above.glob(f"{SOCKETS}*"):
@@ -653,7 +653,7 @@ def serve_arguments(
 
     Args:
         base: its digest, part of the name that it is served by.
-        layers: that adapters may be on; vLLM is given the last part of their names. The head is none of them: vLLM 0.32
+        layers: that adapters may be on; vLLM is given the last part of their names. The head is not one: vLLM 0.32
             ends where one request has logprobs of its prompt and another an answer, if it makes room for adapters on
             the head.
         rank: the highest of an adapter.

@@ -1,4 +1,4 @@
-"""The server of `stage=serve`: which weights a name stands for, and who may ask for them, how often and how much."""
+"""The server of `stage=serve`: which weights a name refers to, and who may ask for them, how often and how much."""
 
 import logging
 

@@ -1,5 +1,5 @@
-"""What a folder with an adapter says of itself, and whether it may be loaded. Imports no torch: whether its tensors are
-what they should be is found by `align.models.adapters`."""
+"""Folders with adapters: what they record, and whether they may be loaded. Imports no torch:
+`align.models.adapters` checks their tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class NotLoadable(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an adapter was trained on, as far as its folder says.
+    """The base and method that an adapter was trained with, as far as its folder records them.
 
     Attributes:
         base: digest of the base; None where nothing records it.
@@ -53,7 +53,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
-    """One state of an adapter's weights. A request that was resolved keeps its version, whatever its name stands for
+    """One state of an adapter's weights. A request that was resolved keeps its version, whatever its name refers to
     later.
 
     Attributes:
@@ -78,24 +78,26 @@ def version_of(artifact: Artifact) -> Version:
 
 
 def origin_of(artifact: Artifact) -> Origin:
-    """What an adapter was trained on: by its run's manifest, or by the files that stage=export put beside it.
+    """Return what an adapter was trained on, by its run's manifest or by the files that stage=export put beside it.
 
     Raises:
         CorruptFile: such a file is no JSON object.
     """
     if artifact.base is not None:
         return Origin(artifact.base.digest, trained_method(artifact))
-    said, remedy = {}, "Export it again."
+    content = {}
+    remedy = "Export it again."
     for name in (ABOUT, RECEIPT):
         path = artifact.path / name
-        said[name] = json_object(path, name, remedy) if path.is_file() else {}
-    base, into = said[ABOUT].get("digest"), said[RECEIPT].get("into")
+        content[name] = json_object(path, name, remedy) if path.is_file() else {}
+    base = content[ABOUT].get("digest")
+    into = content[RECEIPT].get("into")
     method = ("qlora" if into == NF4 else "lora") if isinstance(into, str) else None
     return Origin(base if isinstance(base, str) and base else None, method)
 
 
 def check_signed(folder: Path, signer: PublicKey | None, field: str, shown: str) -> None:
-    """That a folder holds what the owner of a key signed; nothing where nobody has to. Asked before its files are read.
+    """Check that a folder holds what the owner of a key signed, before its files are read. Does nothing without a key.
 
     Args:
         field, shown: what to call it in a message.
@@ -118,8 +120,10 @@ def check_adapter(folder: Path, field: str, shown: str) -> None:
         InputError: it holds something else.
     """
     train = "Name the folder of a LoRA adapter that PEFT or stage=export wrote."
-    whole = (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
-    require(not whole, field, shown, "is a whole model, and no adapter", "Serve it as model=hub model.path=FOLDER.")
+    is_whole_model = (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
+    require(
+        not is_whole_model, field, shown, "is a whole model, and no adapter", "Serve it as model=hub model.path=FOLDER."
+    )
     require((folder / ADAPTER_CONFIG).is_file(), field, shown, f"holds no {ADAPTER_CONFIG}", train)
     stem = Path(ADAPTER_WEIGHTS).stem
     pickled = sorted(path.name for path in folder.glob(f"{stem}*") if path.suffix in PICKLES)
@@ -169,7 +173,7 @@ def loadable_version(
         given, roots: see `folder_under`.
         base: digest of the served base.
         method: `qlora` where the served base is the dequantised NF4 one, `lora` where it is the plain one.
-        signer: has to have signed it; None where nobody has to.
+        signer: has to have signed it; None if none has to be signed.
 
     Raises:
         NotLoadable: it lies elsewhere, is not signed, is no LoRA adapter in safetensors, or does not say that it was
@@ -179,7 +183,8 @@ def loadable_version(
     try:
         artifact = artifact_in(folder, given)
         check_signed(artifact.path, signer, FIELD, given)
-        origin, version = origin_of(artifact), version_of(artifact)
+        origin = origin_of(artifact)
+        version = version_of(artifact)
     except NotSigned as error:
         raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
     except (AlignError, OSError) as error:  # whose words hold paths of the server

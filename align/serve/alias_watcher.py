@@ -37,21 +37,24 @@ class Following:
     def __init__(
         self, root: Path, written: Mapping[str, Sequence[Written]], portfolio: Portfolio, dtypes: Sequence[str | None]
     ) -> None:
-        self.root, self.written, self.portfolio = root, written, portfolio
+        self.root = root
+        self.written = written
+        self.portfolio = portfolio
         self.dtypes = {dtype for dtype in dtypes if dtype not in (None, "auto")}
         self._stamp: tuple[int, int] | None = None  # an alias may have changed while the base was loaded
-        self._said, self._again_at = dict[str, str](), 0.0
+        self._said = dict[str, str]()
+        self._again_at = 0.0
 
     def stamp(self) -> tuple[int, int] | None:
         """Another one after each change of an alias; None where there is no log."""
         with suppress(OSError):
-            found = os.stat(self.root / FILE)
-            return found.st_mtime_ns, found.st_size
+            stat = os.stat(self.root / FILE)
+            return stat.st_mtime_ns, stat.st_size
         return None
 
     def look(self) -> None:
-        """Let the names stand for what their aliases mean by now, if the log has changed. What cannot be followed is
-        logged once, is tried again from time to time, and its name stays with what it stood for."""
+        """Let the names refer to what their aliases mean by now, if the log has changed. What cannot be followed is
+        logged once, is tried again from time to time, and its name stays with what it referred to."""
         stamp = self.stamp()
         if stamp == self._stamp and not (self._said and time.monotonic() >= self._again_at):
             return
@@ -65,7 +68,8 @@ class Following:
                     self._said[name] = why
                     line = f"{name} stays with {self.portfolio.describe(name)}: {why}"
                     operator_log.warning("%s", one_line(line))
-        self._stamp, self._again_at = stamp, time.monotonic() + AGAIN_S
+        self._stamp = stamp
+        self._again_at = time.monotonic() + AGAIN_S
 
     def follow(self, name: str, written: Sequence[Written]) -> None:
         """Let one name follow its alias.
@@ -73,25 +77,27 @@ class Following:
         Raises:
             AlignError: what its alias means is gone, or does not go with the served base.
         """
-        standing = {arm.ref: arm for arm in self.portfolio.arms(name)}
-        if not standing:
+        present = {arm.ref: arm for arm in self.portfolio.arms(name)}
+        if not present:
             return  # somebody took it away
-        field, artifacts = f"{FIELD}.{name}", dict[str, Artifact]()
+        field = f"{FIELD}.{name}"
+        artifacts = dict[str, Artifact]()
         arms = expand_aliases(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.check(field, ref, artifact)
         versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
         now = [
-            build_arm(arm, name, self.written, versions, artifacts) if arm.ref in artifacts
-            else self.other(field, arm, standing)
+            build_arm(arm, name, self.written, versions, artifacts)
+            if arm.ref in artifacts
+            else self.other(field, arm, present)
             for arm in arms
-        ]  # fmt: skip
-        if now != [*standing.values()]:
+        ]
+        if now != [*present.values()]:
             followers = ", ".join(self.portfolio.followers_of(name))
             problem = f"shall stand for {len(now)} artifacts, and {followers} stands for it"
             remedy = "Write the alias in place of the name."
             require(len(now) == 1 or not followers, field, name, problem, remedy)
-            self.check_kind(field, now, [*standing.values()])
+            self.check_kind(field, now, [*present.values()])
             before = self.portfolio.describe(name)
             self.portfolio.stand_for(name, now)
             for ref, artifact in artifacts.items():
@@ -100,21 +106,26 @@ class Following:
 
     def other(self, field: str, arm: Written, standing: Mapping[str, Arm]) -> Arm:
         """An arm that is no alias's: it stands as it stood, with its weight."""
-        found = standing.get(arm.ref)
-        if found is None:
+        present = standing.get(arm.ref)
+        if present is None:
             raise InputError(field, arm.ref, "is not there any more", "Start the server again.")
         # What another name stands for is looked up when it is asked for: here it would hold that name's old weights.
-        return replace(found, version=None, weight=arm.weight) if found.follows else replace(found, weight=arm.weight)
+        return (
+            replace(present, version=None, weight=arm.weight)
+            if present.follows
+            else replace(present, weight=arm.weight)
+        )
 
     def check_kind(self, field: str, now: Sequence[Arm], before: Sequence[Arm]) -> None:
-        """Raises InputError where a policy would become a reward model, which answers nobody, or the other way."""
+        """Raises InputError where a policy would become a reward model, which gives no answers, or the other way."""
         kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (now, before)]
         problem = "would stand for a reward model in place of a policy, or for a policy in place of a reward model"
         require(kinds[0] == kinds[1], field, now[0].label, problem, "Give each a name of its own.")
 
     def check(self, field: str, ref: str, artifact: Artifact) -> None:
         """Raises InputError where an artifact is not signed, or does not go with the served base."""
-        base, method = self.portfolio.base, self.portfolio.method
+        base = self.portfolio.base
+        method = self.portfolio.method
         check_signed(artifact.path, self.portfolio.signer, field, ref)
         check_adapter(artifact.path, field, ref)
         origin = origin_of(artifact)

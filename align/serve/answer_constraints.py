@@ -1,5 +1,5 @@
-"""What an answer has to be, by its request: JSON of a schema, a pattern, one of several texts, a call of a tool. It is
-written as a grammar in llguidance's Lark, one rule a line."""
+"""Constraints of an answer by its request: JSON of a schema, a pattern, one of several texts, a call of a tool. They
+are written as a grammar in llguidance's Lark, one rule a line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from align.serve.errors import Refusal, as_refusal, invalid, unsupported
 from align.serve.grammars import BehindReasoning, Compiled, Constrained
 from align.serve.prompts import CALL, ChatBody, ChatFormat, Prompt, Sampled, StructuredOutputs, Tool
 
-LARGEST, DEEPEST, MOST_PROPERTIES, FINEST = 2**16, 100, 500, 1000
+LARGEST = 2**16
+DEEPEST = 100
+MOST_PROPERTIES = 500
+FINEST = 1000
 """Of a schema: characters of its JSON, levels, properties in all, and the least common multiple of what it asks numbers
 to be multiples of, in units of their last digit. What is beyond them takes over 100 ms to compile."""
 JSON_TEXT = {
-    "whitespace_pattern": r"( |\n {0,16})?", "whitespace_flexible": True, "item_separator": ",", "key_separator": ":",
-    "coerce_one_of": False, "lenient": False, "json_allowed_escapes": '"\\bfnrt',
-}  # fmt: skip
+    "whitespace_pattern": r"( |\n {0,16})?",
+    "whitespace_flexible": True,
+    "item_separator": ",",
+    "key_separator": ":",
+    "coerce_one_of": False,
+    "lenient": False,
+    "json_allowed_escapes": '"\\bfnrt',
+}
 """How JSON is written: with a blank, or a line break and some blanks, between any two tokens, or nothing. No character
 has two spellings (as \\u0061 for a): a key could be a declared one, and its value another than was declared for it."""
 COMPACT = {name: value for name, value in JSON_TEXT.items() if name != "whitespace_pattern"}
@@ -64,7 +72,7 @@ class Constraint:
 
     @property
     def compact(self) -> str:
-        """The same with `COMPACT` in the place of `JSON_TEXT`."""
+        """The grammar with `COMPACT` in the place of `JSON_TEXT`."""
         return self.lark.replace(json.dumps(JSON_TEXT), json.dumps(COMPACT))
 
 
@@ -100,7 +108,7 @@ def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | Non
 
 
 def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
-    """What the answers to a request have to be; None for anything.
+    """Return the constraint of the answers to a request; None if they may be anything.
 
     Raises:
         Refusal: it is not supported, or contradicts itself.
@@ -113,33 +121,34 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
         raise invalid("response_format", "An answer that has to be a call of a tool has no other format.")
     begin, key, end = form.calls
     rules = call_rules(find_called_tools(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced)
-    whole = " ".join([*quote_literal(begin), "call", *quote_literal(end)])
+    call_body = " ".join([*quote_literal(begin), "call", *quote_literal(end)])
     if forced:
-        return Constraint(whole, rules)
+        return Constraint(call_body, rules)
     if answer is not None:
-        return Constraint(f"{answer.name} | {whole}", (answer, *rules))
+        return Constraint(f"{answer.name} | {call_body}", (answer, *rules))
     if not begin or not any(tool.function.strict for tool in body.tools):
         return None
     # Text with calls in it: each begins where the text says so first.
-    behind = " ".join([*quote_literal(begin.removeprefix(CALL)), "call", *quote_literal(end)])
+    rest_of_call = " ".join([*quote_literal(begin.removeprefix(CALL)), "call", *quote_literal(end)])
     text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/", "tools")
     opening = Rule("opening[lazy]", f"/(?s:.*){CALL}/", "tools")
-    return Constraint(f"(opening {behind})* TEXT", (text, opening, *rules), closes=False)
+    return Constraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), closes=False)
 
 
 def answer_rule(body: Sampled) -> Rule | None:
-    """What `response_format` or `structured_outputs` asks for."""
-    wanted, other = body.response_format, body.structured_outputs
-    found: list[Rule] = []
-    if wanted.type == "json_schema" and wanted.json_schema is not None:
-        found.append(json_rule(wanted.json_schema.of, "response_format.json_schema.schema"))
-    if wanted.type == "json_object":
-        found.append(json_rule({"type": "object"}, "response_format"))
-    if other is not None:
-        found += list_structured_rules(other)
-    if len(found) > 1:
-        raise invalid(found[1].param, "An answer has one format: ask for one of them.")
-    return found[0] if found else None
+    """Return the rule of what `response_format` or `structured_outputs` asks for."""
+    response_format = body.response_format
+    structured = body.structured_outputs
+    rules: list[Rule] = []
+    if response_format.type == "json_schema" and response_format.json_schema is not None:
+        rules.append(json_rule(response_format.json_schema.of, "response_format.json_schema.schema"))
+    if response_format.type == "json_object":
+        rules.append(json_rule({"type": "object"}, "response_format"))
+    if structured is not None:
+        rules += list_structured_rules(structured)
+    if len(rules) > 1:
+        raise invalid(rules[1].param, "An answer has one format: ask for one of them.")
+    return rules[0] if rules else None
 
 
 def list_structured_rules(wanted: StructuredOutputs) -> Iterator[Rule]:
@@ -172,17 +181,18 @@ def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
     Raises:
         Refusal: `tool_choice` is none of the ways to say it, or names no tool that was offered.
     """
-    choice, tools = body.tool_choice, list(enumerate(body.tools))
+    choice = body.tool_choice
+    tools = list(enumerate(body.tools))
     if choice == "required":
         return tools
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     if not isinstance(function, dict):
         ways = """'none', 'auto', 'required' or {"type": "function", "function": {"name": …}}"""
         raise unsupported("tool_choice", f"tool_choice is {ways}.")
-    chosen = [(i, tool) for i, tool in tools if tool.function.name == function.get("name")]
-    if not chosen:
+    chosen_tools = [(i, tool) for i, tool in tools if tool.function.name == function.get("name")]
+    if not chosen_tools:
         raise invalid("tool_choice", "tool_choice names no tool that is offered in tools.")
-    return chosen[:1]
+    return chosen_tools[:1]
 
 
 def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
@@ -192,7 +202,8 @@ def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -
         key: how the arguments are called.
         only_strict: arguments of other tools are any object.
     """
-    calls, rules = [], list[Rule]()
+    calls = []
+    rules = list[Rule]()
     for i, tool in tools:
         schema = tool.function.parameters if tool.function.strict or not only_strict else None
         before = f'{{"name": {json.dumps(tool.function.name)}, "{key}": '
@@ -215,8 +226,11 @@ def json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
 
 
 def out_of_bounds(schema: Any) -> str | None:
-    """What of a schema would take too long to compile, or would be compiled to what it does not say."""
-    level, depth, properties, multiple = [schema], 0, 0, 1
+    """Return what of a schema would take too long to compile, or would be compiled to something else."""
+    level = [schema]
+    depth = 0
+    properties = 0
+    multiple = 1
     while level:
         depth += 1
         if depth > DEEPEST:
@@ -239,7 +253,7 @@ def out_of_bounds(schema: Any) -> str | None:
 
 
 def coefficient(multiple: Any) -> int:
-    """Of `multipleOf`, in units of its last digit; 1 where it is no such number."""
+    """Return `multipleOf` in units of its last digit; 1 if it is no such number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not math.isfinite(multiple):
         return 1
     return max(1, abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))))
@@ -267,8 +281,8 @@ def compile_constraint(form: ChatFormat, constraint: Constraint) -> Compiled:
 
 def explain_failure(message: str, constraint: Constraint) -> Refusal:
     """llguidance's message, and the parameter that it is about. It tells the line of the grammar, a rule of ours."""
-    found = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
-    line, words = (int(found[1]), found[2]) if found else (2, message)
+    match = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
+    line, words = (int(match[1]), match[2]) if match else (2, message)
     rule = constraint.rules[min(max(line - 2, 0), len(constraint.rules) - 1)]
     words = words.partition("\n   1 | ")[0].removeprefix("failed to compile JSON schema: ")
     words = " ".join(words.split())[:300]

@@ -181,22 +181,22 @@ def sure_length(text: str, mark: str) -> int:
 
 def join_parts(parts: list[Part]) -> list[Part]:
     """Join texts of one kind in a row, and leave out empty ones."""
-    made: list[Part] = []
+    merged: list[Part] = []
     for part in parts:
-        if part.call is None and made and made[-1].kind == part.kind:
-            made[-1] = Part(part.kind, made[-1].text + part.text)
+        if part.call is None and merged and merged[-1].kind == part.kind:
+            merged[-1] = Part(part.kind, merged[-1].text + part.text)
         elif part.text or part.call:
-            made.append(part)
-    return made
+            merged.append(part)
+    return merged
 
 
 def calls_in(text: str, tools: Collection[str]) -> list[ToolCall]:
     """Return the calls that a text is; none if it is anything else, or calls what was not offered."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    calls = [call_of(one, tools) for one in (found if isinstance(found, list) else [found])]
+    calls = [call_of(one, tools) for one in (value if isinstance(value, list) else [value])]
     return [] if None in calls else [call for call in calls if call]
 
 
@@ -206,8 +206,8 @@ def call_of(value: Any, tools: Collection[str]) -> ToolCall | None:
     if not isinstance(value, Mapping) or value.get("name") not in tools:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(value["name"], written, f"call_{secrets.token_hex(12)}")
+    arguments_text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(value["name"], arguments_text, f"call_{secrets.token_hex(12)}")
 
 
 Json = dict[str, Any]
@@ -271,10 +271,11 @@ def fingerprint(record: Record) -> str:
 
 def usage(record: Record) -> Json:
     return {
-        "prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
         "total_tokens": record.prompt_tokens + record.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": record.cached_tokens},
-    }  # fmt: skip
+    }
 
 
 @dataclass
@@ -291,13 +292,13 @@ class ChatChoice:
     finish_reason: str | None = None
 
     def message(self) -> Json:
-        made: Json = {"role": "assistant", "content": self.said["content"], "refusal": None}
+        message: Json = {"role": "assistant", "content": self.said["content"], "refusal": None}
         if self.said["reasoning"]:
-            made["reasoning_content"] = self.said["reasoning"]
+            message["reasoning_content"] = self.said["reasoning"]
         if self.calls:
-            made["tool_calls"] = [call.as_dict() for call in self.calls]
-            made["content"] = made["content"] or None
-        return made
+            message["tool_calls"] = [call.as_dict() for call in self.calls]
+            message["content"] = message["content"] or None
+        return message
 
     def delta(self, part: Part) -> Json:
         """Return a part as a stream has it, and keep it for `message`."""
@@ -334,11 +335,11 @@ class ChatAnswers(Answers):
     def take(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
         text = text_of(choice.decoder, self.form.stop_ids, output)
-        told = [chat_logprob(self.form.texts, token) for token in output.tokens] if self.logprobs else []
-        choice.logprobs += told
+        entries = [chat_logprob(self.form.texts, token) for token in output.tokens] if self.logprobs else []
+        choice.logprobs += entries
         deltas = [choice.delta(part) for part in choice.parted.take(text, last=output.finish_reason is not None)]
-        for n, delta in enumerate(deltas or ([{"content": ""}] if told else [])):
-            yield self._chunk(i, delta, told if n == 0 else [])
+        for n, delta in enumerate(deltas or ([{"content": ""}] if entries else [])):
+            yield self._chunk(i, delta, entries if n == 0 else [])
         if output.finish_reason is not None:
             called = choice.calls and output.finish_reason == "stop"
             choice.finish_reason = "tool_calls" if called else output.finish_reason
@@ -357,8 +358,8 @@ class ChatAnswers(Answers):
         ]
 
     def _chunk(self, i: int, delta: Json, logprobs: Sequence[Json] = (), finish_reason: str | None = None) -> Json:
-        told = {"content": list(logprobs), "refusal": None} if logprobs else None
-        return self.chunk({"index": i, "delta": delta, "logprobs": told, "finish_reason": finish_reason})
+        content = {"content": list(logprobs), "refusal": None} if logprobs else None
+        return self.chunk({"index": i, "delta": delta, "logprobs": content, "finish_reason": finish_reason})
 
 
 def finite(logprob: float) -> float:
@@ -417,7 +418,7 @@ class TextAnswers(Answers):
 
     def take(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
-        before = None if self.logprobs is None else {name: len(told) for name, told in choice.logprobs.items()}
+        before = None if self.logprobs is None else {name: len(entries) for name, entries in choice.logprobs.items()}
         text = self._echoed(choice, output.prompt_logprobs) if self.echo and not choice.has_begun else ""
         if self.logprobs is not None:
             for token in output.tokens:
@@ -428,20 +429,21 @@ class TextAnswers(Answers):
         choice.finish_reason = output.finish_reason
         if output.finish_reason is not None:
             self.record.finish_reasons.append(output.finish_reason)
-        told = {} if before is None else {name: values[before[name] :] for name, values in choice.logprobs.items()}
-        if text or told.get("tokens") or choice.finish_reason:
-            yield self.chunk(self._choice(i, text, told))
+        entries = {} if before is None else {name: values[before[name] :] for name, values in choice.logprobs.items()}
+        if text or entries.get("tokens") or choice.finish_reason:
+            yield self.chunk(self._choice(i, text, entries))
 
     def list_choices(self) -> list[Json]:
         return [self._choice(i, choice.text, choice.logprobs) for i, choice in enumerate(self.choices)]
 
     def _choice(self, i: int, text: str, logprobs: Json) -> Json:
-        told = None if self.logprobs is None else logprobs
-        return {"index": i, "text": text, "logprobs": told, "finish_reason": self.choices[i].finish_reason}
+        shown_logprobs = None if self.logprobs is None else logprobs
+        return {"index": i, "text": text, "logprobs": shown_logprobs, "finish_reason": self.choices[i].finish_reason}
 
     def _echoed(self, choice: TextChoice, prompt_logprobs: Sequence[Token | None] | None) -> str:
         """The prompt as text, and its tokens in the logprobs."""
-        ids, decoder = choice.prompt.ids, TextDecoder(self.form.tokenizer)
+        ids = choice.prompt.ids
+        decoder = TextDecoder(self.form.tokenizer)
         text = ""
         for id, token in zip(ids, prompt_logprobs or [None] * len(ids), strict=True):
             if self.logprobs is not None:
@@ -450,14 +452,15 @@ class TextAnswers(Answers):
         return choice.prompt.text if choice.prompt.text is not None else text + decoder.rest()
 
     def _tell(self, choice: TextChoice, token: Token, offset: int, known: bool = True) -> None:
-        """Adds a token. The alternatives are by their text; of two with one text the likelier is told."""
-        texts, told = self.form.texts, choice.logprobs
-        told["tokens"].append(texts.text(token.id))
-        told["text_offset"].append(offset)
-        told["token_logprobs"].append(finite(token.logprob) if known else None)
+        """Adds a token. The alternatives are by their text; of two with one text the likelier is kept."""
+        texts = self.form.texts
+        columns = choice.logprobs
+        columns["tokens"].append(texts.text(token.id))
+        columns["text_offset"].append(offset)
+        columns["token_logprobs"].append(finite(token.logprob) if known else None)
         rising = sorted([*token.top, (token.id, token.logprob)], key=lambda each: each[1])
         best = {texts.text(id): finite(logprob) for id, logprob in rising}
-        told["top_logprobs"].append(best if known else None)
+        columns["top_logprobs"].append(best if known else None)
 
 
 class Rewards(Answers):
@@ -639,7 +642,7 @@ class Call:
                 self.service.engine.abort(completion)
 
     def close(self) -> None:
-        """End whatever still goes on, and account for it. May be called again.
+        """End what still goes on, and account for it. May be called again.
 
         Raises:
             Refusal: what was used could not be counted; nothing is answered then.

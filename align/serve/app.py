@@ -113,7 +113,7 @@ class Service:
     check: raises InputError if the engine cannot answer by the adapter in a folder.
     created: when the server began, in seconds since 1970.
     max_prompts, max_logprobs: that one request may ask for.
-    keys: None if whoever reaches the server may do everything.
+    keys: None if everyone who reaches the server may do everything.
     following: the names that mean what an alias means.
     ending: set once nothing new is taken.
     stopped: is called when the engine has ended by itself, and clients were told.
@@ -193,7 +193,7 @@ class Service:
                 known.release(chosen.version.digest)
 
     def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
-        """Let a name stand for the adapter in a folder.
+        """Let a name refer to the adapter in a folder.
 
         Args:
             who: asks for it, for the log.
@@ -472,7 +472,7 @@ class ServerMiddleware:
                 self.service.done(record)
 
     def _find_tenant(self, path: str, headers: Headers) -> Tenant | None:
-        """Return who asks; None for somebody unknown at an open path.
+        """Return who asks; None for an unknown visitor at an open path.
 
         Raises:
             Refusal: they may not.
@@ -516,7 +516,7 @@ class ServerMiddleware:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a channel of the body in one piece, then of whatever else is received: that the client has gone."""
+    """Return a channel of the body in one piece, then of other messages: that the client has gone."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_next() -> Message:
@@ -652,7 +652,7 @@ def require_admin(http: Http) -> Tenant:
 
 
 def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Return a model as vLLM lists it; and the digests of what it stands for."""
+    """Return a model as vLLM lists it; and the digests of what it refers to."""
     shares = [
         {"arm": arm.label, "weight": arm.weight, "adapter": arm.version.digest if arm.version else None} for arm in arms
     ]

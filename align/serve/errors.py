@@ -92,7 +92,8 @@ class Limited(Refusal):
 
     def __init__(self, limit: str, retry_after_s: float) -> None:
         message = f"this limit of your key is used up for now. Try again in {math.ceil(retry_after_s)} s."
-        kind, code = "rate_limit_error", "rate_limit_exceeded"
+        kind = "rate_limit_error"
+        code = "rate_limit_exceeded"
         super().__init__(429, message, type=kind, param=limit, code=code, retry_after_s=retry_after_s)
 
 
@@ -112,7 +113,7 @@ class BudgetSpent(Refusal):
 
 
 class UsageUnwritable(Refusal):
-    """The refusal of whatever would be answered without being counted: the file of the usage cannot be written."""
+    """The refusal of what would be answered without being counted: the file of the usage cannot be written."""
 
     def __init__(self) -> None:
         super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=LATER_S)

@@ -14,9 +14,13 @@ TRIAL_S = 0.5
 START_S = 10.0
 TOO_MUCH = "it takes too long or too much memory to compile"
 LIMITS = {
-    "initial_lexer_fuel": 500_000, "step_lexer_fuel": 100_000, "step_max_items": 30_000, "max_lexer_states": 20_000,
-    "max_grammar_size": 100_000, "verbose_errors": False,
-}  # fmt: skip
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 30_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 100_000,
+    "verbose_errors": False,
+}
 """Of `llguidance.LLParserLimits`. A step that reaches its limits takes about 10 ms, and ends its request."""
 
 # Answers each line, a grammar, with a line: what is wrong with it. A first line says that it has begun.
@@ -62,9 +66,13 @@ class Trial:
     def _started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(LIMITS)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,
-        )  # fmt: skip
+        )
         answer(self._process, START_S)
         return self._process
 
@@ -82,7 +90,8 @@ def answer(process: subprocess.Popen[bytes], within_s: float) -> bytes:
         TimeoutError: there was none in time, or the process has ended.
     """
     assert process.stdout is not None
-    until, read = time.monotonic() + within_s, b""
+    until = time.monotonic() + within_s
+    read = b""
     while not read.endswith(b"\n"):
         ready = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]
         piece = process.stdout.read(2**16) if ready else b""

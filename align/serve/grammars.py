@@ -20,12 +20,16 @@ from align.serve.grammar_sandbox import LIMITS, Trial
 
 MOST_KEPT = 32
 """Compiled grammars of a tokenizer. One has up to 20 MB of states where it is made to have many."""
-NEAR, LAST = 32, 8
+NEAR = 32
+LAST = 8
 """Tokens that are left beyond what an answer needs to end: from these on it opens nothing new; ends at once."""
 LONGEST_ENDING = 512
-EXPLORED_ANSWERS, EXPLORED_TOKENS, EXPLORED_S = 4, 48, 0.25
+EXPLORED_ANSWERS = 4
+EXPLORED_TOKENS = 48
+EXPLORED_S = 0.25
 """Of answers that are begun to see whether a grammar's steps cost too much: 200 tokens usually take 20 ms."""
-STRUCTURE, OTHERS = '}]",:', "0123456789.ntf-[{"
+STRUCTURE = '}]",:'
+OTHERS = "0123456789.ntf-[{"
 TRIAL = Trial()
 atexit.register(TRIAL.close)
 
@@ -44,7 +48,7 @@ class GrammarFailed(AlignError):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Of a tokenizer, as llguidance reads it.
+    """A tokenizer as llguidance reads it.
 
     Attributes:
         stop_ids: tokens that end an answer.
@@ -83,7 +87,8 @@ class Grammars:
     """Compiled grammars of a tokenizer. Safe to share between threads."""
 
     def __init__(self, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
-        self.tokenizer, self.stop_ids = tokenizer, stop_ids
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = Lock()
 
@@ -111,20 +116,20 @@ class Grammars:
         )
         if matcher.is_error():
             raise ValueError(matcher.get_error())
-        made = Compiled(matcher, vocabulary)
+        grammar = Compiled(matcher, vocabulary)
         try:
-            begins = made.next_V(matcher.deep_copy()).any()
-            made.explore()
+            begins = grammar.next_V(matcher.deep_copy()).any()
+            grammar.explore()
         except GrammarFailed as error:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
         if not begins:
             raise ValueError("no answer is valid")
-        _ = made.shortest  # found here, and not in the thread that begins answers
+        _ = grammar.shortest  # found here, and not in the thread that begins answers
         with self._lock:
-            self._kept[lark] = made
+            self._kept[lark] = grammar
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-        return made
+        return grammar
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ class Compiled:
         """
         until = time.monotonic() + EXPLORED_S
         for seed in range(EXPLORED_ANSWERS):
-            draw, walker = random.Random(seed), self.matcher.deep_copy()
+            draw = random.Random(seed)
+            walker = self.matcher.deep_copy()
             for _ in range(EXPLORED_TOKENS):
                 allowed = self.next_V(walker).nonzero()[0]
                 if not len(allowed) or time.monotonic() > until:
@@ -160,11 +166,11 @@ class Compiled:
 
     @cached_property
     def shortest(self) -> list[int]:
-        """See `ending`, from the beginning; empty where there is none."""
+        """See `ending`, from the beginning; empty without one."""
         return self.ending(self.matcher, LONGEST_ENDING) or []
 
     def next_V(self, matcher: LLMatcher) -> np.ndarray:
-        """Which of the tokenizer's tokens may come next; bool.
+        """Return which of the tokenizer's tokens may come next; bool.
 
         Raises:
             GrammarFailed.
@@ -182,7 +188,9 @@ class Compiled:
         It closes what is open as soon as that is allowed. Where it is not, what is forced comes, or a byte behind which
         a text may end, or the byte that came least often since: so that what a pattern waits for comes at some time.
         """
-        walker, path, came = matcher.deep_copy(), list[int](), Counter[int]()
+        walker = matcher.deep_copy()
+        path = list[int]()
+        came = Counter[int]()
         while not walker.is_accepting():
             step = walker.compute_ff_tokens() or self._closer(walker, came)
             if not step or len(path) + len(step) > most or not walker.consume_tokens(step):
@@ -191,7 +199,8 @@ class Compiled:
         return path if walker.is_stopped() else [*path, self.vocabulary.stop_ids[0]]
 
     def _closer(self, walker: LLMatcher, came: Counter[int]) -> list[int]:
-        allowed, singles = self.next_V(walker), self.vocabulary.singles
+        allowed = self.next_V(walker)
+        singles = self.vocabulary.singles
         bytes_ = {byte for byte, id in singles.items() if allowed[id]}
         inside_text = {ord("{"), ord("}")} <= bytes_  # which may be next to each other nowhere else
         for byte in b'"' if inside_text else STRUCTURE.encode():
@@ -225,14 +234,18 @@ class Constrained:
     """
 
     def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool, source: str | None = None) -> None:
-        self.grammar, self.matcher, self.source = grammar, grammar.matcher.deep_copy(), source
-        self._mask, self._left, self._look_at = np.zeros(rows, bool), most, most if closes else 0
+        self.grammar = grammar
+        self.matcher = grammar.matcher.deep_copy()
+        self.source = source
+        self._mask = np.zeros(rows, bool)
+        self._left = most
+        self._look_at = most if closes else 0
         self._ending = grammar.shortest if closes else []
 
     def allowed(self) -> np.ndarray:
-        """The same array each time."""
-        found = self.grammar.next_V(self.matcher)[: len(self._mask)]
-        self._mask[: len(found)] = found
+        """Return which tokens may come next, in the same array each time."""
+        allowed_V = self.grammar.next_V(self.matcher)[: len(self._mask)]
+        self._mask[: len(allowed_V)] = allowed_V
         if self._left <= self._look_at:
             self._draw_to_an_end()
         return self._mask
@@ -248,7 +261,7 @@ class Constrained:
         return self.matcher.is_stopped()
 
     def _still_ends(self) -> bool:
-        """Whether the end that was found is one from here: in a text that was begun since, it would be text."""
+        """Return whether the ending that was found still ends the answer: within a string, it would be text."""
         walker = self.matcher.deep_copy()
         return bool(self._ending) and walker.consume_tokens(self._ending) and walker.is_stopped()
 
@@ -261,7 +274,8 @@ class Constrained:
         if not self._ending or over > NEAR:
             self._look_at = self._left - max(1, over // 2)
             return
-        self._look_at, goes_on = self._left, self._ending[0]
+        self._look_at = self._left
+        goes_on = self._ending[0]
         plain = self.grammar.vocabulary.plain_V[: len(self._mask)]
         self._mask[: len(plain)] &= plain & (over > LAST)
         self._mask[goes_on] = True
@@ -275,7 +289,10 @@ class BehindReasoning:
     """
 
     def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool) -> None:
-        self._grammar, self._rows, self._left, self._closes = grammar, rows, most, closes
+        self._grammar = grammar
+        self._rows = rows
+        self._left = most
+        self._closes = closes
         self._said = b""
         self.source: str | None = None
         self._answer: Constrained | None = None

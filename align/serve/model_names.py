@@ -1,4 +1,4 @@
-"""The portfolio: which weights a name stands for, for whom, and how that changes while requests are answered.
+"""The portfolio: which weights a name refers to, for whom, and how that changes while requests are answered.
 
 A request names its weights by `model=`: a name, `NAME@sha256:HEX` for one state of its weights, or the id of the base.
 A name may divide its users over several adapters. A name that is not there is refused."""
@@ -38,14 +38,14 @@ Names = Mapping[str, Sequence["Arm"]]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the things that a name stands for.
+    """One of the things that a name refers to.
 
     Attributes:
         ref: how it was written: its users stay with it whatever stands beside it.
         label: what clients see.
         version: the weights; None for the base without an adapter.
         weight: its share of the users, relative to those of the other arms.
-        follows: the name whose weights these are, whatever that name stands for later; empty for weights of its own.
+        follows: the name whose weights these are, whatever that name refers to later; empty for weights of its own.
     """
 
     ref: str
@@ -60,12 +60,12 @@ def ignore(_: object) -> None:
 
 
 class Chosen(NamedTuple):
-    """What answers a request.
+    """The weights that answer a request.
 
     Attributes:
         name: that was asked for, without a digest.
         version: the weights; None for the base without an adapter.
-        arm: the label of the arm that was chosen; empty if the name stands for one thing.
+        arm: the label of the arm that was chosen; empty if the name refers to one thing.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Portfolio:
     Args:
         base: the served base.
         method: `qlora` if it is the dequantised NF4 base, `lora` if it is the plain one.
-        names: name → what it stands for, from the command line.
+        names: name → what it refers to, from the command line.
         roots: the folders from which adapters may be loaded.
         signer: has to have signed every adapter; None if none has to be signed.
 
     Attributes:
-        ready: called with each version that is new, before a name stands for it: reads its tensors, say. If it raises,
-            the name stands for what it stood for.
-        gone: called with each version that no name stands for any more.
+        ready: called with each version that is new, before a name refers to it: reads its tensors, say. If it raises,
+            the name refers to what it referred to.
+        gone: called with each version that no name refers to any more.
         changed: called with all names after each change.
 
     Raises:
@@ -124,7 +124,7 @@ class Portfolio:
 
         Args:
             model: NAME, NAME@sha256:HEX with 12 digits or more, or the id of the base.
-            tenant, user: who asks; if a name stands for several things, the same user gets the same one. Without a user
+            tenant, user: who asks; if a name refers to several things, the same user gets the same one. Without a user
                 the tenant is one user.
 
         Raises:
@@ -133,14 +133,14 @@ class Portfolio:
         pinned = PINNED.fullmatch(model)
         name, digest = (pinned["name"], pinned["digest"]) if pinned else (model, "")
         arms = self.arms(name) if may_use(tenant, name) else ()
-        meant = [arm for arm in arms if self.digest_of(arm.version).startswith(digest)]
-        if not meant or (pinned and len({arm.version for arm in meant}) > 1):  # two states that begin alike
+        matching = [arm for arm in arms if self.digest_of(arm.version).startswith(digest)]
+        if not matching or (pinned and len({arm.version for arm in matching}) > 1):  # two states that begin alike
             raise UnknownModel(model)
-        arm = meant[0] if pinned else sticky(meant, name, tenant.name, user)
+        arm = matching[0] if pinned else sticky(matching, name, tenant.name, user)
         return Chosen(name, arm.version, arm.label if len(arms) > 1 else "")
 
     def arms(self, name: str) -> tuple[Arm, ...]:
-        """Return what a name stands for now; nothing for a name that is not there."""
+        """Return what a name refers to now; nothing for a name that is not there."""
         names = self._names  # one state of all of them
         return (Arm("base", "base", None),) if name == self.base_id else resolve_arms(names, name)
 
@@ -149,7 +149,7 @@ class Portfolio:
         return self.base.digest if version is None else version.digest
 
     def describe(self, name: str) -> str:
-        """Return what a name stands for, with shares if that is several things."""
+        """Return what a name refers to, with shares if that is several things."""
         arms = self.arms(name)
         parts = [f"{arm.label} ({self.digest_of(arm.version)[:12]})" for arm in arms]
         if len(arms) > 1:
@@ -157,13 +157,13 @@ class Portfolio:
         return ", ".join(parts) or "nothing"
 
     def names(self, tenant: Tenant | None = None) -> dict[str, tuple[Arm, ...]]:
-        """Return what a tenant may ask for and what that stands for, the base first; everything for None."""
+        """Return what a tenant may ask for and what that refers to, the base first; everything for None."""
         names = self._names
-        known = {self.base_id: self.arms(self.base_id)} | {name: resolve_arms(names, name) for name in names}
-        return {name: arms for name, arms in known.items() if tenant is None or may_use(tenant, name)}
+        arms_of = {self.base_id: self.arms(self.base_id)} | {name: resolve_arms(names, name) for name in names}
+        return {name: arms for name, arms in arms_of.items() if tenant is None or may_use(tenant, name)}
 
     def load(self, name: str, folder: str) -> Version:
-        """Let a name stand for the adapter in a folder, in place of what it stood for. Requests that were resolved
+        """Let a name refer to the adapter in a folder, in place of what it referred to. Requests that were resolved
         keep their version.
 
         Args:
@@ -171,7 +171,7 @@ class Portfolio:
 
         Raises:
             NotLoadable: see `loadable_version`.
-            InputError: the name cannot be one, is that of the base, or stands for other names.
+            InputError: the name cannot be one, is that of the base, or refers to other names.
         """
         require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
         version = loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
@@ -186,7 +186,7 @@ class Portfolio:
         return version
 
     def stand_for(self, name: str, arms: Sequence[Arm]) -> None:
-        """Let a name stand for other things, all at once; one that was taken away stays away. Requests that were
+        """Let a name refer to other things, all at once; one that was taken away stays away. Requests that were
         resolved keep their version. `gone` is called also with those that `ready` was called with in vain."""
         with self._changes:
             if name not in self._names:
@@ -209,7 +209,7 @@ class Portfolio:
 
         Raises:
             Refusal: there is no such name.
-            InputError: other names stand for what it stands for.
+            InputError: other names refer to what it refers to.
         """
         with self._changes:
             if name not in self._names:
@@ -220,15 +220,15 @@ class Portfolio:
             self._change({other: arms for other, arms in self._names.items() if other != name})
 
     def followers_of(self, name: str) -> list[str]:
-        """Return the names that stand for what a name stands for."""
+        """Return the names that refer to what a name refers to."""
         return [other for other, arms in self._names.items() if any(arm.follows == name for arm in arms)]
 
     def versions(self) -> dict[str, Version]:
-        """Return digest → version, of all adapters that a name stands for."""
+        """Return digest → version, of all adapters that a name refers to."""
         return versions_in(self._names)
 
     def report_changes(self, changed: Callable[[Names], object]) -> None:
-        """Call a function with what every name stands for, now and after each change."""
+        """Call a function with what every name refers to, now and after each change."""
         with self._changes:
             self.changed = changed
             changed({name: resolve_arms(self._names, name) for name in self._names})
@@ -237,9 +237,9 @@ class Portfolio:
         before = self.versions()
         self._names = MappingProxyType(names)
         self.changed({name: resolve_arms(names, name) for name in names})
-        left = self.versions()
+        remaining = self.versions()
         for digest, version in before.items():
-            if digest not in left:
+            if digest not in remaining:
                 self.gone(version)
 
     def _require_free(self, name: str, field: str) -> None:

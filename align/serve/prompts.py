@@ -112,7 +112,7 @@ class Body(BaseModel):
 
 
 class ErrorContent(BaseModel):
-    """What an error says."""
+    """The content of an error."""
 
     message: str
     type: str
@@ -159,14 +159,17 @@ class StructuredOutputs(Body):
 
     of: dict[str, Any] | str | None = Field(None, alias="json", description="A schema, or one as text.")
     regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    choice: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=MOST_CHOICES)
-    ] | None = None  # fmt: skip
+    choice: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=MOST_CHOICES)
+        ]
+        | None
+    ) = None
     json_object: bool = False
 
 
 class Sampled(Body):
-    """What both APIs ask for."""
+    """Parameters of both APIs."""
 
     model: str
     stream: bool = False
@@ -175,10 +178,8 @@ class Sampled(Body):
     seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
     stop: (
         Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=MOST_STOPS)
-        ]
-    ) = []  # fmt: skip
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]], Field(max_length=MOST_STOPS)]
+    ) = []
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     user: str | None = None
@@ -201,11 +202,11 @@ class Sampled(Body):
         Args:
             other: a parameter of the other API, the value that changes nothing, and what the refusal says of it.
         """
-        known = {**NOT_SUPPORTED, other: (neutral,)}
+        neutral_values = {**NOT_SUPPORTED, other: (neutral,)}
         for name, value in (self.model_extra or {}).items():
-            if name in known and not any(same(value, each) for each in known[name]):
-                said = advice if name == other else ADVICE.get(name, "is not supported")
-                raise unsupported(name, f"The parameter '{name}' {said}.")
+            if name in neutral_values and not any(same(value, each) for each in neutral_values[name]):
+                reason = advice if name == other else ADVICE.get(name, "is not supported")
+                raise unsupported(name, f"The parameter '{name}' {reason}.")
 
 
 def same(value: Any, neutral: Any) -> bool:
@@ -271,7 +272,7 @@ class ChatBody(Sampled):
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives come with each token and its logprob; None for no logprobs."""
+        """The number of alternatives with each token and its logprob; None for no logprobs."""
         return self.top_logprobs if self.logprobs else None
 
 
@@ -365,7 +366,7 @@ class ChatFormat:
 
     @cached_property
     def calls(self) -> tuple[str, str, str]:
-        """How the template writes a call: what is before its JSON, the name of the arguments, what is behind it."""
+        """The template's form of a call: what is before its JSON, the name of the arguments, what is behind it."""
         call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
@@ -392,7 +393,8 @@ class Formats:
     """
 
     def __init__(self, read: Callable[[Path | None], ChatFormat]) -> None:
-        self.read, self._base = read, read(None)
+        self.read = read
+        self._base = read(None)
         self._known = WeakValueDictionary[str, ChatFormat]()
         self._of_version = WeakKeyDictionary[Version, ChatFormat]()
 
@@ -401,7 +403,7 @@ class Formats:
         self._of_version.pop(version, None)
 
     def __call__(self, version: Version | None) -> ChatFormat:
-        """Of the base where an adapter brings none."""
+        """Return the format of a version; of the base if it brings none."""
         if version is None:
             return self._base
         if (form := self._of_version.get(version)) is None:
@@ -478,17 +480,20 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
     if message.role == "assistant" and message.reasoning_content:
         text = with_reasoning(text or "", message.reasoning_content)
     role = "system" if message.role == "developer" else message.role
-    made: dict[str, Any] = {"role": role, "content": text or ""}
+    template_message: dict[str, Any] = {"role": role, "content": text or ""}
     if message.role == "assistant" and message.tool_calls:
-        made["tool_calls"] = [
-            {**({"id": call.id} if call.id else {}), "type": "function", "function": {
-                "name": call.function.name, "arguments": arguments_of(call.function.arguments)}}
+        template_message["tool_calls"] = [
+            {
+                **({"id": call.id} if call.id else {}),
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": arguments_of(call.function.arguments)},
+            }
             for call in message.tool_calls
-        ]  # fmt: skip
+        ]
     if message.role == "tool":  # as `align.core.types.Message.as_dict`
         given = {"name": (message.model_extra or {}).get("name"), "tool_call_id": message.tool_call_id}
-        made |= {name: value for name, value in given.items() if isinstance(value, str) and value}
-    return made
+        template_message |= {name: value for name, value in given.items() if isinstance(value, str) and value}
+    return template_message
 
 
 def text_of(content: Any, where: str) -> str | None:
@@ -510,10 +515,10 @@ def text_of(content: Any, where: str) -> str | None:
 def arguments_of(written: str) -> Any:
     """Return the arguments of a call as an object, which templates write as JSON; as text if they are no object."""
     try:
-        found = json.loads(written)
+        arguments = json.loads(written)
     except (ValueError, RecursionError):
         return written
-    return found if isinstance(found, dict) else written
+    return arguments if isinstance(arguments, dict) else written
 
 
 def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
@@ -531,19 +536,19 @@ def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: in
     prompts = body.prompts
     if len(prompts) * body.n > MOST_ANSWERS:
         raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
-    found = []
+    read_prompts = []
     for prompt in prompts:
         if isinstance(prompt, str):
             if half := half_character(prompt):
                 raise invalid("prompt", f"It has {half}, half a character.")
-            found.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
+            read_prompts.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
         else:
             if any(not 0 <= id < vocabulary for id in prompt):
                 raise invalid("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
-            found.append(Prompt(tuple(prompt)))
-    if not all(prompt.ids for prompt in found):
+            read_prompts.append(Prompt(tuple(prompt)))
+    if not all(prompt.ids for prompt in read_prompts):
         raise invalid("prompt", "A prompt has no tokens.")
-    return found
+    return read_prompts
 
 
 def choose_sampling(
@@ -593,23 +598,24 @@ def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int
     Raises:
         Refusal: a conversation ends with no answer, holds what is no text, or is too long.
     """
-    found, several = [], len(body.conversations) > 1 or isinstance(body.messages[0], list)
+    read_prompts = []
+    several = len(body.conversations) > 1 or isinstance(body.messages[0], list)
     for i, messages in enumerate(body.conversations):
         where = f"messages.{i}" if several else "messages"
         read = tuple(as_judged(message, f"{where}.{j}") for j, message in enumerate(messages))
         if len(read) < 2 or read[-1].role != "assistant":
             raise invalid(where, "A conversation ends with the answer that is scored, behind what it answers.")
-        before, answer = (without_reasoning(read[:-1]), answer_alone(read[-1].content)) if alone else (
-            read[:-1], read[-1].content
-        )  # fmt: skip
+        before, answer = (
+            (without_reasoning(read[:-1]), answer_alone(read[-1].content)) if alone else (read[:-1], read[-1].content)
+        )
         try:
             ids = encode_judged(form.tokenizer, Conversation(before), answer, True, form.stop_ids)
         except InputError as error:
             raise invalid(where, f"{error.problem}. {error.remedy}") from error
         if len(ids) > context:
             raise invalid(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
-        found.append(Prompt(tuple(ids)))
-    return found
+        read_prompts.append(Prompt(tuple(ids)))
+    return read_prompts
 
 
 def as_judged(message: ChatMessage, where: str) -> Message:

@@ -34,7 +34,7 @@ CONCURRENT_READS = 4
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """How a tenant stands with a limit by the minute.
+    """A tenant's limit by the minute, and what is left of it.
 
     Attributes:
         reset_s: seconds until all of it is there again.
@@ -71,7 +71,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class TenantLoad:
-    """What a tenant has under way, and its buckets by the name of the limit.
+    """A tenant's answers that are under way, and its buckets by the name of the limit.
 
     Attributes:
         running: answers.
@@ -119,8 +119,8 @@ class Limiter:
             Refusal: it asks for more answers than the tenant may ever have at once.
             UsageUnwritable: what it used could not be counted. It is, as soon as it can be.
         """
-        own = tenant.limits.concurrency
-        most, limit = (self.concurrency, "stage.max_answers") if own is None else (own, "concurrency")
+        own_limit = tenant.limits.concurrency
+        most, limit = (self.concurrency, "stage.max_answers") if own_limit is None else (own_limit, "concurrency")
         if most is not None and answers > most:
             problem = f"Asks for {answers} answers at once, and your key may have {most} ({limit})"
             raise invalid("n", f"{problem}. Ask for fewer at once.")
@@ -214,11 +214,11 @@ class Limiter:
         """Return what a tenant has used, its limits, and what is left of them."""
         used = usage.used(tenant.name)
         limits = asdict(tenant.limits)
-        left: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
+        remaining: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
         if tenant.limits.concurrency is not None:
-            left["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
+            remaining["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
         if tenant.limits.token_budget is not None:
-            left["token_budget"] = used.left_of(tenant.limits.token_budget)
+            remaining["token_budget"] = used.left_of(tenant.limits.token_budget)
         return {
             "object": "usage",
             "tenant": tenant.name,
@@ -228,7 +228,7 @@ class Limiter:
             "total_tokens": used.tokens,
             "reserved_tokens": used.reserved,
             "limits": limits,
-            "remaining": {name: left.get(name) for name in limits},
+            "remaining": {name: remaining.get(name) for name in limits},
         }
 
     def headers(self, tenant: Tenant) -> dict[str, str]:
@@ -271,13 +271,13 @@ class Charge:
     def room(self, prompt_tokens: int, answers: int) -> int | None:
         """Return how long an answer may be by what the tenant has left, in tokens and at least 1; None if nothing
         bounds it. A minute that never holds the prompt is no bound: its debt is paid afterwards."""
-        left = list[int]()
+        bounds = list[int]()
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
         if minute is not None and prompt_tokens < minute.limit:
-            left.append(minute.remaining)
+            bounds.append(minute.remaining)
         if (budget := self.limiter.left(self.tenant)) is not None:
-            left.append(budget)
-        return max(1, (min(left) - prompt_tokens) // answers) if left else None
+            bounds.append(budget)
+        return max(1, (min(bounds) - prompt_tokens) // answers) if bounds else None
 
     def reserve(self, tokens: int) -> None:
         """Set aside what the request may use at most, prompts and answers.
@@ -297,12 +297,12 @@ def duration(seconds: float) -> str:
     ms = round(seconds * 1000)
     if ms < 1000:
         return f"{ms}ms"
-    minutes, rest = divmod(ms, 60_000)
-    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"
+    minutes, rest_ms = divmod(ms, 60_000)
+    return f"{minutes}m{rest_ms / 1000:g}s" if minutes else f"{rest_ms / 1000:g}s"
 
 
 class RefusalPacer:
-    """The pace of refusals. One takes a millisecond, but a client that asks again at once, whatever the answer says,
+    """The pace of refusals. One takes a millisecond, but a client that asks again at once, regardless of the answer,
     asks as fast as it is refused.
 
     The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. If so
@@ -332,7 +332,8 @@ class RefusalPacer:
 
     def wait(self, tenant: str) -> float:
         """Return the seconds until a refusal may leave."""
-        now, slack = self.clock(), REFUSAL_BURST / REFUSALS_PER_S
+        now = self.clock()
+        slack = REFUSAL_BURST / REFUSALS_PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S
         if due > now + slack + LONGEST_HOLD_S:
             return random.uniform(LONGEST_HOLD_S / 2, LONGEST_HOLD_S)

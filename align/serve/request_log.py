@@ -1,5 +1,5 @@
-"""What a running server records of its requests: in the run's `requests.jsonl` a line for each, in its
-`adapters.jsonl` a line for each change of the served names, and metrics for Prometheus.
+"""Records of a running server: in the run's `requests.jsonl` a line for each request, in its `adapters.jsonl` a line
+for each change of the served names, and metrics for Prometheus.
 
 No line holds a key, a prompt, an answer or a tenant's path. A label of a metric has few values: a name of a model, a
 status, a path.
@@ -78,7 +78,9 @@ class JsonLinesLog:
     """A file of JSON lines. A full disk fails no request: the first failure to write is logged."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock, self._warned = path, Lock(), False
+        self.path = path
+        self._lock = Lock()
+        self._warned = False
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, values: Mapping[str, Any]) -> None:
@@ -130,7 +132,8 @@ class EngineCollector(Collector):
     """The engine's own counts, asked for at each scrape."""
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
-        self.stats, self.cpu_s = stats, cpu_s
+        self.stats = stats
+        self.cpu_s = cpu_s
 
     def collect(self) -> Iterator[Any]:
         stats = self.stats()
@@ -183,7 +186,8 @@ class Metrics:
 
     def observe(self, record: Record) -> None:
         """Count a request that has ended."""
-        model, tenant = self.model(record.answered), self.tenant(record.tenant)
+        model = self.model(record.answered)
+        tenant = self.tenant(record.tenant)
         self.tenant_requests.labels(tenant, str(record.status)).inc()
         self.tenant_prompt.labels(tenant).inc(record.prompt_tokens)
         self.tenant_completion.labels(tenant).inc(record.completion_tokens)
@@ -197,7 +201,7 @@ class Metrics:
             self.first.labels(model).observe(record.first_token_s)
 
     def between_tokens(self, model: str) -> Histogram:
-        """Where the seconds from token to token of a model's answers are counted."""
+        """Return the histogram of the seconds from token to token of a model's answers."""
         return self.between.labels(self.model(model))
 
     def model(self, name: str) -> str:

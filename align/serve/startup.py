@@ -42,13 +42,13 @@ def open_portfolio(
     roots: Sequence[Path] = (),
     signer: PublicKey | None = None,
 ) -> Opened:
-    """Resolve what the names of a command line stand for.
+    """Resolve what the names of a command line refer to.
 
     An adapter that does not record its base is taken as one of the served base: the operator vouches for it.
 
     Args:
         written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads. An alias
-            stands for all that it means.
+            refers to all that it means.
         root: the folder of runs.
         path, revision: of `model=`, if one is given; otherwise the base is that of the adapters.
         method: `auto` for that of the adapters; the base as it is if there are none.
@@ -150,8 +150,8 @@ def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -
     """
     if arm.ref == name or arm.ref not in written:
         return False
-    own = written[arm.ref]
-    plain = len(own) == 1 and (own[0].ref == arm.ref or own[0].ref not in written)
+    target_arms = written[arm.ref]
+    plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in written)
     problem = f"{arm.ref} stands for other names itself"
     require(plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it stands for.")
     return True
@@ -174,13 +174,13 @@ def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], 
     if given == "auto" and first is None:
         problem = f"nothing says how {next(iter(origins))} was trained"
         raise InputError("method", given, problem, "Say method=qlora (on an NF4 base) or method=lora.")
-    wanted = str(origins[first].method) if given == "auto" and first is not None else given
-    said = f"{first} with method={wanted}" if given == "auto" else f"method={given} was asked for"
+    shared = str(origins[first].method) if given == "auto" and first is not None else given
+    reason = f"{first} with method={shared}" if given == "auto" else f"method={given} was asked for"
     for ref, origin in origins.items():
-        problem = f"was trained with method={origin.method}, and {said}: they share a base in one precision"
+        problem = f"was trained with method={origin.method}, and {reason}: they share a base in one precision"
         remedy = "Serve it by a server of its own." if given == "auto" else "Drop method=."
-        require(origin.method in (None, wanted), f"{FIELD}.{names[ref]}", ref, problem, remedy)
-    return wanted
+        require(origin.method in (None, shared), f"{FIELD}.{names[ref]}", ref, problem, remedy)
+    return shared
 
 
 def build_arm(
@@ -190,7 +190,7 @@ def build_arm(
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
-    """Return what one reference of a name stands for, by a label that shows no path."""
+    """Return what one reference of a name refers to, by a label that shows no path."""
     if follows(arm, name, written):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:

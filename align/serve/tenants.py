@@ -28,7 +28,7 @@ from align.serve.errors import KeysUnreadable
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a tenant may use. None: no limit.
+    """Limits of a tenant. None: no limit.
 
     Attributes:
         requests_per_minute: requests, averaged over a minute.
@@ -151,7 +151,8 @@ class Keys:
                 problem = error.problem if isinstance(error, InputError) else "cannot be read"
                 if not self._unreadable:
                     operator_log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
-                self._unreadable, self._state = True, None
+                self._unreadable = True
+                self._state = None
                 raise KeysUnreadable from error
             if self._unreadable:
                 operator_log.warning("the key file can be read again")
@@ -199,27 +200,28 @@ def change_tenant(
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with change_key_file(path) as tenants:
-        known = tenants.get(name)
-        given = {limit: value for limit, value in limits.items() if value is not None}
-        if known is None and (lift or revoke):
+        existing = tenants.get(name)
+        new_limits = {limit: value for limit, value in limits.items() if value is not None}
+        if existing is None and (lift or revoke):
             remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
             raise InputError("stage.tenant", name, "there is no such tenant", remedy)
-        entry = known or TenantKeys(Tenant(name), (), now)
+        entry = existing or TenantKeys(Tenant(name), (), now)
         tenant = entry.tenant
         if allow is not None or "allow" in lift:
             tenant = replace(tenant, allow=None if allow is None else frozenset(allow))
         lifted: dict[str, Any] = {limit: None for limit in lift if limit != "allow"}
-        tenant = replace(tenant, limits=replace(tenant.limits, **lifted, **given))
+        tenant = replace(tenant, limits=replace(tenant.limits, **lifted, **new_limits))
         tenant = tenant if admin is None else replace(tenant, admin=admin)
         revoked = tuple(key.id for key in entry.keys if revoke in (key.id, ALL))
-        problem, ids = "is no key of this tenant", ", ".join(key.id for key in entry.keys) or "(none)"
+        problem = "is no key of this tenant"
+        ids = ", ".join(key.id for key in entry.keys) or "(none)"
         require(revoke in (None, ALL) or bool(revoked), "stage.revoke", revoke, problem, f"Its keys are {ids}.")
         keys = tuple(key for key in entry.keys if key.id not in revoked)
-        changes = bool(given or lift or revoke) or admin is not None or allow is not None
-        key = PREFIX + secrets.token_urlsafe(32) if known is None or not changes else None
+        changes = bool(new_limits or lift or revoke) or admin is not None or allow is not None
+        key = PREFIX + secrets.token_urlsafe(32) if existing is None or not changes else None
         keys += (Key(hash_key(key), now),) if key else ()
         tenants[name] = replace(entry, tenant=tenant, keys=keys)
-        return TenantChange(tenants[name], known is None, key, revoked)
+        return TenantChange(tenants[name], existing is None, key, revoked)
 
 
 def read_key_file(path: Path) -> dict[str, TenantKeys]:
@@ -244,16 +246,17 @@ def read_key_file(path: Path) -> dict[str, TenantKeys]:
 
 def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
     """Raises AttributeError, KeyError, TypeError or ValueError for another shape."""
-    allow, limits = values["allow"], values["limits"]
+    allow = values["allow"]
+    limits = values["limits"]
     keys = tuple(Key(key["sha256"], key["created_at"]) for key in values["keys"])
-    whole = (
+    is_valid = (
         NAME.fullmatch(name) is not None
         and isinstance(values["admin"], bool)
         and (allow is None or (isinstance(allow, list) and all(isinstance(each, str) for each in allow)))
         and all(v is None or (type(v) is int and v >= (key != "token_budget")) for key, v in limits.items())
         and all(re.fullmatch("[0-9a-f]{64}", key.sha256) for key in keys)
     )
-    if not whole:
+    if not is_valid:
         raise ValueError(name)
     tenant = Tenant(name, values["admin"], Limits(**limits), None if allow is None else frozenset(allow))
     return TenantKeys(tenant, keys, str(values["created_at"]))

@@ -1,4 +1,4 @@
-"""How much a tenant has used of its token budget, counted once, whenever the server is killed.
+"""Use of token budgets by tenants, counted once, whenever the server is killed.
 
 The rule, request by request:
 
@@ -83,7 +83,7 @@ class Used:
         return self.prompt_tokens + self.completion_tokens
 
     def left_of(self, budget: int) -> int:
-        """What may still be set aside."""
+        """Return what may still be set aside."""
         return max(0, budget - self.tokens - self.reserved)
 
 
@@ -96,7 +96,8 @@ class Usage:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.server = path, secrets.token_hex(8)
+        self.path = path
+        self.server = secrets.token_hex(8)
         self._lock = Lock()
         try:
             refuse_foreign_database(path, "stage.keys", ("totals", "reservations"), MOVE_AWAY)
@@ -123,7 +124,7 @@ class Usage:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Reservations that are open are settled by what was sent, when somebody opens it next."""
+        """Let go of the file. Reservations that are open are settled by what was sent, when it is opened next."""
         with self._lock:
             self._db.close()
             self._lock_file(self.server).unlink(missing_ok=True)
@@ -140,7 +141,8 @@ class Usage:
             BudgetSpent: fewer are left.
         """
         with self._transaction() as db:
-            budget, used = tenant.limits.token_budget, read_used(db, tenant.name)
+            budget = tenant.limits.token_budget
+            used = read_used(db, tenant.name)
             if budget is not None and tokens > (left := used.left_of(budget)):
                 raise BudgetSpent(budget, left)
             row = (request_id, tenant.name, self.server, tokens)
@@ -162,7 +164,7 @@ class Usage:
             return settle_reservation(db, request_id)
 
     def used(self, tenant: str) -> Used:
-        """What a tenant has used, and what is set aside for it."""
+        """Return what a tenant has used, and what is set aside for it."""
         with self._transaction() as db:
             return read_used(db, tenant)
 
@@ -193,12 +195,12 @@ class Usage:
 
 
 def usage_beside(keys: Path) -> Path:
-    """Where the usage of the tenants of a key file is counted."""
+    """Return the file in which the usage of the tenants of a key file is counted."""
     return keys.with_name(f"{keys.name}.usage.db")
 
 
 def read_usage_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
-    """What tenants of a key file have used; nothing where no server has counted yet.
+    """Return what tenants of a key file have used; nothing if no server has counted yet.
 
     Raises:
         StorageError: the file cannot be read.
@@ -226,25 +228,25 @@ def write_ahead(db: sqlite3.Connection) -> None:
 
 
 def is_dead(file: Path) -> bool:
-    """Whether no server holds its file locked."""
+    """Return whether no server holds its file locked."""
     try:
-        held = os.open(file, os.O_RDWR)
+        descriptor = os.open(file, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
-    """Move a reservation to the total; whether there was one."""
-    found = db.execute(SETTLE, (request_id,)).rowcount == 1
+    """Move a reservation to the total. Returns whether there was one."""
+    was_reserved = db.execute(SETTLE, (request_id,)).rowcount == 1
     db.execute("DELETE FROM reservations WHERE request = ?", (request_id,))
-    return found
+    return was_reserved
 
 
 def read_used(db: sqlite3.Connection, tenant: str) -> Used:

@@ -47,11 +47,11 @@ class Authenticator(Protocol[V]):
     def who(self, cookies: Mapping[str, str]) -> V | None: ...
 
     def cookie_of_link(self, key: str) -> str | None:
-        """Return the cookie that a link with this key gives whoever opens it; None if it is no such link."""
+        """Return the cookie that a link with this key gives the visitor who opens it; None if it is no such link."""
         ...
 
     def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
-        """Return the response to somebody unknown; None if they may have what they ask for."""
+        """Return the response to an unknown visitor; None if they may have what they ask for."""
         ...
 
 

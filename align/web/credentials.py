@@ -1,4 +1,4 @@
-"""What people are called and prove themselves by: names, passwords, tokens, and the cookie of a session."""
+"""Names, passwords, tokens, and the cookie of a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from align.core.errors import InputError, require
 from align.web.throttle import FairQueue
 
 SHORTEST_PASSWORD = 12
-AT_ONCE, WAITING, PATIENCE_S = 2, 20, 10
+AT_ONCE = 2
+WAITING = 20
+PATIENCE_S = 10
 """Passwords that are hashed at a time (each takes 64 MiB), how many may wait for that, and for how many seconds: who
 comes on top is told to come back, so that strangers at the door do not take the threads of those who work."""
 # What Unicode says may be ignored when shown, beyond the categories of controls and spaces, and the blank of Braille.
@@ -25,7 +27,7 @@ ALIKE = {"LATIN", "CYRILLIC", "GREEK"}
 
 
 class Refused(InputError):
-    """Somebody may not come in."""
+    """A person may not come in."""
 
 
 class Passwords:
@@ -45,7 +47,7 @@ class Passwords:
             return self.hasher.hash(password)
 
     def matches(self, kept: str | None, password: str, share: str = "", failures: int = 0) -> bool:
-        """Whether a password is the one of a hash; None: nobody's, which takes as long to say.
+        """Return whether a password is the one of a hash. For None it is not, which takes as long to compute.
 
         Raises:
             Busy: others go first.
@@ -57,7 +59,7 @@ class Passwords:
             return False
 
     def stale(self, kept: str) -> bool:
-        """Whether a hash was made when hashes cost less."""
+        """Return whether a hash was made when hashes cost less."""
         return self.hasher.check_needs_rehash(kept)
 
 
@@ -67,7 +69,7 @@ def new_token() -> str:
 
 
 def digest(token: str) -> str:
-    """What is kept of a random token of 256 bits: nothing slower is needed."""
+    """Return what is kept of a random token of 256 bits: nothing slower is needed."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -78,7 +80,7 @@ def session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
 
 
 def network(address: str) -> str:
-    """Where an address belongs: of IPv6 the /64, for one customer has all of it."""
+    """Return the network of an address: of IPv6 the /64, for one customer has all of it."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -92,7 +94,7 @@ def normalised_name(name: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """A name that somebody can have, tidied.
+    """Tidy a name, and check that a person can have it.
 
     Raises:
         InputError: it is empty, too long, or holds what cannot be seen.
@@ -107,7 +109,7 @@ def checked_name(name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a tidied name is one that somebody can have."""
+    """Return whether a tidied name is one that a person can have."""
     try:
         return checked_name(name) == name
     except InputError:

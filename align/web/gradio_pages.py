@@ -1,4 +1,4 @@
-"""What all pages that Gradio draws have in common: what browsers may do on them, and which of its ways are shut."""
+"""Settings of all pages that Gradio draws: what browsers may do on them, and which of its addresses are closed."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ OTHER_KEY = "Move the file away: a key is made in its place."
 
 
 class KeyAuthenticator(Generic[V]):
-    """Knows whoever came by the link once.
+    """Knows a visitor who came by the link once.
 
     Args:
         cookie: its name; browsers send a host's cookies to all of its ports.

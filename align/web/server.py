@@ -27,7 +27,10 @@ from align.core.redaction import Formatter
 
 log = logging.getLogger(__name__)
 
-HEAD_S, BODY_S, ANSWER_S, PART = 10, 30, 30, 16_384
+HEAD_S = 10
+BODY_S = 30
+ANSWER_S = 30
+PART = 16_384
 """Seconds that a client has for the head of a request, for its body, and for taking in each `PART` bytes of an
 answer."""
 WARN_EVERY_S = 60
@@ -43,14 +46,16 @@ class Connections:
     """
 
     def __init__(self, most: int, trusted: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        self.most, self.trusted, self.clock = most, trusted, clock
+        self.most = most
+        self.trusted = trusted
+        self.clock = clock
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
         self._warned_at: dict[str, float] = {}
         self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
-        """Makes room for a connection, or ends it where all others are being answered."""
+        """Make room for a connection, or end it if all others are being answered."""
         self.open.add(newcomer)
         self._peers[newcomer.peer] += 1
         full = len(self.open) > self.most
@@ -67,8 +72,8 @@ class Connections:
                 del self._peers[connection.peer]
 
     def _make_room(self, newcomer: Connection, peer: str | None) -> None:
-        """Ends some of those who keep the server waiting, of one peer or of all: first of the address that holds most
-        connections, then whoever was never answered, then whoever began longest ago. Some and not one, for looking at
+        """End some connections that keep the server waiting, of one peer or of all: first of the address that holds
+        most connections, then those never answered, then those that began longest ago. Some and not one, for looking at
         all of them costs a millisecond."""
         waiting = [c for c in self.open if c.is_stalled and c is not newcomer and peer in (None, c.peer)]
         shares = Counter(connection.address for connection in self.open)
@@ -77,15 +82,15 @@ class Connections:
             connection.end()
 
     def warn(self, what: str) -> None:
-        """Says at most once in a while that something befalls connections."""
+        """Log what befalls connections, at most once in a while."""
         self._unreported[what] += 1
         if self.clock() - self._warned_at.get(what, float("-inf")) > WARN_EVERY_S:
             log.warning("%s (%d times since this was last said)", what, self._unreported.pop(what))
             self._warned_at[what] = self.clock()
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """The loop's exception handler: a full table of descriptors ends whoever keeps the server waiting, and is said
-        once. The loop itself tries again every second."""
+        """Handle an exception of the loop: a full table of descriptors ends the connections that keep the server
+        waiting, and is logged once. The loop itself tries again every second."""
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
@@ -106,7 +111,10 @@ class Connection(H11Protocol):
 
     def __init__(self, all_of_them: Connections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
-        self.all, self.owes, self.since, self.answered = all_of_them, "", 0.0, 0
+        self.all = all_of_them
+        self.owes = ""
+        self.since = 0.0
+        self.answered = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._left = 0
 
@@ -117,7 +125,7 @@ class Connection(H11Protocol):
 
     @property
     def peer(self) -> str:
-        """Who is connected: the client, or its proxy."""
+        """The address that is connected: the client's, or its proxy's."""
         return self.client[0] if self.client else ""
 
     @property
@@ -156,12 +164,12 @@ class Connection(H11Protocol):
         self._end_in(None, "answer")
 
     def end(self) -> None:
-        """At once, whatever the client has not taken in yet."""
+        """End it at once, even what the client has not taken in yet."""
         self.all.leave(self)
         self.transport.abort()
 
     def _reckon(self) -> None:
-        """Sets the deadline of what the client owes; more bytes of it put nothing off."""
+        """Set the deadline of what the client owes; more bytes of it put nothing off."""
         state = self.conn.their_state
         owes = "head" if state is h11.IDLE else "body" if state is h11.SEND_BODY else ""
         if owes != self.owes:
@@ -169,16 +177,16 @@ class Connection(H11Protocol):
             self._end_in({"head": HEAD_S, "body": BODY_S}.get(owes), "request")
 
     def _end_in(self, seconds: float | None, why: str) -> None:
-        """Ends the connection unless it is told otherwise before; None: tells it otherwise."""
+        """End the connection after some seconds; None cancels that."""
         if why in self._timers:
             self._timers.pop(why).cancel()
         if seconds is not None:
             self._timers[why] = self.loop.call_later(seconds, self._late, seconds, why)
 
     def _late(self, seconds: float, why: str) -> None:
-        left = self.transport.get_write_buffer_size()
-        if why == "answer" and left <= self._left - PART:
-            self._left = left
+        unsent = self.transport.get_write_buffer_size()
+        if why == "answer" and unsent <= self._left - PART:
+            self._left = unsent
             self._end_in(seconds, why)
         elif self.owes == "body" and self.flow.read_paused:  # it is we who have not read on
             self._end_in(seconds, why)
@@ -186,7 +194,10 @@ class Connection(H11Protocol):
             self.end()
 
 
-MOST, BATCH, QUEUE, RESERVE = 2048, 64, 1024, 256
+MOST = 2048
+BATCH = 64
+QUEUE = 1024
+RESERVE = 256
 """Connections at most; how many are accepted before any is looked at; how many the kernel keeps until then; and
 descriptors for a store (65 connections of SQLite take up to three each), the log and what else is open."""
 
@@ -199,7 +210,7 @@ def serve(
     drain: Callable[[bool], Awaitable[None]] | None = None,
     told: Sequence[str] = (),
 ) -> None:
-    """Serves until interrupted. `ready` is called when the port is ours.
+    """Serve until interrupted. `ready` is called when the port is ours.
 
     Args:
         drain: awaited after a signal, while the server still answers; then it ends. It is told whether to be done at
@@ -241,14 +252,23 @@ class Server(uvicorn.Server):
     ) -> None:
         # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
         config = uvicorn.Config(
-            app, host=host, port=port, log_config=None, log_level="warning", ws="none", loop="asyncio",
-            timeout_graceful_shutdown=3, backlog=BATCH, access_log=False,
-        )  # fmt: skip
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            log_level="warning",
+            ws="none",
+            loop="asyncio",
+            timeout_graceful_shutdown=3,
+            backlog=BATCH,
+            access_log=False,
+        )
         proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
         self.all = Connections(connection_limit(), lambda address: address in proxies)
         config.http = cast(Any, partial(Connection, self.all))
         super().__init__(config)
-        self._drain, self._signals = drain, 0
+        self._drain = drain
+        self._signals = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -275,7 +295,7 @@ class Server(uvicorn.Server):
 
 
 def connection_limit() -> int:
-    """How many connections this process can hold, once its soft limit of descriptors is raised to the hard one."""
+    """Return how many connections this process can hold, with its soft limit of descriptors raised to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -285,7 +305,7 @@ def connection_limit() -> int:
 
 @contextmanager
 def log_to_console(names: Sequence[str] = ()) -> Iterator[None]:
-    """What the server has to say goes to the run's log and, here, to whoever started it."""
+    """Send the server's log lines to the console too."""
     console = logging.StreamHandler()
     console.setFormatter(Formatter())
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name, *names)]

@@ -32,7 +32,9 @@ class Throttle:
     """
 
     def __init__(self, clock: Callable[[], float], longest: float = 300, names: int = 10_000) -> None:
-        self.clock, self.longest, self.names = clock, longest, names
+        self.clock = clock
+        self.longest = longest
+        self.names = names
         self._failures: OrderedDict[str, Failures] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -99,7 +101,7 @@ class FairQueue:
     """Serves some at once and lets some wait, in threads of their own. Safe to share between threads.
 
     Those who have failed least go first, and of these one of each share, then the next of each (fair queueing: Nagle,
-    RFC 970, 1985). Where no room is left, the last in this order is sent away, be it the newcomer. Nobody waits longer
+    RFC 970, 1985). Where no room is left, the last in this order is sent away, be it the newcomer. No one waits longer
     than `patience_s`.
 
     Args:
@@ -109,7 +111,10 @@ class FairQueue:
     """
 
     def __init__(self, at_once: int, room: int, patience_s: float, field: str) -> None:
-        self.free, self.room, self.patience_s, self.field = at_once, room, patience_s, field
+        self.free = at_once
+        self.room = room
+        self.patience_s = patience_s
+        self.field = field
         self.waiting: list[Waiter] = []
         self._changed = threading.Condition()
         self._came = 0
