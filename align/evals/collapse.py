@@ -55,15 +55,13 @@ SAME_SCORES = 0.9
 """Share of prompts from which on scores are those of a constant answer."""
 
 
-class Phrase(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Phrase:
     """A masked sentence or run of words, and the shares of answers that hold it."""
 
     text: str
     policy: Interval
     ref: Interval
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"text": self.text, "policy": self.policy.as_dict(), "ref": self.ref.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +83,6 @@ class Variety:
     commonest_share: Interval
     identical_share: Interval
     distinct2: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Collapse(NamedTuple):
@@ -127,21 +122,17 @@ class SystemAnswers(NamedTuple):
         return self.sampled if self.greedy is None else self.greedy
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Comparison:
     """The variety of a policy's answers and of its reference's to the same prompts."""
 
     policy: Variety
     ref: Variety | None
-    sentence: Phrase | None
-    phrase: Phrase | None
+    new_sentence: Phrase | None
+    new_phrase: Phrase | None
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "policy": self.policy.as_dict(),
-            **({"ref": self.ref.as_dict()} if self.ref else {}),
-            "new_sentence": self.sentence and self.sentence.as_dict(),
-            "new_phrase": self.phrase and self.phrase.as_dict(),
-        }
+        return {key: value for key, value in asdict(self).items() if key != "ref" or value}
 
 
 class Measurement(NamedTuple):
@@ -207,7 +198,7 @@ def judge_comparison(comparison: Comparison, reference: str, answers: str) -> Co
     ref = comparison.ref
     share = ref.commonest_share.value if ref else 0.0
     name = reference if ref else ""
-    return judge_collapse(comparison.policy, ref.distinct if ref else 0, share, comparison.sentence, name, answers)
+    return judge_collapse(comparison.policy, ref.distinct if ref else 0, share, comparison.new_sentence, name, answers)
 
 
 def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:

@@ -25,11 +25,10 @@ from align.registry.comparison import (
 )
 from align.registry.formatting import NOTHING
 from align.registry.index import asked
-from align.report.curves import CURVES, UNITS, Curve
 from align.report.figure_text import counted, format_figure, is_bounded, is_interval
 from align.report.page import Report
 from align.report.plots import Point, curves, points_of, tradeoff, undominated
-from align.report.stages import course
+from align.report.stages import CURVES, UNITS, Curve, describe_line
 from align.run.digests import json_digest
 from align.track import read_rows
 
@@ -189,7 +188,7 @@ def add_curve(
     title = curve.title if len(curve.lines) == 1 else f"{curve.title}, {line}"
     rows = [{"step": x, str(i): y} for i, points in lines.items() for x, y in points]
     legend = {str(i): labels[i] for i in lines}
-    courses = "; ".join(course(labels[i], points, unit) for i, points in lines.items())
+    courses = "; ".join(describe_line(labels[i], points, unit) for i, points in lines.items())
     report.draw(
         lambda: curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth),
         curve.reading,

@@ -6,7 +6,7 @@ what a stage shows, and `live` when it is written. Everything is read from the r
 and the evidence beside them. No torch in here.
 """
 
-from align.report.figure_text import few, format_figure, in_words, too_few
+from align.report.figure_text import few, format_figure, in_words
 from align.report.page import Report
 
-__all__ = ["Report", "few", "format_figure", "in_words", "too_few"]
+__all__ = ["Report", "few", "format_figure", "in_words"]

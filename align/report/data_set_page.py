@@ -9,16 +9,12 @@ from typing import Any
 
 from align.report.bars import lying_bars, upright_bars
 from align.report.figure_text import counted, format_figure, percent
-from align.report.page import Part, Report
+from align.report.page import Report
 from align.report.run_view import RunView
 
+TEMPLATE = "data_set.html"
 SIDES = ("train", "test")
-STEPS = {
-    "after_score": "dropped by score",
-    "after_decontamination": "like evaluation rows", "after_exact_dedup": "exact duplicates",
-    "after_near_dedup": "near-duplicates", "after_caps": "over the cap", "after_test_decontamination": "like test rows",
-}  # fmt: skip
-"""Step of the funnel → what it leaves out."""
+PURPOSES = ("to train on", "to measure on")
 
 
 def count_read(source: Mapping[str, Any]) -> int:
@@ -34,7 +30,7 @@ def list_losses(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     yield "undecided", counts.get("dropped_undecided", 0)
     yield "dropped in cleaning", counts["read"] - counts["kept"]
     before = counts["kept"]
-    for step, why in STEPS.items():
+    for step, (why, _) in SETTINGS.items():
         if step in counts:
             yield why, before - counts[step]
             before = counts[step]
@@ -97,19 +93,32 @@ DRAWN_SOURCES = 6
 CLEANING = "dropped in cleaning"
 
 
-def draw_removed(report: Report, data: Mapping[str, Any]) -> None:
+def draw_bars(
+    report: Report,
+    names: Sequence[str],
+    parts: Mapping[str, Sequence[int]],
+    unit: str,
+    title: str,
+    caption: str,
+    alt: str,
+) -> None:
+    """Draw a horizontal bar for each name, and describe it by the sums of its parts."""
+    totals = zip(names, map(sum, zip(*parts.values(), strict=True)), strict=True)
+    summary = "; ".join(f"{name} {total:,}" for name, total in totals)
+    report.plot(lying_bars(names, parts, unit, title), caption, f"{alt}: {summary}.")
+
+
+def draw_removed(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
     """Draw how many rows of each source each step removed."""
-    sources = data["sources"]
     removed = {source["name"]: count_removed(source) for source in sources}
-    steps = [*dict.fromkeys(step for counts in removed.values() for step in counts)]
-    steps = [step for step in steps if any(counts[step] for counts in removed.values())]
-    if not steps:
-        return
-    parts = merge_others({name: [counts[step] for step in steps] for name, counts in removed.items()})
-    picture = lying_bars(steps, parts, "rows", "What each step removed")
-    summary = "; ".join(f"{step} {sum(counts[step] for counts in removed.values()):,}" for step in steps)
-    alt = f"Bars of the rows that each step removed, by source: {summary}."
-    report.plot(picture, "Rows that each step removed, by source.", alt)
+    steps = [
+        step for step in dict.fromkeys(itertools.chain(*removed.values())) if any(c[step] for c in removed.values())
+    ]
+    if steps:
+        parts = merge_others({name: [counts[step] for step in steps] for name, counts in removed.items()})
+        alt = "Bars of the rows that each step removed, by source"
+        caption = "Rows that each step removed, by source."
+        draw_bars(report, steps, parts, "rows", "What each step removed", caption, alt)
 
 
 def count_removed(source: Mapping[str, Any]) -> Counter[str]:
@@ -129,22 +138,16 @@ def draw_sources(report: Report, data: Mapping[str, Any]) -> None:
     sources = data["sources"]
     names = [source["name"] for source in sources]
     sides = {
-        f"to {what}": [source["splits"][side]["rows"] for source in sources]
-        for side, what in zip(SIDES, ("train on", "measure on"), strict=True)
+        what: [source["splits"][side]["rows"] for source in sources] for side, what in zip(SIDES, PURPOSES, strict=True)
     }
-    summary = "; ".join(
-        f"{name} {sum(rows):,}" for name, rows in zip(names, zip(*sides.values(), strict=True), strict=True)
-    )
-    picture = lying_bars(names, sides, "rows", "Rows of each source")
-    report.plot(picture, "Rows of each source.", f"Bars of the rows of each source: {summary}.")
+    alt = "Bars of the rows of each source"
+    draw_bars(report, names, sides, "rows", "Rows of each source", "Rows of each source.", alt)
     characters = data.get("lengths", {}).get("characters")
-    if characters is None:  # rows were forgotten since
-        return
-    parts = {"characters": [characters[name] for name in names]}
-    picture = lying_bars(names, parts, "characters", "Text of each source")
-    summary = "; ".join(f"{name} {characters[name]:,}" for name in names)
-    alt = f"Bars of the characters of each source: {summary}."
-    report.plot(picture, "Characters of each source, system prompts left out.", alt)
+    if characters is not None:  # no rows were forgotten since
+        parts = {"characters": [characters[name] for name in names]}
+        caption = "Characters of each source, system prompts left out."
+        alt = "Bars of the characters of each source"
+        draw_bars(report, names, parts, "characters", "Text of each source", caption, alt)
 
 
 def draw_lengths(report: Report, lengths: Mapping[str, Any]) -> None:
@@ -172,22 +175,6 @@ def merge_others(parts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
 
 
 UNITS = {"loss": "loss, nats a token", "reward": "score"}
-PLACES = {
-    "dropped below the cut": "dropped, just below the lower cut",
-    "kept above the cut": "kept, just above the lower cut", "kept below the cut": "kept, just below the upper cut",
-    "dropped above the cut": "dropped, just above the upper cut",
-}  # fmt: skip
-
-
-def describe_cut(said: Mapping[str, Any]) -> str:
-    """Describe what is cut; empty if all is kept."""
-    low, high = said["keep"]
-    of = "of each source" if said["within"] == "source" else "of all rows"
-    parts = [f"the lowest {percent(low)} {of}"] if low > 0 else []
-    parts += [f"the highest {percent(1 - high)} {of}"] if high < 1 else []
-    parts += [f"all below {said['least']:g}"] if said["least"] is not None else []
-    parts += [f"all above {said['most']:g}"] if said["most"] is not None else []
-    return ", ".join(parts)
 
 
 def describe_unscored(data: Mapping[str, Any]) -> str:
@@ -202,22 +189,9 @@ def add_scores(report: Report, data: Mapping[str, Any], seen: RunView) -> None:
     said = data.get("scores")
     if not said:
         return
-    rule = describe_cut(said)
-    report.heading("Scores").text(
-        f"By the {said['by']} of `{said['scorer']}`. "
-        + (f"Left out: {rule}. " if rule else "Nothing is left out by them. ")
-        + "The column `score` of the data set has them."
-    )
-    rows = [
-        (name, of["rows"], of["dropped"], of["unscored"], *map(format_figure, of["quantiles"]), kept_range(of))
-        for name, of in said["sources"].items() if of["rows"]
-    ]  # fmt: skip
-    heads = ("source", "scored", "dropped", "without", "lowest", "5 %", "median", "95 %", "highest", "kept")
-    report.table(heads, rows, "Scores of each source")
+    report.add("scores", said, template=TEMPLATE)
     draw_scores(report, said)
-    for line in seen.evidence("scores.jsonl"):
-        what = PLACES.get(line["what"], f"{line['what']}, {'dropped' if line['dropped'] else 'kept'}")
-        report.tokens(f"{line['row']}, score {line['score']:.3f}: {what}", [plain(line["text"])])
+    report.add("scored_rows", seen.evidence("scores.jsonl"), template=TEMPLATE)
 
 
 def kept_range(of: Mapping[str, Any]) -> str:
@@ -247,19 +221,10 @@ def draw_scores(report: Report, said: Mapping[str, Any]) -> None:
         report.text(f"Drawn are the first {DRAWN_SOURCES} of {len(found)} sources.")
 
 
-PURPOSES = ("to train on", "to measure on")
 FOUND = {
     "contaminated": "like evaluation rows", "exact_duplicates": "exact duplicates",
     "near_duplicates": "near-duplicates", "shared_with_test": "like test rows",
 }  # fmt: skip
-RENDERED = (
-    "The first ones of each source as the chat template of `{}` writes them, decoded from the token ids that training "
-    "reads."
-)
-NOT_RENDERED = (
-    "The first ones of each source, turn by turn. With `model=hub model.path=ORG/NAME` beside the sources they stand "
-    "here as the chat template of that model writes them, token by token."
-)
 MANY = 0.05
 """The share of rows from which on a line says why they are left out, and how to keep them."""
 
@@ -340,7 +305,7 @@ def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator
 
 def summarize(seen: RunView) -> str:
     """Return what there is, and what was left out on the way."""
-    data, metrics = seen.mapping("artifact/data.json"), seen.metrics
+    data, metrics = seen.json("artifact/data.json"), seen.metrics
     distinct = metrics["train_distinct"]
     again = f" ({distinct:,} different ones)" if distinct != metrics["train_rows"] else ""
     trained, measured = counted(metrics["train_rows"], "row"), counted(metrics["test_rows"], "row")
@@ -356,74 +321,43 @@ def summarize(seen: RunView) -> str:
 
 def add_body(report: Report, seen: RunView) -> None:
     """Add the body of the page."""
-    data = seen.mapping("artifact/data.json")
+    data = seen.json("artifact/data.json")
     if not data:
         return
-    if replaces := data.get("replaces"):
-        report.text(
-            f"It replaces the data set with the root {replaces['root'][:12]}, without "
-            f"{counted(replaces['count'], 'row')}: {replaces['reason']}. Examples, which may show these, are not shown."
-        )
-    for loss in data.get("losses", ()):
-        line = describe_loss(loss)
-        report.text(line[0].upper() + line[1:] + ".")
-    for note in iter_notes(data, seen.settings):
-        report.text(note.strip()[0].upper() + note.strip()[1:] + ".")
-    add_sources(report, data, seen.settings)
+    settings = seen.settings
+    lines = [*map(describe_loss, data.get("losses", ())), *(note.strip() for note in iter_notes(data, settings))]
+    sources = data["sources"]
+    report.add("remarks", data.get("replaces"), lines, template=TEMPLATE)
+    add_sources(report, sources)
+    shapes = [describe_shapes(source["read_as"]) for source in sources if "read_as" in source]
+    report.add("mix", sources, shapes, has_shares(data, settings), template=TEMPLATE)
     draw_sources(report, data)
-    add_contamination(report, data)
+    report.add("contamination", data["evaluations"], template=TEMPLATE)
     add_lengths(report, data)
     add_scores(report, data, seen)
-    add_cleaning(report, data)
-    add_refused(report, data)
-    add_clusters(report, seen)
-    add_dropped(report, seen)
-    add_rows(report, seen)
+    for section in ("cleaning", "refused"):
+        report.add(section, sources, template=TEMPLATE)
+    for section, file in (("clusters", "duplicates.jsonl"), ("dropped", "dropped.jsonl")):
+        if found := seen.evidence(file):
+            report.add(section, found, template=TEMPLATE)
+    if rows := seen.evidence("rows.jsonl"):
+        report.add("rows", rows, seen.manifest.base, template=TEMPLATE)
 
 
-def add_rows(report: Report, seen: RunView) -> None:
-    """Add the first rows of each source as they are trained on, with a legend."""
-    rows, base = seen.evidence("rows.jsonl"), seen.manifest.base
-    if not rows:
-        return
-    report.heading("Rows to train on").text(RENDERED.format(base.id) if base else NOT_RENDERED)
-    special = [Part("special token", trained=False, special=True)] if base else []
-    legend = [plain("read"), plain("  "), Part("the loss is taken on it", trained=True, special=False), plain("  ")]
-    report.tokens("What the colours mean", [*legend, *special])
-    for row in rows:
-        name = f"{row['row']}, {row['what']}" if row["what"] else row["row"]
-        if "tokens" in row:
-            name += f": {counted(row['tokens'], 'token')}, the loss is taken on {row['trained']:,} of them"
-        if "refused" in row:
-            name += f": not rendered, {row['refused']}"
-        report.tokens(name, [Part(**part) for part in row["parts"]])
-
-
-def add_sources(report: Report, data: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Add where every row went, a source a column; and the mixture."""
-    sources = data["sources"]
+def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Add where every row went, a source a column."""
     names = [source["name"] for source in sources]
-    gone = [dict(list_losses(source)) for source in sources]
+    losses = [dict(list_losses(source)) for source in sources]
     rows: list[tuple[Any, ...]] = [("read", *map(count_read, sources))]
-    rows += [(why, *(-of[why] for of in gone)) for why in gone[0] if any(of[why] for of in gone)]
+    rows += [(why, *(-of[why] for of in losses)) for why in losses[0] if any(of[why] for of in losses)]
     for side, what in zip(SIDES, PURPOSES, strict=True):
         rows.append((what, *(source["splits"][side]["rows"] for source in sources)))
-    if any(source["splits"]["train"]["distinct"] != source["splits"]["train"]["rows"] for source in sources):
-        rows.append(("different ones to train on", *(source["splits"]["train"]["distinct"] for source in sources)))
+    trained = [source["splits"]["train"] for source in sources]
+    if any(side["distinct"] != side["rows"] for side in trained):
+        rows.append(("different ones to train on", *(side["distinct"] for side in trained)))
     report.heading("Where every row went")
-    draw_removed(report, data)
+    draw_removed(report, sources)
     report.table(("rows", *names), rows, "Where every row went")
-    about: list[tuple[Any, ...]] = [("licence", *(source["licence"] or "not said" for source in sources))]
-    if has_shares(data, settings):
-        about.append(("share asked", *(percent(source["asked"]) for source in sources)))
-    about.append(("share of what is trained on", *(percent(source["got"]) for source in sources)))
-    about.append(("sha256", *(source["digest"][:12] for source in sources)))
-    if any(source["metadata"] for source in sources):
-        about.append(("kept as metadata", *(", ".join(source["metadata"]) or "–" for source in sources)))
-    if any("read_as" in source for source in sources):
-        about.insert(0, ("read as", *(describe_shapes(source["read_as"]) for source in sources)))
-        about.insert(1, ("columns", *(", ".join(source["read_as"]["columns"]) or "–" for source in sources)))
-    report.heading("Sources and their mix").table(("source", *names), about, "Sources and their mix")
 
 
 def describe_shapes(found: Mapping[str, Any]) -> str:
@@ -431,31 +365,6 @@ def describe_shapes(found: Mapping[str, Any]) -> str:
     shapes = found["shapes"]
     told = ", ".join(shapes) if len(shapes) < 2 else ", ".join(f"{name} {n:,}" for name, n in shapes.items())
     return f"{told} (of the first {found['rows']:,} rows)" if len(shapes) > 1 else told or "–"
-
-
-def add_contamination(report: Report, data: Mapping[str, Any]) -> None:
-    """Add how many rows each evaluation set found, by rule."""
-    found = [of for of in data["evaluations"] if of["hits"]]
-    if found:
-        rules = sorted({rule for of in found for rule in of["hits"]})
-        rows = [(of["set"], *(of["hits"].get(rule, 0) for rule in rules)) for of in found]
-        report.heading("Rows like rows of evaluation sets").text(
-            "`ngram`: 8 to 13 words in a row are the same. `question`: it asks the same. `exact`: a short row has the "
-            "same words. `contained`: a whole question stands in it. `near`: nearly all 3-grams are the same. "
-            "`changed`: a whole question stands in it, but for one word."
-        )
-        report.table(("evaluation set", *rules), rows, "Rows like rows of evaluation sets")
-
-
-def add_refused(report: Report, data: Mapping[str, Any]) -> None:
-    """Add the rows that could not be read, by cause."""
-    rows = [
-        (source["name"], cause["problem"], cause["count"], cause["field"])
-        for source in data["sources"] for cause in source["bad_rows"]
-    ]  # fmt: skip
-    if rows:
-        report.heading("Rows that were refused")
-        report.table(("source", "why", "rows", "the first one"), rows, "Rows that were refused")
 
 
 def add_lengths(report: Report, data: Mapping[str, Any]) -> None:
@@ -472,45 +381,3 @@ def add_lengths(report: Report, data: Mapping[str, Any]) -> None:
     report.heading("How long rows are")
     draw_lengths(report, data["lengths"])
     report.table(("characters", *counts), rows, "How long rows are")
-
-
-def add_cleaning(report: Report, data: Mapping[str, Any]) -> None:
-    """Add what each cleaning step changed, dropped and counted, if it did anything."""
-    rows = [
-        (source["name"], step["step"], step["changed"], step["dropped"],
-         ", ".join(f"{what}: {count:,}" for what, count in {**step["reasons"], **step["notes"]}.items()))
-        for source in data["sources"] for step in source["clean"]
-        if step["changed"] or step["dropped"] or step["notes"]
-    ]  # fmt: skip
-    if rows:
-        report.heading("Cleaning").table(("source", "step", "changed", "dropped", "what it found"), rows, "Cleaning")
-
-
-def add_clusters(report: Report, seen: RunView) -> None:
-    """Add the largest clusters of duplicates: the row that stays, and some of the others."""
-    found = seen.evidence("duplicates.jsonl")
-    if not found:
-        return
-    report.heading("The largest clusters of duplicates")
-    for cluster in found:
-        kept = cluster["kept"]
-        report.tokens(f"{counted(cluster['size'], 'row')}; {kept['row']} stays", [plain(kept["text"])])
-        for other in cluster["others"]:
-            report.tokens(f"{other['row']}, Jaccard {other['jaccard']:.2f}", [plain(other["text"])])
-
-
-def add_dropped(report: Report, seen: RunView) -> None:
-    """Add examples of what was left out, by reason."""
-    found = seen.evidence("dropped.jsonl")
-    if not found:
-        return
-    report.heading("Examples of what was left out or changed").text("The first ones of each step.")
-    for line in found:
-        detail = f" ({line['detail']})" if line.get("detail") else ""
-        report.tokens(f"{line['source']}, {line['step']}: {line['reason']}{detail}", [plain(line["text"])])
-        if line.get("after"):
-            report.tokens("becomes", [plain(line["after"])])
-
-
-def plain(text: str) -> Part:
-    return Part(text, trained=False, special=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.figure_text import TASKS, few, flattened, format_figure, in_words, is_interval, is_number, percent
+from align.report.figure_text import FEW, few, flattened, format_figure, in_words, is_interval, is_number, percent
 
 PERCENT = "%"
 
@@ -252,6 +252,9 @@ ELSEWHERE = (
 IN_FILE = ("variety", "collapse")
 """Keys of which a page shows those that FIGURES names; `metrics.json` has the others."""
 
+TASKS = ("tasks.", "card.")
+"""How the figures of a suite and of a judge's card begin, which say themselves how few items there are."""
+
 TWICE = {"kl": "kl_interval", "pairs": "held_out_pairs"}
 """Keys that say the same as another, where that is there."""
 
@@ -281,17 +284,18 @@ def by_weight(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: places.get(name, (last + (name in ELSEWHERE), 0)))
 
 
-def scarce(metrics: Mapping[str, Any], least: int) -> list[str]:
-    """`Label (n)` of the figures with fewer observations than `least` behind them."""
+def describe_scarce(metrics: Mapping[str, Any]) -> str:
+    """Return a sentence that names the figures with few observations behind them; empty if there are none."""
     labels = {figure.keys: figure.label for figure in FIGURES}
-    return [
+    names = [
         f"{labels.get((key,), _spelt(key))} ({value['n']})"
         for key, value in flattened(metrics)
         if is_interval(value)
-        and value.get("n", least) < least
+        and value.get("n", FEW) < FEW
         and TWICE.get(key) not in metrics
         and not key.startswith(TASKS)
     ]
+    return f"Fewer than {FEW} observations, so that the interval says little: {', '.join(names)}." if names else ""
 
 
 def _spelt(key: str) -> str:

@@ -9,8 +9,6 @@ from typing import Any
 
 FEW = 20
 """Number of observations below which an interval says little."""
-TASKS = ("tasks.", "card.")
-"""How the figures of a suite and of a judge's card begin, which say themselves how few items there are."""
 
 
 def format_figure(value: Any) -> str:
@@ -46,14 +44,6 @@ def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
     return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
-def calibration_in_words(found: Mapping[str, Any]) -> str:
-    """How far probabilities can be taken for such, beside what a coin has."""
-    return (
-        f"calibration: log loss {in_words(found['log_loss'])} nats (a coin has 0.693), "
-        f"Brier {in_words(found['brier'])} (a coin has 0.250), expected calibration error {found['ece']:.3f}"
-    )
-
-
 def from_to(before: float, after: float) -> str:
     """`rose from 0.10 to 0.25`, in as many decimals as tell them apart, two to five; or `stayed at 0.10`."""
     verb = "fell" if after < before else "rose"
@@ -86,16 +76,6 @@ def signed(value: float) -> str:
 def few(n: int) -> str:
     """What stands behind a number of observations that is too small for its interval to say much."""
     return f", fewer than {FEW}" if n < FEW else ""
-
-
-def too_few(figures: Mapping[str, Any]) -> str:
-    """A sentence that names the figures with few observations behind them; empty where there are none."""
-    found = [
-        f"{name.replace('_', ' ').replace('.', ' ')} ({v['n']})"
-        for name, v in flattened(figures)
-        if is_interval(v) and v.get("n", FEW) < FEW and not name.startswith(TASKS)
-    ]
-    return f"fewer than {FEW} observations, so that the interval says little: {', '.join(found)}" if found else ""
 
 
 def duration(seconds: float) -> str:

@@ -214,7 +214,7 @@ def exported(seen: RunView) -> str:
 
 
 def verified(seen: RunView) -> str:
-    anchors = seen.listed("artifact/anchors.json")
+    anchors = seen.json("artifact/anchors.json")
     base, method = seen.manifest.base, seen.config["method"]["name"]
     failed = [anchor["name"] for anchor in anchors if not anchor["holds"]]
     where = f"{base.id if base else 'this base'} with method {method}"

@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align.report.figure_text import counted, format_figure, in_words, percent
+from align.report.figure_text import align_columns, counted, format_figure, in_words, percent
 from align.report.page import Report
 from align.report.run_view import RunView
-from align.report.stages import pairs_shown
+from align.report.stages import add_pairs
 
-READING_PAIRS = (
-    "**Agreement** counts verdicts that are equal, ties among them; **kappa** is what of it chance does not explain. "
-    "**Accuracy** is over the pairs of which one answer is better. The **taste for length** is the log-odds that a "
-    "longer answer adds; it is a fault so far as it exceeds the reference's. All intervals are over prompts."
-)
-READING_ANSWERS = (
-    "A grader that always says yes is right on every answer labelled yes: so each label has a figure of its own, and "
-    "both decide whether it may decide gates. **Kappa** is the agreement beyond chance. All intervals are over prompts."
-)
 LABELS = ("yes", "no")
 COINS = {"log_loss": "log loss, nats (a coin has 0.693)", "brier": "Brier score (a coin has 0.25)"}
 SLOPES = {"length_slope": "taste for length, the judge's", "reference_slope": "the reference's"}
@@ -27,7 +18,10 @@ SWAPS = {"consistency": "verdicts that survive a swap", "shown_first": "won by w
 
 def summarize(seen: RunView) -> str:
     """Return the judge's agreement and whether it may decide gates."""
-    metrics = seen.metrics
+    return summarize_metrics(seen.metrics)
+
+
+def summarize_metrics(metrics: Mapping[str, Any]) -> str:
     card = metrics["card"]
     may_decide = "It may decide gates." if metrics["decides"] else f"It decides no gate: {metrics['why_not']}."
     if "asks" in metrics:
@@ -39,37 +33,17 @@ def summarize(seen: RunView) -> str:
     return f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {verdicts}. {may_decide}"
 
 
+def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that are printed of a judge: what the page says, and its figures."""
+    yield summarize_metrics(metrics)
+    rows = [("figure", "found", "prompts"), *list_figures(metrics["card"])]
+    yield from align_columns([[str(cell) for cell in row] for row in rows])
+
+
 def add_body(report: Report, seen: RunView) -> None:
     """Add the figures of the judge, and the pairs on which it was measured."""
-    add_figures(report, seen)
-    pairs_shown(report, seen)
-
-
-def add_figures(report: Report, seen: RunView) -> None:
-    card = seen.metrics["card"]
-    report.heading("The card")
-    if "asks" in seen.metrics:
-        report.text(f"The question about each answer: {seen.metrics['asks']}").text(READING_ANSWERS)
-        report.table(("figure", "found", "prompts"), [*list_figures(card)], "What the grader is worth")
-        counts = [(label, card["labels"][label], card["said"][label]) for label in LABELS]
-        report.table(("", "labelled", "said by the grader"), counts, "Labels and what the grader says")
-        if card["errors"]:
-            report.text(f"It says neither yes nor no to {counted(card['errors'], 'answer')}, which count as wrong.")
-        return
-    report.text(READING_PAIRS)
-    report.table(("figure", "found", "prompts"), [*list_figures(card)], "What the judge is worth")
-    ties = card["ties"]
-    if ties["pairs"] or ties["judge"]:
-        report.text(
-            f"Called equal: {counted(ties['pairs'], 'pair')} by the reference, {ties['judge']:,} by the judge, "
-            f"{ties['both']:,} by both."
-        )
-    if card["errors"]:
-        pairs = counted(card["errors"], "pair")
-        report.text(f"The judge gives no verdict, or one in one order alone, on {pairs}: counted as wrong.")
-    if len(card.get("by_source", {})) > 1:
-        rows = [build_row(source or "(none)", interval) for source, interval in card["by_source"].items()]
-        report.table(("source", "accuracy", "prompts"), rows, "Accuracy by source")
+    report.add("card", seen.metrics, [*list_figures(seen.metrics["card"])], template="judge.html")
+    add_pairs(report, seen)
 
 
 def list_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:

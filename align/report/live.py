@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
 from align.core.errors import AlignError, readable
-from align.report.curves import UNITS
-from align.report.figure_labels import scarce, table_of
-from align.report.figure_text import FEW, duration
+from align.report.figure_labels import describe_scarce, table_of
+from align.report.figure_text import duration
 from align.report.headlines import verdict_of
 from align.report.origins import origins, written_at
 from align.report.page import Block, Report
 from align.report.run_view import RunView, load_own_page
-from align.report.stages import SHOWN, draw, figures_so_far, notes, trained_on_shown
+from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_trained_on, iter_notes
 from align.run.folder import Run, now
 from align.run.manifest import Manifest
 from align.track import Progress
@@ -120,13 +119,13 @@ class LivePage:
     def _running(self) -> None:
         report = Report(*self._titles(), refresh=REFRESH_S)
         report.verdict(f"{how_far(self._progress, self.run.manifest.stage)} Written on {written_at()}.", "running")
-        self._add_what_is_known(report, "What it is made of", "So far")
+        add_known(report, self._seen(), self._curves)
         self._write(report)
 
     def _drawn(self, until: float = math.inf) -> None:
         """Draw the curves as they are by now; at the time `until`, those that are left are left out."""
         drawn = Report("")
-        draw(drawn, self._seen(), until)
+        add_curves(drawn, self._seen(), until)
         self._curves = drawn.blocks
 
     def _ended(self, error: BaseException) -> None:
@@ -134,19 +133,10 @@ class LivePage:
         interrupted = isinstance(error, KeyboardInterrupt)
         said = f"Interrupted{far}. The same command continues it." if interrupted else f"Failed{far}: {said_of(error)}"
         report = Report(*self._titles()).verdict(said, "failed")
-        self._add_what_is_known(report, "What it was made of", "Up to then")
+        add_known(report, self._seen(), self._curves, "What it was made of", "Up to then")
         if self.run.manifest.stage == "verify":
-            SHOWN["verify"](report, self._seen())
+            SECTIONS["verify"](report, self._seen())
         self._write(report)
-
-    def _add_what_is_known(self, report: Report, origin: str, course: str) -> None:
-        """Its origins, its newest figures, its curves as they were drawn last, and what it trains on."""
-        seen = self._seen()
-        report.heading(origin).facts(origins(seen))
-        if seen.rows:
-            figures_so_far(report.heading(course), seen)
-        report.blocks += self._curves
-        trained_on_shown(report, seen)
 
     def _seen(self) -> RunView:
         manifest, hardware = self.run.manifest, dict(self.run.manifest.hardware)
@@ -178,27 +168,26 @@ def finished_page(seen: RunView) -> Report:
     """The verdict; what the run was made of; its figures; its curves and what was said."""
     stage = seen.manifest.stage
     report = Report(title_of(seen.manifest), seen.manifest.name).verdict(verdict_of(seen))
-    if found := list(notes(seen)):
+    if found := list(iter_notes(seen)):
         report.text("\n".join(f"- {note}" for note in found))
     own_page = load_own_page(seen)
     if own_page and "systems" in seen.metrics:
         own_page.overview(report, seen)
     report.heading("What it was made of").facts(origins(seen))
-    known = {anchor["name"].replace(" ", "_") for anchor in seen.listed("artifact/anchors.json")}
+    known = {anchor["name"].replace(" ", "_") for anchor in seen.json("artifact/anchors.json")}
     metrics = {key: value for key, value in seen.metrics.items() if key not in known}  # the anchors have a table
     if rows := table_of(metrics):
         report.heading("Figures").table(("figure", "value", "how to read it"), rows, "Figures")
-        if names := scarce(metrics, FEW):
-            listed = ", ".join(names)
-            report.text(f"Fewer than {FEW} observations, so that the interval says little: {listed}.")
-    draw(drawn := Report(""), seen)
+        if sentence := describe_scarce(metrics):
+            report.text(sentence)
+    add_curves(drawn := Report(""), seen)
     if drawn.blocks:
         report.heading("Curves").blocks += drawn.blocks
     if own_page:
         own_page.add_body(report, seen)
-    elif stage in SHOWN:
-        SHOWN[stage](report, seen)
-    trained_on_shown(report, seen)
+    elif stage in SECTIONS:
+        SECTIONS[stage](report, seen)
+    add_trained_on(report, seen)
     return report
 
 
@@ -212,14 +201,23 @@ def as_it_lies(seen: RunView, status: str, error: str) -> list[Block]:
     if status == "done":
         return finished_page(seen).blocks
     report = Report("").verdict(f"{status.capitalize()}{f': {error}' if error else ''}.", STATES.get(status, "failed"))
-    report.heading("What it is made of").facts(origins(seen))
-    if seen.rows:
-        figures_so_far(report.heading("So far"), seen)
-    draw(report, seen)
+    drawn = Report("")
+    add_curves(drawn, seen)
     if seen.manifest.stage in ("ppo", "sample"):
-        SHOWN[seen.manifest.stage](report, seen)
-    trained_on_shown(report, seen)
+        SECTIONS[seen.manifest.stage](drawn, seen)
+    add_known(report, seen, drawn.blocks)
     return report.blocks
+
+
+def add_known(
+    report: Report, seen: RunView, drawn: Sequence[Block], origin: str = "What it is made of", course: str = "So far"
+) -> None:
+    """Add the origins of a run that is not done, its newest figures, what is drawn of it, and what it trains on."""
+    report.heading(origin).facts(origins(seen))
+    if seen.rows:
+        add_latest_figures(report.heading(course), seen)
+    report.blocks += drawn
+    add_trained_on(report, seen)
 
 
 def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:

@@ -1,8 +1,10 @@
 """A page that grows block by block.
 
-Each block is a method that returns the report, so that what a stage shows reads as a list:
+Each block is a macro of `templates/blocks.html`, and a method that returns the report:
 
     Report("PPO", "pocket-qlora-1a2b3c4d").verdict("The score rose.").plot(image, "Score", alt).write(path)
+
+A section of several blocks is a macro of a template of its own, see `Report.add`.
 
 Model text is untrusted: the templates escape every string, images are embedded, and a content security policy forbids
 scripts and anything remote, so an answer that contains `<script>` is shown and never run.
@@ -25,8 +27,8 @@ from markupsafe import Markup, escape
 from align.core.distribution import install_command, missing_modules
 from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_file, replace_file
-from align.report.figure_text import counted, format_figure
-from align.track import turn_text
+from align.report.figure_text import counted, few, format_figure, in_words, percent, signed
+from align.track import shortened, turn_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,23 +61,7 @@ class Part(NamedTuple):
     special: bool
 
 
-class Said(NamedTuple):
-    """An answer.
-
-    Attributes:
-        label: what the page says of it.
-        text: the answer.
-        reasoning: its first part, which no judge read, shown folded.
-    """
-
-    label: str
-    text: str
-    reasoning: str = ""
-
-
 Fact = str | Link | Code
-Asked = Sequence[Mapping[str, Any]]
-"""A conversation up to an answer: `{role, content}` a turn."""
 Block = Markup
 """HTML of one block, every text in it escaped."""
 SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
@@ -99,14 +85,27 @@ def template_environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        extensions=["jinja2.ext.do"],
     )
 
 
 @cache
 def report_templates() -> Environment:
     environment = template_environment(TEMPLATES)
-    environment.tests["link"] = lambda value: isinstance(value, Link)
-    environment.tests["code"] = lambda value: isinstance(value, Code)
+    environment.tests |= {"link": lambda value: isinstance(value, Link), "code": lambda value: isinstance(value, Code)}
+    environment.filters |= {
+        "figure": format_figure,
+        "interval": in_words,
+        "percent": percent,
+        "signed": signed,
+        "counted": counted,
+        "few": few,
+        "shortened": shortened,
+        "paragraphs": parse_paragraphs,
+        "spans": split_spans,
+        "prompt": shorten_prompt,
+        "shorten": shorten,
+    }
     return environment
 
 
@@ -128,19 +127,19 @@ class Report:
 
     def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
         """Add the result in a sentence or two, before everything else."""
-        return self._add("verdict", text, state)
+        return self.add("verdict", text, state)
 
     def heading(self, text: str) -> Report:
         """Add a second-level heading over what follows."""
-        return self._add("heading", text)
+        return self.add("heading", text)
 
     def text(self, markdown: str) -> Report:
         """Add paragraphs, parted by blank lines. `- ` makes a list; `**bold**` and backticks are the only marks."""
-        return self._add("text", list(parse_paragraphs(markdown)))
+        return self.add("text", markdown)
 
     def facts(self, facts: Sequence[tuple[str, Sequence[Fact]]]) -> Report:
         """Add terms and their explanations; each part of an explanation has a line of its own."""
-        return self._add("facts", facts)
+        return self.add("facts", facts)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Report:
         """Add a table that scrolls inside itself on a narrow screen.
@@ -156,15 +155,8 @@ class Report:
         for row in rows:
             if len(row) != len(headers):
                 raise ValueError(f"a row of {len(row)} cells under {len(headers)} headers")
-        columns = [
-            (header, bool(rows) and all(not isinstance(row[i], str) for row in rows))
-            for i, header in enumerate(headers)
-        ]
-        cells = [
-            [(value, False) if isinstance(value, str) else (format_figure(value), True) for value in row]
-            for row in rows
-        ]
-        return self._add("table", name, columns, cells)
+        numbers = [i for i in range(len(headers)) if rows and all(not isinstance(row[i], str) for row in rows)]
+        return self.add("table", name, headers, numbers, rows)
 
     def draw(self, build_figure: Callable[[], Figure], caption: str, alt: str) -> Report:
         """Add a plot, or its description if matplotlib is not installed.
@@ -180,7 +172,7 @@ class Report:
         if not self.has_plot_note:
             self.has_plot_note = True
             self.text(f"Plots are described in words, since matplotlib is not installed: `{install_command('plots')}`")
-        return self._add("described_plot", caption, alt)
+        return self.add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
         """Add an embedded SVG; neighbours stand side by side where there is room.
@@ -191,21 +183,13 @@ class Report:
         if not alt.strip():
             raise ValueError(f"the plot {caption!r} has no alt text")
         source = f"data:image/svg+xml;base64,{base64.b64encode(image).decode('ascii')}"
-        return self._add("plot", source, caption, alt)
+        return self.add("plot", source, caption, alt)
 
-    def transcript(self, asked: Asked, answers: Sequence[Said]) -> Report:
-        """Add the answers to one prompt, one below the other, line breaks kept."""
-        return self._add("transcript", shorten_prompt(asked), [shorten_answer(answer) for answer in answers])
-
-    def side_by_side(self, asked: Asked, answers: Sequence[Said]) -> Report:
-        """Add the answers to one prompt beside each other, or below each other on a narrow screen."""
-        return self._add("side_by_side", shorten_prompt(asked), [shorten_answer(answer) for answer in answers])
-
-    def tokens(self, caption: str, parts: Sequence[Part]) -> Report:
-        """Add a training row: tokens with a loss are tinted and underlined, special tokens are framed."""
-        pieces = cut_middle(parts, LONGEST_TEXT)
-        spans = groupby(pieces, lambda piece: isinstance(piece, Part) and piece.trained)
-        return self._add("tokens", caption, [(is_trained, list(span)) for is_trained, span in spans])
+    def add(self, macro: str, *values: Any, template: str = "blocks.html") -> Report:
+        """Add what a macro of a template makes of the values."""
+        if block := getattr(report_templates().get_template(template).module, macro)(*values):
+            self.blocks.append(block)
+        return self
 
     def html(self) -> str:
         """Return the whole page."""
@@ -240,13 +224,8 @@ class Report:
             ) from error
         return path
 
-    def _add(self, macro: str, *values: Any) -> Report:
-        block = getattr(report_templates().get_template("blocks.html").module, macro)(*values)
-        self.blocks.append(block)
-        return self
 
-
-def shorten_prompt(messages: Asked) -> dict[str, Any]:
+def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the last turn of a conversation, and the turns before it, which are shown folded."""
     *earlier, last = messages
     systems = sum(message["role"] == "system" for message in earlier)
@@ -258,16 +237,22 @@ def shorten_prompt(messages: Asked) -> dict[str, Any]:
     }
 
 
-def shorten_answer(answer: Said) -> Said:
-    reasoning = shorten(answer.reasoning) if answer.reasoning else ""
-    return Said(answer.label, shorten(answer.text), reasoning)
-
-
 def shorten(text: str) -> str:
     """Return a text that is not blank and has a bounded length."""
     if not text.strip():
         return "(empty)"
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
+
+
+def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
+    """Return the pieces of a row of tokens or of a plain text, those together that a loss is taken on, and the others.
+
+    Of a long row the middle is left out.
+    """
+    given = [Part(row, trained=False, special=False)] if isinstance(row, str) else row
+    parts = [part if isinstance(part, Part) else Part(**part) for part in given]
+    pieces = groupby(cut_middle(parts, LONGEST_TEXT), lambda piece: isinstance(piece, Part) and piece.trained)
+    return [(is_trained, list(span)) for is_trained, span in pieces]
 
 
 def cut_middle(parts: Sequence[Part], most: int) -> Iterator[Part | str]:

@@ -64,15 +64,11 @@ class RunView:
                         return
                     yield json.loads(line)
 
-    def mapping(self, name: str) -> dict[str, Any]:
-        """The same of a file that is one JSON object; empty where there is no such file."""
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file beside the report or in the artifact; an empty mapping if there is no such
+        file."""
         path = self.folder / name
         return json.loads(read_text(path, name)) if path.is_file() else {}
-
-    def listed(self, name: str) -> list[dict[str, Any]]:
-        """The same of a file that is one JSON list."""
-        path = self.folder / name
-        return json.loads(read_text(path, name)) if path.is_file() else []
 
 
 def load_own_page(seen: RunView) -> ModuleType | None:

@@ -7,19 +7,149 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.ops.calibration import Bin, calibration_bins
-from align.report.curves import CURVES, LOSS, UNITS, Curve
-from align.report.figure_text import counted, format_figure, in_words, is_number, percent, signed
-from align.report.page import Part, Report, Said
+from align.report.figure_text import counted, format_figure, is_number
+from align.report.page import Report
 from align.report.run_view import RunView
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A plot over a run's steps.
+
+    Attributes:
+        title: what is seen, in words.
+        unit: at the axis.
+        lines: key of a row of the metrics stream → what the legend calls it.
+        span: the smallest range that the axis covers, so that noise looks like noise.
+        reading: how to read it, below the plot.
+        within: what the figure can be.
+        smooth: False for what was set, and is no measurement.
+    """
+
+    title: str
+    unit: str
+    lines: Mapping[str, str]
+    span: float
+    reading: str
+    within: tuple[float, float] = (-math.inf, math.inf)
+    smooth: bool = True
+
+
+SHARE = (0.0, 1.0)
+POSITIVE = (0.0, math.inf)
+
+LOSSES = {"loss": "training", "held_out_loss": "held out"}
+LOSS = Curve("Loss", "nats a token", LOSSES, 0.5, "Lower is better.", POSITIVE)
+RATE = Curve("Learning rate", "learning rate", {"lr": "rate"}, 0.0, "As it was scheduled.", POSITIVE, smooth=False)
+GRADIENT = Curve(
+    "Gradient norm", "norm", {"grad_norm": "norm"}, 1.0,
+    "Before clipping. A rise by a factor of ten or more is training coming apart.", POSITIVE,
+)  # fmt: skip
+PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "A coin has 0.69; lower is better.", POSITIVE)
+DIRECT_LOSS = Curve(
+    "Loss", "loss of a pair", LOSSES, 0.3, "Lower is better; with stage.loss=sigmoid a coin has 0.69.", POSITIVE
+)
+PAIR_ACCURACY = Curve(
+    "Accuracy in training", "share of the pairs", {"accuracy": "pairs"}, 0.3,
+    "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.", SHARE,
+)  # fmt: skip
+MARGIN = Curve("Margin", "score", {"margin": "margin"}, 0.5, "Score of the better answer less the worse one's.")
+GAIN = Curve("Margin", "nats", {"margin": "margin"}, 0.5, "What the better answer gained on the worse one.")
+LOGPROBS = Curve(
+    "Logprobs of the answers", "nats an answer",
+    {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"}, 10.0,
+    "Both may fall; what counts is that the worse one's falls faster.",
+)  # fmt: skip
+TOKEN_LOGPROBS = Curve(
+    "Logprobs of the answers' tokens", "nats a token",
+    {"chosen_token_logprob": "better answer", "rejected_token_logprob": "worse answer"}, 0.5,
+    "Both may fall; what counts is that the worse one's falls faster.",
+)  # fmt: skip
+LABEL_LOSS = Curve(
+    "Loss", "KTO's loss", LOSSES, 0.2, "0.5 at the start, times the weights of the labels; lower is better.", POSITIVE
+)
+REWARDS = Curve(
+    "Rewards of the answers", "beta times nats", {"wanted_reward": "wanted", "unwanted_reward": "unwanted"}, 0.5,
+    "Beside the start; what is wanted is to rise above what is not.",
+)  # fmt: skip
+KL_ESTIMATE = Curve(
+    "KL from the start, estimated", "nats an answer", {"kl": "KL"}, 1.0,
+    "What rewards are compared with: the reward of answers to other prompts, at least 0.", POSITIVE,
+)  # fmt: skip
+SCORE = Curve(
+    "Score", "score", {"score": "score"}, 0.5,
+    "What training optimises, standardised and less the penalty for answers that do not end.",
+)  # fmt: skip
+KL = Curve(
+    "KL from the reference", "nats an answer", {"kl": "KL"}, 2.0,
+    "How far the policy has moved; the price of it is stage.kl_coef.", POSITIVE,
+)  # fmt: skip
+HELD_OUT = Curve(
+    "Held-out prompts", "score", {"held_out_score": "score", "held_out_objective": "score less the price of KL"}, 0.5,
+    "On prompts that nothing trains on, the start's at update 0; the best objective behind it is published.",
+)  # fmt: skip
+LENGTH = Curve("Answer length", "tokens", {"length": "length"}, 4.0, "Mean of each update.", POSITIVE)
+ENDED = Curve(
+    "Answers that end by themselves", "share", {"eos_rate": "ended"}, 0.2,
+    "The others were cut at rollout.max_new_tokens.", SHARE,
+)  # fmt: skip
+ENTROPY = Curve(
+    "Entropy", "nats a token", {"entropy": "entropy"}, 0.5,
+    "Near 0 the policy says the same whatever is drawn.", POSITIVE,
+)  # fmt: skip
+EXPLAINED = Curve(
+    "Explained variance", "share", {"explained_variance": "explained variance"}, 0.5,
+    "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.", (-math.inf, 1.0),
+)  # fmt: skip
+EQUAL = Curve(
+    "Prompts that tell nothing", "share", {"equal_groups": "all answers earn the same"}, 0.2,
+    "They do not say which answer is better; stage.max_draws asks others in their place.", SHARE,
+)  # fmt: skip
+CLIPPED = Curve(
+    "Steps that were clipped", "share of the tokens", {"clip_fraction": "clipped"}, 0.1,
+    "Much above 0.3 the steps are too large.", SHARE,
+)  # fmt: skip
+APPROX_KL = Curve(
+    "KL of one update", "nats a token", {"approx_kl": "KL"}, 0.01, "How far each update moves the policy.", POSITIVE
+)
+SIGNS = Curve(
+    "Signs of a gamed reward", "",
+    {"score_length_correlation": "score follows length", "repetition": "repetition", "disagreement": "disagreement"},
+    0.5, "Each is harmless near 0.",
+)  # fmt: skip
+EMPTY = Curve(
+    "Empty answers", "share", {"empty_rate": "empty"}, 0.2,
+    "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.", SHARE,
+)  # fmt: skip
+SAMPLED_LENGTH = Curve(
+    "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over prompts answered together.", POSITIVE
+)
+
+CURVES: Mapping[str, tuple[Curve, ...]] = {
+    "sft": (LOSS, RATE, GRADIENT),
+    "full": (LOSS, RATE, GRADIENT),
+    "reward": (PAIR_LOSS, PAIR_ACCURACY, MARGIN, RATE, GRADIENT),
+    "dpo": (DIRECT_LOSS, PAIR_ACCURACY, LOGPROBS, TOKEN_LOGPROBS, GAIN, RATE, GRADIENT),
+    "kto": (LABEL_LOSS, REWARDS, KL_ESTIMATE, RATE, GRADIENT),
+    "ppo": (SCORE, KL, HELD_OUT, LENGTH, ENDED, EMPTY, ENTROPY, EXPLAINED, EQUAL, CLIPPED, APPROX_KL, SIGNS),
+    "sample": (SAMPLED_LENGTH, ENDED),
+}
+UNITS = {"ppo": "update", "sample": "prompt", "data": "row"}
+"""What a stage counts by; the others count steps."""
+
+
+TABLES = "stage_tables.html"
+SAMPLES = "samples.html"
 SHOWN_PAIRS = 3
 """Held-out pairs of each kind that a page shows."""
 SHOWN_PROMPTS = 6
@@ -36,22 +166,14 @@ TRAINED_ON = {
     "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
 }
 SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
-BEST_OF = (
-    "The mean reward of the answer that the reward ranks first among n: over all subsets of n of the answers to a "
-    "prompt, with intervals over prompts. The KL from the policy is a bound, ln n − (n−1)/n, and was not measured."
-)
-ANGLES = (
-    "The angle between the gradient of J and an estimator's mean gradient over every batch of two answers to a small "
-    "problem. 0° is unbiased. docs/estimators.md explains the others."
-)
 RELIABILITY = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
 )
 
 
-def draw(report: Report, seen: RunView, until: float = math.inf) -> None:
-    """The stage's curves, those that its metrics stream has something for. One point is no curve.
+def add_curves(report: Report, seen: RunView, until: float = math.inf) -> None:
+    """Add the stage's curves, those that its metrics stream has something for. One point is no curve.
 
     Args:
         until: a time of `time.perf_counter`, from which on no further one is begun.
@@ -59,23 +181,23 @@ def draw(report: Report, seen: RunView, until: float = math.inf) -> None:
     for curve in CURVES.get(seen.manifest.stage, ()):
         if time.perf_counter() > until:
             return
-        found = {key: len(logged(seen, key)) for key in curve.lines}
+        found = {key: len(list_points(seen, key)) for key in curve.lines}
         lines = {key: curve.lines[key] for key, count in found.items() if count}
         if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):
-            plot(report, seen, curve, lines)
+            add_curve(report, seen, curve, lines)
 
 
-def logged(seen: RunView, key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows of the metrics stream that have a figure."""
+def list_points(seen: RunView, key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of the rows of the metrics stream that have a figure."""
     return [(row["step"], row[key]) for row in seen.rows if is_number(row.get(key))]
 
 
-def figures_so_far(report: Report, seen: RunView) -> None:
-    """What the curves show, in numbers: the first and the newest. It costs nothing, so it is there before they are."""
+def add_latest_figures(report: Report, seen: RunView) -> None:
+    """Add what the curves show, in numbers: the first and the newest. They are there before the curves are drawn."""
     unit, found = UNITS.get(seen.manifest.stage, "step"), []
     for curve in CURVES.get(seen.manifest.stage, ()):
         for key, label in curve.lines.items():
-            if points := logged(seen, key):
+            if points := list_points(seen, key):
                 name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
                 figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
                 named = not curve.unit or curve.unit in curve.title.lower()
@@ -84,7 +206,7 @@ def figures_so_far(report: Report, seen: RunView) -> None:
         report.table(("figure", "first", "newest"), found, "Figures so far")
 
 
-def plot(report: Report, seen: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
+def add_curve(report: Report, seen: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
     from align.report.plots import curves, points_of, together, window
 
     unit = UNITS.get(seen.manifest.stage, "step")
@@ -102,29 +224,16 @@ def plot(report: Report, seen: RunView, curve: Curve, lines: Mapping[str, str]) 
     one = "each logged value" if size == 1 else f"the mean of {size} logged values"
     faint = f" Faint: {one}; bold: the mean of {wide * size} around it." if wide > 1 and curve.smooth else ""
     points |= {"held out": marks} if marks else {}
-    said = "; ".join(course(label, found, unit) for label, found in points.items())
+    said = "; ".join(describe_line(label, found, unit) for label, found in points.items())
     alt = f"{curve.title} over {unit}s. {said}."
     xlabel = unit if unit != "prompt" else "prompts answered"
 
-    def build_figure() -> Figure:
-        return curves(
-            rows,
-            lines,
-            curve.unit,
-            curve.title,
-            xlabel,
-            curve.span,
-            curve.within,
-            marks,
-            "held out, before and after",
-            curve.smooth,
-        )
-
-    report.draw(build_figure, f"{curve.reading}{faint}", alt)
+    looks = curve.unit, curve.title, xlabel, curve.span, curve.within, marks, "held out, before and after", curve.smooth
+    report.draw(partial(curves, rows, lines, *looks), f"{curve.reading}{faint}", alt)
 
 
-def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
-    """A line in words, for whoever cannot see it."""
+def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
+    """Describe a line for readers who cannot see it."""
     (first, before), (last, after) = points[0], points[-1]
     if len(points) == 1:
         return f"{label}: {before:.3g} at {unit} {first:g}"
@@ -134,8 +243,8 @@ def course(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
 # What was said.
 
 
-def trained_on_shown(report: Report, seen: RunView) -> None:
-    """The first rows as they are trained on."""
+def add_trained_on(report: Report, seen: RunView) -> None:
+    """Add the first rows as they are trained on."""
     rows = seen.evidence("trained_on.jsonl")
     if not rows:
         return
@@ -143,11 +252,11 @@ def trained_on_shown(report: Report, seen: RunView) -> None:
     for row in rows:
         name = SIDES.get(row["what"], row["what"].capitalize())
         caption = f"{name}: {counted(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
-        report.tokens(caption, [Part(**part) for part in row["parts"]])
+        report.add("tokens", caption, row["parts"])
 
 
-def pairs_shown(report: Report, seen: RunView) -> None:
-    """Held-out pairs: how their scores lie, whether probabilities mean what they say, and the best and worst judged."""
+def add_pairs(report: Report, seen: RunView) -> None:
+    """Add held-out pairs: how their scores lie, whether probabilities are calibrated, the best and the worst judged."""
     pairs = seen.evidence("held_out.jsonl")
     if not pairs:
         return
@@ -177,16 +286,14 @@ def pairs_shown(report: Report, seen: RunView) -> None:
         for pair in found:
             widest.setdefault(json.dumps(pair["prompt"]), pair)
         if found:
-            report.heading(title)
-        for pair in list(widest.values())[:SHOWN_PAIRS]:
-            report.side_by_side(pair["prompt"], [labelled(pair, "chosen"), labelled(pair, "rejected")])
+            report.add("pairs", title, list(widest.values())[:SHOWN_PAIRS], template=SAMPLES)
 
 
-def labelled_shown(report: Report, seen: RunView) -> None:
-    """Held-out pairs; or answers with a label: how their rewards lie, and those that were judged best and worst."""
+def add_labelled_answers(report: Report, seen: RunView) -> None:
+    """Add held-out pairs; or answers with a label: how their rewards lie, and those that were judged best and worst."""
     answers = seen.evidence("held_out.jsonl")
     if not answers or "reward" not in answers[0]:
-        pairs_shown(report, seen)
+        add_pairs(report, seen)
         return
     from align.report.plots import histogram_pair
 
@@ -199,17 +306,7 @@ def labelled_shown(report: Report, seen: RunView) -> None:
         )
     ordered = sorted(answers, key=lambda one: -one["reward"])
     for title, found in (("Raised the most", ordered), ("Lowered the most", ordered[::-1])):
-        report.heading(title)
-        for one in found[:SHOWN_PAIRS]:
-            label = "Wanted" if one["label"] else "Unwanted"
-            report.side_by_side(one["prompt"], [Said(f"{label}, reward {signed(one['reward'])} nats", one["answer"])])
-
-
-def labelled(pair: Mapping[str, Any], side: str) -> Said:
-    what = "Preferred" if side == "chosen" else "Not preferred"
-    if f"score_{side}" in pair:
-        return Said(f"{what}, score {signed(pair[f'score_{side}'])}", pair[side])
-    return Said(f"{what}, margin {signed(pair['margin'])}" if side == "chosen" else what, pair[side])
+        report.add("labelled", title, found[:SHOWN_PAIRS], template=SAMPLES)
 
 
 def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
@@ -228,69 +325,40 @@ def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
     return calibration_bins(predicted, outcomes, [pair["group"] for pair in pairs])
 
 
-def answers_shown(report: Report, seen: RunView) -> None:
-    """The fixed held-out prompts' answers as training went on."""
-    shown = by_conversation(seen.evidence("samples.jsonl"))
-    if shown:
-        report.heading("Held-out prompts as training went on")
-    for rows in shown:
-        report.transcript(
-            rows[0]["prompt"], [said(row, f"{when(row['step'])}, score {signed(row['score'])}") for row in rows]
-        )
+def add_held_out_answers(report: Report, seen: RunView) -> None:
+    """Add the answers to the fixed held-out prompts as training went on."""
+    if prompts := by_conversation(seen.evidence("samples.jsonl")):
+        report.add("held_out", prompts, template=SAMPLES)
 
 
-def when(step: int) -> str:
-    return f"Update {step}" if step else "The start"
-
-
-def best_of_shown(report: Report, seen: RunView) -> None:
-    """What each n is worth, and the best, the first and the worst answer to the first prompts."""
+def add_best_of(report: Report, seen: RunView) -> None:
+    """Add what each n is worth, and the best, the first and the worst answer to the first prompts."""
     if lines := seen.metrics.get("best_of"):
-        measured = [name for name in ("reward", "gold") if name in lines[0]]
-        report.heading("Best of n").text(BEST_OF)
-        heads = ["n", *(name.capitalize() for name in measured), "Tokens", "KL at most, nats"]
-        rows = [
-            [line["n"], *(in_words(line[name]) for name in measured), f"{line['tokens']:.1f}",
-             f"{line['kl_bound']:.2f}"] for line in lines
-        ]  # fmt: skip
-        report.table(heads, rows, "best of n")
-    prompts = list(islice(seen.each("samples.jsonl"), SHOWN_PROMPTS))
-    if prompts:
-        report.heading("The first prompts")
-    for row in prompts:
-        ordered = sorted(row["answers"], key=lambda answer: -answer["score"])
-        shown = {"Best": ordered[0], "First drawn": row["answers"][0], "Worst": ordered[-1]}
-        labels = [f"{what}, {signed(a['score'])}{'' if a['ended'] else ', cut'}" for what, a in shown.items()]
-        report.side_by_side(row["prompt"], list(map(said, shown.values(), labels)))
+        report.add("best_of", lines, template=TABLES)
+    if prompts := list(islice(seen.each("samples.jsonl"), SHOWN_PROMPTS)):
+        report.add("ranked", prompts, template=SAMPLES)
 
 
-def sampled_shown(report: Report, seen: RunView) -> None:
-    """The answers to the first prompts."""
+def add_samples(report: Report, seen: RunView) -> None:
+    """Add the answers to the first prompts."""
     if seen.settings.get("best_of") is not None:
-        best_of_shown(report, seen)
+        add_best_of(report, seen)
         return
     rows = seen.evidence("samples.jsonl")[: SHOWN_PROMPTS * seen.settings["candidates"]]
     if rows:
-        report.heading("The first prompts")
-    for answers in by_conversation(rows):
-        marked = [said(row, "Ended by itself" if row["ended"] else "Cut") for row in answers]
-        report.side_by_side(answers[0]["prompt"], marked)
+        report.add("sampled", by_conversation(rows), template=SAMPLES)
 
 
 def by_conversation(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Lines of `samples.jsonl`, those together that were asked the same from the first turn on."""
+    """Return lines of `samples.jsonl`, those together that were asked the same from the first turn on."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(json.dumps(row["prompt"]), []).append(row)
     return list(found.values())
 
 
-def said(row: Mapping[str, Any], label: str) -> Said:
-    return Said(label, row["answer"], row.get("reasoning", ""))
-
-
-def comparison_shown(report: Report, seen: RunView) -> None:
-    """How scores and lengths lie, and answers side by side."""
+def add_comparison(report: Report, seen: RunView) -> None:
+    """Add how scores and lengths lie, and answers side by side."""
     samples = seen.evidence("artifact/samples.jsonl")
     if not samples:
         return
@@ -303,77 +371,46 @@ def comparison_shown(report: Report, seen: RunView) -> None:
         report.draw(
             partial(histogram_pair, start, policy, names, xlabel, title),
             f"How the {what} of the answers lies, before and after.",
-            f"Histograms of the {what}: start with mean {average(start):.3g}, policy with mean {average(policy):.3g}.",
+            f"Histograms of the {what}: start with mean {fmean(start):.3g}, policy with mean {fmean(policy):.3g}.",
         )
-    report.heading("Answers side by side")
-    for sample in samples[: seen.settings["shown"]]:
-        sides = [
-            Said(f"{who}, {role} score {signed(sample[f'score_{of}'])}", sample[of], sample.get(f"reasoning_{of}", ""))
-            for who, of in (("Start", "ref"), ("Policy", "policy"))
-        ]
-        report.side_by_side(sample["prompt"], sides)
+    report.add("compared", samples[: seen.settings["shown"]], role, template=SAMPLES)
 
 
-def average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def add_receipt(report: Report, seen: RunView) -> None:
+    """Add the checks of an export."""
+    report.add("receipt", seen.metrics.get("checks", ()), template=TABLES)
 
 
-def receipt_shown(report: Report, seen: RunView) -> None:
-    """The checks of an export."""
-    report.text(
-        "What was exported, loaded back as anyone would load it, beside the model that was trained, on the same "
-        "prompts, token by token. Differences in nats. An engine that was **not checked** may say anything."
-    )
-    rows = [receipt_row(check) for check in seen.metrics.get("checks", ())]
-    heads = ("engine", "verdict", "what", "base", "weights", "largest difference", "KL", "same top token")
-    report.table(heads, rows, "The receipt")
+def add_anchors(report: Report, seen: RunView) -> None:
+    """Add the facts that make PPO right, and how well each holds."""
+    if anchors := seen.json("artifact/anchors.json"):
+        report.add("anchors", anchors, template=TABLES)
+    if angles := seen.json("artifact/estimators.json"):
+        report.add("estimators", angles, template=TABLES)
 
 
-def receipt_row(check: Mapping[str, Any]) -> tuple[str, ...]:
-    found, bound = check["found"], check["bound"]
-    figures = ("–",) * 3
-    if found:
-        figures = f"{found['max_logprob']:.2g}", f"{found['kl']:.2g}", percent(found["top1"])
-    most = f" ({bound[0]} ≤ {bound[1]:g})" if bound else ""
-    note = f": {check['note']}" if check["note"] else ""
-    engine = f"{check['engine']} {check['version']}".strip()
-    about = (check[key] or "–" for key in ("what", "base", "weights"))
-    return (engine, check["verdict"] + most + note, *about, *figures)
+def add_losses_by_source(report: Report, seen: RunView) -> None:
+    """Add the held-out loss of each source of a data set."""
+    if losses := seen.metrics.get("loss_by_source"):
+        report.add("loss_by_source", losses, template=TABLES)
 
 
-def anchors_shown(report: Report, seen: RunView) -> None:
-    """The facts that make PPO right, and how well each holds."""
-    rows = [
-        (a["name"], "holds" if a["holds"] else "FAILS", a["claim"], f"{a['measured']:.1e}", f"{a['tolerance']:g}")
-        for a in seen.listed("artifact/anchors.json")
-    ]
-    if rows:
-        report.table(("fact", "verdict", "what must be true", "off by", "may be"), rows, "Facts about PPO")
-    if angles := seen.mapping("artifact/estimators.json"):
-        report.heading("How far each estimator is from unbiased").text(ANGLES)
-        rows = [(name, f"{found['angle']:.2f}°") for name, found in angles.items()]
-        report.table(("estimator, mean of the loss", "angle"), rows, "estimators")
+SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
+    "sft": add_losses_by_source,
+    "full": add_losses_by_source,
+    "sample": add_samples,
+    "reward": add_pairs,
+    "dpo": add_pairs,
+    "kto": add_labelled_answers,
+    "ppo": add_held_out_answers,
+    "eval": add_comparison,
+    "export": add_receipt,
+    "verify": add_anchors,
+}
 
 
-def sources_shown(report: Report, seen: RunView) -> None:
-    """The held-out loss of each source of a data set."""
-    rows = [
-        (name, found["change"]["n"], f"{found['before']:.3f}", f"{found['after']:.3f}", in_words(found["change"]))
-        for name, found in seen.metrics.get("loss_by_source", {}).items()
-    ]
-    if rows:
-        report.table(("source", "rows", "before", "after", "change"), rows, "Held-out loss by source, nats a token")
-
-
-SHOWN: Mapping[str, Callable[[Report, RunView], None]] = {
-    "reward": pairs_shown, "dpo": pairs_shown, "kto": labelled_shown, "sample": sampled_shown, "ppo": answers_shown,
-    "eval": comparison_shown,
-    "sft": sources_shown, "full": sources_shown, "export": receipt_shown, "verify": anchors_shown,
-}  # fmt: skip
-
-
-def notes(seen: RunView) -> Iterator[str]:
-    """What a reader has to know before the figures."""
+def iter_notes(seen: RunView) -> Iterator[str]:
+    """Yield what a reader has to know before the figures."""
     for key in ("judge_notes", "notes"):
         yield from seen.metrics.get(key, ())
     if seen.manifest.stage == "annotate" and seen.settings["action"] == "simulate":

@@ -3,26 +3,22 @@ take the logprobs alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.config.dpo import DpoConfig
-from align.config.root import Config, store_url
+from align.config.root import Config
 from align.config.training import held_out_for
 from align.core.errors import require
 from align.core.types import Preference, Result
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
-from align.data.pairs import Pair, divided_preferences, encoded_sides, pairs_records
-from align.data.sources import DataSource
-from align.models.base import label
+from align.data.pairs import Pair, divided_preferences, encoded_sides
 from align.models.lora import Lora
-from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Run
-from align.stages.runner import Inputs, find_start, load_training_start, open_tracker
-from align.track import peak_memory
+from align.stages.runner import Inputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
 from align.trainers import check_trainer
 
 if TYPE_CHECKING:
@@ -34,26 +30,7 @@ PRELOAD = ("align.trainers.dpo",)
 
 def inputs(config: Config) -> Inputs:
     check_trainer(config.stage.loss)
-    return preference_inputs(config, divided_preferences)
-
-
-def preference_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
-    """Return the inputs of a stage that learns from judgements.
-
-    Args:
-        divide: reads the judgements to train on and those to measure on, see `align.data.pairs`.
-    """
-    artifact, base, config = find_start(config)
-    source = DataSource.of(config.data)
-    store = store_url(config)
-
-    def rows() -> tuple[Any, Any]:
-        sides = divide(source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed)
-        held_out_for(config.stage.eval_every, len(sides[1]), "stage.held_out")
-        return sides
-
-    records = {"init": artifact.as_input(), **pairs_records(source, store, config.project)}
-    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return find_judgement_inputs(config, divided_preferences)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
@@ -142,9 +119,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         "loss": loss(at_end, at_start),
         **run.known_metrics,
         **fitted.figures,
-        **peak_memory(),
         **simulated_by(train_prefs),
-        **predict_peak(run, longest, config),
+        **measure_memory(run, config, longest),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

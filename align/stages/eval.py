@@ -72,8 +72,6 @@ from align.evals.judges.report import (
     build_pair_examples,
     collect_answer_opinions,
     collect_pair_opinions,
-    describe_answer_judge,
-    describe_pair_judge,
     digest_examples,
     drop_learned,
     explain_shortfall,
@@ -125,17 +123,18 @@ from align.evals.text import QUOTED_LETTERS
 from align.models.base import adapter_folder, as_artifact, base_of, find_artifact, find_reference, label
 from align.report import in_words
 from align.report.figure_text import counted
+from align.report.judge_page import list_lines
 from align.reward.checkers.checked import code_permission
 from align.reward.inputs import check_rows, models_of, read_alike, reward_inputs
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
-from align.run import Artifact, Base, Input, Manifest, Run, json_digest, write_json
+from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
 from align.run.files import write_text
-from align.stages.runner import Inputs, find_input, find_start, open_store
+from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine, open_store
 from align.track import peak_rss_mb, shortened
 
 if TYPE_CHECKING:
-    from align.evals.suite.answers import Made, Sampling, TaskAnswers
+    from align.evals.suite.answers import Sampling, TaskAnswers
     from align.evals.suite.scores import Judge
 
 PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.rollout.registry")
@@ -190,8 +189,11 @@ def inputs(config: Config) -> Inputs:
     check_one_kind(config)
     if config.stage.systems is not None:
         suite = find_suite(config)
-        config = changed(config, method=changed(config.method, name=suite.method))
-        return Inputs(config, suite.label, suite.base, suite.records, partial(read_work, config, suite))
+        first = suite.first_model
+        config = changed(config, method=changed(config.method, name=first.method if first else "auto"))
+        title = f"{label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
+        base = first.base if first else None
+        return Inputs(config, title, base, suite.records, partial(read_work, config, suite))
     is_auto = config.method.name == "auto"
     artifact, base, config = find_start(config, config.artifact, "artifact")
     if is_auto and artifact.whole:  # it is measured as it is
@@ -279,6 +281,7 @@ class Suite(NamedTuple):
         records: systems, files of tasks, data, the judge and its card, as inputs of the run.
         judge: of tasks without checks, as `stage.judge` names it.
         reports: of the judge, those that `stage.card` names.
+        first_model: the first system that has a base; None if all are files of answers or servers.
     """
 
     systems: Sequence[System]
@@ -288,21 +291,7 @@ class Suite(NamedTuple):
     gates: Sequence[Gate]
     judge: Literal["reward", "people"] | LLMJudge
     reports: Sequence[JudgeReport]
-
-    @property
-    def base(self) -> Base | None:
-        """Of the first system that has one: a file of answers has none."""
-        return next((system.base for system in self.systems if system.base is not None), None)
-
-    @property
-    def method(self) -> str:
-        """How the first system keeps its base."""
-        return next((system.method for system in self.systems if system.base is not None), "auto")
-
-    @property
-    def label(self) -> str:
-        """The readable part of the run's name."""
-        return f"{label(self.base, self.method)}-{self.name}" if self.base else self.name
+    first_model: System | None
 
 
 def find_suite(config: Config) -> Suite:
@@ -334,7 +323,7 @@ def find_suite(config: Config) -> Suite:
     records |= {f"tasks.{task.name}": task_record(task) for task in tasks if task.own}
     if not all(task.own for task in tasks):
         records |= data_records(DataSource.of(config.data))
-    base = next((system.base for system in systems if system.base is not None), None)
+    model = next((system for system in systems if system.base is not None), None)
     judge = parse_judge(config.stage.judge)
     questions = [task for task in tasks if task.asks]
     for task in questions:
@@ -348,13 +337,13 @@ def find_suite(config: Config) -> Suite:
     elif judge == PEOPLE:
         records |= find_votes(config, records, [system.name for system in systems])
     else:
-        scorers = reward_inputs(reward_spec(config.reward), root, base)
+        scorers = reward_inputs(reward_spec(config.reward), root, model and model.base)
         read_alike(models_of(scorers), config.rollout.reasoning)
         records |= scorers
     reports, read = find_reports(config.stage.card, root)
     records |= read
     own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
-    return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports)
+    return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -713,7 +702,6 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
     from align.evals.suite.answers import Sampling, list_computing_versions
     from align.models.load import choose_device, choose_dtype, describe
     from align.rollout.engine_process import VLLM, engine_version
-    from align.rollout.registry import open_engine
 
     rollout = config.rollout
     device = choose_device(config.device)
@@ -726,18 +714,7 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
     def open_for(system: System, tokenizer: Any) -> Any:
         assert system.base is not None
         generation_config = describe(system.base).generation_config
-        return open_engine(
-            run,
-            rollout,
-            system.base,
-            system.method,
-            dtype,
-            device,
-            tokenizer,
-            generation_config,
-            config.data.max_length,
-            config.method.r,
-        )
+        return open_rollout_engine(run, config, system.base, system.method, tokenizer, generation_config)
 
     return Sampling(
         root=config.run.folder,
@@ -775,7 +752,8 @@ def score(
     allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
     judged = [task for task in tasks if task.is_judged]
     judge = load_judge(judged) if judged else None
-    scored, notes = score_answers(tasks, judge, allow_code)
+    scored = score_answers(tasks, judge, allow_code)
+    notes = [*(judge.notes if judge else ()), *(note for task in scored for note in task.notes)]
     measured = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
     return scored, notes, measured
 
@@ -813,7 +791,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
 
     sampling = make_sampling(run, config, seed_of)
     items = [Item(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
-    [task], made = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
+    [task] = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
     kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
     [scored], notes, collapse = score(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
@@ -844,16 +822,14 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
     )
     lines = [
         *collapse_lines({"the policy": measured.collapse}),
-        *describe_made_before("answer", made),
+        *describe_made_before(sampling),
         figures,
         f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
         *phrase_lines(measured.collapse, greedy.get("new_phrase"), START),
     ]
     owners = {"ref": "start's ", "policy": "policy's "}
-    ended = {"ref": [s.ended_ref for s in samples], "policy": [s.ended_policy for s in samples]}
     for who, owner in owners.items():
-        cut = 1 - sum(ended[who]) / len(samples)
-        lines += cut_answers(cut, config.rollout.max_new_tokens, owner)
+        lines += cut_answers(1 - metrics["eos_rate"][who], config.rollout.max_new_tokens, owner)
     for who, owner in owners.items():
         lines += empty_answers(metrics["empty_rate"][who], sampling.hides_reasoning, owner)
     lines += notes
@@ -958,7 +934,7 @@ def describe_other_settings(policy: System, config: Config) -> list[str]:
 
 def compare_systems(run: Run, config: Config, work: Work) -> Result:
     """Ask the systems, score their answers, and compare the first with each other one."""
-    from align.evals.suite.answers import Made, ask_systems
+    from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
     from align.evals.suite.scores import verdicts_by_system
 
@@ -968,14 +944,13 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
     scored: list[Scored] = []
     notes: list[str] = []
     collapse: Mapping[str, Mapping[str, Measurement]] = {}
-    made = Made(0, 0)
     if asked:
-        answers, made = ask_systems(sampling, suite.systems, asked, work.files)
+        answers = ask_systems(sampling, suite.systems, asked, work.files)
         sampling.loaded.clear()
         scored, notes, collapse = score(config, answers, partial(load_judge, run, config, sampling, suite))
     models = [system for system in suite.systems if system.base is not None]
     probes = measure_probes(sampling, models, work.tasks, run.artifact)
-    by_name = {task.name: task for task in scored} | dict(probes.scored)
+    by_name = {task.name: task for task in scored} | probes
     scored = [by_name[task.name] for task, _ in work.tasks]
     write_lines(run.artifact / "answers.jsonl", list_evidence(scored))
     write_lines(run.artifact / "verdicts.jsonl", list_verdicts(scored))
@@ -993,26 +968,25 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
     content = {"systems": systems, "tasks": results, "collapse": measured, "notes": notes}
     write_json(run.artifact / "results.json", content)
 
-    answers_made = made.plus(probes.written)
+    weighed = sampling.likelihoods
     by_system = {name: collapse.as_dict() for name, collapse in verdicts_on.items()}
     # Lists of runs show the first task's comparison of the first two systems.
     shown = next(iter(next(iter(results.values()))["against"].values()), {})
     metrics = {
         "systems": systems,
         "tasks": {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()},
-        "answers_made": answers_made.now,
+        "answers_made": sampling.answers.now,
         "dropped_seen": sum(work.seen.values()),
         "judge_notes": notes,
         "peak_rss_mb": peak_rss_mb(),
-        **({"likelihoods_made": probes.weighed.now} if sum(probes.weighed) else {}),
+        **({"likelihoods_made": weighed.now} if weighed.now or weighed.before else {}),
         **{key: shown[key] for key in ("win_rate", "difference") if key in shown},
         **(publish_verdicts(run, work, gates) if gates else {}),
         "collapse": {**by_system[first], "systems": by_system},
     }
     lines = [
         *(collapse_lines(verdicts_on) if collapse else []),
-        *describe_made_before("answer", answers_made),
-        *describe_made_before("log-likelihood", probes.weighed),
+        *describe_made_before(sampling),
         *(line for name, task in results.items() for line in describe_task(first, name, task)),
         *(in_a_line(*each) for each in gates.values()),
     ]
@@ -1049,8 +1023,13 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         write_text(path, text)
 
 
-def describe_made_before(what: str, made: Made) -> list[str]:
-    return [f"{made.before:,} of {counted(sum(made), what)} were made before"] if made.before else []
+def describe_made_before(sampling: Sampling) -> list[str]:
+    records = (("answer", sampling.answers), ("log-likelihood", sampling.likelihoods))
+    return [
+        f"{made.before:,} of {counted(made.before + made.now, what)} were made before"
+        for what, made in records
+        if made.before
+    ]
 
 
 def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
@@ -1285,7 +1264,7 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> Result:
     }
     if identity.asks:
         metrics |= {"asks": identity.asks, "yes": describe_yes(identity.asks)}
-        return Result(metrics, (*describe_answer_judge(metrics), *notes))
+        return Result(metrics, (*list_lines(metrics), *notes))
     metrics["dropped_too_long"] = too_long
     left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []
-    return Result(metrics, (*describe_pair_judge(metrics), *left, *notes))
+    return Result(metrics, (*list_lines(metrics), *left, *notes))

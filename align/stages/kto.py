@@ -25,12 +25,9 @@ from align.data.pairs import (
     other_answers,
 )
 from align.models.lora import Lora
-from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Run
-from align.stages.dpo import preference_inputs
-from align.stages.runner import Inputs, load_training_start, open_tracker
-from align.track import peak_memory
+from align.stages.runner import Inputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +38,7 @@ ONE_LABEL = "the held-out answers have one label, so that nothing says whether i
 
 
 def inputs(config: Config) -> Inputs:
-    return preference_inputs(config, divided_judgements)
+    return find_judgement_inputs(config, divided_judgements)
 
 
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> Result:
@@ -127,9 +124,8 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         "loss": loss(at_end),
         **run.known_metrics,
         **fitted.figures,
-        **peak_memory(),
         **simulated_by([record for record in train.records if isinstance(record, Preference)]),
-        **predict_peak(run, longest, config),
+        **measure_memory(run, config, longest),
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)

@@ -20,6 +20,7 @@ from align.models.lora import saved_settings
 from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, room_on
 from align.planning.memory import Footprint, Workload, build_workload, disk_bytes, footprint
 from align.planning.shapes import Shape, shape_of
+from align.report.figure_text import align_columns
 from align.reward.inputs import leaves
 from align.run import Artifact, Base, hub_config, model_config, resolve
 
@@ -275,6 +276,4 @@ def digits(number: float) -> str:
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    for row in (columns, *rows):
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from (f"  {line}" for line in align_columns([columns, *rows]))

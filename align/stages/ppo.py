@@ -18,12 +18,18 @@ from align.data.sources import DataSource, data_records, divided_prompts
 from align.data.sources import prompts as read_prompts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.planning.memory import predict_peak
 from align.report.figure_text import counted
 from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Run, json_digest
-from align.stages.runner import Inputs, find_start, load_start, open_store, open_tracker
-from align.track import peak_memory
+from align.stages.runner import (
+    Inputs,
+    find_start,
+    load_start,
+    measure_memory,
+    open_rollout_engine,
+    open_store,
+    open_tracker,
+)
 
 if TYPE_CHECKING:
     from align.models.roles import Role, Roles
@@ -69,10 +75,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
             send_to_annotators(run, config, trained)
         longest = max(len(prompt.input_ids) for prompt in workers.prompts)
         rewards = len(on_base(models_of(run.inputs), run.base))
-        peaks = {
-            **peak_memory(),
-            **predict_peak(run, longest, config, rewards=rewards),
-        }
+        peaks = measure_memory(run, config, longest, rewards=rewards)
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
 
@@ -137,7 +140,6 @@ def load_workers(
     from align.ppo.workers import Workers, split_prompts
     from align.reward.build import build_beside_policy, same_template
     from align.rollout.engine import divergence_as_input_error
-    from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import answer_reader
 
     stage: PpoConfig = config.stage
@@ -175,18 +177,8 @@ def load_workers(
 
     generation_config = roles.model.generation_config
     read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
-    with open_engine(
-        run,
-        config.rollout,
-        base,
-        frozen_method(config.method.name),
-        dtype,
-        device,
-        tokenizer,
-        generation_config,
-        config.data.max_length,
-        config.method.r,
-    ) as engine:
+    method = frozen_method(config.method.name)
+    with open_rollout_engine(run, config, base, method, tokenizer, generation_config) as engine:
         yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks, read)
 
 

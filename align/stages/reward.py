@@ -18,12 +18,16 @@ from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, divided_preferences, encoded_sides
 from align.models.base import adapter_folder
 from align.models.lora import Lora, LoraLike
-from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Input, Run, json_digest
-from align.stages.dpo import preference_inputs
-from align.stages.runner import Inputs, load_training_start, open_store, open_tracker
-from align.track import peak_memory
+from align.stages.runner import (
+    Inputs,
+    find_judgement_inputs,
+    load_training_start,
+    measure_memory,
+    open_store,
+    open_tracker,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +37,7 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> Inputs:
-    found = preference_inputs(config, divided_preferences)
+    found = find_judgement_inputs(config, divided_preferences)
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         found.records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
     return found
@@ -63,11 +67,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     # The longest text in every place of the largest ranking.
     longest = max(len(text) for ranking in judged for text in ranking.texts)
     texts = max(len(ranking.texts) for ranking in judged)
-    run.known_metrics = {
-        **counts,
-        "rankings": len(judged),
-        **predict_peak(run, longest, config, texts),
-    }
+    run.known_metrics = {**counts, "rankings": len(judged)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     held_out_for(stage.eval_every, len(test), "stage.held_out")
 
@@ -110,8 +110,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         **run.known_metrics,
         "copied_tensors": copied,
         **fitted.figures,
-        **peak_memory(),
         **simulated_by(train_prefs),
+        **measure_memory(run, config, longest, texts=texts),
     }
     save_adapter(model, run.artifact, base)
     assert SCORE_KEY in read_tensors(run.artifact), "the score head was not saved"

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from align import ranks
 from align.annotate.store import Store
@@ -25,9 +25,11 @@ from align.config.rates import default_rate, find_size_class
 from align.config.root import PARTS, Config, plain, resolved, store_url
 from align.config.settings import changed
 from align.config.stages import STAGES
+from align.config.training import held_out_for
 from align.core.errors import AlignError, InputError, readable
 from align.core.redaction import Formatter
 from align.core.types import Result
+from align.data.pairs import pairs_records
 from align.data.read.drops import tallied
 from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST, DataSource, with_rankers
@@ -35,16 +37,16 @@ from align.data.trained_ids import name_rows, write_ids
 from align.mirrors import Artifact as MirroredArtifact
 from align.mirrors import Guarded, Watched, require_installed
 from align.mirrors import opened as open_mirror
-from align.models.base import start_from
+from align.models.base import label, start_from
 from align.models.lora import saved_settings
-from align.report import too_few
+from align.report.figure_labels import describe_scarce
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Artifact, Base, Input, Run, artifact_in, verify_outputs
 from align.run.files import find_user_error
 from align.run.weights import brings_scores, count_weights
 from align.stages import load_stage, preload
 from align.stages.worker_rank import StartedRun
-from align.track import Tracker, peak_gpu_mb, shortened, watched
+from align.track import Tracker, peak_gpu_mb, peak_memory, shortened, watched
 
 MIRROR: ContextVar[Guarded | None] = ContextVar("MIRROR", default=None)
 
@@ -107,6 +109,25 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     return artifact, start.base, changed(config, method=method)
 
 
+def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
+    """Return the inputs of a stage that learns from pairs or labels.
+
+    Args:
+        divide: reads those to train on and those to measure on, see `align.data.pairs`.
+    """
+    artifact, base, config = find_start(config)
+    source = DataSource.of(config.data)
+    store = store_url(config)
+
+    def rows() -> tuple[Any, Any]:
+        sides = divide(source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed)
+        held_out_for(config.stage.eval_every, len(sides[1]), "stage.held_out")
+        return sides
+
+    records = {"init": artifact.as_input(), **pairs_records(source, store, config.project)}
+    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+
+
 def continue_settings(method: Any, adapter: Artifact) -> Any:
     """Return `method` with the settings of an adapter that a run goes on with, for its manifest. A setting that has a
     value of another type, in an adapter that was made elsewhere, stays at its default.
@@ -142,28 +163,43 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     return artifact, tokenizer
 
 
-class TrainingStart(NamedTuple):
-    """What a stage that trains starts from.
-
-    Attributes:
-        max_length: tokens of a row, at most.
-    """
-
-    artifact: Artifact
-    tokenizer: Any
-    device: Any
-    dtype: Any
-    max_length: int
-
-
-def load_training_start(run: Run, config: Config) -> TrainingStart:
-    """Return what a stage trains from, before any weights are loaded."""
+def load_training_start(run: Run, config: Config) -> tuple[Artifact, Any, Any, Any, int]:
+    """Return what a stage trains from, before any weights are loaded: the artifact of `init=`, its tokenizer, the
+    device, the dtype, and the most tokens of a row."""
     from align.models.load import choose_device, choose_dtype, context_length, describe
 
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
     max_length = min(config.data.max_length, context_length(describe(run.base)))
-    return TrainingStart(artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length)
+    return artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length
+
+
+def open_rollout_engine(
+    run: Run, config: Config, base: Base, method: str, tokenizer: Any, generation_config: Any
+) -> AbstractContextManager[Any]:
+    """Open the engine of `rollout=` on a base. It is closed as the block ends.
+
+    Args:
+        method: how the base is kept, see `align.models.base.frozen_method`.
+    """
+    from align.models.load import choose_device, choose_dtype
+    from align.rollout.registry import open_engine
+
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    sizes = config.data.max_length, config.method.r
+    return open_engine(run, config.rollout, base, method, dtype, device, tokenizer, generation_config, *sizes)
+
+
+def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict[str, float]:
+    """Return the peak memory of this process, and the peak that was predicted for the run.
+
+    Args:
+        longest, sizes: see `align.planning.memory.predict_peak`.
+    """
+    from align.planning.memory import predict_peak
+
+    return {**peak_memory(), **predict_peak(run, longest, config, **sizes)}
 
 
 def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
@@ -279,7 +315,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
         finally:
             logging.getLogger().removeHandler(log)
             log.close()
-        for line in (*result.summary, too_few(result.metrics)):
+        for line in (*result.summary, describe_scarce(result.metrics)):
             if line:
                 print(line)
         print(run.folder)

@@ -31,10 +31,10 @@ from align.data.sources import prompts as read_prompts
 from align.evals.judges.identity import list_scorer_parts, scorer_title
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.report.figure_text import counted, in_words
+from align.report.figure_text import align_columns, counted, in_words
 from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Input, Run, write_json, write_text
-from align.stages.runner import Inputs, find_start, load_start, open_store, open_tracker
+from align.stages.runner import Inputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
 from align.track import last_turn, line_of, peak_memory, peak_rss_mb, progress, read_rows, shortened
 
 if TYPE_CHECKING:
@@ -156,7 +156,6 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
     from align.rollout.engine import divergence_as_input_error, response_texts, row_seeds
-    from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import empty, parted_texts, sample_row
 
     stage: SampleConfig = config.stage
@@ -165,8 +164,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     device = choose_device(config.device)
     encoded, fitting = encode_for(run, config, tokenizer, prompts)
     method = config.method.name
-    dtype = choose_dtype(config.dtype, device)
-    model = load_base(base, method, device, dtype)
+    model = load_base(base, method, device, choose_dtype(config.dtype, device))
     pool = AdapterPool(model, alone=True)
     adapter = adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
@@ -179,18 +177,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
     logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     done = ranks.broadcast(logged[-1]["step"] if logged else 0)
-    opened_engine = open_engine(
-        run,
-        config.rollout,
-        base,
-        method,
-        dtype,
-        device,
-        tokenizer,
-        model.generation_config,
-        config.data.max_length,
-        config.method.r,
-    )
+    opened_engine = open_rollout_engine(run, config, base, method, tokenizer, model.generation_config)
     opened_store = open_store(config) if ranks.is_main() else nullcontext()
     bars = progress("sample", len(encoded), done)
     with opened_engine as engine, opened_store as store, open_tracker(run, done) as track, bars as bar:
@@ -381,7 +368,6 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     from align.models.load import choose_device, choose_dtype
     from align.ppo.workers import build_roles
     from align.reward.build import build, build_beside_policy, on_its_own_base, same_template
-    from align.rollout.registry import open_engine
     from align.rollout.strip_reasoning import answer_reader
 
     base = run.base
@@ -414,18 +400,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     print(f"{fitting}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{measured}")
     generation_config = roles.model.generation_config
     read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
-    with open_engine(
-        run,
-        config.rollout,
-        base,
-        frozen,
-        dtype,
-        device,
-        tokenizer,
-        generation_config,
-        config.data.max_length,
-        config.method.r,
-    ) as engine:
+    with open_rollout_engine(run, config, base, frozen, tokenizer, generation_config) as engine:
         yield RankedSampling(encoded, tokenizer, device, engine, roles.actor("reference"), read, scorers)
 
 
@@ -510,8 +485,7 @@ def best_of_table(best: Mapping[str, Any]) -> list[str]:
     for line in best["best_of"]:
         means = [in_words(line[name], ".3f") for name in ("reward", "gold") if name in line]
         table.append([str(line["n"]), *means, f"{line['tokens']:.1f}", f"{line['kl_bound']:.2f}"])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    return [*align_columns(table)]
 
 
 def describe_best(best: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from align.config.addresses import origins
 from align.config.root import Config
 from align.config.serve import ServeConfig
 from align.config.settings import changed
@@ -20,6 +21,7 @@ from align.core.errors import AlignError, require
 from align.core.files import user_path
 from align.core.types import Result
 from align.models.base import label
+from align.report.figure_text import align_columns
 from align.run import Input, Run
 from align.run.signing import public_key
 from align.run.weights import brings_scores
@@ -78,7 +80,9 @@ def run(run: Run, config: Config, found: Opened) -> Result:
     found: what the server begins with.
     """
     stage: ServeConfig = config.stage
-    url, others = origins(stage)
+    url, others = origins(stage.host, stage.port, stage.url)
+    if others:
+        others.append(f"http://127.0.0.1:{stage.port}")
     listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
     began = time.monotonic()
     print(f"loading base {found.portfolio.base_id} ({found.portfolio.base.digest[:12]}) …", flush=True)
@@ -364,14 +368,6 @@ def describe_access(found: Opened, stage: ServeConfig) -> Iterator[str]:
         yield f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
-def origins(stage: ServeConfig) -> tuple[str, list[str]]:
-    """Under which addresses clients know the server: the one that is told to people, and further ones."""
-    if stage.url is not None:
-        return stage.url.lower().rstrip("/"), []
-    host = f"[{stage.host}]" if ":" in stage.host else stage.host
-    return f"http://{host}:{stage.port}", [f"http://localhost:{stage.port}", f"http://127.0.0.1:{stage.port}"]
-
-
 def keyed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
@@ -420,10 +416,7 @@ def format_tenant_table(entries: Sequence[TenantKeys], used: Mapping[str, Used])
     Args:
         used: name of the tenant → its usage.
     """
-    rows = [TENANT_COLUMNS, *(tenant_row(entry, used[entry.tenant.name]) for entry in entries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return [line.rstrip() for line in lines]
+    return [*align_columns([TENANT_COLUMNS, *(tenant_row(entry, used[entry.tenant.name]) for entry in entries)])]
 
 
 def tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:

@@ -19,11 +19,9 @@ from align.data.chat.training_view import write_rows
 from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
 from align.models.base import BASE, adapter_folder, find_base, label
 from align.models.lora import Lora
-from align.planning.memory import predict_peak
 from align.report import in_words
 from align.run import Input, Run
-from align.stages.runner import Inputs, find_input, find_start, open_tracker
-from align.track import peak_memory
+from align.stages.runner import Inputs, find_input, find_start, measure_memory, open_tracker
 
 if TYPE_CHECKING:
     from align.evals.held_out import HeldOutLoss
@@ -165,8 +163,7 @@ def run(
         **figures,
         **fitted.figures,
         **run.known_metrics,
-        **peak_memory(),
-        **predict_peak(run, longest, config),
+        **measure_memory(run, config, longest),
     }
     return Result(metrics, (*describe_losses(metrics), fitted.summary))
 

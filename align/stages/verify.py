@@ -20,7 +20,7 @@ from align.reward.inputs import models_of, read_alike, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import load_roles, settings_of
-from align.stages.runner import Inputs, find_input, find_start
+from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine
 from align.track import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -61,30 +61,18 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config) -> Result:
     from align.models.load import choose_device, choose_dtype, own_tokenizer
     from align.ppo.verify.enumerated import SIZE, check_unbiased, measure_biases
-    from align.rollout.registry import open_engine
 
     stage: VerifyConfig = config.stage
     base = run.base
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, choose_device(config.device))
     artifact = find_input(run)
     roles = load_roles(config, base, artifact, models_of(run.inputs))
     perturb(roles)
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # PPO can be checked on a base model too, which has none
         use_template(tokenizer, None)
-    with open_engine(
-        run,
-        config.rollout,
-        base,
-        frozen_method(config.method.name),
-        dtype,
-        device,
-        tokenizer,
-        roles.model.generation_config,
-        config.data.max_length,
-        config.method.r,
-    ) as engine:
+    method = frozen_method(config.method.name)
+    with open_rollout_engine(run, config, base, method, tokenizer, roles.model.generation_config) as engine:
         prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
         anchors = run_anchors(run, config, roles, dtype, make_sampler(run, config, roles, engine, prompts))
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from simulated import JUDGES, Floats, lengths
 
-from align.evals.stats.length import RIDGE
-from align.evals.stats.logistic import fitted, probability
+from align.evals.stats import RIDGE, fitted, probability
 
 PAIRS = 60_000
 TASTES = JUDGES | {
@@ -36,7 +35,7 @@ def pairs() -> Iterator[tuple[Floats, Floats]]:
 
 
 def measured(first: Floats, second: Floats) -> dict[str, list[Floats]]:
-    """The columns of each measure; `align.evals.stats.length` has the third."""
+    """The columns of each measure; `align.evals.stats` has the third."""
     difference, ratio = first - second, np.log1p(first) - np.log1p(second)
     d, r = difference / difference.std(), ratio / ratio.std()
     return {

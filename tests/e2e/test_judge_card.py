@@ -97,8 +97,8 @@ def test_the_card_says_what_the_verdicts_say(bench: Bench):
     assert sum(pair["margin"] > 0 for pair in shown) == 100
     assert all(("e" in pair["chosen"]) == (pair["margin"] > 0) for pair in shown)
     assert card["reference"] == "recomputed.jsonl"
-    assert "agrees with recomputed.jsonl on 0.77" in bench.said
-    assert "enough to decide gates (0.6)" in bench.said
+    assert "agrees with recomputed.jsonl on 77" in bench.said
+    assert "It may decide gates." in bench.said
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "It may decide gates." in page
@@ -156,7 +156,7 @@ def test_a_card_needs_a_hundred_verdicts(bench: Bench):
     gated = bench.suite(CHAT, f"eval.gates=[{GATE}]")
     bench.card("few", rows=99)
     assert "its card has 99 verdicts, and 100 are needed" in bench.refused(*gated, "stage.card=eval:few")
-    assert "too little to decide gates: its card has 99 verdicts" in bench.said
+    assert "It decides no gate: its card has 99 verdicts" in bench.said
     bench.card("enough", rows=100)
     bench.run(*gated, "stage.card=eval:enough", "run.name=hundred")
 
@@ -253,4 +253,4 @@ def test_best_of_four(bench: Bench):
     card = artifact(bench.ready.root / "eval" / "four", "card.json")
     assert (card["best_of"]["4"]["value"], card["best_of"]["4"]["n"]) == ((1 + 1 / 2 + 0 + 1 / 4) / 4, 4)
     assert [*card["by_source"]] == ["one", "two"]
-    assert "it finds the best of 4 answers in 0.44" in bench.said
+    assert "best of 4 (chance has 0.25)" in bench.said

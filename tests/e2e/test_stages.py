@@ -20,7 +20,7 @@ from align.core.types import Conversation
 from align.data.split import question_key
 from align.evals.suite.samples import read_samples, summarise
 from align.models.adapters import read_tensors
-from align.report.figure_labels import scarce
+from align.report.figure_labels import describe_scarce
 from align.run import Manifest, read_manifest
 from align.track import read_rows
 
@@ -344,7 +344,7 @@ def test_an_export_follows_its_evaluation(shop: Workshop, runs: dict[str, Path])
 def test_few_prompts_are_said_to_be_few(shop: Workshop, runs: dict[str, Path]) -> None:
     assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['ppo']}", "stage.prompts=200") == 0
     assert "this result decides nothing: it is of " in shop.said
-    assert "fewer than 20 observations, so that the interval says little: win rate (" in shop.said
+    assert "Fewer than 20 observations, so that the interval says little: Win rate (" in shop.said
 
 
 def intervals(figures: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -366,16 +366,19 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     marked = set()
     for folder in found:
         page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
-        for name, figure in intervals(read_manifest(folder).metrics):
+        metrics = read_manifest(folder).metrics
+        sentence = describe_scarce(metrics)
+        few = [figure["n"] for _, figure in intervals(metrics) if figure["n"] < 20]
+        assert sentence.count(" (") >= len(few), (folder, sentence)
+        assert all(f" ({n})" in sentence for n in few), (folder, sentence)
+        for name, figure in intervals(metrics):
             assert (figure["low"] is None) == (figure["high"] is None)
             assert figure["low"] is None or figure["low"] < figure["high"], (folder, name)
-            if figure["n"] < 20:
-                marked.add(folder.parent.name)
-                assert f"{name} ({figure['n']})" in said, (folder, name)
-                assert "fewer than 20 observations" in said, (folder, name)
-        for name in scarce(read_manifest(folder).metrics, 20):
-            assert name in page, (folder, name)
-            assert "Fewer than 20 observations" in page, (folder, name)
+        if few:
+            marked.add(folder.parent.name)
+            assert sentence.startswith("Fewer than 20 observations")
+        assert sentence in said, folder
+        assert sentence in page, folder
     assert marked == {"sft", "reward", "dpo", "kto", "eval"}
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.evals.stats import agreement, holm, needed, sign_flip
-from align.evals.stats.logistic import fitted
+from align.evals.stats import agreement, fitted, holm, needed, sign_flip
 from align.ops.agreement import cohen_kappas
 
 ROW = np.arange(36)

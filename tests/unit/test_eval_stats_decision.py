@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_the_least_number_is_never_undercut():
 
 
 def test_a_decision_is_json():
-    found = decided(Rule("superior"), Interval(0.1, 0.05, 0.15, 40)).as_dict()
+    found = asdict(decided(Rule("superior"), Interval(0.1, 0.05, 0.15, 40)))
     expected = {"value": 0.1, "low": 0.05, "high": 0.15, "n": 40}
     assert found == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_a_card_has_what_it_was_given():
     assert whole.swap is not None
     assert whole.swap.consistency.value == pytest.approx(0.93, abs=0.06)
     assert whole.length_slope.low < 0 < whole.length_slope.high
-    assert whole.as_dict()["agreement"]["raw"].keys() == {"value", "low", "high", "n"}
+    assert asdict(whole)["agreement"]["raw"].keys() == {"value", "low", "high", "n"}
 
 
 def test_the_verdicts_compared_are_those_that_survive_the_swap():

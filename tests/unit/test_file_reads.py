@@ -62,7 +62,7 @@ EXCEPTIONS = {
     "align.data.sets.spool:write": OWN,
     "align.data.trained_ids:add_questions": DIGEST,
     "align.core.distribution:reinstall_command": SHIPPED,
-    "align.evals.suite.harness:data_of": PARSES,
+    "align.evals.suite.probes:data_of": PARSES,
     "align.export.card:licence_in": PARSES,
     "align.export.converters:unpack": "unpacks what align.core.files has opened",
     "align.export.engines:adapter_on": CHECKED,

@@ -11,8 +11,7 @@ import pytest
 from lm_eval_folder import written
 
 from align.core.errors import CorruptFile, InputError
-from align.evals.suite.harness import Harness, harness_record
-from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.probes import LM_EVAL, Harness, Probe, harness_record
 from align.evals.suite.tasks import parsed_tasks
 
 GIVEN = {"name": "arc", "lm_eval": "arc_easy", "include": "tasks"}

@@ -81,7 +81,7 @@ def test_it_takes_no_more_than_its_share(run: Run, clock: Clock, monkeypatch: py
         clock.now += drawing
         spent.append(drawing)
 
-    monkeypatch.setattr(live, "draw", slowly)
+    monkeypatch.setattr(live, "add_curves", slowly)
     with watched(page.advanced), progress("sft", 4000) as bar:
         for step in range(1, 4001):
             clock.now += 5
@@ -192,7 +192,7 @@ def test_an_interrupted_run_draws_for_a_moment_only(run: Run, clock: Clock, monk
         clock.now += 1.5
         report.plot(b"<svg/>", "", "a curve")
 
-    monkeypatch.setattr(stages, "plot", slow)
+    monkeypatch.setattr(stages, "add_curve", slow)
     page, tracker = LivePage(run, ""), Tracker(run.folder)
     for step in (1, 2):
         tracker.log(step, {"loss": 5.0, "lr": 0.1, "grad_norm": 1.0})
@@ -208,7 +208,7 @@ def test_interrupted_again_while_it_draws_it_ends_at_once(run: Run, monkeypatch:
 
     page = LivePage(run, "")
     page.begun()
-    monkeypatch.setattr(live, "draw", interrupted)
+    monkeypatch.setattr(live, "add_curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
         page.failed(KeyboardInterrupt())
     assert "Interrupted. The same command continues it." in shown(run)  # and not that it runs

@@ -14,8 +14,7 @@ from lm_eval_folder import written
 
 from align.core.errors import InputError
 from align.data.chat.encode import IGNORED
-from align.evals.suite.harness import Found, Harness, Requests
-from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.probes import LM_EVAL, Found, Harness, Probe, Requests
 from align.evals.suite.tasks import Item, Task
 
 lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')

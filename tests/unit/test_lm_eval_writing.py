@@ -11,9 +11,8 @@ from lm_eval_folder import written
 
 from align.core.errors import InputError
 from align.data.chat.continuations import following
-from align.evals.suite.harness import Completion, Found, Harness, Requests
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
-from align.evals.suite.probes import LM_EVAL, Probe
+from align.evals.suite.probes import LM_EVAL, Completion, Found, Harness, Probe, Requests
 from align.evals.suite.tasks import Item, Task
 from align.rollout.answer_cache import Asked
 

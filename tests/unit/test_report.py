@@ -12,9 +12,10 @@ import pytest
 
 from align.core.errors import StorageError
 from align.ops.calibration import calibration_bins
-from align.report import Report, format_figure, too_few
+from align.report import Report, format_figure
+from align.report.figure_labels import describe_scarce
 from align.report.figure_text import duration, moment, percent
-from align.report.page import LONGEST_TEXT, Code, Link, Part, Said
+from align.report.page import LONGEST_TEXT, Code, Link, Part
 from align.report.plots import (
     MOST_POINTS,
     curves,
@@ -59,9 +60,9 @@ def full_report(text: str = "plain") -> Report:
         .text(f"{text}\n\n- {text}\n- **{text}**\n\n`{text}`")
         .facts([(text, [text, Code(text), Link(text, "../other.html")])])
         .table([text, "n"], [[text, 3]], text)
-        .transcript([{"role": text, "content": text}] * 2, [Said(text, text, text)])
-        .side_by_side([{"role": text, "content": text}] * 2, [Said(text, text, text)])
-        .tokens(text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
+        .add("transcript", [{"role": text, "content": text}] * 2, [{"label": text, "text": text, "reasoning": text}])
+        .add("side_by_side", [{"role": text, "content": text}] * 2, [{"label": text, "text": text, "reasoning": text}])
+        .add("tokens", text, [Part(text, False, False), Part(text, True, False), Part(text, True, True)])
         .plot(drawn, text, text)
     )
 
@@ -140,9 +141,9 @@ def test_few_observations_are_said_to_be_few():
     assert format_figure(figures["win_rate"]) == "1 [0.7, 1] (n=19, fewer than 20)"
     assert format_figure(figures["gold"]["difference"]) == "0.5 (no interval) (n=3, fewer than 20)"
     assert format_figure(figures["enough"]) == "0.5 [0.3, 0.7] (n=20)"
-    said = "fewer than 20 observations, so that the interval says little: win rate (19), gold difference (3)"
-    assert too_few(figures) == said
-    assert too_few({"enough": figures["enough"]}) == ""
+    sentence = "Fewer than 20 observations, so that the interval says little: Win rate (19), Gain in gold score (3)."
+    assert describe_scarce(figures) == sentence
+    assert describe_scarce({"enough": figures["enough"]}) == ""
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_format_figure(value, text):
 
 def test_a_row_of_tokens_is_marked_by_more_than_a_colour():
     parts = [Part("<s>", False, True), Part("Hi?", False, False), Part("Yes.", True, False), Part("</s>", True, True)]
-    source = Report("r").tokens("Row 1", parts).html()
+    source = Report("r").add("tokens", "Row 1", parts).html()
     assert "<code>&lt;s&gt;</code>Hi?<mark>Yes.<code>&lt;/s&gt;</code></mark></p>" in source
     assert re.search(r"\.tokens mark \{[^}]*border-bottom", source)
     assert re.search(r'\.tokens mark::before \{ content: "\[trained: "', source)
@@ -198,13 +199,13 @@ def test_a_row_of_tokens_is_marked_by_more_than_a_colour():
 
 def test_a_long_row_is_cut_in_the_middle_and_says_so():
     parts = [Part("a" * 3000, False, False), Part("<|u|>", False, True), Part("b" * 1500, True, False)]
-    source = Report("r").tokens("Row 1", parts).html()
+    source = Report("r").add("tokens", "Row 1", parts).html()
     half = LONGEST_TEXT // 2
     note = "<i> … 2,505 characters are left out here … </i>"
     assert f"dir=auto>{'a' * half}{note}<mark>{'b' * half}</mark></p>" in source
-    within = Report("r").tokens("Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
+    within = Report("r").add("tokens", "Row 1", [Part("a" * half, False, False), Part("b" * half, True, False)]).html()
     assert f"dir=auto>{'a' * half}<mark>{'b' * half}</mark></p>" in within
-    one = Report("r").tokens("Row 1", [Part("c" * 2001, True, False)]).html()
+    one = Report("r").add("tokens", "Row 1", [Part("c" * 2001, True, False)]).html()
     assert one.count("1 characters are left out") == 1
     assert one.count("c" * half) == 2
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from seen_runs import seen
 
+from align.core.types import Message
 from align.evals.suite.probes import Choices, chosen
 from align.evals.suite.results import Said as Answer
 from align.report.page import Report
-from align.report.page import Said as Side
-from align.report.suite_page import regressions, side, summarize
+from align.report.suite_page import summarize
 
 
 @pytest.mark.parametrize(
@@ -34,23 +35,32 @@ def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headl
     assert summarize(run) == f"{headline} No difference between new and old was shown."
 
 
+def show(answer: Answer) -> tuple[str, str]:
+    """Return the label and the text that the page shows of an answer."""
+    row = {"prompt": [{"role": "user", "content": "a question"}], "answers": dict.fromkeys("no", answer.as_dict())}
+    report = Report("t").add("regressions", "n", "o", [row], False, template="suite.html")
+    label, text = re.findall(r"<dt>n(.*?)</dt><dd><div dir=auto>(.*?)</div>", report.html(), re.DOTALL)[0]
+    return label, text
+
+
 def test_a_probe_shows_what_it_found() -> None:
-    text = Answer("", "", -2.05021, weighed={"nats": 14.211, "tokens": 3, "bytes": 10}).as_dict()
-    assert side("new", text, False) == Side("new", "2.0502 bits per byte")
+    text = Answer("", "", -2.05021, weighed={"nats": 14.211, "tokens": 3, "bytes": 10})
+    assert show(text) == ("", "2.0502 bits per byte")
     for logprobs, label, picked in (
-        ([-1.0, -2.0], "new, wrong choice", "Rome"),
-        ([-2.0, -1.0], "new, right choice", "Paris"),
+        ([-1.0, -2.0], ", wrong choice", "Rome"),
+        ([-2.0, -1.0], ", right choice", "Paris"),
     ):
         weighed = chosen(Choices(("Rome", "Paris"), 1), logprobs)
-        answer = Answer("", picked, weighed["acc"], weighed=weighed).as_dict()
-        assert side("new", answer, False) == Side(label, picked)
-    assert side("new", Answer("", "an answer", 0.5).as_dict(), False) == Side("new, score 0.50", "an answer")
-    answer = Answer("", " 4\n#### 4", 1.0, weighed={"metrics": {"exact_match": 1.0}}).as_dict()
-    assert side("new", answer, False) == Side("new, score 1.00", " 4\n#### 4")
+        assert show(Answer("", picked, weighed["acc"], weighed=weighed)) == (label, picked)
+    assert show(Answer("", "an answer", 0.5)) == (", score 0.50", "an answer")
+    answer = Answer("", " 4\n#### 4", 1.0, weighed={"metrics": {"exact_match": 1.0}})
+    assert show(answer) == (", score 1.00", " 4\n#### 4")
     weighed = {"requests": [["Paris", -1.0]], "metrics": {"acc": 0.0}}
-    assert side("new", Answer("", "Paris", 0.0, weighed=weighed).as_dict(), False) == Side("new, score 0.00", "Paris")
-    text = Answer("", "", -0.75, weighed={"requests": [], "metrics": {"bits_per_byte": -0.75}}).as_dict()
-    assert side("new", text, False) == Side("new", "-0.7500")
+    assert show(Answer("", "Paris", 0.0, weighed=weighed)) == (", score 0.00", "Paris")
+    text = Answer("", "", -0.75, weighed={"requests": [], "metrics": {"bits_per_byte": -0.75}})
+    assert show(text) == ("", "-0.7500")
+    before = (Message("assistant", "<b>"), Message("user", "more?"))
+    assert show(Answer("", "&", before=before)) == ("", "assistant: &lt;b&gt;\n\nuser: more?\n\nassistant: &amp;")
 
 
 def test_texts_whose_scores_are_nearly_equal_are_told_apart() -> None:
@@ -58,9 +68,8 @@ def test_texts_whose_scores_are_nearly_equal_are_told_apart() -> None:
         who: Answer("", "", score, weighed={"nats": 1.0, "tokens": 1, "bytes": 1}).as_dict()
         for who, score in (("new", -2.0502), ("old", -2.0498))
     }
-    report = Report("t", "")
-    regressions(report, "new", "old", [{"prompt": [{"role": "user", "content": "a text"}], "answers": answers}], False)
-    page = report.html()
+    row = {"prompt": [{"role": "user", "content": "a text"}], "answers": answers}
+    page = Report("t").add("regressions", "new", "old", [row], False, template="suite.html").html()
     assert "2.0502 bits per byte" in page
     assert "2.0498 bits per byte" in page
     assert "(empty)" not in page

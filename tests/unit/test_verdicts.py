@@ -11,13 +11,13 @@ import pytest
 from seen_runs import interval, said, seen
 
 from align.config.stages import WITH_RUNS
-from align.report.figure_labels import FIGURES, scarce, table_of
+from align.report.figure_labels import FIGURES, describe_scarce, table_of
 from align.report.headlines import VERDICTS
 from align.report.live import TITLES, finished_page
 from align.report.origins import about_code, about_rendering, about_rows, origins
 from align.report.page import Code, Link, Report
 from align.report.run_view import RunView
-from align.report.stages import draw, figures_so_far, reliability_bins
+from align.report.stages import add_curves, add_latest_figures, reliability_bins
 from align.run import Base, Input, Manifest
 
 
@@ -163,7 +163,7 @@ def test_a_table_says_nothing_twice_and_leaves_nothing_blank():
     ]  # fmt: skip
     assert all(cell.strip() for row in rows for cell in row)
     assert [row[0] for row in rows if row[0] not in {figure.label for figure in FIGURES}] == ["Odd thing"]
-    assert scarce(metrics, 20) == ["Win rate (12)", "Gain in gold score (12)", "KL from the start (12)"]
+    assert describe_scarce(metrics).endswith(": Win rate (12), Gain in gold score (12), KL from the start (12).")
 
 
 def test_labels_and_readings_are_whole():
@@ -258,9 +258,9 @@ def test_how_rows_became_text_is_said_where_it_is_not_the_default():
 def test_one_point_is_no_curve_and_the_newest_figures_are_there_at_once(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 64, "eos_rate": 0.5, "mean_length": 38.03}\n')
     given, report = seen("sample", {}, tmp_path), Report("")
-    draw(report, given)
+    add_curves(report, given)
     assert report.blocks == []
-    figures_so_far(report, given)
+    add_latest_figures(report, given)
     assert "<td>Answer length (tokens)</td><td>38.03 at prompt 64</td>" in report.blocks[0]
 
 
@@ -269,7 +269,7 @@ def test_the_held_out_loss_is_one_curve_from_the_start_on(tmp_path: Path, measur
     rows = [{"step": step, "loss": 3.0} | ({"held_out_loss": 4.0 - step} if measured else {}) for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = Report("")
-    draw(report, seen("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path))
+    add_curves(report, seen("sft", {"loss_before": 4.0, "loss_after": 2.0, "published_step": 2, "steps": 2}, tmp_path))
     alt = re.search(r'alt="(Loss over steps[^"]*)"', report.blocks[0])
     assert alt is not None
     assert alt[1].count("held out") == 1

@@ -28,12 +28,12 @@ from align.data.trained_ids import Seen
 from align.evals.judges.identity import JudgeIdentity, describe_difference, list_differences
 from align.evals.judges.judge_verdict import FIRST, SECOND, Pair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
-from align.evals.stats import agreement, measure_judge, surviving
+from align.evals.stats import agreement, measure_judge, share_won, surviving
 from align.evals.suite.tasks import Item, clustered
 from align.evals.text import join_turns
 from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses, log_odds
 from align.ops.intervals import grouped, mean, proportion
-from align.report.figure_text import calibration_in_words, counted, in_words
+from align.report.figure_text import counted, in_words
 from align.rollout.answer_cache import AnswerStore
 from align.run import Input, file_digest, json_digest, json_object, resolve
 
@@ -296,9 +296,10 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
     reference = [pair.verdict for pair in pairs]
     clusters = [pair.item.cluster for pair in pairs]
     first_lengths, second_lengths = zip(*(pair.lengths for pair in pairs), strict=True)
-    figures = measure_judge(
+    statistics = measure_judge(
         opinions.verdicts, reference, opinions.swapped, (first_lengths, second_lengths), clusters, level, is_missing
-    ).as_dict()
+    )
+    figures = asdict(statistics)
     decided = [i for i, pair in enumerate(pairs) if not pair.is_tied]
     if decided:
         figures |= measure_accuracy([pairs[i] for i in decided], verdicts[decided], level)
@@ -313,7 +314,7 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
     figures |= measure_calibration([pairs[i] for i in decided], [opinions.log_odds[i] for i in decided], level)
     voted_clusters, equal_shares = measure_human_agreement(pairs)
     if equal_shares:
-        figures["between_people"] = proportion(grouped(voted_clusters, equal_shares)[0], level=level).as_dict()
+        figures["between_people"] = share_won(equal_shares, voted_clusters, level).as_dict()
     return figures
 
 
@@ -338,7 +339,7 @@ def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level:
     def measure_label(label: float) -> dict[str, Any]:
         rows = [i for i, own in enumerate(labels) if own == label]
         is_right = np.array([float(verdicts[i] == label) for i in rows])
-        return proportion(grouped([clusters[i] for i in rows], is_right)[0], level=level).as_dict()
+        return share_won(is_right, [clusters[i] for i in rows], level).as_dict()
 
     return {
         "agreement": asdict(agreement(verdicts, labels, clusters, level)),
@@ -358,7 +359,7 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
     def measure_rows(rows: Sequence[int]) -> dict[str, Any]:
         clusters = [pairs[i].item.cluster for i in rows]
-        return proportion(grouped(clusters, is_right[[*rows]])[0], level=level).as_dict()
+        return share_won(is_right[[*rows]], clusters, level).as_dict()
 
     def measure_groups(key: Callable[[PairExample], str]) -> dict[str, Any]:
         keys = [key(pair) for pair in pairs]
@@ -658,55 +659,3 @@ def choose_report(
         examples = "answers" if judge.asks else "pairs"
         raise InputError(FIELD, value, f"{decides}: {why}", f"Measure it on more {examples}, or name another judge.")
     return own[0]
-
-
-# Words
-
-
-def describe_right_to_decide(metrics: Mapping[str, Any]) -> str:
-    why_not = metrics["why_not"]
-    return f"too little to decide gates: {why_not}" if why_not else f"enough to decide gates ({MIN_AGREEMENT:g})"
-
-
-def describe_pair_judge(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the figures of a judge of pairs in words, first whether it may decide gates."""
-    card = metrics["card"]
-    agreed = in_words(metrics["judge_agreement"], ".2f")
-    verdicts = counted(card["agreement"]["verdicts"], "verdict")
-    may_decide = describe_right_to_decide(metrics)
-    yield f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {verdicts}, {may_decide}"
-    if "accuracy" in card:
-        lengths = [
-            f"{in_words(card['by_length'][key], '.2f')} where it is the {key} one"
-            for key in (LONGER, SHORTER)
-            if key in card["by_length"]
-        ]
-        accuracy = in_words(card["accuracy"], ".2f")
-        line = f"it prefers the better answer in {accuracy} of the pairs that have one"
-        yield f"{line}; {', '.join(lengths)}" if lengths else line
-    if card["swap"]:
-        consistent, shown_first = (in_words(card["swap"][key], ".2f") for key in ("consistency", "shown_first"))
-        yield f"{consistent} of its verdicts survive a swap; the answer that is shown first wins {shown_first}"
-    if card["errors"]:
-        pairs = counted(card["errors"], "pair")
-        yield f"it gives no verdict, or one in one order alone, on {pairs}: counted as wrong"
-    for n, interval in card.get("best_of", {}).items():
-        prompts = counted(interval["n"], "prompt")
-        yield f"it finds the best of {n} answers in {in_words(interval, '.2f')} of {prompts}"
-    if "calibration" in card:
-        yield calibration_in_words(card["calibration"])
-    if "between_people" in card:
-        yield f"people agree with each other on {in_words(card['between_people'], '.2f')} of such pairs"
-
-
-def describe_answer_judge(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the figures of a judge of single answers in words, first whether it may decide gates."""
-    card = metrics["card"]
-    by_label = ", ".join(f"{in_words(card['by_label'][name], '.2f')} labelled {name}" for name in YES_AND_NO)
-    labels = " and ".join(f"{card['labels'][name]:,} {name}" for name in YES_AND_NO)
-    yield f"{metrics['judge']} is right on {by_label} ({labels}), {describe_right_to_decide(metrics)}"
-    agreed = in_words(metrics["judge_agreement"], ".2f")
-    answers = counted(card["agreement"]["verdicts"], "answer")
-    yield f"in all it agrees with {metrics['reference']} on {agreed} of {answers}"
-    if "calibration" in card:
-        yield calibration_in_words(card["calibration"])

@@ -51,6 +51,19 @@ Files = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
 """System → task and id of an item → its answers in a file, one a turn."""
 
 
+@dataclass(slots=True)
+class Made:
+    """How many different records were made before, and now."""
+
+    before: int = 0
+    now: int = 0
+
+    def add(self, total: int, before: int) -> None:
+        """Count so many records, some of which were made before."""
+        self.before += before
+        self.now += total - before
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How systems are asked, and where their answers are kept.
@@ -66,6 +79,7 @@ class Sampling:
         open_engine: loads the engine for the base of a system, with a tokenizer.
         seed_of: the seed of a system's answer to an item. None: the prompt and the number of its draw decide it.
         loaded: the models of the systems that were asked last, by their names, see `load_actors`.
+        answers, likelihoods: how many were made, of all systems.
     """
 
     root: Path
@@ -84,6 +98,8 @@ class Sampling:
     open_engine: Callable[[System, Any], AbstractContextManager[Engine]]
     seed_of: Callable[[System, Item], int] | None = None
     loaded: dict[tuple[str, ...], dict[str, Actor]] = field(default_factory=dict)
+    answers: Made = field(default_factory=Made)
+    likelihoods: Made = field(default_factory=Made)
 
     def choose_seed(self, system: System, item: Item) -> int:
         """Return the seed of an answer. Every system draws with the same one, unless `seed_of` says otherwise."""
@@ -124,30 +140,6 @@ class TaskAnswers(NamedTuple):
         return self.items[0].check is None
 
 
-class Made(NamedTuple):
-    """How many different answers were made before, and now."""
-
-    before: int
-    now: int
-
-    def plus(self, other: Made) -> Made:
-        return Made(self.before + other.before, self.now + other.now)
-
-
-class Requests(NamedTuple):
-    """The requests to a system, one an item.
-
-    Attributes:
-        tokenizer: None of a model behind a server.
-        each: an `Asked`, or a `Question` to a server; None for a prompt that is too long for the system.
-    """
-
-    system: System
-    tokenizer: Any
-    items: Sequence[Item]
-    each: Sequence[Any]
-
-
 class Turn(NamedTuple):
     """A system's answer at one turn of an item.
 
@@ -172,13 +164,8 @@ class Greedy(NamedTuple):
     why_none: dict[str, str]
 
 
-def ask_systems(
-    sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files
-) -> tuple[list[TaskAnswers], Made]:
-    """Ask every system every item. What was answered before is not asked again.
-
-    Returns:
-        the answers to each task, and how many were made.
+def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> list[TaskAnswers]:
+    """Ask every system every item, and return the answers to each task. What was answered before is not asked again.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
@@ -190,7 +177,6 @@ def ask_systems(
     pads: dict[str, int] = {}
     fits = [True] * len(items)
     refusals = [""] * len(items)
-    made = Made(0, 0)
     greedy = Greedy({}, {system.name: "a file has none" for system in systems if system.is_file})
     for number in range(1 + max(len(item.then) for item in items) if asking else 0):
         due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= number]
@@ -200,8 +186,7 @@ def ask_systems(
         ]
         pads |= {each.system.name: each.tokenizer.pad_token_id for each in requests if each.tokenizer is not None}
         greedy_rows = rows_to_ask_greedily(tasks) if number == 0 else []
-        due_fits, due_refusals, answers, now = ask_turn(sampling, requests, greedy_rows, greedy)
-        made = made.plus(now)
+        due_fits, due_refusals, answers = ask_turn(sampling, requests, greedy_rows, greedy)
         for i, fit, refusal in zip(due, due_fits, due_refusals, strict=True):
             fits[i] = fit
             refusals[i] = refusal
@@ -236,7 +221,7 @@ def ask_systems(
                 greedy.why_none,
             )
         )
-    return by_task, made
+    return by_task
 
 
 def select_rows(rollout: Rollout, rows: slice) -> Rollout:
@@ -256,21 +241,21 @@ def rows_to_ask_greedily(tasks: Tasks) -> list[int]:
     return rows if len(first_of_each_prompt(prompts)) >= MIN_PROMPTS else []
 
 
-def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) -> Requests:
+def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) -> Wanted:
     """Return the requests to a system, with all that decides each answer."""
     if system.endpoint is not None:
-        return Requests(system, None, items, [build_question(sampling, system, item) for item in items])
+        return Wanted(system, None, [build_question(sampling, system, item) for item in items], items)
     assert system.base is not None
     tokenizer = load_tokenizer(sampling, system)
     model = describe(system.base)
     room = prompt_room(context_length(model), sampling.max_length, sampling.max_new_tokens)
     stop_ids = stop_token_ids(tokenizer, model.generation_config)
     identity = identify_system(sampling, system)
-    each: list[Asked | None] = []
+    keys: list[Asked | None] = []
     for item in items:
         ids = None if surely_too_long(tokenizer, item.prompt, room) else prompt_ids(tokenizer, item.prompt)
         if ids is None or len(ids) > room:
-            each.append(None)
+            keys.append(None)
             continue
         asked = Asked(
             **identity,
@@ -281,8 +266,8 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) ->
             seed=sampling.choose_seed(system, item),
             engine=sampling.engine,
         )
-        each.append(asked)
-    return Requests(system, tokenizer, items, each)
+        keys.append(asked)
+    return Wanted(system, tokenizer, keys, items)
 
 
 def build_question(sampling: Sampling, system: System, item: Item) -> Question:
@@ -330,8 +315,8 @@ def list_computing_versions(device: torch.device) -> list[str]:
 
 
 def ask_turn(
-    sampling: Sampling, requests: Sequence[Requests], greedy_rows: Sequence[int], greedy: Greedy
-) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]], Made]:
+    sampling: Sampling, requests: Sequence[Wanted], greedy_rows: Sequence[int], greedy: Greedy
+) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]]]:
     """Ask all systems for their next answers.
 
     Args:
@@ -340,17 +325,18 @@ def ask_turn(
 
     Returns:
         which items fit every system; what a server said of each that it found too long; system → its answers to those
-        that fit; how many were made.
+        that fit.
     """
     here = [each for each in requests if each.system.endpoint is None]
     servers = [each for each in requests if each.system.endpoint is not None]
-    fits = [all(asked is not None for asked in row) for row in zip(*(each.each for each in requests), strict=True)]
+    fits = [all(asked is not None for asked in row) for row in zip(*(each.keys for each in requests), strict=True)]
     refusals = [""] * len(fits)
-    made = Made(0, 0)
     replies: dict[str, list[Answer | Failure | None]] = {}
-    for each in servers:
-        replies[each.system.name], now = ask_server(sampling, each, fits)
-        made = made.plus(now)
+    for each in servers:  # whose templates and limits are their own: only they can say that a prompt is too long
+        assert each.system.endpoint is not None
+        questions = [question for question, fit in zip(each.keys, fits, strict=True) if fit]
+        of_server = ask_endpoint(sampling, each.system.endpoint, questions, each.system.field, ("too long",))
+        replies[each.system.name] = [of_server.get(question.id) for question in each.keys]
     for name, of_server in replies.items():
         fits = [fit and isinstance(reply, Answer) for fit, reply in zip(fits, of_server, strict=True)]
         refusals = [
@@ -358,16 +344,16 @@ def ask_turn(
             for reply, before in zip(of_server, refusals, strict=True)
         ]
     if not any(fits):
-        return fits, refusals, {each.system.name: [] for each in requests}, made
+        return fits, refusals, {each.system.name: [] for each in requests}
     rows = [row for row, fit in enumerate(fits) if fit]
     greedy_rows = [row for row in greedy_rows if fits[row]]
     wanted = []
     for each in here:
-        keys = [each.each[row] for row in rows]
-        keys += [replace(each.each[row], temperature=0.0, seed=0) for row in greedy_rows]
+        keys = [each.keys[row] for row in rows]
+        keys += [replace(each.keys[row], temperature=0.0, seed=0) for row in greedy_rows]
         wanted.append(Wanted(each.system, each.tokenizer, keys))
-    answers, now = complete(AnswerStore(sampling.root / FILE), wanted, "answers", partial(generate, sampling))
-    made = made.plus(now)
+    store = AnswerStore(sampling.root / FILE)
+    answers = complete(store, wanted, "answers", sampling.answers, partial(generate, sampling))
     turns: dict[str, list[Turn]] = {}
     for each, of_system, values in zip(here, wanted, answers, strict=True):
         asked_items = [each.items[row] for row in (*rows, *greedy_rows)]
@@ -385,34 +371,37 @@ def ask_turn(
     for each in servers:
         name = each.system.name
         turns[name] = []
-        for question, reply, fit in zip(each.each, replies[name], fits, strict=True):
+        for question, reply, fit in zip(each.keys, replies[name], fits, strict=True):
             if fit and isinstance(reply, Answer):
                 reasoning, text = parted(reply.text) if sampling.hides_reasoning else (None, reply.text)
                 turns[name].append(Turn(Said(question.id, text, None, reply.ended, reasoning)))
         if greedy_rows:
-            texts, why, now = ask_server_greedily(sampling, each.system, [each.each[row] for row in greedy_rows])
-            made = made.plus(now)
+            texts, why = ask_server_greedily(sampling, each.system, [each.keys[row] for row in greedy_rows])
             if texts is None:
                 greedy.why_none[name] = why
             else:
                 read = [parted(text)[1] if sampling.hides_reasoning else text for text in texts]
                 greedy.texts[name] = dict(zip(greedy_rows, read, strict=True))
-    return fits, refusals, turns, made
+    return fits, refusals, turns
 
 
 # Systems that answer here
 
 
 class Wanted(NamedTuple):
-    """Records that are wanted of a system.
+    """Records that are wanted of a system, such as answers.
 
     Attributes:
-        keys: of each record all that decides it.
+        tokenizer: None of a model behind a server.
+        keys: of each record all that decides it, such as an `Asked`, or a `Question` to a server. None for a prompt
+            that is too long for the system.
+        items: that the records are of, if they are answers.
     """
 
     system: System
     tokenizer: Any
     keys: Sequence[Any]
+    items: Sequence[Item] = ()
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -426,19 +415,21 @@ Keep = Callable[[Sequence[tuple[Any, Any]]], None]
 
 
 def complete(
-    store: AnswerStore, wanted: Sequence[Wanted], what: str, make: Callable[[Sequence[Wanted], Keep], None]
-) -> tuple[list[list[Any]], Made]:
+    store: AnswerStore, wanted: Sequence[Wanted], what: str, made: Made, make: Callable[[Sequence[Wanted], Keep], None]
+) -> list[list[Any]]:
     """Look up records, make and keep those that are missing, and return those of each system in the order of its keys.
 
     Args:
         what: the records are called, for the progress bar.
+        made: counts them.
         make: makes the missing records of systems on one base, each once.
     """
     ids = {key.id for each in wanted for key in each.keys}
     if not ids:
-        return [[] for _ in wanted], Made(0, 0)
+        return [[] for _ in wanted]
     known: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
     before = len(known)
+    made.add(len(ids), before)
     groups: dict[tuple[Any, ...], list[Wanted]] = {}
     for each in wanted:
         if each.keys:
@@ -458,7 +449,7 @@ def complete(
             ]
             if any(each.keys for each in missing):
                 make(missing, keep)
-    return [[known[key.id] for key in each.keys] for each in wanted], Made(before, len(ids) - before)
+    return [[known[key.id] for key in each.keys] for each in wanted]
 
 
 def generate(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:
@@ -521,83 +512,67 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
 # Models behind servers
 
 
-def ask_server(
-    sampling: Sampling, requests: Requests, fits: Sequence[bool]
-) -> tuple[list[Answer | Failure | None], Made]:
-    """Return the replies of a server, and how many answers were made. The server's template is its own, and so is its
-    limit: only it can say that a prompt is too long, which is asked again by every run.
-
-    Args:
-        fits: which items the other systems can be asked; the rest is not asked here.
-
-    Raises:
-        InputError: the server does not answer, or refuses for another reason than the length of a prompt.
-    """
-    endpoint = requests.system.endpoint
-    assert endpoint is not None
-    questions = [question for question, fit in zip(requests.each, fits, strict=True) if fit]
-    replies, kept = ask_endpoint(sampling, endpoint, questions, requests.system.field, ("too long",))
-    answered = sum(isinstance(reply, Answer) for reply in replies.values())
-    return [replies.get(question.id) for question in requests.each], Made(kept, answered - kept)
-
-
 def ask_endpoint(
     sampling: Sampling, endpoint: Endpoint, questions: Sequence[Question], label: str, accepted: Sequence[str]
-) -> tuple[Mapping[str, Answer | Failure], int]:
-    """Return a server's replies by the id of the question, and how many were there before.
+) -> Mapping[str, Answer | Failure]:
+    """Return a server's replies by the id of the question.
 
     Args:
         label: of the progress bar.
         accepted: the kinds of failures that are replies.
 
     Raises:
-        InputError: a question fails in another way.
+        InputError: the server does not answer, or a question fails in another way.
     """
 
     def watch(reply: Answer | Failure) -> None:
         if isinstance(reply, Failure) and reply.kind not in accepted:
             raise lost(endpoint, reply)
 
-    if not ranks.is_main():
-        return ranks.broadcast(({}, 0))
-    return ranks.broadcast(answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch))
+    replies: Mapping[str, Answer | Failure] = {}
+    before = 0
+    if ranks.is_main():
+        replies, before = answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
+    replies, before = ranks.broadcast((replies, before))
+    sampling.answers.add(sum(isinstance(reply, Answer) for reply in replies.values()), before)
+    return replies
 
 
 def ask_server_greedily(
     sampling: Sampling, system: System, questions: Sequence[Question]
-) -> tuple[list[str] | None, str, Made]:
+) -> tuple[list[str] | None, str]:
     """Ask a server at temperature 0. The first few questions are asked twice, with different seeds: a server whose
     answers differ does not honour the temperature.
 
     Returns:
-        the texts, None if it gives no such answers; the reason then; how many were made.
+        the texts, None if it gives no such answers, and the reason then.
 
     Raises:
         InputError: the server cannot be reached, or its answers cannot be read.
     """
     endpoint = system.endpoint
     assert endpoint is not None
-    label = f"{endpoint.field}, temperature 0"
+    ask = partial(
+        ask_endpoint, sampling, endpoint, label=f"{endpoint.field}, temperature 0", accepted=("too long", "refused")
+    )
     if any(question.body.get("temperature") != sampling.temperature for question in questions):
-        return None, f"{endpoint.field}.extra_body sets the temperature", Made(0, 0)
+        return None, f"{endpoint.field}.extra_body sets the temperature"
     greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
     probes = greedy[:PROBES]
     again = [replace(with_settings(question, seed=1), draw=1) for question in probes]
-    replies, before = ask_endpoint(sampling, endpoint, [*probes, *again], label, ("too long", "refused"))
-    made = Made(before, len(replies) - before)
+    replies = ask(questions=[*probes, *again])
     refusal = next((reply.said for reply in replies.values() if isinstance(reply, Failure)), None)
     if refusal is not None:
-        return None, f"its server {refusal}", made
+        return None, f"its server {refusal}"
     openings = {id: words(reply.text)[:OPENING] for id, reply in replies.items() if isinstance(reply, Answer)}
     differing = sum(openings[one.id] != openings[other.id] for one, other in zip(probes, again, strict=True))
     if 2 * differing >= len(probes):
-        return None, "its server answers differently each time", made
-    replies, before = ask_endpoint(sampling, endpoint, greedy, label, ("too long", "refused"))
-    made = Made(made.before, made.now + len(replies) - before)
+        return None, "its server answers differently each time"
+    replies = {**replies, **ask(questions=[question for question in greedy if question.id not in replies])}
     texts = [reply.text for question in greedy if isinstance(reply := replies[question.id], Answer)]
     if len(texts) < len(greedy):
-        return None, "its server refuses some prompts at this temperature", made
-    return texts, "", made
+        return None, "its server refuses some prompts at this temperature"
+    return texts, ""
 
 
 def with_settings(question: Question, **settings: Any) -> Question:

@@ -22,8 +22,16 @@ from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.judge_verdict import pair_orders
 from align.evals.judges.llm_judge import describe_yes
 from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
-from align.evals.stats import Decision, Rule, bounded_difference, decided, needed_pairs, needed_share, score_difference
-from align.evals.stats.decision import Kind
+from align.evals.stats import (
+    Decision,
+    Kind,
+    Rule,
+    bounded_difference,
+    decided,
+    needed_pairs,
+    needed_share,
+    score_difference,
+)
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARES, Scored, own_mean
 from align.evals.suite.tasks import Task

@@ -26,7 +26,6 @@ from align.data.chat.continuations import answered, behind, continued, following
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, eos_token_ids, surely_too_long
 from align.evals.suite.answers import (
     Keep,
-    Made,
     Sampling,
     Wanted,
     complete,
@@ -35,8 +34,19 @@ from align.evals.suite.answers import (
     load_actors,
     load_tokenizer,
 )
-from align.evals.suite.harness import Completion, Requests, Written
-from align.evals.suite.probes import BY, CHOICE, NORMS, Choices, Probe, bits_per_byte, chosen, size_of
+from align.evals.suite.probes import (
+    BY,
+    CHOICE,
+    NORMS,
+    Choices,
+    Completion,
+    Probe,
+    Requests,
+    Written,
+    bits_per_byte,
+    chosen,
+    size_of,
+)
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item, Task, Tasks
@@ -157,27 +167,14 @@ class Reader(NamedTuple):
 
     system: System
     tokenizer: Any
-    context: int
     rows: Sequence[Sequence[Encoded] | None]
 
 
-class Probed(NamedTuple):
-    """The probes of a suite.
+def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, Scored]:
+    """Measure the probes among the tasks: name of the task → what came of it.
 
-    Attributes:
-        scored: by the name of the task.
-        weighed: how many log-likelihoods were computed.
-        written: how many answers were made.
-    """
-
-    scored: Mapping[str, Scored]
-    weighed: Made
-    written: Made
-
-
-def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> Probed:
-    """Measure the probes among the tasks. The model of each system computes here, whatever `rollout=` is; adapters on
-    one base in one load of it, one after another.
+    The model of each system computes here, whatever `rollout=` is; adapters on one base in one load of it, one after
+    another.
 
     Args:
         systems: those that have a model.
@@ -188,7 +185,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
     """
     asked = [(task, item) for task, items in tasks if task.probe is not None for item in items]
     if not asked:
-        return Probed({}, Made(0, 0), Made(0, 0))
+        return {}
     readers = [build_reader(sampling, system, asked) for system in systems]
     fits = [all(reader.rows[i] is not None for reader in readers) for i in range(len(asked))]
     kept_by_task: dict[str, list[int]] = {task.name: [] for task, _ in asked}
@@ -200,8 +197,8 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
         problem = f"is longer than the context of some system, for all {counted(len(items), 'item')}"
         remedy = "Give shorter rows; an answer's max_gen_toks count with its context."
         require(bool(kept), task.field, task.path or task.name, problem, remedy)
-    weighed, made = weigh_rows(sampling, readers, asked, fits)
-    completed, written = write_completions(sampling, readers, asked, fits)
+    weighed = weigh_rows(sampling, readers, asked, fits)
+    completed = write_completions(sampling, readers, asked, fits)
     scored: dict[str, Scored] = {}
     for task, items, kept in probes:
         assert task.probe is not None
@@ -227,7 +224,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
             role = "exact" if task.probe.kind == CHOICE else "measured"
             part = Scored(task.name, BY[task.probe.kind], role, of_task, said)
         scored[task.name] = replace(part, dropped=len(items) - len(kept))
-    return Probed(scored, made, written)
+    return scored
 
 
 def build_reader(sampling: Sampling, system: System, asked: Sequence[tuple[Task, Item]]) -> Reader:
@@ -235,7 +232,7 @@ def build_reader(sampling: Sampling, system: System, asked: Sequence[tuple[Task,
     tokenizer = load_tokenizer(sampling, system)
     context = context_length(describe(system.base))
     window = max(min(context, sampling.max_length), 2)  # a token, and one before it
-    return Reader(system, tokenizer, context, [encode_item(tokenizer, *each, context, window) for each in asked])
+    return Reader(system, tokenizer, [encode_item(tokenizer, *each, context, window) for each in asked])
 
 
 def encode_item(tokenizer: Any, task: Task, item: Item, context: int, window: int) -> list[Encoded] | None:
@@ -288,7 +285,7 @@ def read_weighed(probe: Probe, item: Item, rows: Sequence[Encoded], likelihoods:
 
 def weigh_rows(
     sampling: Sampling, readers: Sequence[Reader], asked: Sequence[tuple[Task, Item]], fits: Sequence[bool]
-) -> tuple[dict[str, list[list[Likelihood]]], Made]:
+) -> dict[str, list[list[Likelihood]]]:
     """Return how likely each system finds each row, by its name; nothing of items that do not fit, or ask for an
     answer."""
     engine = " ".join(list_computing_versions(sampling.device))
@@ -309,12 +306,12 @@ def weigh_rows(
                 rows[key.id] = row
         wanted.append(Wanted(reader.system, reader.tokenizer, keys))
     store = AnswerStore(sampling.root / FILE, Likelihood, TABLE)
-    found, made = complete(store, wanted, "log-likelihoods", partial(weigh, sampling, rows))
+    found = complete(store, wanted, "log-likelihoods", sampling.likelihoods, partial(weigh, sampling, rows))
     by_item = {}
     for reader, of_item, records in zip(readers, counts, found, strict=True):
         left = iter(records)
         by_item[reader.system.name] = [[*islice(left, count)] for count in of_item]
-    return by_item, made
+    return by_item
 
 
 def weigh(sampling: Sampling, rows: Mapping[str, Encoded], group: Sequence[Wanted], keep: Keep) -> None:
@@ -364,7 +361,7 @@ def share_batches(
 
 def write_completions(
     sampling: Sampling, readers: Sequence[Reader], asked: Sequence[tuple[Task, Item]], fits: Sequence[bool]
-) -> tuple[dict[str, dict[int, Written]], Made]:
+) -> dict[str, dict[int, Written]]:
     """Return system → place of an item that asks for an answer → the answer; nothing of items that do not fit. As in
     lm-eval, an answer ends with the EOS where it spells that out, too."""
     probes = {i: item.probe for i, (_, item) in enumerate(asked) if fits[i] and isinstance(item.probe, Completion)}
@@ -391,12 +388,12 @@ def write_completions(
             for i, probe in probes.items()
         ]
         wanted.append(Wanted(reader.system, tokenizer, keys))
-    answers, made = complete(AnswerStore(sampling.root / FILE), wanted, "answers", partial(write, sampling))
-    written = {
+    store = AnswerStore(sampling.root / FILE)
+    answers = complete(store, wanted, "answers", sampling.answers, partial(write, sampling))
+    return {
         each.system.name: dict(zip(probes, map(Written, each.keys, of_system), strict=True))
         for each, of_system in zip(wanted, answers, strict=True)
     }
-    return written, made
 
 
 def write(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:

@@ -30,7 +30,7 @@ from align.core.errors import AlignError, InputError, require
 from align.core.files import user_path
 from align.core.types import Conversation, Message
 from align.data.chat.continuations import behind, continued, encoded, prefix_id
-from align.evals.suite.harness import Completion, Found, Harness, Requests, Written
+from align.evals.suite.probes import Completion, Found, Harness, Requests, Written
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item, Task, clustered

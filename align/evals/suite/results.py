@@ -7,7 +7,7 @@ arithmetic on it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,7 @@ class Scored:
         dropped: items that some system could not be asked, whose prompt is too long for it.
         asks: the question of what is graded; else empty.
         figures: of a task of lm-eval, system → lm-eval's own figures, by its name of the metric.
+        notes: on how it was scored, a sentence each.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Scored:
     dropped: int = 0
     asks: str = ""
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def clusters(self) -> list[str]:
@@ -266,7 +268,7 @@ def own_mean(task: Scored, name: str, level: float) -> Interval:
 def beside(task: Scored, other: str, level: float) -> dict[str, Any]:
     """The difference of the mean scores, first less other, paired by item; without scores, wins less losses."""
     compare = paired_shares if task.in_shares else paired_scores
-    return compare(*task.pair(other), task.clusters, level).as_dict()
+    return asdict(compare(*task.pair(other), task.clusters, level))
 
 
 def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:

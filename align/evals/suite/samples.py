@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from align.core.files import open_text
 from align.core.outputs import atomic_file
@@ -30,6 +31,7 @@ from align.ops.finite import not_finite
 from align.ops.intervals import grouped, mean, proportion
 
 MEASURED_AT_ONCE = 32
+SIDES = ("ref", "policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,35 +102,33 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     if not samples:
         raise ValueError("no samples to summarise: at least one prompt must be answered")
     ids = [s.prompt_id for s in samples]
-    score_ref = np.array([s.score_ref for s in samples])
-    score_policy = np.array([s.score_policy for s in samples])
+    texts = {who: [getattr(s, who) for s in samples] for who in SIDES}
 
-    won = proportion(grouped(ids, win_rate(score_policy, score_ref))[0])
-    # Paired: a prompt's difficulty cancels out.
-    gained = mean(grouped(ids, score_policy)[0] - grouped(ids, score_ref)[0])
-    kl = mean(grouped(ids, [s.kl for s in samples])[0])
+    def average(values: Sequence[float]) -> NDArray[np.float64]:
+        """Return the mean of each prompt's answers."""
+        return grouped(ids, values)[0]
 
-    def both(ref: Iterable[float], policy: Iterable[float]) -> dict[str, float]:
-        means = (float(grouped(ids, list(values))[0].mean()) for values in (ref, policy))
-        return dict(zip(("ref", "policy"), means, strict=True))
+    def column(name: str, who: str) -> list[float]:
+        return [getattr(s, f"{name}_{who}") for s in samples]
 
+    def both(name: str) -> dict[str, float]:
+        return {who: float(average(column(name, who)).mean()) for who in SIDES}
+
+    ref, policy = (column("score", who) for who in SIDES)
+    gained = mean(average(policy) - average(ref))  # paired: a prompt's difficulty cancels out
+    kl = mean(average([s.kl for s in samples]))
+    empty = {who: float(average([not text.strip() for text in texts[who]]).mean()) for who in SIDES}
     return {
-        "win_rate": won.as_dict(),
-        role: both(score_ref, score_policy) | {"difference": gained.as_dict()},
+        "win_rate": proportion(average(win_rate(policy, ref).tolist())).as_dict(),
+        role: both("score") | {"difference": gained.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
-        "length": both((s.length_ref for s in samples), (s.length_policy for s in samples)),
-        **{
-            f"distinct{n}": {
-                "ref": distinct_n([s.ref for s in samples], n),
-                "policy": distinct_n([s.policy for s in samples], n),
-            }
-            for n in (1, 2)
-        },
-        "repetition": {"ref": repetition([s.ref for s in samples]), "policy": repetition([s.policy for s in samples])},
-        "most_risen_word": asdict(most_risen([s.ref for s in samples], [s.policy for s in samples])),
-        "eos_rate": both((s.ended_ref for s in samples), (s.ended_policy for s in samples)),
-        "empty_rate": both((not s.ref.strip() for s in samples), (not s.policy.strip() for s in samples)),
+        "length": both("length"),
+        **{f"distinct{n}": {who: distinct_n(texts[who], n) for who in SIDES} for n in (1, 2)},
+        "repetition": {who: repetition(texts[who]) for who in SIDES},
+        "most_risen_word": asdict(most_risen(*texts.values())),
+        "eos_rate": both("ended"),
+        "empty_rate": empty,
     }
 
 
@@ -164,35 +164,18 @@ def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: 
         kl: of each of the policy's answers, see `measure_kl`.
         seen: what the policy was trained on.
     """
-    policy, ref = scored.said
+    names = dict(zip(SIDES, reversed([*scored.said]), strict=True))
     lengths = {name: rollout.lengths_B.tolist() for name, rollout in task.rollouts.items()}
-    greedy = {name: task.greedy.get(name, [None] * len(task.items)) for name in (policy, ref)}
     samples: list[Sample] = []
     for i, item in enumerate(task.items):
-        by_policy = scored.said[policy][i]
-        by_ref = scored.said[ref][i]
-        assert by_policy.score is not None
-        assert by_ref.score is not None
-        samples.append(
-            Sample(
-                item.cluster,
-                item.prompt.messages,
-                by_ref.text,
-                by_policy.text,
-                by_ref.score,
-                by_policy.score,
-                lengths[ref][i],
-                lengths[policy][i],
-                bool(by_ref.ended),
-                bool(by_policy.ended),
-                kl[i],
-                by_ref.reasoning,
-                by_policy.reasoning,
-                seen.asks(item.prompt.messages) or None,
-                greedy[ref][i],
-                greedy[policy][i],
-            )
-        )
+        answers: dict[str, Any] = {}
+        for who, name in names.items():
+            said = scored.said[name][i]
+            greedy = task.greedy[name][i] if name in task.greedy else None
+            answers |= {who: said.text, f"score_{who}": said.score, f"length_{who}": lengths[name][i]}
+            answers |= {f"ended_{who}": bool(said.ended), f"reasoning_{who}": said.reasoning, f"greedy_{who}": greedy}
+        asked = item.prompt.messages
+        samples.append(Sample(item.cluster, asked, kl=kl[i], seen=seen.asks(asked) or None, **answers))
     return samples
 
 

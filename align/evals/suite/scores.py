@@ -60,43 +60,36 @@ class Judge(NamedTuple):
     """Who judges what no check scores.
 
     Attributes:
-        score: scores a task's answers, and returns notes on that.
+        score: scores a task's answers.
         notes: on the judge itself.
         role: what scores of single answers are called, `gold` or `proxy`.
         scorer: scores single answers. None of a judge that compares or grades them.
         best: the highest score that a single answer can have. None if there is no such limit.
     """
 
-    score: Callable[[TaskAnswers], tuple[Scored, Sequence[str]]]
+    score: Callable[[TaskAnswers], Scored]
     notes: Sequence[str] = ()
     role: str = "gold"
     scorer: Scorer | None = None
     best: float | None = None
 
 
-def score_answers(
-    tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode
-) -> tuple[list[Scored], list[str]]:
-    """Score the answers to all tasks, and return notes on who scores.
+def score_answers(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode) -> list[Scored]:
+    """Score the answers to all tasks.
 
     Args:
         judge: of tasks without checks; None if there are none.
         allow_code: whether checks may run programs that a model wrote.
     """
     scored: list[Scored] = []
-    notes = [*(judge.notes if judge else ())]
     for task in tasks:
-        if judge is not None and task.is_judged:
-            result, remarks = judge.score(task)
-        else:
-            result, remarks = score_by_checks(task, allow_code)
+        result = judge.score(task) if judge is not None and task.is_judged else score_by_checks(task, allow_code)
         scored.append(replace(result, dropped=task.dropped))
-        notes += remarks
-    return scored, notes
+    return scored
 
 
-def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> tuple[Scored, Sequence[str]]:
-    """Run the check of each item on its answers, on the first rank. Returns the warnings of the checks too."""
+def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> Scored:
+    """Run the check of each item on its answers, on the first rank."""
     checks = [checks_of(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in task.items]
     warnings = [*dict.fromkeys(line for turns in checks for check in turns if check for line in check.warnings)]
 
@@ -109,7 +102,7 @@ def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> tuple[Scored, S
         return scored
 
     said = ranks.broadcast(run_checks() if ranks.is_main() else {})
-    return Scored(task.task.name, "checks", "exact", task.items, said), warnings
+    return Scored(task.task.name, "checks", "exact", task.items, said, notes=warnings)
 
 
 def load_reward_judge(
@@ -141,9 +134,7 @@ def load_reward_judge(
     return Judge(partial(score_by_scorer, scorer, title, role, sampling.hides_reasoning), notes, role, scorer, best)
 
 
-def score_by_scorer(
-    scorer: Scorer, title: str, role: str, hides: bool, task: TaskAnswers
-) -> tuple[Scored, Sequence[str]]:
+def score_by_scorer(scorer: Scorer, title: str, role: str, hides: bool, task: TaskAnswers) -> Scored:
     """Score all answers, and decide who won by the scores. The scorer's learned parts are brought to one scale on the
     answers of the second system, which the first is compared with."""
     prompts = [hide_reasoning(item, hides) for item in task.items]
@@ -162,10 +153,10 @@ def score_by_scorer(
         name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
         for name, each in task.said.items()
     }
-    return Scored(task.task.name, title, role, task.items, said, verdicts), ()
+    return Scored(task.task.name, title, role, task.items, said, verdicts)
 
 
-def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> tuple[Scored, Sequence[str]]:
+def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
     """Ask a language model about the first system's answers beside each other one's, or about each answer if the task
     asks a question. The first rank asks it."""
     if task.task.asks:
@@ -176,10 +167,10 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAns
     )
     errors = judge.describe_errors([verdict for each in verdicts.values() for verdict in each])
     notes = [f"{task.task.name}: {note}" for note in errors]
-    return Scored(task.task.name, judge.title, "gold", task.items, task.said, verdicts), notes
+    return Scored(task.task.name, judge.title, "gold", task.items, task.said, verdicts, notes=notes)
 
 
-def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> tuple[Scored, Sequence[str]]:
+def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
     """Return the judge's yes or no to each answer of each system; of several turns, to the last."""
     prompts = [hide_reasoning(item, hides) for item in task.items]
     answers = [answer for each in task.said.values() for answer in each]
@@ -194,12 +185,10 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAn
     )
     said = {name: [*islice(graded, len(task.items))] for name in task.said}
     notes = [f"{task.task.name}: {note}" for note in judge.describe_errors(verdicts)]
-    return Scored(task.task.name, judge.title, "graded", task.items, said, asks=task.task.asks), notes
+    return Scored(task.task.name, judge.title, "graded", task.items, said, asks=task.task.asks, notes=notes)
 
 
-def score_by_people(
-    verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers
-) -> tuple[Scored, Sequence[str]]:
+def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> Scored:
     """Return the verdicts of people on a task's answers.
 
     Args:
@@ -207,7 +196,7 @@ def score_by_people(
     """
     others = [name for name in task.said if name != task.first]
     of_task = {other: verdicts.get((task.task.name, other), ()) for other in others}
-    return Scored(task.task.name, PEOPLE, PEOPLE, task.items, task.said, of_task), ()
+    return Scored(task.task.name, PEOPLE, PEOPLE, task.items, task.said, of_task)
 
 
 def list_people_questions(task: TaskAnswers, hides: bool) -> Iterator[Question]:

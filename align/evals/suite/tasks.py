@@ -21,8 +21,7 @@ from align.data.split import question
 from align.data.trained_ids import Seen
 from align.data.training_overlap import nearly_trained_on
 from align.evals.judges.llm_judge import parse_question
-from align.evals.suite.harness import harness_record
-from align.evals.suite.probes import Asked, Probe, asked_by, parsed_probe
+from align.evals.suite.probes import Probe, ProbeQuestion, asked_by, harness_record, parsed_probe
 from align.evals.text import QUOTED_LETTERS
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.checked import AllowCode
@@ -110,7 +109,7 @@ class Item(NamedTuple):
     check: Any
     draw: int = 0
     near: Mapping[str, str] = {}
-    probe: Asked | None = None
+    probe: ProbeQuestion | None = None
     then: tuple[str, ...] = ()
 
 
