@@ -74,7 +74,8 @@ class Training:
         """Read the settings of a stage. Settings that it lacks have their defaults."""
         names = [field.name for field in fields(cls) if hasattr(settings, field.name)]
         values: dict[str, Any] = {name: getattr(settings, name) for name in names}
-        return cls(**values | {"seed": seed})
+        values["seed"] = seed
+        return cls(**values)
 
     def steps(self, rows: int) -> int:
         """Return the optimiser steps of a whole run over so many rows."""
