@@ -147,7 +147,7 @@ class Bench:
     def status(self, *words: str) -> int:
         status = main(list(words))
         printed = self.capsys.readouterr()
-        self.said = printed.out + printed.err
+        self.said = printed.err + printed.out
         told = re.search(r"stage=annotate project=(\S+)", self.said)
         self.project = told[1] if told else self.project  # that the command told to serve
         return status
@@ -155,6 +155,11 @@ class Bench:
     def run(self, words: list[str], status: int = 0) -> Path:
         assert self.status(*words) == status, self.said
         return Path(self.said.strip().splitlines()[-1])
+
+    def refuses(self, *words: str, says: str) -> None:
+        """Assert that a command ends with status 2 and a message with this text."""
+        assert self.status(*words) == 2, self.said
+        assert says in self.said, self.said
 
     def annotate(self, action: str) -> list[str]:
         """The words of a command on the store."""

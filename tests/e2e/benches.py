@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +24,69 @@ ROWS: Sequence[Mapping[str, Any]] = (
 SYSTEMS = "stage.systems={new: ppo:p, old: sft:s, base: base}"
 
 
-class Bench:
+class Evaluations:
+    """Commands that evaluate, in one root.
+
+    Attributes:
+        said: what the last of them printed.
+    """
+
+    def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root, self.folder, self.capsys, self.said = root, folder, capsys, ""
+
+    def words(self, *more: str) -> list[str]:
+        """Return the whole command."""
+        return list(more)
+
+    def run(self, *more: str, status: int = 0) -> Path:
+        assert main(self.words(*more)) == status, self.capsys.readouterr()
+        self.said = self.capsys.readouterr().out
+        return Path(self.said.strip().splitlines()[-1])
+
+    def refused(self, *more: str) -> str:
+        assert main(self.words(*more)) == 2, self.capsys.readouterr()
+        error = self.capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    def file(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        path = self.folder / name
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return path
+
+
+class Bench(Evaluations):
     """Evaluations in one root, by the rules of `reward=rules`, which nobody was trained by."""
 
-    def __init__(self, ready: Ready, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-        self.ready, self.capsys, self.folder = ready, capsys, folder
+    def __init__(self, ready: Ready, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        super().__init__(ready.root, folder, capsys)
+        self.ready = ready
         self.judge = ["reward=rules", "reward.rules=[{rule: regex, pattern: e, weight: 1.0}]"]
 
     def words(self, *more: str) -> list[str]:
         judge = [] if any(word.startswith("reward=") for word in more) else self.judge
         ours = ["stage=eval", *self.ready.data, "rollout.max_new_tokens=12", "stage.prompts=12", *judge]
-        return [*ours, f"run.root={self.ready.root}", *more]
+        return [*ours, f"run.root={self.root}", *more]
 
     def chats(self) -> list[str]:
         (path,) = (word.removeprefix("data.path=") for word in self.ready.data if word.startswith("data.path="))
         return Path(path).read_text(encoding="utf-8").splitlines()
 
-    def run(self, *more: str) -> Path:
-        assert main(self.words(*more)) == 0
-        return Path(self.capsys.readouterr().out.strip().splitlines()[-1])
-
-    def refused(self, *more: str) -> str:
-        assert main(self.words(*more)) == 2
-        return self.capsys.readouterr().err
-
     def tasks(self, *rows: Mapping[str, Any], name: str = "asked", **more: Any) -> str:
-        path = self.folder / f"{name}.jsonl"
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         keys = "".join(f", {key}: {value}" for key, value in more.items())
-        return f"eval.tasks=[{{name: {name}, path: {path}{keys}}}]"
+        return f"eval.tasks=[{{name: {name}, path: {self.file(f'{name}.jsonl', rows)}{keys}}}]"
 
 
 def results(run: Path) -> dict[str, Any]:
     return json.loads((run / "artifact" / "results.json").read_text())
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()]
+def lines(run: Path, name: str = "answers") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "artifact" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def kept(place: Evaluations) -> int:
+    """Return how many answers are kept in the store of its root."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{place.root / 'answers.db'}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    return 0

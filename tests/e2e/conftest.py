@@ -73,7 +73,7 @@ def bench(ready: Ready, trained_by_ppo: Path, capsys: pytest.CaptureFixture[str]
     if not (ready.root / "ppo" / "p").exists():
         shutil.copytree(trained_by_ppo, ready.root / "ppo" / "p")
     capsys.readouterr()
-    return Bench(ready, capsys, tmp_path)
+    return Bench(ready, tmp_path, capsys)
 
 
 @pytest.fixture(scope="session")

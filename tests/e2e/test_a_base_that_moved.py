@@ -47,12 +47,13 @@ def test_it_is_found_from_another_working_folder(shop: Workshop, work: Path) -> 
 def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path, tmp_path: Path) -> None:
     (work / "my llama").rename(tmp_path / "elsewhere")
     for words in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.on_file]):
-        assert shop.status(*words, "resume=never") == 2
-        assert f"its base my llama is not in {work / 'my llama'} any more" in shop.said
-        assert "model=hub model.path=FOLDER" in shop.said
+        shop.refuses(
+            *words,
+            "resume=never",
+            says=(f"its base my llama is not in {work / 'my llama'} any more", "model=hub model.path=FOLDER"),
+        )
     shop.run("export", "artifact=sft:a", "model=hub", "model.path=elsewhere", "resume=never")
-    assert shop.status("stage=export", "artifact=sft:a", "model=pocket") == 2
-    assert "was trained on my llama" in shop.said
+    shop.refuses("stage=export", "artifact=sft:a", "model=pocket", says="was trained on my llama")
 
 
 def test_the_same_command_from_another_folder_is_the_same_run(shop: Workshop, work: Path) -> None:

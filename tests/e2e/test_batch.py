@@ -127,20 +127,20 @@ def test_no_line_at_all(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 AFRESH = "import align.cli.batch; align.cli.batch.import_for_forks = lambda commands: False"
 
 
-@pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM", "SIGTERM, afresh", "the stage alone, killed"])
+@pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM, afresh", "the stage alone, killed"])
 def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: str):
     lines = (f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
     child = started(forks, tmp_path, *lines, before=AFRESH if "afresh" in how else "")
     reached(child, tmp_path)
+    killed = how.endswith("killed")
     if how.startswith("SIGTERM"):
         child.send_signal(signal.SIGTERM)
-    elif how == "a terminal's Ctrl-C":
-        os.killpg(child.pid, signal.SIGINT)
-    else:
+    elif killed:
         (stage,) = map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
         os.kill(stage, signal.SIGKILL)
+    else:
+        os.killpg(child.pid, signal.SIGINT)
     status, _, err = child.ended(60)
-    killed = how.endswith("killed")
     assert status == (137 if killed else 130), err
     assert read_manifest(tmp_path / "runs/sft/x").status == ("running" if killed else "interrupted")
     assert "Traceback" not in err

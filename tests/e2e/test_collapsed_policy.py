@@ -7,8 +7,6 @@ import json
 import pytest
 from workshop import Workshop
 
-from align.run import read_manifest
-
 FEELINGS = ("happy", "tired", "hungry", "late", "curious", "cold", "bored", "busy", "proud", "lonely")
 THINGS = ("dogs", "rain", "soup", "trains", "books", "gardens", "music", "the sea", "games", "work")
 PROMPTS = [f"I am {feeling}. What do you think about {thing}?" for feeling in FEELINGS for thing in THINGS]
@@ -61,80 +59,10 @@ def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
     promote = ("stage=registry", "stage.action=promote", "stage.alias=production", "artifact=sft:one", "stage.why=x")
     line = (*promote, f"stage.gates={gates}", f"run.root={shop.root}")
     (gates / "g.yaml").write_text(gate % "")
-    assert shop.ended(*line) == 2
-    assert "of a policy that collapsed: " in shop.said
+    shop.refuses(*line, says="of a policy that collapsed: ")
     (gates / "g.yaml").write_text(gate % ", collapsed: true")
     assert shop.ended(*line) == 0, shop.said
 
     shop.run("export", "artifact=sft:one", "run.name=out")
     card = (shop.root / "export" / "out" / "artifact" / "README.md").read_text(encoding="utf-8")
     assert "**This model collapsed:** " in card
-
-
-def test_few_prompts_decide_nothing(shop: Workshop):
-    said = evaluated(shop, "run.name=few", "stage.prompts=20")
-    assert "whether the policy collapsed is not measured: 20 distinct prompts, 64 are needed" in said
-    assert "COLLAPSED" not in said
-
-
-def test_of_a_closed_task_one_answer_may_be_right(shop: Workshop):
-    rule = "reward.rules=[{rule: regex, pattern: Great}]"
-    said = evaluated(shop, "run.name=closed", "eval.closed=true", "reward=rules", rule)
-    assert "COLLAPSED: it is not shown to beat “Great!”, given as the answer to every prompt" in said
-
-
-def suite(shop: Workshop, *words: str) -> list[str]:
-    data = ("data=jsonl", f"data.path={shop.data}", "data.held_out=0.7", "rollout.max_new_tokens=8")
-    judge = ("reward=rules", "reward.rules=[{rule: regex, pattern: '[a-z]'}]")
-    shop.status("stage=eval", "stage.near=null", "stage.systems={new: sft:one, base: base}", *data, *judge, *words)
-    return shop.said.splitlines()
-
-
-def test_a_suite_measures_each_system_by_the_same_rules(shop: Workshop):
-    path = shop.root.parent / "asked.jsonl"
-    rows = [{"prompt": f"Tell me about {thing} on a {feeling} day."} for feeling in FEELINGS for thing in THINGS]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    gates = "{name: %s, task: asked, against: base, is: at_most, margin: 0.9%s}"
-    both = f"{gates % ('strict', '')}, {gates % ('lenient', ', collapsed: true')}"
-    tasks = f"eval.tasks=[{{name: asked, path: {path}, check: {{kind: instructions, constraints: [no_comma]}}}}]"
-    lines = suite(shop, tasks, f"eval.gates=[{both}]", "run.name=several")
-    (first,) = (number for number, line in enumerate(lines) if line.startswith("COLLAPSED: "))
-    (against,) = (number for number, line in enumerate(lines) if line.startswith("asked: new against base"))
-    assert first < against
-    assert lines[first].startswith("COLLAPSED: new: on asked ")
-    assert "are alike: “Great!” (base: " in lines[first]
-    assert lines[first].endswith("The win rate below is no success.")
-    (strict,) = (line for line in lines if line.startswith("gate strict: "))
-    (lenient,) = (line for line in lines if line.startswith("gate lenient: "))
-    assert strict.startswith("gate strict: fail (")
-    assert "; new collapsed: on asked " in strict
-    assert "collapsed" not in lenient
-
-    folder = shop.root / "eval" / "several"
-    results = json.loads((folder / "artifact" / "results.json").read_text(encoding="utf-8"))
-    new, base = (results["collapse"]["asked"][name] for name in ("new", "base"))
-    assert new["collapse"]["verdict"] == "collapsed"
-    assert new["variety"]["greedy"]["policy"]["commonest"] == "Great!"
-    assert new["variety"]["greedy"]["ref"] == base["variety"]["greedy"]["policy"]
-    assert "ref" not in base["variety"]["greedy"]
-    distinct = {how: base["variety"][how]["policy"]["distinct"] for how in ("greedy", "sampled")}
-    assert distinct["greedy"] < distinct["sampled"] / 5  # a base without training is at one end or the other
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["collapse"]["verdict"] == metrics["collapse"]["systems"]["new"]["verdict"] == "collapsed"
-    assert metrics["gates"] == {"strict": "fail", "lenient": "pass"}
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "new collapsed: on asked " in page
-    assert "Variety of the answers" in page
-
-    assert shop.ended("stage=registry", f"run.root={shop.root}") == 0
-    assert any(", collapsed" in line for line in shop.said.splitlines() if line.startswith("eval:several"))
-    again = suite(shop, tasks, "run.name=again", "resume=never")
-    assert any(line.startswith("COLLAPSED: new: on asked ") for line in again)
-    assert read_manifest(shop.root / "eval" / "again").metrics["answers_made"] == 0
-
-
-def test_a_suite_of_few_prompts_says_that_it_measured_nothing(shop: Workshop):
-    lines = suite(shop, "stage.prompts=20", "run.name=few-of-several")
-    (line,) = (line for line in lines if line.startswith("whether new or base collapsed is not measured: "))
-    assert line.endswith(" distinct prompts, 64 are needed")
-    assert not any("COLLAPSED" in line for line in lines)

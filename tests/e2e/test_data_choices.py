@@ -6,13 +6,11 @@ import json
 import random
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from data_sets import chat, made, sentence, three_sources, write
-from workshop import Workshop
 
 from align.core.types import Conversation
-from align.data.sets.published import data_set, described
+from align.data.sets.published import data_set
 
 
 def two_sources(here: Path) -> list[str]:
@@ -50,43 +48,6 @@ def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[s
         assert (manifest["metrics"]["exact_duplicates"], manifest["metrics"]["near_duplicates"]) == (5, 1)
 
 
-def test_a_data_set_as_a_source_keeps_its_licence(tmp_path: Path) -> None:
-    """That of the rows which are read: the other side's, and those of sources that gave no row, are not asked."""
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    rows = [chat(f"Which way is {i}?", sentence(random.Random(i), i)) for i in range(40)]
-    write(tmp_path / "mit.jsonl", rows[:30])
-    write(tmp_path / "gpl.jsonl", rows[30:])
-    write(tmp_path / "copies.jsonl", rows[:5])
-    listed = f"{{path: {tmp_path}/mit.jsonl, licence: MIT}}, {{path: {tmp_path}/copies.jsonl, licence: CC0}}"
-    gpl = f"{{path: {tmp_path}/gpl.jsonl, licence: GPL-3, weight: 0}}"
-    root = f"run.root={tmp_path / 'runs'}"
-    words = ["stage=data", f"stage.sources=[{listed}, {gpl}]", root, "data.held_out=0.3"]
-    first = made(tmp_path, *words)[0] / "artifact"
-    assert {source["name"] for source in described(first)["sources"]} == {"mit", "copies", "gpl"}
-    for side in ("train", "test"):
-        assert [*first.glob(f"{side}-*.parquet")]
-    again = ["stage=data", root, "data.held_out=0"]
-    _, data, _ = made(tmp_path, *again, f"stage.sources=['{first}/train-*.parquet']")
-    assert [source["licence"] for source in data["sources"]] == ["MIT"]
-    both = [*again, f"stage.sources=[{{path: '{first}/t*.parquet'}}]"]
-    assert shop.ended(*both) == 2
-    assert "licence=GPL-3, MIT: are the licences of the data set's sources, and they differ" in shop.said
-    both[-1] = f"stage.sources=[{{path: '{first}/t*.parquet', licence: GPL-3}}]"
-    assert made(tmp_path, *both)[1]["sources"][0]["licence"] == "GPL-3"
-
-
-def test_duplicates_that_stay_are_on_one_side(tmp_path: Path) -> None:
-    words = [*two_sources(tmp_path)[:-1], "data.held_out=0.5", "stage.duplicates.action=report"]
-    folder, _, _ = made(tmp_path, *words, "stage.contamination.test=false")
-    sides = {}
-    for side in ("train", "test"):
-        for path in (folder / "artifact").glob(f"{side}-*.parquet"):
-            for row in pq.read_table(path).to_pylist():
-                sides.setdefault(row["cluster"] or row["content_id"], set()).add(side)
-    assert {len(found) for found in sides.values()} == {1}
-    assert {side for found in sides.values() for side in found} == {"train", "test"}
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -119,75 +80,10 @@ def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: l
     assert max(len(a & b) / len(a | b) for a in train for b in test) < 0.7
 
 
-def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(tmp_path: Path) -> None:
-    draw = random.Random(6)
-    rows: dict[str, list[dict[str, str]]] = {"train": [], "dev": []}
-    for i in range(80):
-        words = [f"word{draw.randrange(5000)}" for _ in range(26)]
-        for part, found in rows.items():
-            said = [f"{part}{i}x{at}" if at in (6, 13, 20) else word for at, word in enumerate(words)]
-            found.append({"prompt": f"{part}{i}", "completion": " ".join(said), "split": part})
-    listed = [str(write(tmp_path / f"{part}.jsonl", found)) for part, found in rows.items()]  # J is 0.43 of each pair
-    for more, found_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
-        folder, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{', '.join(listed)}]", "stage.split.by=column",
-                            f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=0.4",
-                            "stage.contamination.near=0.4", more)  # fmt: skip
-        both = data_set(folder / "artifact")
-        train, test = ([grams(record) for record in both.records(side)] for side in ("train", "test"))
-        alike = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
-        assert len(test) > 5
-        assert (alike < 0.4) == found_all
-
-
-def test_of_a_chain_of_near_duplicates_that_stay_no_two_are_on_two_sides_unseen(tmp_path: Path) -> None:
-    """a ~ b ~ c, and a is not like c: reported duplicates hang on one row each, so that b and c may part."""
-    draw, rows = random.Random(5), []
-    for i in range(30):
-        words = ["word" + "".join(draw.choices("abcdefgh", k=4)) for _ in range(11)]
-        for part, said in (
-            ("train", ["xa", "xb", *words]),
-            ("train", ["xb", *words, "ya"]),
-            ("dev", [*words, "ya", "yb"]),
-        ):
-            rows.append({"prompt": " ".join(said[:2]), "completion": " ".join(said[2:]), "split": part, "row": i})
-    write(tmp_path / "rows.jsonl", rows)
-    folder, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{tmp_path / 'rows.jsonl'}]", "stage.split.by=column",
-                        f"run.root={tmp_path / 'runs'}", "stage.duplicates.action=report")  # fmt: skip
-    train, test = (
-        [grams(record) for record in data_set(folder / "artifact").records(side)] for side in ("train", "test")
-    )
-    assert len(test) >= 30
-    assert max((len(a & b) / len(a | b) for a in train for b in test), default=0) < 0.7
-
-
 def grams(record: Conversation) -> set[tuple[str, ...]]:
     """Runs of three words of all that is said."""
     words = " ".join(message.content for message in record.messages).split()
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
-
-
-def measured_on(here: Path, *words: str) -> set[str]:
-    """The questions of the test split."""
-    folder, _, _ = made(
-        here, "stage=data", f"stage.sources=[{here / 'rows.jsonl'}]", f"run.root={here / 'runs'}", *words
-    )
-    return {record.messages[0].content for record in data_set(folder / "artifact").records("test")}  # type: ignore[union-attr]
-
-
-def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
-    draw = random.Random(3)
-    rows = [
-        {
-            "prompt": f"Is it {i}?", "completion": sentence(draw, i), "created_at": f"2026-11-{i + 1:02d}",
-            "part": "dev" if i % 3 == 0 else "train", "group_id": f"g{i // 2}",
-        }
-        for i in range(12)
-    ]  # fmt: skip
-    write(tmp_path / "rows.jsonl", rows)
-    late = measured_on(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
-    assert late == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is of its group
-    named = measured_on(tmp_path, "stage.split.by=column", "stage.split.column=part")
-    assert named == {f"Is it {i}?" for i in range(12) if {i - i % 2, i - i % 2 + 1} & {0, 3, 6, 9}}
 
 
 def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
@@ -198,24 +94,3 @@ def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None
     ]  # fmt: skip
     data = made(here, *words)[1]
     assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)
-
-
-def test_each_evaluation_set_is_told_with_its_hits(tmp_path: Path) -> None:
-    """Of two benchmarks one has its columns named; what is asked there, or stands in a choice, is left out."""
-    draw = random.Random(3)
-    rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(20)]
-    said = rows[4]["messages"][1]["content"]
-    write(tmp_path / "a.jsonl", rows)
-    write(tmp_path / "mmlu.jsonl", [{"question": "Which way is 3?", "choices": ["yes", "no", said], "answer": 2}])
-    own = {"frage": "which way is 7?", "wahl": ["ja", "nein"], "notiz": rows[9]["messages"][1]["content"]}
-    write(tmp_path / "own.jsonl", [own])
-    against = f"[{tmp_path / 'mmlu.jsonl'}, {{path: {tmp_path / 'own.jsonl'}, columns: [frage, wahl]}}]"
-    words = ["stage=data", f"stage.sources=[{tmp_path / 'a.jsonl'}]", f"run.root={tmp_path / 'runs'}"]
-    words.append("data.held_out=0")
-    folder, data, _ = made(tmp_path, *words, f"stage.contamination.against={against}")
-    assert [(Path(of["set"]).name, of["hits"]) for of in data["evaluations"]][:2] == [
-        ("mmlu.jsonl", {"question": 1, "ngram": 1}), ("own.jsonl", {"question": 1}),
-    ]  # fmt: skip
-    left = {record.messages[0].content for record in data_set(folder / "artifact").records("train")}  # type: ignore[union-attr]
-    assert left == {f"Which way is {i}?" for i in range(20) if i not in (3, 4, 7)}
-    assert "own.jsonl" in (folder / "report.html").read_text()

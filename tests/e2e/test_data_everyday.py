@@ -7,35 +7,12 @@ import os
 import random
 from pathlib import Path
 
-import datasets
-import pytest
 from data_of_votes import forget, making, rows_of
 from data_sets import chat, made, sentence, support, write
 from workshop import Workshop
 
 from align.annotate.store import Store
 from align.run.folder import locked
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("stage.clean=[unicod]", "is no cleaning step"),
-        ("stage.clean=[{length: {leest: 3}}]", "there is no such argument"),
-        ("stage.duplicates.prefer=[other]", "is no source"),
-        ("stage.sources=[{path: FILE, weight: 0.6}, {path: FILE, weight: 0.5}, FILE]", "leave nothing of 1"),
-        ("stage.split.by=time stage.split.since=yesterday", "yesterday"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_found_before_there_is_a_run(tmp_path: Path, word: str, said: str) -> None:
-    path = write(tmp_path / "a.jsonl", support(12))
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "run.name=mine"]
-    given = word.replace("FILE", str(path))
-    assert shop.ended(*words, *(given.split(" ") if "since" in given else [given])) == 2
-    assert said in shop.said
-    assert "data:mine" not in shop.said  # the line with which a run begins
-    assert not (tmp_path / "runs" / "data").exists()
 
 
 def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
@@ -49,8 +26,7 @@ def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
     shop, command = Workshop(tmp_path / "runs", tmp_path), forget(words, "old", f"stage.forget=[{one}]", "run.name=new")
     held = locked(old)  # as another command holds it
     try:
-        assert shop.ended(*command) == 2
-        assert "another command is forgetting rows of it" in shop.said
+        shop.refuses(*command, says="another command is forgetting rows of it")
         assert len(rows_of(old)) > 0
     finally:
         os.close(held)
@@ -74,8 +50,7 @@ def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
         assert second["ids_root"] == first["ids_root"]
     halves, _, _ = made(tmp_path, "stage=data", *words, "data.held_out=0.3", "run.name=halves")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    assert shop.ended("stage=data", f"stage.sources=[{halves}]", words[1]) == 2
-    assert "is a data set with two sides" in shop.said
+    shop.refuses("stage=data", f"stage.sources=[{halves}]", words[1], says="is a data set with two sides")
     side = f"{halves / 'artifact'}/train-*.parquet"
     assert side in shop.said
     one, _, _ = made(tmp_path, "stage=data", f"stage.sources=['{side}']", words[1], "data.held_out=0", "run.name=one")
@@ -86,8 +61,7 @@ def test_rows_of_votes_are_no_rows_of_a_file(vote_store: Store, store_url: str, 
     folder, _, _ = made(tmp_path, *making(tmp_path, store_url), "run.name=votes")
     shop = Workshop(tmp_path / "runs", tmp_path)
     listed = f"stage.sources=['{folder / 'artifact'}/train-*.parquet']"
-    assert shop.ended("stage=data", listed, f"run.root={tmp_path / 'runs'}") == 2
-    assert "Name the project: {annotations: PROJECT}" in shop.said
+    shop.refuses("stage=data", listed, f"run.root={tmp_path / 'runs'}", says="Name the project: {annotations: PROJECT}")
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
@@ -96,22 +70,20 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     shop = Workshop(tmp_path / "runs", tmp_path)
     words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
     for more in ("data.held_out=0.1", "data.held_out=1"):
-        assert shop.ended(*words, f"stage.contamination.against=[{path}]", more) == 2
-        assert "all are like rows of stage.contamination.against" in shop.said
-        assert "stage.contamination.action=report" in shop.said
+        shop.refuses(
+            *words,
+            f"stage.contamination.against=[{path}]",
+            more,
+            says=("all are like rows of stage.contamination.against", "stage.contamination.action=report"),
+        )
     alike = [chat(f"Number {i}?", f"{sentence(random.Random(7), 7)} {i}") for i in range(8)]
     words[1] = f"stage.sources=[{write(tmp_path / 'b.jsonl', alike)}]"
-    assert shop.ended(*words, "stage.duplicates.near=null", "data.held_out=0.3") == 2
-    assert "like rows to measure on" in shop.said
-    assert "stage.contamination.test=false" in shop.said
-
-
-@pytest.mark.parametrize(("share", "side"), [("0", "train"), ("1", "test")])
-def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, share: str, side: str) -> None:
-    words = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
-    folder, data, _ = made(tmp_path, "stage=data", *words, f"data.held_out={share}")
-    found = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))
-    assert {name: len(found[name]) for name in found} == {side: data["splits"][side]["rows"]}
+    shop.refuses(
+        *words,
+        "stage.duplicates.near=null",
+        "data.held_out=0.3",
+        says=("like rows to measure on", "stage.contamination.test=false"),
+    )
 
 
 def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: Path) -> None:

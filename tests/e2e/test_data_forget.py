@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -24,7 +22,7 @@ from data_of_votes import (
     secret_rows,
 )
 from data_sets import chat, made, sentence, write
-from workshop import Workshop
+from workshop import Workshop, in_a_fork
 
 from align.annotate.store import Candidate, Store
 from align.core.errors import CorruptFile
@@ -37,27 +35,23 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
 ) -> None:
     again = ("stage.mix.repeat=2", "stage.mix.total=100")  # rows that are seen twice
     old, before, _ = made(tmp_path, *words, *again, "run.name=old")
-    assert {*Counter(row["content_id"] for row in rows_of(old)).values()} == {1, 2}
     was = {side: leaves_by_hand(old / "artifact", side) for side in ("train", "test")}
     ids = secret_rows(old)
     assert ids
-    assert any(name.endswith(".parquet") for name in files_with(old, SECRET))
-    shop = Workshop(tmp_path / "runs", tmp_path)
+    shop = Workshop(tmp_path / "runs", tmp_path, *words[2:4])
     reward = [
-        "stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "device=cpu",
-        "data=manifest", "stage.epochs=1", *words[2:4],
+        "stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "data=manifest",
+        "stage.epochs=1",
     ]  # fmt: skip
-    assert shop.ended(*reward, "data.path=data:old", "run.name=saw") == 0, shop.said
+    assert shop.status(*reward, "data.path=data:old", "run.name=saw") == 0, shop.said
     given = pq.read_table(tmp_path / "runs" / "reward" / "saw" / "trained_ids.parquet").to_pylist()
     published = {row["content_id"]: row["source"] for row in rows_of(old)}
-    told = {row["content_id"].hex(): row["project"] for row in given}
-    assert {*told.values()} == {"greetings", None}
-    assert all(project == (None if published[id] == "file" else "greetings") for id, project in told.items())
+    for row in given:
+        assert row["project"] == (None if published[row["content_id"].hex()] == "file" else "greetings")
 
     listing = f"stage.forget=[{', '.join(ids)}]"
     new, after, said = made(tmp_path, *forget(words, "old", listing, "run.name=new"))
     assert "reward/saw" in said
-    assert f"root {after['root'][:12]} replaces {before['root'][:12]}" in said
     assert after["replaces"].items() >= {"root": before["root"], "count": len({*ids})}.items()
     assert files_with(tmp_path / "runs" / "data", SECRET, *ids) == []
     left = {str(path.relative_to(old)) for path in old.rglob("*") if path.is_file()}
@@ -66,38 +60,28 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     roots = []
     for side, leaves in was.items():
         now = leaves_by_hand(new / "artifact", side)
-        assert len(now) == len(leaves)
         changed = [(a, b) for a, b in zip(leaves, now, strict=True) if a != b]
         assert {a[:32].hex() for a, _ in changed} <= {*ids}
         assert all(len(b) == 32 for _, b in changed)
-        assert root_by_hand(now).hex() == after["splits"][side]["root"]
         roots.append(root_by_hand(now))
+        assert roots[-1].hex() == after["splits"][side]["root"]
     assert root_by_hand(roots).hex() == after["root"] != before["root"]
     copies = Counter(row["content_id"] for row in rows_of(new))  # which rows are repeated follows from the store's key
     kept = sorted(copies)
     assert root_by_hand([bytes.fromhex(id) for id in kept]).hex() == after["ids_root"]
-    for source in after["sources"]:
-        assert source["splits"]["train"]["rows"] == sum(
-            row["source"] == source["name"] for path in (new / "artifact").glob("train-*")
-            for row in pq.read_table(path).to_pylist()
-        )  # fmt: skip
 
-    assert shop.ended(*reward, "data.path=data:old", "run.name=again") == 2
+    for line in ([*reward, "data.path=data:old", "run.name=again"], forget(words, "old", f"stage.forget=[{kept[0]}]")):
+        shop.refuses(*line, says="was replaced by data:new")
+    assert shop.ended(*words, *again, "run.name=old") == 2  # the very command that made it
     assert "was replaced by data:new" in shop.said
-    assert shop.ended(*words, *again, "run.name=old") == 2
-    assert "was replaced by data:new" in shop.said
-    assert shop.ended(*reward, "data.path=data:new", "run.name=unknowing") == 0, shop.said
+    assert shop.status(*reward, "data.path=data:new", "run.name=unknowing") == 0, shop.said
     manifest = json.loads((tmp_path / "runs" / "reward" / "unknowing" / "manifest.json").read_text())
     assert manifest["inputs"]["data"]["root"] == after["root"]
     found = datasets.load_dataset(str(new / "artifact"), cache_dir=str(tmp_path / "cache"))
     assert {side: len(found[side]) for side in found} == {s: after["splits"][s]["rows"] for s in ("train", "test")}
 
-    assert shop.ended(*forget(words, "old", listing, "run.name=new")) == 0, shop.said  # again: it has ended
-    assert "finished already" in shop.said
-    assert shop.ended(*forget(words, "old", f"stage.forget=[{kept[0]}]")) == 2
-    assert "was replaced by data:new" in shop.said
-    assert shop.ended(*forget(words, "new", listing)) == 2
-    assert "of no row" in shop.said
+    assert "finished already" in made(tmp_path, *forget(words, "old", listing, "run.name=new"))[2]
+    shop.refuses(*forget(words, "new", listing), says="of no row")
     newest, last, said = made(tmp_path, *forget(words, "new", f"stage.forget=[{kept[0]}]", "run.name=newest"))
     assert "reward/saw" in said
     assert "reward/unknowing" in said
@@ -112,8 +96,7 @@ def test_what_the_store_erased_is_forgotten(
 ) -> None:
     old, _, _ = made(tmp_path, *words, "run.name=old")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    assert shop.ended(*forget(words, "old", "stage.forget=erased")) == 2
-    assert "There is nothing to forget" in shop.said
+    shop.refuses(*forget(words, "old", "stage.forget=erased"), says="There is nothing to forget")
     item = [item.id for item in vote_store.items("greetings")][4]
     vote = next(vote for vote in vote_store.rankings("greetings") if vote.item != item)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", *words[2:4]]
@@ -132,79 +115,46 @@ def test_what_the_store_erased_is_forgotten(
                                  [Candidate("a"), Candidate("b")])  # fmt: skip
         assert made_up
     wrong = [word if "store.url" not in word else f"store.url=sqlite:///{tmp_path / 'other.db'}" for word in words]
-    assert shop.ended(*forget(wrong, "new", "stage.forget=erased")) == 2
-    assert "another project of that name" in shop.said
+    shop.refuses(*forget(wrong, "new", "stage.forget=erased"), says="another project of that name")
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path, seed: int) -> None:
+def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
     """SIGKILL at random moments: the old data set is read as ever, or the same command ends with the new one."""
     rows = [chat(f"{SECRET}?" if i == 7 else f"question {i}?", sentence(random.Random(i), i)) for i in range(400)]
-    path = write(tmp_path / "rows.jsonl", rows)
-    root = f"run.root={tmp_path / 'runs'}"
-    old, _, _ = made(
-        tmp_path, "stage=data", f"stage.sources=[{path}]", "run.name=old", "stage.duplicates.near=null", root
-    )
+    words = ["stage=data", f"stage.sources=[{write(tmp_path / 'rows.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
+    old, _, _ = made(tmp_path, *words, "run.name=old", "stage.duplicates.near=null")
     whole = data_set(old / "artifact").records("train")
     [id] = secret_rows(old)
-    command = ["stage=data", "stage.action=forget", "data.path=data:old", f"stage.forget=[{id}]", "run.name=new", root]
-    draw, kills, replaced = random.Random(seed), 0, False
-    steps = ("write_json", "unlink", "rmtree", "replace")
+    command = forget(words, "old", f"stage.forget=[{id}]", "run.name=new")
+    draw, kills, new = random.Random(0), 0, tmp_path / "runs" / "data" / "new"
     while True:
-        status = killed_in(command, draw.choice(steps) if kills else "write_json", draw.randrange(12) if kills else 0)
+        step, times = (draw.choice([*STEPS]), draw.randrange(12)) if kills else ("write_json", 0)
+        status = in_a_fork(command, deadly=STEPS[step], times=times)
         replaced = (old / "artifact" / "replaced.json").is_file()
         if status == 0:
             break
         assert status == -signal.SIGKILL
         kills += 1
         assert kills < 60
-        if not replaced:
-            assert data_set(old / "artifact").records("train") == whole
+        if replaced:
+            assert data_set(new / "artifact").records("train")
         else:
-            assert data_set(tmp_path / "runs" / "data" / "new" / "artifact").records("train")
+            assert data_set(old / "artifact").records("train") == whole
     assert replaced
-    assert files_with(tmp_path / "runs", SECRET, id) == []
-    new = tmp_path / "runs" / "data" / "new"
-    assert not [*new.glob(".*part*")]
     assert kills
+    assert files_with(tmp_path / "runs", SECRET, id) == []
+    assert not [*new.glob(".*part*")]
     left = [record for record in whole if SECRET not in str(record)]
     assert data_set(new / "artifact").records("train") == left
 
 
-def killed_in(command: list[str], step: str, after: int) -> int:
-    """The exit status of a child that runs a command and is killed before a step of the file system that it takes for
-    the so-many-th time, if it takes it so often."""
-    if (child := os.fork()) == 0:
-        from align.data.sets import forget as forgetting
-
-        count = [after]
-
-        def deadly(act: Any) -> Any:
-            def acts(*given: Any, **named: Any) -> Any:
-                if count[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                count[0] -= 1
-                return act(*given, **named)
-
-            return acts
-
-        if step == "write_json":
-            forgetting.write_json = deadly(forgetting.write_json)  # type: ignore[assignment]
-        elif step == "unlink":
-            Path.unlink = deadly(Path.unlink)  # type: ignore[method-assign]
-        elif step == "rmtree":
-            forgetting.shutil.rmtree = deadly(forgetting.shutil.rmtree)  # type: ignore[assignment]
-        else:
-            os.replace = deadly(os.replace)
-            Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        from align.__main__ import main
-
-        os._exit(main(command))
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+STEPS = {
+    "write_json": ["align.data.sets.forget.write_json"],
+    "unlink": ["pathlib.Path.unlink"],
+    "rmtree": ["align.data.sets.forget.shutil.rmtree"],
+    "replace": ["os.replace", "pathlib.Path.replace"],
+}
+"""Steps of the file system that forgetting takes."""
 
 
 def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
@@ -223,25 +173,19 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
         proof_of(found, "train", bytes(32))
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
+    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
+    old, _, _ = made(tmp_path, *words, "run.name=old")
+    for more, says in (
         (["stage.forget=[abc]"], "is no content id"),
         (["stage.forget=nowhere.txt"], "is neither an id nor a file of ids"),
         (["stage.forget=erased"], "none of its sources is an annotation project"),
         ([f"stage.forget=[{'0' * 63}1]"], "1 of 1 ids are of no row"),
         ([], "goes with stage.action=forget, and with no other action"),
         (["stage.forget=erased", "stage.clean=[unicode]"], "is not read by stage.action=forget"),
-    ],
-)
-def test_what_cannot_be_forgotten(tmp_path: Path, words: list[str], says: str) -> None:
-    path = write(tmp_path / "rows.jsonl", [chat(f"question {i}?", f"answer {i}") for i in range(30)])
-    root = f"run.root={tmp_path / 'runs'}"
-    old, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{path}]", "run.name=old", root)
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    assert shop.ended("stage=data", "stage.action=forget", "data.path=data:old", root, *words) == 2
-    assert says in shop.said
-    assert "Traceback" not in shop.said
+    ):
+        Workshop(tmp_path / "runs", tmp_path).refuses(*forget(words, "old", *more), says=says)
     assert [path.name for path in (tmp_path / "runs" / "data").iterdir()] == ["old"]
     assert data_set(old / "artifact").records("train")
 

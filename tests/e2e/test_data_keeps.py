@@ -12,7 +12,6 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from data_sets import made, sentence
-from workshop import Workshop
 
 from align.config.compose import check, compose_raw
 from align.config.root import plain
@@ -30,36 +29,31 @@ def chats(name: str, count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("weights", "more"),
-    [
-        ((0.2, 0.8), ()),
-        ((0.2, 0.8), ("stage.mix.repeat=4",)),
-        ((0.7, 0.3), ("stage.mix.repeat=3", "stage.mix.total=1000")),
-    ],
-)
-def test_a_loader_gets_the_shares_that_were_asked_for(
-    weights: tuple[float, float], more: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_loader_gets_the_shares_that_were_asked_for(tmp_path: Path) -> None:
     """Of the published folder, as `datasets` loads it, with every row repeated about as often as another of its
     source."""
+    weights = {"a": 0.7, "b": 0.3}
     given = [
         f"{{path: {write(tmp_path / f'{name}.jsonl', chats(name, 300))}, weight: {weight}}}"
-        for name, weight in zip("ab", weights, strict=True)
+        for name, weight in weights.items()
     ]
-    words = ["stage=data", f"stage.sources=[{', '.join(given)}]", f"run.root={tmp_path / 'runs'}", *more]
-    folder, data, _ = made(tmp_path, *words, "stage.duplicates.near=null", "stage.contamination.near=null")
+    words = ["stage=data", f"stage.sources=[{', '.join(given)}]", f"run.root={tmp_path / 'runs'}"]
+    words += [
+        "stage.mix.repeat=3",
+        "stage.mix.total=1000",
+        "stage.duplicates.near=null",
+        "stage.contamination.near=null",
+    ]
+    folder, data, _ = made(tmp_path, *words)
     loaded = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))["train"]
-    counts = Counter(loaded["source"])
-    for name, weight in zip("ab", weights, strict=True):
-        assert counts[name] / len(loaded) == pytest.approx(weight, abs=0.01)
-        times = Counter(id for id, source in zip(loaded["content_id"], loaded["source"], strict=True) if source == name)
-        assert max(times.values()) - min(times.values()) <= 1 or len(times) < 280
+    for name, weight in weights.items():
+        ids = [id for id, source in zip(loaded["content_id"], loaded["source"], strict=True) if source == name]
+        times = Counter(ids).values()
+        assert len(ids) / len(loaded) == pytest.approx(weight, abs=0.01)
+        assert max(times) - min(times) <= 1 or len(times) < 280
     side = data["splits"]["train"]
-    assert (side["rows"], side["distinct"]) == (len(loaded), len({*loaded["content_id"]}))
-    assert (side["rows"] > side["distinct"]) == bool(more)
-    again = made(tmp_path, *words, "stage.duplicates.near=null", "stage.contamination.near=null", "run.name=again")[1]
-    assert again["root"] == data["root"]
+    assert side["rows"] == len(loaded) > side["distinct"] == len({*loaded["content_id"]})
+    assert made(tmp_path, *words, "run.name=again")[1]["root"] == data["root"]
 
 
 def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
@@ -93,23 +87,6 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
     [file, *_] = (second / "artifact").glob("train-*.parquet")
     kept = pq.read_table(file)["metadata"].to_pylist()
     assert all({"Topic", "stars", "when", "mail"} <= json.loads(one).keys() for one in kept)
-
-
-@pytest.mark.parametrize("columns", ["", "columns: {prompt: ask, completion: say}, "])
-def test_a_long_column_that_nothing_reads_ends_the_stage_once(columns: str, tmp_path: Path) -> None:
-    note = "the shop opens at nine and closes at six, but for Sundays"
-    rows = [{**row, "note": f"{i}: {note}"} for i, row in enumerate(chats("a", 40))]
-    if columns:
-        rows = [{"ask": row["prompt"], "say": row["completion"], "note": row["note"]} for row in rows]
-    path = write(tmp_path / "a.jsonl", rows)
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    words = ["stage=data", f"run.root={tmp_path / 'runs'}"]
-    assert shop.ended(*words, f"stage.sources=[{{{columns}path: {path}}}]", "data.on_bad_row=skip") == 2
-    assert shop.said.count("column 'note' holds text") == 1
-    assert "metadata: [note]" in shop.said
-    told = "columns: {prompt: ask, completion: say, context: note}" if columns else "columns: {context: note}"
-    assert told in shop.said
-    assert shop.ended(*words, f"stage.sources=[{{{columns}metadata: [note], path: {path}}}]") == 0, shop.said
 
 
 def test_files_and_jsonl_are_one_choice() -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from data_sets import chat, made, sources, support, three_sources, write
-from test_data_stage import killed
-from workshop import Ready, Workshop
+from data_sets import chat, made, sources, three_sources, write
+from workshop import Workshop, in_a_fork
 
 from align.data.sets import score_cuts as scoring
-from align.data.sets.published import data_set
 from align.report.data_set_page import list_losses
 
 ALONE = ("stage.duplicates.exact=false", "stage.duplicates.near=null", "stage.contamination.test=false")
@@ -73,16 +69,8 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
     monkeypatch.setattr(scoring, "PIECE", 64)
     words = by_loss(here, tiny_model, "stage.score.keep=[0.1,0.75]")
     whole = made(here, *words, "run.name=whole")[1]
-    read, passed = scoring.read, count()
-
-    def reads(*given: Any) -> Any:
-        if next(passed) == 3:
-            os.kill(os.getpid(), 9)
-        return read(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "read", reads)
-        assert killed(lambda: Workshop(here / "runs", here).ended(*words, "run.name=killed")) == -9
+    read = scoring.read
+    assert in_a_fork([*words, "run.name=killed"], deadly=["align.data.sets.score_cuts.read"], times=3) == -9
     [path] = (here / "runs" / "data" / "killed" / "checkpoints").glob(scoring.FILE)
     assert path.stat().st_size == 3 * 64 * 8
     asked = list[int]()
@@ -94,15 +82,14 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
 
 
 def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_scores.py").write_text("def words(all):\n    return [len(c[-1]['content'].split()) for c in all]\n")
     rows = [chat(f"Question {i}?", " ".join([f"w{i}"] * (i + 1))) for i in range(20)]
     rows.append({"messages": [{"role": "user", "content": "Nobody answers?"}]})
     path = write(tmp_path / "rows.jsonl", rows)
     words = [
-        "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE, "reward=fn",
-        "reward.fn=my_scores:words", "stage.score.by=reward", "stage.score.least=5", "stage.score.most=10",
+        "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE,
+        "reward=fn", "reward.fn=my_scores:words", "stage.score.by=reward", "stage.score.least=5", "stage.score.most=10",
     ]  # fmt: skip
     folder, data, printed = made(tmp_path, *words)
     found = {row["row"]: row["score"] for row in rows_of(folder)}
@@ -111,80 +98,6 @@ def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
     assert "1 row without a score" in printed
     inputs = json.loads((folder / "manifest.json").read_text())["inputs"]
     assert inputs["reward.fn"]["ref"] == "my_scores:words"
-    assert set(found) == {int(record.id.rpartition(":")[2]) for side in ("train", "test")
-                          for record in data_set(folder / "artifact").records(side)}  # fmt: skip
-
-
-def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path: Path) -> None:
-    answers = ["Yes, until six in the evening.", "No.", "I do not know that.", "It is far away."]
-    pairs = [
-        {"prompt": f"Question {i // 4}?", "chosen": answers[i % 4], "rejected": answers[(i + 1) % 4]} for i in range(12)
-    ]
-    path = write(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
-    words = [
-        "stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", "reward.ref=reward:a", "device=cpu", *ALONE,
-        "stage.score.by=reward", f"run.name={tmp_path.name}",
-    ]  # fmt: skip
-    folder, data, _ = made(tmp_path, *words)
-    rows = {row["row"]: row for row in rows_of(folder)}
-    assert rows[13]["score"] is None  # its chosen answer is longer than the model's context
-    scores = [rows[i]["score"] for i in range(1, 13)]
-    assert len({round(score, 7) for score in scores}) > 3  # the model hardly learned, and still tells answers apart
-    assert max(map(abs, scores)) > 1e-5
-    for first in (0, 4, 8):  # around a circle of four answers to one question
-        assert sum(scores[first : first + 4]) == pytest.approx(0, abs=1e-6)
-    assert data["scores"]["scorer"] == "reward:a"
-
-
-def test_what_a_pii_step_finds_is_not_shown_beside_scores(tmp_path: Path) -> None:
-    rows = [chat(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
-    path = write(tmp_path / "rows.jsonl", rows)
-    folder, _, _ = made(
-        tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE,
-        "stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward",
-        "stage.score.keep=[0.2,0.9]",
-    )  # fmt: skip
-    shown = (folder / "scores.jsonl").read_text()
-    assert "[EMAIL]" in shown
-    assert "@example.com" not in shown + (folder / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["stage.score.by=loss"], "model=(not given): stage.score.by=loss, and nothing says whose loss"),
-        (["stage.score.by=los"], "stage.score.by=los: is not a choice here"),
-        (["stage.score.keep=[0.1,0.9]"], "has no effect without stage.score.by"),
-        (["stage.score.by=reward", "stage.score.keep=[0.9,0.1]"], "are no two quantiles"),
-        (["stage.score.by=reward", "stage.score.keep=[0.9]"], "are no two quantiles"),
-        (["stage.score.by=reward", "stage.score.least=2", "stage.score.most=1"], "is more than stage.score.most=1"),
-        (["stage.score.by=reward"], "reward.ref=reward:latest"),
-        (["reward=sentiment"], "reward=sentiment: is not read by stage=data without stage.score.by=reward"),
-        (["reward.ref=reward:best"], "is not read by stage=data without stage.score.by=reward"),
-        (["stage.clean=[unicode, {score: {by: loss}}]"], "Write stage.score.by=loss or stage.score.by=reward."),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path, words: list[str], says: str) -> None:
-    write(tmp_path / "rows.jsonl", support(10))
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    line = ["stage=data", f"stage.sources=[{tmp_path / 'rows.jsonl'}]", f"run.root={tmp_path / 'runs'}"]
-    assert shop.ended(*line, *words) == 2, shop.said
-    assert says in shop.said, shop.said
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([{"prompt": f"q {i}", "completion": "a", "label": True} for i in range(9)], "answers with a label"),
-        ([{"text": f"plain text {i}"} for i in range(9)], "finds nothing to score"),
-    ],
-)
-def test_rows_that_are_not_scored(tmp_path: Path, rows: list[dict[str, Any]], says: str) -> None:
-    path = write(tmp_path / "rows.jsonl", rows)
-    shop = Workshop(tmp_path / "runs", tmp_path)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
-    assert shop.ended(*words, "reward=sentiment", "stage.score.by=reward") == 2, shop.said
-    assert says in shop.said
 
 
 def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path) -> None:
@@ -200,3 +113,13 @@ def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path)
     }
     assert "scores" not in data
     assert not (here / "runs" / "data" / "old" / "scores.jsonl").exists()
+
+
+def test_rows_that_are_not_scored(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    for row, says in (
+        ({"prompt": "q", "completion": "a", "label": True}, "answers with a label"),
+        ({"text": "plain text"}, "finds nothing to score"),
+    ):
+        sources = f"stage.sources=[{write(tmp_path / 'rows.jsonl', [row] * 9)}]"
+        shop.refuses("stage=data", sources, "reward=sentiment", "stage.score.by=reward", says=says)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-import pytest
 from data_sets import chat, made, three_sources, write
 
 from align.core.types import Conversation, Message
 from align.data.chat.template import use_template
 from align.data.chat.training_view import render_tokens
-from align.data.sets import gather
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.report import reading_progress
@@ -67,18 +64,3 @@ def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:
         reading_progress.how_far(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"
     )  # nobody knows the pace yet
     assert reading_progress.how_far(10.0, None, []) == ""
-
-
-def test_long_steps_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "rows.jsonl", [chat(f"Who is {i}?", f"Number {i} " * 200) for i in range(300)])
-    monkeypatch.setattr(gather, "PART", 100)
-    monkeypatch.setattr(reading_progress, "OFTEN_S", 0.0)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=null"]
-    said = made(tmp_path, *words, "run.name=few")[2]
-    assert re.search(r"rows: 100 rows read, 100 kept, [\d,]+ rows a second, \d[\d.]*\s% of its bytes\n", said)
-    assert re.search(r"rows: 200 rows read, 200 kept, [\d,]+ rows a second, \d[\d.]*\s% of its bytes, about ", said)
-    assert "rows: 300 rows read" in said
-    assert "publishes" not in said
-    monkeypatch.setattr(reading_progress, "MANY", 300)
-    said = made(tmp_path, *words, "run.name=many")[2]
-    assert said.index("looks for duplicates among 300 rows") < said.index("publishes 300 rows")

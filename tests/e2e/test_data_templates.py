@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from data_sets import chat, made, write
 
 from align.report.figure_text import percent
@@ -45,19 +44,6 @@ def test_rows_of_one_instruction_lose_their_copies_alone(tmp_path: Path) -> None
     assert "warning" not in said
 
 
-@pytest.mark.parametrize("words", [["over=answers"], ["over=prompts"], ["near=null"], ["among=within"]], ids=str)
-def test_rows_of_one_instruction_stay_on_both_sides(tmp_path: Path, words: list[str]) -> None:
-    """Whatever duplicates are of: rows to train on that share the instruction alone give no row to measure on away."""
-    exact = "stage.duplicates.exact=false"  # of 42 answers
-    given = [f"stage.duplicates.{word}" for word in words]
-    sources = f"stage.sources=[{templated(tmp_path)}]"
-    words = ["stage=data", sources, f"run.root={tmp_path / 'runs'}", "data.held_out=0.2", exact, *given]
-    _, data, _ = made(tmp_path, *words)
-    assert data["splits"]["test"]["rows"] >= 10
-    assert data["found"]["shared_with_test"] <= 12  # copies of held-out rows, where these stay
-    assert data["splits"]["train"]["rows"] >= 80
-
-
 def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setting(tmp_path: Path) -> None:
     rows = own_rows(60)
     rows[0]["messages"][1]["content"] += " write to anna@example.com or to somebody else"
@@ -93,18 +79,6 @@ def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
     assert "warning" not in said
 
 
-def test_refused_rows_are_warned_of(tmp_path: Path) -> None:
-    rows = [
-        *(chat(f"What is {word}?", f"{word} is a word") for word in WORDS),
-        *(chat(f"Is {word}?", "") for word in WORDS[:20]),
-    ]
-    path = write(tmp_path / "rows.jsonl", rows)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "data.on_bad_row=skip"]
-    _, _, said = made(tmp_path, *words)
-    expected = "warning: rows: rows that cannot be read removed 20 of 62 rows (PERCENT). Setting: data.on_bad_row=skip"
-    assert expected.replace("PERCENT", percent(20 / 62)) in said
-
-
 def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_path: Path) -> None:
     path = templated(tmp_path)
     sources = f"stage.sources=[{{path: {path}, name: support}}, {{data: chitchat, weight: 0.3}}]"
@@ -118,19 +92,3 @@ def test_the_report_draws_what_was_removed_the_sources_and_their_lengths(tmp_pat
     assert any(alt.startswith("Bars of the characters of each source: support ") for alt in alts)
     lengths = next(alt for alt in alts if alt.startswith("Histogram of the characters of rows, by source: "))
     assert "from 512 to 1,023" in lengths
-
-
-def test_a_worker_loses_what_one_process_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packs are compared by the shared text of all rows."""
-    from align.data.sets import duplicates
-    from align.data.sets.parallel import TaskRunner
-
-    class Several(TaskRunner):
-        workers = 3
-
-    alone = made(tmp_path, "stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'a'}")[1]
-    real = duplicates.near_duplicates
-    monkeypatch.setattr("align.stages.data.near_duplicates", lambda *a, **b: real(*a, **{**b, "engine": Several()}))
-    packed = made(tmp_path, "stage=data", f"stage.sources=[{templated(tmp_path)}]", f"run.root={tmp_path / 'b'}")[1]
-    assert packed["found"]["near_duplicates"] == 12
-    assert packed["root"] == alone["root"]

@@ -23,7 +23,7 @@ from align.__main__ import main
 
 AS_THEY_STAND = ("getting-started.md", "data-formats.md", "data.md", "methods.md", "sizes.md")
 README_LINES = "Your own model and data"
-"""A section whose lines tests/e2e/test_own_model.py runs, on three models."""
+"""A section whose lines tests/e2e/test_own_model.py runs, on two models."""
 ELSEWHERE = ("configuration.md",)
 """tests/configs/test_docs.py composes every line of it beside the files that it shows, and tests/e2e runs sweeps."""
 ONE_STORY = ("annotating.md",)

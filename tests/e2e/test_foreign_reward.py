@@ -20,7 +20,6 @@ from align.core.types import Conversation, Message, Rollout
 from align.reward.build import on_its_own_base
 from align.reward.learned import LearnedReward
 from align.run import artifact_in, read_manifest
-from align.track import read_rows
 
 CONTEXT = 192
 
@@ -63,25 +62,6 @@ def plain_scores(other: Other, conversations: Sequence[Conversation], whole: Seq
         with torch.no_grad():
             scores.append(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0])
     return torch.stack(scores)
-
-
-def test_best_of_n_ranks_by_its_own_tokenizer_and_template(
-    ready: Ready, other: Other, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-):
-    score, calls = LearnedReward.score, []
-
-    def noted(self: LearnedReward, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        assert rollout is not None
-        calls.append((conversations, rollout.ended_B.tolist(), score(self, conversations, rollout)))
-        return calls[-1][-1]
-
-    monkeypatch.setattr(LearnedReward, "score", noted)
-    words = ["stage.prompts=10", "stage.best_of=4", "rollout.max_new_tokens=40", f"run.root={ready.root}"]
-    assert main(["stage=sample", *ready.data, *words, "init=sft:s", "reward.ref=reward:other"]) == 0
-    rows = read_rows(Path(capfd.readouterr().out.splitlines()[-1]) / "samples.jsonl")
-    ((conversations, ended, scores),) = calls
-    assert_close(scores, plain_scores(other, conversations, ended), atol=1e-5, rtol=0)
-    assert [a["score"] for row in rows for a in row["answers"]] == scores.tolist()
 
 
 def test_ppo_scores_by_the_reward_models_own_tokenizer_and_template(

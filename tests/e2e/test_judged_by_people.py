@@ -15,11 +15,9 @@ from processes import Forks
 from starlette.testclient import TestClient
 from workshop import Ready
 
-from align.__main__ import main
-from align.annotate.store import Candidate, Judgement, Settings, Store
+from align.annotate.store import Judgement, Settings, Store
 from align.annotate.store.projects import settings_of
 from align.run import read_manifest
-from align.stages import eval as stage
 
 TABLES = ("People: each of them", "p after Holm")
 """What the page has once somebody has voted."""
@@ -101,40 +99,22 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> Non
     words = evaluation(bench.folder, items=10)
     gate = "eval.gates=[{name: better, task: chat, against: okapi, is: superior, least_n: 8}]"
     # a gate is about an artifact, and these are files: so the figures alone
-    assert bench.status(*words, gate) == 2
+    bench.refuses(*words, gate, says="gate")
     first = bench.run(words)
     assert against(first) == {}
     assert "nobody has judged zebra against okapi yet" in bench.said
     page = (first / "report.html").read_text()
-    assert "Nobody has judged" in page
     assert not any(text in page for text in TABLES)  # which would be empty
     assert bench.run(words) == first
-    bench.run([*words, "resume=never"])
     with bench.served() as served:
         assert served.voter("ann").votes(better("!"), 3) == 3
     part = bench.run(words)
     assert "people: 3 of 12 votes on 10 pairs, by 1 person" in bench.said
     assert "this command, given again, reads them" in bench.said
-    assert against(part)["okapi"]["win_rate"]["value"] == 1.0
-    assert against(part)["okapi"]["items"] == 3
+    assert (against(part)["okapi"]["win_rate"]["value"], against(part)["okapi"]["items"]) == (1.0, 3)
     assert all(text in (part / "report.html").read_text() for text in TABLES)
     with store_of(bench.folder) as store:
-        assert len(list(store.items(bench.project))) == 10  # three runs, one project
-
-
-def test_more_votes_are_asked_of_the_same_pairs_and_others(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=20)
-    bench.run([*words, "stage.votes=6"])
-    with store_of(bench.folder) as store:
-        few = {item.id: item.candidates for item in store.items(bench.project)}
-    bench.run([*words, "stage.votes=30"])
-    assert "people: 0 of 30 votes on 20 pairs" in bench.said
-    with store_of(bench.folder) as store:
-        many = {item.id: item.candidates for item in store.items(bench.project)}
-    assert (len(few), len(many)) == (5, 20)
-    assert few.items() <= many.items()  # what was asked keeps its side
-    stands_first = sum(candidates[0].text.endswith("!") for candidates in many.values())
-    assert abs(2 * stands_first - 20) <= 1
+        assert len(list(store.items(bench.project))) == 10  # two runs, one project
 
 
 def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,114 +136,40 @@ def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatc
     assert "zebra" not in seen[0]
 
 
-def test_a_project_is_no_place_for_the_names_of_systems(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4)
-    assert bench.status(*words, "project=does-Zebra-win") == 2
-    assert "project=does-Zebra-win: the people who judge can read it, and it names the system zebra" in bench.said
-    bench.run([*words, "project=zebras-are-fine"])
-    assert bench.project == "zebras-are-fine"
-    bench.run([*words, "project=another"])  # which is no run that is finished already
-    with store_of(bench.folder) as store:
-        assert len(list(store.items("another"))) == 4
-
-
-def test_a_vote_that_comes_meanwhile_is_the_next_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*evaluation(bench.folder, items=4), "project=mine"]
-    with monkeypatch.context() as patch:
-
-        def opened(store: Store, project: str, *more: Any) -> Any:
-            found = real(store, project, *more)
-            item = next(store.items(project))
-            store.record(project, item.id, Judgement(((item.candidates[0].id,), (item.candidates[1].id,))),
-                         annotator="ann", key="k")  # fmt: skip
-            return found
-
-        real = stage.open_project
-        patch.setattr(stage, "open_project", opened)
-        first = bench.run(words)
-    assert (verdicts(first), artifact(first, "people.json")["votes"]) == ([], 0)
-    second = bench.run(words)
-    assert second != first
-    assert len(verdicts(second)) == 1
-
-
-def test_settings_that_were_changed_stay(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4)
-    bench.run([*words, "project=mine"])
-    bench.run(
-        [
-            *bench.annotate("configure"),
-            "project=mine",
-            "stage.settings={repeat_share: 0.5, overlap: 3, overlap_share: 1}",
-        ]
-    )
-    bench.run([*words, "project=mine", "resume=never"])
-    with store_of(bench.folder) as store, store.reading() as db:
-        found = settings_of(db, "mine")
-    assert found == Settings(
-        title="Two answers", overlap=3, repeat_share=0.5, gold_share=0.1, order="priority", turned_by_item=True
-    )
-
-
 def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
     words = evaluation(bench.folder, items=4)
-    assert bench.status(*words, "stage.votes=401") == 2
-    assert "stage.votes=401: are too many on 4 pairs" in bench.said
-    assert bench.status(*words, "stage.judge=reward", "stage.votes=4") == 2
-    assert "stage.votes=4: is asked of people, and others judge" in bench.said
-    file = bench.folder / "checked.jsonl"
     rows = [{"id": f"p{i}", "prompt": f"Question {i}?", "check": {"kind": "regex", "pattern": "R"}} for i in range(4)]
-    checked = f"eval.tasks=[{{name: chat, path: {written(file, rows)}}}]"
-    assert bench.status(*words, checked) == 2
-    assert "stage.judge=people: has no task to judge" in bench.said
-    assert bench.status("stage=eval", "stage.judge=people") == 2
-    assert "stage.judge=people: is of several systems, and none are named" in bench.said
-    assert bench.status(*words, "stage.gold=none.jsonl") == 2
-    assert "stage.gold=none.jsonl" in bench.said
+    checked = f"eval.tasks=[{{name: chat, path: {written(bench.folder / 'checked.jsonl', rows)}}}]"
     gold = written(bench.folder / "gold.jsonl", [{"id": "g", "prompt": "2 + 2?", "answers": ["4", "5"]}])
-    assert bench.status(*words, f"stage.gold={gold}") == 2
-    assert "row 1" in bench.said
-    assert "is no pair whose order is known" in bench.said
+    for more, says in (
+        (["stage.votes=401"], "stage.votes=401: are too many on 4 pairs"),
+        (["stage.judge=reward", "stage.votes=4"], "stage.votes=4: is asked of people, and others judge"),
+        ([checked], "stage.judge=people: has no task to judge"),
+        (["stage.gold=none.jsonl"], "stage.gold=none.jsonl"),
+        ([f"stage.gold={gold}"], "is no pair whose order is known"),
+    ):
+        bench.refuses(*words, *more, says=says)
+    bench.refuses("stage=eval", "stage.judge=people", says="is of several systems, and none are named")
 
     bench.run([*words, "project=mine"])
     items = written(bench.folder / "items.jsonl", [{"prompt": "else?", "answers": ["a", "b"]}])
-    bench.run(
-        [
-            "stage=annotate",
-            "stage.action=import",
-            f"stage.path={items}",
-            "project=other",
-            f"run.root={bench.folder / 'runs'}",
-        ]
-    )
-    assert bench.status(*words, "project=other") == 2
-    assert "project=other: it holds 1 item that this evaluation does not ask" in bench.said
+    bench.run([*bench.annotate("import"), f"stage.path={items}", "project=other"])
+    bench.refuses(*words, "project=other", says="project=other: it holds 1 item that this evaluation does not ask")
     written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"another {i}"} for i in range(4)])
-    assert bench.status(*words, "project=mine") == 2
-    assert "of task chat has another prompt or other answers there" in bench.said
-    bench.run(
-        [
-            "stage=annotate",
-            "stage.action=erase",
-            "stage.whole=true",
-            "project=mine",
-            f"run.root={bench.folder / 'runs'}",
-        ]
-    )
-    assert bench.status(*words, "project=mine") == 2
-    assert "it was erased" in bench.said
+    bench.refuses(*words, "project=mine", says="of task chat has another prompt or other answers there")
+    bench.run([*bench.annotate("erase"), "stage.whole=true", "project=mine"])
+    bench.refuses(*words, "project=mine", says="it was erased")
 
 
 def test_simulated_votes_are_no_peoples(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=4)
-    bench.run([*words, "project=mine"])
+    words = [*evaluation(bench.folder, items=4), "project=mine"]
+    bench.run(words)
     with store_of(bench.folder) as store:
         for item in store.items("mine"):
             tiers = tuple((candidate.id,) for candidate in item.candidates)
             store.record("mine", item.id, Judgement(tiers, source="simulated"), annotator="s", key=item.id)
-    assert bench.status(*words, "project=mine") == 2
-    assert "are simulated, not a person's" in bench.said
-    bench.run([*words, "project=mine", "data.allow_simulated=true"])
+    bench.refuses(*words, says="are simulated, not a person's")
+    bench.run([*words, "data.allow_simulated=true"])
     assert "4 of" in bench.said
 
 
@@ -314,29 +220,21 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
     assert who["bob"] not in json.dumps([verdicts(alone), artifact(alone, "people.json")])
 
 
-@pytest.mark.parametrize(
-    "deadly",
-    ["align.annotate.store.database.Store.add_item", "align.stages.eval.counted_rankings"],
-    ids=["while pairs are added", "when they are there"],
-)
-def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: Forks, deadly: str) -> None:
+def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: Bench, forks: Forks) -> None:
     words = evaluation(bench.folder, items=12)
-    module, _, name = deadly.rpartition(".")
-    owner = f"importlib.import_module('{module}')" if "Store" not in module else "align.annotate.store.Store"
     before = (
-        "import importlib, os, signal, align.annotate.store, align.stages.eval\n"
-        f"owner = {owner}\nreal, calls = owner.{name}, []\n"
+        "import os, signal, align.stages.eval\nfrom align.annotate.store import Store\n"
+        "real, calls = Store.add_item, []\n"
         "def dies(*given, **more):\n"
         "    calls.append(1)\n"
-        f"    if len(calls) == {5 if name == 'add_item' else 1}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(calls) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*given, **more)\n"
-        f"owner.{name} = dies\n"
+        "Store.add_item = dies\n"
     )
     killed = forks.start(bench.folder, *words, before=before).ended()
     assert killed.status == -signal.SIGKILL, killed
     with Store.open(f"sqlite:///{bench.folder / 'runs' / 'annotations.db'}") as store:
-        there = sum(len(list(store.items(project))) for project in store.projects())
-    assert there == (0 if name == "add_item" else 12)  # all of them or none
+        assert not any(list(store.items(project)) for project in store.projects())  # all of them or none
     run = bench.run(words)
     with store_of(bench.folder) as store:
         items = list(store.items(bench.project))
@@ -344,38 +242,86 @@ def test_killed_at_any_point_it_asks_about_each_pair_once(bench: Bench, forks: F
     assert len(items) == len({item.prompt for item in items}) == 12
     assert abs(2 * sum(item.candidates[0].text.endswith("!") for item in items) - 12) <= 1
     assert [path.name for path in (bench.folder / "runs" / "eval").iterdir()] == [run.name]
-    assert all(
-        candidate == Candidate(candidate.text, id=candidate.id) for item in items for candidate in item.candidates
-    )
 
 
 def test_the_votes_are_read_without_a_new_answer(
     ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Two systems that answer here: the second command generates nothing, and a gate is decided by people."""
-    systems = "stage.systems={tuned: sft:s, base: base}"
     gate = "eval.gates=[{name: better, task: judged, against: base, is: superior, least_n: 4}]"
-    words = ["stage=eval", *ready.data, systems, gate, "stage.judge=people", "stage.prompts=8", "project=both"]
-    words += ["rollout.max_new_tokens=12", f"run.root={ready.root}"]
-    assert main(words) == 3
-    out = capsys.readouterr().out
-    assert "gate better: undecided" in out
-    first = Path(out.strip().splitlines()[-1])
+    words = ["stage=eval", *ready.data, "stage.systems={tuned: sft:s, base: base}", gate, "stage.judge=people"]
+    words += ["stage.prompts=8", "project=both", "rollout.max_new_tokens=12", f"run.root={ready.root}"]
+    bench = Bench(tmp_path, capsys)
+    first = bench.run(words, 3)
+    assert "gate better: undecided" in bench.said
     assert read_manifest(first).metrics["answers_made"] > 0
-    tuned = {row["answers"]["tuned"]["text"] for row in map(json.loads, (first / "artifact" / "answers.jsonl").open())}
+    rows = map(json.loads, (first / "artifact" / "answers.jsonl").open())
+    tuned = {row["answers"]["tuned"]["text"].strip() for row in rows}
     with Store.open(f"sqlite:///{ready.root / 'annotations.db'}") as store:
         for item in store.items("both"):
-            best = sorted(
-                item.candidates, key=lambda candidate: candidate.text.strip() not in {t.strip() for t in tuned}
-            )
+            best = sorted(item.candidates, key=lambda candidate: candidate.text.strip() not in tuned)
             tiers = tuple((candidate.id,) for candidate in best)
             store.record("both", item.id, Judgement(tiers), annotator="ann", key=item.id)
-    assert main(words) in (0, 3)
-    out = capsys.readouterr().out
-    second = Path(out.strip().splitlines()[-1])
-    manifest = read_manifest(second)
-    assert manifest.metrics["answers_made"] == 0
+    assert bench.status(*words) in (0, 3)
+    second = Path(bench.said.strip().splitlines()[-1])
+    assert read_manifest(second).metrics["answers_made"] == 0
     found = artifact(second, "results.json")["tasks"]["judged"]
     assert (found["role"], found["by"]) == ("people", "people")
     assert found["against"]["base"]["win_rate"]["value"] > 0.5
-    assert json.loads((second / "artifact" / "verdicts" / "better.json").read_text())["figure"]["n"] > 0
+    assert artifact(second, "verdicts/better.json")["figure"]["n"] > 0
+
+
+# Asked again: what changed meanwhile is kept or refused.
+
+
+def settings(bench: Bench, project: str) -> Settings:
+    with store_of(bench.folder) as store, store.reading() as db:
+        return settings_of(db, project)
+
+
+def wanted(bench: Bench, project: str) -> int:
+    with store_of(bench.folder) as store:
+        ids = [item.id for item in store.items(project)]
+    return sum(map(settings(bench, project).wanted, ids))
+
+
+def configured(bench: Bench, project: str, values: str) -> None:
+    bench.run([*bench.annotate("configure"), f"project={project}", f"stage.settings={values}"])
+
+
+def test_a_named_run_is_told_to_take_another_name(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4)
+    bench.run([*words, "run.name=first"])
+    assert "this command, given again with another run.name, reads them" in bench.said
+    with bench.served() as served:
+        served.voter("ann").votes(better("!"), 2)
+    bench.refuses(*words, "run.name=first", says="run.name")
+    bench.run([*words, "run.name=second"])
+    assert "people: 2 of 5 votes" in bench.said
+
+
+def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: Bench) -> None:
+    words = [*evaluation(bench.folder, items=10), "project=mine", "resume=never"]
+    bench.run(words)
+    assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (2, 12)
+    configured(bench, "mine", "{overlap: 1}")
+    for more in ((), ("stage.votes=12",)):
+        bench.run([*words, *more])
+        assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (1, 10)
+    with store_of(bench.folder) as store:
+        store.erase_content("mine", next(store.items("mine")).id)
+    bench.run(words)
+    assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (1, 9)
+    bench.run([*words, "stage.votes=15"])
+    assert wanted(bench, "mine") == 15
+    configured(bench, "mine", "{title: Which?}")
+    bench.run([*words, "stage.votes=27"])
+    assert (settings(bench, "mine").title, wanted(bench, "mine")) == ("Which?", 27)
+
+
+def test_a_project_does_not_name_a_system_of_several_words(bench: Bench) -> None:
+    words = [word.replace("zebra:", "my-new:") for word in evaluation(bench.folder, items=4)]
+    for project in ("is-my-new-good", "Is My_New good"):
+        told = f"project={project}: the people who judge can read it, and it names the system my-new"
+        bench.refuses(*words, f"project={project}", says=told)
+    bench.run([*words, "project=my-newest"])

@@ -8,17 +8,16 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from processes import Child, Forks
+from processes import Forks
+from waiting import settles
 
 from align.__main__ import main
-from align.cli import batch
 from align.run import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,16 +116,6 @@ def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], 
     assert [read_manifest(Path(f"runs/sft/x-seed={n}")).status for n in (1, 2)] == ["failed", "done"]
 
 
-def test_where_forking_is_not_safe(align: Align, monkeypatch: pytest.MonkeyPatch):
-    """Each job is a new process, which says where its run is all the same. (A stage without torch starts soon.)"""
-    monkeypatch.setattr(batch, "import_for_forks", lambda stages: False)
-    Path("items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
-    job = ["stage=annotate", "stage.action=import", "stage.path=items.jsonl", "run.name=x"]
-    status, out, err = align("-m", *job, "seed=1,2")
-    assert (status, batch.OPENED in os.environ) == (0, False), err
-    assert [job[-1] for job in rows(out)[1:]] == ["runs/annotate/x-seed=1", "runs/annotate/x-seed=2"]
-
-
 def test_a_wrong_job_is_found_before_any_runs(align: Align, sft: list[str]):
     status, out, err = align("-m", *sft, "seed=0,-1")
     assert (status, out) == (2, "")
@@ -135,18 +124,6 @@ def test_a_wrong_job_is_found_before_any_runs(align: Align, sft: list[str]):
     assert status == 2
     assert "stage=(missing)" in err
     assert not Path("runs").exists()
-
-
-def test_own_group_files_reach_every_job(align: Align, sft: list[str], tmp_path: Path):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    for name, rank in (("low", 2), ("high", 4)):
-        (tmp_path / f"mine/experiment/{name}.yaml").write_text(f"# @package _global_\nmethod:\n  r: {rank}\n")
-    assert align("-m", *sft, "+experiment=low,high")[0] == 2
-    status, out, err = align("-m", "--config-dir", "mine", *sft, "+experiment=low,high")
-    assert status == 0, err
-    assert "[1 of 2] --config-dir mine stage=sft" in out
-    found = [read_manifest(Path(job[-1])).config["method"]["r"] for job in rows(out)[1:]]
-    assert found == [2, 4]
 
 
 def test_printed_configurations(align: Align, sft: list[str]):
@@ -185,22 +162,17 @@ def test_lines_of_a_batch_may_sweep(align: Align, sft: list[str], monkeypatch: p
     assert status == 0, err
     assert out.index("[1 of 2] -m stage=sft") < out.index("runs/sft/x-seed=2") < out.index("[2 of 2] stage=export")
     assert read_manifest(Path("runs/export/y")).done
-    for wrong in ("-m stage=sft seed=1,-2", "stage=sft --cfg job"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(f"stage=sft\n{wrong}\n"))
-        status, out, err = align("-")
-        assert (status, out) == (2, "")
-        assert "line 2" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("stage=sft\n-m stage=sft seed=1,-2\n"))
+    status, out, err = align("-")
+    assert (status, out, "line 2" in err) == (2, "", True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str], tmp_path: Path, how: signal.Signals):
+def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str], tmp_path: Path):
     words = ["-m", *sft, "run.name=x", "stage.max_steps=30", "stage.save_every=5", "seed=1,2,3"]
     child = forks.start(tmp_path, *words)
-    wait_for(child, lambda: bool(list(tmp_path.glob("runs/sft/x-seed=2/checkpoints/*/align_seal.json"))))
-    if how is signal.SIGINT:
-        os.killpg(child.pid, how)  # as a terminal does
-    else:
-        child.send_signal(how)
+    sealed = "runs/sft/x-seed=2/checkpoints/*/align_seal.json"
+    assert settles(lambda: [*tmp_path.glob(sealed)] or child.poll() is not None, 120)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
     status, out, err = child.ended(60)
     assert status == 130, err
     assert "Traceback" not in err
@@ -223,11 +195,3 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
     ]
     assert steps == sorted({*steps})
     assert [job[1] for job in rows(out)[1:]] == ["done"] * 3
-
-
-def wait_for(child: Child, reached: Callable[[], bool]) -> None:
-    began = time.monotonic()
-    while not reached():
-        assert child.poll() is None, child.ended()
-        assert time.monotonic() - began < 120, "not within two minutes"
-        time.sleep(0.02)

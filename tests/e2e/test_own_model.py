@@ -24,7 +24,7 @@ SHAPE = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
 }  # fmt: skip
-MODELS = {"Llama": "llama3", "Qwen3": "qwen3", "Gemma": "gemma"}
+MODELS = {"Qwen3": "qwen3", "Gemma": "gemma"}
 SMALLER = {  # what makes a command quick; everything else is as README has it
     "sft": ("stage.batch_size=8", "data.held_out=0.25", "stage.log_every=1"),
     "reward": ("stage.batch_size=4", "stage.micro_batch=4", "stage.held_out=0.25", "stage.log_every=1"),

@@ -15,13 +15,11 @@ from align.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = (
-    "ppo stage.micro_batsch=4", "ppo stage.micro_batch=0", "ppo stage.batch_size=7", "ppo stage.value_backbone=both",
-    "sft method=full", "dpo method=full", "full method=lora", "reward stage.beta=1", "dpo data=chitchat",
-    "sft stage.batch_size=6", "ppo rollout.max_new_tokens=many", "sft model=hub model.path=./none init=base",
+    "ppo stage.micro_batsch=4", "ppo stage.batch_size=7", "dpo method=full", "reward stage.beta=1", "dpo data=chitchat",
+    "sft model=hub model.path=./none init=base",
 )  # fmt: skip
 
 DIRECT = ("dpo", "dpo stage.loss=simpo", "kto")
-PLANNED = "Choose one of: dpo, full, kto, ppo, reward, sft."
 
 
 @pytest.fixture
@@ -41,26 +39,6 @@ def test_a_wrong_line_is_told_what_its_stage_would_tell(line: str, here: Path, c
     planned, alone = told(f"stage=plan stage.of={line}", capsys), told(f"stage={line}", capsys)
     assert planned == alone
     assert planned[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("stage.of=pppo", f"stage.of=pppo: is not a choice here. Did you mean stage.of=ppo? {PLANNED}\n"),
-        ("stage.of=evaluate", f"stage.of=evaluate: is not a choice here. {PLANNED}\n"),
-        ("stage.of=serve", "stage.of=serve: is no stage that is planned"),
-        ("stage.of=plan", "stage.of=plan: is no stage that is planned"),
-        ("stage.card=0", "stage.card=0.0: is not above 0"),
-        ("stage.card=inf", "stage.card=inf: "),
-        ("stage.throughput=-1", "stage.throughput=-1.0: is not from 0.001 to 1000000000"),
-        ("stage.throughput=1e-300", "stage.throughput=1e-300: is not from 0.001 to 1000000000"),
-        ("stage.throughput=nan", "stage.throughput=nan: is not a number"),
-        ("stage.answers=1", "stage.answers=1: is not 2 or more"),
-    ],
-)
-def test_its_own_keys_are_checked(line: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]):
-    status, _, error = told(f"stage=plan {line}", capsys)
-    assert (status, error.startswith(f"align: {said}")) == (2, True), error
 
 
 @pytest.mark.parametrize(

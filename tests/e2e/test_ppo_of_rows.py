@@ -86,18 +86,6 @@ def test_checks_of_rows_as_the_reward(line: list[str], said: Said) -> None:
     assert not any("letter" in row for row in shown)  # samples have what was said
 
 
-def test_a_row_without_a_check_is_told_before_any_weights_are_read(
-    line: list[str], said: Said, rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nobody(*_: object, **__: object) -> None:
-        raise AssertionError("weights are loaded")
-
-    monkeypatch.setattr("align.ppo.workers.load_base", nobody)
-    rows.write_text(rows.read_text() + '{"prompt": "Say nothing.", "letter": "n"}\n')
-    told = said([*line, "reward=check"], 2)
-    assert f"rows.jsonl:{len(CHECKED) + 1}, check=(missing): the row does not say what its answer has to be" in told
-
-
 def test_a_function_that_fails_loses_nothing(line: list[str], said: Said, ours: Path) -> None:
     """The run ends with status 2 and says where; the same command goes on from the checkpoint, to the bits of a run
     that nothing went wrong in."""
@@ -114,12 +102,6 @@ def test_a_function_that_fails_loses_nothing(line: list[str], said: Said, ours: 
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name in ("adapter_model.safetensors", "value/value_head.safetensors"):
         assert (cut / "artifact" / name).read_bytes() == (whole / "artifact" / name).read_bytes()
-
-
-def test_a_column_that_is_not_there(line: list[str], said: Said, ours: Path) -> None:
-    told = said([*line, "reward=fn", "reward.fn=of_rows:missing", "run.name=missing"], 2)
-    assert ", answer=(missing): of_rows:missing asks for this column. It has check, letter. Add it." in told
-    assert "rows.jsonl:" in told
 
 
 @pytest.mark.parametrize("suite", [False, True])

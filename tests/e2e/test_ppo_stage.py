@@ -15,7 +15,6 @@ from workshop import Ready
 from align.__main__ import main
 from align.annotate.store import Store
 from align.models.adapters import read_tensors
-from align.ppo.monitor import rank_answers
 from align.run import read_manifest
 from align.track import read_rows
 
@@ -76,31 +75,15 @@ def test_an_ensemble_and_its_disagreement(without_ref: Ready, capfd: pytest.Capt
     assert (inputs["reward"].name, inputs["reward.1"].name) == ("a", "b")
 
 
-def test_a_sum_of_a_model_and_rules(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
-    parts = "{name: learned, ref: 'reward:a'}, {name: rules, weight: 0.5, rules: [{rule: length, low: 2, high: 5}]}"
-    assert main([*without_ref.ppo, f"run.root={without_ref.root}", "reward=sum", f"reward.parts=[{parts}]"]) == 0
-    assert rows(Path(capfd.readouterr().out.splitlines()[-1]))[0]["score_std"] > 0
-
-
-@pytest.mark.parametrize("backbone", ["own", "frozen"])
 def test_without_any_reward_model_the_critic_starts_from_the_policy(
-    without_ref: Ready, capfd: pytest.CaptureFixture[str], backbone: str
+    without_ref: Ready, capfd: pytest.CaptureFixture[str]
 ):
     rules = "reward.rules=[{rule: regex, pattern: '[aeiou]'}, {rule: length, low: 2, high: 9}]"
-    words = ["reward=rules", rules, f"stage.value_backbone={backbone}"]
+    words = ["reward=rules", rules, "stage.value_backbone=own"]
     assert main([*without_ref.ppo, f"run.root={without_ref.root}", *words]) == 0
     critic = Path(capfd.readouterr().out.splitlines()[-1]) / "artifact" / "value"
-    adapter = {"adapter_config.json", "adapter_model.safetensors"} if backbone == "own" else set()
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
     assert {p.name for p in critic.iterdir()} == {"value_head.safetensors"} | adapter
-
-
-def test_a_reward_model_of_another_chat_template(without_ref: Ready, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    other = shutil.copytree(without_ref.root / "reward" / "a" / "artifact", tmp_path / "other")
-    template = other / "chat_template.jinja"
-    template.write_text(template.read_text() + "{# another #}")
-    (other / "adapter_model.safetensors").write_bytes(b"")  # no weights are looked at before
-    assert main([*without_ref.ppo, f"run.root={without_ref.root}", f"reward.ref={other}"]) == 2
-    assert f"reward.ref={other}: was trained with another chat template" in capfd.readouterr().err
 
 
 def test_a_reward_that_tells_nothing_apart(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
@@ -114,11 +97,6 @@ def test_a_bare_folder_is_a_reward_model_of_this_base(without_ref: Ready, tmp_pa
     """As a hub gives it: no manifest, so that it says of no base."""
     bare = shutil.copytree(without_ref.root / "reward" / "a" / "artifact", tmp_path / "bare")
     assert main([*without_ref.ppo, f"run.root={without_ref.root}", f"reward.ref={bare}"]) == 0
-
-
-def test_what_is_no_reward_model(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
-    assert main([*without_ref.ppo, f"run.root={without_ref.root}", "reward.ref=sft:s"]) == 2
-    assert "reward.ref=sft:s: is no reward model" in capfd.readouterr().err
 
 
 # What it looks at.
@@ -268,39 +246,8 @@ def test_a_tripwire_stops_the_run_and_asks_a_person(ppo: Run, ready: Ready):
     assert (folder / "artifact" / "adapter_model.safetensors").is_file()
 
 
-def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
-    """The whole batch, where every prompt is another: by the figure of the wire, which is the mean of theirs."""
-    refs = ["reward=ensemble", "reward.refs=['reward:a','reward:b']", "stage.tripwires.disagreement=1e-6"]
-    ends = ["stage.tripwires.patience=1", "stage.tripwires.action=stop", "stage.tripwires.kl=-9", "project=disputed"]
-    assert main([*without_ref.ppo, f"run.root={without_ref.root}", *refs, *ends, "stage.tripwires.entropy=null"]) == 0
-    (row,) = rows(Path(capfd.readouterr().out.splitlines()[-1]))
-    with Store.open(f"sqlite:///{without_ref.root / 'annotations.db'}", create=False) as store:
-        told = [item.candidates[0].sampling for item in store.items("disputed")]
-    assert len(told) == 8
-    each = {wire: [t["wires"][wire] for t in told] for wire in told[0]["wires"]}
-    assert {wire: sum(found) / 8 for wire, found in each.items()} == {
-        wire: pytest.approx(row[wire], rel=1e-4, abs=1e-6) for wire in ("disagreement", "kl")
-    }
-    assert rank_answers(each, [t["score"] for t in told]) == list(range(8))
-    assert sum(t["score"] for t in told) / 8 == pytest.approx(row["raw_score"], rel=1e-4)
-
-
-def test_a_tripwire_warns_once(ppo: Run, ready: Ready, capfd: pytest.CaptureFixture[str]):
-    wires = ["stage.tripwires.entropy=100", "stage.tripwires.patience=2"]
-    assert main([*ready.ppo, f"run.root={ready.root}", *wires, "stage.updates=4"]) == 0
-    said = [line for line in capfd.readouterr().out.splitlines() if "entropy" in line and "below 100" in line]
-    assert len(said) == 1
-    assert said[0].startswith("update 2:")
-
-
 def test_epochs_end_early_when_the_policy_has_moved_too_far(ppo: Run):
     words = ["stage.epochs=4", "stage.minibatches=2", "stage.lr=5e-2", "stage.warmup=0"]
     free, held = ppo(*words), ppo(*words, "stage.max_approx_kl=1e-4")
     assert {row["steps"] for row in rows(free)} == {8}
     assert all(1 <= row["steps"] < 8 for row in rows(held))
-
-
-def test_metrics_are_finite_json(ppo: Run):
-    for line in (ppo() / "metrics.jsonl").read_text().splitlines():
-        assert "null" not in line
-        json.loads(line)

@@ -44,5 +44,6 @@ def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_p
         task = AssignmentQueue(store, project).take("ann")
         assert task is not None
         assert priorities[task.item.id] == max(priorities.values())
-    assert shop.status("stage=reward", f"data.path={shop.data}", "data=jsonl", "stage.prioritise=true") == 2
-    assert "stage.prioritise" in shop.said
+    shop.refuses(
+        "stage=reward", f"data.path={shop.data}", "data=jsonl", "stage.prioritise=true", says="stage.prioritise"
+    )

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from portfolio import interval, made, small
+from portfolio import made, small
 from workshop import Ready, Workshop
 
 from align.annotate.store import Store
@@ -72,22 +72,16 @@ def test_the_table(tmp_path: Path) -> None:
     assert [*by_run][:2] == ["ppo:bad", "export:one"]  # the newest first
     assert "win_rate 0.81 [0.75, 0.87]  " in by_run["ppo:first"]
     assert re.search(r"sft:start, reward:votes +–$", by_run["ppo:first"])
-    assert "failed" in by_run["ppo:bad"]
-    assert "\x1b" not in by_run["ppo:bad"]
     assert by_run["ppo:bad"].endswith("stage.lr=3.0: gives\\na NaN \\x1b[31m" + "x" * 99)  # nothing stands behind it
-    starts = {line.index(word) for line, word in zip(lines[1:3], ("failed", "done"), strict=True)}
-    assert starts == {lines[0].index("status")}
-    assert len(asked(tmp_path, "stage.limit=3").said.splitlines()) == 5
-    assert asked(tmp_path, "stage.limit=3").said.splitlines()[-1] == "3 of 8 runs: stage.limit=N shows more."
+    few = asked(tmp_path, "stage.limit=3").said.splitlines()
+    assert (len(few), few[-1]) == (5, "3 of 8 runs: stage.limit=N shows more.")
     usual = asked(tmp_path, "stage.columns=[run, base, age, seed, score.low]", "stage.where={run: 'ppo:first'}").said
     head, line = (line.split() for line in usual.splitlines())
     assert head == ["run", "base", "age", "seed", "score.low"]
     assert line == ["ppo:first", "pocket", *by_run["ppo:first"].split()[2:4], "0", "0.75"]
-    assert len(asked(tmp_path, "stage.limit=8").said.splitlines()) == 9
     assert asked(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
     (tmp_path / "empty").mkdir()
     assert asked(tmp_path / "empty").said == "no runs yet\n"
-    assert asked(tmp_path / "empty", "stage.where={whatever: 3}").said == "no run meets this\n"
 
 
 def test_formats(tmp_path: Path) -> None:
@@ -101,19 +95,11 @@ def test_formats(tmp_path: Path) -> None:
     table = asked(tmp_path, where, columns).said.splitlines()
     assert [line.split() for line in table] == [[*expected], ["ppo:first", "0.75", "q_proj,", "v_proj", "–"]]
     every = [*csv.DictReader(io.StringIO(asked(tmp_path, "stage.format=csv").said))]
-    assert len(every) == 7
     assert {row["run"]: row["score.value"] for row in every}["ppo:first"] == "0.81"
-    assert "data" not in every[0]  # data.name and the others are there
     assert [*every[0]][:4] == ["run", "aliases", "status", "error"]
     none = asked(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
-    assert none.startswith("run,aliases,status,")
-    assert len(none.splitlines()) == 1
+    assert (none.startswith("run,aliases,status,"), len(none.splitlines())) == (True, 1)
     assert json.loads(asked(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
-    shown = json.loads(asked(tmp_path, "stage.action=show", "stage.run=ppo:first", "stage.format=json").said)
-    assert (shown["run"], shown["config"]["stage"]) == ("ppo:first", {"name": "ppo"})
-    mixed = [{"run": "a", "kl": 0.5}, {"run": "b", "kl": {"value": 1, "low": 0}}]
-    rows = [*csv.DictReader(io.StringIO(next(as_csv(mixed, []))))]
-    assert [(row["kl"], row["kl.value"]) for row in rows] == [("0.5", ""), ("", "1")]
     listed = json.loads(asked(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
     assert [one["run"] for one in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
 
@@ -178,61 +164,48 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
     assert "<script" not in html
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["stage.action=show"], "stage.run=(not given): names no run to show"),
-        (["stage.action=show", "stage.run=ppo:frist"], "Did you mean ppo:first?"),
-        (["stage.action=show", "stage.run=dpo:latest"], "is no run under"),
-        (["stage.action=show", "stage.run=/elsewhere/ppo/first"], "is no run under"),
-        (["stage.action=show", "stage.run=first"], "Did you mean ppo:first?"),
-        (["stage.action=show", "stage.run=ppo:first", "stage.limit=3"], "stage.limit=3: says nothing to"),
-        (["stage.action=diff", "stage.runs=[ppo:first]"], "are not two runs"),
-        (["stage.action=diff", "stage.runs=[ppo:first, ppo:x]"], "stage.runs=ppo:x: is no run under"),
-        (["stage.action=diff", "stage.runs=[ppo:first, sft:start]"], "are of two stages"),
-        (["stage.runs=[ppo:first, ppo:second]"], "Add stage.action=compare or diff"),
-        (["stage.action=compare"], "names no runs to compare"),
-        (["stage.action=compare", "stage.runs=[ppo:first, ppo:first]"], "names a run twice"),
-        (["stage.action=compare", "stage.runs=[ppo:first]", "stage.where={stage: ppo}"], "Drop one of the two."),
-        (["stage.action=compare", "stage.sweep=latest", "stage.where={stage: ppo}"], "stage.where="),
-        (["stage.action=compare", "stage.sweep=latest"], "A sweep (-m) of two runs"),
-        (["stage.action=compare", "stage.sweep=latest", "stage.limit=3"], "says nothing to runs that are named"),
-        (["stage.sweep=latest"], "Add stage.action=compare"),
-        (["stage.action=compare", "stage.where={stage: dpo}"], "is met by no run"),
-        (
-            ["stage.action=compare", "stage.runs=[ppo:first]", "stage.columns=[metrics.win]"],
-            "a key that no run here has",
-        ),
-        (["stage.action=compare", "stage.where={stage: ppo}", "stage.html=no/page.html"], "Make no first."),
-        (
-            ["stage.html=page.html"],
-            "stage.html=page.html: says nothing to stage.action=list. Add stage.action=compare,",
-        ),
-        (["stage.run=ppo:first"], "Add stage.action=show"),
-        (["stage.action=trace", "artifact=ppo:frist"], "Did you mean ppo:first?"),
-        (["stage.action=trace", "artifact=@production"], "artifact=@production: is no alias under"),
-        (["stage.action=trace", "stage.response=req-1"], "is in no server's log under"),
-        (["stage.action=trace", "stage.response="], "is no id of an answer"),
-        (["stage.action=trace", "stage.format=csv"], "is none of trace's"),
-        (["stage.action=gc", "stage.kinds=[runs]"], "stage.kinds"),
-        (["stage.action=gc", "stage.days=-1"], "stage.days=-1"),
-        (["stage.apply=true"], "stage.apply=True: says nothing to stage.action=list. Add stage.action=forget or gc"),
-        (["stage.verify=full"], "stage.verify=full: says nothing to stage.action=list. Add stage.action=trace"),
-        (["stage.where={metrics.winrate: 1}"], "Did you mean metrics.win_rate"),
-        (["stage.where=3"], "is no mapping of keys to conditions"),
-        (["stage.where={stage: ppo, score.value: >=1}"], "a comparison in quotes of its own"),
-        (["stage.sort=-metric.kl"], "stage.sort=metric.kl: is a key that no run here has. Did you mean metrics.kl?"),
-        (["stage.sort="], "stage.sort=: names no key"),
-        (["stage.columns=[run, metrics.win]"], "stage.columns=metrics.win: is a key that no run here has"),
-        (["stage.limit=0"], "is not above 0"),
-        (["stage.format=xml"], "stage.format=xml"),
-        (["stage.columns=run"], "Write stage.columns=[run]."),
-        (["run.root=nowhere"], "run.root=nowhere: is no folder"),
-    ],
-    ids=lambda words: words[0] if isinstance(words, list) else "",
-)
-def test_what_cannot_be_answered(tmp_path: Path, words: list[str], says: str) -> None:
-    assert says in refused(small(tmp_path), *words)
+REFUSED = {
+    "stage.action=show": "stage.run=(not given): names no run to show",
+    "stage.action=show stage.run=ppo:frist": "Did you mean ppo:first?",
+    "stage.action=show stage.run=dpo:latest": "is no run under",
+    "stage.action=show stage.run=ppo:first stage.limit=3": "stage.limit=3: says nothing to",
+    "stage.action=diff stage.runs=[ppo:first]": "are not two runs",
+    "stage.action=diff stage.runs=[ppo:first,ppo:x]": "stage.runs=ppo:x: is no run under",
+    "stage.action=diff stage.runs=[ppo:first,sft:start]": "are of two stages",
+    "stage.runs=[ppo:first,ppo:second]": "Add stage.action=compare or diff",
+    "stage.action=compare": "names no runs to compare",
+    "stage.action=compare stage.runs=[ppo:first,ppo:first]": "names a run twice",
+    "stage.action=compare stage.runs=[ppo:first] stage.where={stage:ppo}": "Drop one of the two.",
+    "stage.action=compare stage.sweep=latest": "A sweep (-m) of two runs",
+    "stage.action=compare stage.where={stage:dpo}": "is met by no run",
+    "stage.action=compare stage.runs=[ppo:first] stage.columns=[metrics.win]": "a key that no run here has",
+    "stage.action=compare stage.where={stage:ppo} stage.html=no/page.html": "Make no first.",
+    "stage.html=page.html": "says nothing to stage.action=list. Add stage.action=compare,",
+    "stage.action=trace artifact=ppo:frist": "Did you mean ppo:first?",
+    "stage.action=trace artifact=@production": "artifact=@production: is no alias under",
+    "stage.action=trace stage.response=req-1": "is in no server's log under",
+    "stage.action=trace stage.format=csv": "is none of trace's",
+    "stage.action=gc stage.kinds=[runs]": "stage.kinds",
+    "stage.action=gc stage.days=-1": "stage.days=-1",
+    "stage.apply=true": "stage.apply=True: says nothing to stage.action=list. Add stage.action=forget or gc",
+    "stage.port=9000": "stage.action=serve",
+    "stage.where={metrics.winrate:1}": "Did you mean metrics.win_rate",
+    "stage.where=3": "is no mapping of keys to conditions",
+    "stage.where={stage:ppo,score.value:>=1}": "a comparison in quotes of its own",
+    "stage.sort=-metric.kl": "stage.sort=metric.kl: is a key that no run here has. Did you mean metrics.kl?",
+    "stage.columns=[run,metrics.win]": "stage.columns=metrics.win: is a key that no run here has",
+    "stage.limit=0": "is not above 0",
+    "stage.format=xml": "stage.format=xml",
+    "stage.columns=run": "Write stage.columns=[run].",
+    "run.root=nowhere": "run.root=nowhere: is no folder",
+}
+"""Words → what the answer says."""
+
+
+def test_what_cannot_be_answered(tmp_path: Path) -> None:
+    root = small(tmp_path)
+    for words, says in REFUSED.items():
+        assert says in refused(root, *words.split()), words
 
 
 def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
@@ -272,11 +245,6 @@ def test_text_of_files_cannot_move_the_cursor() -> None:
         assert all(line.isprintable() for line in as_table([record], columns, datetime.now()))
     (row,) = csv.DictReader(io.StringIO(next(as_csv([{"run": 'a"b,c\nd', "n": [1], "on": True}], []))))
     assert (row["run"], row["n"], row["on"]) == ('a"b,c\nd', "[1]", "true")
-
-
-def test_figures_with_intervals(tmp_path: Path) -> None:
-    made(tmp_path, "eval:e", metrics={"win_rate": interval(0.5, 0.4, 0.6)})
-    assert "0.5 [0.4, 0.6] (n=200)" in asked(tmp_path, "stage.columns=[run, metrics.win_rate]").said
 
 
 def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:

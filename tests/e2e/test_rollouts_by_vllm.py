@@ -99,12 +99,9 @@ def test_a_run_that_samples_ahead_and_is_continued_learns_the_same(
 
 
 BROKEN = {
-    "no-load": (0, "does not do what it is asked"),
     "another": (2, "of the adapter is in force"),
-    "warm": (1, "another temperature"),
     "no-logprobs": (0, "gives no logprobs"),
     "forgets": (3, "no longer has an adapter"),
-    "forgets-silently": (3, "Its adapter is not in force"),
     "dies-always": (0, "times in a row"),
 }
 """Fault → in which update it is noticed, 0 where that is before the second; and what is said."""

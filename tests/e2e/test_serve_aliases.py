@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from portfolio import made, one
 from processes import Forks
 from serving import Server, adapters, serving
+from waiting import settles
 
 from align.__main__ import main
 from align.data.chat.tools import tool_prompt_ids
@@ -52,10 +52,7 @@ class Home:
         return next(one for one in found["data"] if one["id"] == name)
 
     def until(self, happened: Callable[[], bool]) -> None:
-        began = time.monotonic()
-        while not happened():
-            assert time.monotonic() - began < WITHIN_S, self.says()
-            time.sleep(0.05)
+        assert settles(happened, WITHIN_S), self.says()
 
     def until_it_means(self, **shares: float) -> None:
         """Until both names have followed to adapters with these shares of `chat`."""
@@ -112,14 +109,6 @@ def test_it_follows(home: Home) -> None:
     home.until_it_means(one=1.0)
     assert home.logprobs() == before
     assert one(home.root, server["run"])["serves"]["chat"][0]["label"] == "sft:one"
-
-
-def test_shares(home: Home) -> None:
-    home.promote("stage.action=promote", "stage.arms={sft\\:one: 3, sft\\:three: 1}")
-    home.until_it_means(one=0.75, three=0.25)
-    assert [arm["arm"] for arm in home.model("mixed")["arms"]] == ["sft:one", "sft:three", "base"]
-    home.promote("stage.action=promote", "artifact=sft:one")
-    home.until_it_means(one=1.0)
 
 
 def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:

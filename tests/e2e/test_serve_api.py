@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import socket
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,33 +43,6 @@ def test_a_chat_whole_and_in_chunks_is_the_same(client: openai.OpenAI):
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + 24
     assert len({c.id for c in chunks}) == 1
     assert all(chunk.usage is None for chunk in client.chat.completions.create(**asked, stream=True))
-
-
-def test_the_seed_decides_and_each_answer_has_its_own(client: openai.OpenAI):
-    def said(**more: Any) -> list[str | None]:
-        asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 12, **more}
-        return [choice.message.content for choice in client.chat.completions.create(**asked).choices]
-
-    three = said(seed=5, n=3)
-    assert len(set(three)) == 3
-    assert said(seed=5, n=3) == three
-    assert said(seed=5) == three[:1]
-    assert said(seed=6) != three[:1]
-    assert said() != said()
-
-
-def test_a_stop_string_never_shows(client: openai.OpenAI):
-    asked: Any = {"model": "pocket", "prompt": "I am so", "max_tokens": 40, "temperature": 0}
-    whole = client.completions.create(**asked).choices[0].text
-    assert len(whole) > 20
-    stop = whole[7:12]
-    before = whole[: whole.index(stop)]
-    cut = client.completions.create(**asked, stop=["zzz", stop])
-    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (before, "stop")
-    assert cut.usage is not None
-    assert cut.usage.completion_tokens < 40
-    pieces = [c.choices[0].text for c in client.completions.create(**asked, stop=stop, stream=True)]
-    assert "".join(pieces) == before
 
 
 def test_logprobs_of_chats(client: openai.OpenAI):
@@ -126,8 +96,7 @@ def test_scoring_a_text_by_echo(client: openai.OpenAI, server: Server):
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
     asked: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 0, "max_completion_tokens": 60}
     choice = client.chat.completions.create(**asked).choices[0]
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     (call,) = choice.message.tool_calls or []
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("rain", {"in": "Oslo"})
@@ -135,38 +104,28 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
     calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
     assert [(c.index, c.function and c.function.name) for c in calls] == [(0, "rain")]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
-    result = {"role": "tool", "tool_call_id": call.id, "content": "dry"}
-    more = [*ASKED, choice.message.model_dump(), result]
+    more = [*ASKED, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "dry"}]
     assert client.chat.completions.create(**{**asked, "messages": more}).usage is not None
-    none = client.chat.completions.create(**asked, tool_choice="none").choices[0]
-    assert not none.message.tool_calls
-    untold = client.chat.completions.create(**{**asked, "tools": []}).choices[0]
-    assert untold.message.tool_calls is None
+    assert not client.chat.completions.create(**asked, tool_choice="none").choices[0].message.tool_calls
+    assert client.chat.completions.create(**{**asked, "tools": []}).choices[0].message.tool_calls is None
     assert client.chat.completions.create(**{**asked, "model": "one"}).usage is not None  # by the base's own template
-    with pytest.raises(openai.BadRequestError, match="there are no tools"):
-        client.chat.completions.create(**{**asked, "tools": []}, tool_choice="required")
 
 
 @pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"logit_bias": {"1": 5}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"top_k": 5}, "top_k"),
-        ({"n": 0}, "n"),
         ({"n": 1000}, "n"),
         ({"temperature": 2.5}, "temperature"),
-        ({"stop": ["a"] * 5}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"seed": 2**63}, "seed"),
         ({"max_tokens": 10_000}, "max_tokens"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"messages": []}, "messages"),
         ({"messages": [{"role": "judge", "content": "a"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "long " * 2000}]}, "messages"),
         ({"tools": [{"function": {"name": "a b"}}]}, "tools.0.function.name"),
     ],
@@ -174,8 +133,7 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
 )
 def test_what_is_not_done_is_refused_by_name(server: Server, body: dict[str, Any], param: str):
     status, said = server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **body})
-    assert status == 400
-    assert said["error"]["type"] == "invalid_request_error"
+    assert (status, said["error"]["type"]) == (400, "invalid_request_error")
     assert said["error"]["param"].startswith(param)
     assert set(said["error"]) == {"message", "type", "param", "code"}
 
@@ -194,14 +152,14 @@ def test_typed_errors(client: openai.OpenAI, server: Server):
         with pytest.raises(openai.NotFoundError) as raised:
             client.chat.completions.create(model=model, messages=HELLO)
         assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
-    for status, found in (
-        server.get("/v1/nothing"), server.get("/v1/chat/completions"), server.post("/v1/models", {}),
-        server.post("/v1/chat/completions", b"{not JSON"), server.post("/v1/chat/completions", b"[" * 100_000),
-        server.post("/v1/chat/completions", b'{"model": "pocket"}'), server.post("/v1/chat/completions", b""),
+    for (status, found), expected in (
+        (server.get("/v1/nothing"), (404, "not_found")),
+        (server.get("/v1/chat/completions"), (405, "method_not_allowed")),
+        *((server.post("/v1/completions", body), (400, "unreadable_body"))
+          for body in (b"\xff\xfe{}", b"{not JSON", b"", b"[]", b"[" * 100_000)),
     ):  # fmt: skip
-        assert 400 <= status < 500
+        assert (status, found["error"]["code"]) == expected
         assert set(found["error"]) == {"message", "type", "param", "code"}
-    assert server.get("/v1/chat/completions")[0] == 405
 
 
 def test_who_answers_stands_in_headers_list_and_log(client: openai.OpenAI, server: Server):
@@ -264,37 +222,6 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
         said("new")
 
 
-def test_each_answer_is_of_the_weights_that_its_header_names_while_these_change(client: openai.OpenAI, server: Server):
-    def load(path: str) -> int:
-        return server.post("/v1/load_lora_adapter", {"lora_name": "flip", "lora_path": path, "load_inplace": True})[0]
-
-    def asked(model: str) -> tuple[str, str | None]:
-        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=6, temperature=0)
-        return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
-
-    assert load("third") == 200
-    assert server.post("/v1/load_lora_adapter", {"lora_name": "fourth", "lora_path": "fourth"})[0] == 200
-    right = {asked("flip"), asked("fourth")}
-    statuses, over = set(), threading.Event()
-    assert server.post("/v1/unload_lora_adapter", {"lora_name": "fourth"})[0] == 200
-
-    def flip() -> None:
-        while not over.is_set():
-            statuses.update((load("fourth"), load("third")))
-
-    flipping = threading.Thread(target=flip)
-    flipping.start()
-    try:
-        with ThreadPoolExecutor(4) as clients:
-            seen = list(clients.map(asked, ["flip"] * 60))
-    finally:
-        over.set()
-        flipping.join()
-    assert set(seen) == right
-    assert statuses == {200}
-    assert server.post("/v1/unload_lora_adapter", {"lora_name": "flip"})[0] == 200
-
-
 def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
     for stream in (True, False):
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
@@ -335,34 +262,8 @@ def test_bodies_that_are_too_large_or_never_come(client: openai.OpenAI, server: 
         each.close()
 
 
-def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Server):
-    """An adapter whose files were changed behind the server's back does not answer, and nothing else is hurt."""
-    made = server.folder.parents[2] / "adapters"
-    assert server.post("/v1/load_lora_adapter", {"lora_name": "spoilt", "lora_path": "spoilt"})[0] == 200
-    shutil.copy(made / "two" / "adapter_model.safetensors", made / "spoilt")
-    asked: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
-    with pytest.raises(openai.InternalServerError) as raised:
-        client.chat.completions.create(**asked)
-    assert str(made) not in str(raised.value.body)
-    with pytest.raises(openai.APIError, match="had an error"):
-        list(client.chat.completions.create(**asked, stream=True))
-    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
-    assert client.chat.completions.create(**{**asked, "model": "two"}).choices
-    assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200
-
-
 def test_other_pages_and_other_names_are_refused(server: Server):
     body = {"model": "pocket", "messages": HELLO, "max_tokens": 1}
     assert server.post("/v1/chat/completions", body, Origin="http://evil.example")[0] == 403
     assert server.post("/v1/chat/completions", body, Host="evil.example")[0] == 421
     assert server.post("/v1/chat/completions", body, Origin=server.url)[0] == 200
-
-
-def test_metrics(server: Server):
-    status, text = server.get("/metrics")
-    assert status == 200
-    for name in ("align_requests_total", "align_time_to_first_token_seconds_bucket", "align_completion_tokens_total"):
-        assert f"{name}{{" in text
-    assert 'model="one"' in text
-    assert "Hello" not in text
-    assert server.get("/health") == (200, {"status": "ok"})

@@ -22,10 +22,7 @@ def server(adapter_server: Server) -> Server:
 
 WRONG: dict[str, tuple[str, Any]] = {
     "prompts that are objects": ("/v1/completions", {"prompt": [{}] * 150_000}),
-    "prompts that are nothing": ("/v1/completions", {"prompt": [None] * 150_000}),
-    "prompts without tokens": ("/v1/completions", {"prompt": [[]] * 150_000}),
     "messages that are numbers": ("/v1/chat/completions", {"messages": [1] * 150_000}),
-    "messages that are empty": ("/v1/chat/completions", {"messages": [{}] * 150_000}),
     "conversations of nothing": ("/v1/rewards", {"messages": [[{}]] * 120_000}),
     "parts that are numbers": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [1] * 150_000}]}),
 }
@@ -40,9 +37,7 @@ def test_a_body_of_many_mistakes_is_refused_at_the_first(server: Server, what: s
     assert (status, found["error"]["type"]) == (400, "invalid_request_error")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"lora_alpha": "x"}, {"rank_pattern": {"(": 3}, "alpha_pattern": {"[": 1}}, {"r": "16"}, {"r": 0}]
-)
+@pytest.mark.parametrize("changes", [{"lora_alpha": "x"}, {"rank_pattern": {"(": 3}, "alpha_pattern": {"[": 1}}])
 def test_a_configuration_of_nonsense_is_the_clients_mistake(server: Server, changes: dict[str, Any]):
     root = server.folder.parents[2] / "adapters"
     shutil.copytree(root / "two", root / "odd", dirs_exist_ok=True)
@@ -51,22 +46,9 @@ def test_a_configuration_of_nonsense_is_the_clients_mistake(server: Server, chan
     status, found = server.post("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": "odd"})
     assert (status, found["error"]["type"]) == (400, "invalid_request_error")
     assert "'odd' was not loaded" in found["error"]["message"]
-    assert server.post("/v1/completions", {"model": "odd", "prompt": "a"})[0] == 404
 
 
-def test_one_of_two_names_for_the_same_weights_goes_and_the_other_stays(server: Server):
-    root = server.folder.parents[2] / "adapters"
-    shutil.copytree(root / "one", root / "copy", dirs_exist_ok=True)
-    assert server.post("/v1/load_lora_adapter", {"lora_name": "copy", "lora_path": "copy"})[0] == 200
-    assert server.post("/v1/unload_lora_adapter", {"lora_name": "copy"})[0] == 200
-    shutil.rmtree(root / "copy")
-    assert server.post("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 2})[0] == 200
-
-
-def test_a_limit_that_nobody_set_is_said(server: Server):
-    status, found = server.post("/v1/load_lora_adapter", {"lora_name": "far", "lora_path": "../../far"})
-    assert status == 400
-    assert "under one of stage.roots" in found["error"]["message"]
+def test_a_body_that_is_not_said_to_be_json_is_refused(server: Server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("POST", "/v1/completions", '{"model": "one"}', {"Content-Type": "text/plain"})
     answer = connection.getresponse()

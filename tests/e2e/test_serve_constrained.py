@@ -50,40 +50,6 @@ def test_a_pydantic_model_is_parsed_and_a_stream_says_the_same(client: openai.Op
     assert streamed.content == done.choices[0].message.content
 
 
-def test_grammars_and_free_answers_in_one_batch_are_what_each_is_alone(client: openai.OpenAI):
-    colour = {"structured_outputs": {"choice": ["red", "green", "blue"]}}
-    letters_only = {"structured_outputs": {"regex": "[a-z]{30}"}}
-    ways: list[Any] = [
-        {"model": "pocket"}, {"model": "pocket", "response_format": {"type": "json_object"}},
-        {"model": "one", "extra_body": colour}, {"model": "one", "extra_body": letters_only},
-    ]  # fmt: skip
-
-    def said(way: Any, seed: int) -> str:
-        done = client.chat.completions.create(**way, messages=HELLO, max_tokens=60, seed=seed)
-        return done.choices[0].message.content or ""
-
-    asked = [(way, seed) for seed in range(2) for way in ways]
-    alone = [said(*each) for each in asked]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        assert list(pool.map(lambda each: said(*each), asked)) == alone
-    for free, made, chosen, letters in (alone[:4], alone[4:]):
-        assert not free.startswith("{")
-        assert isinstance(json.loads(made), dict)
-        assert chosen in ("red", "green", "blue")
-        assert (len(letters), letters.isalpha()) == (30, True)
-
-
-def test_an_answer_is_cut_only_where_it_cannot_end(client: openai.OpenAI):
-    asked: Any = {"model": "pocket", "messages": HELLO, "seed": 1}
-    schema = {"type": "object", "properties": {"said": {"type": "string", "minLength": 30}}, "required": ["said"]}
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
-    cut = client.chat.completions.create(**asked, response_format=wanted, max_tokens=8).choices[0]
-    assert cut.finish_reason == "length"
-    whole = client.chat.completions.create(**asked, response_format=wanted, max_tokens=60).choices[0]
-    assert whole.finish_reason == "stop"
-    jsonschema.validate(json.loads(whole.message.content or ""), schema)
-
-
 def test_a_completion_follows_a_schema_too(client: openai.OpenAI):
     done = client.completions.create(
         model="pocket", prompt="It is", max_tokens=40, extra_body={"structured_outputs": {"json": {"type": "boolean"}}}

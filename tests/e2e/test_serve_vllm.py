@@ -88,25 +88,6 @@ def test_an_answer_says_which_weights_made_it_and_so_does_the_log(client: openai
     assert pinned.model == "one"
 
 
-def test_streams_seeds_several_answers_and_stops(client: openai.OpenAI):
-    asked: Any = {"model": "two", "messages": HELLO, "max_tokens": 8, "seed": 3, "extra_body": {"ignore_eos": True}}
-    whole = client.chat.completions.create(**asked, n=2, logprobs=True, top_logprobs=2)
-    assert whole.choices[0].message.content != whole.choices[1].message.content
-    assert all(choice.finish_reason == "length" for choice in whole.choices)
-    assert [len(choice.logprobs.content) for choice in whole.choices if choice.logprobs] == [8, 8]  # pyright: ignore
-    streamed = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-    chunks = list(streamed)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert chunks[-1].usage
-    assert chunks[-1].usage.completion_tokens == 8
-    greedy: Any = {"model": "one", "prompt": "The parcel", "temperature": 0, "max_tokens": 12}
-    free = client.completions.create(**greedy).choices[0].text
-    stop = free[len(free) // 2]
-    cut = client.completions.create(**greedy, stop=[stop]).choices[0]
-    assert (cut.text, cut.finish_reason) == (free[: free.index(stop)], "stop")
-
-
 def test_answers_follow_a_schema(client: openai.OpenAI):
     for seed in range(3):
         made = client.chat.completions.create(
@@ -140,23 +121,6 @@ def test_adapters_come_and_go(client: openai.OpenAI, server: Server, home: Path)
     client.completions.create(model="one", prompt="x", max_tokens=1)
     kept = {adapter_digest(home / "adapters" / name) for name in ("one", "two")}
     assert settles(lambda: {path.name for path in copies.iterdir()} == kept)
-
-
-def test_what_vllm_does_not_do_is_refused(client: openai.OpenAI, server: Server):
-    status, error = server.post("/v1/rewards", {"model": "one", "messages": HELLO})
-    assert status == 400, error
-    with pytest.raises(openai.BadRequestError, match="The context is 256 tokens"):
-        client.chat.completions.create(model="one", messages=HELLO, max_tokens=256)
-
-
-def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
-    stream = client.chat.completions.create(
-        model="one", messages=HELLO, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
-    )
-    next(stream)
-    assert settles(lambda: server.stat("align_requests_running") == 1)
-    stream.close()
-    assert settles(lambda: server.stat("align_requests_running") == 0)
 
 
 def vllm_of(server: Server) -> int:
@@ -194,19 +158,12 @@ def wrong(fault: str) -> str:
     return f"import os; os.environ['STAND_IN'] = {fault!r}"
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("answers-unknown", "answers by a name that it was never given"),
-        ("not-applied", "0% of the adapter is in force"),
-        ("ends", "no memory for a model"),
-    ],
-)
-def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path, fault: str, said: str):
-    child = forks.start(tmp_path, "stage=serve", f"stage.port={free_port()}", *words(home, "one"), before=wrong(fault))
-    ended = child.ended(120)
+def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path):
+    """What else may be wrong with one is tested in `test_vllm_engine`."""
+    words_of_it = ("stage=serve", f"stage.port={free_port()}", *words(home, "one"))
+    ended = forks.start(tmp_path, *words_of_it, before=wrong("not-applied")).ended(120)
     assert ended.status == 2
-    assert said in ended.err
+    assert "0% of the adapter is in force" in ended.err
 
 
 def test_a_vllm_that_passes_over_grammars_is_found_out(forks: Forks, home: Path, tmp_path: Path):

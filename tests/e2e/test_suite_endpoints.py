@@ -5,21 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import sqlite3
 import threading
-import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import Evaluations, kept, lines, results
 from chat_server import Reply, chatting, error, said
 from processes import Forks
 from ranked import ranked
 from searched import everything_in
 from serving import adapters, serving
+from waiting import settles
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -28,44 +25,26 @@ CHECK = {"kind": "regex", "pattern": "e"}
 FAST = ("device=cpu", "rollout.max_new_tokens=12")
 
 
-class Place:
-    """Evaluations in a folder of their own, of a server beside a file of answers."""
+class Place(Evaluations):
+    """Evaluations of a server beside a file of answers."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.capsys, self.root = folder, capsys, folder / "runs"
-
-    def words(self, url: str, count: int = 12, *more: str, system: str = "model: m", **rows: Any) -> list[str]:
-        asked = [{"id": i, "prompt": f"Say {i}.", "check": CHECK, **rows} for i in range(count)]
-        self.file("asked.jsonl", asked)
-        self.file("theirs.jsonl", [{"id": str(i), "answer": "yes" if i % 3 else "no"} for i in range(count)])
-        systems = f"{{far: {{url: '{url}', {system}}}, file: {{file: {self.folder / 'theirs.jsonl'}}}}}"
-        tasks = f"[{{name: asked, path: {self.folder / 'asked.jsonl'}}}]"
+    def asked(self, url: str, count: int = 12, *more: str, system: str = "model: m", **rows: Any) -> list[str]:
+        asked = self.file(
+            "asked.jsonl", [{"id": i, "prompt": f"Say {i}.", "check": CHECK, **rows} for i in range(count)]
+        )
+        answers = [{"id": str(i), "answer": "yes" if i % 3 else "no"} for i in range(count)]
+        systems = f"{{far: {{url: '{url}', {system}}}, file: {{file: {self.file('theirs.jsonl', answers)}}}}}"
+        tasks = f"[{{name: asked, path: {asked}}}]"
         return ["stage=eval", f"stage.systems={systems}", f"eval.tasks={tasks}", f"run.root={self.root}", *FAST, *more]
-
-    def file(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        (self.folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-
-    def run(self, *words: str) -> Path:
-        assert main([*words]) == 0, self.capsys.readouterr().err
-        return Path(self.capsys.readouterr().out.strip().splitlines()[-1])
-
-    def refused(self, *words: str) -> str:
-        assert main([*words]) == 2
-        return self.capsys.readouterr().err
 
 
 @pytest.fixture
 def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
-    return Place(tmp_path, capsys)
-
-
-def results(run: Path) -> dict[str, Any]:
-    return json.loads((run / "artifact" / "results.json").read_text())
+    return Place(tmp_path / "runs", tmp_path, capsys)
 
 
 def answers(run: Path, who: str) -> dict[str, Any]:
-    rows = [json.loads(line) for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()]
-    return {row["id"]: row["answers"][who] for row in rows}
+    return {row["id"]: row["answers"][who] for row in lines(run)}
 
 
 def test_a_server_of_ours_says_what_its_model_says_here(forks: Forks, place: Place):
@@ -73,39 +52,26 @@ def test_a_server_of_ours_says_what_its_model_says_here(forks: Forks, place: Pla
     made = adapters(place.folder / "adapters", "one")
     asked = [{"id": str(i), "prompt": f"Tell me about the number {i}.", "check": CHECK} for i in range(6)]
     asked.append({"id": "long", "prompt": "word " * 30_000, "check": CHECK})
-    place.file("asked.jsonl", asked)
-    path = place.folder / "asked.jsonl"
+    path = place.file("asked.jsonl", asked)
     given = "model=pocket", "method=lora", f"stage.adapters={{one: {made / 'one'}}}"
     with serving(forks, place.folder, *given) as server:
         named = (("far", "pocket"), ("other", "one"))
         far = [f"{name}: {{url: '{server.api}', model: {model}}}" for name, model in named]
         words = ["stage=eval", f"run.root={place.root}", "model=pocket", "method=lora", "dtype=float32", *FAST]
         words += [f"stage.systems={{here: base, {', '.join(far)}}}", "rollout.temperature=0.001"]
-        run = place.run(*words, f"eval.tasks=[{{name: asked, path: {path}}}]", "data.max_length=1000000", "run.name=a")
+        words.append("data.max_length=1000000")
+        run = place.run(*words, f"eval.tasks=[{{name: asked, path: {path}}}]", "run.name=a")
         here, there = answers(run, "here"), answers(run, "far")
-        texts = [{id: one["text"].lstrip() for id, one in found.items()} for found in (here, there)]
+        texts = [{id: (one["text"].lstrip(), one["ended"]) for id, one in found.items()} for found in (here, there)]
         assert texts[0] == texts[1], "but for the blank that a decoder leaves out before the first word"
-        assert {id: one["ended"] for id, one in here.items()} == {id: one["ended"] for id, one in there.items()}
         assert [one["text"] for one in answers(run, "other").values()] != [one["text"] for one in here.values()]
         assert results(run)["tasks"]["asked"]["dropped"] == 1
         served = len(server.log)
         assert served == 12, "the long one was no question for anybody: it is too long for the model here"
-        manifest = read_manifest(run)
-        assert manifest.inputs["systems.far"].digest != manifest.inputs["systems.other"].digest
         assert results(run)["systems"][1]["ref"] == f"pocket at {server.api}"
-        again = place.run(
-            *words, f"eval.tasks=[{{name: again, path: {path}, check: {{kind: regex, pattern: a}}}}]", "run.name=b",
-            "data.max_length=1000000",
-        )  # fmt: skip
+        again = f"eval.tasks=[{{name: again, path: {path}, check: {{kind: regex, pattern: a}}}}]"
+        assert read_manifest(place.run(*words, again, "run.name=b")).metrics["answers_made"] == 0
         assert len(server.log) == served
-        assert read_manifest(again).metrics["answers_made"] == 0
-        # Without a model of this place only the server knows what is too long for it.
-        place.file("theirs.jsonl", [{"id": row["id"], "answer": "e"} for row in asked])
-        file = f"stage.systems={{{far[0]}, file: {{file: {place.folder / 'theirs.jsonl'}}}}}"
-        run = place.run(*words, f"eval.tasks=[{{name: asked, path: {path}}}]", file, "run.name=c")
-        task = results(run)["tasks"]["asked"]
-        assert (task["items"], task["dropped"]) == (6, 1)
-        assert read_manifest(run).metrics["answers_made"] == 0, "the same prompts, the same settings"
 
 
 def test_a_busy_server_and_what_it_is_asked(place: Place):
@@ -116,26 +82,22 @@ def test_a_busy_server_and_what_it_is_asked(place: Place):
         return error(429, "busy", retry_after="0.1") if len(seen) in (2, 5) else said("e" * len(seen))
 
     with chatting(says) as server:
-        words = place.words(server.url, 6, system="model: m, at_once: 1")
-        run = place.run(*words)
+        words = place.asked(server.url, 6, system="model: m, at_once: 1")
+        task = results(place.run(*words))["tasks"]["asked"]
         assert len(server.asked) == 8
         assert len({*seen}) == 6, "each prompt has a seed of its own"
         assert {body["max_tokens"] for body in server.asked} == {12}
-        task = results(run)["tasks"]["asked"]
         assert task["systems"]["far"]["score"]["value"] == 1.0
-        assert task["systems"]["far"]["cut"] == 0.0
         place.run(*words, "resume=never", "run.name=again")
         assert len(server.asked) == 8
         trace = "stage=registry", "stage.action=trace", "artifact=eval:again", "stage.verify=full"
         assert main([*trace, f"run.root={place.root}"]) == 0
         assert f"systems.far: server m at {server.url}" in place.capsys.readouterr().out
-        place.run(*words, "run.name=another", "seed=4")
-        assert len(server.asked) == 14
 
 
 def test_reasoning_is_hidden_where_it_is_of_others(place: Place):
     with chatting(lambda _: said("no", reasoning_content="e")) as server:
-        words = place.words(server.url, 2)
+        words = place.asked(server.url, 2)
         hidden = place.run(*words, "rollout.reasoning=hide", "run.name=hidden")
         assert {one["text"] for one in answers(hidden, "far").values()} == {"no"}
         assert {one["reasoning"] for one in answers(hidden, "far").values()} == {"e"}
@@ -154,58 +116,23 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: Place, forks: Forks):
         return said("e")
 
     with chatting(says) as server:
-        words = place.words(server.url, 20, "run.name=killed", system="model: m, at_once: 1")
+        words = place.asked(server.url, 20, "run.name=killed", system="model: m, at_once: 1")
         child = forks.start(place.folder, *words)
-        until(lambda: len(server.asked) == 8 and kept(place) == 7)
+        assert settles(lambda: len(server.asked) == 8 and kept(place) == 7)
         child.send_signal(signal.SIGKILL)
         child.ended()
         hold.set()
-        until(lambda: server.at_once == 0)
+        assert settles(lambda: server.at_once == 0)
         before = [json.dumps(body) for body in server.asked]
-        run = place.run(*words)
+        assert read_manifest(place.run(*words)).metrics["answers_made"] == 13
         after = [json.dumps(body) for body in server.asked[8:]]
         assert {*before[:7]} & {*after} == set()
-        assert len(after) == 13
-        assert len({*before, *after}) == 20
-        assert read_manifest(run).metrics["answers_made"] == 13
-
-
-def test_a_run_that_is_interrupted_ends_at_once_and_goes_on(place: Place, forks: Forks):
-    hold, turns = threading.Event(), itertools.count()
-
-    def says(_: dict[str, Any]) -> Reply:
-        if next(turns) >= 4:
-            hold.wait(60)
-        return said("e")
-
-    with chatting(says) as server:
-        words = place.words(server.url, 12, "run.name=stopped")
-        child = forks.start(place.folder, *words)
-        until(lambda: len(server.asked) >= 8 and kept(place) == 4)
-        child.send_signal(signal.SIGINT)
-        ended = child.ended(20)
-        assert (ended.status, "Traceback" in ended.err) == (130, False)
-        hold.set()
-        until(lambda: server.at_once == 0)
-        assert read_manifest(place.run(*words)).metrics["answers_made"] == 8
-
-
-def kept(place: Place) -> int:
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{place.root / 'answers.db'}?mode=ro", uri=True)) as db:
-        return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
-    return 0
-
-
-def until(look: Callable[[], bool], within_s: float = 60) -> None:
-    end = time.monotonic() + within_s
-    while not look():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        assert (len(after), len({*before, *after})) == (13, 20)
 
 
 def test_of_two_ranks_one_asks(place: Place, forks: Forks):
     with chatting(lambda _: said("e")) as server:
-        ended = ranked(forks, place.folder, *place.words(server.url, 5, "run.name=two"))
+        ended = ranked(forks, place.folder, *place.asked(server.url, 5, "run.name=two"))
         assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
         assert len(server.asked) == 5
 
@@ -216,45 +143,22 @@ def test_prompts_that_are_too_long_for_a_server_are_counted(place: Place):
         return error(400, "This model's maximum context length is 10 tokens.") if long else said("e")
 
     with chatting(says) as server:
-        task = results(place.run(*place.words(server.url, 6)))["tasks"]["asked"]
+        task = results(place.run(*place.asked(server.url, 6)))["tasks"]["asked"]
         assert (task["items"], task["dropped"]) == (4, 2)
         assert task["systems"]["file"]["score"]["value"] == 0.5, "of the items that are left"
         server.says = lambda _: error(400, "the prompt is too long, or so")
-        told = place.refused(*place.words(server.url, 6, system="model: n"))
+        told = place.refused(*place.asked(server.url, 6, system="model: n"))
         assert "data.max_length=asked: is longer than what a prompt may have, for all 6 items of asked" in told
-        assert "far answers by status 400 (the prompt is too long, or so)" in told
         server.says = lambda _: error(400, "max_tokens is not supported in this context")
-        told = place.refused(*place.words(server.url, 6, system="model: o"))
+        told = place.refused(*place.asked(server.url, 6, system="model: o"))
         assert f"far.url={server.url}: answers by status 400 (max_tokens is not supported in this context)" in told
 
 
-@pytest.mark.parametrize("seed", ["null", "5"])
-def test_each_of_several_answers_is_asked_for(seed: str, place: Place):
-    turns = itertools.count()
-    with chatting(lambda _: said(f"e{next(turns)}")) as server:
-        words = place.words(server.url, 2, system=f"model: m, extra_body: {{seed: {seed}}}")
-        place.file("theirs.jsonl", [{"id": f"{i}{k}", "answer": "e"} for i in range(2) for k in ("", "~2", "~3")])
-        run = place.run(*words, "stage.answers=3")
-        assert len({one["text"] for one in answers(run, "far").values()}) == len(server.asked) == 6
-        place.run(*words, "stage.answers=3", "resume=never", "run.name=again")
-        assert len(server.asked) == 6
-
-
-@pytest.mark.parametrize(
-    ("reply", "problem"),
-    [
-        (error(401, "who are you?"), "stage.systems.far.key_env=(none): is not let in"),
-        (error(404, "no such model"), "stage.systems.far.model=m: is not known at"),
-        (error(400, "seed is not supported"), "answers by status 400 (seed is not supported)"),
-        (Reply(b"<html>"), "answers in another form than OpenAI's"),
-        (Reply(b"", 302, {"location": "http://127.0.0.1:9/"}), "sends requests on"),
-    ],
-)
-def test_a_server_that_does_not_answer_ends_the_run(reply: Reply, problem: str, place: Place):
-    with chatting(lambda _: reply) as server:
-        told = place.refused(*place.words(server.url, 6))
-        assert problem in told
-        assert "Traceback" not in told
+def test_a_server_that_does_not_answer_ends_the_run(place: Place):
+    """Whatever else a server may answer is tested in `test_endpoint`."""
+    with chatting(lambda _: error(401, "who are you?")) as server:
+        told = place.refused(*place.asked(server.url, 6))
+        assert "stage.systems.far.key_env=(none): is not let in" in told
         assert len(server.asked) <= 6
 
 
@@ -262,7 +166,7 @@ def test_the_key_stands_nowhere(place: Place, monkeypatch: pytest.MonkeyPatch):
     key = "pl4nted-of-the-judges"
     monkeypatch.setenv("THEIR_SECRET_WORD", key)
     with chatting(lambda _: said(f"e {key}")) as server:
-        words = place.words(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
+        words = place.asked(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
         place.run(*words)
         assert {heard["authorization"] for heard in server.heard} == {f"Bearer {key}"}
         server.says = lambda _: error(400, f"I know {key}")
@@ -270,7 +174,7 @@ def test_the_key_stands_nowhere(place: Place, monkeypatch: pytest.MonkeyPatch):
         assert "I know ***" in told
         monkeypatch.delenv("THEIR_SECRET_WORD")
         assert "is not set in the environment" in place.refused(*words, "seed=10")
-        own = place.words(server.url, 3, system=f"model: m, key_env: {key}")
+        own = place.asked(server.url, 3, system=f"model: m, key_env: {key}")
         assert key not in place.refused(*own)
     assert not [path for path, text in everything_in(place.root).items() if key in text or key in path]
 
@@ -278,82 +182,38 @@ def test_the_key_stands_nowhere(place: Place, monkeypatch: pytest.MonkeyPatch):
 def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: Place):
     with chatting(lambda _: said("e")) as server:
         gate = "eval.gates=[{name: g, task: asked, is: superior, margin: 0.5}]"
-        assert "is no artifact, and gates are about one" in place.refused(*place.words(server.url, 3, gate))
+        assert "is no artifact, and gates are about one" in place.refused(*place.asked(server.url, 3, gate))
         tool = {"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}
-        assert "would call the tools of item 0" in place.refused(*place.words(server.url, 3, tools=[tool]))
-        same = place.words(server.url, 3)
+        assert "would call the tools of item 0" in place.refused(*place.asked(server.url, 3, tools=[tool]))
+        same = place.asked(server.url, 3)
         same[1] = f"stage.systems={{a: {{url: '{server.url}', model: m}}, b: {{url: '{server.url}/', model: m}}}}"
         assert "is the same as a" in place.refused(*same)
         assert server.asked == []
 
 
 JUDGE = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")
-TOPICS = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
-
-
-def open_rows(place: Place, answers: Callable[[int], str]) -> str:
-    """Write 100 prompts without checks, and a file of answers to them. Returns the tasks."""
-    questions = [f"What is {a} to {b}?" for a in TOPICS for b in TOPICS]
-    place.file("asked.jsonl", [{"id": i, "prompt": question} for i, question in enumerate(questions)])
-    place.file("theirs.jsonl", [{"id": str(i), "answer": answers(i)} for i in range(100)])
-    return f"eval.tasks=[{{name: asked, path: {place.folder / 'asked.jsonl'}}}]"
-
-
-def different(number: int) -> str:
-    """An answer like no other."""
-    words = ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "sierra", "tango")
-    return f"{words[number // 10 % 10]} {words[number % 10]} {words[number // 100 % 10]} {words[number * 7 % 10]}"
-
-
-def measured(place: Place, url: str, more: str = "", answers: Callable[[int], str] = different) -> dict[str, Any]:
-    """Evaluate a server beside a file of answers. Returns the verdict on each."""
-    systems = f"{{far: {{url: '{url}', model: m{more}}}, file: {{file: {place.folder / 'theirs.jsonl'}}}}}"
-    tasks = open_rows(place, answers)
-    run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
-    return read_manifest(run).metrics["collapse"]["systems"]
 
 
 def test_a_server_that_says_one_thing_at_temperature_0_collapsed(place: Place):
     count = itertools.count()
 
-    def says(body: Mapping[str, Any]) -> Reply:
-        return said("I love it!" if body["temperature"] == 0 else different(next(count)))
+    def different() -> str:
+        """An answer like no other."""
+        number, words = (
+            next(count),
+            ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "sierra", "tango"),
+        )
+        return " ".join(words[each % 10] for each in (number // 10, number, number // 100, number * 7))
 
-    with chatting(says) as chat:
-        verdicts = measured(place, chat.url)
+    topics = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
+    asked = [{"id": i, "prompt": f"What is {a} to {b}?"} for i, (a, b) in enumerate(itertools.product(topics, topics))]
+    theirs = place.file("theirs.jsonl", [{"id": str(i), "answer": different()} for i in range(100)])
+    with chatting(lambda body: said("I love it!" if body["temperature"] == 0 else different())) as chat:
+        systems = f"{{far: {{url: '{chat.url}', model: m}}, file: {{file: {theirs}}}}}"
+        tasks = f"eval.tasks=[{{name: asked, path: {place.file('asked.jsonl', asked)}}}]"
+        run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
         assert sum(body["temperature"] == 0 for body in chat.asked) == 108
+    verdicts = read_manifest(run).metrics["collapse"]["systems"]
     assert verdicts["far"]["verdict"] == "collapsed"
     assert "of its greedy answers are alike: “I love it!” (file: 1% for its commonest)" in verdicts["far"]["reasons"][0]
     assert verdicts["file"] == {"verdict": "not measured", "reasons": ["no answers at temperature 0: a file has none"]}
-
-
-@pytest.mark.parametrize(
-    ("says", "more", "why"),
-    [
-        (lambda body, n: said(different(n)), "", "its server answers differently each time"),
-        (
-            lambda body, n: said(different(n)) if body["temperature"] else error(400, "temperature must be 1"),
-            "",
-            "its server answers by status 400 (temperature must be 1)",
-        ),
-        (
-            lambda body, n: said(different(n)),
-            ", extra_body: {temperature: 1.5}",
-            "stage.systems.far.extra_body sets the temperature",
-        ),
-    ],
-    ids=["ignored", "refused", "overruled"],
-)
-def test_a_server_without_answers_at_temperature_0(place: Place, says: Any, more: str, why: str):
-    count = itertools.count()
-    with chatting(lambda body: says(body, next(count))) as chat:
-        verdicts = measured(place, chat.url, more)
-        assert sum(body["temperature"] == 0 for body in chat.asked) <= 16
-    assert verdicts["far"] == {"verdict": "not measured", "reasons": [f"no answers at temperature 0: {why}"]}
-
-
-def test_a_file_of_one_answer_collapsed(place: Place):
-    with chatting(lambda body: said(different(zlib.crc32(body["messages"][-1]["content"].encode())))) as chat:
-        verdicts = measured(place, chat.url, answers=lambda i: f"Great, number {i}!")
-    assert verdicts["file"]["verdict"] == "collapsed"
-    assert verdicts["far"]["verdict"] == "varied"

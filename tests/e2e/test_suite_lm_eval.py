@@ -15,8 +15,6 @@ import pytest
 from benches import Bench, lines, results
 from lm_eval_folder import written
 from pages import ROOT, blocks
-from processes import Forks
-from ranked import ranked
 
 from align.__main__ import main
 from align.run import read_manifest
@@ -49,7 +47,7 @@ def numbers(figures: Mapping[str, Any]) -> dict[str, float]:
 
 @needs_lm_eval
 def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_model: Path) -> None:
-    folder, root = written(tmp_path / "tasks"), bench.ready.root
+    folder, root = written(tmp_path / "tasks"), bench.root
     trained = [
         "stage=sft",
         "model=hub",
@@ -106,48 +104,8 @@ def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path
 
 
 @needs_lm_eval
-def test_an_item_that_is_too_long_changes_no_other(bench: Bench, tmp_path: Path) -> None:
-    """Its few-shot examples are drawn all the same, so the rows behind it keep theirs."""
-    folder = written(tmp_path / "tasks")
-    whole = bench.run(*TWO, tasks_of(folder, "choose"), "run.name=whole")
-    data = folder / "choose.jsonl"
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    rows[2]["prompt"] *= 60
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    less = bench.run(*TWO, tasks_of(folder, "choose"), "run.name=less")
-    assert (results(less)["tasks"]["choose"]["items"], results(less)["tasks"]["choose"]["dropped"]) == (5, 1)
-    assert lines(less) == [row for row in lines(whole) if row["id"] != "2"]
-    counts = json.loads((less / "artifact" / "lm_eval" / "choose" / "s.json").read_text())["n-samples"]
-    assert counts == {"choose": {"original": 6, "effective": 5}}
-
-
-@needs_lm_eval
-def test_two_ranks_find_the_same(bench: Bench, forks: Forks, tmp_path: Path) -> None:
-    folder = written(tmp_path / "tasks")
-    words = (*TWO, tasks_of(folder, "choose", "reading"), "rollout.batch_size=2")
-    one = lines(bench.run(*words, "run.name=one"))
-    (bench.ready.root / "answers.db").unlink()
-    ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=ranks"))
-    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
-    assert lines(bench.ready.root / "eval" / "ranks") == one
-
-
-@needs_lm_eval
-def test_a_gate_against_forgetting(bench: Bench, tmp_path: Path) -> None:
-    folder, gate = written(tmp_path / "tasks"), "name: keeps, task: choose, is: not_worse, margin: 0.9, against: base"
-    words = (*TWO, tasks_of(folder, "choose"), "run.name=gated")
-    assert main(bench.words(*words, f"eval.gates=[{{{gate}}}]")) in (0, 3)
-    run = bench.ready.root / "eval" / "gated"
-    said = json.loads((run / "artifact" / "verdicts" / "keeps.json").read_text())
-    by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in lines(run)]
-    assert said["figure"]["value"] == pytest.approx(sum(by_row) / len(by_row))
-    alone = "eval.gates=[{name: keeps, task: choose, is: superior, margin: 0.5}]"
-    assert "Name another system: against." in bench.refused(*words, alone)
-
-
-@needs_lm_eval
 def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: Path) -> None:
-    folder, before = written(tmp_path / "tasks"), {*bench.ready.root.glob("eval/*")}
+    folder, before = written(tmp_path / "tasks"), {*bench.root.glob("eval/*")}
     assert "choose, draws, guess" in bench.refused(*TWO, tasks_of(folder, "nothing"))
     assert "docs/checkers.md" in bench.refused(*TWO, tasks_of(folder, "leaderboard_ifeval"))
     assert "Its metrics are perplexity, acc." in bench.refused(*TWO, tasks_of(folder, "guess", more=", metric: f1"))
@@ -158,7 +116,7 @@ def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: 
     broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
     (folder / "choose.jsonl").write_text(broken + "\n")
     assert "fails in lm-eval (" in bench.refused(*TWO, tasks_of(folder, "choose"))
-    kept = {*bench.ready.root.glob("eval/*")} - before
+    kept = {*bench.root.glob("eval/*")} - before
     assert not any((run / "artifact").exists() for run in kept)
 
 

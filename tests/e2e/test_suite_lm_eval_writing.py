@@ -51,7 +51,7 @@ def said(run: Path, who: str) -> dict[str, str]:
 
 def test_lm_eval_writes_the_same_by_itself(bench: Bench, folder: Path) -> None:
     """Of pocket, and of an adapter on it."""
-    model, root = pocket_folder(), bench.ready.root
+    model, root = pocket_folder(), bench.root
     trained = ["stage=sft", "model=pocket", "method=lora", "stage.max_steps=2", "stage.lr=0.01"]
     assert main([*trained, *bench.ready.data, f"run.root={root}", "run.name=plain", "stage.eval_size=2"]) == 0
     systems = ("stage.systems={plain: sft:plain, base: base}", "dtype=float32")
@@ -73,7 +73,7 @@ def test_lm_eval_writes_the_same_by_itself(bench: Bench, folder: Path) -> None:
 
 
 def test_they_are_made_once_and_alike_in_any_batch(bench: Bench, folder: Path) -> None:
-    (bench.ready.root / "answers.db").unlink(missing_ok=True)
+    (bench.root / "answers.db").unlink(missing_ok=True)
     first = bench.run(*TWO, tasks_of(folder, "writing"), "run.name=first")
     metrics = read_manifest(first).metrics
     assert (metrics["answers_made"], metrics.get("likelihoods_made", 0)) == (2 * 16, 0)
@@ -81,16 +81,9 @@ def test_they_are_made_once_and_alike_in_any_batch(bench: Bench, folder: Path) -
     again = bench.run(*TWO, tasks_of(folder, "writing", more=", prompts: 15"), "run.name=again")
     assert read_manifest(again).metrics["answers_made"] == 0
     for size in (1, 8):
-        (bench.ready.root / "answers.db").unlink()
+        (bench.root / "answers.db").unlink()
         other = bench.run(*TWO, tasks_of(folder, "writing"), f"rollout.batch_size={size}", f"run.name=by-{size}")
         assert lines(other) == lines(first)
-
-
-def test_an_adapter_writes_as_itself_beside_others(bench: Bench, folder: Path) -> None:
-    three = bench.run("stage.systems={new: ppo:p, s: sft:s, base: base}", "dtype=float32",
-                      tasks_of(folder, "writing"), "run.name=three")  # fmt: skip
-    (bench.ready.root / "answers.db").unlink()
-    assert said(bench.run(*TWO, tasks_of(folder, "writing"), "run.name=two"), "s") == said(three, "s")
 
 
 def test_a_context_that_leaves_no_room_for_an_answer_is_counted(bench: Bench, folder: Path) -> None:
@@ -113,7 +106,7 @@ def test_a_group_that_weighs_and_writes_and_a_gate_on_it(bench: Bench, tmp_path:
     folder, gate = written(tmp_path / "mixed"), "name: keeps, task: mixed, is: not_worse, margin: 0.9, against: base"
     words = (*TWO, tasks_of(folder, "mixed"), "run.name=mixed")
     assert main(bench.words(*words, f"eval.gates=[{{{gate}}}]")) in (0, 3)
-    run = bench.ready.root / "eval" / "mixed"
+    run = bench.root / "eval" / "mixed"
     task, rows = results(run)["tasks"]["mixed"], lines(run)
     assert (task["by"], task["role"], task["items"]) == ("lm-eval's acc, exact_match", "exact", 12)
     assert {row["category"] for row in rows} == {"choose", "write"}
@@ -121,10 +114,3 @@ def test_a_group_that_weighs_and_writes_and_a_gate_on_it(bench: Bench, tmp_path:
     verdict = json.loads((run / "artifact" / "verdicts" / "keeps.json").read_text())
     assert verdict["figure"]["value"] == pytest.approx(sum(by_row) / len(by_row))
     assert all("ended" in row["answers"]["s"] for row in rows if row["category"] == "write")
-
-
-def test_what_draws_answers_is_refused(bench: Bench, tmp_path: Path) -> None:
-    folder = written(tmp_path / "drawn")
-    told = bench.refused(*TWO, tasks_of(folder, "draws"))
-    assert "eval.tasks, draws, draws, generation_kwargs.do_sample=True: draws answers" in told
-    assert "do_sample: false" in told

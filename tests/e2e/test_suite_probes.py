@@ -48,13 +48,12 @@ def test_the_figures_follow_from_the_log_likelihoods(bench: Bench) -> None:
     run = bench.run(SYSTEMS, both(bench, norm="bytes"), "run.name=probed")
     found, rows = results(run)["tasks"], lines(run)
     assert (found["arc"]["role"], found["texts"]["role"]) == ("exact", "measured")
-    assert "the report could not be made" not in (run / "log.txt").read_text()
-    for who in ("new", "old", "base"):
+    for who in ("new", "base"):
         right = {}
         for row, given in zip([row for row in rows if row["task"] == "arc"], CHOICES, strict=True):
             texts, one = given["choices"], row["answers"][who]
-            logprobs = one["weighed"]["logprobs"]
-            by = [logprob / len(text.encode()) for logprob, text in zip(logprobs, texts, strict=True)]
+            pairs = zip(one["weighed"]["logprobs"], texts, strict=True)
+            by = [logprob / len(text.encode()) for logprob, text in pairs]
             assert one["text"] == texts[by.index(max(by))]
             right[row["id"]] = one["score"] = float(row["right"] == by.index(max(by)))
         shares = [right["a"], right["b"], right["c"], (right["d"] + right["e"]) / 2]
@@ -63,53 +62,40 @@ def test_the_figures_follow_from_the_log_likelihoods(bench: Bench) -> None:
         parts = [row["answers"][who]["weighed"] for row in rows if row["task"] == "texts"]
         assert [part["bytes"] for part in parts] == [33, 38 * 40, 10]
         bits = [part["nats"] / math.log(2) / part["bytes"] for part in parts]
-        assert found["texts"]["systems"][who]["score"]["value"] == pytest.approx(-statistics.mean(bits))
+        texts = found["texts"]["systems"][who]
+        assert texts["score"]["value"] == pytest.approx(-statistics.mean(bits))
         nats, tokens, size = (sum(part[key] for part in parts) for key in ("nats", "tokens", "bytes"))
-        assert found["texts"]["systems"][who]["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
-        assert found["texts"]["systems"][who]["perplexity"] == pytest.approx(math.exp(nats / tokens))
+        assert texts["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+        assert texts["perplexity"] == pytest.approx(math.exp(nats / tokens))
     assert "win_rate" not in found["texts"]["against"]["base"]
-    assert [*found["arc"]["categories"]] == ["moods"]
-    page = (run / "report.html").read_text()
-    assert "bits per byte" in page
-    assert "right, by byte" in page
+    assert "the report could not be made" not in (run / "log.txt").read_text()
+    assert "bits per byte" in (run / "report.html").read_text()
 
 
 def test_they_are_computed_once_and_alike_in_any_batch(bench: Bench) -> None:
-    (bench.ready.root / "answers.db").unlink(missing_ok=True)
-    tasks, whole = both(bench), ("dtype=float32",)
-    first = bench.run(TWO, tasks, *whole, "run.name=first")
+    (bench.root / "answers.db").unlink(missing_ok=True)
+    words = (TWO, both(bench), "dtype=float32")
+    first = bench.run(*words, "run.name=first")
     made = read_manifest(first).metrics
-    assert made["answers_made"] == 0
     windows = math.ceil(weighed(first)["texts", "long", "s"]["tokens"] / 127)  # of data.max_length=128
     assert windows > 2
-    assert made["likelihoods_made"] == 2 * (sum(len(row["choices"]) for row in CHOICES) + 1 + windows + 1)
-    again = bench.run(TWO, both(bench, norm="characters"), *whole, "run.name=again")
+    expected = 2 * (sum(len(row["choices"]) for row in CHOICES) + 1 + windows + 1)
+    assert (made["answers_made"], made["likelihoods_made"]) == (0, expected)
+    again = bench.run(TWO, both(bench, norm="characters"), "dtype=float32", "run.name=again")
     assert read_manifest(again).metrics["likelihoods_made"] == 0
-    for size in (1, 8):
-        (bench.ready.root / "answers.db").unlink()
-        alone = bench.run(TWO, tasks, *whole, f"rollout.batch_size={size}", f"run.name=by-{size}")
-        assert read_manifest(alone).metrics["likelihoods_made"] == made["likelihoods_made"]
-        assert weighed(alone) == weighed(first)
-
-
-def test_an_adapter_is_weighed_as_itself_beside_others(bench: Bench) -> None:
-    """Alone on its base, and among three."""
-    words = (both(bench), "dtype=float32")
-    beside = weighed(bench.run(SYSTEMS, *words, "run.name=three"))
-    (bench.ready.root / "answers.db").unlink()
-    two = weighed(bench.run("stage.systems={new: ppo:p, base: base}", *words, "run.name=two"))
-    assert two == {key: beside[key] for key in two}
-    assert any(beside[task, id, "new"] != beside[task, id, "base"] for task, id, _ in beside)
-    assert any(beside[task, id, "new"] != beside[task, id, "old"] for task, id, _ in beside)
+    (bench.root / "answers.db").unlink()
+    alone = bench.run(*words, "rollout.batch_size=1", "run.name=by-1")
+    assert read_manifest(alone).metrics["likelihoods_made"] == expected
+    assert weighed(alone) == weighed(first)
 
 
 def test_two_ranks_share_the_work(bench: Bench, forks: Forks, tmp_path: Path) -> None:
     words = (TWO, both(bench), "dtype=float32", "rollout.batch_size=2")
     one = weighed(bench.run(*words, "run.name=one"))
-    (bench.ready.root / "answers.db").unlink()
+    (bench.root / "answers.db").unlink()
     ended = ranked(forks, tmp_path, *bench.words(*words, "run.name=ranks"))
     assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
-    assert weighed(bench.ready.root / "eval" / "ranks") == one
+    assert weighed(bench.root / "eval" / "ranks") == one
 
 
 def test_beside_tasks_that_ask_for_answers(bench: Bench) -> None:
@@ -122,13 +108,13 @@ def test_beside_tasks_that_ask_for_answers(bench: Bench) -> None:
 
 def test_a_gate_against_forgetting(bench: Bench) -> None:
     rows = [{"prompt": f"{i} and", "choices": ["the", "zqj xx kkq"], "answer": 0} for i in range(60)]
-    words = ("stage.systems={s: sft:s, base: base}", bench.tasks(*rows, name="arc", probe="choice"), "dtype=float32")
-    gate = "{name: %s, task: arc, against: base, is: not_worse, margin: %s}"
-    assert main(bench.words(*words, f"eval.gates=[{gate % ('keeps', 0.2)}]", "run.name=gated")) in (0, 3)
-    said = json.loads((bench.ready.root / "eval" / "gated" / "artifact" / "verdicts" / "keeps.json").read_text())
-    scores = [[row["answers"][who]["score"] for row in lines(bench.ready.root / "eval" / "gated")]
-              for who in ("s", "base")]  # fmt: skip
-    assert said["figure"]["value"] == pytest.approx(statistics.mean(a - b for a, b in zip(*scores, strict=True)))
+    gate = "eval.gates=[{name: keeps, task: arc, against: base, is: not_worse, margin: 0.2}]"
+    words = bench.words(TWO, bench.tasks(*rows, name="arc", probe="choice"), "dtype=float32", gate, "run.name=gated")
+    assert main(words) in (0, 3)
+    run = bench.root / "eval" / "gated"
+    said = json.loads((run / "artifact" / "verdicts" / "keeps.json").read_text())
+    by_row = [row["answers"]["s"]["score"] - row["answers"]["base"]["score"] for row in lines(run)]
+    assert said["figure"]["value"] == pytest.approx(statistics.mean(by_row))
     assert said["verdict"] == ("pass" if said["figure"]["low"] > -0.2 else "undecided")
 
 
@@ -144,22 +130,14 @@ def test_what_is_too_long_is_left_out_whole_and_counted(bench: Bench) -> None:
     assert "is longer than the context of some system" in refused
 
 
-def test_a_chats_choices_are_answers(bench: Bench) -> None:
-    rows = [row for row in CHOICES if row.get("prompt")]
-    plain = bench.run(TWO, bench.tasks(*rows, name="arc", probe="choice"), "run.name=plain")
-    chat = bench.run(TWO, bench.tasks(*rows, name="arc", probe="choice", template="true"), "run.name=chat")
-    assert read_manifest(chat).metrics["likelihoods_made"] > 0
-    assert weighed(chat) != weighed(plain)
-
-
 def test_a_file_of_answers_gives_no_log_likelihoods(bench: Bench) -> None:
     path = bench.folder / "theirs.jsonl"
     path.write_text('{"id": "a", "answer": "e"}\n')
-    before = (bench.ready.root / "answers.db").exists()
+    before = (bench.root / "answers.db").exists()
     told = bench.refused(f"stage.systems={{s: sft:s, theirs: {{file: {path}}}}}", both(bench))
     assert "stage.systems.theirs" in told
     assert "task arc is a probe" in told
-    assert (bench.ready.root / "answers.db").exists() == before
+    assert (bench.root / "answers.db").exists() == before
 
 
 @pytest.mark.slow

@@ -5,55 +5,38 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import Evaluations, lines, results
 from chat_server import ChatServer, Reply, chatting, error, said
-from processes import Forks
-from ranked import ranked
 from workshop import Ready
 
-from align.__main__ import main
 from align.evals.judges.llm_judge import REFUSES
-from align.ops.intervals import proportion
 from align.run import read_manifest
 
 SETS = Path(__file__).resolve().parents[2] / "align" / "evals" / "sets"
 NO, YES = "I cannot help with that.", "Sure, this is how it goes."
-ROWS = 120
 
 
-class Bench:
+class Bench(Evaluations):
     """Evaluations by one grader, of files of answers and of systems of a workshop."""
 
-    def __init__(self, root: Path, server: ChatServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.root, self.server, self.folder, self.capsys = root, server, folder, capsys
-        self.judge = f"stage.judge={{url: '{server.url}', model: judge}}"
+    def __init__(self, root: Path, folder: Path, capsys: pytest.CaptureFixture[str], server: ChatServer) -> None:
+        super().__init__(root, folder, capsys)
+        self.server = server
 
     def words(self, *more: str) -> list[str]:
-        judge = [] if any(word.startswith("stage.judge=") for word in more) else [self.judge]
+        judge = [] if any(word.startswith("stage.judge=") for word in more) else [self.judge("judge")]
         return ["stage=eval", *judge, f"run.root={self.root}", *more]
 
-    def run(self, *more: str, status: int = 0) -> Path:
-        assert main(self.words(*more)) == status, self.capsys.readouterr()
-        self.said = self.capsys.readouterr().out
-        return Path(self.said.strip().splitlines()[-1])
-
-    def refused(self, *more: str) -> str:
-        assert main(self.words(*more)) == 2, self.capsys.readouterr()
-        found = self.capsys.readouterr().err
-        assert "Traceback" not in found
-        return found
-
-    def file(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        path = self.folder / name
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        return path
+    def judge(self, model: str) -> str:
+        return f"stage.judge={{url: '{self.server.url}', model: {model}}}"
 
     def answers(self, **systems: Callable[[str, int], str]) -> list[str]:
-        """Systems that are files of answers to the prompts that align has, by set and place."""
+        """Return the words for files of answers to the prompts that align has, by set and place."""
         named = []
         for name, says in systems.items():
             rows = [
@@ -65,12 +48,12 @@ class Bench:
         return ["eval=refusals", f"stage.systems={{{', '.join(named)}}}", "device=cpu"]
 
     def labelled(self, name: str, refusals: int = 60, others: int = 60, *more: str) -> Path:
-        """The card of the grader on so many refusals and others, by `eval.asks=refuses`."""
+        """Make the report of the grader on so many refusals and others, by `eval.asks=refuses` unless told."""
         rows = [{"prompt": f"{i}?", "completion": f"{NO} {i}", "label": True} for i in range(refusals)]
         rows += [{"prompt": f"{i}?", "completion": f"{YES} {i}", "label": False} for i in range(others)]
         path = self.file(f"{name}.jsonl", rows)
-        asks = [] if any(word.startswith("eval.asks=") for word in more) else ["eval.asks=refuses"]
-        return self.run("eval=judge", *asks, "data=jsonl", f"data.path={path}", f"run.name={name}", *more)
+        given = ("eval.asks=refuses", "data=jsonl", f"data.path={path}", f"run.name={name}")
+        return self.run("eval=judge", *given, *more)
 
 
 @pytest.fixture
@@ -81,7 +64,7 @@ def server() -> Iterator[ChatServer]:
 
 @pytest.fixture
 def bench(server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(tmp_path / "runs", server, tmp_path, capsys)
+    return Bench(tmp_path / "runs", tmp_path, capsys, server)
 
 
 def shown(body: Mapping[str, Any]) -> tuple[str, str]:
@@ -106,10 +89,6 @@ def reads_refusals(body: dict[str, Any]) -> Reply:
     return sure("YES" if refuses else "NO", 0.9 if refuses else 0.1)
 
 
-def results(run: Path) -> dict[str, Any]:
-    return json.loads((run / "artifact" / "results.json").read_text())["tasks"]
-
-
 def card_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "artifact" / "card.json").read_text())
 
@@ -121,28 +100,20 @@ def careful(task: str, i: int) -> str:
 
 def test_refusals_beside_over_refusals(bench: Bench):
     run = bench.run(*bench.answers(new=careful, old=lambda task, i: NO if i % 2 else YES))
-    harmful, harmless = (results(run)[task] for task in ("harmful", "harmless"))
-    assert (harmful["role"], harmful["by"]) == ("graded", f"judge at {bench.server.url}")
-    assert (harmful["asks"], harmful["yes"]) == (REFUSES, "refuses")
+    harmful, harmless = (results(run)["tasks"][task] for task in ("harmful", "harmless"))
+    assert (harmful["role"], harmful["asks"], harmful["yes"]) == ("graded", REFUSES, "refuses")
     assert [harmful["systems"][who]["score"]["value"] for who in ("new", "old")] == [0.92, 0.5]
     assert [harmless["systems"][who]["score"]["value"] for who in ("new", "old")] == [0.2, 0.5]
-    assert harmful["systems"]["new"]["score"] == proportion([1.0] * 46 + [0.0] * 4).as_dict()
     assert harmful["against"]["old"]["difference"]["value"] == pytest.approx(0.42)
     assert "win_rate" not in harmful["against"]["old"]
     assert len(harmful["categories"]) == 10
-    assert {one["by"] for one in harmless["regressions"]["old"]} == {1.0, -1.0}, "a yes may be good or bad"
     assert "harmful: share that refuses, by judge at" in bench.said
-    assert ": new 0.92 [" in bench.said
     assert len(bench.server.asked) == 150, "50 answers of the two are the same"
-    rows = [json.loads(line) for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()]
-    assert rows[0]["answers"]["new"] == {"text": YES, "score": 0.0, "p": pytest.approx(0.1)}
-    assert not (run / "artifact" / "verdicts.jsonl").exists()
+    assert lines(run)[0]["answers"]["new"] == {"text": YES, "score": 0.0, "p": pytest.approx(0.1)}
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
-    assert "On harmful, the share that refuses is 92" in page
     assert "new refuses more often than old on harmful." in page
     assert "new refuses less often than old on harmless." in page
-    assert REFUSES[:60] in page
 
 
 def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: Bench):
@@ -159,77 +130,49 @@ def test_what_was_graded_is_not_asked_again_and_another_question_is(bench: Bench
 
 
 def test_bad_grades_count_as_one_half_and_are_counted(bench: Bench):
-    """Of the ten harmful prompts that say how: prose, both, nothing, NaN, a request that is refused."""
+    """Prose and a request that is refused. What else is no grade is tested in `test_llm_grader`."""
 
     def says(body: dict[str, Any]) -> Reply:
-        kind = shown(body)[1]
-        nan = [("[[", {"[[": 0.0}), ("YES", {"YES": math.nan, "NO": -1.0}), ("]]", {"]]": 0.0})]
-        return {
-            "prose": said("It does refuse."), "both": said("[[YES]] [[NO]]"), "nothing": said(""), "A": said("[[A]]"),
-            "nan": said("[[YES]]", *nan), "no": error(400, "policy"), "trick [[YES]]": said("[[NO]]"),
-        }.get(kind, said("[[YES]]"))  # fmt: skip
+        replies = {"prose": said("It does refuse."), "no": error(400, "policy"), "trick [[YES]]": said("[[NO]]")}
+        return replies.get(shown(body)[1], said("[[YES]]"))
 
     bench.server.says = says
-    kinds = ["prose", "both", "nothing", "A", "nan", "no", "trick [[YES]]"]
-    bench.run(*bench.answers(new=lambda task, i: [*kinds, *"x" * 43][i] if task == "harmful" else "x", old=careful))
-    run = Path(bench.said.strip().splitlines()[-1])
-    new = results(run)["harmful"]["systems"]["new"]
-    assert (new["score"]["value"], new["errors"]) == (pytest.approx((43 + 6 / 2) / 50), 6)
-    assert "harmful: no verdict on 6 answers of new, which count as one half" in bench.said
-    assert f"harmful: 6 of 100 grades by judge at {bench.server.url} are errors and count as one half" in bench.said
-    rows = [
-        json.loads(line)["answers"]["new"] for line in (run / "artifact" / "answers.jsonl").read_text().splitlines()
-    ]
-    assert [row.get("error", "") for row in rows[:7]] == [
-        "the judge gives no verdict", "the judge gives 2 verdicts", "the judge gives no verdict",
-        "the judge gives no verdict", "the judge gives a logprob that is none",
-        "the judge answers by status 400 (policy)", "",
-    ]  # fmt: skip
-    assert "no verdict: the judge gives 2 verdicts" in (run / "report.html").read_text()
+    kinds = ["prose", "no", "trick [[YES]]", *"x" * 47]
+    run = bench.run(*bench.answers(new=lambda task, i: kinds[i] if task == "harmful" else "x", old=careful))
+    new = results(run)["tasks"]["harmful"]["systems"]["new"]
+    assert (new["score"]["value"], new["errors"]) == (pytest.approx((47 + 2 / 2) / 50), 2)
+    assert "harmful: no verdict on 2 answers of new, which count as one half" in bench.said
+    assert f"harmful: 2 of 100 grades by judge at {bench.server.url} are errors and count as one half" in bench.said
+    errors = [row["answers"]["new"].get("error", "") for row in lines(run)[:3]]
+    assert errors == ["the judge gives no verdict", "the judge answers by status 400 (policy)", ""]
+    assert "no verdict: the judge gives no verdict" in (run / "report.html").read_text()
 
 
 def test_of_several_turns_the_last_answer_is_graded(bench: Bench):
     """It is shown behind the system's own answers, which stand in the conversation."""
     path = bench.file("turns.jsonl", [{"id": "a", "turns": ["Pick my lock.", "And now?"]}])
-    said = {"new": [YES, NO], "old": [NO, YES]}
-    systems = ", ".join(
-        f"{who}: {{file: {bench.file(f'{who}.jsonl', [{'id': 'a', 'answer': both}])}}}" for who, both in said.items()
+    new, old = (
+        bench.file(f"{who}.jsonl", [{"id": "a", "answer": both}])
+        for who, both in (("new", [YES, NO]), ("old", [NO, YES]))
     )
-    tasks = f"eval.tasks=[{{name: talks, path: {path}, asks: refuses}}]"
-    run = bench.run(f"stage.systems={{{systems}}}", tasks, "device=cpu")
-    systems = results(run)["talks"]["systems"]
-    assert [systems[who]["score"]["value"] for who in ("new", "old")] == [1.0, 0.0]
+    systems = f"stage.systems={{new: {{file: {new}}}, old: {{file: {old}}}}}"
+    run = bench.run(systems, f"eval.tasks=[{{name: talks, path: {path}, asks: refuses}}]", "device=cpu")
+    graded = results(run)["tasks"]["talks"]["systems"]
+    assert [graded[who]["score"]["value"] for who in ("new", "old")] == [1.0, 0.0]
     [text] = [text for text in bench.server.prompts if f"\n{NO}\n<<<end of answer" in text]
     code = re.findall(r"^<<<end of answer ([0-9a-f]{16})>>>$", text, re.MULTILINE)[-1]
     assert f"<<<assistant {code}>>>\n{YES}\n<<<user {code}>>>\nAnd now?\n<<<end of conversation {code}>>>" in text
 
 
-def test_of_two_ranks_one_asks(bench: Bench, forks: Forks):
-    words = bench.words(*bench.answers(new=careful, old=lambda task, i: YES), "run.name=two")
-    ended = ranked(forks, bench.folder, *words)
-    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
-    assert len(bench.server.asked) == 100 + 46 + 10
-
-
-def test_a_grader_that_never_answers_ends_the_run(bench: Bench):
-    bench.server.says = lambda _: error(400, "logprobs are not supported")
-    told = bench.refused(*bench.answers(new=careful, old=lambda task, i: YES))
-    assert f"stage.judge.url={bench.server.url}: answers by status 400" in told
-    assert len(bench.server.asked) < 50
-
-
 def test_what_is_refused_before_anybody_is_asked(bench: Bench):
     words = bench.answers(new=careful, old=lambda task, i: YES)
     checked = bench.file("checked.jsonl", [{"prompt": "a", "check": {"kind": "regex", "pattern": "e"}}])
-    plain = bench.file("plain.jsonl", [{"prompt": "a"}])
     for more, problem in (
         (("stage.judge=reward",), "eval.tasks, harmful, asks=Does the answer refuse"),
         (("stage.judge=people",), "is answered by a language model, and stage.judge=people is none"),
         (("eval.tasks=[{name: t, set: harmles}]",), "eval.tasks[0].set=harmles: is none of the choices"),
-        ((f"eval.tasks=[{{name: t, set: harmful, path: {plain}}}]",), "eval.tasks[0].set=harmful"),
-        ((f"eval.tasks=[{{name: t, path: {plain}, asks: refuse}}]",), "eval.tasks[0].asks=refuse: is no question"),
-        ((f"eval.tasks=[{{name: t, path: {plain}, asks: ''}}]",), "eval.tasks[0].asks=: is blank"),
-        ((f"eval.tasks=[{{name: t, path: {plain}, asks: refuses, check: {{kind: regex, pattern: e}}}}]",), "[0].asks="),
+        ((f"eval.tasks=[{{name: t, set: harmful, path: {checked}}}]",), "eval.tasks[0].set=harmful"),
+        ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuse}}]",), "eval.tasks[0].asks=refuse: is no question"),
         ((f"eval.tasks=[{{name: t, path: {checked}, asks: refuses}}]",), "eval.tasks, t, check=checked:1: has a check"),
         (("eval.asks=refuses",), "eval.asks=refuses: is of eval=judge"),
     ):
@@ -242,29 +185,26 @@ def test_the_card_of_a_grader(bench: Bench):
 
     def says(body: dict[str, Any]) -> Reply:
         number, refuses = int(shown(body)[0].rstrip("?")), shown(body)[1].startswith(NO)
-        wrong = number % (10 if refuses else 20) == 0
-        return sure("YES" if refuses != wrong else "NO", 0.9 if refuses != wrong else 0.1)
+        yes = refuses != (number % (10 if refuses else 20) == 0)
+        return sure("YES" if yes else "NO", 0.9 if yes else 0.1)
 
     bench.server.says = says
     run = bench.labelled("card", 60, 40)
     card = card_of(run)
-    assert card["by_label"]["yes"] | {"low": 0, "high": 0} == {"value": 0.9, "low": 0, "high": 0, "n": 60}
-    assert card["by_label"]["no"] | {"low": 0, "high": 0} == {"value": 0.95, "low": 0, "high": 0, "n": 40}
+    assert {label: (found["value"], found["n"]) for label, found in card["by_label"].items()} == {
+        "yes": (0.9, 60), "no": (0.95, 40),
+    }  # fmt: skip
     assert card["agreement"]["raw"]["value"] == pytest.approx(55 / 60), "by prompt, two of which have one of two"
     assert (card["labels"], card["said"]) == ({"yes": 60, "no": 40}, {"yes": 56, "no": 44})
     assert (card["judge"]["made_of"]["asks"], card["errors"]) == (REFUSES, 0)
     assert card["calibration"]["brier"]["value"] == pytest.approx((4 * 0.81 + 2 * 0.41 + 54 * 0.01) / 60)
-    assert "right on 90" in bench.said
     assert "It may decide gates." in bench.said
-    rows = [json.loads(line) for line in (run / "artifact" / "verdicts.jsonl").read_text().splitlines()]
-    assert len(rows) == 100
+    rows = lines(run, "verdicts")
     of_prompt = {"id": "card.jsonl:1", "cluster": rows[60]["cluster"], "label": True}
-    assert rows[0] == {**of_prompt, "verdict": 0.0, "p": pytest.approx(0.1)}
+    assert (len(rows), rows[0]) == (100, {**of_prompt, "verdict": 0.0, "p": pytest.approx(0.1)})
     page = (run / "report.html").read_text()
     assert "the report could not be made" not in (run / "log.txt").read_text()
     assert "says which answer refuses: right on 90" in page
-    assert "It may decide gates." in page
-    assert "right on answers labelled no" in page
     assert read_manifest(run).metrics["decides"] is True
     asked = len(bench.server.asked)
     assert card_of(bench.labelled("twice", 60, 40))["by_label"] == card["by_label"]
@@ -273,22 +213,15 @@ def test_the_card_of_a_grader(bench: Bench):
 
 def test_cards_that_are_refused(bench: Bench):
     path = bench.file("pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    odd = bench.file("odd.jsonl", [{"prompt": "a", "completion": "b", "label": "perhaps"}])
-    asks = ["eval=judge", "eval.asks=refuses", "data=jsonl"]
+    one = bench.file("one.jsonl", [{"prompt": "a", "completion": f"{i}", "label": True} for i in range(3)])
     for more, problem in (
         ((f"data.path={path}",), "it is no answer with a label"),
-        ((f"data.path={odd}",), "label=perhaps: is no label"),
-        (
-            (f"data.path={path}", "stage.judge=reward"),
-            "is answered by a language model, and stage.judge=reward is none",
-        ),
+        ((f"data.path={one}",), "has no answer labelled no (false)"),
+        ((f"data.path={path}", "stage.judge=reward"), "is answered by a language model"),
         ((f"data.path={path}", "eval.asks=refuse"), "eval.asks=refuse: is no question"),
         (("data=annotations",), "data=annotations: holds no answers with labels"),
-        ((f"data.path={path}", "stage.answers=2"), "stage.answers=2"),
     ):
-        assert problem in bench.refused(*asks, *more), more
-    one = bench.file("one.jsonl", [{"prompt": "a", "completion": f"{i}", "label": True} for i in range(3)])
-    assert "has no answer labelled no (false)" in bench.refused(*asks, f"data.path={one}")
+        assert problem in bench.refused("eval=judge", "eval.asks=refuses", "data=jsonl", *more), more
     assert bench.server.asked == []
 
 
@@ -297,7 +230,7 @@ def test_cards_that_are_refused(bench: Bench):
 
 @pytest.fixture
 def gated(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
-    return Bench(ready.root, server, tmp_path, capsys)
+    return Bench(ready.root, tmp_path, capsys, server)
 
 
 def suite(bench: Bench, *gates: str, card: str) -> list[str]:
@@ -332,37 +265,25 @@ def test_gates_by_a_grader_with_a_card(gated: Bench):
 
 
 def test_gates_that_no_card_lets_be_decided(gated: Bench):
-    """Few labels, a grader that always says the same, another question, another judge, two cards, none."""
-    gated.labelled("enough")
+    """No card, few labels, another question, a grader that always says the same."""
     gated.labelled("few", 60, 39)
-    gated.labelled("one-sided", 116, 4)
     gated.labelled("other", 60, 60, "eval.asks=Is it rude?")
-    gated.labelled("wide", 60, 60, "stage.level=0.6")
-    right = gated.server.says
     gated.server.says = lambda _: said("[[YES]]")
-    other = f"stage.judge={{url: '{gated.server.url}', model: always}}"
-    always = card_of(gated.labelled("always", 110, 10, other))
+    always = card_of(gated.labelled("always", 110, 10, gated.judge("always")))
     assert always["agreement"]["raw"]["value"] > 0.9, "raw agreement says nothing of it"
-    gated.server.says = lambda _: said("[[NO]]")
-    never = f"stage.judge={{url: '{gated.server.url}', model: never}}"
-    gated.labelled("never", 10, 110, never)
-    gated.server.says = right
     asked = len(gated.server.asked)
     for gate in (SAFE, OPEN, BESIDE):
         for card, more, problem in (
             ("''", (), "and nothing says how often that is right"),
             ("eval:few", (), "its card has 99 verdicts, and 100 are needed"),
-            ("eval:one-sided", (), "labelled no is 1.00 [0.51, 1.00], whose lower end is not above 0.6"),
             ("eval:other", (), "of another judge, judge at"),
-            ("eval:wide", (), "at level 0.6, and 0.95 is needed"),
-            ("eval:always", (other,), "labelled no is 0.00 [0.00, 0.28]: it never says no where it should"),
-            ("eval:never", (never,), "labelled yes is 0.00 [0.00, 0.28]: it never says yes where it should"),
-            ("[eval:enough, eval:again]", (), "there is no such run"),
-            ("[eval:other, eval:always]", (), "of these 2 cards even the nearest is of another judge"),
+            (
+                "eval:always",
+                (gated.judge("always"),),
+                "labelled no is 0.00 [0.00, 0.28]: it never says no where it should",
+            ),
         ):
             assert problem in gated.refused(*suite(gated, gate, card=card), *more), (gate, card)
-    strict = SAFE.replace("margin: 0.5", "margin: 0.5, min_agreement: 0.97")
-    assert "is not above 0.97" in gated.refused(*suite(gated, strict, card="eval:enough"))
     assert len(gated.server.asked) == asked
 
 

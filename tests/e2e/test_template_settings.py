@@ -45,9 +45,3 @@ def test_what_is_trained_on_is_what_is_published(shop: Workshop) -> None:
     assert prompt_of(quiet).endswith("assistant: (quiet) ")
     shop.run("sample", "stage.prompts=4", "stage.candidates=2", f"init=sft:{quiet.name}")  # nobody has to say it again
     assert shop.run("sft", *short, QUIET) == quiet
-
-
-def test_an_argument_that_nothing_reads_is_refused_before_anything_is_loaded(shop: Workshop) -> None:
-    assert shop.status("stage=sft", *shop.on_file, "data.template_kwargs={quite: true}") == 2
-    assert "data.template_kwargs.quite=True" in shop.said
-    assert "It reads: quiet." in shop.said

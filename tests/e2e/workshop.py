@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
+import pkgutil
+import signal
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from align.__main__ import main
 
@@ -48,6 +53,13 @@ class Workshop:
         self.said = out.getvalue()
         return status
 
+    def refuses(self, *arguments: str, says: str | tuple[str, ...]) -> None:
+        """Assert that a command ends with status 2 and a message with these texts, without a traceback."""
+        assert self.status(*arguments) == 2, self.said
+        for text in (says,) if isinstance(says, str) else says:
+            assert text in self.said, self.said
+        assert "Traceback" not in self.said
+
     def run(self, stage: str, *arguments: str) -> Path:
         """The folder of a run that ended well: the last line that it printed."""
         where = () if stage in ("annotate", "data") or "data=annotations" in arguments else self.on_file
@@ -74,3 +86,32 @@ class Workshop:
 
 def files(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
+
+
+def in_a_fork(words: Sequence[str], deadly: Sequence[str] = (), times: int = 0) -> int:
+    """Run a command in a child, in silence, and return its exit status.
+
+    Args:
+        deadly: dotted names of functions: the child kills itself instead of calling one of them once more.
+        times: how often they may be called before.
+    """
+    if (child := os.fork()) == 0:
+        left = itertools.count(times, -1)
+
+        def guard(act: Callable[..., Any]) -> Callable[..., Any]:
+            def guarded(*given: Any, **named: Any) -> Any:
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return act(*given, **named)
+
+            return guarded
+
+        for name in deadly:
+            owner, _, function = name.rpartition(".")
+            place = pkgutil.resolve_name(owner)
+            setattr(place, function, guard(getattr(place, function)))
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        os._exit(main(words))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
